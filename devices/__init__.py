@@ -1,0 +1,17 @@
+"""What a device is, which one this is, and its sensors. Imports nothing of the project."""
+
+from devices.catalogue import DEVICES, Device
+from devices.machine import Machine, this_machine, usable_cores
+from devices.sensors import Reading, read_sensors
+
+__all__ = ["DEVICES", "Device", "Machine", "Reading", "find", "read_sensors", "recognise", "this_machine", "usable_cores"]
+
+
+def find(name: str) -> Device | None:
+    """The device of that name, if there is one."""
+    return next((device for device in DEVICES if device.name == name), None)
+
+
+def recognise(machine: Machine) -> Device:
+    """What ``machine`` is: the most special device that fits. The last one, a CPU, always does."""
+    return next(device for device in DEVICES if device.is_this(machine))

@@ -1,0 +1,69 @@
+"""The devices this project knows. A new one is one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from devices.machine import Machine
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    description: str
+    targets: tuple[str, ...]
+    """Bundle targets that it runs, the one to export for first."""
+    precision: str
+    """What to export in, unless the user says otherwise."""
+    is_this: Callable[[Machine], bool]
+    """Is this machine one of these?"""
+    how_to_get_there: str
+    """What to do when it is not."""
+    threads: int | None = None
+    """CPU threads; None takes all cores the process may use."""
+
+
+def _board(*words: str) -> Callable[[Machine], bool]:
+    return lambda machine: all(word.lower() in machine.board.lower() for word in words)
+
+
+def _macos(machine: Machine) -> bool:
+    return machine.system == "Darwin"
+
+
+def _any(machine: Machine) -> bool:
+    return True
+
+
+def _never(machine: Machine) -> bool:
+    return False
+
+
+_ON_THE_JETSON = "copy the bundle to the Jetson and run this command there"
+_ON_THE_PHONE = "there is no Python on it; copy the bundle into an app"
+
+DEVICES: tuple[Device, ...] = (
+    Device("jetson-orin-nano", "NVIDIA Jetson Orin Nano", ("tensorrt", "onnxruntime"), "fp16",
+           _board("jetson", "orin nano"), _ON_THE_JETSON),
+    Device("jetson-orin-nx", "NVIDIA Jetson Orin NX", ("tensorrt", "onnxruntime"), "fp16",
+           _board("jetson", "orin nx"), _ON_THE_JETSON),
+    Device("jetson-agx-orin", "NVIDIA Jetson AGX Orin", ("tensorrt", "onnxruntime"), "fp16",
+           _board("jetson", "agx orin"), _ON_THE_JETSON),
+    Device("jetson-xavier", "NVIDIA Jetson Xavier NX or AGX Xavier", ("tensorrt", "onnxruntime"), "fp16",
+           _board("jetson", "xavier"), _ON_THE_JETSON),
+    Device("jetson", "any NVIDIA Jetson", ("tensorrt", "onnxruntime"), "fp16",
+           _board("jetson"), _ON_THE_JETSON),
+    Device("raspberry-pi", "Raspberry Pi 4 or 5, 64-bit system", ("onnxruntime",), "fp32",
+           _board("raspberry pi"), "copy the bundle to the Raspberry Pi and run this command there"),
+    Device("desktop-gpu", "desktop or server with an NVIDIA GPU", ("tensorrt", "onnxruntime"), "fp16",
+           lambda machine: bool(machine.gpu) and not machine.board,
+           "run this command on a machine whose nvidia-smi shows a GPU"),
+    Device("mac", "Mac", ("coreml", "onnxruntime"), "fp16",
+           _macos, "run this command on a Mac"),
+    Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE),
+    Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE),
+    Device("cpu", "any machine, on its CPU", ("onnxruntime",), "fp32",
+           _any, "run this command on any machine"),
+)  # fmt: skip
+"""From the most special to the most general: the first that fits is what a machine is."""

@@ -1,0 +1,93 @@
+"""What this machine is: facts read from the operating system, nothing guessed. An unknown fact is empty."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    system: str
+    """Linux, Darwin, Windows."""
+    architecture: str
+    """x86_64, aarch64, arm64."""
+    processor: str
+    """The CPU's own name."""
+    cores: int
+    """Cores that this process may use."""
+    memory_gib: float
+    """Physical memory; 0 where unknown."""
+    board: str
+    """What the device tree says of a single-board computer, as on a Jetson or a Raspberry Pi."""
+    gpu: str
+    """Names of the NVIDIA GPUs that the driver shows."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.system} {self.architecture}", self.board or self.processor, self.gpu, f"{self.cores} cores"]
+        return ", ".join(part for part in parts if part)
+
+
+@lru_cache(maxsize=1)
+def this_machine() -> Machine:
+    return Machine(
+        system=platform.system(),
+        architecture=platform.machine(),
+        processor=_processor(),
+        cores=usable_cores(),
+        memory_gib=round(_memory_bytes() / 2**30, 1),
+        board=_read("/proc/device-tree/model"),
+        gpu=_gpu(),
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may use; fewer than the machine has inside a container or under taskset."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\x00\n ")
+    except OSError:
+        return ""
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _processor() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        return _run("sysctl", "-n", "machdep.cpu.brand_string")
+    return platform.processor()
+
+
+def _memory_bytes() -> int:
+    if platform.system() == "Darwin":
+        return int(_run("sysctl", "-n", "hw.memsize") or 0)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _gpu() -> str:
+    if platform.system() == "Darwin":
+        return ""
+    # The driver's own files answer at once; nvidia-smi can take a second.
+    cards = [_read(str(path)) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    names = [line.partition(":")[2].strip() for card in cards for line in card.splitlines() if line.startswith("Model")]
+    return ", ".join(names or _run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines())

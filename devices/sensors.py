@@ -1,0 +1,59 @@
+"""What the machine feels while it works: clock, temperature, load, power mode. Read before and after a measurement, so
+that a throttled or busy run can be told from a slow one. A sensor that is not there is None."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Reading:
+    cpu_mhz: float | None
+    """Mean clock of the cores."""
+    temperature_c: float | None
+    """The hottest zone."""
+    load: float | None
+    """Runnable processes, mean of the last minute."""
+    governor: str | None
+    """The CPU's frequency governor."""
+    peak_memory_mib: float | None
+    """The most resident memory this process has had."""
+
+
+def read_sensors() -> Reading:
+    clocks = _numbers("/sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq")
+    temperatures = _numbers("/sys/class/thermal", "thermal_zone*/temp")
+    return Reading(
+        cpu_mhz=sum(clocks) / len(clocks) / 1e3 if clocks else _cpuinfo_mhz(),
+        temperature_c=max(temperatures) / 1e3 if temperatures else None,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        governor=_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        peak_memory_mib=_peak_memory_mib(),
+    )
+
+
+def _text(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _numbers(folder: str, pattern: str) -> list[float]:
+    texts = [_text(path) for path in sorted(Path(folder).glob(pattern))]
+    return [float(text) for text in texts if text and text.lstrip("-").isdigit()]
+
+
+def _cpuinfo_mhz() -> float | None:
+    lines = (_text("/proc/cpuinfo") or "").splitlines()
+    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def _peak_memory_mib() -> float | None:
+    for line in (_text("/proc/self/status") or "").splitlines():
+        if line.startswith("VmHWM"):
+            return float(line.split()[1]) / 1024
+    return None

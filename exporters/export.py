@@ -1,0 +1,161 @@
+"""From checkpoint to bundle: cut, write, check every exit against the checkpoint, and only then put it in place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from exporters.segments import cut
+from runtime.backends import open_backend
+from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, sha256, write_manifest
+from runtime.errors import BerxitError, InputError
+from runtime.golden import Golden, differences, write_golden
+from runtime.policies import ExitPolicy
+from runtime.tokenization import Text, TextTokenizer
+from train.calibration import read_policy
+from train.checkpoint import load_checkpoint, read_samples, write_whole
+from train.modeling import MultiExitModel
+
+TARGETS = {"onnxruntime": "exporters.onnxruntime"}
+"""Target -> the module that writes it: PRECISIONS and write_segments. A new target is one module and one line."""
+
+
+@dataclass(frozen=True)
+class ExitParity:
+    """How near one exported exit is to the checkpoint's."""
+
+    layer: int
+    max_diff: float
+    atol: float
+
+    @property
+    def good(self) -> bool:
+        return self.max_diff <= self.atol  # False for NaN
+
+    def __str__(self) -> str:
+        mark = "✓" if self.good else "x"
+        return f"-[{mark}] layer {self.layer:02d}: max diff {self.max_diff:.1e} (atol: {self.atol:.0e})"
+
+
+def export(
+    checkpoint: Path,
+    target: str,
+    output: Path,
+    *,
+    precision: str = "fp32",
+    force: bool = False,
+    advance: Callable[[int], None] = lambda segments: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Writes the bundle ``output`` for a target, whole or not at all.
+
+    ``advance`` hears of every segment written, ``report`` every line of the parity check. Raises InputError for an
+    unknown target or precision or an output that is there, BerxitError for a checkpoint that cannot be read or an exit
+    that differs from it.
+    """
+    writer = target_module(target)
+    if precision not in writer.PRECISIONS:
+        raise InputError(f"target {target} has no precision '{precision}': choose {' or '.join(writer.PRECISIONS)}")
+    model, tokenizer = load_checkpoint(checkpoint)
+    policy, calibration = read_policy(checkpoint) or (
+        ExitPolicy.full_depth(model.layers, model.config.regression),
+        None,
+    )
+    with write_whole(output, force=force) as folder:
+        shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
+        golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder)
+        write_golden(golden, folder / "golden.json")
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            target=target,
+            precision=precision,
+            model=describe(model, tokenizer),
+            tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
+            segments=writer.write_segments(cut(model), folder, precision, advance),
+            policy=policy,
+            calibration=calibration,
+            parity=Parity("PyTorch, fp32", writer.PRECISIONS[precision], ()),
+            golden=DataFile("golden.json", sha256(folder / "golden.json")),
+            made_with={name: version(name) for name in ("berxit", "torch", "transformers", "onnx", "numpy")},
+        )
+        backend = open_backend(folder, manifest)
+        found = differences(backend, golden, manifest.model.pad_token_id)
+        exits = [ExitParity(i, diff, manifest.parity.atol) for i, diff in enumerate(found, start=1)]
+        for line in exits:
+            report(str(line))
+        if bad := [line for line in exits if not line.good]:
+            raise BerxitError(f"{len(bad)} of {len(exits)} exits differ from {checkpoint}: {bad[0]}. Nothing was written")
+        manifest = replace(manifest, parity=replace(manifest.parity, max_diff=tuple(found)))
+        write_manifest(manifest, folder)
+    return manifest
+
+
+def target_module(target: str) -> ModuleType:
+    if target not in TARGETS:
+        raise InputError(f"unknown target '{target}': choose one of {', '.join(TARGETS)}")
+    return import_module(TARGETS[target])
+
+
+def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:
+    config = model.config
+    return ModelInfo(
+        family=config.backbone.model_type,
+        task=config.task,
+        kind="regression" if config.regression else "classification",
+        labels=config.labels,
+        metric=config.metric,
+        text_columns=config.text_columns,
+        label_column=config.label_column,
+        layers=model.layers,
+        hidden_size=model.hidden_size,
+        max_length=config.max_length,
+        pad_token_id=int(tokenizer.pad_token_id),
+        lte=config.lte,
+    )
+
+
+@torch.no_grad()
+def make_golden(
+    model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Text], folder: Path
+) -> Golden:
+    """What the checkpoint answers to the samples, one padded batch, tokenised as the device will.
+
+    Raises BerxitError where the device's tokeniser and the one of training disagree.
+    """
+    batch = TextTokenizer(folder / "tokenizer.json", model.config.max_length, int(tokenizer.pad_token_id))(samples)
+    rows = [slice(0, int(length)) for length in batch.lengths]
+    ids = [batch.input_ids[i, row].tolist() for i, row in enumerate(rows)]
+    for text, found in zip(samples, ids, strict=True):
+        pair = text if isinstance(text, tuple) else (text,)
+        expected = tokenizer(*pair, truncation=True, max_length=model.config.max_length)["input_ids"]
+        if found != expected:
+            raise BerxitError(f"tokenizer.json and the checkpoint's tokenizer disagree on {text!r}: save both again")
+    outputs = model(
+        input_ids=torch.from_numpy(batch.input_ids).long(),
+        attention_mask=torch.from_numpy(batch.attention_mask).long(),
+        token_type_ids=torch.from_numpy(batch.token_type_ids).long(),
+    )
+    return Golden(
+        texts=tuple((text,) if isinstance(text, str) else text for text in samples),
+        input_ids=tuple(tuple(row) for row in ids),
+        token_type_ids=tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
+        logits=np.round(outputs.logits.numpy().astype(np.float64), 6).tolist(),
+        lte=None if outputs.certainties is None else np.round(outputs.certainties.numpy().astype(np.float64), 6).tolist(),
+    )
+
+
+def _plain_samples(model: MultiExitModel) -> list[Text]:
+    """For a checkpoint that carries no samples: a few sentences of different length."""
+    sentences = ["Yes.", "The meeting starts at nine.", "Nobody had told them that the last train was already gone."]
+    if len(model.config.text_columns) == 1:
+        return list(sentences)
+    return [(sentence, other) for sentence, other in zip(sentences, sentences[::-1], strict=True)]

@@ -1,0 +1,180 @@
+"""Canonical segments as ONNX graphs, node by node.
+
+Written directly, not traced: a layer is some 35 nodes of plain ai.onnx operators with names one can read, the shapes stay
+dynamic by construction, opset and layout are ours to choose, and twelve layers take a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.segments import MASKED, LayerSegment
+from runtime.bundle import TensorInfo
+from runtime.errors import InputError
+from train.backbones import EmbeddingWeights, LayerWeights
+from train.backbones.weights import Linear, Norm
+
+OPSET = 17
+"""The first with LayerNormalization; ONNX Runtime since 1.12 and TensorRT since 8.6 take it."""
+
+_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+
+
+@dataclass
+class GraphWriter:
+    """Collects nodes and weights; every method adds one operator and gives back the name of its output."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: dict[str, npt.NDArray] = field(default_factory=dict)
+    constants: dict[str, npt.NDArray] = field(default_factory=dict)
+    """Weights that are fed as inputs, because layers that share the file differ in them."""
+
+    def op(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
+        output = output or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def weight(self, name: str, value: npt.ArrayLike, dtype: type = np.float32) -> str:
+        self.weights[name] = np.ascontiguousarray(value, dtype=dtype)
+        return name
+
+    def constant(self, name: str, value: npt.NDArray) -> str:
+        self.constants[name] = np.ascontiguousarray(value, dtype=np.float32)
+        return name
+
+    def linear(self, name: str, x: str, linear: Linear, *, fed: bool = False) -> str:
+        add = self.constant if fed else self.weight
+        return self.op("Add", self.op("MatMul", x, add(f"{name}.weight", linear.weight)), add(f"{name}.bias", linear.bias))
+
+    def norm(self, name: str, x: str, norm: Norm, output: str = "") -> str:
+        scale, shift = self.weight(f"{name}.scale", norm.scale), self.weight(f"{name}.shift", norm.shift)
+        return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=norm.epsilon, output=output)
+
+    def activation(self, name: str, x: str) -> str:
+        half, one = self.weight("half", 0.5), self.weight("one", 1.0)
+        if name == "relu":
+            return self.op("Relu", x)
+        if name == "gelu":  # x / 2 (1 + erf(x / sqrt 2)), in the shape that ONNX Runtime fuses
+            gate = self.op("Erf", self.op("Div", x, self.weight("sqrt_2", np.sqrt(2.0))))
+        elif name in ("gelu_new", "gelu_pytorch_tanh"):  # x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+            cube = self.op("Mul", self.op("Pow", x, self.weight("three", 3.0)), self.weight("gelu_cubic", 0.044715))
+            inner = self.op("Mul", self.op("Add", x, cube), self.weight("gelu_scale", np.sqrt(2.0 / np.pi)))
+            gate = self.op("Tanh", inner)
+        else:
+            raise InputError(f"activation '{name}' is not supported: the backbone must use gelu, gelu_new or relu")
+        return self.op("Mul", self.op("Mul", x, self.op("Add", gate, one)), half)
+
+    def finish(self, name: str, inputs: list[TensorInfo], outputs: list[TensorInfo]) -> onnx.ModelProto:
+        used = {i for node in self.nodes for i in node.input}
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            [_value(info) for info in inputs],
+            [_value(info) for info in outputs],
+            [numpy_helper.from_array(array, key) for key, array in self.weights.items() if key in used],
+        )
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=8, producer_name="berxit")
+        onnx.checker.check_model(model)
+        return model
+
+
+@dataclass(frozen=True)
+class OnnxSegment:
+    """A graph with what the manifest says of it."""
+
+    model: onnx.ModelProto
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    constants: dict[str, npt.NDArray]
+
+
+def embeddings_graph(weights: EmbeddingWeights, hidden_size: int) -> OnnxSegment:
+    """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S)."""
+    g = GraphWriter()
+    tokens: tuple[str | int, ...] = ("batch", "length")
+    inputs = [TensorInfo("input_ids", "input_ids", "int32", tokens)]
+    total = g.op("Gather", g.weight("words", weights.words), "input_ids", axis=0)
+    if weights.types is not None:
+        inputs.append(TensorInfo("token_type_ids", "token_type_ids", "int32", tokens))
+        total = g.op("Add", total, g.op("Gather", g.weight("types", weights.types), "token_type_ids", axis=0))
+    length = g.op("Shape", "input_ids", start=1, end=2)
+    start, axis = g.weight("zero", [0], np.int64), g.weight("rows", [0], np.int64)
+    positions = g.op("Slice", g.weight("positions", weights.positions), start, length, axis)
+    hidden = g.norm("norm", g.op("Add", total, positions), weights.norm, "" if weights.projection else "hidden")
+    if weights.projection is not None:
+        hidden = g.op("Identity", g.linear("projection", hidden, weights.projection), output="hidden")
+    inputs.append(TensorInfo("attention_mask", "attention_mask", "int32", tokens))
+    mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)
+    bias = g.op("Mul", g.op("Sub", g.weight("one", 1.0), mask), g.weight("masked", MASKED))
+    g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output="attention_bias")
+    outputs = [_hidden("hidden", hidden_size), _attention_bias()]
+    return OnnxSegment(g.finish("embeddings", inputs, outputs), tuple(inputs), tuple(outputs), {})
+
+
+def layer_graph(segment: LayerSegment, hidden_size: int, outputs: int, *, feed_head: bool) -> OnnxSegment:
+    """hidden_in (B, S, d), attention_bias -> hidden_out (B, S, d), logits (B, C), lte (B,).
+
+    ``feed_head``: the head's weights are inputs, so that layers that share their encoder weights share one file.
+    """
+    g = GraphWriter()
+    hidden = _encoder_layer(g, segment.encoder, hidden_size)
+    first = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
+    pooled = first
+    if segment.exit.pooler is not None:
+        pooled = g.op("Tanh", g.linear("pooler", first, segment.exit.pooler, fed=feed_head))
+    g.op("Identity", g.linear("classifier", pooled, segment.exit.classifier, fed=feed_head), output="logits")
+    declared = [_hidden("hidden_out", hidden_size), TensorInfo("logits", "logits", "float32", ("batch", outputs))]
+    if segment.exit.lte is not None:
+        certainty = g.op("Sigmoid", g.linear("lte", first, segment.exit.lte))
+        g.op("Squeeze", certainty, g.weight("last_axis", [1], np.int64), output="lte")
+        declared.append(TensorInfo("lte", "lte", "float32", ("batch",)))
+    inputs = [_hidden("hidden_in", hidden_size), _attention_bias()]
+    inputs += [TensorInfo(name, "constant", "float32", value.shape) for name, value in g.constants.items()]
+    name = "body" if feed_head else f"layer_{segment.layer:02d}"
+    return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
+
+
+def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str:
+    size = hidden_size // layer.heads
+    qkv = g.linear("qkv", "hidden_in", _scale_queries(layer.qkv, hidden_size, size**-0.5))
+    parts = [f"{name}_flat" for name in ("queries", "keys", "values")]
+    sizes = g.weight("qkv_sizes", [hidden_size] * 3, np.int64)
+    g.nodes.append(helper.make_node("Split", [qkv, sizes], parts, name="split_heads", axis=-1))
+    by_head = g.weight("by_head", [0, 0, layer.heads, size], np.int64)
+    queries, keys, values = (
+        g.op("Transpose", g.op("Reshape", part, by_head), perm=perm)
+        for part, perm in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+    )
+    weights = g.op("Softmax", g.op("Add", g.op("MatMul", queries, keys), "attention_bias"), axis=-1)
+    context = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
+    context = g.op("Reshape", context, g.weight("joined", [0, 0, hidden_size], np.int64))
+    attended = g.op("Add", g.linear("output", context, layer.output), "hidden_in")
+    attended = g.norm("attention_norm", attended, layer.attention_norm)
+    wide = g.activation(layer.activation, g.linear("up", attended, layer.up))
+    total = g.op("Add", g.linear("down", wide, layer.down), attended)
+    return g.norm("output_norm", total, layer.output_norm, output="hidden_out")
+
+
+def _scale_queries(qkv: Linear, hidden_size: int, scale: float) -> Linear:
+    """The 1 / sqrt(head size) of attention, folded into the query weights: one operator less on (B, heads, S, S)."""
+    factors = np.ones(3 * hidden_size, dtype=np.float32)
+    factors[:hidden_size] = scale
+    return Linear(qkv.weight * factors, qkv.bias * factors)
+
+
+def _hidden(name: str, hidden_size: int) -> TensorInfo:
+    return TensorInfo(name, "hidden", "float32", ("batch", "length", hidden_size))
+
+
+def _attention_bias() -> TensorInfo:
+    return TensorInfo("attention_bias", "attention_bias", "float32", ("batch", 1, 1, "length"))
+
+
+def _value(info: TensorInfo) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(info.name, _TYPES[info.dtype], info.shape)

@@ -1,0 +1,66 @@
+"""Canonical segments: embeddings, then one encoder layer with its exit at a time. All targets are built from these.
+
+    token ids -> [embeddings] -> hidden 0 -> [layer 1] -> hidden 1 -> [layer 2] -> ...
+                                              |                        |
+                                         logits 1, lte 1          logits 2, lte 2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from train.backbones import EmbeddingWeights, LayerWeights
+from train.backbones.weights import Linear
+from train.modeling import MultiExitModel
+
+MASKED = -30000.0
+"""Added to the attention scores of padding: softmax makes it 0, and fp16 can still hold it."""
+
+
+@dataclass(frozen=True)
+class ExitWeights:
+    """What answers after a layer, from the first token's hidden state (B, d)."""
+
+    pooler: Linear | None
+    """(d, d), followed by tanh; None where the classifier sits on the hidden state itself."""
+    classifier: Linear
+    """(d, C)"""
+    lte: Linear | None
+    """(d, 1), followed by a sigmoid; the same object for all layers."""
+
+
+@dataclass(frozen=True)
+class LayerSegment:
+    layer: int
+    """From 1."""
+    encoder: LayerWeights
+    exit: ExitWeights
+
+
+@dataclass(frozen=True)
+class Segments:
+    embeddings: EmbeddingWeights
+    layers: tuple[LayerSegment, ...]
+    outputs: int
+    """C: classes, or 1 for regression."""
+    hidden_size: int
+
+    def shared(self, segment: LayerSegment) -> bool:
+        """Whether another layer has the same encoder weights (ALBERT)."""
+        return sum(other.encoder is segment.encoder for other in self.layers) > 1
+
+
+def cut(model: MultiExitModel) -> Segments:
+    """The segments of a model. Arrays are views of its weights where they can be."""
+    lte = Linear.of(model.lte) if model.lte is not None else None
+    exits = [
+        ExitWeights(Linear.of(head.pooler) if head.pooler is not None else None, Linear.of(head.classifier), lte)
+        for head in model.heads
+    ]
+    layers = model.adapter.encoder_layers(model.backbone)
+    return Segments(
+        model.adapter.embeddings(model.backbone),
+        tuple(LayerSegment(i, *pair) for i, pair in enumerate(zip(layers, exits, strict=True), start=1)),
+        model.config.num_labels,
+        model.hidden_size,
+    )

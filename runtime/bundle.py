@@ -1,0 +1,250 @@
+"""The bundle: a folder with everything a device needs, described by manifest.json. docs/bundle.md is its specification.
+
+Only data formats: JSON, raw little-endian tensors, and the back end's own model files. Reading one never executes
+anything. Exporters write through ``write_manifest``, runtimes read through ``read_manifest``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import BerxitError
+from runtime.policies import ExitPolicy
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the model is and what its answers mean."""
+
+    family: str
+    """The backbone's architecture: bert, roberta, albert, distilbert."""
+    task: str
+    """The task's name: rte, mrpc, ..., custom."""
+    kind: str
+    """classification or regression."""
+    labels: tuple[str, ...]
+    """Class names in the order of the logits; empty for regression."""
+    metric: str
+    """The task's score: accuracy, f1, spearman."""
+    text_columns: tuple[str, ...]
+    """The columns of the task's data files that hold the text, or the two texts of a pair."""
+    label_column: str
+    layers: int
+    hidden_size: int
+    max_length: int
+    """Tokens that one input may have, special tokens included; longer ones are cut."""
+    pad_token_id: int
+    lte: bool
+    """Whether the segments give the learned certainty."""
+
+    @property
+    def regression(self) -> bool:
+        return self.kind == "regression"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a segment."""
+
+    name: str
+    role: str
+    """What the loop feeds or reads there: input_ids, token_type_ids, attention_mask, hidden, attention_bias, logits,
+    lte, or constant:NAME for a tensor of the segment's own."""
+    dtype: str
+    shape: tuple[str | int, ...]
+    """Sizes; a name (batch, length) where the size may vary."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of the bundle, relative to its folder."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A tensor in a file of its own: raw, little-endian, row-major."""
+
+    file: str
+    sha256: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One step of the exit loop: the embeddings (layer 0), or one encoder layer with its exit."""
+
+    layer: int
+    file: str
+    """Relative to the bundle. Several layers may name one file: then the device loads it once (ALBERT)."""
+    sha256: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    constants: dict[str, TensorFile] = field(default_factory=dict)
+    """Input name -> the tensor to feed there: what differs between layers that share one file."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the exported segments were from the checkpoint, at every exit, when they were made."""
+
+    reference: str
+    atol: float
+    """The largest absolute difference that was allowed."""
+    max_diff: tuple[float, ...]
+    """(n,) per layer, over logits and LTE certainty of the golden inputs."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. An unknown key is an error: a reader must never guess."""
+
+    schema_version: int
+    target: str
+    """The back end that runs the segment files: onnxruntime, tensorrt, coreml."""
+    precision: str
+    model: ModelInfo
+    tokenizer: DataFile
+    segments: tuple[Segment, ...]
+    """In the order of the loop: the embeddings first, then layers 1 to n."""
+    policy: ExitPolicy
+    calibration: dict[str, Any] | None
+    """How the thresholds were chosen; None where they were not (the policy then never stops early)."""
+    parity: Parity
+    golden: DataFile
+    """Inputs and the outputs expected at every exit, so that a device can check itself."""
+    made_with: dict[str, str]
+    """Versions of the packages that wrote the bundle."""
+
+
+def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
+    """Reads and checks a bundle. Raises BerxitError if anything is missing, damaged or newer than this reader."""
+    folder = Path(bundle)
+    if not folder.is_dir():
+        raise BerxitError(f"no bundle at {folder}: write one with berxit-export")
+    data = read_json(folder / MANIFEST)
+    version = data.get("schema_version")
+    if not isinstance(version, int):
+        raise BerxitError(f"{folder / MANIFEST}: no schema_version. This is not a bundle of berxit-export")
+    if version > SCHEMA_VERSION:
+        raise BerxitError(
+            f"{folder / MANIFEST}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this berxit"
+            " reads: upgrade berxit here, or export again with this version"
+        )
+    manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
+    if len(manifest.segments) != manifest.model.layers + 1 or manifest.policy.layers != manifest.model.layers:
+        raise BerxitError(
+            f"{folder / MANIFEST}: {len(manifest.segments)} segments and a policy for {manifest.policy.layers} layers"
+            f" do not fit a model of {manifest.model.layers} layers. Export the bundle again"
+        )
+    manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
+    if verify:
+        for file, digest in sorted(files_of(manifest).items()):
+            _check_file(folder, file, digest)
+    return manifest
+
+
+def files_of(manifest: Manifest) -> dict[str, str]:
+    """Every file of the bundle but the manifest -> its sha256. Files that layers share are named once."""
+    files = {data.file: data.sha256 for data in (manifest.tokenizer, manifest.golden)}
+    for segment in manifest.segments:
+        files[segment.file] = segment.sha256
+        files.update({constant.file: constant.sha256 for constant in segment.constants.values()})
+    return files
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    write_json(dataclasses.asdict(manifest), folder / MANIFEST)
+
+
+def write_json(data: Any, path: Path) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:
+    """Loads a raw tensor file of the bundle."""
+    array = np.fromfile(bundle / tensor.file, dtype=np.dtype(tensor.dtype).newbyteorder("<"))
+    if array.size != int(np.prod(tensor.shape)):
+        raise BerxitError(
+            f"{bundle / tensor.file}: {array.size} values, expected {int(np.prod(tensor.shape))}. Copy or export again"
+        )
+    return array.reshape(tensor.shape)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_file(folder: Path, file: str, digest: str) -> None:
+    path = folder / file
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BerxitError(f"{folder / MANIFEST}: file '{file}' lies outside the bundle. Do not use this bundle")
+    if not path.is_file():
+        raise BerxitError(f"{folder}: file '{file}' is missing. Copy the bundle again, whole, or export it again")
+    if sha256(path) != digest:
+        raise BerxitError(f"{path}: checksum differs from the manifest's. Copy the bundle again, or export it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BerxitError(f"{path} is missing: {path.parent} is not a bundle, or was copied in part") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BerxitError(f"{path} is damaged ({error}). Copy the bundle again, or export it again") from None
+    if not isinstance(data, dict):
+        raise BerxitError(f"{path} is damaged (not a JSON object). Export the bundle again")
+    return data
+
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], data: Any, where: str) -> Any:
+    """Plain JSON data as the dataclass ``kind``, strictly: each key known, each needed one there, each of its type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise BerxitError(f"{where}: expected an object, found {type(data).__name__}. Export the bundle again")
+        hints = typing.get_type_hints(kind)
+        needed = {f.name for f in dataclasses.fields(kind) if f.default_factory is f.default is dataclasses.MISSING}
+        if unknown := sorted(set(data) - set(hints)):
+            raise BerxitError(f"{where}: unknown key '{unknown[0]}'. Upgrade berxit here, or export the bundle again")
+        if missing := sorted(needed - set(data)):
+            raise BerxitError(f"{where}: key '{missing[0]}' is missing. Export the bundle again")
+        return kind(**{key: parse(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return parse(option, data, where)
+            except BerxitError:
+                continue
+    elif origin is tuple and isinstance(data, list):
+        return tuple(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    elif origin is dict and isinstance(data, dict):
+        return {key: parse(arguments[1], value, f"{where}: {key}") for key, value in data.items()}
+    elif kind is float and isinstance(data, int | float) and not isinstance(data, bool):
+        return float(data)
+    elif kind is Any or (origin is None and isinstance(data, kind) and not (kind is int and isinstance(data, bool))):
+        return data
+    raise BerxitError(f"{where}: found {json.dumps(data)[:60]}, which does not belong there. Export the bundle again")

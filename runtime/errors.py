@@ -1,0 +1,15 @@
+"""The errors a user can meet: one line that says what, where and how to mend it."""
+
+from __future__ import annotations
+
+
+class BerxitError(Exception):
+    """Something failed: a file, a back end, a device. Commands exit with status 1."""
+
+    exit_status = 1
+
+
+class InputError(BerxitError, ValueError):
+    """The caller asked for something that cannot be: a bad value, row or file. Commands exit with status 2."""
+
+    exit_status = 2

@@ -1,0 +1,61 @@
+"""Golden inputs: what the checkpoint answered at every exit, so that a device can check itself without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.bundle import Manifest, parse, read_json, write_json
+from runtime.loop import Backend
+from runtime.tokenization import Text, TokenBatch
+
+
+@dataclass(frozen=True)
+class Golden:
+    """golden.json: B samples, n layers, C outputs."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """(B,) one or two texts each."""
+    input_ids: tuple[tuple[int, ...], ...]
+    """(B,) token ids of each, without padding."""
+    token_type_ids: tuple[tuple[int, ...], ...]
+    logits: tuple[tuple[tuple[float, ...], ...], ...]
+    """(B, n, C)"""
+    lte: tuple[tuple[float, ...], ...] | None
+    """(B, n), or None where the model has no LTE module."""
+
+    @property
+    def inputs(self) -> list[Text]:
+        """The texts as ``EarlyExitRunner.predict_batch`` takes them."""
+        return [text[0] if len(text) == 1 else (text[0], text[1]) for text in self.texts]
+
+    def batch(self, pad_token_id: int) -> TokenBatch:
+        """All samples as one padded batch."""
+        return TokenBatch.pad(self.input_ids, self.token_type_ids, pad_token_id)
+
+
+def read_golden(bundle: Path | str, manifest: Manifest) -> Golden:
+    path = Path(bundle) / manifest.golden.file
+    golden: Golden = parse(Golden, read_json(path), str(path))
+    return golden
+
+
+def write_golden(golden: Golden, path: Path) -> None:
+    write_json(dataclasses.asdict(golden), path)
+
+
+def differences(backend: Backend, golden: Golden, pad_token_id: int) -> list[float]:
+    """The largest absolute difference at each exit, over logits and LTE certainty of all samples in one batch: (n,)."""
+    state = backend.embed(golden.batch(pad_token_id))
+    logits_expected = np.array(golden.logits)
+    largest = []
+    for layer in range(1, backend.layers + 1):
+        state, logits, lte = backend.layer(layer, state)
+        difference = np.abs(logits - logits_expected[:, layer - 1]).max()
+        if golden.lte is not None and lte is not None:
+            difference = max(difference, np.abs(lte - np.array(golden.lte)[:, layer - 1]).max())
+        largest.append(float(difference))
+    return largest

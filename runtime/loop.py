@@ -1,0 +1,64 @@
+"""The exit loop. There is one, it fits on a screen, and it drives every back end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.policies import Bools, ExitPolicy, Floats, Ints, Memory
+from runtime.tokenization import TokenBatch
+
+State = Any
+"""What a back end carries from layer to layer (hidden states, masks, device buffers); the loop never looks inside."""
+
+
+class Backend(Protocol):
+    """What the loop needs of a machine that can run segments. Safe to call from several threads."""
+
+    layers: int
+    """How many layers there are."""
+
+    def embed(self, batch: TokenBatch) -> State:
+        """Runs the embeddings segment on B rows."""
+
+    def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
+        """Runs one layer's segment: the next state, logits (B, C), and LTE certainty (B,) or None."""
+
+    def keep(self, state: State, rows: Bools) -> State:
+        """Drops the rows that have left: rows (B,) is True where the row goes on."""
+
+
+class LayerResult(NamedTuple):
+    """What one layer said of the rows that reached it."""
+
+    layer: int
+    rows: Ints
+    """(B,) their places in the batch that came in."""
+    logits: Floats
+    """(B, C)"""
+    certainty: npt.NDArray
+    """(B,)"""
+    exits: Bools
+    """(B,) which of them leave here."""
+
+
+def exit_loop(backend: Backend, batch: TokenBatch, policy: ExitPolicy) -> Iterator[LayerResult]:
+    """Runs layer after layer and yields each one's results; rows leave as soon as the policy is satisfied."""
+    rows = np.arange(len(batch))
+    memory: Memory | None = None
+    state = backend.embed(batch)
+    for layer in range(1, backend.layers + 1):
+        state, logits, lte = backend.layer(layer, state)
+        certainty, memory = policy.certainty(layer, logits, lte, memory)
+        exits = policy.exits(layer, certainty)
+        yield LayerResult(layer, rows, logits, certainty, exits)
+        if exits.all():
+            return
+        if exits.any():
+            stay = ~exits
+            rows = rows[stay]
+            state = backend.keep(state, stay)
+            memory = memory.keep(stay) if memory is not None else None

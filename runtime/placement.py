@@ -1,0 +1,27 @@
+"""Which device a bundle runs on: the name the user typed, or this machine, checked against what the bundle needs."""
+
+from __future__ import annotations
+
+import devices
+from runtime.errors import BerxitError, InputError
+
+
+def choose_device(name: str, target: str) -> devices.Device:
+    """The device called ``name`` ("auto": this machine), if it is this machine and runs bundles made for ``target``.
+
+    Raises InputError for an unknown name or a target the device does not run, BerxitError where this is another machine.
+    """
+    machine = devices.this_machine()
+    device = devices.recognise(machine) if name == "auto" else devices.find(name)
+    if device is None:
+        raise InputError(f"unknown device '{name}': choose auto, {', '.join(d.name for d in devices.DEVICES)}")
+    if not device.is_this(machine):
+        raise BerxitError(
+            f"device '{device.name}' is not this machine ({machine}): {device.how_to_get_there}, or use --device auto"
+        )
+    if target not in device.targets:
+        raise InputError(
+            f"the bundle was exported for '{target}', device '{device.name}' runs {' or '.join(device.targets)}:"
+            f" berxit-export --target {device.targets[0]}"
+        )
+    return device

@@ -1,0 +1,239 @@
+"""Exit policies: when an answer is sure enough to stop.
+
+Evaluation, calibration and the device run these same functions on the same arrays, so a threshold that was chosen on
+one pass over the data means the same thing on the device.
+
+A criterion turns what a layer says into one number per row. The rows whose number passes the layer's threshold leave:
+above it for confidence (section 4.1 of the paper), LTE (section 4.2) and patience (PABEE), below it for entropy
+(DeeBERT). The last layer always answers.
+
+Shapes: B rows, n layers, C outputs (classes, or 1 for regression). Layers count from 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import InputError
+
+Floats = npt.NDArray[np.floating]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.integer]
+
+
+def softmax(logits: Floats) -> Floats:
+    """Class probabilities along the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+class Memory(NamedTuple):
+    """What patience carries from one layer to the next."""
+
+    prediction: npt.NDArray
+    """(B,) the last layer's class, or its value for regression."""
+    streak: Ints
+    """(B,) how many layers in a row have agreed with the one before them."""
+
+    def keep(self, rows: Bools) -> Memory:
+        return Memory(self.prediction[rows], self.streak[rows])
+
+
+Certainty = tuple[npt.NDArray, Memory | None]
+"""(B,) numbers, and what to remember for the next layer."""
+
+
+class Criterion(ABC):
+    """One way to be sure: (B, C) logits and (B,) LTE certainties of one layer -> (B,) numbers."""
+
+    name: str
+    higher_is_surer = True
+    for_regression = False
+    needs_lte = False
+
+    @abstractmethod
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty: ...
+
+
+class Confidence(Criterion):
+    """The highest class probability, in (0, 1]."""
+
+    name = "confidence"
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
+        return 1.0 / np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1), None
+
+
+class Entropy(Criterion):
+    """The entropy of the class probabilities in nats, in [0, ln C]; the logits are shifted so that exp cannot overflow."""
+
+    name = "entropy"
+    higher_is_surer = False
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        powers = np.exp(shifted)
+        total = powers.sum(axis=-1)
+        return np.log(total) - (powers * shifted).sum(axis=-1) / total, None
+
+
+class Lte(Criterion):
+    """The learned certainty u_i = sigmoid(c.h_i + b), in [0, 1] (equation 8); the segment has computed it."""
+
+    name = "lte"
+    for_regression = True
+    needs_lte = True
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
+        assert lte is not None, "the policy was checked against the model when it was loaded"
+        return lte, None
+
+
+class Patience(Criterion):
+    """How many layers in a row agree with the one before them (PABEE): the same class, or values that differ by less
+    than ``tolerance``. Rows leave once the count reaches the threshold."""
+
+    name = "patience"
+    for_regression = True
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
+        regression = logits.shape[-1] == 1
+        prediction = logits[..., 0] if regression else logits.argmax(axis=-1)
+        if memory is None:
+            streak = np.zeros(prediction.shape, dtype=np.int64)
+        else:
+            same = (
+                np.abs(prediction - memory.prediction) < tolerance if regression else prediction == memory.prediction
+            )
+            streak = np.where(same, memory.streak + 1, 0)
+        return streak, Memory(prediction, streak)
+
+
+CRITERIA: dict[str, Criterion] = {c.name: c for c in (Confidence(), Entropy(), Lte(), Patience())}
+
+
+@dataclass(frozen=True)
+class ExitPolicy:
+    """A criterion with one threshold per layer that may stop; plain data, stored in the manifest."""
+
+    criterion: str
+    """A name in CRITERIA."""
+    thresholds: tuple[float, ...]
+    """(n - 1,) layers 1 to n - 1; the last layer always answers."""
+    temperatures: tuple[float, ...]
+    """(n,) each layer's logits are divided by its own before the criterion and the scores see them."""
+    tolerance: float = 0.5
+    """Patience on regression: the largest difference that still counts as agreement, in label units."""
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise InputError(f"unknown exit criterion '{self.criterion}': choose one of {', '.join(CRITERIA)}")
+        if len(self.temperatures) != len(self.thresholds) + 1:
+            raise InputError(
+                f"exit policy has {len(self.thresholds)} thresholds and {len(self.temperatures)} temperatures:"
+                " n layers need n - 1 and n"
+            )
+        for threshold in self.thresholds:
+            check_threshold(self.criterion, threshold)
+        if not all(t > 0 and np.isfinite(t) for t in self.temperatures):
+            raise InputError("temperatures must be finite and above 0")
+
+    @classmethod
+    def uniform(cls, criterion: str, threshold: float, layers: int, tolerance: float = 0.5) -> ExitPolicy:
+        """The same threshold at every layer, as in the paper."""
+        return cls(criterion, (float(threshold),) * (layers - 1), (1.0,) * layers, tolerance)
+
+    @classmethod
+    def full_depth(cls, layers: int, regression: bool = False) -> ExitPolicy:
+        """Never stop early: what a model that was not calibrated does."""
+        if regression:
+            return cls.uniform("patience", float(layers), layers)
+        return cls.uniform("confidence", 1.0, layers)
+
+    @property
+    def layers(self) -> int:
+        return len(self.temperatures)
+
+    def with_threshold(self, threshold: float) -> ExitPolicy:
+        return ExitPolicy(self.criterion, (float(threshold),) * (self.layers - 1), self.temperatures, self.tolerance)
+
+    def at_depth(self, depth: int) -> FixedDepth:
+        """The same certainties, but every row leaves after layer ``depth``, sure or not."""
+        return FixedDepth(self.criterion, self.thresholds, self.temperatures, self.tolerance, depth)
+
+    def check(self, *, regression: bool, lte: bool) -> None:
+        """Raises InputError where the criterion cannot work on this model."""
+        criterion = CRITERIA[self.criterion]
+        if regression and not criterion.for_regression:
+            raise InputError(f"'{self.criterion}' needs class probabilities: use lte or patience for regression")
+        if criterion.needs_lte and not lte:
+            raise InputError(f"'{self.criterion}' needs a model trained with --lte: train again, or choose another")
+
+    def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
+        """How sure each row is after ``layer``: logits (B, C), lte (B,) or None -> (B,)."""
+        temperature = self.temperatures[layer - 1]
+        if temperature != 1.0 and logits.shape[-1] > 1:
+            logits = logits / logits.dtype.type(temperature)
+        return CRITERIA[self.criterion].certainty(logits, lte, memory, self.tolerance)
+
+    def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
+        """Which rows leave after ``layer``: (B,) -> (B,)."""
+        if layer == self.layers:
+            return np.ones(certainty.shape, dtype=bool)
+        return passes(self.criterion, certainty, self.thresholds[layer - 1])
+
+
+@dataclass(frozen=True)
+class FixedDepth(ExitPolicy):
+    """Every row leaves after the same layer: the layer-wise baseline, and full depth."""
+
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.depth <= self.layers:
+            raise InputError(f"depth {self.depth} is out of range: the model has layers 1 to {self.layers}")
+
+    def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
+        return np.full(certainty.shape, layer >= self.depth)
+
+
+def passes(criterion: str, certainty: npt.NDArray, threshold: float | npt.NDArray) -> Bools:
+    """Is the row sure enough? Strictly above the threshold, strictly below for entropy, reached for patience."""
+    if criterion == "patience":
+        return certainty >= threshold
+    return certainty > threshold if CRITERIA[criterion].higher_is_surer else certainty < threshold
+
+
+def check_threshold(criterion: str, threshold: float) -> None:
+    """Raises InputError unless the threshold can mean something for the criterion."""
+    if not np.isfinite(threshold) or threshold < 0:
+        raise InputError(f"threshold {threshold} is out of range: it must be a finite number of at least 0")
+    if criterion in ("confidence", "lte") and threshold > 1:
+        raise InputError(f"threshold {threshold} is out of range: {criterion} lies between 0 and 1")
+    if criterion == "patience" and threshold < 1:
+        raise InputError(f"threshold {threshold} is out of range: patience counts layers, at least 1")
+
+
+def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.NDArray:
+    """Every layer's certainty from one stored pass: logits (B, n, C), lte (B, n) or None -> (B, n)."""
+    memory: Memory | None = None
+    columns = []
+    for layer in range(1, policy.layers + 1):
+        column, memory = policy.certainty(
+            layer, logits[:, layer - 1], None if lte is None else lte[:, layer - 1], memory
+        )
+        columns.append(column)
+    return np.stack(columns, axis=1)
+
+
+def exit_layers(policy: ExitPolicy, certainty: npt.NDArray) -> Ints:
+    """The layer at which each row leaves: certainty (B, n) -> (B,), from 1 to n."""
+    stops = passes(policy.criterion, certainty, np.append(policy.thresholds, 0.0).astype(certainty.dtype))
+    stops[:, -1] = True
+    return stops.argmax(axis=1) + 1

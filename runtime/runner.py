@@ -1,0 +1,119 @@
+"""EarlyExitRunner: what an app embeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backends import open_backend
+from runtime.bundle import Manifest, read_manifest
+from runtime.loop import Backend, LayerResult, exit_loop
+from runtime.placement import choose_device
+from runtime.policies import Bools, ExitPolicy, softmax
+from runtime.tokenization import Text, TextTokenizer, TokenBatch
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one text, and what it took."""
+
+    label: str | float
+    """The class name; for regression the value."""
+    scores: dict[str, float]
+    """Class name -> probability, in the model's order; for regression {"value": ...}."""
+    exit_layer: int
+    """Layers that were run, from 1."""
+    certainty: float
+    """What the exit criterion measured at that layer."""
+    latency_ms: float
+    """From the call to this answer, tokenisation included; in a batch, until this row left it."""
+    truncated: bool = False
+    """Whether the text was longer than the model takes, and was cut."""
+
+
+class EarlyExitRunner:
+    """Runs a bundle: layer after layer, until the exit policy is satisfied. Safe to call from several threads.
+
+    >>> runner = EarlyExitRunner.load("bundle/")
+    >>> runner.predict("turn the kitchen lights off").label
+    'lights'
+    """
+
+    def __init__(self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend) -> None:
+        self.manifest = manifest
+        self.policy = manifest.policy
+        self.tokenizer = tokenizer
+        self.backend = backend
+
+    @classmethod
+    def load(
+        cls, bundle: Path | str, device: str = "auto", *, threads: int | None = None, verify: bool = True
+    ) -> EarlyExitRunner:
+        """Opens a bundle on this machine.
+
+        ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``threads``: for CPU back ends, all
+        usable cores by default. ``verify``: check every file against its sha256 first (about 1 s per GB).
+
+        Raises BerxitError where the bundle is damaged or this machine cannot run it.
+        """
+        folder = Path(bundle)
+        manifest = read_manifest(folder, verify=verify)
+        profile = choose_device(device, manifest.target)
+        tokenizer = TextTokenizer(folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id)
+        return cls(manifest, tokenizer, open_backend(folder, manifest, threads or profile.threads))
+
+    def predict(self, text: str, text_pair: str | None = None, *, threshold: float | None = None) -> Answer:
+        """Answers one text, or one pair. ``threshold`` replaces the calibrated ones, at every layer.
+
+        Raises InputError for an empty text or a threshold out of range.
+        """
+        return self.predict_batch([text if text_pair is None else (text, text_pair)], threshold=threshold)[0]
+
+    def predict_batch(self, texts: Sequence[Text], *, threshold: float | None = None) -> list[Answer]:
+        """Answers texts (or pairs, as tuples) together, in their order. Rows that exit leave; the rest go on together."""
+        return self.answer(texts, self.policy if threshold is None else self.policy.with_threshold(threshold))
+
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy) -> list[Answer]:
+        """``predict_batch`` under another policy than the bundle's."""
+        start = time.perf_counter()
+        batch = self.tokenizer(texts)
+        answers: dict[int, Answer] = {}
+        for result in exit_loop(self.backend, batch, policy):
+            answers.update(self._answers(policy, result, result.exits, batch, start))
+        return [answers[row] for row in range(len(batch))]
+
+    def stream(self, text: str, text_pair: str | None = None) -> Iterator[Answer]:
+        """Answers after every layer, the shallowest first, to the last. Stop iterating whenever you have enough.
+
+        Raises InputError for an empty text, here and not at the first iteration.
+        """
+        start = time.perf_counter()
+        batch = self.tokenizer([text if text_pair is None else (text, text_pair)])
+        policy = self.policy.at_depth(self.backend.layers)
+        return (
+            self._answers(policy, result, np.array([True]), batch, start)[0]
+            for result in exit_loop(self.backend, batch, policy)
+        )
+
+    def _answers(
+        self, policy: ExitPolicy, result: LayerResult, which: Bools, batch: TokenBatch, start: float
+    ) -> dict[int, Answer]:
+        """Place in the batch -> answer, for the rows of a layer's result that ``which`` (B,) marks."""
+        if not which.any():
+            return {}
+        model = self.manifest.model
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        logits = result.logits[which]
+        names = ("value",) if model.regression else model.labels
+        rows = result.rows[which].tolist()
+        values = logits if model.regression else softmax(logits / np.float32(policy.temperatures[result.layer - 1]))
+        answers = {}
+        for row, scores, certainty in zip(rows, values.tolist(), result.certainty[which].tolist(), strict=True):
+            label = scores[0] if model.regression else names[scores.index(max(scores))]
+            named = dict(zip(names, scores, strict=True))
+            answers[row] = Answer(label, named, result.layer, float(certainty), milliseconds, batch.truncated[row])
+        return answers

@@ -1,0 +1,49 @@
+"""What the project needs to know of an encoder family, and all it knows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from optimum.utils import NormalizedConfigManager
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from train.backbones.weights import EmbeddingWeights, LayerWeights
+
+
+class Adapter(ABC):
+    """One family's names for the same mathematics."""
+
+    has_token_types = False
+    """Whether the encoder takes token_type_ids."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+        sizes = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        self.hidden_size: int = sizes.hidden_size
+        self.layers: int = sizes.num_layers
+
+    @property
+    def max_length(self) -> int:
+        """The longest input, in tokens."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def dropout(self) -> float:
+        """The probability with which a classifier on top drops its input, as the family's own classifier does."""
+        own = getattr(self.config, "classifier_dropout", None)
+        return float(self.config.hidden_dropout_prob if own is None else own)
+
+    def pooler(self, backbone: PreTrainedModel) -> nn.Linear | None:
+        """The dense layer of the pre-trained pooler, if the backbone has one."""
+        return None
+
+    def remove_pooler(self, backbone: PreTrainedModel) -> None:
+        """Takes the backbone's own pooler away: every exit has its own head."""
+
+    @abstractmethod
+    def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights: ...
+
+    @abstractmethod
+    def encoder_layers(self, backbone: PreTrainedModel) -> list[LayerWeights]:
+        """The n layers in order; shared ones as the same object."""

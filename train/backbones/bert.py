@@ -1,0 +1,61 @@
+"""BERT and RoBERTa: one set of parameter names, two ways to count positions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from train.backbones.adapter import Adapter
+from train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
+
+
+class BertAdapter(Adapter):
+    has_token_types = True
+
+    def pooler(self, backbone: PreTrainedModel) -> nn.Linear | None:
+        return backbone.pooler.dense if backbone.pooler is not None else None
+
+    def remove_pooler(self, backbone: PreTrainedModel) -> None:
+        backbone.pooler = None
+
+    def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights:
+        module = backbone.embeddings
+        return EmbeddingWeights(
+            words=array(module.word_embeddings.weight),
+            positions=array(module.position_embeddings.weight),
+            types=array(module.token_type_embeddings.weight),
+            norm=Norm.of(module.LayerNorm),
+        )
+
+    def encoder_layers(self, backbone: PreTrainedModel) -> list[LayerWeights]:
+        return [
+            LayerWeights(
+                qkv=Linear.of(layer.attention.self.query, layer.attention.self.key, layer.attention.self.value),
+                output=Linear.of(layer.attention.output.dense),
+                attention_norm=Norm.of(layer.attention.output.LayerNorm),
+                up=Linear.of(layer.intermediate.dense),
+                down=Linear.of(layer.output.dense),
+                output_norm=Norm.of(layer.output.LayerNorm),
+                heads=self.config.num_attention_heads,
+                activation=self.config.hidden_act,
+            )
+            for layer in backbone.encoder.layer
+        ]
+
+
+class RobertaAdapter(BertAdapter):
+    """RoBERTa counts positions from the padding id + 1, and has one token type, which adds the same to every position."""
+
+    has_token_types = False
+
+    @property
+    def max_length(self) -> int:
+        return int(self.config.max_position_embeddings) - self.config.pad_token_id - 1
+
+    def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights:
+        weights = super().embeddings(backbone)
+        assert weights.types is not None
+        positions = weights.positions[self.config.pad_token_id + 1 :] + weights.types[0]
+        return replace(weights, positions=positions, types=None)

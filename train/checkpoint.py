@@ -1,0 +1,121 @@
+"""Checkpoints: Hugging Face folders, written whole or not at all, and checked before they are read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from runtime.bundle import write_json
+from runtime.errors import BerxitError, InputError
+from runtime.tokenization import Text
+from train.modeling import MultiExitModel
+
+RECORD_FILE = "training.json"
+SAMPLES_FILE = "samples.json"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """training.json: how the checkpoint came about, so that it can be repeated."""
+
+    options: dict[str, Any]
+    train_file: str
+    train_sha256: str
+    train_examples: int
+    steps: int
+    seconds: float
+    loss: float
+    """Mean over the last epoch's steps, of what the strategy minimised."""
+    device: str
+    versions: dict[str, str]
+
+
+@contextmanager
+def write_whole(output: Path, *, force: bool) -> Iterator[Path]:
+    """A scratch folder that becomes ``output`` when the block ends well, and is removed when it does not.
+
+    Raises InputError where ``output`` is there already and ``force`` is not given.
+    """
+    refuse_to_overwrite(output, force)
+    scratch = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        if output.exists():
+            shutil.rmtree(output)
+        scratch.rename(output)
+    except OSError as error:
+        raise BerxitError(f"cannot write {output}: {error.strerror or error}. Free space or choose another") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def refuse_to_overwrite(output: Path, force: bool) -> None:
+    if output.exists() and not force:
+        raise InputError(f"{output} is there already: choose another --output, or --force to replace it")
+    if output.is_file():
+        raise InputError(f"{output} is a file: --output is a folder")
+
+
+def save_checkpoint(
+    folder: Path,
+    model: MultiExitModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: TrainingRecord,
+    samples: list[Text],
+) -> None:
+    """Fills ``folder``: config.json, model.safetensors, tokenizer files, how it was trained, and some sample texts."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(asdict(record), folder / RECORD_FILE)
+    write_json(samples, folder / SAMPLES_FILE)
+
+
+def load_checkpoint(folder: Path) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
+    """Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one."""
+    needed = ("config.json", "model.safetensors", "tokenizer.json")
+    if not folder.is_dir():
+        raise BerxitError(f"no checkpoint at {folder}: make one with berxit-train")
+    if missing := [name for name in needed if not (folder / name).is_file()]:
+        raise BerxitError(f"checkpoint {folder} has no {', '.join(missing)}: train again, or copy it whole")
+    if read_json(folder / "config.json").get("model_type") != "berxit":
+        raise BerxitError(f"{folder} is a plain model without exits: give it to berxit-train --model first")
+    try:
+        model, loading = MultiExitModel.from_pretrained(str(folder), output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # safetensors and tokenizers raise their own, unrelated types
+        raise BerxitError(f"cannot read checkpoint {folder}: {_first_line(error)}. Copy it again or train again") from error
+    if loading["missing_keys"]:
+        raise BerxitError(f"checkpoint {folder} lacks weights, the first is {sorted(loading['missing_keys'])[0]}")
+    return model.eval(), tokenizer
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """training.json of a checkpoint; empty where there is none."""
+    return read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {}
+
+
+def read_samples(folder: Path) -> list[Text]:
+    """The checkpoint's sample texts; empty where there are none."""
+    if not (folder / SAMPLES_FILE).is_file():
+        return []
+    return [text if isinstance(text, str) else tuple(text) for text in read_json(folder / SAMPLES_FILE)]
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BerxitError(f"cannot read {path}: {_first_line(error)}. Copy the checkpoint again or train again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

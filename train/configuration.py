@@ -1,0 +1,51 @@
+"""The checkpoint's config.json: the backbone's own configuration, the exits, and the task they answer."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+EXIT_HEADS = ("linear", "pooler")
+
+
+class MultiExitConfig(PreTrainedConfig):
+    """Configuration of MultiExitModel. Class names and their number are the base class's ``id2label``."""
+
+    model_type = "berxit"
+    sub_configs_defaults = {"backbone": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+
+    backbone: dict | PreTrainedConfig | None = None
+    """The encoder's own configuration, of any family in train/backbones/."""
+    exit_head: str = "linear"
+    """linear: one layer on h_i, as the paper's text has it; pooler: dense + tanh + linear, as the authors' code has it."""
+    lte: bool = False
+    """Whether the model learns to exit (equation 8)."""
+    strategy: str = "alternating"
+    """How it was fine-tuned: a name in train.objectives.STRATEGIES."""
+    task: str = "custom"
+    problem_type: str | None = "single_label_classification"
+    """Or "regression", as transformers names them."""
+    metric: str = "accuracy"
+    text_columns: list | tuple = ("text",)
+    """The data files' columns with the text, or with the two texts of a pair."""
+    label_column: str = "label"
+    max_length: int = 128
+    """Tokens that one input may have."""
+
+    def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
+        super().__post_init__(**kwargs)
+        if self.exit_head not in EXIT_HEADS:
+            raise ValueError(f"exit_head is '{self.exit_head}': choose one of {', '.join(EXIT_HEADS)}")
+        self.text_columns = tuple(self.text_columns)
+
+    @property
+    def regression(self) -> bool:
+        return self.problem_type == "regression"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits; empty for regression."""
+        return () if self.regression else tuple(self.id2label[i] for i in range(len(self.id2label)))
+
+
+AutoConfig.register("berxit", MultiExitConfig)

@@ -1,0 +1,146 @@
+"""One pass over the data, every layer's output kept; every score, curve and threshold is computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from runtime.examples import Examples
+from runtime.policies import ExitPolicy, certainties, exit_layers
+from train.encoding import EncodedExamples
+from train.metrics import METRICS
+from train.modeling import MultiExitModel
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What every exit said of N examples, in the order of the file."""
+
+    logits: npt.NDArray[np.float32]
+    """(N, n, C)"""
+    lte: npt.NDArray[np.float32] | None
+    """(N, n), or None without LTE."""
+    labels: npt.NDArray
+    """(N,)"""
+    metric: str
+
+    @property
+    def layers(self) -> int:
+        return self.logits.shape[1]
+
+    @property
+    def regression(self) -> bool:
+        return self.logits.shape[2] == 1
+
+    def answers(self) -> npt.NDArray:
+        """(N, n) class numbers, or values for regression."""
+        return self.logits[..., 0] if self.regression else self.logits.argmax(axis=-1)
+
+    def score(self, answers: npt.NDArray) -> float:
+        """The task's metric of answers (N,)."""
+        return METRICS[self.metric](answers, self.labels)
+
+    def save(self, path: Path) -> None:
+        arrays = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
+        np.savez_compressed(path, **arrays, **({} if self.lte is None else {"lte": self.lte}))
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        with np.load(path, allow_pickle=False) as file:
+            lte = file["lte"] if "lte" in file else None
+            return cls(file["logits"], lte, file["labels"], str(file["metric"]))
+
+
+@torch.no_grad()
+def predict(
+    model: MultiExitModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Predictions:
+    """Runs all layers on all examples once. ``advance`` hears how many rows were done."""
+    encoded = EncodedExamples(examples, tokenizer, model.config.max_length)
+    collate = DataCollatorWithPadding(tokenizer)
+    model.eval()
+    logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
+    lte = np.empty((len(examples), model.layers), dtype=np.float32) if model.config.lte else None
+    by_length = np.argsort(encoded.lengths, kind="stable")  # so that short rows are not padded to long ones
+    for start in range(0, len(by_length), batch_size):
+        rows = by_length[start : start + batch_size]
+        batch = collate([encoded[i] for i in rows]).to(model.device)
+        batch.pop("labels")
+        outputs = model(**batch)
+        logits[rows] = outputs.logits.float().cpu().numpy()
+        if lte is not None:
+            lte[rows] = outputs.certainties.float().cpu().numpy()
+        advance(len(rows))
+    return Predictions(logits, lte, examples.labels, model.config.metric)
+
+
+def layer_scores(predictions: Predictions) -> list[float]:
+    """The score of each layer when all examples exit there: (n,)."""
+    answers = predictions.answers()
+    return [predictions.score(answers[:, layer]) for layer in range(predictions.layers)]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What one threshold gives: a point of the trade-off curve."""
+
+    threshold: float
+    average_exit_layer: float
+    score: float
+    histogram: tuple[int, ...]
+    """(n,) how many examples left at each layer."""
+
+    @property
+    def saved_layers(self) -> float:
+        """1 - average exit layer / n."""
+        return 1 - self.average_exit_layer / len(self.histogram)
+
+
+def operating_point(
+    predictions: Predictions, policy: ExitPolicy, certainty: npt.NDArray | None = None
+) -> OperatingPoint:
+    """What the policy does on the stored pass; ``certainty`` (N, n) spares computing it again for another threshold."""
+    if certainty is None:
+        certainty = certainties(policy, predictions.logits, predictions.lte)
+    layers = exit_layers(policy, certainty)
+    chosen = np.take_along_axis(predictions.answers(), layers[:, None] - 1, axis=1)[:, 0]
+    histogram = np.bincount(layers - 1, minlength=predictions.layers)
+    return OperatingPoint(
+        policy.thresholds[0], float(layers.mean()), predictions.score(chosen), tuple(int(n) for n in histogram)
+    )
+
+
+def trade_off(predictions: Predictions, criterion: str, thresholds: npt.NDArray | list[float]) -> list[OperatingPoint]:
+    """The curve of a criterion: one point per threshold, from the one stored pass."""
+    policies = [ExitPolicy.uniform(criterion, threshold, predictions.layers) for threshold in thresholds]
+    policies[0].check(regression=predictions.regression, lte=predictions.lte is not None)
+    certainty = certainties(policies[0], predictions.logits, predictions.lte)
+    return [operating_point(predictions, policy, certainty) for policy in policies]
+
+
+def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 200) -> list[float]:
+    """Thresholds from always to never stopping, evenly spread over the certainties that this data has.
+
+    Each lies midway between two certainties, so that no row sits on the edge and rounding on a device moves none.
+    """
+    layers = predictions.layers
+    if criterion == "patience":
+        return [float(k) for k in range(1, layers + 1)]
+    policy = ExitPolicy.uniform(criterion, 0.0, layers)
+    policy.check(regression=predictions.regression, lte=predictions.lte is not None)
+    values = np.unique(certainties(policy, predictions.logits, predictions.lte)[:, :-1]).astype(np.float64)
+    middles = (values[1:] + values[:-1]) / 2
+    spread = middles[np.linspace(0, len(middles) - 1, min(count - 2, len(middles))).astype(int)]
+    highest_entropy = float(np.log(predictions.logits.shape[2]))
+    always, never = (highest_entropy + 1e-3, 0.0) if criterion == "entropy" else (0.0, 1.0)
+    return [always, *spread.tolist(), never]

@@ -1,0 +1,210 @@
+"""Fine-tuning a multi-exit model: transformers' Trainer with our objective, from options to a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from runtime.bundle import sha256, write_json
+from runtime.errors import BerxitError, InputError
+from runtime.examples import Examples, find_split
+from train.checkpoint import (
+    TrainingRecord,
+    read_json,
+    refuse_to_overwrite,
+    save_checkpoint,
+    write_whole,
+)
+from train.encoding import EncodedExamples
+from train.modeling import MultiExitModel
+from train.objectives import STRATEGIES, Objective
+from train.tasks import Task
+
+NAN_CHECK_EVERY = 10
+"""Optimiser steps. Looking at the loss makes a GPU wait, so not at every step; a loss that is NaN once stays so."""
+SAMPLES = 32
+"""Texts of the data that a checkpoint carries along; they become the golden inputs of its bundles."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What the user chose; the defaults are the paper's (appendix B)."""
+
+    model: str
+    strategy: str = "alternating"
+    lte: bool = True
+    exit_head: str = "linear"
+    epochs: float = 3
+    max_steps: int | None = None
+    batch_size: int = 8
+    learning_rate: float = 2e-5
+    seed: int = 42
+    max_length: int = 128
+    limit_train: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"unknown strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
+        for flag in ("epochs", "max_steps", "batch_size", "learning_rate", "limit_train"):
+            value = getattr(self, flag)
+            if value is not None and value <= 0:
+                raise InputError(f"--{flag.replace('_', '-')} is {value}: it must be above 0")
+        if self.max_length < 4:
+            raise InputError(f"--max-length is {self.max_length}: too short for a text between its special tokens")
+
+
+class MultiExitTrainer(Trainer):
+    """Trainer whose loss is the strategy's. The alternation counts optimiser steps, not micro-batches."""
+
+    def __init__(self, *arguments: Any, objective: Objective, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.objective = objective
+        self.model_accepts_loss_kwargs = False  # our losses are means over the batch
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        step = self.state.global_step + 1
+        loss = self.objective.loss(step, outputs, labels, self.model.config.regression)
+        if step % NAN_CHECK_EVERY == 0:
+            check_loss(loss.item(), step)
+        return (loss, outputs) if return_outputs else loss
+
+
+def fine_tune(
+    task: Task, data: Path, options: TrainingOptions, output: Path, *, force: bool = False, quiet: bool = False
+) -> Path:
+    """Trains on DATA's training split and writes the checkpoint ``output``, whole or not at all.
+
+    An interrupted run leaves its last state in ``.OUTPUT.training``; the same command goes on from there. Raises
+    InputError for bad options or data, BerxitError for a model that cannot be loaded or a loss that is not finite.
+    """
+    refuse_to_overwrite(output, force)
+    train_file = find_split(data, "train")
+    examples = task.read(data, "train").head(options.limit_train)
+    set_seed(options.seed)
+    model, tokenizer = start_model(task, options)
+    state = output.with_name(f".{output.name}.training")
+    resume = _prepare_state(state, {**asdict(options), "task": task.name, "train_sha256": sha256(train_file)}, force)
+    trainer = MultiExitTrainer(
+        model,
+        training_arguments(options, state, quiet),
+        objective=STRATEGIES[options.strategy](),
+        train_dataset=EncodedExamples(examples, tokenizer, options.max_length),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    trainer.remove_callback(PrinterCallback)
+    start = time.monotonic()
+    result = trainer.train(resume_from_checkpoint=resume)
+    check_loss(result.training_loss, result.global_step)
+    record = TrainingRecord(
+        options=asdict(options),
+        train_file=str(train_file),
+        train_sha256=sha256(train_file),
+        train_examples=len(examples),
+        steps=result.global_step,
+        seconds=round(time.monotonic() - start, 1),
+        loss=result.training_loss,
+        device=str(model.device),
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )
+    if trainer.is_world_process_zero():
+        with write_whole(output, force=force) as folder:
+            save_checkpoint(folder, model, tokenizer, record, _samples(task, data, examples))
+        shutil.rmtree(state, ignore_errors=True)
+    return output
+
+
+def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
+    """The pre-trained encoder with fresh exits for the task, and its tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        model = MultiExitModel.from_backbone(
+            options.model,
+            exit_head=options.exit_head,
+            lte=options.lte,
+            strategy=options.strategy,
+            task=task.name,
+            problem_type="regression" if task.regression else "single_label_classification",
+            id2label=dict(enumerate(task.labels)) if task.labels else {0: "value"},
+            label2id={name: i for i, name in enumerate(task.labels or ("value",))},
+            metric=task.metric,
+            text_columns=task.text_columns,
+            label_column=task.label_column,
+            max_length=options.max_length,
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise BerxitError(f"cannot load --model {options.model}: {reason}. Give a model folder or a hub name") from error
+    if options.max_length > model.adapter.max_length:
+        raise InputError(f"--max-length {options.max_length} is more than the {model.adapter.max_length} of {options.model}")
+    return model, tokenizer
+
+
+def training_arguments(options: TrainingOptions, state: Path, quiet: bool) -> TrainingArguments:
+    """The paper's recipe: AdamW, linear decay without warm-up, no weight decay, gradients clipped at 1."""
+    return TrainingArguments(
+        output_dir=str(state),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=0.0,
+        warmup_steps=0,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        seed=options.seed,
+        data_seed=options.seed,
+        train_sampling_strategy="group_by_length",
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=quiet,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def check_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise BerxitError(f"the loss is {loss} at step {step}: lower --learning-rate, or look for bad values in the data")
+
+
+def _prepare_state(state: Path, run: dict[str, Any], force: bool) -> str | None:
+    """The Trainer checkpoint to go on from, if the state folder holds one of the same run."""
+    marker = state / "run.json"
+    if marker.is_file() and not force:
+        if read_json(marker) != run:
+            raise InputError(f"{state} holds an interrupted run with other options: --force drops it")
+        return get_last_checkpoint(str(state))
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir(parents=True)
+    write_json(run, marker)
+    return None
+
+
+def _samples(task: Task, data: Path, examples: Examples) -> list[Any]:
+    """Texts the model was not trained on where there is a dev split, spread over it."""
+    try:
+        examples = task.read(data, "dev") if data.is_dir() else examples
+    except InputError:
+        pass  # no dev split: the training texts do
+    step = max(1, len(examples) // SAMPLES)
+    return examples.texts[::step][:SAMPLES]

@@ -1,0 +1,130 @@
+"""The multi-exit model: a BERT-family encoder with one small classifier after every layer, and one LTE module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from train.backbones import Adapter, adapter_for
+from train.configuration import MultiExitConfig
+
+
+@dataclass
+class MultiExitOutput(ModelOutput):
+    """What every exit says, from one pass. B rows, n layers, C outputs (classes, or 1 for regression)."""
+
+    logits: Tensor | None = None
+    """(B, n, C)"""
+    certainties: Tensor | None = None
+    """(B, n) the learned certainty u_i in [0, 1] (equation 8); None without LTE."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """n + 1 of (B, S, d): the embeddings, then each layer; only when asked for."""
+
+
+class ExitHead(nn.Module):
+    """The classifier g_i of one layer: the first token's hidden state h_i (B, d) -> logits (B, C)."""
+
+    def __init__(self, hidden_size: int, outputs: int, dropout: float, pooler: bool) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(hidden_size, hidden_size) if pooler else None
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, outputs)
+
+    def forward(self, first_token: Tensor) -> Tensor:
+        if self.pooler is not None:
+            first_token = torch.tanh(self.pooler(first_token))
+        return self.classifier(self.dropout(first_token))
+
+
+class MultiExitModel(PreTrainedModel):
+    """Encoder, n exit heads and one LTE module shared by all layers (sections 3 and 4.2 of the paper).
+
+    ``from_backbone`` starts one from a pre-trained encoder; ``from_pretrained`` and ``save_pretrained`` work as in every
+    transformers model, and AutoModelForSequenceClassification finds it once ``train`` is imported.
+    """
+
+    config_class = MultiExitConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: MultiExitConfig) -> None:
+        super().__init__(config)
+        self.adapter: Adapter = adapter_for(config.backbone)
+        self.backbone = AutoModel.from_config(config.backbone)
+        self.adapter.remove_pooler(self.backbone)
+        self.heads = nn.ModuleList(
+            ExitHead(self.hidden_size, config.num_labels, self.adapter.dropout, config.exit_head == "pooler")
+            for _ in range(self.layers)
+        )
+        self.lte = nn.Linear(self.hidden_size, 1) if config.lte else None
+        self.post_init()
+
+    @classmethod
+    def from_backbone(cls, model: Path | str, **options: Any) -> MultiExitModel:
+        """A new multi-exit model on the pre-trained encoder ``model`` (a folder, or a name on the hub).
+
+        ``options`` are MultiExitConfig's. The backbone's weights are copied; exit heads start random, but pooler heads
+        start from the pre-trained pooler where there is one. Raises InputError for a family that is not supported.
+        """
+        backbone, loading = AutoModel.from_pretrained(str(model), output_loading_info=True, dtype=torch.float32)
+        adapter = adapter_for(backbone.config)
+        pooler = adapter.pooler(backbone)
+        if any("pooler" in key for key in loading["missing_keys"]):
+            pooler = None  # the file had none; what is there is random
+        multi_exit = cls(MultiExitConfig(backbone=backbone.config, **options))
+        adapter.remove_pooler(backbone)
+        multi_exit.backbone.load_state_dict(backbone.state_dict())
+        if pooler is not None:
+            for head in multi_exit.heads:
+                if head.pooler is not None:
+                    head.pooler.load_state_dict(pooler.state_dict())
+        return multi_exit
+
+    @property
+    def layers(self) -> int:
+        return self.adapter.layers
+
+    @property
+    def hidden_size(self) -> int:
+        return self.adapter.hidden_size
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
+        **_: Any,
+    ) -> MultiExitOutput:
+        """All exits of B rows of S tokens, in one pass: ids (B, S), mask (B, S) 1 for a token, types (B, S)."""
+        types = {"token_type_ids": token_type_ids} if self.adapter.has_token_types else {}
+        hidden_states = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types
+        ).hidden_states
+        first_tokens = [hidden[:, 0] for hidden in hidden_states[1:]]
+        logits = torch.stack([head(h) for head, h in zip(self.heads, first_tokens, strict=True)], dim=1)
+        certainties = None
+        if self.lte is not None:
+            certainties = torch.sigmoid(self.lte(torch.stack(first_tokens, dim=1)).squeeze(-1))
+        return MultiExitOutput(logits, certainties, hidden_states if output_hidden_states else None)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Exits start as BERT's own classifiers do: normal weights, zero biases."""
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=getattr(self.config.backbone, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+AutoModelForSequenceClassification.register(MultiExitConfig, MultiExitModel)

@@ -1,0 +1,83 @@
+"""The tasks: what their files hold and how they are scored. A new one is one entry in TASKS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime.errors import InputError
+from runtime.examples import Examples, find_split, read_examples, read_rows
+from train.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    text_columns: tuple[str, ...]
+    """The official files' columns with the text, or with the two texts of a pair."""
+    label_column: str
+    labels: tuple[str, ...]
+    """Class names in the order of their numbers; empty for regression."""
+    metric: str
+    """A name in train.metrics.METRICS."""
+
+    @property
+    def regression(self) -> bool:
+        return not self.labels
+
+    def read(self, data: Path, split: str) -> Examples:
+        """A split of a folder, or a file. Raises InputError with file and line for anything that does not fit."""
+        path = find_split(data, split)
+        return read_examples(path, self.text_columns, self.label_column, self.labels or None)
+
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+_EQUIVALENT = ("not_equivalent", "equivalent")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("rte", _PAIR, "label", _ENTAILMENT, "accuracy"),
+        Task("mrpc", ("#1 String", "#2 String"), "Quality", _EQUIVALENT, "f1"),
+        Task("sst2", ("sentence",), "label", ("negative", "positive"), "accuracy"),
+        Task("qnli", ("question", "sentence"), "label", _ENTAILMENT, "accuracy"),
+        Task("qqp", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), "f1"),
+        Task("mnli", _PAIR, "gold_label", ("entailment", "neutral", "contradiction"), "accuracy"),
+        Task("stsb", _PAIR, "score", (), "spearman"),
+        Task("sick", ("sentence_A", "sentence_B"), "relatedness_score", (), "spearman"),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    if name not in TASKS:
+        raise InputError(f"unknown task '{name}': choose one of {', '.join(TASKS)}, custom")
+    return TASKS[name]
+
+
+def custom_task(
+    data: Path,
+    text_columns: Sequence[str],
+    label_column: str,
+    *,
+    regression: bool = False,
+    metric: str | None = None,
+) -> Task:
+    """A task of the user's own. Class names are the labels that the training split has, in alphabetical order."""
+    if not 1 <= len(text_columns) <= 2:
+        raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
+    metric = metric or ("spearman" if regression else "accuracy")
+    if metric not in METRICS:
+        raise InputError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
+    task = Task("custom", tuple(text_columns), label_column, (), metric)
+    if regression:
+        return task
+    path = find_split(data, "train")
+    labels = sorted({row[label_column].strip() for _, row in read_rows(path, (*text_columns, label_column))})
+    if len(labels) < 2:
+        raise InputError(f"{path}: column '{label_column}' has one value only, '{labels[0]}': nothing to classify")
+    if len(labels) > 500:
+        raise InputError(f"{path}: column '{label_column}' has {len(labels)} values: for numbers add --regression")
+    return replace(task, labels=tuple(labels))
