@@ -4,7 +4,17 @@ from devices.catalogue import DEVICES, Device
 from devices.machine import Machine, this_machine, usable_cores
 from devices.sensors import Reading, read_sensors
 
-__all__ = ["DEVICES", "Device", "Machine", "Reading", "find", "read_sensors", "recognise", "this_machine", "usable_cores"]
+__all__ = [
+    "DEVICES",
+    "Device",
+    "Machine",
+    "Reading",
+    "find",
+    "read_sensors",
+    "recognise",
+    "this_machine",
+    "usable_cores",
+]
 
 
 def find(name: str) -> Device | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity
 from runtime.errors import BerxitError, InputError
 from runtime.golden import Golden, differences, write_golden
 from runtime.policies import ExitPolicy
+from runtime.progress import Progress, silent
 from runtime.tokenization import Text, TextTokenizer
 from train.calibration import read_policy
 from train.checkpoint import load_checkpoint, read_samples, write_whole
@@ -53,36 +54,34 @@ def export(
     *,
     precision: str = "fp32",
     force: bool = False,
-    advance: Callable[[int], None] = lambda segments: None,
+    progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Writes the bundle ``output`` for a target, whole or not at all.
 
-    ``advance`` hears of every segment written, ``report`` every line of the parity check. Raises InputError for an
-    unknown target or precision or an output that is there, BerxitError for a checkpoint that cannot be read or an exit
-    that differs from it.
+    ``report`` hears every line of the parity check. Raises InputError for an unknown target or precision or an output
+    that is there, BerxitError for a checkpoint that cannot be read or an exit that differs from it.
     """
     writer = target_module(target)
     if precision not in writer.PRECISIONS:
         raise InputError(f"target {target} has no precision '{precision}': choose {' or '.join(writer.PRECISIONS)}")
     model, tokenizer = load_checkpoint(checkpoint)
-    policy, calibration = read_policy(checkpoint) or (
-        ExitPolicy.full_depth(model.layers, model.config.regression),
-        None,
-    )
+    calibrated = read_policy(checkpoint)
     with write_whole(output, force=force) as folder:
         shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
         golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder)
         write_golden(golden, folder / "golden.json")
+        with progress(model.layers + 1) as bar:
+            segments = writer.write_segments(cut(model), folder, precision, bar)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             target=target,
             precision=precision,
             model=describe(model, tokenizer),
             tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
-            segments=writer.write_segments(cut(model), folder, precision, advance),
-            policy=policy,
-            calibration=calibration,
+            segments=segments,
+            policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
+            calibration=asdict(calibrated.calibration) if calibrated else None,
             parity=Parity("PyTorch, fp32", writer.PRECISIONS[precision], ()),
             golden=DataFile("golden.json", sha256(folder / "golden.json")),
             made_with={name: version(name) for name in ("berxit", "torch", "transformers", "onnx", "numpy")},
@@ -93,7 +92,9 @@ def export(
         for line in exits:
             report(str(line))
         if bad := [line for line in exits if not line.good]:
-            raise BerxitError(f"{len(bad)} of {len(exits)} exits differ from {checkpoint}: {bad[0]}. Nothing was written")
+            raise BerxitError(
+                f"{len(bad)} of {len(exits)} exits differ from {checkpoint}: {bad[0]}. Nothing was written"
+            )
         manifest = replace(manifest, parity=replace(manifest.parity, max_diff=tuple(found)))
         write_manifest(manifest, folder)
     return manifest
@@ -149,7 +150,9 @@ def make_golden(
         input_ids=tuple(tuple(row) for row in ids),
         token_type_ids=tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
         logits=np.round(outputs.logits.numpy().astype(np.float64), 6).tolist(),
-        lte=None if outputs.certainties is None else np.round(outputs.certainties.numpy().astype(np.float64), 6).tolist(),
+        lte=None
+        if outputs.certainties is None
+        else np.round(outputs.certainties.numpy().astype(np.float64), 6).tolist(),
     )
 
 

@@ -1,7 +1,7 @@
 """Canonical segments as ONNX graphs, node by node.
 
-Written directly, not traced: a layer is some 35 nodes of plain ai.onnx operators with names one can read, the shapes stay
-dynamic by construction, opset and layout are ours to choose, and twelve layers take a second.
+Written directly, not traced: a layer is some 35 nodes of plain ai.onnx operators with names one can read, the shapes
+stay dynamic by construction, opset and layout are ours to choose, and twelve layers take a second.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ class GraphWriter:
         return output
 
     def weight(self, name: str, value: npt.ArrayLike, dtype: type = np.float32) -> str:
-        self.weights[name] = np.ascontiguousarray(value, dtype=dtype)
+        self.weights[name] = np.asarray(value, dtype=dtype, order="C")
         return name
 
     def constant(self, name: str, value: npt.NDArray) -> str:
-        self.constants[name] = np.ascontiguousarray(value, dtype=np.float32)
+        self.constants[name] = np.asarray(value, dtype=np.float32, order="C")
         return name
 
     def linear(self, name: str, x: str, linear: Linear, *, fed: bool = False) -> str:
         add = self.constant if fed else self.weight
-        return self.op("Add", self.op("MatMul", x, add(f"{name}.weight", linear.weight)), add(f"{name}.bias", linear.bias))
+        return self.op(
+            "Add", self.op("MatMul", x, add(f"{name}.weight", linear.weight)), add(f"{name}.bias", linear.bias)
+        )
 
     def norm(self, name: str, x: str, norm: Norm, output: str = "") -> str:
         scale, shift = self.weight(f"{name}.scale", norm.scale), self.weight(f"{name}.shift", norm.shift)
@@ -80,7 +82,7 @@ class GraphWriter:
         )
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=8, producer_name="berxit")
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(model, full_check=True)
         return model
 
 

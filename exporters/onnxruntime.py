@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy.typing as npt
@@ -11,18 +10,17 @@ import onnx
 from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
 from exporters.segments import Segments
 from runtime.bundle import Segment, TensorFile, sha256
+from runtime.progress import Bar
 
 PRECISIONS = {"fp32": 1e-4}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE)."""
 
 
-def write_segments(
-    segments: Segments, folder: Path, precision: str, advance: Callable[[int], None]
-) -> tuple[Segment, ...]:
+def write_segments(segments: Segments, folder: Path, precision: str, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
     (folder / "segments").mkdir()
     written = [_write(embeddings_graph(segments.embeddings, segments.hidden_size), 0, "embeddings", folder)]
-    advance(1)
+    bar.update(1)
     bodies: dict[int, str] = {}
     for segment in segments.layers:
         shared = segments.shared(segment)
@@ -31,7 +29,7 @@ def write_segments(
             name = bodies.setdefault(id(segment.encoder), f"body_{len(bodies) + 1:02d}")
         graph = layer_graph(segment, segments.hidden_size, segments.outputs, feed_head=shared)
         written.append(_write(graph, segment.layer, name, folder))
-        advance(1)
+        bar.update(1)
     return tuple(written)
 
 

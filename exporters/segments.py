@@ -1,8 +1,8 @@
 """Canonical segments: embeddings, then one encoder layer with its exit at a time. All targets are built from these.
 
-    token ids -> [embeddings] -> hidden 0 -> [layer 1] -> hidden 1 -> [layer 2] -> ...
-                                              |                        |
-                                         logits 1, lte 1          logits 2, lte 2
+token ids -> [embeddings] -> hidden 0 -> [layer 1] -> hidden 1 -> [layer 2] -> ...
+                                          |                        |
+                                     logits 1, lte 1          logits 2, lte 2
 """
 
 from __future__ import annotations

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import BerxitError
+from runtime.json_data import parse, read_json, write_json
 from runtime.policies import ExitPolicy
 
 SCHEMA_VERSION = 1
@@ -173,10 +171,6 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     write_json(dataclasses.asdict(manifest), folder / MANIFEST)
 
 
-def write_json(data: Any, path: Path) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:
     """Loads a raw tensor file of the bundle."""
     array = np.fromfile(bundle / tensor.file, dtype=np.dtype(tensor.dtype).newbyteorder("<"))
@@ -203,48 +197,3 @@ def _check_file(folder: Path, file: str, digest: str) -> None:
         raise BerxitError(f"{folder}: file '{file}' is missing. Copy the bundle again, whole, or export it again")
     if sha256(path) != digest:
         raise BerxitError(f"{path}: checksum differs from the manifest's. Copy the bundle again, or export it again")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BerxitError(f"{path} is missing: {path.parent} is not a bundle, or was copied in part") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BerxitError(f"{path} is damaged ({error}). Copy the bundle again, or export it again") from None
-    if not isinstance(data, dict):
-        raise BerxitError(f"{path} is damaged (not a JSON object). Export the bundle again")
-    return data
-
-
-T = TypeVar("T")
-
-
-def parse(kind: type[T], data: Any, where: str) -> Any:
-    """Plain JSON data as the dataclass ``kind``, strictly: each key known, each needed one there, each of its type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise BerxitError(f"{where}: expected an object, found {type(data).__name__}. Export the bundle again")
-        hints = typing.get_type_hints(kind)
-        needed = {f.name for f in dataclasses.fields(kind) if f.default_factory is f.default is dataclasses.MISSING}
-        if unknown := sorted(set(data) - set(hints)):
-            raise BerxitError(f"{where}: unknown key '{unknown[0]}'. Upgrade berxit here, or export the bundle again")
-        if missing := sorted(needed - set(data)):
-            raise BerxitError(f"{where}: key '{missing[0]}' is missing. Export the bundle again")
-        return kind(**{key: parse(hints[key], value, f"{where}: {key}") for key, value in data.items()})
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return parse(option, data, where)
-            except BerxitError:
-                continue
-    elif origin is tuple and isinstance(data, list):
-        return tuple(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
-    elif origin is dict and isinstance(data, dict):
-        return {key: parse(arguments[1], value, f"{where}: {key}") for key, value in data.items()}
-    elif kind is float and isinstance(data, int | float) and not isinstance(data, bool):
-        return float(data)
-    elif kind is Any or (origin is None and isinstance(data, kind) and not (kind is int and isinstance(data, bool))):
-        return data
-    raise BerxitError(f"{where}: found {json.dumps(data)[:60]}, which does not belong there. Export the bundle again")

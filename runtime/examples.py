@@ -34,9 +34,7 @@ class Examples:
         return self if count is None else Examples(self.texts[:count], self.labels[:count])
 
 
-def read_examples(
-    path: Path, text_columns: Sequence[str], label_column: str, labels: Sequence[str] | None
-) -> Examples:
+def read_examples(path: Path, text_columns: Sequence[str], label_column: str, labels: Sequence[str] | None) -> Examples:
     """Reads a file of examples. ``labels``: the class names, in order; None for regression.
 
     A label is a class's name or, unless names are numbers themselves, its number, as the GLUE files have it.
@@ -89,6 +87,10 @@ def find_split(data: Path, split: str) -> Path:
     raise InputError(f"{data} has no {split} split: put {split}.tsv ({', '.join(SUFFIXES)}) there, or name a file")
 
 
+def has_split(data: Path, split: str) -> bool:
+    return any((data / f"{split}{suffix}").is_file() for suffix in SUFFIXES)
+
+
 def label_numbers(labels: Sequence[str]) -> dict[str, int]:
     """What a label in a file may be -> its class number."""
     numbers = {name: number for number, name in enumerate(labels)}
@@ -107,7 +109,9 @@ def _label(text: str, numbers: dict[str, int] | None, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: label '{text}' is not a number, and the task is regression. Mend or delete the line")
+        raise InputError(
+            f"{where}: label '{text}' is not a number, and the task is regression. Mend or delete the line"
+        )
     return value
 
 

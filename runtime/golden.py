@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.bundle import Manifest, parse, read_json, write_json
+from runtime.bundle import Manifest
+from runtime.json_data import parse, read_json, write_json
 from runtime.loop import Backend
 from runtime.tokenization import Text, TokenBatch
 

@@ -9,7 +9,7 @@ from runtime.errors import BerxitError, InputError
 def choose_device(name: str, target: str) -> devices.Device:
     """The device called ``name`` ("auto": this machine), if it is this machine and runs bundles made for ``target``.
 
-    Raises InputError for an unknown name or a target the device does not run, BerxitError where this is another machine.
+    Raises InputError for an unknown name or a target the device does not run, BerxitError on another machine.
     """
     machine = devices.this_machine()
     device = devices.recognise(machine) if name == "auto" else devices.find(name)

@@ -70,7 +70,7 @@ class Confidence(Criterion):
 
 
 class Entropy(Criterion):
-    """The entropy of the class probabilities in nats, in [0, ln C]; the logits are shifted so that exp cannot overflow."""
+    """The entropy of the class probabilities in nats, in [0, ln C]; logits are shifted so that exp cannot overflow."""
 
     name = "entropy"
     higher_is_surer = False
@@ -107,9 +107,7 @@ class Patience(Criterion):
         if memory is None:
             streak = np.zeros(prediction.shape, dtype=np.int64)
         else:
-            same = (
-                np.abs(prediction - memory.prediction) < tolerance if regression else prediction == memory.prediction
-            )
+            same = np.abs(prediction - memory.prediction) < tolerance if regression else prediction == memory.prediction
             streak = np.where(same, memory.streak + 1, 0)
         return streak, Memory(prediction, streak)
 

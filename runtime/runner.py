@@ -63,7 +63,9 @@ class EarlyExitRunner:
         folder = Path(bundle)
         manifest = read_manifest(folder, verify=verify)
         profile = choose_device(device, manifest.target)
-        tokenizer = TextTokenizer(folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id)
+        tokenizer = TextTokenizer(
+            folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
+        )
         return cls(manifest, tokenizer, open_backend(folder, manifest, threads or profile.threads))
 
     def predict(self, text: str, text_pair: str | None = None, *, threshold: float | None = None) -> Answer:
@@ -74,7 +76,7 @@ class EarlyExitRunner:
         return self.predict_batch([text if text_pair is None else (text, text_pair)], threshold=threshold)[0]
 
     def predict_batch(self, texts: Sequence[Text], *, threshold: float | None = None) -> list[Answer]:
-        """Answers texts (or pairs, as tuples) together, in their order. Rows that exit leave; the rest go on together."""
+        """Answers texts (or pairs, as tuples) together, in their order. Rows that exit leave; the rest go on."""
         return self.answer(texts, self.policy if threshold is None else self.policy.with_threshold(threshold))
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy) -> list[Answer]:

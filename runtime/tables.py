@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """First column to the left, the others to the right. A float is shown as given by ``f'{x:.3g}'``; format others first."""
+    """First column to the left, the others to the right. Floats get three digits; format others first."""
     cells = [list(header)] + [[_text(value) for value in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        padded = [text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))]
+        place = [row[0].ljust, *(text.rjust for text in row[1:])]
+        padded = [justify(width) for justify, width in zip(place, widths, strict=True)]
         return "| " + " | ".join(padded) + " |"
 
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"

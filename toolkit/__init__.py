@@ -1,0 +1,1 @@
+"""The commands, the quickstart, reports and figures, and the sample data."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from runtime.bundle import write_json
+from runtime.bundle import sha256
 from runtime.errors import BerxitError, InputError
+from runtime.examples import find_split
+from runtime.json_data import parse, read_json, write_json
 from runtime.policies import ExitPolicy
-from train.evaluation import OperatingPoint, Predictions, candidate_thresholds, layer_scores, trade_off
+from runtime.progress import Progress, silent
+from train.checkpoint import load_checkpoint, read_record
+from train.evaluation import (
+    OperatingPoint,
+    Predictions,
+    candidate_thresholds,
+    default_criterion,
+    layer_scores,
+    predict,
+    trade_off,
+)
+from train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """Beside the checkpoint's weights: the policy and the record of how it was chosen."""
@@ -35,6 +46,56 @@ class Calibration:
     saved_layers: float
     histogram: tuple[int, ...]
     """(n,) how many examples left at each layer."""
+    threshold: float
+
+    def summary(self) -> str:
+        return (
+            f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
+            f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
+            f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
+        )
+
+
+def calibrate(
+    checkpoint: Path,
+    data: Path,
+    *,
+    split: str = "dev",
+    criterion: str | None = None,
+    keep: float = 0.99,
+    batch_size: int = 32,
+    progress: Progress = silent,
+) -> Calibration:
+    """Chooses the checkpoint's policy on a split of ``data`` and writes it beside the weights.
+
+    Raises InputError for the file that the checkpoint was trained on, or a criterion or share that cannot be.
+    """
+    path = find_split(data, split)
+    digest = sha256(path)
+    if digest == read_record(checkpoint).get("train_sha256"):
+        raise InputError(
+            f"{path} is what {checkpoint} was trained on: calibrate on data it has not seen, as --split dev"
+        )
+    model, tokenizer = load_checkpoint(checkpoint)
+    examples = task_of(model.config).read(path, split)
+    predictions = predict(model, tokenizer, examples, batch_size, progress)
+    policy, point = keep_share(predictions, criterion or default_criterion(predictions), keep)
+    calibration = Calibration(
+        criterion=policy.criterion,
+        rule=f"the cheapest threshold that keeps {keep:g} of the last exit's {predictions.metric}",
+        data=str(path),
+        data_sha256=digest,
+        examples=len(examples),
+        metric=predictions.metric,
+        full_depth_score=layer_scores(predictions)[-1],
+        score=point.score,
+        average_exit_layer=point.average_exit_layer,
+        saved_layers=point.saved_layers,
+        histogram=point.histogram,
+        threshold=point.threshold,
+    )
+    write_policy(checkpoint, policy, calibration)
+    return calibration
 
 
 def keep_share(predictions: Predictions, criterion: str, keep: float) -> tuple[ExitPolicy, OperatingPoint]:
@@ -43,30 +104,33 @@ def keep_share(predictions: Predictions, criterion: str, keep: float) -> tuple[E
     Raises InputError for a share outside (0, 1], or a criterion that cannot work here.
     """
     if not 0 < keep <= 1:
-        raise InputError(f"--keep {keep} is out of range: the share of the last exit's score to keep is above 0, up to 1")
+        raise InputError(
+            f"--keep {keep} is out of range: the share of the last exit's score to keep is above 0, up to 1"
+        )
     full = layer_scores(predictions)[-1]
     points = trade_off(predictions, criterion, candidate_thresholds(predictions, criterion))
     good = [point for point in points if point.score >= keep * full]
     if not good:  # only where the last exit's score is below zero, as a correlation can be
-        raise BerxitError(f"the last exit's {predictions.metric} is {full:.3f} on this data: nothing to keep. Train longer")
+        raise BerxitError(
+            f"the last exit's {predictions.metric} is {full:.3f} on this data: nothing to keep. Train longer"
+        )
     best = min(good, key=lambda point: (point.average_exit_layer, -point.score))
     return ExitPolicy.uniform(criterion, best.threshold, predictions.layers), best
 
 
-def write_policy(checkpoint: Path, policy: ExitPolicy, calibration: Calibration) -> Path:
-    path = checkpoint / POLICY_FILE
-    write_json({"policy": asdict(policy), "calibration": asdict(calibration)}, path)
-    return path
+@dataclass(frozen=True)
+class CalibratedPolicy:
+    """exit_policy.json"""
+
+    policy: ExitPolicy
+    calibration: Calibration
 
 
-def read_policy(checkpoint: Path) -> tuple[ExitPolicy, dict[str, Any]] | None:
+def write_policy(checkpoint: Path, policy: ExitPolicy, calibration: Calibration) -> None:
+    write_json(asdict(CalibratedPolicy(policy, calibration)), checkpoint / POLICY_FILE)
+
+
+def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     """The checkpoint's policy and how it was chosen, or None where it was never calibrated."""
     path = checkpoint / POLICY_FILE
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data["policy"].items()}
-        return ExitPolicy(**fields), data["calibration"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BerxitError(f"{path} is damaged ({error}): run berxit-calibrate again") from None
+    return parse(CalibratedPolicy, read_json(path), str(path)) if path.is_file() else None

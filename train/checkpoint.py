@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from runtime.bundle import write_json
 from runtime.errors import BerxitError, InputError
+from runtime.json_data import read_json, write_json
 from runtime.tokenization import Text
 from train.modeling import MultiExitModel
 
@@ -76,7 +75,7 @@ def save_checkpoint(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(asdict(record), folder / RECORD_FILE)
-    write_json(samples, folder / SAMPLES_FILE)
+    write_json({"texts": samples}, folder / SAMPLES_FILE)
 
 
 def load_checkpoint(folder: Path) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
@@ -92,7 +91,9 @@ def load_checkpoint(folder: Path) -> tuple[MultiExitModel, PreTrainedTokenizerBa
         model, loading = MultiExitModel.from_pretrained(str(folder), output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # safetensors and tokenizers raise their own, unrelated types
-        raise BerxitError(f"cannot read checkpoint {folder}: {_first_line(error)}. Copy it again or train again") from error
+        raise BerxitError(
+            f"cannot read checkpoint {folder}: {_first_line(error)}. Copy it again or train again"
+        ) from error
     if loading["missing_keys"]:
         raise BerxitError(f"checkpoint {folder} lacks weights, the first is {sorted(loading['missing_keys'])[0]}")
     return model.eval(), tokenizer
@@ -107,14 +108,7 @@ def read_samples(folder: Path) -> list[Text]:
     """The checkpoint's sample texts; empty where there are none."""
     if not (folder / SAMPLES_FILE).is_file():
         return []
-    return [text if isinstance(text, str) else tuple(text) for text in read_json(folder / SAMPLES_FILE)]
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BerxitError(f"cannot read {path}: {_first_line(error)}. Copy the checkpoint again or train again") from None
+    return [text if isinstance(text, str) else tuple(text) for text in read_json(folder / SAMPLES_FILE)["texts"]]
 
 
 def _first_line(error: Exception) -> str:

@@ -12,12 +12,14 @@ class MultiExitConfig(PreTrainedConfig):
     """Configuration of MultiExitModel. Class names and their number are the base class's ``id2label``."""
 
     model_type = "berxit"
-    sub_configs_defaults = {"backbone": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    sub_configs_defaults = {  # noqa: RUF012 - as the base class has it
+        "backbone": SubConfigSpec(config_class=AutoConfig, model_type="bert")
+    }
 
     backbone: dict | PreTrainedConfig | None = None
     """The encoder's own configuration, of any family in train/backbones/."""
     exit_head: str = "linear"
-    """linear: one layer on h_i, as the paper's text has it; pooler: dense + tanh + linear, as the authors' code has it."""
+    """linear: one layer on h_i, the paper's text; pooler: dense + tanh + linear, the authors' code."""
     lte: bool = False
     """Whether the model learns to exit (equation 8)."""
     strategy: str = "alternating"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from runtime.examples import Examples
 from runtime.policies import ExitPolicy, certainties, exit_layers
+from runtime.progress import Progress, silent
 from train.encoding import EncodedExamples
 from train.metrics import METRICS
 from train.modeling import MultiExitModel
@@ -47,13 +48,15 @@ class Predictions:
         return METRICS[self.metric](answers, self.labels)
 
     def save(self, path: Path) -> None:
-        arrays = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
-        np.savez_compressed(path, **arrays, **({} if self.lte is None else {"lte": self.lte}))
+        arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
+        if self.lte is not None:
+            arrays["lte"] = self.lte
+        np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
         with np.load(path, allow_pickle=False) as file:
-            lte = file["lte"] if "lte" in file else None
+            lte = file["lte"] if "lte" in file.files else None
             return cls(file["logits"], lte, file["labels"], str(file["metric"]))
 
 
@@ -63,24 +66,25 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
     batch_size: int = 32,
-    advance: Callable[[int], None] = lambda rows: None,
+    progress: Progress = silent,
 ) -> Predictions:
-    """Runs all layers on all examples once. ``advance`` hears how many rows were done."""
+    """Runs all layers on all examples once."""
     encoded = EncodedExamples(examples, tokenizer, model.config.max_length)
     collate = DataCollatorWithPadding(tokenizer)
     model.eval()
     logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
     lte = np.empty((len(examples), model.layers), dtype=np.float32) if model.config.lte else None
     by_length = np.argsort(encoded.lengths, kind="stable")  # so that short rows are not padded to long ones
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
-        batch = collate([encoded[i] for i in rows]).to(model.device)
-        batch.pop("labels")
-        outputs = model(**batch)
-        logits[rows] = outputs.logits.float().cpu().numpy()
-        if lte is not None:
-            lte[rows] = outputs.certainties.float().cpu().numpy()
-        advance(len(rows))
+    with progress(len(examples)) as bar:
+        for start in range(0, len(by_length), batch_size):
+            rows = by_length[start : start + batch_size]
+            batch = collate([encoded[i] for i in rows]).to(model.device)
+            batch.pop("labels")
+            outputs = model(**batch)
+            logits[rows] = outputs.logits.float().cpu().numpy()
+            if lte is not None:
+                lte[rows] = outputs.certainties.float().cpu().numpy()
+            bar.update(len(rows))
     return Predictions(logits, lte, examples.labels, model.config.metric)
 
 
@@ -88,6 +92,13 @@ def layer_scores(predictions: Predictions) -> list[float]:
     """The score of each layer when all examples exit there: (n,)."""
     answers = predictions.answers()
     return [predictions.score(answers[:, layer]) for layer in range(predictions.layers)]
+
+
+def default_criterion(predictions: Predictions) -> str:
+    """Confidence for classes; for regression LTE where the model has it, else patience."""
+    if not predictions.regression:
+        return "confidence"
+    return "lte" if predictions.lte is not None else "patience"
 
 
 @dataclass(frozen=True)

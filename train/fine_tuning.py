@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
-from runtime.bundle import sha256, write_json
+from runtime.bundle import sha256
 from runtime.errors import BerxitError, InputError
-from runtime.examples import Examples, find_split
+from runtime.examples import Examples, find_split, has_split
+from runtime.json_data import read_json, write_json
 from train.checkpoint import (
     TrainingRecord,
-    read_json,
     refuse_to_overwrite,
     save_checkpoint,
     write_whole,
@@ -150,9 +150,13 @@ def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, P
         if isinstance(error, InputError):
             raise
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise BerxitError(f"cannot load --model {options.model}: {reason}. Give a model folder or a hub name") from error
+        raise BerxitError(
+            f"cannot load --model {options.model}: {reason}. Give a model folder or a hub name"
+        ) from error
     if options.max_length > model.adapter.max_length:
-        raise InputError(f"--max-length {options.max_length} is more than the {model.adapter.max_length} of {options.model}")
+        raise InputError(
+            f"--max-length {options.max_length} is more than the {model.adapter.max_length} of {options.model}"
+        )
     return model, tokenizer
 
 
@@ -184,7 +188,9 @@ def training_arguments(options: TrainingOptions, state: Path, quiet: bool) -> Tr
 
 def check_loss(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise BerxitError(f"the loss is {loss} at step {step}: lower --learning-rate, or look for bad values in the data")
+        raise BerxitError(
+            f"the loss is {loss} at step {step}: lower --learning-rate, or look for bad values in the data"
+        )
 
 
 def _prepare_state(state: Path, run: dict[str, Any], force: bool) -> str | None:
@@ -201,10 +207,8 @@ def _prepare_state(state: Path, run: dict[str, Any], force: bool) -> str | None:
 
 
 def _samples(task: Task, data: Path, examples: Examples) -> list[Any]:
-    """Texts the model was not trained on where there is a dev split, spread over it."""
-    try:
-        examples = task.read(data, "dev") if data.is_dir() else examples
-    except InputError:
-        pass  # no dev split: the training texts do
+    """Texts spread over the dev split, which training has not seen; over the training split where there is none."""
+    if data.is_dir() and has_split(data, "dev"):
+        examples = task.read(data, "dev")
     step = max(1, len(examples) // SAMPLES)
     return examples.texts[::step][:SAMPLES]

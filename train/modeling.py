@@ -45,8 +45,8 @@ class ExitHead(nn.Module):
 class MultiExitModel(PreTrainedModel):
     """Encoder, n exit heads and one LTE module shared by all layers (sections 3 and 4.2 of the paper).
 
-    ``from_backbone`` starts one from a pre-trained encoder; ``from_pretrained`` and ``save_pretrained`` work as in every
-    transformers model, and AutoModelForSequenceClassification finds it once ``train`` is imported.
+    ``from_backbone`` starts one from a pre-trained encoder; ``from_pretrained`` and ``save_pretrained`` work as in
+    every transformers model, and AutoModelForSequenceClassification finds it once ``train`` is imported.
     """
 
     config_class = MultiExitConfig

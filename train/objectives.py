@@ -30,7 +30,7 @@ def lte_losses(certainties: Tensor, logits: Tensor, labels: Tensor, regression: 
 
 @torch.no_grad()
 def lte_targets(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """What the certainty ought to be (equations 9 and 10): (B, n). A truth to learn, so no gradient flows through it."""
+    """What the certainty ought to be (equations 9 and 10): (B, n). A truth to learn: no gradient flows through it."""
     if regression:
         return 1 - torch.tanh((logits.squeeze(-1) - labels[:, None]).abs())
     return (logits.argmax(dim=-1) == labels[:, None]).to(logits.dtype)

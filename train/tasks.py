@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.examples import Examples, find_split, read_examples, read_rows
+from train.configuration import MultiExitConfig
 from train.metrics import METRICS
 
 
@@ -55,6 +56,11 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task '{name}': choose one of {', '.join(TASKS)}, custom")
     return TASKS[name]
+
+
+def task_of(config: MultiExitConfig) -> Task:
+    """The task that a checkpoint was trained for."""
+    return Task(config.task, tuple(config.text_columns), config.label_column, config.labels, config.metric)
 
 
 def custom_task(

@@ -1,4 +1,7 @@
-"""Back ends: each runs one target's segment files for the exit loop. A new one is one module here and one line in OPENERS."""
+"""Back ends: each runs one target's segment files for the exit loop.
+
+A new one is one module here and one line in BACKENDS.
+"""
 
 from __future__ import annotations
 

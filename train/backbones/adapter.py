@@ -38,7 +38,7 @@ class Adapter(ABC):
         """The dense layer of the pre-trained pooler, if the backbone has one."""
         return None
 
-    def remove_pooler(self, backbone: PreTrainedModel) -> None:
+    def remove_pooler(self, backbone: PreTrainedModel) -> None:  # noqa: B027 - most families have none
         """Takes the backbone's own pooler away: every exit has its own head."""
 
     @abstractmethod

@@ -46,7 +46,7 @@ class BertAdapter(Adapter):
 
 
 class RobertaAdapter(BertAdapter):
-    """RoBERTa counts positions from the padding id + 1, and has one token type, which adds the same to every position."""
+    """RoBERTa counts positions from the padding id + 1; its one token type adds the same to every position."""
 
     has_token_types = False
 

@@ -1,8 +1,8 @@
 """The canonical encoder: the same arrays whatever the family calls its parameters. Exporters see nothing else.
 
 A layer is BERT's (Devlin et al., 2019): attention, add and normalise, feed forward, add and normalise. Matrices are
-stored input-first, (inputs, outputs), so that a layer computes ``hidden @ weight + bias``. d hidden size, e embedding size,
-f feed-forward size.
+stored input-first, (inputs, outputs), so that a layer computes ``hidden @ weight + bias``. d hidden size, e embedding
+size, f feed-forward size.
 """
 
 from __future__ import annotations

@@ -1,0 +1,299 @@
+"""``python -m runtime.bench --device DEVICE BUNDLE``: latency on this device against average exit layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+import numpy as np
+
+import devices
+from runtime.bundle import read_manifest
+from runtime.console import debug_option, progress_bar, run
+from runtime.errors import BerxitError, InputError
+from runtime.examples import Examples, find_split, read_examples
+from runtime.golden import differences, read_golden
+from runtime.json_data import write_json
+from runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
+from runtime.metrics import METRICS
+from runtime.placement import choose_device
+from runtime.policies import ExitPolicy
+from runtime.progress import Progress, silent
+from runtime.runner import Answer, EarlyExitRunner
+from runtime.tables import markdown_table
+
+CALIBRATED = "calibrated"
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """bench.json: everything that was measured, and under which conditions."""
+
+    bundle: str
+    target: str
+    precision: str
+    task: str
+    metric: str | None
+    """None where the inputs had no labels."""
+    layers: int
+    device: str
+    machine: devices.Machine
+    threads: int
+    inputs: int
+    rounds: int
+    boundary: str
+    self_check: float
+    """The largest difference from the checkpoint over all exits of the golden inputs, on this device."""
+    by_layer: dict[int, Measured]
+    """Exit layer -> what it costs when every input leaves there."""
+    by_threshold: dict[float, Measured]
+    criterion: str
+    policy: Measured | None
+    """The bundle's own thresholds; None where it was not calibrated."""
+    line: Line
+    before: devices.Reading
+    after: devices.Reading
+    versions: dict[str, str]
+
+    @property
+    def full_depth(self) -> Measured:
+        return self.by_layer[self.layers]
+
+    def headline(self) -> str:
+        """What the user wants to know first."""
+        if self.policy is None:
+            return f"full depth takes {self.full_depth.latency.mean:.2f} ms; not calibrated yet: berxit-calibrate"
+        times = self.full_depth.latency.mean / self.policy.latency.mean
+        text = (
+            f"{times:.2f}x faster than full depth on this device: {self.policy.latency.mean:.2f} ms instead of"
+            f" {self.full_depth.latency.mean:.2f} ms per input,"
+            f" {self.policy.average_exit_layer:.2f} of {self.layers} layers"
+        )
+        if self.policy.score is None or self.full_depth.score is None:
+            return text
+        kept = f" ({self.policy.score / self.full_depth.score:.1%})" if self.full_depth.score > 0 else ""
+        return f"{text}, at {self.metric} {self.policy.score:.4f} instead of {self.full_depth.score:.4f}{kept}"
+
+    def tables(self) -> list[str]:
+        """Exit layers, thresholds, exit histogram; each a Markdown table."""
+        latency = ["mean ms", "p50", "p90", "p99"]
+        score = [self.metric] if self.metric else []
+        layers = [
+            [str(layer), *_latency(point), *([f"{point.score:.4f}"] if score else [])]
+            for layer, point in self.by_layer.items()
+        ]
+        points = [(f"{threshold:.4g}", point) for threshold, point in self.by_threshold.items()]
+        if self.policy is not None:
+            points.append((CALIBRATED, self.policy))
+        full = self.full_depth.latency.mean
+        thresholds = [
+            [
+                name,
+                f"{point.average_exit_layer:.2f}",
+                f"{1 - point.average_exit_layer / self.layers:.0%}",
+                *_latency(point),
+                f"{full / point.latency.mean:.2f}x",
+                *([f"{point.score:.4f}"] if score else []),
+            ]
+            for name, point in points
+        ]
+        made = [
+            markdown_table(["exit layer", *latency, *score], layers),
+            markdown_table(
+                [f"{self.criterion} threshold", "average exit layer", "saved layers", *latency, "speed-up", *score],
+                thresholds,
+            ),
+        ]
+        if self.policy is not None:
+            share = [f"{count / self.policy.queries:.1%}" for count in self.policy.histogram]
+            header = ["leaves at layer", *map(str, range(1, self.layers + 1))]
+            made.append(markdown_table(header, [[f"{CALIBRATED} policy", *share]]))
+        return made
+
+    def text(self) -> str:
+        """The whole report, as Markdown."""
+        lines = [
+            self.headline(),
+            f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device}: {self.machine},"
+            f" {self.threads} threads; {self.inputs} inputs, {self.rounds} rounds, batch 1; {self.boundary}",
+            *self.tables(),
+            f"latency = {self.line.intercept_ms:.2f} ms + {self.line.ms_per_layer:.2f} ms x average exit layer,"
+            f" R^2 = {self.line.r_squared:.4f}; exits within {self.self_check:.0e} of the checkpoint on this device",
+        ]
+        return "\n\n".join(lines)
+
+
+def bench(
+    bundle: Path,
+    device: str = "auto",
+    *,
+    examples: Examples | None = None,
+    threads: int | None = None,
+    thresholds: int = 7,
+    queries: int = 200,
+    seconds: float = 10.0,
+    warmup: int = 20,
+    progress: Progress = silent,
+) -> BenchResult:
+    """Measures a bundle on this device; on ``examples``, or on the bundle's golden inputs (then without a score).
+
+    ``thresholds``: how many to try, spread over the average exit layers that the data allows. ``queries`` and
+    ``seconds``: the least each operating point, and the whole, is measured.
+    """
+    runner = EarlyExitRunner.load(bundle, device, threads=threads)
+    manifest = runner.manifest
+    golden = read_golden(bundle, manifest)
+    largest = max(differences(runner.backend, golden, manifest.model.pad_token_id))
+    if not largest <= manifest.parity.atol:
+        raise BerxitError(
+            f"{bundle}: on this device an exit is {largest:.1e} from the checkpoint (allowed: {manifest.parity.atol:.0e}),"
+            " numbers from it would mean nothing. Export the bundle again, or upgrade the back end"
+        )
+    inputs = examples.texts if examples else golden.inputs
+    layers = manifest.model.layers
+    before = devices.read_sensors()
+    tried = spread_thresholds(runner.policy, *stored_pass(runner, inputs), thresholds)
+    policies: dict[str, ExitPolicy] = {f"layer {i}": runner.policy.at_depth(i) for i in range(1, layers + 1)}
+    policies.update({f"threshold {t}": runner.policy.with_threshold(t) for t in tried})
+    if manifest.calibration is not None:
+        policies[CALIBRATED] = runner.policy
+    rounds = rounds_for(runner, inputs, len(policies), queries=queries, seconds=seconds)
+    score = _scorer(runner, examples) if examples else None
+    with progress(rounds * len(inputs) * len(policies)) as bar:
+        found = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
+    return BenchResult(
+        bundle=str(bundle),
+        target=manifest.target,
+        precision=manifest.precision,
+        task=manifest.model.task,
+        metric=manifest.model.metric if examples else None,
+        layers=layers,
+        device=choose_device(device, manifest.target).name,
+        machine=devices.this_machine(),
+        threads=threads or devices.usable_cores(),
+        inputs=len(inputs),
+        rounds=rounds,
+        boundary="from text to answer, tokenisation included",
+        self_check=largest,
+        by_layer={i: found[f"layer {i}"] for i in range(1, layers + 1)},
+        by_threshold={t: found[f"threshold {t}"] for t in tried},
+        criterion=runner.policy.criterion,
+        policy=found.get(CALIBRATED),
+        line=Line.through(list(found.values())),
+        before=before,
+        after=devices.read_sensors(),
+        versions=_versions(),
+    )
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--device", default="auto", show_default=True, help="A name that `berxit devices` lists.")
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled inputs: a file, or a folder with splits.")
+@click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all usable cores by default.")
+@click.option("--thresholds", default=7, show_default=True, type=click.IntRange(min=1), help="How many to try.")
+@click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="At least, per point.")
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0), help="At least, in all.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the results; BUNDLE-bench by default.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@debug_option
+def command(
+    bundle: Path | None,
+    device: str,
+    data: Path | None,
+    split: str,
+    limit: int | None,
+    threads: int | None,
+    thresholds: int,
+    queries: int,
+    seconds: float,
+    output: Path | None,
+    quiet: bool,
+) -> None:
+    """Measure BUNDLE on this device: latency against average exit layer.
+
+    Writes bench.json, bench.md and, where matplotlib is installed, bench.png.
+    """
+    bundle = bundle or _bundle_here(device)
+    examples = None
+    if data is not None:
+        model = read_manifest(bundle, verify=False).model
+        path = find_split(data, split)
+        examples = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit)
+
+    result = bench(
+        bundle,
+        device,
+        examples=examples,
+        threads=threads,
+        thresholds=thresholds,
+        queries=queries,
+        seconds=seconds,
+        progress=progress_bar("measuring", quiet),
+    )
+    click.echo("\n" + result.text() + "\n")
+    folder = output or bundle.with_name(f"{bundle.resolve().name}-bench")
+    click.echo(f"written: {', '.join(map(str, write_result(result, folder)))}")
+
+
+def write_result(result: BenchResult, folder: Path) -> list[Path]:
+    """bench.json, bench.md and, where a plug-in can draw, bench.png."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / "bench.json", folder / "bench.md"]
+        write_json(dataclasses.asdict(result), files[0])
+        files[1].write_text(result.text() + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
+    for plugin in metadata.entry_points(group="berxit.figures"):
+        if plugin.name == "bench":  # drawing lives above the runtime, which knows no matplotlib
+            try:
+                files.append(plugin.load()(result, folder / "bench.png"))
+            except ModuleNotFoundError as error:
+                click.echo(f"no figure: {error.name} is not installed here: pip install 'berxit[report]'", err=True)
+    return files
+
+
+def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[Answer]], float]:
+    model = runner.manifest.model
+    metric = METRICS[model.metric]
+
+    def score(answers: Sequence[Answer]) -> float:
+        values = [a.label if model.regression else model.labels.index(str(a.label)) for a in answers]
+        return metric(np.array(values), examples.labels)
+
+    return score
+
+
+def _bundle_here(device: str) -> Path:
+    for folder in (Path(), Path("bundle")):
+        if (folder / "manifest.json").is_file():
+            return folder
+    raise InputError(
+        f"which bundle? python -m runtime.bench --device {device} BUNDLE, a folder that berxit-export wrote"
+    )
+
+
+def _latency(point: Measured) -> list[str]:
+    return [f"{value:.2f}" for value in dataclasses.astuple(point.latency)]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("berxit", "numpy", "tokenizers", "onnxruntime"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    run(command)

@@ -1,0 +1,93 @@
+"""How every command ends: an answer with status 0, or one line that says what is wrong and status 1 or 2."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from runtime.errors import BerxitError
+from runtime.progress import Progress
+
+_DEBUG = "berxit.debug"
+
+EXTRAS = {
+    "onnxruntime": "onnxruntime",
+    "torch": "train",
+    "transformers": "train",
+    "accelerate": "train",
+    "optimum": "train",
+    "scikit-learn": "train",
+    "scipy": "train",
+    "onnx": "export",
+    "matplotlib": "report",
+}
+"""Package -> the extra of this project that brings it."""
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --debug: a failure then shows its traceback."""
+
+    def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        context.find_root().meta[_DEBUG] = context.find_root().meta.get(_DEBUG, False) or value
+
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=remember, help="Show the traceback of a failure."
+    )(command)
+
+
+def progress_bar(label: str, quiet: bool = False) -> Progress:
+    """A bar on the screen, for work that takes over two seconds."""
+
+    def bar(length: int) -> Any:
+        return click.progressbar(
+            length=length, label=label, hidden=quiet, update_min_steps=max(1, length // 100), width=24
+        )
+
+    return bar
+
+
+def run(command: click.Command) -> None:
+    """Runs a click command as a program: 0 for success, 1 for a failure, 2 for misuse, 130 for an interruption."""
+    sys.exit(status_of(command, sys.argv[1:]))
+
+
+def status_of(command: click.Command, arguments: list[str]) -> int:
+    """Runs the command and says how it ended; the message of a failure is on standard error."""
+    debug = "--debug" in arguments
+    try:
+        command.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        if debug:
+            traceback.print_exc()
+        hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        return _fail(error.format_message().rstrip(".") + hint, 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted: nothing half-written was left. The same command starts again or goes on", 130)
+    except BerxitError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(str(error), error.exit_status)
+    except ModuleNotFoundError as error:
+        if debug:
+            traceback.print_exc()
+        package = {"sklearn": "scikit-learn"}.get(error.name or "", (error.name or "").partition(".")[0])
+        extra = EXTRAS.get(package)
+        mend = f"pip install 'berxit[{extra}]'" if extra else f"pip install {package}"
+        return _fail(f"this needs {package}, which is not installed here: {mend}", 1)
+    except Exception as error:  # a fault of ours or of a library: still one line, the rest on request
+        if debug:
+            traceback.print_exc()
+        first = (str(error).splitlines() or [""])[0]
+        return _fail(f"{type(error).__name__}: {first}. Run again with --debug to see where", 1)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status

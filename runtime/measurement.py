@@ -1,0 +1,149 @@
+"""How latency is measured, and what is made of it.
+
+The clock starts with the text and stops with the answer: tokenisation, segments, exit decisions and scores are all
+inside. One query at a time. All operating points take turns on the same inputs in a shuffled order, so that a slow
+moment of the machine falls on all of them alike; a warm-up comes first and is not counted.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
+from runtime.runner import Answer, EarlyExitRunner
+from runtime.tokenization import Text
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per query."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, milliseconds: npt.NDArray) -> Latency:
+        p50, p90, p99 = np.percentile(milliseconds, [50, 90, 99])
+        return cls(float(milliseconds.mean()), float(p50), float(p90), float(p99))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one operating point did, over Q queries."""
+
+    latency: Latency
+    average_exit_layer: float
+    histogram: tuple[int, ...]
+    """(n,) queries that left at each layer."""
+    queries: int
+    score: float | None
+    """The task's metric, or None without labels."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Latency as a straight line over the average exit layer, by least squares."""
+
+    intercept_ms: float
+    """What is paid before the first layer: tokenisation and embeddings."""
+    ms_per_layer: float
+    r_squared: float
+
+    @classmethod
+    def through(cls, points: Sequence[Measured]) -> Line:
+        layers = np.array([point.average_exit_layer for point in points])
+        means = np.array([point.latency.mean for point in points])
+        slope, intercept = np.polyfit(layers, means, 1)
+        spread = float(((means - means.mean()) ** 2).sum())
+        residual = float(((means - intercept - slope * layers) ** 2).sum())
+        return cls(float(intercept), float(slope), 1 - residual / spread if spread else 1.0)
+
+
+def stored_pass(runner: EarlyExitRunner, inputs: Sequence[Text]) -> tuple[npt.NDArray, npt.NDArray | None]:
+    """All exits of all inputs, one by one: logits (N, n, C), LTE (N, n) or None."""
+    logits, lte = [], []
+    for text in inputs:
+        state = runner.backend.embed(runner.tokenizer([text]))
+        for layer in range(1, runner.backend.layers + 1):
+            state, layer_logits, layer_lte = runner.backend.layer(layer, state)
+            logits.append(layer_logits[0])
+            lte.append(None if layer_lte is None else layer_lte[0])
+    shape = (len(inputs), runner.backend.layers)
+    return np.stack(logits).reshape(*shape, -1), None if lte[0] is None else np.array(lte).reshape(shape)
+
+
+def spread_thresholds(policy: ExitPolicy, logits: npt.NDArray, lte: npt.NDArray | None, count: int) -> list[float]:
+    """Thresholds whose average exit layers lie as evenly as this data allows, cheapest first.
+
+    logits (N, n, C), lte (N, n) or None: a stored pass.
+    """
+    if policy.criterion == "patience":
+        return [float(k) for k in range(1, policy.layers)]
+    certainty = certainties(policy, logits, lte)
+    values = np.unique(certainty[:, :-1].astype(np.float64))
+    middles = [(low + high) / 2 for low, high in pairwise(values)]
+    candidates = np.array(middles)[np.linspace(0, len(middles) - 1, min(len(middles), 400)).astype(int)]
+    if not CRITERIA[policy.criterion].higher_is_surer:
+        candidates = candidates[::-1]
+    averages = np.array([exit_layers(policy.with_threshold(t), certainty).mean() for t in candidates])
+    wanted = np.linspace(1, policy.layers, count + 2)[1:-1]
+    return [float(candidates[i]) for i in sorted({int(np.abs(averages - want).argmin()) for want in wanted})]
+
+
+def measure(
+    runner: EarlyExitRunner,
+    inputs: Sequence[Text],
+    policies: Mapping[str, ExitPolicy],
+    *,
+    rounds: int,
+    warmup: int,
+    score: Callable[[Sequence[Answer]], float] | None = None,
+    advance: Callable[[int], None] = lambda queries: None,
+    seed: int = 0,
+) -> dict[str, Measured]:
+    """Answers every input under every policy, ``rounds`` times, one query at a time.
+
+    ``score``: the task's metric of the answers to ``inputs``, in their order; it sees the first round's.
+    """
+    order = random.Random(seed)
+    for i in range(warmup):
+        runner.answer([inputs[i % len(inputs)]], runner.policy.at_depth(runner.backend.layers))
+    found: dict[str, list[Answer]] = {name: [] for name in policies}
+    for _ in range(rounds):
+        for text in inputs:
+            for name in order.sample(list(policies), len(policies)):
+                found[name].append(runner.answer([text], policies[name])[0])
+            advance(len(policies))
+    return {name: _summary(answers, len(inputs), runner.backend.layers, score) for name, answers in found.items()}
+
+
+def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *, queries: int, seconds: float) -> int:
+    """How many rounds give each policy at least ``queries`` queries, and the whole at least ``seconds``."""
+    probe = inputs[: min(len(inputs), 20)]
+    start = time.perf_counter()
+    for text in probe:
+        runner.answer([text], runner.policy.at_depth(runner.backend.layers))
+    round_seconds = (time.perf_counter() - start) / len(probe) * len(inputs) * policies / 2
+    return max(1, -(-queries // len(inputs)), round(seconds / round_seconds))
+
+
+def _summary(
+    answers: list[Answer], inputs: int, layers: int, score: Callable[[Sequence[Answer]], float] | None
+) -> Measured:
+    exits = np.array([answer.exit_layer for answer in answers])
+    return Measured(
+        Latency.of(np.array([answer.latency_ms for answer in answers])),
+        float(exits.mean()),
+        tuple(int(count) for count in np.bincount(exits - 1, minlength=layers)),
+        len(answers),
+        None if score is None else score(answers[:inputs]),
+    )

@@ -1,0 +1,71 @@
+"""``berxit`` and its subcommands, each also a program of its own: ``berxit train`` is ``berxit-train``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+
+from runtime.console import debug_option, run
+
+COMMANDS = {
+    "train": "toolkit.commands.train",
+    "eval": "toolkit.commands.evaluate",
+    "calibrate": "toolkit.commands.calibrate",
+    "export": "toolkit.commands.export",
+    "bench": "runtime.bench",
+    "inspect": "toolkit.commands.inspect",
+    "devices": "toolkit.commands.devices",
+    "doctor": "toolkit.commands.doctor",
+}
+"""Name -> the module whose ``command`` it is. A new command is one module and one line here."""
+
+
+def load(name: str) -> click.Command:
+    command: click.Command = import_module(COMMANDS[name]).command
+    return command
+
+
+class Commands(click.Group):
+    """Imports a subcommand when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return load(cmd_name) if cmd_name in COMMANDS else None
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("berxit"), prog_name="berxit")
+@debug_option
+def berxit() -> None:
+    """Early-exiting BERT-family models on edge devices.
+
+    train a checkpoint -> eval it -> calibrate when it stops -> export a bundle -> bench it on the device.
+    """
+
+
+def main() -> None:
+    run(berxit)
+
+
+def train() -> None:
+    run(load("train"))
+
+
+def evaluate() -> None:
+    run(load("eval"))
+
+
+def calibrate() -> None:
+    run(load("calibrate"))
+
+
+def export() -> None:
+    run(load("export"))
+
+
+def bench() -> None:
+    run(load("bench"))

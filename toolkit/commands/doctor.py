@@ -1,0 +1,49 @@
+"""``berxit doctor``: which parts are installed and usable here, and how to get the others."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import click
+
+import devices
+from runtime.console import EXTRAS, debug_option
+from runtime.tables import markdown_table
+
+NEEDED_FOR = {
+    "onnxruntime": "run bundles on a CPU",
+    "train": "fine-tune, evaluate, calibrate",
+    "export": "write bundles",
+    "report": "draw figures",
+}
+
+
+@click.command("doctor")
+@debug_option
+def command() -> None:
+    """Show which parts are installed and usable on this machine."""
+    rows = []
+    for extra, purpose in NEEDED_FOR.items():
+        found = {package: _version(package) for package, owner in EXTRAS.items() if owner == extra}
+        there = all(found.values())
+        packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
+        rows.append([purpose, "yes" if there else "no", packages, "" if there else f"pip install 'berxit[{extra}]'"])
+    click.echo(f"berxit {metadata.version('berxit')}, Python {platform.python_version()}, {devices.this_machine()}\n")
+    click.echo(markdown_table(["to", "usable", "packages", "get it"], rows))
+    if _version("torch"):
+        import torch
+
+        cuda = (
+            torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else "no GPU that torch can use: training runs on the CPU"
+        )
+        click.echo(f"\ntorch sees: {cuda}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

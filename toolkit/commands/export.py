@@ -1,0 +1,41 @@
+"""``berxit-export``: a checkpoint in, a bundle for a target out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runtime.console import debug_option, progress_bar
+from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
+
+
+@click.command("export")
+@checkpoint_argument
+@click.option("--target", required=True, help="What will run it: onnxruntime.")
+@click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
+@click.option("--precision", default="fp32", show_default=True, help="fp32.")
+@force_option
+@quiet_option
+@debug_option
+def command(checkpoint: Path, target: str, output: Path | None, precision: str, force: bool, quiet: bool) -> None:
+    """Cut CHECKPOINT into one segment per layer, check every exit, and write a bundle."""
+    hush_libraries()
+    from exporters.export import export
+
+    output = output or checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
+    parity: list[str] = []
+    manifest = export(
+        checkpoint,
+        target,
+        output,
+        precision=precision,
+        force=force,
+        progress=progress_bar("exporting", quiet),
+        report=parity.append,
+    )
+    click.echo("\n".join(parity))
+    if manifest.calibration is None:
+        click.echo("not calibrated: the bundle never stops early. Run berxit-calibrate, then export again")
+    click.echo(f"bundle: {output}")
+    click.echo(f"next: python -m runtime.bench {output}")

@@ -1,0 +1,68 @@
+"""``berxit inspect``: what a bundle holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runtime.bundle import Manifest, files_of, read_manifest
+from runtime.console import debug_option
+from runtime.tables import markdown_table
+from toolkit.commands.options import PATH
+
+
+@click.command("inspect")
+@click.argument("bundle", type=PATH)
+@debug_option
+def command(bundle: Path) -> None:
+    """Show what BUNDLE holds, and check every file against its checksum."""
+    manifest = read_manifest(bundle)
+    click.echo(describe(bundle, manifest))
+
+
+def describe(bundle: Path, manifest: Manifest) -> str:
+    model, policy = manifest.model, manifest.policy
+    sizes = {file: (bundle / file).stat().st_size for file in files_of(manifest)}
+    facts = [
+        ("task", f"{model.task}, {model.kind}" + (f": {', '.join(model.labels)}" if model.labels else "")),
+        (
+            "model",
+            f"{model.family}, {model.layers} layers, hidden size {model.hidden_size}, up to {model.max_length} tokens",
+        ),
+        ("target", f"{manifest.target}, {manifest.precision}"),
+        ("exits when", _policy(manifest)),
+        ("calibrated", _calibration(manifest)),
+        ("parity", f"within {max(manifest.parity.max_diff):.1e} of {manifest.parity.reference} at every exit"),
+        ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums good"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
+    ]
+    lines = [f"{name:<12}{value}" for name, value in facts]
+    segments = [
+        [
+            "embeddings" if segment.layer == 0 else f"layer {segment.layer}",
+            segment.file,
+            f"{sizes[segment.file] / 2**20:.1f}",
+            "" if segment.layer == 0 else f"{manifest.parity.max_diff[segment.layer - 1]:.1e}",
+            "" if segment.layer in (0, model.layers) else f"{policy.thresholds[segment.layer - 1]:.4g}",
+        ]
+        for segment in manifest.segments
+    ]
+    return "\n".join([*lines, "", markdown_table(["segment", "file", "MiB", "max diff", "threshold"], segments)])
+
+
+def _policy(manifest: Manifest) -> str:
+    if manifest.calibration is None:
+        return "never early: not calibrated"
+    sign = {"entropy": "below", "patience": "at least"}.get(manifest.policy.criterion, "above")
+    return f"{manifest.policy.criterion} is {sign} the layer's threshold"
+
+
+def _calibration(manifest: Manifest) -> str:
+    record = manifest.calibration
+    if record is None:
+        return "no: run berxit-calibrate on the checkpoint, then export again"
+    return (
+        f"{record['rule']}: {record['score']:.4f} of {record['full_depth_score']:.4f}, average exit layer"
+        f" {record['average_exit_layer']:.2f}, on {record['examples']} examples"
+    )

@@ -1,0 +1,87 @@
+"""``berxit-train``: a pre-trained encoder and labelled text in, a multi-exit checkpoint out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runtime.console import debug_option
+from toolkit.commands.options import PATH, force_option, hush_libraries, quiet_option
+
+
+@click.command("train")
+@click.option("--model", required=True, help="Pre-trained encoder: a folder, or a name on the Hugging Face hub.")
+@click.option("--task", "task_name", required=True, help="rte, mrpc, sst2, qnli, qqp, mnli, stsb, sick, or custom.")
+@click.option("--data", type=PATH, required=True, help="Folder with train (and dev) .tsv, .csv or .jsonl; or one file.")
+@click.option("--output", type=PATH, required=True, help="The checkpoint: a folder that is not there yet.")
+@click.option("--strategy", default="alternating", show_default=True, help="Fine-tuning strategy: alternating, raw.")
+@click.option("--lte/--no-lte", default=True, show_default=True, help="Learn when to exit, too.")
+@click.option("--exit-head", default="linear", show_default=True, help="linear (the paper), or pooler (dense + tanh).")
+@click.option("--epochs", default=3.0, show_default=True, type=float)
+@click.option("--max-steps", type=int, help="Stop after so many optimiser steps, whatever --epochs says.")
+@click.option("--batch-size", default=8, show_default=True, type=int)
+@click.option("--learning-rate", default=2e-5, show_default=True, type=float)
+@click.option("--max-length", default=128, show_default=True, type=int, help="Tokens per input; longer ones are cut.")
+@click.option("--seed", default=42, show_default=True, type=int)
+@click.option("--limit-train", type=int, help="Train on the first N examples only.")
+@click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs.")
+@click.option("--label-column", help="custom: column with labels.  [default: label]")
+@click.option("--regression", is_flag=True, help="custom: labels are numbers.")
+@click.option("--metric", help="custom: accuracy, f1, pearson or spearman.")
+@force_option
+@quiet_option
+@debug_option
+def command(
+    model: str,
+    task_name: str,
+    data: Path,
+    output: Path,
+    strategy: str,
+    lte: bool,
+    exit_head: str,
+    epochs: float,
+    max_steps: int | None,
+    batch_size: int,
+    learning_rate: float,
+    max_length: int,
+    seed: int,
+    limit_train: int | None,
+    text_columns: tuple[str, ...],
+    label_column: str | None,
+    regression: bool,
+    metric: str | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Fine-tune an encoder so that every layer can answer."""
+    hush_libraries()
+    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.tasks import custom_task, get_task
+
+    if task_name == "custom":
+        task = custom_task(
+            data, text_columns or ("text",), label_column or "label", regression=regression, metric=metric
+        )
+    elif text_columns or label_column or regression or metric:
+        raise click.UsageError(
+            f"--text-column, --label-column, --regression and --metric go with --task custom, not {task_name}"
+        )
+    else:
+        task = get_task(task_name)
+    options = TrainingOptions(
+        model=model,
+        strategy=strategy,
+        lte=lte,
+        exit_head=exit_head,
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        seed=seed,
+        limit_train=limit_train,
+    )
+    fine_tune(task, data, options, output, force=force, quiet=quiet)
+    click.echo(f"checkpoint: {output}")
+    click.echo(f"next: berxit-calibrate {output} --data {data}")

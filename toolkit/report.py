@@ -1,0 +1,97 @@
+"""The quickstart's report: one HTML file that opens anywhere, with what the user wants to know on top."""
+
+from __future__ import annotations
+
+import base64
+import html
+import tempfile
+from pathlib import Path
+
+from runtime.bench import BenchResult
+from train.calibration import Calibration
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>berxit report</title><style>
+body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 3rem auto; padding: 0 1.5rem; color: #111827 }}
+h1 {{ font-size: 1.7rem; line-height: 1.3; margin: 0 0 .4rem }} h2 {{ font-size: 1.1rem; margin: 2.4rem 0 .6rem }}
+.sub {{ color: #4b5563; margin: 0 }} img {{ max-width: 100% }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }}
+th, td {{ padding: .28rem .9rem .28rem 0; text-align: right; border-bottom: 1px solid #e5e7eb }}
+th:first-child, td:first-child {{ text-align: left }} th {{ font-weight: 600; color: #4b5563 }}
+tr.chosen td {{ color: #dc2626; font-weight: 600 }}
+pre {{ background: #f3f4f6; padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .88rem }}
+</style></head><body>
+<h1>{headline}</h1>
+<p class="sub">{measured}</p>
+{figure}
+<h2>Where the inputs leave</h2>{histogram}
+<h2>What a threshold buys</h2>{thresholds}
+<h2>What each layer costs and scores</h2>{layers}
+<h2>How the threshold was chosen</h2><p>{calibration}</p>
+<h2>Use it</h2><pre>{code}</pre>
+<h2>Conditions</h2><p>{conditions}</p>
+</body></html>
+"""
+
+_CODE = """from runtime import EarlyExitRunner
+
+runner = EarlyExitRunner.load({bundle!r})
+answer = runner.predict("turn the kitchen lights off")
+print(answer.label, answer.exit_layer, answer.certainty, answer.latency_ms)
+"""
+
+
+def write_report(path: Path, result: BenchResult, calibration: Calibration, bundle: Path) -> Path:
+    layers, thresholds, *histogram = (_table(table) for table in result.tables())
+    machine = result.machine
+    page = _PAGE.format(
+        headline=html.escape(_sentence(result)),
+        measured=html.escape(
+            f"Measured on {machine}; {result.inputs} held-out inputs, {result.rounds} rounds in shuffled turns,"
+            f" one at a time, {result.boundary}."
+        ),
+        figure=_figure(result),
+        histogram="".join(histogram),
+        thresholds=thresholds,
+        layers=layers,
+        calibration=html.escape(f"{calibration.rule}. {calibration.summary()}.".capitalize()),
+        code=html.escape(_CODE.format(bundle=str(bundle.resolve()))),
+        conditions=html.escape(
+            f"{result.target} {result.precision}, {result.threads} threads; "
+            + ", ".join(f"{name} {version}" for name, version in result.versions.items())
+            + f"; load of the last minute {result.before.load or 0:.1f} before, {result.after.load or 0:.1f} after."
+            + f" Exits within {result.self_check:.0e} of the checkpoint."
+        ),
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _sentence(result: BenchResult) -> str:
+    text = result.headline()
+    return text[0].upper() + text[1:] + "."
+
+
+def _table(markdown: str) -> str:
+    """A Markdown table as HTML; the calibrated policy's row stands out."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        f"<tr{' class=chosen' if row[0] == 'calibrated' else ''}>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for row in rows[2:]
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _figure(result: BenchResult) -> str:
+    try:
+        from toolkit.figures import bench_figure
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return "<p>No figure: pip install 'berxit[report]'</p>"
+    with tempfile.TemporaryDirectory() as folder:
+        data = bench_figure(result, Path(folder) / "bench.png").read_bytes()
+    return f'<p><img alt="latency and score" src="data:image/png;base64,{base64.b64encode(data).decode()}"></p>'
