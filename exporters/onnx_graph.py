@@ -13,10 +13,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.segments import MASKED, LayerSegment
+from exporters.segments import MASKED, LayerSegment, Segments
 from runtime.bundle import TensorInfo
 from runtime.errors import InputError
-from train.backbones import EmbeddingWeights, LayerWeights
+from train.backbones import LayerWeights
 from train.backbones.weights import Linear, Norm
 
 OPSET = 17
@@ -96,9 +96,13 @@ class OnnxSegment:
     constants: dict[str, npt.NDArray]
 
 
-def embeddings_graph(weights: EmbeddingWeights, hidden_size: int) -> OnnxSegment:
-    """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S)."""
+def embeddings_graph(segments: Segments) -> OnnxSegment:
+    """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S).
+
+    Where the exits pool by the mean, also token_weights (B, 1, S): 1 / tokens for a token, 0 for padding.
+    """
     g = GraphWriter()
+    weights = segments.embeddings
     tokens: tuple[str | int, ...] = ("batch", "length")
     inputs = [TensorInfo("input_ids", "input_ids", "int32", tokens)]
     total = g.op("Gather", g.weight("words", weights.words), "input_ids", axis=0)
@@ -115,28 +119,39 @@ def embeddings_graph(weights: EmbeddingWeights, hidden_size: int) -> OnnxSegment
     mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)
     bias = g.op("Mul", g.op("Sub", g.weight("one", 1.0), mask), g.weight("masked", MASKED))
     g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output="attention_bias")
-    outputs = [_hidden("hidden", hidden_size), _attention_bias()]
+    outputs = [_hidden("hidden", segments.hidden_size), *_carried(segments)]
+    if segments.pooling == "mean":
+        total = g.op("ReduceSum", mask, g.weight("last_axis", [1], np.int64), keepdims=1)
+        shares = g.op("Div", mask, total)
+        g.op("Unsqueeze", shares, g.weight("last_axis", [1], np.int64), output="token_weights")
     return OnnxSegment(g.finish("embeddings", inputs, outputs), tuple(inputs), tuple(outputs), {})
 
 
-def layer_graph(segment: LayerSegment, hidden_size: int, outputs: int, *, feed_head: bool) -> OnnxSegment:
-    """hidden_in (B, S, d), attention_bias -> hidden_out (B, S, d), logits (B, C), lte (B,).
+def layer_graph(segments: Segments, segment: LayerSegment) -> OnnxSegment:
+    """hidden_in (B, S, d) and what embeddings_graph gave -> hidden_out (B, S, d), logits (B, C), lte (B,).
 
-    ``feed_head``: the head's weights are inputs, so that layers that share their encoder weights share one file.
+    Where layers share their encoder weights the head's are inputs, so that these layers can share one file.
     """
     g = GraphWriter()
+    feed_head, hidden_size = segments.shared(segment), segments.hidden_size
     hidden = _encoder_layer(g, segment.encoder, hidden_size)
-    first = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
-    pooled = first
+    if segments.pooling == "mean":
+        pooled = g.op("Squeeze", g.op("MatMul", "token_weights", hidden), g.weight("last_axis", [1], np.int64))
+    else:
+        pooled = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
+    answer = pooled
     if segment.exit.pooler is not None:
-        pooled = g.op("Tanh", g.linear("pooler", first, segment.exit.pooler, fed=feed_head))
-    g.op("Identity", g.linear("classifier", pooled, segment.exit.classifier, fed=feed_head), output="logits")
-    declared = [_hidden("hidden_out", hidden_size), TensorInfo("logits", "logits", "float32", ("batch", outputs))]
+        answer = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, fed=feed_head))
+    g.op("Identity", g.linear("classifier", answer, segment.exit.classifier, fed=feed_head), output="logits")
+    declared = [
+        _hidden("hidden_out", hidden_size),
+        TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)),
+    ]
     if segment.exit.lte is not None:
-        certainty = g.op("Sigmoid", g.linear("lte", first, segment.exit.lte))
+        certainty = g.op("Sigmoid", g.linear("lte", pooled, segment.exit.lte))
         g.op("Squeeze", certainty, g.weight("last_axis", [1], np.int64), output="lte")
         declared.append(TensorInfo("lte", "lte", "float32", ("batch",)))
-    inputs = [_hidden("hidden_in", hidden_size), _attention_bias()]
+    inputs = [_hidden("hidden_in", hidden_size), *_carried(segments)]
     inputs += [TensorInfo(name, "constant", "float32", value.shape) for name, value in g.constants.items()]
     name = "body" if feed_head else f"layer_{segment.layer:02d}"
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
@@ -174,8 +189,12 @@ def _hidden(name: str, hidden_size: int) -> TensorInfo:
     return TensorInfo(name, "hidden", "float32", ("batch", "length", hidden_size))
 
 
-def _attention_bias() -> TensorInfo:
-    return TensorInfo("attention_bias", "attention_bias", "float32", ("batch", 1, 1, "length"))
+def _carried(segments: Segments) -> list[TensorInfo]:
+    """What the embeddings segment makes once and every layer reads."""
+    carried = [TensorInfo("attention_bias", "attention_bias", "float32", ("batch", 1, 1, "length"))]
+    if segments.pooling == "mean":
+        carried.append(TensorInfo("token_weights", "token_weights", "float32", ("batch", 1, "length")))
+    return carried
 
 
 def _value(info: TensorInfo) -> onnx.ValueInfoProto:

@@ -19,16 +19,14 @@ PRECISIONS = {"fp32": 1e-4}
 def write_segments(segments: Segments, folder: Path, precision: str, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
     (folder / "segments").mkdir()
-    written = [_write(embeddings_graph(segments.embeddings, segments.hidden_size), 0, "embeddings", folder)]
+    written = [_write(embeddings_graph(segments), 0, "embeddings", folder)]
     bar.update(1)
     bodies: dict[int, str] = {}
     for segment in segments.layers:
-        shared = segments.shared(segment)
         name = f"layer_{segment.layer:02d}"
-        if shared:
+        if segments.shared(segment):
             name = bodies.setdefault(id(segment.encoder), f"body_{len(bodies) + 1:02d}")
-        graph = layer_graph(segment, segments.hidden_size, segments.outputs, feed_head=shared)
-        written.append(_write(graph, segment.layer, name, folder))
+        written.append(_write(layer_graph(segments, segment), segment.layer, name, folder))
         bar.update(1)
     return tuple(written)
 

@@ -19,7 +19,7 @@ MASKED = -30000.0
 
 @dataclass(frozen=True)
 class ExitWeights:
-    """What answers after a layer, from the first token's hidden state (B, d)."""
+    """What answers after a layer, from its pooled hidden state (B, d)."""
 
     pooler: Linear | None
     """(d, d), followed by tanh; None where the classifier sits on the hidden state itself."""
@@ -39,6 +39,8 @@ class LayerSegment:
 
 @dataclass(frozen=True)
 class Segments:
+    pooling: str
+    """What the exits read: first (token), or mean (over tokens)."""
     embeddings: EmbeddingWeights
     layers: tuple[LayerSegment, ...]
     outputs: int
@@ -59,6 +61,7 @@ def cut(model: MultiExitModel) -> Segments:
     ]
     layers = model.adapter.encoder_layers(model.backbone)
     return Segments(
+        model.config.pooling,
         model.adapter.embeddings(model.backbone),
         tuple(LayerSegment(i, *pair) for i, pair in enumerate(zip(layers, exits, strict=True), start=1)),
         model.config.num_labels,

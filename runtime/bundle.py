@@ -59,8 +59,9 @@ class TensorInfo:
 
     name: str
     role: str
-    """What the loop feeds or reads there: input_ids, token_type_ids, attention_mask, hidden, attention_bias, logits,
-    lte, or constant:NAME for a tensor of the segment's own."""
+    """What is fed or read there: input_ids, token_type_ids, attention_mask; hidden, which each layer replaces;
+    attention_bias and token_weights, which the embeddings make and every layer reads; logits, lte; or constant, for an
+    input that the segment's ``constants`` feed."""
     dtype: str
     shape: tuple[str | int, ...]
     """Sizes; a name (batch, length) where the size may vary."""

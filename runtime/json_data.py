@@ -22,9 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BerxitError(
-            f"{path} is missing: {path.parent} is not whole, or not what it should be"
-        ) from None
+        raise BerxitError(f"{path} is missing: {path.parent} is not whole, or not what it should be") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BerxitError(f"{path} is damaged ({error}). Copy or make it again") from None
     if not isinstance(data, dict):

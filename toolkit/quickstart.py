@@ -39,7 +39,13 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     task = custom_task(SAMPLE, ("text",), "label")
     with _step(1, "fine-tune: every layer learns to answer, and when to stop"):
         options = TrainingOptions(
-            model=model or demo_model(), epochs=epochs, batch_size=16, learning_rate=1e-4, max_length=64
+            model=model or demo_model(),
+            pooling="mean",  # this encoder was pre-trained for it: its first token says little in the early layers
+            epochs=epochs,
+            batch_size=16,
+            learning_rate=1e-4,
+            head_learning_rate=3e-3,
+            max_length=64,
         )
         fine_tune(task, SAMPLE, options, checkpoint, force=True)
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):

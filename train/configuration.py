@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 EXIT_HEADS = ("linear", "pooler")
+POOLINGS = ("first", "mean")
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -20,6 +21,8 @@ class MultiExitConfig(PreTrainedConfig):
     """The encoder's own configuration, of any family in train/backbones/."""
     exit_head: str = "linear"
     """linear: one layer on h_i, the paper's text; pooler: dense + tanh + linear, the authors' code."""
+    pooling: str = "first"
+    """What h_i is: first, the first token's hidden state, as in the paper; mean, the mean over all tokens (ours)."""
     lte: bool = False
     """Whether the model learns to exit (equation 8)."""
     strategy: str = "alternating"
@@ -38,6 +41,8 @@ class MultiExitConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.exit_head not in EXIT_HEADS:
             raise ValueError(f"exit_head is '{self.exit_head}': choose one of {', '.join(EXIT_HEADS)}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is '{self.pooling}': choose one of {', '.join(POOLINGS)}")
         self.text_columns = tuple(self.text_columns)
 
     @property

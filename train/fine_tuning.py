@@ -45,10 +45,13 @@ class TrainingOptions:
     strategy: str = "alternating"
     lte: bool = True
     exit_head: str = "linear"
+    pooling: str = "first"
     epochs: float = 3
     max_steps: int | None = None
     batch_size: int = 8
     learning_rate: float = 2e-5
+    head_learning_rate: float | None = None
+    """Of the exits and the LTE module; None takes ``learning_rate``, as the paper does."""
     seed: int = 42
     max_length: int = 128
     limit_train: int | None = None
@@ -56,7 +59,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise InputError(f"unknown strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
-        for flag in ("epochs", "max_steps", "batch_size", "learning_rate", "limit_train"):
+        for flag in ("epochs", "max_steps", "batch_size", "learning_rate", "head_learning_rate", "limit_train"):
             value = getattr(self, flag)
             if value is not None and value <= 0:
                 raise InputError(f"--{flag.replace('_', '-')} is {value}: it must be above 0")
@@ -67,10 +70,28 @@ class TrainingOptions:
 class MultiExitTrainer(Trainer):
     """Trainer whose loss is the strategy's. The alternation counts optimiser steps, not micro-batches."""
 
-    def __init__(self, *arguments: Any, objective: Objective, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, objective: Objective, head_learning_rate: float | None = None, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self.objective = objective
+        self.head_learning_rate = head_learning_rate or self.args.learning_rate
         self.model_accepts_loss_kwargs = False  # our losses are means over the batch
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with a learning rate for the encoder and one for the exits."""
+        if self.optimizer is None:
+            exits = {
+                id(p) for part in (self.model.heads, self.model.lte) if part is not None for p in part.parameters()
+            }
+            parameters = [p for p in (model or self.model).parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for p in parameters if id(p) not in exits], "lr": self.args.learning_rate},
+                {"params": [p for p in parameters if id(p) in exits], "lr": self.head_learning_rate},
+            ]
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(groups, **{**options, "weight_decay": self.args.weight_decay})
+        return self.optimizer
 
     def compute_loss(  # type: ignore[override]
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,6 +124,7 @@ def fine_tune(
         model,
         training_arguments(options, state, quiet),
         objective=STRATEGIES[options.strategy](),
+        head_learning_rate=options.head_learning_rate,
         train_dataset=EncodedExamples(examples, tokenizer, options.max_length),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
@@ -135,6 +157,7 @@ def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, P
         model = MultiExitModel.from_backbone(
             options.model,
             exit_head=options.exit_head,
+            pooling=options.pooling,
             lte=options.lte,
             strategy=options.strategy,
             task=task.name,
@@ -172,6 +195,7 @@ def training_arguments(options: TrainingOptions, state: Path, quiet: bool) -> Tr
         warmup_steps=0,
         max_grad_norm=1.0,
         lr_scheduler_type="linear",
+        optim="adamw_torch_fused",  # one pass over the weights; on a CPU five times faster than the default
         seed=options.seed,
         data_seed=options.seed,
         train_sampling_strategy="group_by_length",

@@ -28,7 +28,7 @@ class MultiExitOutput(ModelOutput):
 
 
 class ExitHead(nn.Module):
-    """The classifier g_i of one layer: the first token's hidden state h_i (B, d) -> logits (B, C)."""
+    """The classifier g_i of one layer: the layer's pooled hidden state h_i (B, d) -> logits (B, C)."""
 
     def __init__(self, hidden_size: int, outputs: int, dropout: float, pooler: bool) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class ExitHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, outputs)
 
-    def forward(self, first_token: Tensor) -> Tensor:
+    def forward(self, state: Tensor) -> Tensor:
         if self.pooler is not None:
-            first_token = torch.tanh(self.pooler(first_token))
-        return self.classifier(self.dropout(first_token))
+            state = torch.tanh(self.pooler(state))
+        return self.classifier(self.dropout(state))
 
 
 class MultiExitModel(PreTrainedModel):
@@ -112,12 +112,19 @@ class MultiExitModel(PreTrainedModel):
         hidden_states = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types
         ).hidden_states
-        first_tokens = [hidden[:, 0] for hidden in hidden_states[1:]]
-        logits = torch.stack([head(h) for head, h in zip(self.heads, first_tokens, strict=True)], dim=1)
-        certainties = None
-        if self.lte is not None:
-            certainties = torch.sigmoid(self.lte(torch.stack(first_tokens, dim=1)).squeeze(-1))
+        states = self._pool(torch.stack(hidden_states[1:], dim=1), attention_mask)
+        logits = torch.stack([head(states[:, i]) for i, head in enumerate(self.heads)], dim=1)
+        certainties = torch.sigmoid(self.lte(states).squeeze(-1)) if self.lte is not None else None
         return MultiExitOutput(logits, certainties, hidden_states if output_hidden_states else None)
+
+    def _pool(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """h_i of every layer: hidden states (B, n, S, d) -> (B, n, d)."""
+        if self.config.pooling == "first":
+            return hidden[:, :, 0]
+        if attention_mask is None:
+            return hidden.mean(dim=2)
+        weights = attention_mask / attention_mask.sum(dim=1, keepdim=True)
+        return torch.einsum("bnsd,bs->bnd", hidden, weights.to(hidden.dtype))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Exits start as BERT's own classifiers do: normal weights, zero biases."""

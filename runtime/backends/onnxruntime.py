@@ -25,10 +25,8 @@ from runtime.tokenization import TokenBatch
 class State(NamedTuple):
     """B rows on their way through the layers."""
 
-    hidden: Floats
-    """(B, S, d)"""
-    attention_bias: Floats
-    """(B, 1, 1, S), added to the attention scores: 0 for a token, very negative for padding."""
+    tensors: dict[str, npt.NDArray]
+    """Role -> what the next layer reads: hidden (B, S, d), and what the embeddings made for all layers."""
     lengths: npt.NDArray[np.int64]
     """(B,) tokens per row."""
 
@@ -63,6 +61,7 @@ class OnnxRuntimeBackend:
                 sessions[segment.file] = _open_session(folder / segment.file, options)
             steps.append(_tie(segment, sessions[segment.file], folder))
         self._embeddings, *self._layers = steps
+        self._length_axis = {o.role: o.shape.index("length") for o in manifest.segments[0].outputs}
 
     def embed(self, batch: TokenBatch) -> State:
         outputs = self._embeddings.run(
@@ -72,16 +71,20 @@ class OnnxRuntimeBackend:
                 "attention_mask": batch.attention_mask,
             }
         )
-        return State(outputs["hidden"], outputs["attention_bias"], batch.lengths)
+        return State(outputs, batch.lengths)
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-        outputs = self._layers[layer - 1].run({"hidden": state.hidden, "attention_bias": state.attention_bias})
-        return state._replace(hidden=outputs["hidden"]), outputs["logits"], outputs.get("lte")
+        outputs = self._layers[layer - 1].run(state.tensors)
+        next_state = State({**state.tensors, "hidden": outputs["hidden"]}, state.lengths)
+        return next_state, outputs["logits"], outputs.get("lte")
 
     def keep(self, state: State, rows: Bools) -> State:
         lengths = state.lengths[rows]
         longest = int(lengths.max())  # padding that no remaining row needs goes too
-        return State(state.hidden[rows, :longest], state.attention_bias[rows, ..., :longest], lengths)
+        kept = {
+            role: array[rows].take(range(longest), self._length_axis[role]) for role, array in state.tensors.items()
+        }
+        return State(kept, lengths)
 
 
 def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeBackend:

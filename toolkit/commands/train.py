@@ -18,10 +18,14 @@ from toolkit.commands.options import PATH, force_option, hush_libraries, quiet_o
 @click.option("--strategy", default="alternating", show_default=True, help="Fine-tuning strategy: alternating, raw.")
 @click.option("--lte/--no-lte", default=True, show_default=True, help="Learn when to exit, too.")
 @click.option("--exit-head", default="linear", show_default=True, help="linear (the paper), or pooler (dense + tanh).")
+@click.option(
+    "--pooling", default="first", show_default=True, help="What exits read: first token (the paper), or mean."
+)
 @click.option("--epochs", default=3.0, show_default=True, type=float)
 @click.option("--max-steps", type=int, help="Stop after so many optimiser steps, whatever --epochs says.")
 @click.option("--batch-size", default=8, show_default=True, type=int)
 @click.option("--learning-rate", default=2e-5, show_default=True, type=float)
+@click.option("--head-learning-rate", type=float, help="Of exits and LTE.  [default: --learning-rate, as the paper]")
 @click.option("--max-length", default=128, show_default=True, type=int, help="Tokens per input; longer ones are cut.")
 @click.option("--seed", default=42, show_default=True, type=int)
 @click.option("--limit-train", type=int, help="Train on the first N examples only.")
@@ -40,10 +44,12 @@ def command(
     strategy: str,
     lte: bool,
     exit_head: str,
+    pooling: str,
     epochs: float,
     max_steps: int | None,
     batch_size: int,
     learning_rate: float,
+    head_learning_rate: float | None,
     max_length: int,
     seed: int,
     limit_train: int | None,
@@ -74,10 +80,12 @@ def command(
         strategy=strategy,
         lte=lte,
         exit_head=exit_head,
+        pooling=pooling,
         epochs=epochs,
         max_steps=max_steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
         max_length=max_length,
         seed=seed,
         limit_train=limit_train,

@@ -1,0 +1,126 @@
+"""What the tests share: tiny models of every family with random weights, a tiny tokenizer, and finished artefacts.
+
+Everything runs offline on two cores. Real weights and data are used where they are found beside the project, and a test
+that needs them is skipped, with the reason, where they are not.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+WORDS = (
+    "the a cat dog sat ran on under mat tree big small red blue not and is was it play stop turn light music".split()
+)
+FAMILIES = ("bert", "roberta", "albert", "distilbert")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WordPiece tokenizer of some forty words, as a Hugging Face folder."""
+    from transformers import BertTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[no-untyped-def]
+    """A random model's configuration: 3 layers, d = 32, 4 heads. Every family with its own quirks."""
+    from transformers import AlbertConfig, BertConfig, DistilBertConfig, RobertaConfig
+
+    sizes = {"vocab_size": vocabulary, "max_position_embeddings": 40, "pad_token_id": 0}
+    bert_like = {**sizes, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    if family == "bert":
+        return BertConfig(**bert_like)
+    if family == "roberta":
+        return RobertaConfig(**bert_like, type_vocab_size=1, layer_norm_eps=1e-5)
+    if family == "albert":
+        return AlbertConfig(**bert_like, embedding_size=16, hidden_act="gelu_new")
+    return DistilBertConfig(**sizes, dim=32, n_layers=3, n_heads=4, hidden_dim=64)
+
+
+def tiny_backbone(family: str, seed: int = 0):  # type: ignore[no-untyped-def]
+    """A random encoder whose weights are large enough for exits to differ from each other."""
+    import torch
+    from transformers import AutoModel
+
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(tiny_config(family))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def backbone_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> dict[str, Path]:
+    """Family -> a pre-trained model's folder, tokenizer included: what --model takes."""
+    import shutil
+
+    folders = {}
+    for family in FAMILIES:
+        folders[family] = tmp_path_factory.mktemp(family)
+        shutil.copytree(tokenizer_folder, folders[family], dirs_exist_ok=True)
+        tiny_backbone(family).save_pretrained(folders[family])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A custom two-class task (columns text, label): does the text name a cat? 96 training, 48 dev examples."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data")
+    others = [word for word in WORDS if word != "cat"]
+    for split, count in (("train", 96), ("dev", 48)):
+        lines = []
+        for row in range(count):
+            words = list(rng.choice(others, size=rng.integers(2, 9)))
+            if row % 2:
+                words.insert(int(rng.integers(0, len(words) + 1)), "cat")
+            lines.append(f"{split} {' '.join(words)}\t{'cat' if row % 2 else 'other'}")
+        (folder / f"{split}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data_folder: Path) -> Path:
+    """A tiny BERT fine-tuned with Alternating and LTE on ``data_folder``, and calibrated. Copy it before changing it."""
+    from train.calibration import calibrate
+    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.tasks import custom_task
+
+    output = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
+    options = TrainingOptions(
+        str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
+    )
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output, quiet=True)
+    calibrate(output, data_folder, criterion="confidence", keep=0.9)
+    return output
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """``checkpoint`` exported for ONNX Runtime. Copy it before changing it."""
+    from exporters.export import export
+
+    output = tmp_path_factory.mktemp("bundles") / "bundle"
+    export(checkpoint, "onnxruntime", output)
+    return output
+
+
+def shared(*parts: str) -> Path:
+    """A file or folder of real weights or data beside the project; skips the test where it is not there."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real {'/'.join(parts)} is not beside the project")
+    return path
