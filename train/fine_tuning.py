@@ -70,6 +70,8 @@ class TrainingOptions:
 class MultiExitTrainer(Trainer):
     """Trainer whose loss is the strategy's. The alternation counts optimiser steps, not micro-batches."""
 
+    optimizer: Any
+
     def __init__(
         self, *arguments: Any, objective: Objective, head_learning_rate: float | None = None, **options: Any
     ) -> None:
@@ -78,16 +80,13 @@ class MultiExitTrainer(Trainer):
         self.head_learning_rate = head_learning_rate or self.args.learning_rate
         self.model_accepts_loss_kwargs = False  # our losses are means over the batch
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with a learning rate for the encoder and one for the exits."""
         if self.optimizer is None:
-            exits = {
-                id(p) for part in (self.model.heads, self.model.lte) if part is not None for p in part.parameters()
-            }
-            parameters = [p for p in (model or self.model).parameters() if p.requires_grad]
+            named = [(name, p) for name, p in (model or self.model).named_parameters() if p.requires_grad]
             groups = [
-                {"params": [p for p in parameters if id(p) not in exits], "lr": self.args.learning_rate},
-                {"params": [p for p in parameters if id(p) in exits], "lr": self.head_learning_rate},
+                {"params": [p for name, p in named if _in_encoder(name)], "lr": self.args.learning_rate},
+                {"params": [p for name, p in named if not _in_encoder(name)], "lr": self.head_learning_rate},
             ]
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **{**options, "weight_decay": self.args.weight_decay})
@@ -103,6 +102,10 @@ class MultiExitTrainer(Trainer):
         if step % NAN_CHECK_EVERY == 0:
             check_loss(loss.item(), step)
         return (loss, outputs) if return_outputs else loss
+
+
+def _in_encoder(name: str) -> bool:
+    return name.removeprefix("module.").startswith("backbone.")  # "module." is what data parallel wrappers add
 
 
 def fine_tune(
