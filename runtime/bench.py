@@ -151,7 +151,7 @@ def bench(
     largest = max(differences(runner.backend, golden, manifest.model.pad_token_id))
     if not largest <= manifest.parity.atol:
         raise BerxitError(
-            f"{bundle}: on this device an exit is {largest:.1e} from the checkpoint, {manifest.parity.atol:.0e} allowed:"
+            f"{bundle}: on this device an exit is {largest:.1e} off the checkpoint, {manifest.parity.atol:.0e} allowed:"
             " its numbers would mean nothing. Export the bundle again, or upgrade the back end"
         )
     inputs = examples.texts if examples else golden.inputs
