@@ -2,8 +2,8 @@
 
     python benchmarks/row_agreement.py CHECKPOINT BUNDLE --data DATA [--split dev]
 
-Runs the checkpoint's one pass in PyTorch and the bundle's exit loop on the same rows, under the bundle's policy. A row whose
-certainty lies within 1e-5 of a threshold may differ; it is named. Any other difference ends with status 1.
+Runs the checkpoint's one pass in PyTorch and the bundle's exit loop on the same rows, under the bundle's policy. A row
+whose certainty lies within 1e-5 of a threshold may differ; it is named. Any other difference ends with status 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a device is, which one this is, and its sensors. Imports nothing of the project."""
 
 from devices.catalogue import DEVICES, Device
-from devices.machine import Machine, this_machine, usable_cores
+from devices.machine import Machine, default_threads, this_machine, usable_cores
 from devices.sensors import Reading, read_sensors
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Device",
     "Machine",
     "Reading",
+    "default_threads",
     "find",
     "read_sensors",
     "recognise",

@@ -21,7 +21,7 @@ class Device:
     how_to_get_there: str
     """What to do when it is not."""
     threads: int | None = None
-    """CPU threads; None takes all cores the process may use."""
+    """CPU threads; None takes ``default_threads()``."""
 
 
 def _board(*words: str) -> Callable[[Machine], bool]:

@@ -52,6 +52,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def default_threads() -> int:
+    """CPU threads for one small model at batch 1: a layer of some hundred thousand multiplications per token has no
+    work for more than four, and the app around us wants its cores."""
+    return min(4, usable_cores())
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip("\x00\n ")

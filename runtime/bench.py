@@ -21,7 +21,6 @@ from runtime.golden import differences, read_golden
 from runtime.json_data import write_json
 from runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
 from runtime.metrics import METRICS
-from runtime.placement import choose_device
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.runner import Answer, EarlyExitRunner
@@ -173,9 +172,9 @@ def bench(
         task=manifest.model.task,
         metric=manifest.model.metric if examples else None,
         layers=layers,
-        device=choose_device(device, manifest.target).name,
+        device=runner.device.name if runner.device else device,
         machine=devices.this_machine(),
-        threads=threads or devices.usable_cores(),
+        threads=runner.backend.threads,
         inputs=len(inputs),
         rounds=rounds,
         boundary="from text to answer, tokenisation included",
@@ -197,7 +196,7 @@ def bench(
 @click.option("--data", type=click.Path(path_type=Path), help="Labelled inputs: a file, or a folder with splits.")
 @click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all usable cores by default.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the usable cores by default, at most 4.")
 @click.option("--thresholds", default=7, show_default=True, type=click.IntRange(min=1), help="How many to try.")
 @click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="At least, per point.")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0), help="At least, in all.")

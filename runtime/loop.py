@@ -20,6 +20,8 @@ class Backend(Protocol):
 
     layers: int
     """How many layers there are."""
+    threads: int
+    """CPU threads that a segment may use."""
 
     def embed(self, batch: TokenBatch) -> State:
         """Runs the embeddings segment on B rows."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from devices import Device
 from runtime.backends import open_backend
 from runtime.bundle import Manifest, read_manifest
 from runtime.loop import Backend, LayerResult, exit_loop
@@ -43,11 +44,14 @@ class EarlyExitRunner:
     'lights'
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend) -> None:
+    def __init__(
+        self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend, device: Device | None = None
+    ) -> None:
         self.manifest = manifest
         self.policy = manifest.policy
         self.tokenizer = tokenizer
         self.backend = backend
+        self.device = device
 
     @classmethod
     def load(
@@ -55,8 +59,8 @@ class EarlyExitRunner:
     ) -> EarlyExitRunner:
         """Opens a bundle on this machine.
 
-        ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``threads``: for CPU back ends, all
-        usable cores by default. ``verify``: check every file against its sha256 first (about 1 s per GB).
+        ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``threads``: for CPU back ends, by
+        default the usable cores, at most four. ``verify``: check every file against its sha256 first (1 s per GB).
 
         Raises BerxitError where the bundle is damaged or this machine cannot run it.
         """
@@ -66,7 +70,7 @@ class EarlyExitRunner:
         tokenizer = TextTokenizer(
             folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
         )
-        return cls(manifest, tokenizer, open_backend(folder, manifest, threads or profile.threads))
+        return cls(manifest, tokenizer, open_backend(folder, manifest, threads or profile.threads), profile)
 
     def predict(self, text: str, text_pair: str | None = None, *, threshold: float | None = None) -> Answer:
         """Answers one text, or one pair. ``threshold`` replaces the calibrated ones, at every layer.

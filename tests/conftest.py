@@ -16,13 +16,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
-WORDS = list(
-    dict.fromkeys(
-        """
-    the a cat dog sat ran on under mat tree big small red blue not and is was it play stop turn light music train dev
-""".split()
-    )
-)
+VOCABULARY = """
+the a cat dog sat ran on under mat tree big small red blue not and is was it play stop turn light music train dev
+"""
+WORDS = VOCABULARY.split()
 FAMILIES = ("bert", "roberta", "albert", "distilbert")
 
 

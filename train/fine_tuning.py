@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from runtime.bundle import sha256
@@ -104,6 +104,14 @@ class MultiExitTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class LossOnTheBar(ProgressCallback):
+    """Trainer's progress bar, with the loss at its end instead of a printed dictionary per epoch."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
 def _in_encoder(name: str) -> bool:
     return name.removeprefix("module.").startswith("backbone.")  # "module." is what data parallel wrappers add
 
@@ -131,7 +139,10 @@ def fine_tune(
         train_dataset=EncodedExamples(examples, tokenizer, options.max_length),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
-    trainer.remove_callback(PrinterCallback)
+    for plain in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(plain)
+    if not quiet:
+        trainer.add_callback(LossOnTheBar)
     start = time.monotonic()
     result = trainer.train(resume_from_checkpoint=resume)
     check_loss(result.training_loss, result.global_step)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from devices import usable_cores
+from devices import default_threads
 from runtime.bundle import Manifest, Segment, read_tensor
 from runtime.errors import BerxitError
 from runtime.policies import Bools, Floats
@@ -88,7 +88,7 @@ class OnnxRuntimeBackend:
 
 
 def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(folder, manifest, threads or usable_cores())
+    return OnnxRuntimeBackend(folder, manifest, threads or default_threads())
 
 
 def _session_options(threads: int) -> ort.SessionOptions:
