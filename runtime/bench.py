@@ -24,7 +24,7 @@ from runtime.metrics import METRICS
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.runner import Answer, EarlyExitRunner
-from runtime.tables import markdown_table
+from runtime.tables import markdown_table, plural
 
 CALIBRATED = "calibrated"
 
@@ -119,7 +119,8 @@ class BenchResult:
         lines = [
             self.headline(),
             f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device}: {self.machine},"
-            f" {self.threads} threads; {self.inputs} inputs, {self.rounds} rounds, batch 1; {self.boundary}",
+            f" {plural(self.threads, 'thread')}; {plural(self.inputs, 'input')}, {plural(self.rounds, 'round')}, batch 1;"
+            f" {self.boundary}",
             *self.tables(),
             f"latency = {self.line.intercept_ms:.2f} ms + {self.line.ms_per_layer:.2f} ms x average exit layer,"
             f" R^2 = {self.line.r_squared:.4f}; exits within {self.self_check:.0e} of the checkpoint on this device",

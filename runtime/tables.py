@@ -19,5 +19,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

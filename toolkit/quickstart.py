@@ -27,6 +27,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
     hush_libraries()
     from exporters.export import export
+    from runtime import EarlyExitRunner
     from runtime.bench import bench, write_result
     from toolkit.report import write_report
     from train.calibration import calibrate
@@ -58,7 +59,10 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
         write_result(result, measured)
         click.echo("\n" + result.text())
     with _step(5, "report"):
-        report = write_report(output / "report.html", result, chosen, bundle)
+        runner = EarlyExitRunner.load(bundle)
+        texts = [str(text) for text in task.read(SAMPLE, "test").texts]
+        answers = [(text, runner.predict(text)) for text in texts]
+        report = write_report(output / "report.html", result, chosen, bundle, answers)
     click.echo(f"\n{result.headline()}\nreport: {report.resolve()}\n({time.monotonic() - start:.0f} s in all)")
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from runtime import Answer
 from runtime.bench import BenchResult
+from runtime.tables import markdown_table, plural
 from train.calibration import Calibration
 
 _PAGE = """<!doctype html>
@@ -25,6 +28,7 @@ pre {{ background: #f3f4f6; padding: 1rem; border-radius: 6px; overflow-x: auto;
 <p class="sub">{measured}</p>
 {figure}
 <h2>Where the inputs leave</h2>{histogram}
+<h2>The first to leave, and the last</h2>{examples}
 <h2>What a threshold buys</h2>{thresholds}
 <h2>What each layer costs and scores</h2>{layers}
 <h2>How the threshold was chosen</h2><p>{calibration}</p>
@@ -41,20 +45,28 @@ print(answer.label, answer.exit_layer, answer.certainty, answer.latency_ms)
 """
 
 
-def write_report(path: Path, result: BenchResult, calibration: Calibration, bundle: Path) -> Path:
+def write_report(
+    path: Path,
+    result: BenchResult,
+    calibration: Calibration,
+    bundle: Path,
+    answers: Sequence[tuple[str, Answer]],
+) -> Path:
+    """``answers``: texts with what the calibrated bundle answered to them."""
     layers, thresholds, *histogram = (_table(table) for table in result.tables())
     machine = result.machine
     page = _PAGE.format(
-        headline=html.escape(_sentence(result)),
+        headline=html.escape(_sentence(result.headline())),
         measured=html.escape(
-            f"Measured on {machine}; {result.inputs} held-out inputs, {result.rounds} rounds in shuffled turns,"
-            f" one at a time, {result.boundary}."
+            f"Measured on {machine}; {result.inputs} held-out inputs, {plural(result.rounds, 'round')} in shuffled"
+            f" turns, one at a time, {result.boundary}."
         ),
         figure=_figure(result),
         histogram="".join(histogram),
+        examples=_examples(answers),
         thresholds=thresholds,
         layers=layers,
-        calibration=html.escape(f"{calibration.rule}. {calibration.summary()}.".capitalize()),
+        calibration=html.escape(f"{_sentence(calibration.rule)} {_sentence(calibration.summary())}"),
         code=html.escape(_CODE.format(bundle=str(bundle.resolve()))),
         conditions=html.escape(
             f"{result.target} {result.precision}, {result.threads} threads; "
@@ -67,9 +79,18 @@ def write_report(path: Path, result: BenchResult, calibration: Calibration, bund
     return path
 
 
-def _sentence(result: BenchResult) -> str:
-    text = result.headline()
+def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
+
+
+def _examples(answers: Sequence[tuple[str, Answer]]) -> str:
+    """Four inputs that left first and four that went deepest."""
+    by_depth = sorted(answers, key=lambda pair: pair[1].exit_layer)
+    rows = [
+        [text, str(answer.label), f"{answer.certainty:.2f}", answer.exit_layer]
+        for text, answer in by_depth[:4] + by_depth[-4:]
+    ]
+    return _table(markdown_table(["input", "answer", "certainty", "left at layer"], rows))
 
 
 def _table(markdown: str) -> str:
