@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?[%x]?|-|")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """First column to the left, the others to the right. Floats get three digits; format others first."""
-    cells = [list(header)] + [[_text(value) for value in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    """Columns of numbers stand to the right, others to the left. Floats get three digits; format others first."""
+    cells = [[_text(value) for value in row] for row in rows]
+    columns = list(zip(header, *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [i > 0 and all(_NUMBER.fullmatch(cell) for cell in column[1:]) for i, column in enumerate(columns)]
 
     def line(row: Sequence[str]) -> str:
-        place = [row[0].ljust, *(text.rjust for text in row[1:])]
-        padded = [justify(width) for justify, width in zip(place, widths, strict=True)]
+        padded = (text.rjust(w) if r else text.ljust(w) for text, w, r in zip(row, widths, right, strict=True))
         return "| " + " | ".join(padded) + " |"
 
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+    rule = "|" + "|".join("-" * (w + 1) + ":" if r else "-" * (w + 2) for w, r in zip(widths, right, strict=True)) + "|"
+    return "\n".join([line(header), rule, *map(line, cells)])
 
 
 def plural(count: int, word: str) -> str:

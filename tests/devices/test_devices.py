@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import devices
+from devices import (
+    DEVICES,
+    Machine,
+    default_threads,
+    find,
+    machine,
+    read_sensors,
+    recognise,
+    sensors,
+    this_machine,
+    usable_cores,
+)
+
+BLANK = Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
+
+
+def board(name: str) -> Machine:
+    return dataclasses.replace(BLANK, architecture="aarch64", processor="", board=name)
+
+
+@pytest.mark.parametrize(
+    ("these", "name"),
+    [
+        (board("NVIDIA Jetson Orin Nano Developer Kit"), "jetson-orin-nano"),
+        (board("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"), "jetson-orin-nano"),
+        (board("NVIDIA Jetson Orin NX Engineering Reference Developer Kit"), "jetson-orin-nx"),
+        (board("NVIDIA Jetson AGX Orin Developer Kit"), "jetson-agx-orin"),
+        (board("Jetson AGX Orin"), "jetson-agx-orin"),
+        (board("NVIDIA Jetson Xavier NX Developer Kit"), "jetson-xavier"),
+        (board("NVIDIA Jetson Nano Developer Kit"), "jetson"),
+        (board("Raspberry Pi 5 Model B Rev 1.0"), "raspberry-pi"),
+        (board("Raspberry Pi 4 Model B Rev 1.4"), "raspberry-pi"),
+        (board("Radxa ROCK 5B"), "cpu"),
+        (dataclasses.replace(BLANK, gpu="NVIDIA GeForce RTX 4070"), "desktop-gpu"),
+        (Machine("Windows", "AMD64", "Some CPU", 8, 32.0, "", "NVIDIA GeForce RTX 4070"), "desktop-gpu"),
+        (Machine("Darwin", "arm64", "Apple M2", 8, 16.0, "", ""), "mac"),
+        (Machine("Darwin", "x86_64", "Intel Core i5", 4, 8.0, "", ""), "mac"),
+        (BLANK, "cpu"),
+        (Machine("", "", "", 1, 0.0, "", ""), "cpu"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value),
+)
+def test_a_machine_is_recognised(these: Machine, name: str) -> None:
+    assert recognise(these).name == name
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("NVIDIA Orin Nano Developer Kit", "jetson-orin-nano"), ("NVIDIA Orin NX Developer Kit", "jetson-orin-nx")],
+)
+def test_a_jetson_is_recognised_where_jetpack_5_leaves_the_word_out(model: str, name: str) -> None:
+    assert recognise(board(model)).name == name
+    jetson = find("jetson")
+    assert jetson is not None
+    assert jetson.is_this(board(model))
+
+
+def test_a_jetson_that_also_shows_a_gpu_is_a_jetson() -> None:
+    nano = dataclasses.replace(board("NVIDIA Jetson Orin Nano Developer Kit"), gpu="Orin (nvgpu)")
+    assert recognise(nano).name == "jetson-orin-nano"
+    assert not DEVICES[[device.name for device in DEVICES].index("desktop-gpu")].is_this(nano)
+
+
+def test_a_special_jetson_is_any_jetson_too_and_any_machine_has_a_cpu() -> None:
+    nano = board("NVIDIA Jetson Orin Nano Developer Kit")
+    fits = [device.name for device in DEVICES if device.is_this(nano)]
+    assert fits == ["jetson-orin-nano", "jetson", "cpu"]
+
+
+def test_a_phone_is_never_this_machine() -> None:
+    for name in ("iphone", "ipad"):
+        device = find(name)
+        assert device is not None
+        assert not device.is_this(Machine("Darwin", "arm64", "Apple A17", 6, 8.0, "", ""))
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
+def test_every_device_is_found_and_whole(device: devices.Device) -> None:
+    assert find(device.name) is device
+    assert device.description
+    assert device.how_to_get_there
+    assert device.precision in ("fp32", "fp16", "int8")
+    assert device.targets
+    assert set(device.targets) <= {"onnxruntime", "tensorrt", "coreml"}
+
+
+def test_names_are_told_once_and_the_last_one_takes_all() -> None:
+    names = [device.name for device in DEVICES]
+    assert len(set(names)) == len(names)
+    assert names[-1] == "cpu"
+
+
+def test_an_unknown_name_is_none() -> None:
+    assert find("toaster") is None
+    assert find("") is None
+
+
+def test_a_machine_in_words() -> None:
+    assert str(BLANK) == "Linux x86_64, Some CPU, 4 cores"
+    assert str(board("Raspberry Pi 5")) == "Linux aarch64, Raspberry Pi 5, 4 cores"
+    assert str(dataclasses.replace(BLANK, gpu="RTX")) == "Linux x86_64, Some CPU, RTX, 4 cores"
+
+
+def test_this_machine_has_its_facts() -> None:
+    here = this_machine()
+    assert here.system in ("Linux", "Darwin", "Windows")
+    assert here.architecture
+    assert here.cores == usable_cores() >= 1
+    assert here.memory_gib >= 0
+    assert recognise(here).is_this(here)
+
+
+def test_cores_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(machine.os, "sched_getaffinity")
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: None)
+    assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 3), (4, 4), (64, 4)])
+def test_threads_are_the_cores_but_no_more_than_four(monkeypatch: pytest.MonkeyPatch, cores: int, threads: int) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    assert default_threads() == threads
+
+
+def test_a_command_or_file_that_is_not_there_gives_an_empty_fact(tmp_path: Path) -> None:
+    assert machine._run("no-such-command-anywhere") == ""
+    assert machine._read(str(tmp_path / "nothing")) == ""
+    (tmp_path / "model").write_bytes(b"Raspberry Pi 5\x00")
+    assert machine._read(str(tmp_path / "model")) == "Raspberry Pi 5"
+
+
+def test_sensors_are_numbers_or_none() -> None:
+    reading = read_sensors()
+    for name in ("cpu_mhz", "temperature_c", "load", "peak_memory_mib"):
+        value = getattr(reading, name)
+        assert value is None or isinstance(value, float)
+    assert reading.governor is None or reading.governor
+    assert reading.cpu_mhz is None or reading.cpu_mhz > 0
+    assert reading.peak_memory_mib is None or reading.peak_memory_mib > 1
+
+
+def test_sensors_that_are_not_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensors, "_text", lambda path: None)
+    monkeypatch.setattr(sensors, "_numbers", lambda folder, pattern: [])
+    monkeypatch.delattr(sensors.os, "getloadavg", raising=False)
+    assert read_sensors() == devices.Reading(None, None, None, None, None)
+
+
+def test_sensors_are_read_in_their_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"/sys/class/thermal": [41000.0, 57500.0], "/sys/devices/system/cpu": [1000000.0, 2000000.0]}
+    monkeypatch.setattr(sensors, "_numbers", lambda folder, pattern: values[folder])
+    reading = read_sensors()
+    assert reading.temperature_c == 57.5
+    assert reading.cpu_mhz == 1500
+
+
+def test_a_sensor_file_that_holds_no_number_is_passed_over(tmp_path: Path) -> None:
+    for name, content in {"zone0": "41000\n", "zone1": "-5\n", "zone2": "N/A\n", "zone3": ""}.items():
+        (tmp_path / name).write_text(content, encoding="ascii")
+    (tmp_path / "zone4").mkdir()
+    assert sensors._numbers(str(tmp_path), "zone*") == [41000.0, -5.0]

@@ -1,0 +1,276 @@
+"""From checkpoint to bundle: what it holds, what is refused, and that it answers as the evaluation said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, shared
+from transformers import AutoTokenizer
+
+from exporters import export as export_module
+from exporters.export import ExitParity, export
+from exporters.segments import Segments, cut
+from runtime import EarlyExitRunner
+from runtime.bundle import Manifest, files_of, read_manifest, sha256
+from runtime.errors import BerxitError, InputError
+from runtime.golden import differences, read_golden
+from runtime.policies import certainties, exit_layers
+from train.calibration import POLICY_FILE, calibrate, read_policy
+from train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
+from train.evaluation import predict
+from train.fine_tuning import TrainingOptions, fine_tune
+from train.modeling import MultiExitModel
+from train.tasks import custom_task, task_of
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+def checkpoint_of(model: str | Path, folder: Path, tokenizer: str | Path | None = None, **options: object) -> Path:
+    """An untrained multi-exit model as a checkpoint, without samples."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    record = TrainingRecord({}, "train.tsv", "0", 0, 0, 0.0, 0.0, "cpu", {})
+    labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    multi_exit = MultiExitModel.from_backbone(model, **{**labels, "lte": True, "max_length": 32, **options})
+    save_checkpoint(folder, multi_exit, AutoTokenizer.from_pretrained(tokenizer or model), record, [])
+    (folder / "samples.json").unlink()
+    return folder
+
+
+def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
+    manifest = read_manifest(bundle)
+    model, calibrated = manifest.model, read_policy(checkpoint)
+    assert calibrated is not None
+    assert (manifest.schema_version, manifest.target, manifest.precision) == (1, "onnxruntime", "fp32")
+    assert (model.family, model.task, model.kind, model.metric) == ("bert", "custom", "classification", "accuracy")
+    assert (model.labels, model.text_columns, model.label_column) == (("cat", "other"), ("text",), "label")
+    assert (model.layers, model.hidden_size, model.max_length, model.pad_token_id) == (3, 32, 32, 0)
+    assert model.lte
+    assert [segment.layer for segment in manifest.segments] == [0, 1, 2, 3]
+    assert manifest.policy == calibrated.policy
+    assert manifest.calibration == json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))["calibration"]
+    assert len(manifest.parity.max_diff) == 3
+    assert max(manifest.parity.max_diff) <= manifest.parity.atol == 1e-4
+    assert {"berxit", "torch", "transformers", "onnx", "numpy"} <= set(manifest.made_with)
+
+
+def test_the_bundle_holds_what_the_manifest_names_and_no_more(bundle: Path) -> None:
+    named = files_of(read_manifest(bundle))
+    there = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
+    assert there == {*named, "manifest.json"}
+    assert all(sha256(bundle / file) == digest for file, digest in named.items())
+
+
+def test_segments_are_fed_by_those_before(bundle: Path) -> None:
+    first, *layers = read_manifest(bundle).segments
+    made = {output.role for output in first.outputs}
+    for segment in layers:
+        assert {i.role for i in segment.inputs} - {"constant"} <= made
+        assert {o.role for o in segment.outputs} == {"hidden", "logits", "lte"}
+
+
+def test_golden_outputs_are_the_checkpoints(bundle: Path, checkpoint: Path) -> None:
+    model, tokenizer = load_checkpoint(checkpoint)
+    golden = read_golden(bundle, read_manifest(bundle))
+    assert len(golden.texts) > 1
+    for text, ids, logits, lte in zip(golden.inputs, golden.input_ids, golden.logits, golden.lte or (), strict=True):
+        encoded = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**encoded)
+        assert encoded["input_ids"][0].tolist() == list(ids)
+        assert np.abs(outputs.logits[0].numpy() - np.array(logits)).max() <= 1e-5
+        assert np.abs(outputs.certainties[0].numpy() - np.array(lte)).max() <= 1e-5
+
+
+def test_an_albert_body_is_stored_once(backbone_folders: dict, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(backbone_folders["albert"], tmp_path / "checkpoint", exit_head="pooler")
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
+    layers = manifest.segments[1:]
+    assert {segment.file for segment in layers} == {"segments/body_01.onnx"}
+    assert len(list((tmp_path / "bundle").rglob("*.onnx"))) == 2
+    assert all(len(segment.constants) == 4 for segment in layers)
+    assert len({segment.constants["classifier.weight"].file for segment in layers}) == 3
+    runner = EarlyExitRunner.load(tmp_path / "bundle")
+    model, tokenizer = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        expected = torch.softmax(model(**tokenizer("the cat sat", return_tensors="pt")).logits[0], dim=-1).numpy()
+    found = np.array([list(step.scores.values()) for step in runner.stream("the cat sat")])
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert"])
+def test_the_other_families_answer_as_in_pytorch(family: str, backbone_folders: dict, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(backbone_folders[family], tmp_path / "checkpoint", pooling="mean")
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
+    assert manifest.model.family == family
+    model, tokenizer = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        expected = torch.softmax(model(**tokenizer("a red dog", return_tensors="pt")).logits[0], dim=-1).numpy()
+    steps = list(EarlyExitRunner.load(tmp_path / "bundle").stream("a red dog"))
+    assert np.abs(np.array([list(step.scores.values()) for step in steps]) - expected).max() <= 1e-5
+
+
+def test_exits_that_differ_stop_the_export(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: MultiExitModel) -> Segments:
+        segments = cut(model)
+        last = segments.layers[-1]
+        classifier = last.exit.classifier
+        worse = replace(last.exit, classifier=replace(classifier, bias=classifier.bias + 0.001))
+        return replace(segments, layers=(*segments.layers[:-1], replace(last, exit=worse)))
+
+    monkeypatch.setattr(export_module, "cut", wrong)
+    lines: list[str] = []
+    with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
+        export(copy, "onnxruntime", tmp_path / "bundle", report=lines.append)
+    assert list(tmp_path.iterdir()) == [copy]
+    assert [line[:4] for line in lines] == ["-[✓]", "-[✓]", "-[x]"]
+
+
+def test_an_exit_that_is_not_a_number_never_passes() -> None:
+    assert not ExitParity(1, float("nan"), 1e-4).good
+    assert ExitParity(1, 1e-4, 1e-4).good
+
+
+def test_an_uncalibrated_bundle_never_stops_early(copy: Path, tmp_path: Path) -> None:
+    (copy / POLICY_FILE).unlink()
+    manifest = export(copy, "onnxruntime", tmp_path / "bundle")
+    assert manifest.calibration is None
+    answers = EarlyExitRunner.load(tmp_path / "bundle").predict_batch(["the cat sat", "a dog", "stop"])
+    assert [answer.exit_layer for answer in answers] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "message"),
+    [
+        ("abacus", "fp32", "unknown target 'abacus': choose one of onnxruntime"),
+        ("onnxruntime", "fp7", "target onnxruntime has no precision 'fp7': choose fp32"),
+    ],
+)
+def test_an_unknown_target_or_precision_is_refused(
+    target: str, precision: str, message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export(checkpoint, target, tmp_path / "bundle", precision=precision)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there_is_kept_without_force(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="is there already"):
+        export(checkpoint, "onnxruntime", output)
+    assert [path.name for path in output.iterdir()] == ["mine.txt"]
+    export(checkpoint, "onnxruntime", output, force=True)
+    assert not (output / "mine.txt").exists()
+    assert read_manifest(output).model.layers == 3
+
+
+def test_a_checkpoint_that_cannot_be_read_writes_nothing(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(BerxitError, match="cannot read checkpoint"):
+        export(copy, "onnxruntime", tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+def test_a_policy_of_another_model_writes_nothing(copy: Path, tmp_path: Path) -> None:
+    path = copy / POLICY_FILE
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["policy"].update(thresholds=[0.9] * 5, temperatures=[1.0] * 6)
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BerxitError):
+        export(copy, "onnxruntime", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def check_row_by_row(checkpoint: Path, data: Path, bundle: Path) -> Manifest:
+    """The stored pass under the calibrated policy against the bundle's runner, one by one and all together."""
+    model, tokenizer = load_checkpoint(checkpoint)
+    examples = task_of(model.config).read(data, "dev")
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    predictions = predict(model, tokenizer, examples)
+    layers = exit_layers(calibrated.policy, certainties(calibrated.policy, predictions.logits, predictions.lte))
+    answers = predictions.answers()[np.arange(len(examples)), layers - 1]
+    runner = EarlyExitRunner.load(bundle)
+    for found in (
+        runner.predict_batch(examples.texts),
+        [runner.answer([text], runner.policy)[0] for text in examples.texts],
+    ):
+        assert [answer.exit_layer for answer in found] == layers.tolist()
+        if model.config.regression:
+            assert np.abs(np.array([answer.label for answer in found]) - answers).max() <= 1e-4
+        else:
+            assert [model.config.labels.index(str(answer.label)) for answer in found] == answers.tolist()
+    assert float(layers.mean()) == calibrated.calibration.average_exit_layer
+    assert 1 < layers.mean() < model.layers  # or the comparison would say little
+    return runner.manifest
+
+
+def test_the_bundle_answers_as_the_evaluation_said(checkpoint: Path, data_folder: Path, bundle: Path) -> None:
+    manifest = check_row_by_row(checkpoint, data_folder, bundle)
+    assert manifest.policy.criterion == "confidence"
+
+
+def test_regression_works_from_file_to_answer(backbone_folders: dict, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, count in (("train", 64), ("dev", 40)):
+        rows = []
+        for row in range(count):
+            first = list(rng.choice(WORDS, size=6, replace=False))
+            same = int(rng.integers(0, 6))
+            second = first[:same] + list(rng.choice(WORDS, size=6 - same))
+            rows.append(f"{split}{row} {' '.join(first)}\t{' '.join(second)}\t{same * 0.9:.3f}")
+        (data / f"{split}.tsv").write_text("sentence1\tsentence2\tscore\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    task = custom_task(data, ("sentence1", "sentence2"), "score", regression=True, metric="pearson")
+    options = TrainingOptions(
+        str(backbone_folders["bert"]), epochs=3, batch_size=16, learning_rate=3e-3, max_length=32, pooling="mean"
+    )
+    checkpoint = fine_tune(task, data, options, tmp_path / "checkpoint", quiet=True)
+    model, tokenizer = load_checkpoint(checkpoint)
+    predictions = predict(model, tokenizer, task.read(data, "dev"))
+    chosen = calibrate(checkpoint, data, keep=0.5)
+    assert chosen.criterion == "lte"
+    policy = read_policy(checkpoint)
+    assert policy is not None
+    middle = float(np.median(predictions.lte[:, 0])) + 1e-4  # some rows leave at once, others do not
+    data_of = json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))
+    data_of["policy"]["thresholds"] = [middle, middle]
+    layers = exit_layers(
+        policy.policy.with_threshold(middle), certainties(policy.policy, predictions.logits, predictions.lte)
+    )
+    data_of["calibration"]["average_exit_layer"] = float(layers.mean())
+    (checkpoint / POLICY_FILE).write_text(json.dumps(data_of), encoding="utf-8")
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
+    assert (manifest.model.kind, manifest.model.labels, manifest.policy.criterion) == ("regression", (), "lte")
+    check_row_by_row(checkpoint, data, tmp_path / "bundle")
+    answer = EarlyExitRunner.load(tmp_path / "bundle").predict("the cat", "a dog")
+    assert answer.scores == {"value": answer.label}
+
+
+def test_real_bert_is_exported_within_tolerance(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(shared("models", "bge-small-en"), tmp_path / "checkpoint")
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
+    assert len(manifest.parity.max_diff) == 12
+    runner = EarlyExitRunner.load(tmp_path / "bundle")
+    golden = read_golden(tmp_path / "bundle", manifest)
+    assert max(differences(runner.backend, golden, manifest.model.pad_token_id)) <= 1e-4
+
+
+def test_real_albert_is_exported_within_tolerance(tokenizer_folder: Path, tmp_path: Path) -> None:
+    model = shared("models", "rxnmapper-albert")
+    checkpoint = checkpoint_of(model, tmp_path / "checkpoint", tokenizer=tokenizer_folder)
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
+    assert max(manifest.parity.max_diff) <= 1e-4
+    assert len({segment.file for segment in manifest.segments}) == 2

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import devices
+import runtime.bench
+from runtime.bench import BenchResult, bench, command
+from runtime.console import status_of
+from runtime.errors import BerxitError
+from runtime.measurement import Latency, Line, Measured
+
+LAPTOP = devices.Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
+SHORT = ["--queries", "1", "--seconds", "0", "--thresholds", "3", "--threads", "1", "--quiet"]
+
+
+@pytest.fixture
+def laptop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "this_machine", lambda: LAPTOP)
+
+
+@pytest.fixture(scope="module")
+def written(bundle: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that one run with labelled data wrote."""
+    folder = tmp_path_factory.mktemp("bench") / "deep" / "results"
+    arguments = [str(bundle), "--data", str(data_folder), "--limit", "8", "--output", str(folder), *SHORT]
+    assert status_of(command, arguments) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(written: Path) -> dict[str, Any]:
+    return json.loads((written / "bench.json").read_text(encoding="utf-8"))
+
+
+def point(layers: float, milliseconds: float, score: float | None = None, queries: int = 4) -> Measured:
+    histogram = (queries // 2, queries - queries // 2)
+    latency = Latency(milliseconds, milliseconds + 0.01, milliseconds + 0.02, milliseconds + 0.03)
+    return Measured(latency, layers, histogram, queries, score)
+
+
+def cells(table: str) -> list[list[str]]:
+    """A Markdown table's cells, the rule below its header among them."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+RESULT = BenchResult(
+    bundle="my-bundle",
+    target="onnxruntime",
+    precision="fp32",
+    task="rte",
+    metric="accuracy",
+    layers=2,
+    device="cpu",
+    machine=LAPTOP,
+    threads=2,
+    inputs=4,
+    rounds=1,
+    boundary="from text to answer",
+    self_check=1e-6,
+    by_layer={1: point(1, 2.0, 0.6), 2: point(2, 4.0, 0.8)},
+    by_threshold={0.75: point(1.25, 2.5, 0.7)},
+    criterion="confidence",
+    policy=point(1.5, 3.2, 0.76),
+    line=Line(0.5, 1.75, 0.9987),
+    before=devices.Reading(None, None, None, None, None),
+    after=devices.Reading(None, None, None, None, None),
+    versions={},
+)
+
+
+def test_results_are_written(written: Path) -> None:
+    assert {"bench.json", "bench.md"} <= {path.name for path in written.iterdir()}
+    assert all(path.stat().st_size > 0 for path in written.iterdir())
+
+
+def test_the_json_says_what_was_measured_and_how(found: dict[str, Any], bundle: Path) -> None:
+    assert set(found) == {field.name for field in dataclasses.fields(BenchResult)}
+    assert found["bundle"] == str(bundle)
+    assert (found["target"], found["precision"], found["metric"]) == ("onnxruntime", "fp32", "accuracy")
+    assert (found["layers"], found["threads"], found["inputs"], found["rounds"]) == (3, 1, 8, 1)
+    assert found["criterion"] == "confidence"
+    assert found["machine"]["cores"] == devices.usable_cores()
+    assert {"python", "numpy", "onnxruntime"} <= set(found["versions"])
+    assert 0 <= found["self_check"] < 1e-3
+
+
+def test_every_exit_is_measured(found: dict[str, Any]) -> None:
+    assert list(found["by_layer"]) == ["1", "2", "3"]
+    for layer, measured in found["by_layer"].items():
+        assert measured["average_exit_layer"] == int(layer)
+        assert measured["histogram"][int(layer) - 1] == measured["queries"] == 8
+        assert 0 <= measured["score"] <= 1
+
+
+def test_thresholds_are_measured_the_cheapest_first(found: dict[str, Any]) -> None:
+    points = list(found["by_threshold"].values())
+    averages = [measured["average_exit_layer"] for measured in points]
+    assert 1 <= len(points) <= 3
+    assert averages == sorted(averages)
+    assert all(sum(measured["histogram"]) == measured["queries"] == 8 for measured in points)
+    assert 1 <= found["policy"]["average_exit_layer"] <= 3
+
+
+def test_full_depth_scores_as_the_runner_does(found: dict[str, Any], bundle: Path, data_folder: Path) -> None:
+    runner = runtime.EarlyExitRunner.load(bundle, threads=1)
+    rows = [line.split("\t") for line in (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:9]]
+    right = [runner.predict(text, threshold=1.0).label == label for text, label in rows]
+    assert found["by_layer"]["3"]["score"] == sum(right) / 8
+
+
+def test_the_text_starts_with_the_answer(written: Path) -> None:
+    text = (written / "bench.md").read_text(encoding="utf-8")
+    assert "x faster than full depth on this device" in text.splitlines()[0]
+    assert "| exit layer |" in text
+    assert "| calibrated" in text
+    assert "R^2" in text
+
+
+def test_the_headline_counts() -> None:
+    assert RESULT.headline() == (
+        "1.25x faster than full depth on this device: 3.20 ms instead of 4.00 ms per input, 1.50 of 2 layers,"
+        " at accuracy 0.7600 instead of 0.8000 (95.0%)"
+    )
+
+
+def test_the_headline_without_labels_has_no_score() -> None:
+    unlabelled = dataclasses.replace(
+        RESULT, metric=None, by_layer={1: point(1, 2.0), 2: point(2, 4.0)}, policy=point(1.5, 3.2)
+    )
+    assert unlabelled.headline().endswith("1.50 of 2 layers")
+
+
+def test_the_headline_without_calibration_says_what_to_do() -> None:
+    headline = dataclasses.replace(RESULT, policy=None).headline()
+    assert headline == "full depth takes 4.00 ms; not calibrated yet: berxit-calibrate"
+
+
+def test_the_tables_hold_every_point() -> None:
+    layers, thresholds, exits = RESULT.tables()
+    assert cells(layers)[0] == ["exit layer", "mean ms", "p50", "p90", "p99", "accuracy"]
+    assert cells(layers)[2:] == [
+        ["1", "2.00", "2.01", "2.02", "2.03", "0.6000"],
+        ["2", "4.00", "4.01", "4.02", "4.03", "0.8000"],
+    ]
+    assert cells(thresholds)[2:] == [
+        ["0.75", "1.25", "38%", "2.50", "2.51", "2.52", "2.53", "1.60x", "0.7000"],
+        ["calibrated", "1.50", "25%", "3.20", "3.21", "3.22", "3.23", "1.25x", "0.7600"],
+    ]
+    assert cells(exits)[2:] == [["calibrated policy", "50.0%", "50.0%"]]
+
+
+def test_without_data_the_golden_inputs_are_measured(bundle: Path) -> None:
+    result = bench(bundle, threads=1, thresholds=1, queries=1, seconds=0, warmup=1)
+    assert result.metric is None
+    assert result.full_depth.score is None
+    assert result.full_depth.average_exit_layer == 3
+    assert result.policy is not None
+
+
+@pytest.mark.parametrize("found", [[0.0, 0.0, 1.0], [math.nan, 0.0, 0.0], [0.0, math.nan, 0.0]])
+def test_exits_that_are_off_the_checkpoint_are_not_measured(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, found: list[float]
+) -> None:
+    monkeypatch.setattr(runtime.bench, "differences", lambda *_: found)
+    with pytest.raises(BerxitError, match="off the checkpoint"):
+        bench(bundle, threads=1, queries=1, seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--device", "jetson"], 1, "device 'jetson' is not this machine"),
+        (["--device", "toaster"], 2, "unknown device 'toaster'"),
+        (["--threads", "0"], 2, "--threads"),
+        (["--limit", "0"], 2, "--limit"),
+        (["--data", "nowhere"], 2, "no data at nowhere"),
+    ],
+)
+def test_a_failure_is_one_line(
+    bundle: Path,
+    laptop: None,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    message: str,
+) -> None:
+    assert status_of(command, [str(bundle), *arguments]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    assert message in line
+
+
+def test_no_bundle_named_and_none_here_is_misuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status_of(command, []) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "which bundle? python -m runtime.bench --device auto BUNDLE" in line
+
+
+def test_a_bundle_that_is_not_there_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(command, [str(tmp_path / "nowhere")]) == 1
+    assert "no bundle at" in capsys.readouterr().err
+
+
+def test_a_damaged_bundle_is_a_failure(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / "segments" / "layer_03.onnx").write_bytes(b"")
+    assert status_of(command, [str(copy)]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "layer_03.onnx: checksum differs" in line
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_bundle_here_is_found(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    monkeypatch.chdir(copy if inside else tmp_path)
+    assert status_of(command, SHORT) == 0
+    assert (tmp_path / "bundle-bench" / "bench.json").is_file()
+
+
+def test_results_that_cannot_be_written_are_a_failure(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    assert status_of(command, [str(bundle), "--output", str(tmp_path / "taken"), *SHORT]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "cannot write results to" in line
+    assert "--output" in line

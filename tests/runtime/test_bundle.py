@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.bundle import TensorFile, files_of, read_manifest, read_tensor, sha256, write_manifest
+from runtime.errors import BerxitError
+
+Data = dict[str, Any]
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def change(folder: Path, edit: Callable[[Data], object]) -> None:
+    """Edits the manifest's plain data."""
+    data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    edit(data)
+    (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def test_a_whole_bundle_is_read(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.target == "onnxruntime"
+    assert set(manifest.model.labels) == {"cat", "other"}
+    assert [segment.layer for segment in manifest.segments] == [0, 1, 2, 3]
+    assert manifest.policy.layers == manifest.model.layers == len(manifest.parity.max_diff) == 3
+    assert not manifest.model.regression
+
+
+def test_what_is_written_is_read_back(bundle: Path, copy: Path) -> None:
+    manifest = read_manifest(bundle)
+    (copy / "manifest.json").unlink()
+    write_manifest(manifest, copy)
+    assert read_manifest(copy) == manifest
+
+
+def test_every_file_of_the_bundle_is_accounted_for(bundle: Path) -> None:
+    there = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert set(files_of(read_manifest(bundle))) == there - {"manifest.json"}
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match=r"no bundle at .*nowhere: .*berxit-export"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match=r"manifest\.json is missing"):
+        read_manifest(tmp_path)
+
+
+def test_a_truncated_manifest(copy: Path) -> None:
+    content = (copy / "manifest.json").read_bytes()
+    (copy / "manifest.json").write_bytes(content[: len(content) // 2])
+    with pytest.raises(BerxitError, match=r"manifest\.json is damaged"):
+        read_manifest(copy)
+
+
+@pytest.mark.parametrize("file", ["segments/layer_02.onnx", "tokenizer.json", "golden.json"])
+def test_a_missing_file(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    with pytest.raises(BerxitError, match=f"file '{file}' is missing"):
+        read_manifest(copy)
+
+
+@pytest.mark.parametrize("file", ["segments/layer_02.onnx", "tokenizer.json", "golden.json"])
+def test_a_truncated_file(copy: Path, file: str) -> None:
+    (copy / file).write_bytes((copy / file).read_bytes()[:-1])
+    with pytest.raises(BerxitError, match=f"{file}: checksum differs"):
+        read_manifest(copy)
+
+
+def test_files_are_not_hashed_where_the_caller_trusts_them(copy: Path) -> None:
+    expected = read_manifest(copy)
+    (copy / "golden.json").write_bytes(b"changed")
+    assert read_manifest(copy, verify=False) == expected
+
+
+def test_a_newer_schema_says_so_whatever_else_is_in_it(copy: Path) -> None:
+    change(copy, lambda data: data.update(schema_version=2, invention={}))
+    with pytest.raises(BerxitError, match=r"manifest\.json: schema version 2 is newer than 1.*upgrade berxit"):
+        read_manifest(copy)
+
+
+BROKEN: dict[str, tuple[Callable[[Data], object], str]] = {
+    "no schema version": (lambda data: data.pop("schema_version"), "no schema_version"),
+    "schema version of another kind": (lambda data: data.update(schema_version="1"), "no schema_version"),
+    "unknown key": (lambda data: data.update(colour="red"), "unknown key 'colour'"),
+    "unknown key further in": (lambda data: data["model"].update(colour="red"), "model: unknown key 'colour'"),
+    "missing key": (lambda data: data.pop("parity"), "key 'parity' is missing"),
+    "missing key further in": (lambda data: data["segments"][1].pop("sha256"), r"segments\[1\]: key 'sha256'"),
+    "wrong kind": (lambda data: data["model"].update(layers="three"), 'model: layers: found "three"'),
+    "a segment too few": (lambda data: data["segments"].pop(), "3 segments"),
+    "a segment too many": (lambda data: data["segments"].append(data["segments"][-1]), "5 segments"),
+    "policy of another depth": (
+        lambda data: data["policy"].update(thresholds=[0.5], temperatures=[1, 1]),
+        "policy for 2 layers",
+    ),
+    "thresholds and temperatures that do not match": (
+        lambda data: data["policy"].update(thresholds=[0.5]),
+        "1 thresholds and 3 temperatures",
+    ),
+    "threshold out of range": (lambda data: data["policy"].update(thresholds=[0.5, 7]), "threshold 7.0"),
+    "unknown criterion": (lambda data: data["policy"].update(criterion="magic"), "'magic'"),
+    "criterion that the model lacks": (
+        lambda data: (data["model"].update(lte=False), data["policy"].update(criterion="lte")),
+        "'lte'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_manifest_is_named_and_so_is_what_is_wrong(copy: Path, name: str) -> None:
+    edit, message = BROKEN[name]
+    change(copy, edit)
+    with pytest.raises(BerxitError, match=rf"manifest\.json.*{message}"):
+        read_manifest(copy)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_path_outside_the_bundle_is_never_followed(copy: Path, absolute: bool, verify: bool) -> None:
+    outside = copy.parent / "tokenizer.json"
+    shutil.copy(copy / "tokenizer.json", outside)
+    file = str(outside) if absolute else "../tokenizer.json"
+    change(copy, lambda data: data["tokenizer"].update(file=file))
+    with pytest.raises(BerxitError, match=r"manifest\.json: file '.*tokenizer\.json' lies outside the bundle"):
+        read_manifest(copy, verify=verify)
+
+
+def test_a_link_out_of_the_bundle_is_not_followed(copy: Path) -> None:
+    outside = copy.parent / "tokenizer.json"
+    shutil.move(copy / "tokenizer.json", outside)
+    (copy / "tokenizer.json").symlink_to(outside)
+    with pytest.raises(BerxitError, match=r"manifest\.json: file 'tokenizer\.json' lies outside the bundle"):
+        read_manifest(copy)
+
+
+def test_a_tensor_is_little_endian_and_row_major(tmp_path: Path) -> None:
+    (tmp_path / "weight.bin").write_bytes(np.arange(6, dtype="<f4").tobytes())
+    tensor = read_tensor(tmp_path, TensorFile("weight.bin", "", "float32", (2, 3)))
+    assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("values", [5, 7])
+def test_a_tensor_of_the_wrong_size_is_named(tmp_path: Path, values: int) -> None:
+    (tmp_path / "weight.bin").write_bytes(np.zeros(values, dtype="<f4").tobytes())
+    with pytest.raises(BerxitError, match=rf"weight\.bin: {values} values, expected 6"):
+        read_tensor(tmp_path, TensorFile("weight.bin", "", "float32", (2, 3)))
+
+
+def test_sha256_of_a_file_longer_than_a_block(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+import pytest
+
+from runtime.console import debug_option, progress_bar, run, status_of
+from runtime.errors import BerxitError, InputError
+
+
+def command_that(act: Callable[[], object]) -> click.Command:
+    @click.command("try")
+    @click.option("--threads", type=click.IntRange(min=1))
+    @debug_option
+    def command(threads: int | None) -> None:
+        act()
+
+    return command
+
+
+def failing(error: BaseException) -> click.Command:
+    def act() -> None:
+        raise error
+
+    return command_that(act)
+
+
+def ends(command: click.Command, *arguments: str) -> int:
+    return status_of(command, list(arguments))
+
+
+def test_success_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(command_that(lambda: None)) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_is_0_and_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(command_that(lambda: None), "--help") == 0
+    out, err = capsys.readouterr()
+    assert "--threads" in out
+    assert "--debug" in out
+    assert err == ""
+
+
+def test_a_command_may_choose_its_status() -> None:
+    assert ends(command_that(lambda: click.get_current_context().exit(3))) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (BerxitError("no bundle at x: make one"), 1, "no bundle at x: make one"),
+        (InputError("threshold 7 is out of range"), 2, "threshold 7 is out of range"),
+        (BerxitError("two\nlines  in one"), 1, "two lines in one"),
+        (click.BadParameter("it is bad"), 2, "it is bad"),
+        (click.FileError("a.txt", "not there"), 2, "a.txt"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing half-written was left"),
+        (click.Abort(), 130, "interrupted"),
+        (RuntimeError("first\nsecond"), 1, "RuntimeError: first. Run again with --debug"),
+        (RuntimeError(), 1, "RuntimeError: . Run again with --debug"),
+        (
+            OSError(28, "No space left on device", "out/manifest.json"),
+            1,
+            "No space left on device: 'out/manifest.json'",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_on_standard_error(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
+) -> None:
+    assert ends(failing(error)) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.strip().splitlines()  # click ends the line of a ^C first
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in line
+
+
+def test_a_wrong_option_is_2_and_points_to_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(command_that(lambda: None), "--threads", "0") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "'--threads'" in line
+    assert "--help" in line
+    assert ends(command_that(lambda: None), "--treads", "1") == 2
+    assert "--treads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("torch", "this needs torch, which is not installed here: pip install 'berxit[train]'"),
+        ("torch.nn", "this needs torch, which is not installed here: pip install 'berxit[train]'"),
+        ("sklearn", "this needs scikit-learn, which is not installed here: pip install 'berxit[train]'"),
+        ("onnx", "this needs onnx, which is not installed here: pip install 'berxit[export]'"),
+        ("matplotlib.pyplot", "this needs matplotlib, which is not installed here: pip install 'berxit[report]'"),
+        ("onnxruntime", "this needs onnxruntime, which is not installed here: pip install 'berxit[onnxruntime]'"),
+        ("something", "this needs something, which is not installed here: pip install something"),
+    ],
+)
+def test_a_missing_package_is_told_with_its_install_line(
+    capsys: pytest.CaptureFixture[str], module: str, line: str
+) -> None:
+    assert ends(failing(ModuleNotFoundError(f"No module named '{module}'", name=module))) == 1
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BerxitError("bad"),
+        RuntimeError("bad"),
+        click.BadParameter("bad"),
+        ModuleNotFoundError("No module named 'torch'", name="torch"),
+    ],
+)
+def test_a_traceback_is_shown_on_request_only(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    status = ends(failing(error))
+    assert "Traceback" not in capsys.readouterr().err
+    assert ends(failing(error), "--debug") == status
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_debug_may_stand_before_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.group()
+    @debug_option
+    def group() -> None: ...
+
+    group.add_command(failing(BerxitError("bad")))
+    assert ends(group, "--debug", "try") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_group_without_a_subcommand_shows_its_help_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.group()
+    def group() -> None:
+        """Many things."""
+
+    group.add_command(command_that(lambda: None))
+    assert ends(group) in (0, 2)
+    out, err = capsys.readouterr()
+    assert "Commands:\n" in out + err
+
+
+def test_run_is_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["try", "--threads", "2"])
+    with pytest.raises(SystemExit) as end:
+        run(failing(InputError("bad")))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: bad\n"
+
+
+def test_a_quiet_bar_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("working", quiet=True)(4) as bar:
+        bar.update(4)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stored_backend import StoredBackend
+
+from runtime.backends import open_backend
+from runtime.bundle import read_manifest
+from runtime.errors import BerxitError
+from runtime.golden import Golden, differences, read_golden, write_golden
+
+LOGITS = np.array([[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]])
+LTE = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+GOLDEN = Golden(
+    texts=(("a cat",), ("a dog", "a cat sat")),
+    input_ids=((2, 6, 3), (2, 6, 7, 3, 8)),
+    token_type_ids=((0, 0, 0), (0, 0, 0, 0, 1)),
+    logits=tuple(tuple(map(tuple, row)) for row in LOGITS.tolist()),
+    lte=tuple(map(tuple, LTE.tolist())),
+)
+
+
+def test_what_is_written_is_read_back(bundle: Path, tmp_path: Path) -> None:
+    write_golden(GOLDEN, tmp_path / "golden.json")
+    assert read_golden(tmp_path, read_manifest(bundle)) == GOLDEN
+
+
+def test_a_truncated_file_is_named(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "golden.json").write_bytes((bundle / "golden.json").read_bytes()[:100])
+    with pytest.raises(BerxitError, match=r"golden\.json is damaged"):
+        read_golden(tmp_path, read_manifest(bundle))
+
+
+def test_inputs_are_texts_and_pairs() -> None:
+    assert GOLDEN.inputs == ["a cat", ("a dog", "a cat sat")]
+
+
+def test_the_batch_is_padded_on_the_right() -> None:
+    batch = GOLDEN.batch(9)
+    assert batch.input_ids.tolist() == [[2, 6, 3, 9, 9], [2, 6, 7, 3, 8]]
+    assert batch.token_type_ids.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+def test_the_same_outputs_do_not_differ() -> None:
+    assert differences(StoredBackend(LOGITS, LTE), GOLDEN, 0) == [0, 0, 0]
+
+
+def test_the_largest_difference_of_each_exit_is_found() -> None:
+    logits, lte = LOGITS.copy(), LTE.copy()
+    logits[1, 1, 0] -= 0.25
+    lte[0, 1] += 0.125
+    lte[1, 2] -= 0.5
+    assert differences(StoredBackend(logits, lte), GOLDEN, 0) == pytest.approx([0, 0.25, 0.5])
+
+
+def test_not_a_number_is_never_near() -> None:
+    logits, lte = LOGITS.copy(), LTE.copy()
+    logits[0, 0, 1] = math.nan
+    lte[1, 1] = math.nan
+    found = differences(StoredBackend(logits, lte), GOLDEN, 0)
+    assert math.isnan(found[0])
+    assert math.isnan(found[1])
+    assert found[2] == 0
+
+
+def test_a_model_without_lte_is_compared_by_its_logits() -> None:
+    golden = Golden(GOLDEN.texts, GOLDEN.input_ids, GOLDEN.token_type_ids, GOLDEN.logits, None)
+    assert differences(StoredBackend(LOGITS + 0.5), golden, 0) == [0.5, 0.5, 0.5]
+
+
+def test_the_bundles_own_segments_give_its_golden_outputs(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    found = differences(open_backend(bundle, manifest, 1), read_golden(bundle, manifest), manifest.model.pad_token_id)
+    assert len(found) == 3
+    assert max(found) <= manifest.parity.atol

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.errors import BerxitError
+from runtime.json_data import parse, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Wheel:
+    size: float
+    tags: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cart:
+    name: str
+    places: int
+    wheels: tuple[Wheel, ...]
+    spare: Wheel | None
+    notes: dict[str, Any] | None = None
+    prices: dict[str, float] = field(default_factory=dict)
+
+
+CART = Cart("blue", 2, (Wheel(1.5, ("old", 3)), Wheel(2.0)), None, {"seen": [1, None]}, {"new": 3.0})
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    return {"name": "blue", "places": 2, "wheels": [], "spare": None, **changes}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    write_json(dataclasses.asdict(CART), tmp_path / "cart.json")
+    assert parse(Cart, read_json(tmp_path / "cart.json"), "cart") == CART
+
+
+def test_other_alphabets_survive(tmp_path: Path) -> None:
+    write_json({"label": "žluť 猫"}, tmp_path / "label.json")
+    assert read_json(tmp_path / "label.json") == {"label": "žluť 猫"}
+
+
+def test_a_whole_number_serves_as_a_float() -> None:
+    size = parse(Wheel, {"size": 2}, "wheel").size
+    assert (size, type(size)) == (2.0, float)
+
+
+def test_defaults_fill_in() -> None:
+    assert parse(Cart, plain(), "cart") == Cart("blue", 2, (), None)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (plain(colour="red"), "cart: unknown key 'colour'"),
+        ({"name": "blue", "wheels": [], "spare": None}, "cart: key 'places' is missing"),
+        (plain(wheels=[{"size": 1.0}, {"size": 1.0, "colour": "red"}]), r"cart: wheels\[1\]: unknown key 'colour'"),
+        (plain(wheels=[{}]), r"cart: wheels\[0\]: key 'size' is missing"),
+        (plain(wheels="four"), 'cart: wheels: found "four"'),
+        (plain(wheels=[7]), r"cart: wheels\[0\]: expected an object, found int"),
+        (plain(wheels=[{"size": "big"}]), r'cart: wheels\[0\]: size: found "big"'),
+        (plain(wheels=[{"size": True}]), r"cart: wheels\[0\]: size: found true"),
+        (plain(wheels=[{"size": 1, "tags": [None]}]), r"cart: wheels\[0\]: tags\[0\]: found null"),
+        (plain(places=2.5), "cart: places: found 2.5"),
+        (plain(places=True), "cart: places: found true"),
+        (plain(name=None), "cart: name: found null"),
+        (plain(spare="none"), 'cart: spare: found "none"'),
+        (plain(notes=[]), r"cart: notes: found \[\]"),
+        (plain(prices={"new": "3"}), 'cart: prices: new: found "3"'),
+        ([], "cart: expected an object, found list"),
+    ],
+)
+def test_what_does_not_fit_is_named(data: Any, message: str) -> None:
+    with pytest.raises(BerxitError, match=message):
+        parse(Cart, data, "cart")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match=r"nothing\.json is missing"):
+        read_json(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b'{"a": "\xff"}', b"[1]", b"\x00\x01"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(BerxitError, match=r"bad\.json is damaged"):
+        read_json(tmp_path / "bad.json")
+
+
+def test_a_folder_in_a_files_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(BerxitError, match=r"folder\.json"):
+        read_json(tmp_path / "folder.json")
+
+
+def test_numbers_that_json_does_not_have_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"score": math.nan}, tmp_path / "score.json")
+    assert not (tmp_path / "score.json").exists()

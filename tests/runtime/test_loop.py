@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+from stored_backend import StoredBackend, batch_of
+
+from runtime.loop import exit_loop
+from runtime.policies import ExitPolicy
+
+LTE = np.array([[0.1, 0.2, 0.3, 0.4], [0.9, 0.0, 0.0, 0.0], [0.1, 0.2, 0.9, 0.0], [0.1, 0.9, 0.0, 0.0]])
+LOGITS = np.arange(4 * 4 * 2, dtype=np.float32).reshape(4, 4, 2)
+HALF = ExitPolicy.uniform("lte", 0.5, layers=4)
+
+
+def test_rows_that_leave_are_dropped_and_the_rest_keep_their_order() -> None:
+    backend = StoredBackend(LOGITS, LTE)
+    results = list(exit_loop(backend, batch_of(4), HALF))
+    assert backend.ran == [(1, [0, 1, 2, 3]), (2, [0, 2, 3]), (3, [0, 2]), (4, [0])]
+    assert [result.rows.tolist() for result in results] == [[0, 1, 2, 3], [0, 2, 3], [0, 2], [0]]
+    assert [result.rows[result.exits].tolist() for result in results] == [[1], [3], [2], [0]]
+
+
+def test_each_result_has_the_numbers_of_its_rows() -> None:
+    third = list(exit_loop(StoredBackend(LOGITS, LTE), batch_of(4), HALF))[2]
+    assert third.layer == 3
+    np.testing.assert_array_equal(third.logits, LOGITS[[0, 2], 2])
+    np.testing.assert_array_equal(third.certainty, [0.3, 0.9])
+
+
+def test_layers_after_the_last_exit_never_run() -> None:
+    backend = StoredBackend(LOGITS[1:2], LTE[1:2])
+    assert len(list(exit_loop(backend, batch_of(1), HALF))) == 1
+    assert backend.ran == [(1, [0])]
+
+
+def test_a_layer_runs_only_when_it_is_asked_for() -> None:
+    backend = StoredBackend(LOGITS, LTE)
+    results = exit_loop(backend, batch_of(4), HALF.at_depth(4))
+    next(results)
+    next(results)
+    assert [layer for layer, _ in backend.ran] == [1, 2]
+
+
+def test_everyone_leaves_at_the_last_layer() -> None:
+    results = list(exit_loop(StoredBackend(LOGITS, LTE), batch_of(4), HALF.with_threshold(1.0)))
+    assert [result.exits.tolist() for result in results] == [[False] * 4] * 3 + [[True] * 4]
+
+
+def test_patience_follows_its_rows_when_others_leave() -> None:
+    classes = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 1], [0, 1, 1, 0, 0]])
+    logits = np.eye(2, dtype=np.float32)[classes]
+    policy = ExitPolicy("patience", (2, 2, 2, 2), (1.0,) * 5)
+    left = {}
+    for result in exit_loop(StoredBackend(logits), batch_of(4), policy):
+        left.update(dict.fromkeys(result.rows[result.exits].tolist(), result.layer))
+    assert left == {0: 3, 2: 3, 1: 5, 3: 5}
+
+
+def test_patience_of_the_rows_that_stay_is_theirs() -> None:
+    classes = np.array([[0, 0, 0, 0], [0, 1, 1, 1]])
+    logits = np.eye(2, dtype=np.float32)[classes]
+    policy = ExitPolicy("patience", (1, 1, 1), (1.0,) * 4)
+    results = list(exit_loop(StoredBackend(logits), batch_of(2), policy))
+    assert [result.certainty.tolist() for result in results] == [[0, 0], [1, 0], [1]]
+    assert [result.rows.tolist() for result in results] == [[0, 1], [0, 1], [1]]

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime import Answer, EarlyExitRunner, ExitPolicy
+from runtime.golden import read_golden
+from runtime.measurement import Latency, Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
+from runtime.policies import certainties, exit_layers
+from runtime.tokenization import Text
+
+
+def point(layers: float, milliseconds: float) -> Measured:
+    return Measured(Latency(milliseconds, 0, 0, 0), layers, (), 1, None)
+
+
+class StubRunner:
+    """Answers at a policy's depth, in as many milliseconds, and notes every question."""
+
+    def __init__(self) -> None:
+        self.backend = SimpleNamespace(layers=4)
+        self.policy = ExitPolicy.uniform("confidence", 0.5, layers=4)
+        self.asked: list[tuple[Text, int]] = []
+
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy) -> list[Answer]:
+        (text,) = texts
+        depth = getattr(policy, "depth", 2)
+        self.asked.append((text, depth))
+        return [Answer(f"{text}{len(self.asked)}", {}, depth, 1.0, float(depth))]
+
+
+def test_latency_has_mean_and_percentiles() -> None:
+    found = Latency.of(np.arange(1.0, 101.0))
+    assert (found.mean, found.p50, found.p90, found.p99) == pytest.approx((50.5, 50.5, 90.1, 99.01))
+
+
+def test_a_straight_line_is_found() -> None:
+    line = Line.through([point(1, 3), point(2, 5), point(4, 9)])
+    assert (line.intercept_ms, line.ms_per_layer, line.r_squared) == pytest.approx((1, 2, 1))
+
+
+def test_a_line_is_fitted_by_least_squares() -> None:
+    line = Line.through([point(1, 1), point(2, 2), point(3, 2)])
+    assert (line.intercept_ms, line.ms_per_layer, line.r_squared) == pytest.approx((2 / 3, 1 / 2, 3 / 4))
+
+
+def test_a_flat_line_fits() -> None:
+    assert Line.through([point(1, 4), point(2, 4)]).ms_per_layer == pytest.approx(0)
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte"])
+def test_thresholds_lie_evenly_the_cheapest_first(criterion: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(300, 5, 2)).astype(np.float32)
+    lte = rng.random((300, 5)).astype(np.float32)
+    policy = ExitPolicy.uniform(criterion, 0.5, layers=5)
+    thresholds = spread_thresholds(policy, logits, lte, 3)
+    measured = certainties(policy, logits, lte)
+    averages = [exit_layers(policy.with_threshold(t), measured).mean() for t in thresholds]
+    assert averages == pytest.approx([2, 3, 4], abs=0.1)
+
+
+def test_patience_tries_every_count_that_can_stop_early() -> None:
+    policy = ExitPolicy.uniform("patience", 1, layers=5)
+    assert spread_thresholds(policy, np.zeros((3, 5, 2)), None, 7) == [1, 2, 3, 4]
+
+
+def test_a_model_that_is_always_equally_sure_has_no_thresholds_to_spread() -> None:
+    policy = ExitPolicy.uniform("confidence", 0.5, layers=3)
+    assert spread_thresholds(policy, np.zeros((4, 3, 2), dtype=np.float32), None, 7) == []
+
+
+def test_a_model_of_one_layer_has_no_thresholds_to_spread() -> None:
+    policy = ExitPolicy.full_depth(1)
+    assert spread_thresholds(policy, np.random.default_rng(0).normal(size=(4, 1, 2)), None, 7) == []
+
+
+def test_a_stored_pass_holds_every_exit_of_every_input(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    golden = read_golden(bundle, runner.manifest)
+    logits, lte = stored_pass(runner, golden.inputs)
+    assert lte is not None
+    np.testing.assert_allclose(logits, np.array(golden.logits), atol=1e-4)
+    np.testing.assert_allclose(lte, np.array(golden.lte), atol=1e-4)
+
+
+def test_every_policy_answers_every_input_in_every_round() -> None:
+    runner = StubRunner()
+    policies = {"shallow": runner.policy.at_depth(1), "own": runner.policy, "deep": runner.policy.at_depth(4)}
+    advanced: list[int] = []
+    seen: list[list[str]] = []
+
+    def score(answers: Sequence[Answer]) -> float:
+        seen.append([str(answer.label)[0] for answer in answers])
+        return len(answers) / 10
+
+    found = measure(
+        runner,  # type: ignore[arg-type]
+        ["a", "b"],
+        policies,
+        rounds=3,
+        warmup=5,
+        score=score,
+        advance=advanced.append,
+    )
+    warm, asked = runner.asked[:5], runner.asked[5:]
+    assert warm == [("a", 4), ("b", 4), ("a", 4), ("b", 4), ("a", 4)]
+    assert Counter(asked) == dict.fromkeys([(text, depth) for text in "ab" for depth in (1, 2, 4)], 3)
+    assert sum(advanced) == len(asked) == 18
+
+    assert found["shallow"] == Measured(Latency(1, 1, 1, 1), 1.0, (6, 0, 0, 0), 6, 0.2)
+    assert found["own"] == Measured(Latency(2, 2, 2, 2), 2.0, (0, 6, 0, 0), 6, 0.2)
+    assert found["deep"] == Measured(Latency(4, 4, 4, 4), 4.0, (0, 0, 0, 6), 6, 0.2)
+    assert seen == [["a", "b"]] * 3
+
+
+def test_policies_take_turns_on_each_input_in_a_shuffled_order() -> None:
+    runner = StubRunner()
+    policies = {str(depth): runner.policy.at_depth(depth) for depth in (1, 2, 3, 4)}
+    measure(runner, ["a", "b"], policies, rounds=10, warmup=0)  # type: ignore[arg-type]
+    turns = [runner.asked[i : i + 4] for i in range(0, len(runner.asked), 4)]
+    assert [{text for text, _ in turn} for turn in turns] == [{"a"}, {"b"}] * 10
+    assert all(sorted(depth for _, depth in turn) == [1, 2, 3, 4] for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 2
+
+
+def test_without_labels_there_is_no_score() -> None:
+    runner = StubRunner()
+    found = measure(runner, ["a"], {"own": runner.policy}, rounds=1, warmup=0)  # type: ignore[arg-type]
+    assert found["own"].score is None
+
+
+@pytest.mark.parametrize(("queries", "rounds"), [(1, 1), (60, 1), (61, 2), (200, 4)])
+def test_rounds_give_every_policy_its_queries(queries: int, rounds: int) -> None:
+    runner = StubRunner()
+    assert rounds_for(runner, ["a"] * 60, 5, queries=queries, seconds=0) == rounds  # type: ignore[arg-type]

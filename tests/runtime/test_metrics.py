@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from runtime.metrics import METRICS
+
+
+def drawn(seed: int, kind: str) -> tuple[npt.NDArray, npt.NDArray]:
+    """Predictions and labels, related, with many ties where they are few whole numbers."""
+    rng = np.random.default_rng(seed)
+    if kind == "classes":
+        labels = rng.integers(0, 2, 40)
+        return np.where(rng.random(40) < 0.3, 1 - labels, labels), labels
+    labels = rng.normal(size=40)
+    predictions = labels + rng.normal(size=40)
+    return (np.round(predictions), np.round(2 * labels)) if kind == "ties" else (predictions, labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_accuracy_and_f1_are_those_of_scikit_learn(seed: int) -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    predictions, labels = drawn(seed, "classes")
+    assert METRICS["accuracy"](predictions, labels) == pytest.approx(accuracy_score(labels, predictions))
+    assert METRICS["f1"](predictions, labels) == pytest.approx(f1_score(labels, predictions))
+
+
+@pytest.mark.parametrize("kind", ["values", "ties"])
+@pytest.mark.parametrize("seed", range(3))
+def test_correlations_are_those_of_scipy(seed: int, kind: str) -> None:
+    from scipy import stats
+
+    predictions, labels = drawn(seed, kind)
+    assert METRICS["pearson"](predictions, labels) == pytest.approx(stats.pearsonr(predictions, labels).statistic)
+    assert METRICS["spearman"](predictions, labels) == pytest.approx(stats.spearmanr(predictions, labels).statistic)
+
+
+def test_f1_is_of_class_one() -> None:
+    assert METRICS["f1"](np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0])) == 0.5
+    assert METRICS["f1"](np.array([1, 1, 1, 0]), np.array([1, 0, 0, 0])) == 0.5
+    assert METRICS["f1"](np.array([0, 0]), np.array([0, 0])) == 0
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 1e9 + 0.1])
+def test_a_constant_answer_correlates_with_nothing(metric: str, value: float) -> None:
+    labels = np.array([0.3, 1.1, 2.7, 5.0, 4.2, 0.9, 2.0])
+    constant = np.full(7, value)
+    assert METRICS[metric](constant, labels) == pytest.approx(0, abs=1e-9)
+    assert METRICS[metric](labels, constant) == pytest.approx(0, abs=1e-9)
+    assert METRICS[metric](constant, constant) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_score_is_a_plain_float(metric: str) -> None:
+    score = METRICS[metric](np.array([0, 1, 1]), np.array([0, 1, 0]))
+    assert type(score) is float

@@ -1,0 +1,131 @@
+"""The registry of back ends, and ONNX Runtime's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from devices import default_threads
+from runtime.backends import BACKENDS, open_backend
+from runtime.bundle import Manifest, TensorFile, read_manifest, sha256
+from runtime.errors import BerxitError, InputError
+from runtime.golden import read_golden
+from runtime.runner import EarlyExitRunner
+from runtime.tokenization import TokenBatch
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
+    return read_manifest(bundle)
+
+
+def test_without_onnxruntime_the_install_line_is_told(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "runtime.backends.onnxruntime", raising=False)
+    with pytest.raises(BerxitError) as failure:
+        open_backend(bundle, manifest)
+    assert "needs onnxruntime, which is not installed here: pip install 'berxit[onnxruntime]'" in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_missing_package(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = dataclasses.replace(BACKENDS["onnxruntime"], module="runtime.backends.nothing")
+    monkeypatch.setitem(BACKENDS, "onnxruntime", info)
+    with pytest.raises(ModuleNotFoundError, match=r"runtime\.backends\.nothing"):
+        open_backend(bundle, manifest)
+
+
+def test_an_unknown_target_is_refused(bundle: Path, manifest: Manifest) -> None:
+    with pytest.raises(BerxitError, match=r"exported for 'toaster', which this berxit cannot run.*onnxruntime"):
+        open_backend(bundle, dataclasses.replace(manifest, target="toaster"))
+
+
+@pytest.mark.parametrize("threads", [0, -2])
+def test_less_than_one_thread_is_refused(bundle: Path, manifest: Manifest, threads: int) -> None:
+    with pytest.raises(InputError, match=f"threads is {threads}: it must be at least 1"):
+        open_backend(bundle, manifest, threads)
+
+
+def test_threads_are_those_of_the_machine_unless_told_otherwise(bundle: Path, manifest: Manifest) -> None:
+    assert open_backend(bundle, manifest).threads == default_threads()
+    assert open_backend(bundle, manifest, 3).threads == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all"])
+def test_a_segment_that_cannot_be_loaded_is_named(bundle: Path, tmp_path: Path, content: bytes) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    file = copy / "segments" / "layer_02.onnx"
+    file.write_bytes(content)
+    data = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    data["segments"][2]["sha256"] = sha256(file)
+    (copy / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BerxitError, match=r"cannot load .*layer_02\.onnx: .*Export again") as failure:
+        EarlyExitRunner.load(copy)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_constant_of_the_wrong_size_is_named(bundle: Path, manifest: Manifest, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / "weight.bin").write_bytes(b"\0" * 8)
+    constants = {"token_weights": TensorFile("weight.bin", "", "float32", (3,))}
+    segments = (
+        *manifest.segments[:1],
+        dataclasses.replace(manifest.segments[1], constants=constants),
+        *manifest.segments[2:],
+    )
+    with pytest.raises(BerxitError, match=r"weight\.bin: 2 values, expected 3"):
+        open_backend(copy, dataclasses.replace(manifest, segments=segments))
+
+
+def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest) -> None:
+    again = dataclasses.replace(manifest.segments[1], layer=2)
+    shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
+    backend = open_backend(bundle, shared, 1)
+    assert backend._layers[0].session is backend._layers[1].session  # type: ignore[attr-defined]
+    assert backend._layers[0].session is not backend._layers[2].session  # type: ignore[attr-defined]
+
+
+def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
+    backend = open_backend(bundle, manifest, 1)
+    rows = [[2, 6, 7, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, 9, 3]]
+    batch = TokenBatch.pad(rows, [[0] * len(row) for row in rows], manifest.model.pad_token_id)
+    state, _, _ = backend.layer(1, backend.embed(batch))
+    kept = backend.keep(state, np.array([True, False, True]))
+    assert kept.tensors["hidden"].shape == (2, 4, 32)
+    assert kept.lengths.tolist() == [4, 3]
+
+    _, logits, lte = backend.layer(2, kept)
+    _, all_logits, all_lte = backend.layer(2, state)
+    assert lte is not None
+    assert all_lte is not None
+    np.testing.assert_allclose(logits, all_logits[[0, 2]], atol=1e-5)
+    np.testing.assert_allclose(lte, all_lte[[0, 2]], atol=1e-5)
+
+
+def test_a_layer_leaves_the_state_it_was_given_alone(bundle: Path, manifest: Manifest) -> None:
+    backend = open_backend(bundle, manifest, 1)
+    state = backend.embed(read_golden(bundle, manifest).batch(0))
+    before = {role: array.copy() for role, array in state.tensors.items()}
+    backend.layer(1, state)
+    for role, array in before.items():
+        np.testing.assert_array_equal(state.tensors[role], array)
+
+
+def test_outputs_have_their_shapes(bundle: Path, manifest: Manifest) -> None:
+    backend = open_backend(bundle, manifest, 1)
+    batch = read_golden(bundle, manifest).batch(0)
+    state, logits, lte = backend.layer(1, backend.embed(batch))
+    assert state.tensors["hidden"].shape == (*batch.input_ids.shape, 32)
+    assert logits.shape == (len(batch), 2)
+    assert lte is not None
+    assert lte.shape == (len(batch),)

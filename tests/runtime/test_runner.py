@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stored_backend import StoredBackend
+
+from runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
+from runtime.policies import softmax
+from runtime.tokenization import Text
+
+TEXTS: list[Text] = [
+    "the cat sat on the mat",
+    "a dog",
+    "the big red dog ran under the tree and it was not a cat",
+    "stop the music",
+    "turn on the light",
+    "cat",
+]
+LONG = " ".join(["cat"] * 100)
+
+
+@pytest.fixture(scope="module")
+def runner(bundle: Path) -> EarlyExitRunner:
+    return EarlyExitRunner.load(bundle, threads=1)
+
+
+def but_latency(answer: Answer) -> Answer:
+    return dataclasses.replace(answer, latency_ms=0.0)
+
+
+def assert_same(one: Answer, other: Answer) -> None:
+    """Another padding may change the last digits."""
+    assert (one.label, one.exit_layer, one.truncated) == (other.label, other.exit_layer, other.truncated)
+    assert one.scores == pytest.approx(other.scores, abs=1e-5)
+    assert one.certainty == pytest.approx(other.certainty, abs=1e-5)
+
+
+def test_an_answer_says_it_all(runner: EarlyExitRunner) -> None:
+    answer = runner.predict("the cat sat on the mat")
+    assert list(answer.scores) == list(runner.manifest.model.labels)
+    assert sum(answer.scores.values()) == pytest.approx(1)
+    assert answer.label == max(answer.scores, key=lambda name: answer.scores[name])
+    assert 1 <= answer.exit_layer <= 3
+    assert answer.certainty == pytest.approx(answer.scores[str(answer.label)], abs=1e-6)
+    assert answer.latency_ms > 0
+    assert not answer.truncated
+
+
+def test_the_model_has_learned_its_task(runner: EarlyExitRunner) -> None:
+    """Training, export and label order together: a cat is called a cat."""
+    assert runner.predict("dev the cat sat on the mat", threshold=1.0).label == "cat"
+    assert runner.predict("dev the dog sat on the mat", threshold=1.0).label == "other"
+
+
+def test_a_batch_answers_as_its_texts_do_alone(runner: EarlyExitRunner) -> None:
+    stored = np.sort([answer.certainty for text in TEXTS for answer in runner.stream(text)])
+    threshold = float(stored[len(stored) // 2 - 1 : len(stored) // 2 + 1].mean())  # some leave early, some do not
+    batch = runner.predict_batch(TEXTS, threshold=threshold)
+    assert len({answer.exit_layer for answer in batch}) > 1
+    for text, answer in zip(TEXTS, batch, strict=True):
+        assert_same(answer, runner.predict(text, threshold=threshold))
+
+
+def test_a_batch_keeps_its_order(runner: EarlyExitRunner) -> None:
+    forth = runner.predict_batch(TEXTS, threshold=0.7)
+    back = runner.predict_batch(TEXTS[::-1], threshold=0.7)[::-1]
+    for one, other in zip(forth, back, strict=True):
+        assert_same(one, other)
+
+
+def test_a_pair_is_answered_as_a_pair(runner: EarlyExitRunner) -> None:
+    pair = runner.predict("the cat", "a dog", threshold=1.0)
+    assert but_latency(pair) == but_latency(runner.predict_batch([("the cat", "a dog")], threshold=1.0)[0])
+    assert pair.scores != runner.predict("the cat", threshold=1.0).scores
+
+
+def test_a_stream_answers_after_every_layer(runner: EarlyExitRunner) -> None:
+    answers = list(runner.stream("the cat sat on the mat"))
+    assert [answer.exit_layer for answer in answers] == [1, 2, 3]
+    assert but_latency(answers[-1]) == but_latency(runner.predict("the cat sat on the mat", threshold=1.0))
+    assert but_latency(answers[0]) == but_latency(runner.predict("the cat sat on the mat", threshold=0.0))
+
+
+def test_a_stream_can_be_left(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    backend = StoredBackend(np.zeros((1, 3, 2), dtype=np.float32), np.zeros((1, 3)))
+    runner.backend = backend
+    next(runner.stream("cat"))
+    assert [layer for layer, _ in backend.ran] == [1]
+
+
+def test_a_threshold_replaces_the_calibrated_ones(runner: EarlyExitRunner) -> None:
+    assert {answer.exit_layer for answer in runner.predict_batch(TEXTS, threshold=0.0)} == {1}
+    assert {answer.exit_layer for answer in runner.predict_batch(TEXTS, threshold=1.0)} == {3}
+    assert runner.policy == runner.manifest.policy
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, math.inf])
+def test_a_threshold_out_of_range_is_refused(runner: EarlyExitRunner, threshold: float) -> None:
+    with pytest.raises(InputError, match="out of range"):
+        runner.predict("the cat", threshold=threshold)
+    with pytest.raises(InputError, match="out of range"):
+        runner.predict_batch(["the cat"], threshold=threshold)
+
+
+def test_scores_are_divided_by_the_temperature_of_their_layer(runner: EarlyExitRunner) -> None:
+    backend = StoredBackend(np.array([[[0.0, 2.0], [0.0, 6.0], [0.0, 0.0]]], dtype=np.float32))
+    tempered = EarlyExitRunner(runner.manifest, runner.tokenizer, backend)
+    policy = ExitPolicy("confidence", (0.9, 0.8), (2.0, 3.0, 1.0))
+    answer = tempered.answer(["cat"], policy)[0]
+    expected = softmax(np.array([0.0, 2.0]))
+    assert answer.exit_layer == 2
+    assert list(answer.scores.values()) == pytest.approx(expected.tolist())
+    assert answer.certainty == pytest.approx(expected[1])
+
+
+def test_regression_answers_with_the_value(runner: EarlyExitRunner) -> None:
+    model = dataclasses.replace(runner.manifest.model, kind="regression", labels=(), metric="spearman")
+    policy = ExitPolicy("patience", (1.0, 1.0), (1.0, 2.0, 1.0), tolerance=0.5)
+    manifest = dataclasses.replace(runner.manifest, model=model, policy=policy)
+    backend = StoredBackend(np.array([[[2.0], [2.25], [9.0]], [[1.0], [2.0], [3.5]]], dtype=np.float32))
+    answers = EarlyExitRunner(manifest, runner.tokenizer, backend).predict_batch(["a cat", "a dog"])
+    assert [(a.label, a.scores, a.exit_layer, a.certainty) for a in answers] == [
+        (2.25, {"value": 2.25}, 2, 1.0),
+        (3.5, {"value": 3.5}, 3, 0.0),
+    ]
+
+
+def test_threads_share_one_runner(runner: EarlyExitRunner) -> None:
+    def ask(_worker: int) -> list[Answer]:
+        return [but_latency(runner.predict(text)) for text in TEXTS * 5]
+
+    alone = ask(0)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, range(4)))
+    assert together == [alone] * 4
+
+
+def test_threads_may_ask_for_batches(runner: EarlyExitRunner) -> None:
+    def ask(shift: int) -> list[Answer]:
+        texts = TEXTS[shift:] + TEXTS[:shift]
+        return [but_latency(a) for _ in range(5) for a in runner.predict_batch(texts, threshold=0.8)]
+
+    alone = [ask(shift) for shift in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == alone
+
+
+def test_a_text_that_was_cut_is_told(runner: EarlyExitRunner) -> None:
+    assert runner.predict(LONG).truncated
+    assert [answer.truncated for answer in runner.predict_batch(["cat", LONG])] == [False, True]
+    assert all(answer.truncated for answer in runner.stream(LONG))
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_text_is_refused(runner: EarlyExitRunner, text: str) -> None:
+    with pytest.raises(InputError, match="the text is empty"):
+        runner.predict(text)
+    with pytest.raises(InputError, match="text 1 is empty"):
+        runner.predict_batch(["the cat", text])
+    with pytest.raises(InputError, match="the text is empty"):
+        runner.stream(text)  # here, not at the first step
+
+
+def test_an_empty_batch_is_refused(runner: EarlyExitRunner) -> None:
+    with pytest.raises(InputError, match="the batch is empty"):
+        runner.predict_batch([])
+
+
+@pytest.mark.parametrize("text", [None, 7, b"cat"])
+def test_what_is_no_text_is_refused(runner: EarlyExitRunner, text: Any) -> None:
+    with pytest.raises(InputError, match=f"the text is {type(text).__name__}"):
+        runner.predict(text)
+
+
+def test_loading_from_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match=r"no bundle at .*nowhere"):
+        EarlyExitRunner.load(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(BerxitError, match=r"no bundle at .*file"):
+        EarlyExitRunner.load(tmp_path / "file")
+
+
+def test_a_runner_knows_its_device(bundle: Path) -> None:
+    device = EarlyExitRunner.load(bundle, "cpu", threads=1).device
+    assert device is not None
+    assert device.name == "cpu"
+
+
+def test_a_path_may_be_a_string(bundle: Path) -> None:
+    assert EarlyExitRunner.load(str(bundle), threads=1).manifest.model.layers == 3
+
+
+def test_a_changed_file_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    with (copy / "segments" / "layer_01.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(BerxitError, match=r"layer_01\.onnx: checksum differs"):
+        EarlyExitRunner.load(copy)
+
+
+def test_a_damaged_tokenizer_is_named_even_unverified(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(BerxitError, match=r"cannot read tokenizer .*tokenizer\.json"):
+        EarlyExitRunner.load(copy, verify=False)
+
+
+def test_an_unknown_device_is_refused(bundle: Path) -> None:
+    with pytest.raises(InputError, match="unknown device 'toaster': choose auto, "):
+        EarlyExitRunner.load(bundle, "toaster")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_less_than_one_thread_is_refused(bundle: Path, threads: int) -> None:
+    with pytest.raises(InputError, match=f"threads is {threads}"):
+        EarlyExitRunner.load(bundle, threads=threads)

@@ -1,0 +1,268 @@
+"""Every command as a user types it: its files, its status, and one line where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import devices
+from runtime.console import status_of
+from toolkit.cli import COMMANDS, berxit, load
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+def run(name: str, *arguments: object) -> int:
+    return status_of(load(name), [str(argument) for argument in arguments])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert lines[-1] == errors[0]
+    assert not any("Traceback" in line for line in lines)
+    return errors[0]
+
+
+def train_arguments(model: Path, data: Path, output: Path) -> list[object]:
+    sizes = ["--max-steps", 2, "--batch-size", 4, "--max-length", 16, "--limit-train", 16]
+    return ["--model", model, "--task", "custom", "--data", data, "--output", output, *sizes, "--quiet"]
+
+
+def test_train_writes_a_checkpoint(
+    backbone_folders: dict[str, Path], data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "checkpoint"
+    options = ["--no-lte", "--exit-head", "pooler", "--pooling", "mean", "--strategy", "raw", "--seed", 7]
+    assert run("train", *train_arguments(backbone_folders["bert"], data_folder, output), *options) == 0
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in output.iterdir()}
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    assert (config["exit_head"], config["pooling"], config["strategy"]) == ("pooler", "mean", "raw")
+    assert config["lte"] is False
+    record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+    assert (record["steps"], record["train_examples"], record["options"]["seed"]) == (2, 16, 7)
+    out = capsys.readouterr().out
+    assert f"checkpoint: {output}" in out
+    assert f"next: berxit-calibrate {output} --data {data_folder}" in out
+
+
+def test_train_takes_a_regression_on_pairs(backbone_folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = "".join(f"the cat {i}\ta dog\t{i / 4}\n" for i in range(16))
+    (tmp_path / "train.tsv").write_text("left\tright\tvalue\n" + rows, encoding="utf-8")
+    columns = ["--text-column", "left", "--text-column", "right", "--label-column", "value", "--regression"]
+    arguments = train_arguments(backbone_folders["distilbert"], tmp_path, tmp_path / "checkpoint")
+    assert run("train", *arguments, *columns, "--metric", "pearson") == 0
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text(encoding="utf-8"))
+    assert (config["problem_type"], config["metric"]) == ("regression", "pearson")
+    assert config["text_columns"] == ["left", "right"]
+
+
+def test_eval_writes_scores_and_tables(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("eval", copy, "--data", data_folder, "--criterion", "lte", "--quiet") == 0
+    written = {path.name for path in (copy / "eval-dev").iterdir()}
+    assert {"predictions.npz", "eval.json", "eval.md"} <= written
+    data = json.loads((copy / "eval-dev" / "eval.json").read_text(encoding="utf-8"))
+    assert (data["criterion"], data["examples"]) == ("lte", 48)
+    assert "accuracy on 48 examples" in capsys.readouterr().out
+
+
+def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "exit_policy.json").unlink()
+    arguments = [copy, "--data", data_folder, "--criterion", "entropy", "--keep", 0.95, "--quiet"]
+    assert run("calibrate", *arguments) == 0
+    policy = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["policy"]
+    assert policy["criterion"] == "entropy"
+    assert "entropy threshold" in capsys.readouterr().out
+
+
+def test_export_writes_a_bundle_beside_the_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", copy, "--target", "onnxruntime", "--quiet") == 0
+    bundle = copy.with_name("checkpoint-onnxruntime")
+    assert (bundle / "manifest.json").is_file()
+    out = capsys.readouterr().out
+    assert out.count("-[✓] layer") == 3
+    assert f"bundle: {bundle}" in out
+    assert "not calibrated" not in out
+
+
+def test_export_says_when_nothing_was_calibrated(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "exit_policy.json").unlink()
+    assert run("export", copy, "--target", "onnxruntime", "--output", tmp_path / "b", "--quiet") == 0
+    assert "not calibrated: the bundle never stops early" in capsys.readouterr().out
+    assert run("inspect", tmp_path / "b") == 0
+    assert "never early: not calibrated" in capsys.readouterr().out
+
+
+def test_bench_writes_what_it_measured(
+    bundle: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--limit", 4, "--queries", 1, "--seconds", 0, "--thresholds", 2, "--threads", 1, "--quiet"]
+    assert run("bench", bundle, "--data", data_folder, "--output", tmp_path / "bench", *quick) == 0
+    assert {"bench.json", "bench.md"} <= {path.name for path in (tmp_path / "bench").iterdir()}
+    data = json.loads((tmp_path / "bench" / "bench.json").read_text(encoding="utf-8"))
+    assert (data["inputs"], data["metric"], list(data["by_layer"])) == (4, "accuracy", ["1", "2", "3"])
+    assert "exit layer" in capsys.readouterr().out
+
+
+def test_inspect_shows_what_a_bundle_holds(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", bundle) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "custom, classification: cat, other",
+        "bert, 3 layers",
+        "confidence is above",
+        "segments/layer_03.onnx",
+    ):
+        assert text in out
+
+
+def test_inspect_finds_damage(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (copy / "segments" / "layer_02.onnx").write_bytes(b"")
+    assert run("inspect", copy) == 1
+    assert "checksum differs" in one_line(capsys)
+
+
+def test_devices_marks_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("devices") == 0
+    out = capsys.readouterr().out
+    assert all(device.name in out for device in devices.DEVICES)
+    assert out.count("this machine |") == 1
+
+
+def test_doctor_tells_what_is_usable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    assert "run bundles on a CPU" in out
+    assert "torch sees:" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(berxit, [name, "--help"]) == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+MISUSES: dict[str, tuple[list[str], str]] = {
+    "an unknown task": (["train", "--model", "M", "--task", "cola", "--data", "DATA", "--output", "O"], "'cola'"),
+    "a missing option": (["train", "--task", "rte"], "--model"),
+    "an unknown strategy": (
+        ["train", "--model", "M", "--task", "custom", "--data", "DATA", "--output", "O", "--strategy", "luck"],
+        "unknown strategy 'luck'",
+    ),
+    "an unknown exit head": (
+        ["train", "--model", "MODEL", "--task", "custom", "--data", "DATA", "--output", "O", "--exit-head", "deep"],
+        "deep",
+    ),
+    "columns of a fixed task": (
+        ["train", "--model", "M", "--task", "rte", "--data", "DATA", "--output", "O", "--text-column", "a"],
+        "go with --task custom",
+    ),
+    "data of another task": (
+        ["train", "--model", "MODEL", "--task", "rte", "--data", "DATA", "--output", "O"],
+        "no column 'sentence1'",
+    ),
+    "data that is not there": (["eval", "CHECKPOINT", "--data", "nowhere"], "no data at nowhere"),
+    "a split that is not there": (["eval", "CHECKPOINT", "--data", "DATA", "--split", "test"], "no test split"),
+    "a batch of none": (["eval", "CHECKPOINT", "--data", "DATA", "--batch-size", "0"], "--batch-size"),
+    "an unknown criterion": (["eval", "CHECKPOINT", "--data", "DATA", "--criterion", "luck", "--quiet"], "'luck'"),
+    "a share above one": (["calibrate", "CHECKPOINT", "--data", "DATA", "--keep", "1.5", "--quiet"], "--keep 1.5"),
+    "the training file": (["calibrate", "CHECKPOINT", "--data", "DATA", "--split", "train"], "was trained on"),
+    "an unknown target": (["export", "CHECKPOINT", "--target", "abacus", "--output", "O"], "unknown target 'abacus'"),
+    "an unknown precision": (
+        ["export", "CHECKPOINT", "--target", "onnxruntime", "--precision", "fp7", "--output", "O"],
+        "no precision 'fp7'",
+    ),
+    "an output that is there": (
+        ["export", "CHECKPOINT", "--target", "onnxruntime", "--output", "DATA"],
+        "is there already",
+    ),
+    "an unknown device": (["bench", "BUNDLE", "--device", "toaster"], "unknown device 'toaster'"),
+    "an unknown command": (["fly"], "fly"),
+    "an unknown option": (["inspect", "BUNDLE", "--colour"], "--colour"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_one_line_and_status_2(
+    name: str,
+    checkpoint: Path,
+    bundle: Path,
+    data_folder: Path,
+    backbone_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments, message = MISUSES[name]
+    places = {"CHECKPOINT": checkpoint, "BUNDLE": bundle, "DATA": data_folder, "MODEL": backbone_folders["bert"]}
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path.name for path in checkpoint.iterdir())
+    assert status_of(berxit, [str(places.get(argument, argument)) for argument in arguments]) == 2
+    assert message in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in checkpoint.iterdir()) == before
+
+
+FAILURES: dict[str, tuple[list[str], str]] = {
+    "no model": (
+        ["train", "--model", "./none", "--task", "custom", "--data", "DATA", "--output", "O"],
+        "cannot load --model",
+    ),
+    "no checkpoint to evaluate": (["eval", "none", "--data", "DATA"], "no checkpoint at none"),
+    "no checkpoint to calibrate": (["calibrate", "none", "--data", "DATA"], "none"),
+    "a plain model to export": (["export", "MODEL", "--target", "onnxruntime", "--output", "O"], "plain model"),
+    "no bundle": (["inspect", "none"], "no bundle at none"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failure_is_one_line_and_status_1(
+    name: str,
+    data_folder: Path,
+    backbone_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments, message = FAILURES[name]
+    places = {"DATA": data_folder, "MODEL": backbone_folders["bert"]}
+    monkeypatch.chdir(tmp_path)
+    assert status_of(berxit, [str(places.get(argument, argument)) for argument in arguments]) == 1
+    assert message in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where_it_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", tmp_path / "none", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch() -> None:
+    heavy = ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy")
+    code = f"""
+import sys
+from runtime.console import status_of
+from toolkit.cli import berxit
+status = status_of(berxit, ["--help"])
+print([name for name in {heavy} if name in sys.modules])
+sys.exit(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stdout.splitlines()[-1] == "[]"

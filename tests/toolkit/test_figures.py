@@ -1,0 +1,59 @@
+"""Figures are written, and show something."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib import pyplot as plt
+
+from runtime.bench import BenchResult, bench
+from runtime.examples import read_examples
+from toolkit.evaluation_report import evaluate
+from toolkit.figures import bench_figure, evaluation_figure
+from train.evaluation import Predictions
+
+
+@pytest.fixture(scope="module")
+def result(bundle: Path, data_folder: Path) -> BenchResult:
+    examples = read_examples(data_folder / "dev.tsv", ("text",), "label", ("cat", "other")).head(8)
+    return bench(bundle, examples=examples, threads=1, queries=1, seconds=0, warmup=1, thresholds=2)
+
+
+def colours(path: Path) -> int:
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = image.imread(path)
+    assert min(pixels.shape[:2]) > 300
+    return len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0))
+
+
+def test_a_bench_is_drawn(result: BenchResult, tmp_path: Path) -> None:
+    path = bench_figure(result, tmp_path / "bench.png")
+    assert path == tmp_path / "bench.png"
+    assert colours(path) > 20
+    assert plt.get_fignums() == []
+
+
+def test_without_labels_the_score_panel_is_left_out(result: BenchResult, tmp_path: Path) -> None:
+    bare = replace(
+        result,
+        metric=None,
+        policy=None,
+        by_layer={k: replace(p, score=None) for k, p in result.by_layer.items()},
+        by_threshold={k: replace(p, score=None) for k, p in result.by_threshold.items()},
+    )
+    wide = image.imread(bench_figure(result, tmp_path / "wide.png")).shape
+    narrow_path = bench_figure(bare, tmp_path / "narrow.png")
+    assert colours(narrow_path) > 20
+    assert image.imread(narrow_path).shape[1] * 2 == pytest.approx(wide[1], abs=2)
+
+
+def test_an_evaluation_is_drawn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, 4, 2)).astype(np.float32)
+    evaluation = evaluate(Predictions(logits, None, rng.integers(0, 2, 50), "accuracy"))
+    assert colours(evaluation_figure(evaluation, tmp_path / "eval.png")) > 20
+    assert plt.get_fignums() == []

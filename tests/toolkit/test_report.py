@@ -1,0 +1,168 @@
+"""The reports: the evaluation's tables, and the quickstart's page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import Answer
+from runtime.bench import BenchResult, bench
+from runtime.errors import BerxitError
+from runtime.examples import read_examples
+from toolkit.evaluation_report import evaluate, write_evaluation
+from toolkit.report import write_report
+from train.calibration import read_policy
+from train.evaluation import Predictions
+
+ANSWERS = [
+    (f"{name} {i}", Answer("cat", {"cat": 0.9, "other": 0.1}, layer, 0.9, 1.0))
+    for name, layer in (("early", 1), ("middle", 2), ("late", 3))
+    for i in range(4)
+]
+
+
+@pytest.fixture(scope="module")
+def result(bundle: Path, data_folder: Path) -> BenchResult:
+    examples = read_examples(data_folder / "dev.tsv", ("text",), "label", ("cat", "other")).head(8)
+    return bench(bundle, examples=examples, threads=1, queries=1, seconds=0, warmup=1, thresholds=2)
+
+
+@pytest.fixture
+def predictions() -> Predictions:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 80)
+    depth = np.arange(1, 4)[None, :, None]
+    logits = rng.normal(size=(80, 3, 2)) + depth * np.eye(2)[labels][:, None]
+    return Predictions(logits.astype(np.float32), None, labels, "accuracy")
+
+
+class Tags(HTMLParser):
+    """Opened and closed tags must pair up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page_of(path: Path, result: BenchResult, checkpoint: Path, bundle: Path) -> str:
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    return write_report(path, result, calibrated.calibration, bundle, ANSWERS).read_text(encoding="utf-8")
+
+
+def test_the_page_opens_with_the_headline(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    page = page_of(tmp_path / "report.html", result, checkpoint, bundle)
+    headline = re.search("<h1>(.*?)</h1>", page)
+    assert headline is not None
+    assert "than full depth on this device" in headline[1]
+    assert f"{result.full_depth.latency.mean:.2f} ms" in headline[1]
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+
+
+def test_the_page_holds_its_figure_and_tables(
+    result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path
+) -> None:
+    page = page_of(tmp_path / "report.html", result, checkpoint, bundle)
+    figure = re.search('src="data:image/png;base64,([^"]+)"', page)
+    assert figure is not None
+    assert base64.b64decode(figure[1]).startswith(b"\x89PNG")
+    assert page.count("<table>") == 4
+    assert page.count("<tr class=chosen>") == 1
+    assert f"{result.by_layer[3].latency.mean:.2f}" in page
+    assert str(bundle.resolve()) in page
+    assert "http" not in page  # opens anywhere, also without a network
+
+
+def test_what_the_user_named_is_escaped(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    odd = replace(calibrated.calibration, data="<script>.tsv")
+    answers = [("<b>loud</b>", Answer("cat", {}, 1, 0.9, 1.0))]
+    page = write_report(tmp_path / "report.html", result, odd, bundle, answers).read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "&lt;script&gt;.tsv" in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;loud&lt;/b&gt;" in page
+
+
+def test_the_page_shows_what_left_first_and_last(
+    result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path
+) -> None:
+    page = page_of(tmp_path / "report.html", result, checkpoint, bundle)
+    assert [text for text, _ in ANSWERS if f"<td>{text}</td>" in page] == [
+        *(f"early {i}" for i in range(4)),
+        *(f"late {i}" for i in range(4)),
+    ]
+
+
+def test_few_answers_stand_once_each(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    path = write_report(tmp_path / "report.html", result, calibrated.calibration, bundle, ANSWERS[:3])
+    assert path.read_text(encoding="utf-8").count("<td>early 1</td>") == 1
+
+
+def test_a_bar_in_a_text_stays_in_its_cell(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    answers = [("on | off", Answer("cat", {}, 1, 0.9, 1.0))]
+    page = write_report(tmp_path / "report.html", result, calibrated.calibration, bundle, answers)
+    assert "<td>on | off</td>" in page.read_text(encoding="utf-8")
+
+
+def test_an_evaluation_has_every_layer_and_the_whole_curve(predictions: Predictions) -> None:
+    evaluation = evaluate(predictions)
+    assert (evaluation.criterion, evaluation.examples, len(evaluation.layer_scores)) == ("confidence", 80, 3)
+    assert evaluation.curve[0].average_exit_layer == 1.0
+    assert evaluation.curve[-1].average_exit_layer == 3.0
+    assert evaluation.curve[-1].score == evaluation.layer_scores[-1]
+    text = evaluation.text()
+    for layer, score in enumerate(evaluation.layer_scores, start=1):
+        relative = f"{score / evaluation.layer_scores[-1]:.1%}"
+        assert re.search(rf"\| {layer} +\| +{score:.4f} \| +{re.escape(relative)} \|", text)
+
+
+def test_spread_points_run_from_cheap_to_full(predictions: Predictions) -> None:
+    averages = [point.average_exit_layer for point in evaluate(predictions).spread(5)]
+    assert averages == sorted(averages)
+    assert (averages[0], averages[-1]) == (1.0, 3.0)
+    assert len(averages) == 5
+
+
+def test_another_criterion_may_be_asked_for(predictions: Predictions) -> None:
+    assert [point.threshold for point in evaluate(predictions, "patience").curve] == [1.0, 2.0, 3.0]
+
+
+def test_an_evaluation_is_written_to_be_read_again(predictions: Predictions, tmp_path: Path) -> None:
+    evaluation = evaluate(predictions)
+    files = write_evaluation(evaluation, predictions, tmp_path / "eval")
+    assert [path.name for path in files] == ["predictions.npz", "eval.json", "eval.md", "eval.png"]
+    assert all(path.stat().st_size > 0 for path in files)
+    data = json.loads(files[1].read_text(encoding="utf-8"))
+    assert data["layer_scores"] == list(evaluation.layer_scores)
+    assert len(data["curve"]) == len(evaluation.curve)
+    again = Predictions.load(files[0])
+    assert evaluate(again) == evaluation
+    assert files[2].read_text(encoding="utf-8") == evaluation.text() + "\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(predictions: Predictions, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(BerxitError, match="cannot write results to"):
+        write_evaluation(evaluate(predictions), predictions, tmp_path / "file")

@@ -1,0 +1,260 @@
+"""Every family under one roof: transformers' hidden states, and the same from the canonical weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, shared, tiny_backbone, tiny_config
+from scipy.special import erf
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, GPT2Config
+
+from runtime.errors import InputError
+from train.backbones import ADAPTERS, EmbeddingWeights, LayerWeights, adapter_for
+from train.backbones.weights import Array, Linear, Norm
+from train.modeling import MultiExitModel
+
+LENGTHS = (7, 3, 12, 1)
+
+
+def padded_batch(vocabulary: int = 27, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Tensor]:
+    """Random ids above the special ones, right-padded with 0; the second half of each row is a second text."""
+    generator = torch.Generator().manual_seed(3)
+    longest = max(lengths)
+    mask = (torch.arange(longest)[None] < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(5, vocabulary, (len(lengths), longest), generator=generator) * mask
+    types = (torch.arange(longest)[None] >= torch.tensor(lengths)[:, None] // 2).long() * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def plain_hidden_states(backbone: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    feeds = dict(batch)
+    if not adapter_for(backbone.config).has_token_types:
+        feeds.pop("token_type_ids")
+    with torch.no_grad():
+        return backbone(**feeds, output_hidden_states=True).hidden_states
+
+
+def multi_exit_of(backbone: torch.nn.Module, folder: object, **options: object) -> MultiExitModel:
+    backbone.save_pretrained(folder)
+    return MultiExitModel.from_backbone(str(folder), **options).eval()
+
+
+def apply(linear: Linear, x: Array) -> Array:
+    return x @ linear.weight + linear.bias
+
+
+def normalise(norm: Norm, x: Array) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + norm.epsilon) * norm.scale + norm.shift
+
+
+def activate(name: str, x: Array) -> Array:
+    if name == "gelu":
+        return x / 2 * (1 + erf(x / np.sqrt(2)))
+    if name == "gelu_new":
+        return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    assert name == "relu"
+    return np.maximum(x, 0)
+
+
+def embed(weights: EmbeddingWeights, ids: Array, types: Array) -> Array:
+    total = weights.words[ids] + weights.positions[: ids.shape[1]]
+    if weights.types is not None:
+        total = total + weights.types[types]
+    hidden = normalise(weights.norm, total.astype(np.float64))
+    return hidden if weights.projection is None else apply(weights.projection, hidden)
+
+
+def run_layer(layer: LayerWeights, hidden: Array, mask: Array) -> Array:
+    rows, length, size = hidden.shape
+    parts = np.split(apply(layer.qkv, hidden), 3, axis=-1)
+    queries, keys, values = (p.reshape(rows, length, layer.heads, -1).transpose(0, 2, 1, 3) for p in parts)
+    scores = queries @ keys.transpose(0, 1, 3, 2) / np.sqrt(size // layer.heads)
+    scores = np.where(mask[:, None, None] == 1, scores, -np.inf)
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    context = (powers / powers.sum(axis=-1, keepdims=True)) @ values
+    context = context.transpose(0, 2, 1, 3).reshape(rows, length, size)
+    attended = normalise(layer.attention_norm, apply(layer.output, context) + hidden)
+    wide = activate(layer.activation, apply(layer.up, attended))
+    return normalise(layer.output_norm, apply(layer.down, wide) + attended)
+
+
+def largest_gap(found: object, expected: Tensor, mask: Tensor) -> float:
+    kept = mask.bool().numpy()
+    return float(np.abs(np.asarray(found) - expected.numpy())[kept].max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_the_plain_models(family: str, backbone_folders: dict) -> None:
+    batch = padded_batch()
+    expected = plain_hidden_states(AutoModel.from_pretrained(backbone_folders[family]).eval(), batch)
+    model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
+    with torch.no_grad():
+        found = model(**batch, output_hidden_states=True).hidden_states
+    assert len(found) == len(expected) == 4
+    gaps = [largest_gap(f, e, batch["attention_mask"]) for f, e in zip(found, expected, strict=True)]
+    assert max(gaps) <= 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_canonical_weights_compute_the_same_hidden_states(family: str) -> None:
+    backbone, batch = tiny_backbone(family), padded_batch()
+    adapter, mask = adapter_for(backbone.config), batch["attention_mask"]
+    expected = plain_hidden_states(backbone, batch)
+    hidden = embed(adapter.embeddings(backbone), batch["input_ids"].numpy(), batch["token_type_ids"].numpy())
+    gaps = [largest_gap(hidden, expected[0], mask)]
+    for layer, state in zip(adapter.encoder_layers(backbone), expected[1:], strict=True):
+        hidden = run_layer(layer, hidden, mask.numpy())
+        gaps.append(largest_gap(hidden, state, mask))
+    assert max(gaps) <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rows_hidden_states_do_not_depend_on_its_neighbours(family: str, backbone_folders: dict) -> None:
+    batch = padded_batch()
+    model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
+    with torch.no_grad():
+        together = model(**batch).logits
+        for row, length in enumerate(LENGTHS):
+            alone = model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()}).logits[0]
+            assert torch.allclose(alone, together[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_knows_the_sizes(family: str) -> None:
+    backbone = tiny_backbone(family)
+    adapter = adapter_for(backbone.config)
+    assert type(adapter) is ADAPTERS[family]
+    assert (adapter.layers, adapter.hidden_size) == (3, 32)
+    assert {layer.heads for layer in adapter.encoder_layers(backbone)} == {4}
+    weights = adapter.embeddings(backbone)
+    assert len(weights.positions) == adapter.max_length
+    assert (weights.types is not None) == adapter.has_token_types == (family in ("bert", "albert"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_input_runs(family: str, backbone_folders: dict) -> None:
+    model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
+    length = model.adapter.max_length
+    with torch.no_grad():
+        assert torch.isfinite(model(**padded_batch(lengths=(length,))).logits).all()
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            model(**padded_batch(lengths=(length + 1,)))
+
+
+def test_the_dropout_is_the_familys_own() -> None:
+    changed = {
+        "bert": ({"hidden_dropout_prob": 0.2}, 0.2),
+        "roberta": ({"classifier_dropout": 0.3}, 0.3),
+        "albert": ({"classifier_dropout_prob": 0.4}, 0.4),
+        "distilbert": ({"seq_classif_dropout": 0.25}, 0.25),
+    }
+    for family, (options, expected) in changed.items():
+        config = tiny_config(family)
+        for name, value in options.items():
+            setattr(config, name, value)
+        assert adapter_for(config).dropout == expected
+
+
+def test_albert_layers_are_one_object() -> None:
+    backbone = tiny_backbone("albert")
+    first, *others = adapter_for(backbone.config).encoder_layers(backbone)
+    assert len(others) == 2
+    assert all(layer is first for layer in others)
+
+
+def test_albert_groups_share_as_transformers_does() -> None:
+    config = tiny_config("albert")
+    config.num_hidden_layers, config.num_hidden_groups = 4, 2
+    torch.manual_seed(1)
+    backbone, batch = AutoModel.from_config(config).eval(), padded_batch()
+    layers = adapter_for(config).encoder_layers(backbone)
+    assert layers[0] is layers[1]
+    assert layers[2] is layers[3]
+    assert layers[0] is not layers[2]
+    expected = plain_hidden_states(backbone, batch)
+    hidden = expected[0].numpy()
+    for layer in layers:
+        hidden = run_layer(layer, hidden, batch["attention_mask"].numpy())
+    assert largest_gap(hidden, expected[-1], batch["attention_mask"]) <= 1e-5
+
+
+def test_albert_with_inner_groups_is_refused() -> None:
+    config = tiny_config("albert")
+    config.inner_group_num = 2
+    backbone = AutoModel.from_config(config)
+    with pytest.raises(InputError, match="inner_group_num 2"):
+        adapter_for(config).encoder_layers(backbone)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_other_families_share_no_layer(family: str) -> None:
+    backbone = tiny_backbone(family)
+    layers = adapter_for(backbone.config).encoder_layers(backbone)
+    assert len({id(layer) for layer in layers}) == 3
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_roberta_counts_positions_after_the_padding_id(padding: int) -> None:
+    config = tiny_config("roberta")
+    config.pad_token_id = padding
+    backbone = AutoModel.from_config(config)
+    adapter = adapter_for(config)
+    assert adapter.max_length == 40 - padding - 1
+    rows = backbone.embeddings.position_embeddings.weight[padding + 1 :]
+    one_type = backbone.embeddings.token_type_embeddings.weight[0]
+    assert np.array_equal(adapter.embeddings(backbone).positions, (rows + one_type).detach().numpy())
+
+
+def test_an_unsupported_family_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="'gpt2' is not supported: choose one of bert, roberta, albert, distilbert"):
+        adapter_for(GPT2Config())
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_new"])
+def test_other_activations_are_named(activation: str) -> None:
+    config = tiny_config("bert")
+    config.hidden_act = activation
+    backbone, batch = AutoModel.from_config(config).eval(), padded_batch()
+    with torch.no_grad():
+        for parameter in backbone.parameters():  # large enough for the two gelus to differ
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.3)
+    layer = adapter_for(config).encoder_layers(backbone)[0]
+    expected = plain_hidden_states(backbone, batch)
+    mask = batch["attention_mask"]
+    assert layer.activation == activation
+    assert largest_gap(run_layer(layer, expected[0].numpy(), mask.numpy()), expected[1], mask) <= 1e-5
+    other = replace(layer, activation="gelu")
+    assert largest_gap(run_layer(other, expected[0].numpy(), mask.numpy()), expected[1], mask) > 1e-5
+
+
+def test_real_bert_gives_the_plain_models_hidden_states() -> None:
+    folder = shared("models", "bge-small-en")
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        ["The meeting starts at nine.", "No.", "Nobody had told them that the last train was already gone."],
+        padding=True,
+        return_tensors="pt",
+    )
+    check_real(folder, dict(tokens))
+
+
+def test_real_albert_gives_the_plain_models_hidden_states() -> None:
+    check_real(shared("models", "rxnmapper-albert"), padded_batch(vocabulary=591, lengths=(20, 5, 1)))
+
+
+def check_real(folder: object, batch: dict[str, Tensor]) -> None:
+    backbone = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    expected, mask = plain_hidden_states(backbone, batch), batch["attention_mask"]
+    model = MultiExitModel.from_backbone(str(folder)).eval()
+    with torch.no_grad():
+        found = model(**batch, output_hidden_states=True).hidden_states
+    assert max(largest_gap(f, e, mask) for f, e in zip(found, expected, strict=True)) <= 1e-6
+    adapter = adapter_for(backbone.config)
+    hidden = embed(adapter.embeddings(backbone), batch["input_ids"].numpy(), batch["token_type_ids"].numpy())
+    for layer in adapter.encoder_layers(backbone):
+        hidden = run_layer(layer, hidden, mask.numpy())
+    assert largest_gap(hidden, expected[-1], mask) <= 1e-4

@@ -1,0 +1,154 @@
+"""Checkpoints: whole or not there at all, and checked before they are read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import BerxitError, InputError
+from train.checkpoint import load_checkpoint, read_record, read_samples, write_whole
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "output"
+    with write_whole(output, force=False) as scratch:
+        (scratch / "a.txt").write_text("a", encoding="utf-8")
+        assert not output.exists()
+        assert scratch.parent == output.parent  # a rename within one file system is one step
+    assert (output / "a.txt").read_text(encoding="utf-8") == "a"
+    assert [path.name for path in output.parent.iterdir()] == ["output"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing_behind(failure: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(failure), write_whole(tmp_path / "output", force=False) as scratch:
+        (scratch / "half.txt").write_text("half", encoding="utf-8")
+        raise failure
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_keeps_what_was_there_before(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "old.txt").write_text("old", encoding="utf-8")
+    with pytest.raises(RuntimeError), write_whole(output, force=True) as scratch:
+        (scratch / "new.txt").write_text("new", encoding="utf-8")
+        raise RuntimeError
+    assert [path.name for path in output.iterdir()] == ["old.txt"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "old.txt").write_text("old", encoding="utf-8")
+    with pytest.raises(InputError, match="is there already"), write_whole(output, force=False):
+        pytest.fail("the block must not run")
+    assert (output / "old.txt").exists()
+    with write_whole(output, force=True) as scratch:
+        (scratch / "new.txt").write_text("new", encoding="utf-8")
+    assert [path.name for path in output.iterdir()] == ["new.txt"]
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="is a file"), write_whole(output, force=True):
+        pytest.fail("the block must not run")
+    assert output.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BerxitError, match=r"No space left on device\. Free space"),
+        write_whole(tmp_path / "output", force=False),
+    ):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_a_killed_run_do_not_mix_in(tmp_path: Path) -> None:
+    (tmp_path / ".output.partial").mkdir()
+    (tmp_path / ".output.partial" / "stale.txt").write_text("stale", encoding="utf-8")
+    with write_whole(tmp_path / "output", force=False) as scratch:
+        (scratch / "new.txt").write_text("new", encoding="utf-8")
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["new.txt"]
+
+
+def test_a_checkpoint_is_ready_to_answer(checkpoint: Path) -> None:
+    model, tokenizer = load_checkpoint(checkpoint)
+    assert not model.training
+    assert model.config.labels == ("cat", "other")
+    assert tokenizer.pad_token_id == 0
+
+
+def test_no_folder_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match=r"no checkpoint at .*make one with berxit-train"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_all_missing_files_are_named_at_once(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(BerxitError, match=r"has no model\.safetensors, tokenizer\.json"):
+        load_checkpoint(copy)
+
+
+def test_a_plain_model_is_sent_to_training(backbone_folders: dict) -> None:
+    with pytest.raises(BerxitError, match="plain model without exits"):
+        load_checkpoint(backbone_folders["bert"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_truncated_file_is_one_clear_error(name: str, share: float, copy: Path) -> None:
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(BerxitError) as caught:
+        load_checkpoint(copy)
+    assert str(copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_not_made_up(copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    del weights["heads.1.classifier.bias"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BerxitError, match=r"lacks weights, the first is heads\.1\.classifier\.bias"):
+        load_checkpoint(copy)
+
+
+def test_the_record_says_how_it_came_about(checkpoint: Path, data_folder: Path) -> None:
+    from runtime.bundle import sha256
+
+    record = read_record(checkpoint)
+    assert record["train_sha256"] == sha256(data_folder / "train.tsv")
+    assert (record["train_examples"], record["steps"]) == (96, 24)
+    assert record["options"]["strategy"] == "alternating"
+    assert {"torch", "transformers"} <= set(record["versions"])
+
+
+def test_samples_come_from_the_dev_split(checkpoint: Path) -> None:
+    samples = read_samples(checkpoint)
+    assert 0 < len(samples) <= 32
+    assert all(isinstance(text, str) and text.startswith("dev ") for text in samples)
+
+
+def test_pairs_come_back_as_pairs(tmp_path: Path) -> None:
+    (tmp_path / "samples.json").write_text(json.dumps({"texts": [["a", "b"], "c"]}), encoding="utf-8")
+    assert read_samples(tmp_path) == [("a", "b"), "c"]
+
+
+def test_a_checkpoint_without_record_or_samples_is_taken(tmp_path: Path) -> None:
+    assert read_record(tmp_path) == {}
+    assert read_samples(tmp_path) == []

@@ -1,0 +1,200 @@
+"""One pass, and everything that is computed from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.errors import InputError
+from runtime.policies import ExitPolicy, certainties, exit_layers
+from train.checkpoint import load_checkpoint
+from train.evaluation import (
+    Predictions,
+    candidate_thresholds,
+    default_criterion,
+    layer_scores,
+    operating_point,
+    predict,
+    trade_off,
+)
+from train.tasks import task_of
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def hand_made() -> Predictions:
+    """Four examples, three layers, two classes. Probabilities of class 1, layer by layer; the labels are 1, 1, 0, 0."""
+    ones = np.array([[0.9, 0.95, 0.99], [0.4, 0.8, 0.9], [0.3, 0.2, 0.1], [0.55, 0.6, 0.05]])
+    logits = np.stack([np.zeros_like(ones), np.vectorize(logit)(ones)], axis=-1).astype(np.float32)
+    return Predictions(logits, None, np.array([1, 1, 0, 0]), "accuracy")
+
+
+def regression(lte: bool = True) -> Predictions:
+    values = np.array([[1.0, 1.2, 1.1], [2.0, 2.9, 3.0], [5.0, 4.0, 4.1]], dtype=np.float32)
+    sure = np.array([[0.9, 0.95, 0.99], [0.3, 0.6, 0.7], [0.2, 0.8, 0.9]], dtype=np.float32)
+    return Predictions(values[..., None], sure if lte else None, np.array([1.0, 3.0, 4.0]), "spearman")
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_pass_equals_the_model_row_by_row(batch_size: int, checkpoint: Path, data_folder: Path) -> None:
+    model, tokenizer = load_checkpoint(checkpoint)
+    examples = task_of(model.config).read(data_folder, "dev").head(20)
+    found = predict(model, tokenizer, examples, batch_size)
+    assert found.logits.shape == (20, 3, 2)
+    assert found.labels.tolist() == examples.labels.tolist()
+    with torch.no_grad():
+        for row, text in enumerate(examples.texts):
+            outputs = model(**tokenizer(text, return_tensors="pt"))
+            assert np.abs(found.logits[row] - outputs.logits[0].numpy()).max() <= 1e-5
+            assert np.abs(found.lte[row] - outputs.certainties[0].numpy()).max() <= 1e-5
+
+
+def test_a_pass_tells_how_far_it_is(checkpoint: Path, data_folder: Path) -> None:
+    told: list[int] = []
+
+    @contextmanager
+    def bar(length: int) -> Iterator[object]:
+        told.append(length)
+        yield type("Bar", (), {"update": lambda self, n: told.append(n)})()
+
+    model, tokenizer = load_checkpoint(checkpoint)
+    model.train()
+    predict(model, tokenizer, task_of(model.config).read(data_folder, "dev").head(10), 4, bar)
+    assert told == [10, 4, 4, 2]
+    assert not model.training
+
+
+def test_layer_scores_let_every_example_leave_at_one_layer() -> None:
+    assert layer_scores(hand_made()) == [0.5, 0.75, 1.0]
+
+
+def test_layer_scores_of_values_are_correlations() -> None:
+    assert layer_scores(regression()) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_answers_are_classes_or_values() -> None:
+    assert hand_made().answers().tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 1, 0]]
+    assert regression().answers()[:, 0].tolist() == [1.0, 2.0, 5.0]
+
+
+def test_an_operating_point_takes_each_examples_exit() -> None:
+    point = operating_point(hand_made(), ExitPolicy.uniform("confidence", 0.75, 3))
+    assert point.histogram == (1, 2, 1)
+    assert point.average_exit_layer == 2.0
+    assert point.score == 1.0
+    assert point.threshold == 0.75
+    assert point.saved_layers == pytest.approx(1 / 3)
+
+
+def test_an_operating_point_scores_the_answers_given_there() -> None:
+    point = operating_point(hand_made(), ExitPolicy.uniform("confidence", 0.5, 3))
+    assert (point.histogram, point.score) == ((4, 0, 0), 0.5)
+
+
+def test_thresholds_may_differ_by_layer() -> None:
+    point = operating_point(hand_made(), ExitPolicy("confidence", (0.95, 0.55), (1.0, 1.0, 1.0)))
+    assert point.histogram == (0, 4, 0)
+
+
+def test_a_curve_has_one_point_per_threshold() -> None:
+    points = trade_off(hand_made(), "confidence", [0.5, 0.65, 0.75, 1.0])
+    assert [point.average_exit_layer for point in points] == [1.0, 1.75, 2.0, 3.0]
+    assert [point.score for point in points] == [0.5, 1.0, 1.0, 1.0]
+    single = operating_point(hand_made(), ExitPolicy.uniform("confidence", 0.65, 3))
+    assert points[1] == single
+
+
+def test_a_curve_of_learned_certainty_uses_it() -> None:
+    assert [p.histogram for p in trade_off(regression(), "lte", [0.25, 0.85])] == [(2, 1, 0), (1, 0, 2)]
+
+
+def test_a_criterion_that_cannot_work_is_refused() -> None:
+    with pytest.raises(InputError, match="needs class probabilities"):
+        trade_off(regression(), "confidence", [0.5])
+    with pytest.raises(InputError, match="needs a model trained with --lte"):
+        trade_off(hand_made(), "lte", [0.5])
+    with pytest.raises(InputError, match="needs a model trained with --lte"):
+        candidate_thresholds(regression(lte=False), "lte")
+
+
+def test_the_default_criterion_fits_the_model() -> None:
+    assert default_criterion(hand_made()) == "confidence"
+    assert default_criterion(regression()) == "lte"
+    assert default_criterion(regression(lte=False)) == "patience"
+
+
+@pytest.mark.parametrize("lte", [True, False])
+def test_a_saved_pass_comes_back_whole(lte: bool, tmp_path: Path) -> None:
+    stored = regression(lte)
+    stored.save(tmp_path / "predictions.npz")
+    again = Predictions.load(tmp_path / "predictions.npz")
+    assert np.array_equal(again.logits, stored.logits)
+    assert np.array_equal(again.labels, stored.labels)
+    assert again.metric == "spearman"
+    assert (again.lte is None) == (not lte)
+    assert not lte or np.array_equal(again.lte, stored.lte)
+
+
+def random_predictions(rows: int = 200, classes: int = 3) -> Predictions:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(scale=2, size=(rows, 4, classes)).astype(np.float32)
+    return Predictions(logits, rng.random((rows, 4), dtype=np.float32), rng.integers(0, classes, rows), "accuracy")
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte"])
+def test_candidates_run_from_always_to_never(criterion: str) -> None:
+    predictions = random_predictions()
+    thresholds = candidate_thresholds(predictions, criterion)
+    points = trade_off(predictions, criterion, thresholds)
+    assert len(thresholds) <= 200
+    assert points[0].average_exit_layer == 1.0
+    assert points[-1].average_exit_layer == 4.0
+    averages = sorted(point.average_exit_layer for point in points)
+    assert max(np.diff(averages)) < 0.1
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte"])
+def test_candidates_never_sit_on_a_certainty(criterion: str) -> None:
+    predictions = random_predictions(rows=60)
+    thresholds = np.array(candidate_thresholds(predictions, criterion, 1000)[1:-1])
+    found = certainties(ExitPolicy.uniform(criterion, 0.0, 4), predictions.logits, predictions.lte)[:, :-1]
+    distances = np.abs(found.ravel()[:, None].astype(np.float64) - thresholds[None])
+    assert len(thresholds) > 100
+    assert distances.min() > 0
+
+
+def test_candidates_lie_between_certainties_that_almost_touch() -> None:
+    low = np.float32(0.7)
+    high = np.nextafter(low, np.float32(1), dtype=np.float32)
+    sure = np.array([[low, 0.9], [high, 0.9], [0.2, 0.9]], dtype=np.float32)
+    predictions = Predictions(np.zeros((3, 2, 2), np.float32), sure, np.array([0, 1, 0]), "accuracy")
+    for threshold in candidate_thresholds(predictions, "lte"):
+        assert np.float32(threshold) not in (low, high)
+
+
+def test_candidates_of_patience_are_layers() -> None:
+    assert candidate_thresholds(random_predictions(), "patience") == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_candidates_of_a_constant_model_are_always_and_never() -> None:
+    constant = Predictions(np.zeros((5, 3, 2), np.float32), None, np.zeros(5, int), "accuracy")
+    assert candidate_thresholds(constant, "confidence") == [0.0, 1.0]
+
+
+def test_more_patience_never_leaves_earlier() -> None:
+    predictions = random_predictions()
+    layers = [
+        exit_layers(policy := ExitPolicy.uniform("patience", k, 4), certainties(policy, predictions.logits, None))
+        for k in (1, 2, 3, 4)
+    ]
+    assert all((deep >= early).all() for early, deep in pairwise(layers))
+    assert (layers[-1] == 4).all()

@@ -1,0 +1,252 @@
+"""Fine-tuning: which step trains what, what is refused, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import DataCollatorWithPadding, TrainerCallback
+
+from runtime.errors import BerxitError, InputError
+from train import fine_tuning
+from train.encoding import EncodedExamples
+from train.fine_tuning import MultiExitTrainer, TrainingOptions, fine_tune, start_model, training_arguments
+from train.objectives import STRATEGIES, Alternating
+from train.tasks import Task, custom_task
+
+
+@pytest.fixture
+def task(data_folder: Path) -> Task:
+    return custom_task(data_folder, ("text",), "label")
+
+
+@pytest.fixture
+def options(backbone_folders: dict[str, Path]) -> TrainingOptions:
+    return TrainingOptions(
+        str(backbone_folders["bert"]), epochs=2, batch_size=16, learning_rate=1e-3, max_length=16, limit_train=32
+    )
+
+
+class Spy(Alternating):
+    """Alternating, which notes the steps it was asked for."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def combine(self, step: int, losses: torch.Tensor) -> torch.Tensor:
+        self.steps.append(step)
+        return super().combine(step, losses)
+
+
+def trainer_of(
+    task: Task, options: TrainingOptions, data: Path, folder: Path, objective: Alternating, accumulate: int = 1
+) -> MultiExitTrainer:
+    model, tokenizer = start_model(task, options)
+    arguments = training_arguments(options, folder, True)
+    return MultiExitTrainer(
+        model,
+        replace(arguments, gradient_accumulation_steps=accumulate, save_strategy="no"),
+        objective=objective,
+        head_learning_rate=options.head_learning_rate,
+        train_dataset=EncodedExamples(task.read(data, "train").head(options.limit_train), tokenizer, 16),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+
+
+def test_the_alternation_counts_optimiser_steps(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    spy = Spy()
+    small = replace(options, batch_size=4, epochs=1)
+    trainer_of(task, small, data_folder, tmp_path, spy, accumulate=2).train()
+    assert spy.steps == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_the_alternation_goes_on_over_epochs(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    spy = Spy()
+    trainer_of(task, replace(options, limit_train=48), data_folder, tmp_path, spy).train()
+    assert spy.steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("heads", "expected"), [(None, 1e-3), (0.5, 0.5)])
+def test_exits_and_encoder_have_their_learning_rates(
+    heads: float | None, expected: float, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(task, replace(options, head_learning_rate=heads), data_folder, tmp_path, Alternating())
+    encoder, exits = trainer.create_optimizer().param_groups
+    model = trainer.model
+    assert (encoder["lr"], exits["lr"]) == (1e-3, expected)
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in model.backbone.parameters()}
+    assert {id(p) for p in exits["params"]} == {id(p) for p in [*model.heads.parameters(), *model.lte.parameters()]}
+    assert (encoder["weight_decay"], exits["weight_decay"]) == (0.0, 0.0)
+
+
+def test_the_recipe_is_the_papers(options: TrainingOptions, tmp_path: Path) -> None:
+    paper = TrainingOptions(options.model)
+    assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.seed) == (3, 8, 2e-5, 42)
+    assert (paper.max_length, paper.strategy, paper.exit_head) == (128, "alternating", "linear")
+    arguments = training_arguments(paper, tmp_path, True)
+    assert (arguments.weight_decay, arguments.max_grad_norm, arguments.warmup_steps) == (0.0, 1.0, 0)
+    assert arguments.lr_scheduler_type == "linear"
+
+
+def test_raw_leaves_the_other_exits_alone(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    start = start_model(task, replace(options, strategy="raw"))[0]
+    torch.manual_seed(options.seed)
+    raw = replace(options, strategy="raw", lte=False, epochs=1)
+    seen: dict[str, torch.Tensor] = {}
+    trainer = trainer_of(task, raw, data_folder, tmp_path, STRATEGIES["raw"]())
+    seen.update({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+    trainer.train()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, seen[name])}
+    assert not any(name.startswith(("heads.0.", "heads.1.")) for name in changed)
+    assert {"heads.2.classifier.weight", "heads.2.classifier.bias"} <= changed
+    assert any(name.startswith("backbone.encoder.layer.0.") for name in changed)
+    assert start.config.strategy == "raw"
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BerxitError, match=r"the loss is nan at step \d+: lower --learning-rate"):
+        fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", quiet=True)
+    assert not (tmp_path / "output").exists()
+    assert not (tmp_path / ".output.partial").exists()
+
+
+def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BerxitError, match="lower --learning-rate"):
+        fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", quiet=True)
+    fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)
+    assert (tmp_path / "output" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": "guess"}, "unknown strategy 'guess': choose one of raw, alternating"),
+        ({"epochs": 0}, "--epochs is 0: it must be above 0"),
+        ({"max_steps": -1}, "--max-steps is -1"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"learning_rate": -1e-5}, "--learning-rate is -1e-05"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan"),
+        ({"head_learning_rate": 0.0}, r"--head-learning-rate is 0\.0"),
+        ({"limit_train": 0}, "--limit-train is 0"),
+        ({"max_length": 3}, "--max-length is 3: too short"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"exit_head": "deep"}, "deep.*choose one of linear, pooler"),
+        ({"pooling": "max"}, "max.*choose one of first, mean"),
+    ],
+)
+def test_bad_options_are_refused_by_name(
+    change: dict, message: str, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fine_tune(task, data_folder, replace(options, **change), tmp_path / "output", quiet=True)
+    assert not (tmp_path / "output").exists()
+
+
+def test_more_tokens_than_the_model_takes_are_refused(task: Task, options: TrainingOptions) -> None:
+    with pytest.raises(InputError, match="--max-length 41 is more than the 40"):
+        start_model(task, replace(options, max_length=41))
+
+
+def test_a_model_that_is_not_there_is_one_clear_error(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match="cannot load --model") as caught:
+        start_model(task, replace(options, model=str(tmp_path / "nowhere")))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_is_there_is_kept(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "output").mkdir()
+    with pytest.raises(InputError, match="is there already: choose another --output, or --force"):
+        fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "output"]
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C in the second epoch."""
+
+    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        if state.global_step == 3:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    class Interrupted(MultiExitTrainer):
+        def __init__(self, *positional: object, **named: object) -> None:
+            super().__init__(*positional, callbacks=[Interrupt()], **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(*arguments, quiet=True)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True) / "model.safetensors")
+    output = tmp_path / "output"
+    interrupt(monkeypatch, task, data_folder, options, output)
+    assert not output.exists()
+    assert (tmp_path / ".output.training").is_dir()
+    steps: list[int] = []
+    combine = Alternating.combine
+    monkeypatch.setattr(
+        Alternating, "combine", lambda self, step, losses: steps.append(step) or combine(self, step, losses)
+    )
+    fine_tune(task, data_folder, options, output, quiet=True)
+    assert steps == [3, 4]  # the first epoch was not trained again
+    resumed = load_file(output / "model.safetensors")
+    assert resumed.keys() == whole.keys()
+    assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "whole"]
+
+
+def test_an_interrupted_run_with_other_options_is_not_mixed(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
+    other = replace(options, seed=1)
+    with pytest.raises(InputError, match="interrupted run with other options: --force drops it"):
+        fine_tune(task, data_folder, other, tmp_path / "output", quiet=True)
+    fine_tune(task, data_folder, other, tmp_path / "output", quiet=True, force=True)
+    record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
+    assert (record["options"]["seed"], record["steps"]) == (1, 4)
+
+
+def test_the_record_keeps_the_last_epochs_loss(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+    combine = Alternating.combine
+
+    def spy(self: Alternating, step: int, values: torch.Tensor) -> torch.Tensor:
+        loss = combine(self, step, values)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(Alternating, "combine", spy)
+    fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)
+    record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
+    assert len(losses) == 4
+    assert record["loss"] == pytest.approx(sum(losses[2:]) / 2, rel=1e-4)
+
+
+def test_max_steps_ends_the_run_early(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+    fine_tune(task, data_folder, replace(options, max_steps=1), tmp_path / "output", quiet=True)
+    record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
+    assert (record["steps"], record["train_examples"]) == (1, 32)

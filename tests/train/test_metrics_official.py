@@ -1,0 +1,52 @@
+"""The official scores, on numbers worked out by hand, and the same as the device's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.metrics import METRICS as ON_DEVICE
+from train.metrics import METRICS
+
+
+def test_accuracy_is_the_share_that_is_right() -> None:
+    assert METRICS["accuracy"](np.array([1, 0, 2, 2]), np.array([1, 1, 2, 0])) == 0.5
+
+
+def test_f1_is_of_class_one_with_predictions_first() -> None:
+    predictions, labels = np.array([1, 1, 1, 0]), np.array([1, 0, 0, 0])
+    assert METRICS["f1"](predictions, labels) == pytest.approx(2 * (1 / 3) * 1 / (1 / 3 + 1))
+
+
+def test_f1_without_a_positive_is_zero() -> None:
+    assert METRICS["f1"](np.array([0, 0]), np.array([0, 0])) == 0.0
+
+
+def test_pearson_is_linear_and_spearman_counts_ranks() -> None:
+    predictions, labels = np.array([1.0, 2.0, 3.0, 10.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    assert METRICS["spearman"](predictions, labels) == pytest.approx(1.0)
+    assert METRICS["pearson"](predictions, labels) == pytest.approx(14 / np.sqrt(50 * 5))
+    assert METRICS["pearson"](-labels, labels) == pytest.approx(-1.0)
+
+
+def test_spearman_shares_ranks_between_ties() -> None:
+    found = METRICS["spearman"](np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
+    assert found == pytest.approx(np.sqrt(3) / 2)
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_constant_answer_orders_nothing(name: str) -> None:
+    assert METRICS[name](np.array([2.0, 2.0, 2.0]), np.array([1.0, 2.0, 3.0])) == 0.0
+    assert METRICS[name](np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 2.0])) == 0.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_device_scores_the_same(name: str) -> None:
+    rng = np.random.default_rng(0)
+    assert set(ON_DEVICE) == set(METRICS)
+    for _ in range(20):
+        labels = rng.integers(0, 2, 30)
+        predictions = rng.integers(0, 2, 30)
+        if name in ("pearson", "spearman"):
+            labels, predictions = labels + rng.integers(0, 3, 30) / 2, rng.normal(size=30).round(1)
+        assert ON_DEVICE[name](predictions, labels) == pytest.approx(METRICS[name](predictions, labels), abs=1e-12)

@@ -1,0 +1,179 @@
+"""The multi-exit model: its shapes, what it starts from, and what survives a save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_backbone
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from runtime.errors import InputError
+from train.configuration import MultiExitConfig
+from train.modeling import MultiExitModel
+
+LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+
+
+def batch() -> dict[str, Tensor]:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    ids = torch.tensor([[2, 9, 12, 8, 7, 3], [2, 20, 3, 0, 0, 0]])
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+
+def build(folder: Path, **options: object) -> MultiExitModel:
+    torch.manual_seed(0)
+    return MultiExitModel.from_backbone(folder, **{**LABELS, **options}).eval()
+
+
+@torch.no_grad()
+def run(model: MultiExitModel, **changes: Tensor) -> Tensor:
+    return model(**{**batch(), **changes}).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_answers_every_row(family: str, backbone_folders: dict) -> None:
+    model = build(backbone_folders[family], lte=True)
+    with torch.no_grad():
+        outputs = model(**batch(), output_hidden_states=True)
+    assert outputs.logits.shape == (2, 3, 3)
+    assert outputs.certainties.shape == (2, 3)
+    assert ((outputs.certainties > 0) & (outputs.certainties < 1)).all()
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, 6, 32)] * 4
+
+
+def test_without_lte_there_is_no_certainty(backbone_folders: dict) -> None:
+    model = build(backbone_folders["bert"])
+    assert model(**batch()).certainties is None
+    assert model(**batch()).hidden_states is None
+
+
+def test_regression_has_one_output(backbone_folders: dict) -> None:
+    options = {"id2label": {0: "value"}, "label2id": {"value": 0}, "problem_type": "regression"}
+    model = build(backbone_folders["bert"], **options)
+    assert run(model).shape == (2, 3, 1)
+    assert model.config.regression
+    assert model.config.labels == ()
+
+
+def test_class_names_keep_the_order_of_the_logits(backbone_folders: dict) -> None:
+    assert build(backbone_folders["bert"]).config.labels == ("a", "b", "c")
+
+
+def test_a_linear_head_reads_the_first_token(backbone_folders: dict) -> None:
+    model = build(backbone_folders["bert"], lte=True)
+    with torch.no_grad():
+        outputs = model(**batch(), output_hidden_states=True)
+        for layer, head in enumerate(model.heads):
+            state = outputs.hidden_states[layer + 1][:, 0]
+            assert torch.allclose(outputs.logits[:, layer], head.classifier(state), atol=1e-6)
+            certainty = torch.sigmoid(state @ model.lte.weight[0] + model.lte.bias)
+            assert torch.allclose(outputs.certainties[:, layer], certainty, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+def test_pooled_heads_start_from_the_pre_trained_pooler(family: str, backbone_folders: dict) -> None:
+    plain = AutoModel.from_pretrained(backbone_folders[family])
+    dense = plain.pooler if family == "albert" else plain.pooler.dense
+    model = build(backbone_folders[family], exit_head="pooler")
+    for head in model.heads:
+        assert torch.equal(head.pooler.weight, dense.weight)
+        assert torch.equal(head.pooler.bias, dense.bias)
+    assert model.heads[0].pooler.weight.data_ptr() != model.heads[1].pooler.weight.data_ptr()
+    with torch.no_grad():
+        expected = model.heads[-1].classifier(
+            plain.eval()(**{k: v for k, v in batch().items() if k != "token_type_ids"}).pooler_output
+        )
+    assert torch.allclose(run(model)[:, -1], expected, atol=1e-6)
+
+
+def test_a_pooler_that_the_file_lacks_is_not_copied(tmp_path: Path) -> None:
+    backbone = tiny_backbone("bert")
+    backbone.pooler = None
+    backbone.save_pretrained(tmp_path)
+    model = build(tmp_path, exit_head="pooler")
+    weights = [head.pooler.weight for head in model.heads]
+    assert not torch.equal(weights[0], weights[1])
+    assert all(head.pooler.bias.abs().max() == 0 for head in model.heads)
+
+
+def test_the_backbones_own_pooler_is_gone(backbone_folders: dict) -> None:
+    for family in FAMILIES:
+        model = build(backbone_folders[family])
+        assert not any("pooler" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("exit_head", "pooling"), [("linear", "mean"), ("pooler", "first")])
+def test_a_saved_model_answers_the_same(
+    family: str, exit_head: str, pooling: str, backbone_folders: dict, tmp_path: Path
+) -> None:
+    model = build(backbone_folders[family], exit_head=exit_head, pooling=pooling, lte=True, task="rte", max_length=24)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert isinstance(again, MultiExitModel)
+    with torch.no_grad():
+        before, after = model(**batch()), again(**batch())
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.certainties, after.certainties)
+    assert (again.config.task, again.config.max_length, again.config.labels) == ("rte", 24, ("a", "b", "c"))
+    assert (again.config.exit_head, again.config.pooling) == (exit_head, pooling)
+
+
+def test_mean_pooling_ignores_padding(backbone_folders: dict) -> None:
+    model = build(backbone_folders["bert"], pooling="mean")
+    together = run(model)[1]
+    alone = model(**{name: tensor[1:, :3] for name, tensor in batch().items()}).logits[0]
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_mean_pooling_is_the_mean_over_tokens(backbone_folders: dict) -> None:
+    model = build(backbone_folders["bert"], pooling="mean")
+    with torch.no_grad():
+        outputs = model(**batch(), output_hidden_states=True)
+        state = outputs.hidden_states[2][1, :3].mean(dim=0)
+        assert torch.allclose(outputs.logits[1, 1], model.heads[1].classifier(state), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_no_mask_means_no_padding(pooling: str, backbone_folders: dict) -> None:
+    model = build(backbone_folders["bert"], pooling=pooling)
+    ids = batch()["input_ids"][:1]
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, model(ids, torch.ones_like(ids)).logits, atol=1e-6)
+
+
+def test_one_lte_module_serves_all_layers(backbone_folders: dict) -> None:
+    model = build(backbone_folders["bert"], lte=True)
+    names = [name for name, _ in model.named_parameters() if "lte" in name]
+    assert names == ["lte.weight", "lte.bias"]
+    with torch.no_grad():
+        model.lte.weight.zero_()
+        model.lte.bias.fill_(2.0)
+        certainties = model(**batch()).certainties
+    assert torch.allclose(certainties, torch.full((2, 3), 0.880797), atol=1e-6)
+
+
+def test_fresh_exits_start_as_bert_classifiers_do(backbone_folders: dict) -> None:
+    model = build(backbone_folders["bert"], lte=True)
+    weights = torch.cat([head.classifier.weight.flatten() for head in model.heads])
+    assert 0.015 < weights.std() < 0.025
+    assert all(head.classifier.bias.abs().max() == 0 for head in model.heads)
+    assert model.lte.bias == 0
+
+
+def test_an_unknown_head_or_pooling_is_refused() -> None:
+    with pytest.raises(ValueError, match="exit_head is 'deep': choose one of linear, pooler"):
+        MultiExitConfig(exit_head="deep")
+    with pytest.raises(ValueError, match="pooling is 'max': choose one of first, mean"):
+        MultiExitConfig(pooling="max")
+
+
+def test_a_family_that_is_not_supported_is_refused(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20, n_positions=8)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="'gpt2' is not supported"):
+        MultiExitModel.from_backbone(tmp_path)

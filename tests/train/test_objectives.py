@@ -1,0 +1,107 @@
+"""The paper's equations on numbers worked out by hand, and where each step's gradients go."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from train.modeling import MultiExitOutput
+from train.objectives import STRATEGIES, Alternating, Raw, exit_losses, lte_losses, lte_targets
+
+LOG3 = math.log(3.0)
+CLASS_LOGITS = torch.tensor([[[0.0, LOG3], [0.0, 0.0]], [[LOG3, 0.0], [0.0, LOG3]]])
+"""Two rows, two layers. Probabilities: row 1 (1/4, 3/4), (1/2, 1/2); row 2 (3/4, 1/4), (1/4, 3/4)."""
+CLASS_LABELS = torch.tensor([1, 1])
+VALUE_LOGITS = torch.tensor([[[1.0], [2.0]], [[4.0], [2.5]]])
+VALUE_LABELS = torch.tensor([2.0, 3.0])
+
+
+def test_equation_2_for_classes() -> None:
+    expected = [(math.log(4 / 3) + math.log(4)) / 2, (math.log(2) + math.log(4 / 3)) / 2]
+    assert exit_losses(CLASS_LOGITS, CLASS_LABELS, False).tolist() == pytest.approx(expected)
+
+
+def test_equation_2_for_regression() -> None:
+    assert exit_losses(VALUE_LOGITS, VALUE_LABELS, True).tolist() == pytest.approx([(1 + 1) / 2, (0 + 0.25) / 2])
+
+
+def test_equation_9_is_whether_the_layer_is_right() -> None:
+    logits = torch.tensor([[[2.0, 1.0], [1.0, 2.0]], [[1.0, 2.0], [0.0, 3.0]]])
+    assert lte_targets(logits, torch.tensor([0, 1]), False).tolist() == [[1.0, 0.0], [1.0, 1.0]]
+
+
+def test_equation_10_falls_with_the_error() -> None:
+    found = lte_targets(VALUE_LOGITS, VALUE_LABELS, True)
+    expected = [1 - math.tanh(1), 1.0, 1 - math.tanh(1), 1 - math.tanh(0.5)]
+    assert found.flatten().tolist() == pytest.approx(expected)
+
+
+def test_equation_11_is_the_squared_gap() -> None:
+    certainties = torch.tensor([[0.5, 0.25], [0.75, 1.0]])
+    found = lte_losses(certainties, VALUE_LOGITS, VALUE_LABELS, True)
+    miss = 1 - math.tanh(1)
+    expected = [
+        ((0.5 - miss) ** 2 + (0.75 - miss) ** 2) / 2,
+        ((0.25 - 1) ** 2 + (1.0 - (1 - math.tanh(0.5))) ** 2) / 2,
+    ]
+    assert found.tolist() == pytest.approx(expected)
+    right = lte_losses(torch.tensor([[0.9, 0.2]]), torch.tensor([[[3.0, 0.0], [0.0, 3.0]]]), torch.tensor([0]), False)
+    assert right.tolist() == pytest.approx([0.01, 0.04])
+
+
+def test_odd_steps_train_the_last_exit_and_even_steps_all() -> None:
+    losses = torch.tensor([1.0, 2.0, 4.0])
+    assert [Alternating().combine(step, losses).item() for step in (1, 2, 3, 4)] == [4.0, 7.0, 4.0, 7.0]
+
+
+def test_raw_trains_the_last_exit_at_every_step() -> None:
+    losses = torch.tensor([1.0, 2.0, 4.0])
+    assert [Raw().combine(step, losses).item() for step in (1, 2, 3)] == [4.0, 4.0, 4.0]
+
+
+def test_with_lte_every_exits_loss_has_its_certaintys_added() -> None:
+    certainties = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
+    outputs = MultiExitOutput(VALUE_LOGITS, certainties)
+    both = exit_losses(VALUE_LOGITS, VALUE_LABELS, True) + lte_losses(certainties, VALUE_LOGITS, VALUE_LABELS, True)
+    even = Alternating().loss(2, outputs, VALUE_LABELS, True)
+    odd = Alternating().loss(1, outputs, VALUE_LABELS, True)
+    assert even.item() == pytest.approx(both.sum().item())
+    assert odd.item() == pytest.approx(both[1].item())
+    without = Alternating().loss(2, MultiExitOutput(VALUE_LOGITS), VALUE_LABELS, True)
+    assert without.item() == pytest.approx(1.125)
+
+
+def gradients(strategy: str, step: int) -> tuple[Tensor, Tensor]:
+    """What one step's loss sends into each exit's logits, and into each certainty: both as (n,) sums of sizes."""
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    certainties = torch.full((4, 3), 0.3, requires_grad=True)
+    STRATEGIES[strategy]().loss(
+        step, MultiExitOutput(logits, certainties), torch.tensor([0, 1, 1, 0]), False
+    ).backward()
+    return logits.grad.abs().sum(dim=(0, 2)), certainties.grad.abs().sum(dim=0)
+
+
+@pytest.mark.parametrize(("strategy", "step"), [("alternating", 1), ("alternating", 3), ("raw", 1), ("raw", 2)])
+def test_a_step_on_the_last_exit_reaches_no_other(strategy: str, step: int) -> None:
+    for reached in gradients(strategy, step):
+        assert reached[:2].tolist() == [0.0, 0.0]
+        assert reached[2] > 0
+
+
+def test_an_even_alternating_step_reaches_every_exit() -> None:
+    for reached in gradients("alternating", 2):
+        assert (reached > 0).all()
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_no_gradient_flows_through_what_lte_learns(regression: bool) -> None:
+    logits = torch.randn(4, 3, 1 if regression else 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([0.5, 1.0, 0.0, 2.0]) if regression else torch.tensor([0, 1, 1, 0])
+    certainties = torch.full((4, 3), 0.3, requires_grad=True)
+    lte_losses(certainties, logits, labels, regression).sum().backward()
+    assert logits.grad is None
+    assert certainties.grad.abs().sum() > 0
+    assert not lte_targets(logits, labels, regression).requires_grad

@@ -1,0 +1,135 @@
+"""The tasks: the official layouts, and what a user's own file makes of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import shared
+
+from runtime.errors import InputError
+from train.metrics import METRICS
+from train.tasks import TASKS, custom_task, get_task, task_of
+
+
+def write(folder: Path, text: str, name: str = "train.tsv") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_papers_eight_tasks_are_there() -> None:
+    assert list(TASKS) == ["rte", "mrpc", "sst2", "qnli", "qqp", "mnli", "stsb", "sick"]
+    assert all(task.metric in METRICS for task in TASKS.values())
+    assert {name for name, task in TASKS.items() if task.regression} == {"stsb", "sick"}
+    assert {name for name, task in TASKS.items() if task.metric == "f1"} == {"mrpc", "qqp"}
+
+
+def test_an_unknown_task_is_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"unknown task 'cola': choose one of rte, .*, custom"):
+        get_task("cola")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_reads_its_official_layout(name: str, tmp_path: Path) -> None:
+    task = get_task(name)
+    labels = ["1.5", "4.0"] if task.regression else [task.labels[-1], task.labels[0]]
+    header = ["index", *task.text_columns, task.label_column]
+    rows = [["0", *(f"text {c} {row}" for c in task.text_columns), label] for row, label in enumerate(labels)]
+    write(tmp_path, "\n".join("\t".join(line) for line in [header, *rows]) + "\n", "dev.tsv")
+    found = task.read(tmp_path, "dev")
+    expected = [1.5, 4.0] if task.regression else [len(task.labels) - 1, 0]
+    assert found.labels.tolist() == expected
+    first = tuple(f"text {column} 0" for column in task.text_columns)
+    assert found.texts[0] == (first if len(first) == 2 else first[0])
+
+
+def test_mrpc_reads_glues_numbers(tmp_path: Path) -> None:
+    write(tmp_path, '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said "no\tShe left\n', "dev.tsv")
+    found = get_task("mrpc").read(tmp_path, "dev")
+    assert found.texts == [('He said "no', "She left")]
+    assert found.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "rows"),
+    [
+        ("rte", "RTE", 277),
+        ("mrpc", "MRPC", 408),
+        ("sst2", "SST-2", 872),
+        ("stsb", "STS-B", 1500),
+        ("sick", "SICK", 495),
+    ],
+)
+def test_the_real_dev_files_are_read_whole(name: str, folder: str, rows: int) -> None:
+    task = get_task(name)
+    found = task.read(shared("data", folder), "dev")
+    assert len(found) == rows
+    assert np.ptp(found.labels) > 0
+
+
+def test_a_wrong_label_names_file_and_line(tmp_path: Path) -> None:
+    write(tmp_path, "sentence\tlabel\nfine\t1\nodd\tmaybe\n", "dev.tsv")
+    with pytest.raises(InputError, match=r"dev\.tsv, line 3: unknown label 'maybe'"):
+        get_task("sst2").read(tmp_path, "dev")
+
+
+def test_another_tasks_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "sentence\tlabel\nfine\t1\n", "dev.tsv")
+    with pytest.raises(InputError, match="no column 'sentence1'"):
+        get_task("rte").read(tmp_path, "dev")
+
+
+def test_custom_classes_are_the_training_files_in_alphabetical_order(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\tpear\ny\tapple \nz\tpear\n")
+    task = custom_task(tmp_path, ("text",), "label")
+    assert task.labels == ("apple", "pear")
+    assert (task.name, task.metric, task.regression) == ("custom", "accuracy", False)
+    assert task.read(tmp_path, "train").labels.tolist() == [1, 0, 1]
+
+
+def test_a_custom_regression_reads_numbers(tmp_path: Path) -> None:
+    write(tmp_path, "a\tb\tscore\nx\ty\t2.5\n")
+    task = custom_task(tmp_path, ("a", "b"), "score", regression=True)
+    assert task.metric == "spearman"
+    assert task.regression
+    found = task.read(tmp_path, "train")
+    assert (found.texts, found.labels.tolist()) == ([("x", "y")], [2.5])
+
+
+def test_a_custom_metric_is_taken_or_refused(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\ta\ny\tb\n")
+    assert custom_task(tmp_path, ("text",), "label", metric="f1").metric == "f1"
+    with pytest.raises(InputError, match="unknown metric 'bleu': choose one of accuracy, f1, pearson, spearman"):
+        custom_task(tmp_path, ("text",), "label", metric="bleu")
+
+
+@pytest.mark.parametrize("columns", [(), ("a", "b", "c")])
+def test_a_custom_task_has_one_text_column_or_two(columns: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{len(columns)} text columns"):
+        custom_task(tmp_path, columns, "label")
+
+
+def test_one_class_is_nothing_to_classify(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\ta\ny\ta\n")
+    with pytest.raises(InputError, match="one value only, 'a'"):
+        custom_task(tmp_path, ("text",), "label")
+
+
+def test_hundreds_of_classes_are_taken_for_numbers(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\n" + "".join(f"x\t{i / 7}\n" for i in range(501)))
+    with pytest.raises(InputError, match="has 501 values: for numbers add --regression"):
+        custom_task(tmp_path, ("text",), "label")
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\ta\n")
+    with pytest.raises(InputError, match=r"no column 'sentence'\. There are: text, label"):
+        custom_task(tmp_path, ("sentence",), "label")
+
+
+def test_a_checkpoint_remembers_its_task(checkpoint: Path, data_folder: Path) -> None:
+    from train.checkpoint import load_checkpoint
+
+    model, _ = load_checkpoint(checkpoint)
+    assert task_of(model.config) == custom_task(data_folder, ("text",), "label")
