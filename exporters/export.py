@@ -22,7 +22,7 @@ from runtime.golden import Golden, differences, write_golden
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.tokenization import Text, TextTokenizer
-from train.calibration import read_policy
+from train.calibration import POLICY_FILE, read_policy
 from train.checkpoint import load_checkpoint, read_samples, write_whole
 from train.modeling import MultiExitModel
 
@@ -67,6 +67,11 @@ def export(
         raise InputError(f"target {target} has no precision '{precision}': choose {' or '.join(writer.PRECISIONS)}")
     model, tokenizer = load_checkpoint(checkpoint)
     calibrated = read_policy(checkpoint)
+    if calibrated and calibrated.policy.layers != model.layers:
+        raise BerxitError(
+            f"{checkpoint / POLICY_FILE} is for {calibrated.policy.layers} layers, the model has {model.layers}:"
+            " run berxit-calibrate again"
+        )
     with write_whole(output, force=force) as folder:
         shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
         golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder)

@@ -24,7 +24,7 @@ from runtime.metrics import METRICS
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.runner import Answer, EarlyExitRunner
-from runtime.tables import markdown_table, plural
+from runtime.tables import Table, markdown_table, plural
 
 CALIBRATED = "calibrated"
 
@@ -78,8 +78,8 @@ class BenchResult:
         kept = f" ({self.policy.score / self.full_depth.score:.1%})" if self.full_depth.score > 0 else ""
         return f"{text}, at {self.metric} {self.policy.score:.4f} instead of {self.full_depth.score:.4f}{kept}"
 
-    def tables(self) -> list[str]:
-        """Exit layers, thresholds, exit histogram; each a Markdown table."""
+    def tables(self) -> list[Table]:
+        """Exit layers, thresholds, exit histogram."""
         latency = ["mean ms", "p50", "p90", "p99"]
         score = [self.metric] if self.metric else []
         layers = [
@@ -102,8 +102,8 @@ class BenchResult:
             for name, point in points
         ]
         made = [
-            markdown_table(["exit layer", *latency, *score], layers),
-            markdown_table(
+            Table(["exit layer", *latency, *score], layers),
+            Table(
                 [f"{self.criterion} threshold", "average exit layer", "saved layers", *latency, "speed-up", *score],
                 thresholds,
             ),
@@ -111,7 +111,7 @@ class BenchResult:
         if self.policy is not None:
             share = [f"{count / self.policy.queries:.1%}" for count in self.policy.histogram]
             header = ["leaves at layer", *map(str, range(1, self.layers + 1))]
-            made.append(markdown_table(header, [[f"{CALIBRATED} policy", *share]]))
+            made.append(Table(header, [[f"{CALIBRATED} policy", *share]]))
         return made
 
     def text(self) -> str:
@@ -119,9 +119,9 @@ class BenchResult:
         lines = [
             self.headline(),
             f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device}: {self.machine},"
-            f" {plural(self.threads, 'thread')}; {plural(self.inputs, 'input')}, {plural(self.rounds, 'round')}, batch 1;"
-            f" {self.boundary}",
-            *self.tables(),
+            f" {plural(self.threads, 'thread')}; {plural(self.inputs, 'input')}, {plural(self.rounds, 'round')},"
+            f" batch 1; {self.boundary}",
+            *(markdown_table(*table) for table in self.tables()),
             f"latency = {self.line.intercept_ms:.2f} ms + {self.line.ms_per_layer:.2f} ms x average exit layer,"
             f" R^2 = {self.line.r_squared:.4f}; exits within {self.self_check:.0e} of the checkpoint on this device",
         ]

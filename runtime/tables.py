@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
 
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?[%x]?|-|")
 

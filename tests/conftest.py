@@ -14,6 +14,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: torch's threads would only wait for each other
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 VOCABULARY = """

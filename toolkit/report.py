@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime import Answer
-from runtime.bench import BenchResult
-from runtime.tables import markdown_table, plural
+from runtime.bench import CALIBRATED, BenchResult
+from runtime.tables import Table, plural
 from train.calibration import Calibration
 
 _PAGE = """<!doctype html>
@@ -53,7 +53,7 @@ def write_report(
     answers: Sequence[tuple[str, Answer]],
 ) -> Path:
     """``answers``: texts with what the calibrated bundle answered to them."""
-    layers, thresholds, *histogram = (_table(table) for table in result.tables())
+    layers, thresholds, *histogram = (_html(table) for table in result.tables())
     machine = result.machine
     page = _PAGE.format(
         headline=html.escape(_sentence(result.headline())),
@@ -88,20 +88,19 @@ def _examples(answers: Sequence[tuple[str, Answer]]) -> str:
     by_depth = sorted(answers, key=lambda pair: pair[1].exit_layer)
     rows = [
         [text, str(answer.label), f"{answer.certainty:.2f}", answer.exit_layer]
-        for text, answer in by_depth[:4] + by_depth[-4:]
+        for text, answer in by_depth[:4] + by_depth[4:][-4:]
     ]
-    return _table(markdown_table(["input", "answer", "certainty", "left at layer"], rows))
+    return _html(Table(["input", "answer", "certainty", "left at layer"], rows))
 
 
-def _table(markdown: str) -> str:
-    """A Markdown table as HTML; the calibrated policy's row stands out."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+def _html(table: Table) -> str:
+    """A table whose calibrated row stands out."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
     body = "".join(
-        f"<tr{' class=chosen' if row[0] == 'calibrated' else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        f"<tr{' class=chosen' if row[0] == CALIBRATED else ''}>"
+        + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)
         + "</tr>"
-        for row in rows[2:]
+        for row in table.rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
 

@@ -127,7 +127,10 @@ def operating_point(
     chosen = np.take_along_axis(predictions.answers(), layers[:, None] - 1, axis=1)[:, 0]
     histogram = np.bincount(layers - 1, minlength=predictions.layers)
     return OperatingPoint(
-        policy.thresholds[0], float(layers.mean()), predictions.score(chosen), tuple(int(n) for n in histogram)
+        policy.thresholds[0] if policy.thresholds else 0.0,
+        float(layers.mean()),
+        predictions.score(chosen),
+        tuple(int(n) for n in histogram),
     )
 
 
@@ -149,8 +152,9 @@ def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 
         return [float(k) for k in range(1, layers + 1)]
     policy = ExitPolicy.uniform(criterion, 0.0, layers)
     policy.check(regression=predictions.regression, lte=predictions.lte is not None)
-    values = np.unique(certainties(policy, predictions.logits, predictions.lte)[:, :-1]).astype(np.float64)
-    middles = (values[1:] + values[:-1]) / 2
+    values = np.unique(certainties(policy, predictions.logits, predictions.lte)[:, :-1])
+    middles = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(values.dtype)
+    middles = middles[(middles > values[:-1]) & (middles < values[1:])]  # neighbouring floats have none between them
     spread = middles[np.linspace(0, len(middles) - 1, min(count - 2, len(middles))).astype(int)]
     highest_entropy = float(np.log(predictions.logits.shape[2]))
     always, never = (highest_entropy + 1e-3, 0.0) if criterion == "entropy" else (0.0, 1.0)

@@ -26,6 +26,7 @@ from train.checkpoint import (
     save_checkpoint,
     write_whole,
 )
+from train.configuration import EXIT_HEADS, POOLINGS
 from train.encoding import EncodedExamples
 from train.modeling import MultiExitModel
 from train.objectives import STRATEGIES, Objective
@@ -61,8 +62,15 @@ class TrainingOptions:
             raise InputError(f"unknown strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
         for flag in ("epochs", "max_steps", "batch_size", "learning_rate", "head_learning_rate", "limit_train"):
             value = getattr(self, flag)
-            if value is not None and value <= 0:
-                raise InputError(f"--{flag.replace('_', '-')} is {value}: it must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"--{flag.replace('_', '-')} is {value}: it must be above 0, and finite")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed is {self.seed}: it must be from 0 to 2^32 - 1")
+        for flag, choices in (("exit_head", EXIT_HEADS), ("pooling", POOLINGS)):
+            if getattr(self, flag) not in choices:
+                raise InputError(
+                    f"unknown --{flag.replace('_', '-')} '{getattr(self, flag)}': choose one of {', '.join(choices)}"
+                )
         if self.max_length < 4:
             raise InputError(f"--max-length is {self.max_length}: too short for a text between its special tokens")
 
@@ -144,8 +152,12 @@ def fine_tune(
     if not quiet:
         trainer.add_callback(LossOnTheBar)
     start = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=resume)
-    check_loss(result.training_loss, result.global_step)
+    try:
+        result = trainer.train(resume_from_checkpoint=resume)
+        check_loss(result.training_loss, result.global_step)
+    except BerxitError:  # a loss that is not finite: what was kept to go on from is spoilt too
+        shutil.rmtree(state, ignore_errors=True)
+        raise
     record = TrainingRecord(
         options=asdict(options),
         train_file=str(train_file),
@@ -153,7 +165,7 @@ def fine_tune(
         train_examples=len(examples),
         steps=result.global_step,
         seconds=round(time.monotonic() - start, 1),
-        loss=result.training_loss,
+        loss=next(log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log),
         device=str(model.device),
         versions={name: version(name) for name in ("torch", "transformers")},
     )

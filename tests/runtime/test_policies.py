@@ -220,6 +220,15 @@ def test_a_criterion_must_fit_the_model(criterion: str, regression: bool, lte: b
             policy.check(regression=regression, lte=lte)
 
 
+@pytest.mark.parametrize("criterion", ["lte", "entropy"])
+def test_a_threshold_is_compared_in_the_precision_of_the_device(criterion: str) -> None:
+    """0.8 and 0.7 as float32 lie on either side of themselves as float64."""
+    policy = ExitPolicy(criterion, (0.8, 0.7), (1.0, 1.0, 1.0))
+    on_them = np.array([[0.8, 0.7, 0.5]], dtype=np.float32)
+    assert [policy.exits(layer, on_them[:, layer - 1]).item() for layer in (1, 2)] == [False, False]
+    assert exit_layers(policy, on_them).tolist() == [3]
+
+
 def test_a_patience_between_two_whole_numbers_means_the_same_everywhere() -> None:
     logits = np.zeros((1, 4, 2), dtype=np.float32)
     policy = ExitPolicy.uniform("patience", 1.5, layers=4)
