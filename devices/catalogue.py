@@ -28,6 +28,11 @@ def _board(*words: str) -> Callable[[Machine], bool]:
     return lambda machine: all(word.lower() in machine.board.lower() for word in words)
 
 
+def _jetson(machine: Machine) -> bool:
+    """JetPack 5 leaves the word Jetson out of some boards' names."""
+    return any(word in machine.board.lower() for word in ("jetson", "orin", "xavier"))
+
+
 def _macos(machine: Machine) -> bool:
     return machine.system == "Darwin"
 
@@ -45,15 +50,15 @@ _ON_THE_PHONE = "there is no Python on it; copy the bundle into an app"
 
 DEVICES: tuple[Device, ...] = (
     Device("jetson-orin-nano", "NVIDIA Jetson Orin Nano", ("tensorrt", "onnxruntime"), "fp16",
-           _board("jetson", "orin nano"), _ON_THE_JETSON),
+           _board("orin nano"), _ON_THE_JETSON),
     Device("jetson-orin-nx", "NVIDIA Jetson Orin NX", ("tensorrt", "onnxruntime"), "fp16",
-           _board("jetson", "orin nx"), _ON_THE_JETSON),
+           _board("orin nx"), _ON_THE_JETSON),
     Device("jetson-agx-orin", "NVIDIA Jetson AGX Orin", ("tensorrt", "onnxruntime"), "fp16",
-           _board("jetson", "agx orin"), _ON_THE_JETSON),
+           _board("agx orin"), _ON_THE_JETSON),
     Device("jetson-xavier", "NVIDIA Jetson Xavier NX or AGX Xavier", ("tensorrt", "onnxruntime"), "fp16",
-           _board("jetson", "xavier"), _ON_THE_JETSON),
+           _board("xavier"), _ON_THE_JETSON),
     Device("jetson", "any NVIDIA Jetson", ("tensorrt", "onnxruntime"), "fp16",
-           _board("jetson"), _ON_THE_JETSON),
+           _jetson, _ON_THE_JETSON),
     Device("raspberry-pi", "Raspberry Pi 4 or 5, 64-bit system", ("onnxruntime",), "fp32",
            _board("raspberry pi"), "copy the bundle to the Raspberry Pi and run this command there"),
     Device("desktop-gpu", "desktop or server with an NVIDIA GPU", ("tensorrt", "onnxruntime"), "fp16",

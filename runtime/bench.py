@@ -148,7 +148,7 @@ def bench(
     runner = EarlyExitRunner.load(bundle, device, threads=threads)
     manifest = runner.manifest
     golden = read_golden(bundle, manifest)
-    largest = max(differences(runner.backend, golden, manifest.model.pad_token_id))
+    largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id)))
     if not largest <= manifest.parity.atol:
         raise BerxitError(
             f"{bundle}: on this device an exit is {largest:.1e} off the checkpoint, {manifest.parity.atol:.0e} allowed:"
@@ -239,7 +239,8 @@ def command(
         progress=progress_bar("measuring", quiet),
     )
     click.echo("\n" + result.text() + "\n")
-    folder = output or bundle.with_name(f"{bundle.resolve().name}-bench")
+    here = bundle.resolve()
+    folder = output or here.with_name(f"{here.name}-bench")
     click.echo(f"written: {', '.join(map(str, write_result(result, folder)))}")
 
 

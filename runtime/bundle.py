@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.errors import BerxitError
+from runtime.errors import BerxitError, InputError
 from runtime.json_data import parse, read_json, write_json
 from runtime.policies import ExitPolicy
 
@@ -146,16 +146,19 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
             f"{folder / MANIFEST}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this berxit"
             " reads: upgrade berxit here, or export again with this version"
         )
-    manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
-    if len(manifest.segments) != manifest.model.layers + 1 or manifest.policy.layers != manifest.model.layers:
+    try:
+        manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
+        manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
+    except InputError as error:  # the policy checks itself, but knows no file
+        raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
+    layers = [segment.layer for segment in manifest.segments]
+    if layers != list(range(manifest.model.layers + 1)) or manifest.policy.layers != manifest.model.layers:
         raise BerxitError(
-            f"{folder / MANIFEST}: {len(manifest.segments)} segments and a policy for {manifest.policy.layers} layers"
+            f"{folder / MANIFEST}: {len(layers)} segments {layers} and a policy for {manifest.policy.layers} layers"
             f" do not fit a model of {manifest.model.layers} layers. Export the bundle again"
         )
-    manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
-    if verify:
-        for file, digest in sorted(files_of(manifest).items()):
-            _check_file(folder, file, digest)
+    for file, digest in sorted(files_of(manifest).items()):
+        _check_file(folder, file, digest if verify else None)
     return manifest
 
 
@@ -190,11 +193,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_file(folder: Path, file: str, digest: str) -> None:
+def _check_file(folder: Path, file: str, digest: str | None) -> None:
+    """``digest`` None: that the file is there, inside the bundle, is enough."""
     path = folder / file
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BerxitError(f"{folder / MANIFEST}: file '{file}' lies outside the bundle. Do not use this bundle")
     if not path.is_file():
         raise BerxitError(f"{folder}: file '{file}' is missing. Copy the bundle again, whole, or export it again")
-    if sha256(path) != digest:
+    if digest is not None and sha256(path) != digest:
         raise BerxitError(f"{path}: checksum differs from the manifest's. Copy the bundle again, or export it again")

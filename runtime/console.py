@@ -59,9 +59,11 @@ def status_of(command: click.Command, arguments: list[str]) -> int:
     """Runs the command and says how it ended; the message of a failure is on standard error."""
     debug = "--debug" in arguments
     try:
-        command.main(args=arguments, standalone_mode=False)
-    except click.exceptions.Exit as end:
-        return end.exit_code
+        status = command.main(args=arguments, standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         if debug:
             traceback.print_exc()
@@ -85,7 +87,6 @@ def status_of(command: click.Command, arguments: list[str]) -> int:
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
         return _fail(f"{type(error).__name__}: {first}. Run again with --debug to see where", 1)
-    return 0
 
 
 def _fail(message: str, status: int) -> int:

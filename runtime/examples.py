@@ -156,7 +156,13 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 raise InputError(f"{path}, line {line}: not JSON ({error.msg}). Mend or delete it") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {line}: not a JSON object. Write one object per line")
-            yield line, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+            yield line, {key: _json_text(value) for key, value in row.items()}
+
+
+def _json_text(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _line_of_byte(path: Path) -> int:

@@ -23,6 +23,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BerxitError(f"{path} is missing: {path.parent} is not whole, or not what it should be") from None
+    except OSError as error:
+        raise BerxitError(f"{path} cannot be read ({error.strerror}). Mend that, or make it again") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BerxitError(f"{path} is damaged ({error}). Copy or make it again") from None
     if not isinstance(data, dict):

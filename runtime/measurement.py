@@ -86,11 +86,15 @@ def spread_thresholds(policy: ExitPolicy, logits: npt.NDArray, lte: npt.NDArray 
 
     logits (N, n, C), lte (N, n) or None: a stored pass.
     """
+    if policy.layers == 1:
+        return []
     if policy.criterion == "patience":
         return [float(k) for k in range(1, policy.layers)]
     certainty = certainties(policy, logits, lte)
     values = np.unique(certainty[:, :-1].astype(np.float64))
     middles = [(low + high) / 2 for low, high in pairwise(values)]
+    if not middles:
+        return []  # every input is equally sure everywhere: there is nothing to choose
     candidates = np.array(middles)[np.linspace(0, len(middles) - 1, min(len(middles), 400)).astype(int)]
     if not CRITERIA[policy.criterion].higher_is_surer:
         candidates = candidates[::-1]

@@ -24,9 +24,10 @@ def f1(predictions: Predictions, labels: npt.NDArray) -> float:
 
 def pearson(predictions: Predictions, labels: npt.NDArray) -> float:
     """Linear correlation; 0 where one side is constant."""
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
     x, y = predictions - predictions.mean(), labels - labels.mean()
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm else 0.0
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
 def spearman(predictions: Predictions, labels: npt.NDArray) -> float:

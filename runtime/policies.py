@@ -201,7 +201,7 @@ class FixedDepth(ExitPolicy):
         return np.full(certainty.shape, layer >= self.depth)
 
 
-def passes(criterion: str, certainty: npt.NDArray, threshold: float | npt.NDArray) -> Bools:
+def passes(criterion: str, certainty: npt.NDArray, threshold: float) -> Bools:
     """Is the row sure enough? Strictly above the threshold, strictly below for entropy, reached for patience."""
     if criterion == "patience":
         return certainty >= threshold
@@ -232,6 +232,5 @@ def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.N
 
 def exit_layers(policy: ExitPolicy, certainty: npt.NDArray) -> Ints:
     """The layer at which each row leaves: certainty (B, n) -> (B,), from 1 to n."""
-    stops = passes(policy.criterion, certainty, np.append(policy.thresholds, 0.0).astype(certainty.dtype))
-    stops[:, -1] = True
-    return stops.argmax(axis=1) + 1
+    stops = [policy.exits(layer, certainty[:, layer - 1]) for layer in range(1, policy.layers + 1)]
+    return np.stack(stops, axis=1).argmax(axis=1) + 1

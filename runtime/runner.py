@@ -12,6 +12,7 @@ import numpy as np
 from devices import Device
 from runtime.backends import open_backend
 from runtime.bundle import Manifest, read_manifest
+from runtime.errors import InputError
 from runtime.loop import Backend, LayerResult, exit_loop
 from runtime.placement import choose_device
 from runtime.policies import Bools, ExitPolicy, softmax
@@ -70,7 +71,8 @@ class EarlyExitRunner:
         tokenizer = TextTokenizer(
             folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
         )
-        return cls(manifest, tokenizer, open_backend(folder, manifest, threads or profile.threads), profile)
+        backend = open_backend(folder, manifest, profile.threads if threads is None else threads)
+        return cls(manifest, tokenizer, backend, profile)
 
     def predict(self, text: str, text_pair: str | None = None, *, threshold: float | None = None) -> Answer:
         """Answers one text, or one pair. ``threshold`` replaces the calibrated ones, at every layer.
@@ -86,6 +88,7 @@ class EarlyExitRunner:
     def answer(self, texts: Sequence[Text], policy: ExitPolicy) -> list[Answer]:
         """``predict_batch`` under another policy than the bundle's."""
         start = time.perf_counter()
+        self._check_parts(texts)
         batch = self.tokenizer(texts)
         answers: dict[int, Answer] = {}
         for result in exit_loop(self.backend, batch, policy):
@@ -98,12 +101,22 @@ class EarlyExitRunner:
         Raises InputError for an empty text, here and not at the first iteration.
         """
         start = time.perf_counter()
-        batch = self.tokenizer([text if text_pair is None else (text, text_pair)])
+        texts: list[Text] = [text if text_pair is None else (text, text_pair)]
+        self._check_parts(texts)
+        batch = self.tokenizer(texts)
         policy = self.policy.at_depth(self.backend.layers)
         return (
             self._answers(policy, result, np.array([True]), batch, start)[0]
             for result in exit_loop(self.backend, batch, policy)
         )
+
+    def _check_parts(self, texts: Sequence[Text]) -> None:
+        """A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess."""
+        pairs = len(self.manifest.model.text_columns) == 2
+        for text in texts:
+            if isinstance(text, tuple) != pairs and isinstance(text, str | tuple):
+                takes, given = ("pairs of texts", "one text") if pairs else ("single texts", "a pair")
+                raise InputError(f"this model takes {takes} ({self.manifest.model.task}), and was given {given}")
 
     def _answers(
         self, policy: ExitPolicy, result: LayerResult, which: Bools, batch: TokenBatch, start: float

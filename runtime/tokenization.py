@@ -91,8 +91,12 @@ class TextTokenizer:
 
 
 def _check(text: object, where: str) -> None:
-    parts = text if isinstance(text, tuple) else (text,)
-    if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+    parts = [part for part in (text if isinstance(text, tuple) else (text,)) if isinstance(part, str)]
+    if len(parts) != (2 if isinstance(text, tuple) else 1):
         raise InputError(f"{where} is {type(text).__name__}: give a str, or a tuple of two for a pair")
     if not all(part.strip() for part in parts):
         raise InputError(f"{where} is empty: give it at least one character that is not blank")
+    try:
+        "".join(parts).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where} has half a character (a lone surrogate): decode it as UTF-8 again") from None

@@ -45,11 +45,6 @@ def point(layers: float, milliseconds: float, score: float | None = None, querie
     return Measured(latency, layers, histogram, queries, score)
 
 
-def cells(table: str) -> list[list[str]]:
-    """A Markdown table's cells, the rule below its header among them."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-
-
 RESULT = BenchResult(
     bundle="my-bundle",
     target="onnxruntime",
@@ -144,16 +139,16 @@ def test_the_headline_without_calibration_says_what_to_do() -> None:
 
 def test_the_tables_hold_every_point() -> None:
     layers, thresholds, exits = RESULT.tables()
-    assert cells(layers)[0] == ["exit layer", "mean ms", "p50", "p90", "p99", "accuracy"]
-    assert cells(layers)[2:] == [
+    assert layers.header == ["exit layer", "mean ms", "p50", "p90", "p99", "accuracy"]
+    assert layers.rows == [
         ["1", "2.00", "2.01", "2.02", "2.03", "0.6000"],
         ["2", "4.00", "4.01", "4.02", "4.03", "0.8000"],
     ]
-    assert cells(thresholds)[2:] == [
+    assert thresholds.rows == [
         ["0.75", "1.25", "38%", "2.50", "2.51", "2.52", "2.53", "1.60x", "0.7000"],
         ["calibrated", "1.50", "25%", "3.20", "3.21", "3.22", "3.23", "1.25x", "0.7600"],
     ]
-    assert cells(exits)[2:] == [["calibrated policy", "50.0%", "50.0%"]]
+    assert exits.rows == [["calibrated policy", "50.0%", "50.0%"]]
 
 
 def test_without_data_the_golden_inputs_are_measured(bundle: Path) -> None:

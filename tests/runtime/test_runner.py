@@ -75,10 +75,24 @@ def test_a_batch_keeps_its_order(runner: EarlyExitRunner) -> None:
         assert_same(one, other)
 
 
-def test_a_pair_is_answered_as_a_pair(runner: EarlyExitRunner) -> None:
+def test_a_pair_is_answered_as_a_pair(bundle: Path) -> None:
+    single = EarlyExitRunner.load(bundle)
+    model = dataclasses.replace(single.manifest.model, text_columns=("first", "second"))
+    runner = EarlyExitRunner(
+        dataclasses.replace(single.manifest, model=model), single.tokenizer, single.backend, single.device
+    )
     pair = runner.predict("the cat", "a dog", threshold=1.0)
     assert but_latency(pair) == but_latency(runner.predict_batch([("the cat", "a dog")], threshold=1.0)[0])
-    assert pair.scores != runner.predict("the cat", threshold=1.0).scores
+    assert pair.scores != single.predict("the cat", threshold=1.0).scores
+    with pytest.raises(InputError, match="takes pairs of texts"):
+        runner.predict("the cat")
+
+
+def test_a_pair_for_a_model_of_single_texts_is_refused(runner: EarlyExitRunner) -> None:
+    with pytest.raises(InputError, match="takes single texts"):
+        runner.predict("the cat", "a dog")
+    with pytest.raises(InputError, match="takes single texts"):
+        runner.stream("the cat", "a dog")
 
 
 def test_a_stream_answers_after_every_layer(runner: EarlyExitRunner) -> None:
