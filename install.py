@@ -79,8 +79,21 @@ def installed(folder: Path, package: str) -> bool:
 
 
 def pip(folder: Path, *arguments: str) -> None:
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "-q", *arguments]
-    subprocess.run(command, check=True)
+    """pip install, one word per package as a sign of life; all that pip said if it fails."""
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    said = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("Collecting "):
+                print(f"   {line.split()[1]}", end="", flush=True)
+            elif line.startswith("Installing collected"):
+                print("\n   installing them", end="", flush=True)
+    print(flush=True)
+    if process.returncode:
+        print("".join(said[-15:]), end="", file=sys.stderr)
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def say(text: str) -> None:
