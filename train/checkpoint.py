@@ -58,6 +58,8 @@ def write_whole(output: Path, *, force: bool) -> Iterator[Path]:
 
 
 def refuse_to_overwrite(output: Path, force: bool) -> None:
+    if not output.name or output.resolve() == Path.cwd():
+        raise InputError(f"--output {output} is the folder you are in: name one below it")
     if output.exists() and not force:
         raise InputError(f"{output} is there already: choose another --output, or --force to replace it")
     if output.is_file():

@@ -152,3 +152,10 @@ def test_pairs_come_back_as_pairs(tmp_path: Path) -> None:
 def test_a_checkpoint_without_record_or_samples_is_taken(tmp_path: Path) -> None:
     assert read_record(tmp_path) == {}
     assert read_samples(tmp_path) == []
+
+
+def test_the_folder_one_stands_in_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in (Path(), tmp_path):
+        with pytest.raises(InputError, match="the folder you are in"), write_whole(output, force=True):
+            pytest.fail("the block must not run")

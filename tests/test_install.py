@@ -1,0 +1,65 @@
+"""Which torch the set-up asks pip for: gigabytes depend on it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import install
+import pytest
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What pip was asked to install, without asking it."""
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(install, "pip", lambda folder, *arguments: calls.append(arguments))
+    monkeypatch.setattr(install.platform, "system", lambda: "Linux")
+    return calls
+
+
+def test_without_a_gpu_only_the_cpu_build_will_do(
+    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "has_gpu", lambda: False)
+    monkeypatch.setattr(install, "reachable", lambda url: True)
+    install.install_torch(Path("venv"))
+    assert asked == [(f"torch=={install.TORCH}+cpu", "--extra-index-url", install.CPU_INDEX)]
+
+
+def test_an_index_that_cannot_be_reached_is_not_asked(
+    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "has_gpu", lambda: False)
+    monkeypatch.setattr(install, "reachable", lambda url: False)
+    install.install_torch(Path("venv"))
+    assert asked == [(f"torch=={install.TORCH}+cpu",)]
+
+
+def test_with_a_gpu_a_cpu_build_that_lies_about_is_not_taken(
+    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "has_gpu", lambda: True)
+    install.install_torch(Path("venv"))
+    assert asked == [(f"torch==={install.TORCH}",)]
+
+
+def test_a_cpu_build_that_is_nowhere_is_one_line_and_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(folder: Path, *arguments: str) -> None:
+        raise subprocess.CalledProcessError(1, ["pip", *arguments])
+
+    monkeypatch.setattr(install, "pip", fails)
+    monkeypatch.setattr(install.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(install, "has_gpu", lambda: False)
+    monkeypatch.setattr(install, "reachable", lambda url: False)
+    with pytest.raises(SystemExit, match="no CPU build of torch"):
+        install.install_torch(Path("venv"))
+
+
+def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install.shutil, "which", lambda name: None)
+    assert not install.has_gpu()
+
+
+def test_an_index_that_is_not_there_is_not_reachable() -> None:
+    assert not install.reachable("http://127.0.0.1:9")
