@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -34,6 +35,8 @@ from train.tasks import Task
 
 NAN_CHECK_EVERY = 10
 """Optimiser steps. Looking at the loss makes a GPU wait, so not at every step; a loss that is NaN once stays so."""
+STAGE_DONE = "model.safetensors"
+"""Where a stage leaves the weights that the next one starts from."""
 SAMPLES = 32
 """Texts of the data that a checkpoint carries along; they become the golden inputs of its bundles."""
 
@@ -45,6 +48,8 @@ class TrainingOptions:
     model: str
     strategy: str = "alternating"
     lte: bool = True
+    layers: int | None = None
+    """Only the first so many layers of the encoder; None takes all."""
     exit_head: str = "linear"
     pooling: str = "first"
     epochs: float = 3
@@ -60,10 +65,13 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise InputError(f"unknown strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
-        for flag in ("epochs", "max_steps", "batch_size", "learning_rate", "head_learning_rate", "limit_train"):
+        numbers = ("epochs", "max_steps", "batch_size", "learning_rate", "head_learning_rate", "limit_train", "layers")
+        for flag in numbers:
             value = getattr(self, flag)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{flag.replace('_', '-')} is {value}: it must be above 0, and finite")
+        if self.strategy == "limit" and self.layers is None:
+            raise InputError("--strategy limit needs --layers: how many of the encoder's first layers to take")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed is {self.seed}: it must be from 0 to 2^32 - 1")
         for flag, choices in (("exit_head", EXIT_HEADS), ("pooling", POOLINGS)):
@@ -96,6 +104,7 @@ class MultiExitTrainer(Trainer):
                 {"params": [p for name, p in named if _in_encoder(name)], "lr": self.args.learning_rate},
                 {"params": [p for name, p in named if not _in_encoder(name)], "lr": self.head_learning_rate},
             ]
+            groups = [group for group in groups if group["params"]]  # a stage may freeze all of one
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **{**options, "weight_decay": self.args.weight_decay})
         return self.optimizer
@@ -138,32 +147,31 @@ def fine_tune(
     set_seed(options.seed)
     model, tokenizer = start_model(task, options)
     state = output.with_name(f".{output.name}.training")
-    resume = _prepare_state(state, {**asdict(options), "task": task.name, "train_sha256": sha256(train_file)}, force)
-    trainer = MultiExitTrainer(
-        model,
-        training_arguments(options, state, quiet),
-        objective=STRATEGIES[options.strategy](),
-        head_learning_rate=options.head_learning_rate,
-        train_dataset=EncodedExamples(examples, tokenizer, options.max_length),
-        data_collator=DataCollatorWithPadding(tokenizer),
-    )
-    for plain in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(plain)
-    if not quiet:
-        trainer.add_callback(LossOnTheBar)
-    start = time.monotonic()
-    try:
-        result = trainer.train(resume_from_checkpoint=resume)
-        check_loss(result.training_loss, result.global_step)
-    except BerxitError:  # a loss that is not finite: what was kept to go on from is spoilt too
-        shutil.rmtree(state, ignore_errors=True)
-        raise
+    _prepare_state(state, {**asdict(options), "task": task.name, "train_sha256": sha256(train_file)}, force)
+    dataset = EncodedExamples(examples, tokenizer, options.max_length)
+    start, steps = time.monotonic(), 0
+    stages = STRATEGIES[options.strategy]
+    for number, objective in enumerate(stages, start=1):
+        folder = state / f"stage-{number}"
+        if (folder / STAGE_DONE).is_file():  # an interrupted run had this stage behind it
+            load_model(model, str(folder / STAGE_DONE))
+            continue
+        trainer = _trainer(model, tokenizer, dataset, objective(), options, folder, quiet)
+        try:
+            result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+            check_loss(result.training_loss, result.global_step)
+        except BerxitError:  # a loss that is not finite: what was kept to go on from is spoilt too
+            shutil.rmtree(state, ignore_errors=True)
+            raise
+        steps += result.global_step
+        if number < len(stages):
+            save_model(model, str(folder / STAGE_DONE))
     record = TrainingRecord(
         options=asdict(options),
         train_file=str(train_file),
         train_sha256=sha256(train_file),
         train_examples=len(examples),
-        steps=result.global_step,
+        steps=steps,
         seconds=round(time.monotonic() - start, 1),
         loss=next(log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log),
         device=str(model.device),
@@ -182,6 +190,7 @@ def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, P
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         model = MultiExitModel.from_backbone(
             options.model,
+            layers=options.layers,
             exit_head=options.exit_head,
             pooling=options.pooling,
             lte=options.lte,
@@ -243,17 +252,43 @@ def check_loss(loss: float, step: int) -> None:
         )
 
 
-def _prepare_state(state: Path, run: dict[str, Any], force: bool) -> str | None:
-    """The Trainer checkpoint to go on from, if the state folder holds one of the same run."""
+def _prepare_state(state: Path, run: dict[str, Any], force: bool) -> None:
+    """The folder from which an interrupted run goes on: kept if it is of the same run, else made anew."""
     marker = state / "run.json"
     if marker.is_file() and not force:
         if read_json(marker) != run:
             raise InputError(f"{state} holds an interrupted run with other options: --force drops it")
-        return get_last_checkpoint(str(state))
+        return
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
     write_json(run, marker)
-    return None
+
+
+def _trainer(
+    model: MultiExitModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: EncodedExamples,
+    objective: Objective,
+    options: TrainingOptions,
+    state: Path,
+    quiet: bool,
+) -> MultiExitTrainer:
+    """The trainer of one stage; parameters that the stage does not train stand still."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(objective.trains(name, model.layers))
+    trainer = MultiExitTrainer(
+        model,
+        training_arguments(options, state, quiet),
+        objective=objective,
+        head_learning_rate=options.head_learning_rate,
+        train_dataset=dataset,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    for plain in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(plain)
+    if not quiet:
+        trainer.add_callback(LossOnTheBar)
+    return trainer
 
 
 def _samples(task: Task, data: Path, examples: Examples) -> list[Any]:

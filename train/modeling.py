@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from runtime.errors import InputError
 from train.backbones import Adapter, adapter_for
 from train.configuration import MultiExitConfig
 
@@ -68,14 +69,22 @@ class MultiExitModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, model: Path | str, **options: Any) -> MultiExitModel:
+    def from_backbone(cls, model: Path | str, *, layers: int | None = None, **options: Any) -> MultiExitModel:
         """A new multi-exit model on the pre-trained encoder ``model`` (a folder, or a name on the hub).
 
-        ``options`` are MultiExitConfig's. The backbone's weights are copied; exit heads start random, but pooler heads
-        start from the pre-trained pooler where there is one. Raises InputError for a family that is not supported.
+        ``layers`` takes only its first so many. ``options`` are MultiExitConfig's. The backbone's weights are copied;
+        exit heads start random, but pooler heads start from the pre-trained pooler where there is one. Raises
+        InputError for a family that is not supported.
         """
-        backbone, loading = AutoModel.from_pretrained(str(model), output_loading_info=True, dtype=torch.float32)
-        adapter = adapter_for(backbone.config)
+        config = AutoConfig.from_pretrained(str(model))
+        adapter = adapter_for(config)
+        if layers is not None:
+            if layers > adapter.layers:
+                raise InputError(f"--layers {layers} is more than the {adapter.layers} of {model}")
+            config.num_hidden_layers = layers
+        backbone, loading = AutoModel.from_pretrained(
+            str(model), config=config, output_loading_info=True, dtype=torch.float32
+        )
         pooler = adapter.pooler(backbone)
         if any("pooler" in key for key in loading["missing_keys"]):
             pooler = None  # the file had none; what is there is random

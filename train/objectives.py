@@ -37,7 +37,7 @@ def lte_targets(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
 
 
 class Objective(ABC):
-    """What one optimiser step minimises."""
+    """What the optimiser steps of one stage of training minimise, and over which parameters."""
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
         """The scalar of step ``step`` (optimiser steps, from 1)."""
@@ -51,12 +51,23 @@ class Objective(ABC):
     def combine(self, step: int, losses: Tensor) -> Tensor:
         """The exits' losses (n,) -> the scalar of this step."""
 
+    def trains(self, parameter: str, layers: int) -> bool:
+        """Whether a parameter of the model, by its name, may change."""
+        return True
+
 
 class Raw(Objective):
     """Plain fine-tuning of the last exit (equation 4): the 100% of every relative score."""
 
     def combine(self, step: int, losses: Tensor) -> Tensor:
         return losses[-1]
+
+
+class Joint(Objective):
+    """The sum of all exits' losses (equation 3), as in RTJ (Schwartz et al., 2020)."""
+
+    def combine(self, step: int, losses: Tensor) -> Tensor:
+        return losses.sum()
 
 
 class Alternating(Objective):
@@ -66,4 +77,47 @@ class Alternating(Objective):
         return losses[-1] if step % 2 == 1 else losses.sum()
 
 
-STRATEGIES: dict[str, type[Objective]] = {"raw": Raw, "alternating": Alternating}
+class OtherExits(Objective):
+    """The second stage of two-stage (equation 7): encoder and last exit stand still, the other exits learn.
+
+    The LTE module learns on here; the paper's equation names only the classifiers, and a module that has seen nothing
+    but the last layer would know nothing of the others.
+    """
+
+    def combine(self, step: int, losses: Tensor) -> Tensor:
+        return losses[:-1].sum()
+
+    def trains(self, parameter: str, layers: int) -> bool:
+        return not parameter.startswith(("backbone.", f"heads.{layers - 1}."))
+
+
+class Distillation(OtherExits):
+    """The second stage of self-distillation (FastBERT, Liu et al., 2020): the other exits learn the last one's answers.
+
+    Classes: the sum over layers of KL(p_i || p_n). FastBERT has no regression; there it is the squared difference.
+    """
+
+    def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
+        assert outputs.logits is not None
+        students, teacher = outputs.logits[:, :-1], outputs.logits[:, -1:].detach()
+        if regression:
+            losses = ((students - teacher) ** 2).mean(dim=(0, 2))
+        else:
+            log_students = students.log_softmax(dim=-1)
+            difference = log_students - teacher.log_softmax(dim=-1)
+            losses = (log_students.exp() * difference).sum(dim=-1).mean(dim=0)
+        if outputs.certainties is not None:
+            losses = losses + lte_losses(outputs.certainties, outputs.logits, labels, regression)[:-1]
+        return losses.sum()
+
+
+STRATEGIES: dict[str, tuple[type[Objective], ...]] = {
+    "raw": (Raw,),
+    "joint": (Joint,),
+    "two-stage": (Raw, OtherExits),
+    "alternating": (Alternating,),
+    "self-distillation": (Raw, Distillation),
+    "limit": (Raw,),
+}
+"""Name -> its stages, each trained for all epochs with a learning rate that starts afresh. ``limit`` is raw on the
+first layers of the encoder only (``--layers``): the upper bound of figure 9."""

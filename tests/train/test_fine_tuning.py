@@ -13,9 +13,10 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from runtime.errors import BerxitError, InputError
 from train import fine_tuning
+from train.checkpoint import load_checkpoint
 from train.encoding import EncodedExamples
 from train.fine_tuning import MultiExitTrainer, TrainingOptions, fine_tune, start_model, training_arguments
-from train.objectives import STRATEGIES, Alternating
+from train.objectives import Alternating, Raw
 from train.tasks import Task, custom_task
 
 
@@ -103,7 +104,7 @@ def test_raw_leaves_the_other_exits_alone(
     torch.manual_seed(options.seed)
     raw = replace(options, strategy="raw", lte=False, epochs=1)
     seen: dict[str, torch.Tensor] = {}
-    trainer = trainer_of(task, raw, data_folder, tmp_path, STRATEGIES["raw"]())
+    trainer = trainer_of(task, raw, data_folder, tmp_path, Raw())
     seen.update({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
     trainer.train()
     changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, seen[name])}
@@ -111,6 +112,57 @@ def test_raw_leaves_the_other_exits_alone(
     assert {"heads.2.classifier.weight", "heads.2.classifier.bias"} <= changed
     assert any(name.startswith("backbone.encoder.layer.0.") for name in changed)
     assert start.config.strategy == "raw"
+
+
+@pytest.mark.parametrize("strategy", ["two-stage", "self-distillation"])
+def test_a_second_stage_changes_no_bit_of_what_the_first_left(
+    strategy: str, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    fine_tune(task, data_folder, replace(options, strategy="raw"), tmp_path / "first", quiet=True)
+    fine_tune(task, data_folder, replace(options, strategy=strategy), tmp_path / "both", quiet=True)
+    first, both = (load_checkpoint(tmp_path / name)[0].state_dict() for name in ("first", "both"))
+    for name, weights in first.items():
+        stands_still = name.startswith(("backbone.", "heads.2."))
+        assert torch.equal(weights, both[name]) == stands_still, name
+
+
+def test_a_run_interrupted_in_its_second_stage_goes_on_there(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = replace(options, strategy="two-stage", epochs=1)
+    fine_tune(task, data_folder, two, tmp_path / "whole", quiet=True)
+    stages: list[str] = []
+    train = MultiExitTrainer.train
+
+    def interrupted(self: MultiExitTrainer, **arguments: object) -> object:
+        stages.append(type(self.objective).__name__)
+        if stages == ["Raw", "OtherExits"]:
+            raise KeyboardInterrupt
+        return train(self, **arguments)
+
+    monkeypatch.setattr(MultiExitTrainer, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(task, data_folder, two, tmp_path / "resumed", quiet=True)
+    fine_tune(task, data_folder, two, tmp_path / "resumed", quiet=True)
+    assert stages == ["Raw", "OtherExits", "OtherExits"]
+    whole, resumed = (load_checkpoint(tmp_path / name)[0].state_dict() for name in ("whole", "resumed"))
+    first_stage = [name for name in whole if name.startswith(("backbone.", "heads.2."))]
+    assert all(torch.equal(whole[name], resumed[name]) for name in first_stage)
+
+
+def test_limit_takes_the_first_layers_of_the_encoder(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    two, all_layers = (start_model(task, replace(options, layers=layers))[0] for layers in (2, None))
+    assert (two.layers, len(two.heads), all_layers.layers) == (2, 2, 3)
+    whole = all_layers.backbone.state_dict()
+    assert all(torch.equal(weights, whole[name]) for name, weights in two.backbone.state_dict().items())
+    fine_tune(task, data_folder, replace(options, strategy="limit", layers=1), tmp_path / "limit", quiet=True)
+    assert load_checkpoint(tmp_path / "limit")[0].layers == 1
+    with pytest.raises(InputError, match="limit needs --layers"):
+        replace(options, strategy="limit")
+    with pytest.raises(InputError, match="--layers 4 is more than the 3"):
+        start_model(task, replace(options, layers=4))
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(
@@ -134,7 +186,7 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strategy": "guess"}, "unknown strategy 'guess': choose one of raw, alternating"),
+        ({"strategy": "guess"}, "unknown strategy 'guess': choose one of raw, joint"),
         ({"epochs": 0}, "--epochs is 0: it must be above 0"),
         ({"max_steps": -1}, "--max-steps is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from train.modeling import MultiExitOutput
-from train.objectives import STRATEGIES, Alternating, Raw, exit_losses, lte_losses, lte_targets
+from train.objectives import (
+    STRATEGIES,
+    Alternating,
+    Distillation,
+    Joint,
+    Objective,
+    OtherExits,
+    Raw,
+    exit_losses,
+    lte_losses,
+    lte_targets,
+)
 
 LOG3 = math.log(3.0)
 CLASS_LOGITS = torch.tensor([[[0.0, LOG3], [0.0, 0.0]], [[LOG3, 0.0], [0.0, LOG3]]])
@@ -78,9 +89,8 @@ def gradients(strategy: str, step: int) -> tuple[Tensor, Tensor]:
     """What one step's loss sends into each exit's logits, and into each certainty: both as (n,) sums of sizes."""
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     certainties = torch.full((4, 3), 0.3, requires_grad=True)
-    STRATEGIES[strategy]().loss(
-        step, MultiExitOutput(logits, certainties), torch.tensor([0, 1, 1, 0]), False
-    ).backward()
+    objective = STRATEGIES[strategy][-1]()
+    objective.loss(step, MultiExitOutput(logits, certainties), torch.tensor([0, 1, 1, 0]), False).backward()
     return logits.grad.abs().sum(dim=(0, 2)), certainties.grad.abs().sum(dim=0)
 
 
@@ -91,9 +101,47 @@ def test_a_step_on_the_last_exit_reaches_no_other(strategy: str, step: int) -> N
         assert reached[2] > 0
 
 
-def test_an_even_alternating_step_reaches_every_exit() -> None:
-    for reached in gradients("alternating", 2):
+@pytest.mark.parametrize(("strategy", "step"), [("alternating", 2), ("joint", 1), ("joint", 2)])
+def test_a_step_on_all_exits_reaches_every_one(strategy: str, step: int) -> None:
+    for reached in gradients(strategy, step):
         assert (reached > 0).all()
+
+
+@pytest.mark.parametrize("strategy", ["two-stage", "self-distillation"])
+def test_a_second_stage_reaches_all_exits_but_the_last(strategy: str) -> None:
+    for reached in gradients(strategy, 1):
+        assert (reached[:2] > 0).all()
+        assert reached[2] == 0
+
+
+def test_joint_is_the_sum_of_all_and_the_second_stage_of_all_but_the_last() -> None:
+    losses = torch.tensor([1.0, 2.0, 4.0])
+    assert [Joint().combine(step, losses).item() for step in (1, 2)] == [7.0, 7.0]
+    assert [OtherExits().combine(step, losses).item() for step in (1, 2)] == [3.0, 3.0]
+
+
+def test_two_stage_and_self_distillation_begin_with_the_last_exit() -> None:
+    assert [STRATEGIES[name][0] for name in ("two-stage", "self-distillation")] == [Raw, Raw]
+
+
+def test_distillation_is_the_divergence_from_the_last_exits_answer() -> None:
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    logits = torch.stack([p.log(), q.log(), q.log()])[None]  # layer 1 says p; layers 2 and 3 say q
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    wrong_labels = torch.tensor([0])  # the labels have no say
+    assert Distillation().loss(1, MultiExitOutput(logits), wrong_labels, False).item() == pytest.approx(expected)
+    values = torch.tensor([[[1.0], [2.0], [4.0]]])
+    assert Distillation().loss(1, MultiExitOutput(values), torch.tensor([0.0]), True).item() == pytest.approx(9 + 4)
+
+
+@pytest.mark.parametrize("stage", [OtherExits, Distillation])
+def test_a_second_stage_trains_the_other_exits_and_lte_only(stage: type[Objective]) -> None:
+    objective = stage()
+    assert objective.trains("heads.0.classifier.weight", 12)
+    assert objective.trains("heads.1.classifier.weight", 12)
+    assert objective.trains("lte.weight", 12)
+    assert not objective.trains("heads.11.classifier.weight", 12)
+    assert not objective.trains("backbone.embeddings.word_embeddings.weight", 12)
 
 
 @pytest.mark.parametrize("regression", [False, True])

@@ -15,8 +15,9 @@ from toolkit.commands.options import PATH, force_option, hush_libraries, quiet_o
 @click.option("--task", "task_name", required=True, help="rte, mrpc, sst2, qnli, qqp, mnli, stsb, sick, or custom.")
 @click.option("--data", type=PATH, required=True, help="Folder with train (and dev) .tsv, .csv or .jsonl; or one file.")
 @click.option("--output", type=PATH, required=True, help="The checkpoint: a folder that is not there yet.")
-@click.option("--strategy", default="alternating", show_default=True, help="Fine-tuning strategy: alternating, raw.")
+@click.option("--strategy", default="alternating", show_default=True, help="alternating, joint, two-stage, raw, ...")
 @click.option("--lte/--no-lte", default=True, show_default=True, help="Learn when to exit, too.")
+@click.option("--layers", type=int, help="Take only the first so many layers of the encoder.")
 @click.option("--exit-head", default="linear", show_default=True, help="linear (the paper), or pooler (dense + tanh).")
 @click.option(
     "--pooling", default="first", show_default=True, help="What exits read: first token (the paper), or mean."
@@ -43,6 +44,7 @@ def command(
     output: Path,
     strategy: str,
     lte: bool,
+    layers: int | None,
     exit_head: str,
     pooling: str,
     epochs: float,
@@ -79,6 +81,7 @@ def command(
         model=model,
         strategy=strategy,
         lte=lte,
+        layers=layers,
         exit_head=exit_head,
         pooling=pooling,
         epochs=epochs,
