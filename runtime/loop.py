@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from runtime.policies import Bools, ExitPolicy, Floats, Ints, Memory
+from runtime.policies import Bools, Certainty, Floats, Ints, Memory
 from runtime.tokenization import TokenBatch
 
 State = Any
@@ -33,6 +33,20 @@ class Backend(Protocol):
         """Drops the rows that have left: rows (B,) is True where the row goes on."""
 
 
+class Policy(Protocol):
+    """What the loop needs to know when to stop: an ExitPolicy, or one under a deadline."""
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """(n,) what each layer's logits are divided by."""
+
+    def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
+        """How sure each row is after ``layer``."""
+
+    def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
+        """Which rows leave after ``layer``."""
+
+
 class LayerResult(NamedTuple):
     """What one layer said of the rows that reached it."""
 
@@ -47,7 +61,7 @@ class LayerResult(NamedTuple):
     """(B,) which of them leave here."""
 
 
-def exit_loop(backend: Backend, batch: TokenBatch, policy: ExitPolicy) -> Iterator[LayerResult]:
+def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[LayerResult]:
     """Runs layer after layer and yields each one's results; rows leave as soon as the policy is satisfied."""
     rows = np.arange(len(batch))
     memory: Memory | None = None

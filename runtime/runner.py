@@ -12,8 +12,9 @@ import numpy as np
 from devices import Device
 from runtime.backends import open_backend
 from runtime.bundle import Manifest, read_manifest
+from runtime.deadline import Deadline
 from runtime.errors import InputError
-from runtime.loop import Backend, LayerResult, exit_loop
+from runtime.loop import Backend, LayerResult, Policy, exit_loop
 from runtime.placement import choose_device
 from runtime.policies import Bools, ExitPolicy, softmax
 from runtime.tokenization import Text, TextTokenizer, TokenBatch
@@ -74,25 +75,40 @@ class EarlyExitRunner:
         backend = open_backend(folder, manifest, profile.threads if threads is None else threads)
         return cls(manifest, tokenizer, backend, profile)
 
-    def predict(self, text: str, text_pair: str | None = None, *, threshold: float | None = None) -> Answer:
-        """Answers one text, or one pair. ``threshold`` replaces the calibrated ones, at every layer.
+    def predict(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        threshold: float | None = None,
+        deadline_ms: float | None = None,
+    ) -> Answer:
+        """Answers one text, or one pair.
 
-        Raises InputError for an empty text or a threshold out of range.
+        ``threshold`` replaces the calibrated ones, at every layer. ``deadline_ms``: counted from the call; where it
+        comes before the model is sure, the deepest layer that fits answers, the first in any case.
+
+        Raises InputError for an empty text or a threshold or deadline out of range.
         """
-        return self.predict_batch([text if text_pair is None else (text, text_pair)], threshold=threshold)[0]
+        texts: list[Text] = [text if text_pair is None else (text, text_pair)]
+        return self.predict_batch(texts, threshold=threshold, deadline_ms=deadline_ms)[0]
 
-    def predict_batch(self, texts: Sequence[Text], *, threshold: float | None = None) -> list[Answer]:
+    def predict_batch(
+        self, texts: Sequence[Text], *, threshold: float | None = None, deadline_ms: float | None = None
+    ) -> list[Answer]:
         """Answers texts (or pairs, as tuples) together, in their order. Rows that exit leave; the rest go on."""
-        return self.answer(texts, self.policy if threshold is None else self.policy.with_threshold(threshold))
+        policy = self.policy if threshold is None else self.policy.with_threshold(threshold)
+        return self.answer(texts, policy, deadline_ms)
 
-    def answer(self, texts: Sequence[Text], policy: ExitPolicy) -> list[Answer]:
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Answer]:
         """``predict_batch`` under another policy than the bundle's."""
         start = time.perf_counter()
         self._check_parts(texts)
         batch = self.tokenizer(texts)
+        until = policy if deadline_ms is None else Deadline(policy, deadline_ms, start)
         answers: dict[int, Answer] = {}
-        for result in exit_loop(self.backend, batch, policy):
-            answers.update(self._answers(policy, result, result.exits, batch, start))
+        for result in exit_loop(self.backend, batch, until):
+            answers.update(self._answers(until, result, result.exits, batch, start))
         return [answers[row] for row in range(len(batch))]
 
     def stream(self, text: str, text_pair: str | None = None) -> Iterator[Answer]:
@@ -119,7 +135,7 @@ class EarlyExitRunner:
                 raise InputError(f"this model takes {takes} ({self.manifest.model.task}), and was given {given}")
 
     def _answers(
-        self, policy: ExitPolicy, result: LayerResult, which: Bools, batch: TokenBatch, start: float
+        self, policy: Policy, result: LayerResult, which: Bools, batch: TokenBatch, start: float
     ) -> dict[int, Answer]:
         """Place in the batch -> answer, for the rows of a layer's result that ``which`` (B,) marks."""
         if not which.any():
