@@ -186,6 +186,8 @@ def fine_tune(
 
 def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
     """The pre-trained encoder with fresh exits for the task, and its tokenizer."""
+    if not Path(options.model).is_dir() and (options.model.startswith((".", "/", "~")) or options.model.count("/") > 1):
+        raise InputError(f"no folder {options.model}: --model is a model folder, or a name on the hub (OWNER/NAME)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         model = MultiExitModel.from_backbone(
@@ -207,7 +209,7 @@ def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, P
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
         raise BerxitError(
             f"cannot load --model {options.model}: {reason}. Give a model folder or a hub name"
         ) from error

@@ -180,6 +180,10 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "an unknown criterion": (["eval", "CHECKPOINT", "--data", "DATA", "--criterion", "luck", "--quiet"], "'luck'"),
     "a share above one": (["calibrate", "CHECKPOINT", "--data", "DATA", "--keep", "1.5", "--quiet"], "--keep 1.5"),
     "the training file": (["calibrate", "CHECKPOINT", "--data", "DATA", "--split", "train"], "was trained on"),
+    "a model folder that is not there": (
+        ["train", "--model", "./none", "--task", "custom", "--data", "DATA", "--output", "O"],
+        "no folder ./none: --model is a model folder",
+    ),
     "an unknown target": (["export", "CHECKPOINT", "--target", "abacus", "--output", "O"], "unknown target 'abacus'"),
     "an unknown precision": (
         ["export", "CHECKPOINT", "--target", "onnxruntime", "--precision", "fp7", "--output", "O"],
@@ -217,8 +221,8 @@ def test_misuse_is_one_line_and_status_2(
 
 
 FAILURES: dict[str, tuple[list[str], str]] = {
-    "no model": (
-        ["train", "--model", "./none", "--task", "custom", "--data", "DATA", "--output", "O"],
+    "no model in the folder": (
+        ["train", "--model", "DATA", "--task", "custom", "--data", "DATA", "--output", "O"],
         "cannot load --model",
     ),
     "no checkpoint to evaluate": (["eval", "none", "--data", "DATA"], "no checkpoint at none"),

@@ -213,9 +213,16 @@ def test_more_tokens_than_the_model_takes_are_refused(task: Task, options: Train
         start_model(task, replace(options, max_length=41))
 
 
-def test_a_model_that_is_not_there_is_one_clear_error(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
-    with pytest.raises(BerxitError, match="cannot load --model") as caught:
+def test_a_model_folder_that_is_not_there_is_one_clear_error(
+    task: Task, options: TrainingOptions, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no folder .*nowhere: --model is a model folder, or a name on the hub"):
         start_model(task, replace(options, model=str(tmp_path / "nowhere")))
+
+
+def test_a_folder_without_a_model_is_one_clear_error(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match="cannot load --model") as caught:
+        start_model(task, replace(options, model=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
