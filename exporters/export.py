@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from exporters.options import ExportOptions
 from exporters.segments import cut
-from runtime.backends import open_backend
 from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, sha256, write_manifest
 from runtime.errors import BerxitError, InputError
 from runtime.golden import Golden, differences, write_golden
@@ -27,7 +27,13 @@ from train.checkpoint import load_checkpoint, read_samples, write_whole
 from train.modeling import MultiExitModel
 
 TARGETS = {"onnxruntime": "exporters.onnxruntime"}
-"""Target -> the module that writes it: PRECISIONS and write_segments. A new target is one module and one line."""
+"""Target -> the module that writes it. A new target is one line here and one module with
+
+PRECISIONS                                          precision -> how far an exit may be off; the first is the default
+OPTIONS                                             which ExportOptions it takes, beside precision
+write_segments(segments, folder, options, bar)      writes the files, returns what the manifest says of them
+checking_backend(folder, manifest, threads)         runs what was written, here and now, for the parity check
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def export(
     target: str,
     output: Path,
     *,
-    precision: str = "fp32",
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     force: bool = False,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
@@ -63,8 +69,8 @@ def export(
     that is there, BerxitError for a checkpoint that cannot be read or an exit that differs from it.
     """
     writer = target_module(target)
-    if precision not in writer.PRECISIONS:
-        raise InputError(f"target {target} has no precision '{precision}': choose {' or '.join(writer.PRECISIONS)}")
+    options = options.checked_for(target, writer)
+    precision = str(options.precision)
     model, tokenizer = load_checkpoint(checkpoint)
     calibrated = read_policy(checkpoint)
     if calibrated and calibrated.policy.layers != model.layers:
@@ -77,7 +83,7 @@ def export(
         golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder)
         write_golden(golden, folder / "golden.json")
         with progress(model.layers + 1) as bar:
-            segments = writer.write_segments(cut(model), folder, precision, bar)
+            segments = writer.write_segments(cut(model), folder, options, bar)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             target=target,
@@ -86,12 +92,14 @@ def export(
             tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
             segments=segments,
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
+            lengths=options.lengths,
+            max_batch=options.max_batch,
             calibration=asdict(calibrated.calibration) if calibrated else None,
             parity=Parity("PyTorch, fp32", writer.PRECISIONS[precision], ()),
             golden=DataFile("golden.json", sha256(folder / "golden.json")),
             made_with={name: version(name) for name in ("berxit", "torch", "transformers", "onnx", "numpy")},
         )
-        backend = open_backend(folder, manifest)
+        backend = writer.checking_backend(folder, manifest, None)
         found = differences(backend, golden, manifest.model.pad_token_id)
         exits = [ExitParity(i, diff, manifest.parity.atol) for i, diff in enumerate(found, start=1)]
         for line in exits:

@@ -8,15 +8,19 @@ import numpy.typing as npt
 import onnx
 
 from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
+from exporters.options import ExportOptions
 from exporters.segments import Segments
+from runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
 from runtime.bundle import Segment, TensorFile, sha256
 from runtime.progress import Bar
 
 PRECISIONS = {"fp32": 1e-4}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE)."""
+OPTIONS: frozenset[str] = frozenset()
+"""Which of ExportOptions the target takes, beside precision."""
 
 
-def write_segments(segments: Segments, folder: Path, precision: str, bar: Bar) -> tuple[Segment, ...]:
+def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
     (folder / "segments").mkdir()
     written = [_write(embeddings_graph(segments), 0, "embeddings", folder)]

@@ -91,12 +91,15 @@ class Segment:
 
     layer: int
     file: str
-    """Relative to the bundle. Several layers may name one file: then the device loads it once (ALBERT)."""
+    """Relative to the bundle; a folder where that is what the back end loads (.mlpackage). Several layers may name one
+    file: then the device loads it once (ALBERT)."""
     sha256: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     constants: dict[str, TensorFile] = field(default_factory=dict)
     """Input name -> the tensor to feed there: what differs between layers that share one file."""
+    function: str | None = None
+    """Which function of the file it is, where one file holds several (CoreML)."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,10 @@ class Manifest:
     """Inputs and the outputs expected at every exit, so that a device can check itself."""
     made_with: dict[str, str]
     """Versions of the packages that wrote the bundle."""
+    lengths: tuple[int, ...] = ()
+    """Input lengths that the segments take: pad to the next. Empty: any, up to the model's max_length."""
+    max_batch: int | None = None
+    """Rows that the segments take at once; None: any."""
 
 
 def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
@@ -186,7 +193,12 @@ def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:
 
 
 def sha256(path: Path) -> str:
+    """Of a file's bytes; of a folder, of the lines "PATH SHA256" of all files in it, in the order of their paths."""
     digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+        return digest.hexdigest()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
@@ -198,7 +210,7 @@ def _check_file(folder: Path, file: str, digest: str | None) -> None:
     path = folder / file
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BerxitError(f"{folder / MANIFEST}: file '{file}' lies outside the bundle. Do not use this bundle")
-    if not path.is_file():
+    if not path.exists():
         raise BerxitError(f"{folder}: file '{file}' is missing. Copy the bundle again, whole, or export it again")
     if digest is not None and sha256(path) != digest:
         raise BerxitError(f"{path}: checksum differs from the manifest's. Copy the bundle again, or export it again")

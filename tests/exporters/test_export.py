@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from exporters import export as export_module
 from exporters.export import ExitParity, export
+from exporters.options import ExportOptions
 from exporters.segments import Segments, cut
 from runtime import EarlyExitRunner
 from runtime.bundle import Manifest, files_of, read_manifest, sha256
@@ -159,7 +160,7 @@ def test_an_unknown_target_or_precision_is_refused(
     target: str, precision: str, message: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        export(checkpoint, target, tmp_path / "bundle", precision=precision)
+        export(checkpoint, target, tmp_path / "bundle", options=ExportOptions(precision=precision))
     assert list(tmp_path.iterdir()) == []
 
 

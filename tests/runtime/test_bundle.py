@@ -163,3 +163,14 @@ def test_sha256_of_a_file_longer_than_a_block(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_sum_of_a_folder_knows_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a" / "inner").mkdir(parents=True)
+    (tmp_path / "a" / "inner" / "weights").write_bytes(b"12")
+    (tmp_path / "a" / "model").write_bytes(b"3")
+    lines = f"inner/weights {hashlib.sha256(b'12').hexdigest()}\nmodel {hashlib.sha256(b'3').hexdigest()}\n"
+    assert sha256(tmp_path / "a") == hashlib.sha256(lines.encode()).hexdigest()
+    before = sha256(tmp_path / "a")
+    (tmp_path / "a" / "model").rename(tmp_path / "a" / "other")
+    assert sha256(tmp_path / "a") != before

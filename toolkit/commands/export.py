@@ -14,14 +14,17 @@ from toolkit.commands.options import PATH, checkpoint_argument, force_option, hu
 @checkpoint_argument
 @click.option("--target", required=True, help="What will run it: onnxruntime.")
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
-@click.option("--precision", default="fp32", show_default=True, help="fp32.")
+@click.option("--precision", help="fp32.  [default: fp32]")
 @force_option
 @quiet_option
 @debug_option
-def command(checkpoint: Path, target: str, output: Path | None, precision: str, force: bool, quiet: bool) -> None:
+def command(
+    checkpoint: Path, target: str, output: Path | None, precision: str | None, force: bool, quiet: bool
+) -> None:
     """Cut CHECKPOINT into one segment per layer, check every exit, and write a bundle."""
     hush_libraries()
     from exporters.export import export
+    from exporters.options import ExportOptions
 
     output = output or checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
     parity: list[str] = []
@@ -29,7 +32,7 @@ def command(checkpoint: Path, target: str, output: Path | None, precision: str, 
         checkpoint,
         target,
         output,
-        precision=precision,
+        options=ExportOptions(precision=precision),
         force=force,
         progress=progress_bar("exporting", quiet),
         report=parity.append,
