@@ -58,9 +58,8 @@ class Curve:
         return float(good[0]) if len(good) else None
 
     def envelope(self) -> Curve:
-        """Only the points that score more than every cheaper one."""
-        best = np.concatenate([[-np.inf], np.maximum.accumulate(self.scores)[:-1]])
-        return Curve(self.layers[self.scores > best], self.scores[self.scores > best], self.depth)
+        """The best that any point reaches at this cost or less."""
+        return Curve(self.layers, np.maximum.accumulate(self.scores), self.depth)
 
 
 def relative_score(score: npt.ArrayLike, reference: float) -> npt.NDArray:

@@ -16,7 +16,7 @@ NAMES = "\n".join(f"  {name:<11}{what}" for name, what in STUDIES.items())
 
 @click.command("study", epilog=f"\b\nThe studies:\n{NAMES}")
 @click.argument("name")
-@click.argument("checkpoints", type=PATH, nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.argument("checkpoints", type=PATH, nargs=-1, metavar="CHECKPOINT...")
 @click.option(
     "--data", type=PATH, help="A file, or a folder with train/dev/test files; every study but flops needs it."
 )
@@ -48,6 +48,8 @@ def command(
     """
     hush_libraries()
     study = find_study(name)
+    if not checkpoints:
+        raise click.UsageError("Missing argument 'CHECKPOINT...'")
     from toolkit.studies.request import Request
 
     request = Request(

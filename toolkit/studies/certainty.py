@@ -114,7 +114,10 @@ def _panel(request: Request, run: Run, relative: npt.NDArray, across: float) -> 
             capprops={"lw": 0.7},
         )
         boxes["boxes"][0].set_label("certainty: quartiles, whiskers from 5 to 95%")
-        axes.set(xlabel="layer", ylabel="certainty $u_i$", ylim=(-0.02, 1.02))
+        axes.set(xlabel="layer", ylabel="certainty $u_i$")
+        if np.ptp(axes.get_ylim()) < 0.1:  # nearly the same everywhere: a closer look would show noise
+            middle = float(np.mean(axes.get_ylim()))
+            axes.set_ylim(middle - 0.05, middle + 0.05)
         right = axes.twinx()
         right.plot(range(1, len(relative) + 1), relative, "o-", color=BLUE, lw=1.3, ms=4, label="relative score")
         right.spines["right"].set_visible(True)

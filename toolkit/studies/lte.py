@@ -81,12 +81,12 @@ def study(request: Request) -> Findings:
 
 PATIENCE_NOTE = (
     ", with tolerances at the 10th to 90th percentile of how far neighbouring layers differ; of all these the best"
-    " at each cost, which favours patience"
+    " at each cost or less, which favours patience"
 )
 
 
 def patience_curve(stored: Predictions) -> Curve:
-    """Patience at its best: for regression over a spread of tolerances, of which only the best points stay."""
+    """Patience at its best: for regression over a spread of tolerances, the best at each cost or less."""
     thresholds = candidate_thresholds(stored, "patience")
     if not stored.regression:
         return Curve.of(trade_off(stored, "patience", thresholds), stored.layers)

@@ -186,7 +186,8 @@ def label_runs(runs: Sequence[Run]) -> list[Run]:
         peers = [peer for peer in runs if (peer.model, peer.strategy) == (run.model, run.strategy)]
         names = sorted({name for peer in peers for name in peer.options} - {"model", "strategy", "seed"})
         differ = [name for name in names if len({str(peer.options.get(name)) for peer in peers}) > 1]
-        labelled.append(replace(run, label=", ".join([run.strategy, *(_said(run.options, name) for name in differ)])))
+        said = [_said(run.options, name) for name in differ if run.options.get(name) is not None]
+        labelled.append(replace(run, label=", ".join([run.strategy, *said])))
     return labelled
 
 
@@ -197,10 +198,10 @@ def model_name_of(model: str) -> str:
 
 
 def _said(options: dict[str, Any], name: str) -> str:
-    """An option as a legend has it: "no lte", "mean pooling", "epochs 5"."""
-    value = options.get(name)
+    """An option that is set, as a legend has it: "no lte", "mean pooling", "epochs 5"."""
+    value = options[name]
     words = name.replace("_", " ")
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool):
         return words if value else f"no {words}"
     return f"{value} {words}" if isinstance(value, str) else f"{words} {value}"
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import devices
-from runtime.errors import InputError
+from runtime.errors import BerxitError, InputError
 from runtime.examples import read_examples
 from runtime.measurement import Measured, measure
 from runtime.policies import ExitPolicy
@@ -46,6 +46,9 @@ class BundleTimes:
 
 
 def study(request: Request) -> Findings:
+    for path in request.paths:
+        if not (path / "manifest.json").is_file():
+            raise BerxitError(f"{path} is no bundle: the study runtime takes bundles, make one with berxit-export")
     times = [_measure(request, EarlyExitRunner.load(path), path.resolve().name) for path in request.paths]
     if len(tasks := {time.task for time in times}) > 1:
         raise InputError(f"one study, one task, but the bundles are of {', '.join(sorted(tasks))}: ask for each")
