@@ -2,7 +2,7 @@
 
     python benchmarks/curve_cost.py CHECKPOINT --data DATA [--split dev] [--thresholds 200]
 
-Runs the pass over all exits once, then every criterion that the model knows at so many thresholds, seven times in turns;
+Runs the pass over all exits, then every criterion that the model knows at so many thresholds, seven times in turns;
 prints the median time of a criterion and its share of the pass. The pass is warmed up on the first examples.
 """
 

@@ -71,8 +71,6 @@ def _panel(request: Request, model: str, lines: dict[str, npt.NDArray], referenc
 
     def draw(axes: Axes) -> None:
         axes.axhline(100, color=GRAY, lw=0.8)
-        if constant:
-            axes.axhline(100 * constant / reference.score, color=GRAY, lw=0.8, ls=":", label="always the same answer")
         for label, scores in lines.items():
             relative = relative_score(scores, reference.score)
             layers = range(1, relative.shape[1] + 1)
@@ -80,6 +78,8 @@ def _panel(request: Request, model: str, lines: dict[str, npt.NDArray], referenc
             if len(scores) > 1:
                 band = relative.min(axis=0), relative.max(axis=0)
                 axes.fill_between(layers, *band, color=look[label]["color"], alpha=0.15, lw=0)
+        if constant:
+            axes.axhline(100 * constant / reference.score, color=GRAY, lw=0.8, ls=":", label="always the same answer")
         axes.set(xlabel="exit layer, the same for all examples", ylabel=f"relative score (% of {request.metric})")
         axes.set_xticks(range(1, max(scores.shape[1] for scores in lines.values()) + 1))
         axes.set_title(model)

@@ -112,7 +112,7 @@ def _panel(times: Sequence[BundleTimes]) -> Panel:
             axes.bar_label(bars, fmt=" %.1f s")
         axes.set_yticks(places, [time.bundle for time in times])
         axes.invert_yaxis()
-        axes.margins(x=0.12)
+        axes.margins(x=0.18)
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=f"seconds for {times[0].inputs} inputs, one at a time")
         axes.set_title(f"{times[0].task} on {devices.this_machine()}")

@@ -65,6 +65,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
         torch.manual_seed(seed + sum(map(ord, strategy)))
         regression = bool(options.pop("regression", False))
         layers = options.pop("layers", None)
+        options.setdefault("pooling", "mean")  # random first tokens say nothing
         model = MultiExitModel.from_backbone(
             backbone_folders[family],
             layers=layers,
