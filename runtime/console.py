@@ -24,6 +24,7 @@ EXTRAS = {
     "scipy": "train",
     "onnx": "export",
     "matplotlib": "report",
+    "sacrebleu": "study",
 }
 """Package -> the extra of this project that brings it."""
 

@@ -16,6 +16,7 @@ NEEDED_FOR = {
     "train": "fine-tune, evaluate, calibrate",
     "export": "write bundles",
     "report": "draw figures",
+    "study": "repeat the paper's experiments",
 }
 
 
