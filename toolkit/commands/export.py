@@ -10,16 +10,39 @@ from runtime.console import debug_option, progress_bar
 from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
 
 
+def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        lengths = tuple(sorted({int(part) for part in value.split(",")})) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"'{value}': give numbers of tokens, as 32,64,128") from None
+    if any(length < 1 for length in lengths):
+        raise click.BadParameter(f"'{value}': a length is at least 1")
+    return lengths
+
+
 @click.command("export")
 @checkpoint_argument
-@click.option("--target", required=True, help="What will run it: onnxruntime.")
+@click.option("--target", required=True, help="What will run it: onnxruntime, coreml.")
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
-@click.option("--precision", help="fp32.  [default: fp32]")
+@click.option(
+    "--precision", help="onnxruntime: fp32; coreml: fp16, fp32, int8, palette6, palette4. The first is the default."
+)
+@click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128; by default any.")
+@click.option("--target-version", help="coreml: the oldest system that must run it: ios18 (default), macos15, ios16.")
+@click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
 @debug_option
 def command(
-    checkpoint: Path, target: str, output: Path | None, precision: str | None, force: bool, quiet: bool
+    checkpoint: Path,
+    target: str,
+    output: Path | None,
+    precision: str | None,
+    lengths: tuple[int, ...],
+    target_version: str | None,
+    layout: str | None,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Cut CHECKPOINT into one segment per layer, check every exit, and write a bundle."""
     hush_libraries()
@@ -32,7 +55,7 @@ def command(
         checkpoint,
         target,
         output,
-        options=ExportOptions(precision=precision),
+        options=ExportOptions(precision, lengths, target_version=target_version, layout=layout),
         force=force,
         progress=progress_bar("exporting", quiet),
         report=parity.append,
