@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 import devices
+from runtime.backends import BACKENDS
 from runtime.bundle import read_manifest
 from runtime.console import debug_option, progress_bar, run
 from runtime.errors import BerxitError, InputError
@@ -35,6 +36,8 @@ class BenchResult:
 
     bundle: str
     target: str
+    backend: str
+    """What ran the segments."""
     precision: str
     task: str
     metric: str | None
@@ -118,7 +121,8 @@ class BenchResult:
         """The whole report, as Markdown."""
         lines = [
             self.headline(),
-            f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device}: {self.machine},"
+            f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device} by {self.backend}:"
+            f" {self.machine},"
             f" {plural(self.threads, 'thread')}; {plural(self.inputs, 'input')}, {plural(self.rounds, 'round')},"
             f" batch 1; {self.boundary}",
             *(markdown_table(*table) for table in self.tables()),
@@ -133,6 +137,7 @@ def bench(
     device: str = "auto",
     *,
     examples: Examples | None = None,
+    backend: str | None = None,
     threads: int | None = None,
     thresholds: int = 7,
     queries: int = 200,
@@ -145,7 +150,7 @@ def bench(
     ``thresholds``: how many to try, spread over the average exit layers that the data allows. ``queries`` and
     ``seconds``: the least each operating point, and the whole, is measured.
     """
-    runner = EarlyExitRunner.load(bundle, device, threads=threads)
+    runner = EarlyExitRunner.load(bundle, device, backend=backend, threads=threads)
     manifest = runner.manifest
     golden = read_golden(bundle, manifest)
     largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id)))
@@ -169,6 +174,7 @@ def bench(
     return BenchResult(
         bundle=str(bundle),
         target=manifest.target,
+        backend=runner.backend.name,
         precision=manifest.precision,
         task=manifest.model.task,
         metric=manifest.model.metric if examples else None,
@@ -197,6 +203,7 @@ def bench(
 @click.option("--data", type=click.Path(path_type=Path), help="Labelled inputs: a file, or a folder with splits.")
 @click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
+@click.option("--backend", help="What runs the segments, where several can.  [default: the first installed]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the usable cores by default, at most 4.")
 @click.option("--thresholds", default=7, show_default=True, type=click.IntRange(min=1), help="How many to try.")
 @click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="At least, per point.")
@@ -210,6 +217,7 @@ def command(
     data: Path | None,
     split: str,
     limit: int | None,
+    backend: str | None,
     threads: int | None,
     thresholds: int,
     queries: int,
@@ -232,6 +240,7 @@ def command(
         bundle,
         device,
         examples=examples,
+        backend=backend,
         threads=threads,
         thresholds=thresholds,
         queries=queries,
@@ -288,7 +297,12 @@ def _latency(point: Measured) -> list[str]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("berxit", "numpy", "tokenizers", "onnxruntime"):
+    for name in (
+        "berxit",
+        "numpy",
+        "tokenizers",
+        *sorted({info.package for known in BACKENDS.values() for info in known}),
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

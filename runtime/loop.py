@@ -18,6 +18,8 @@ State = Any
 class Backend(Protocol):
     """What the loop needs of a machine that can run segments. Safe to call from several threads."""
 
+    name: str
+    """As in runtime.backends.BACKENDS."""
     layers: int
     """How many layers there are."""
     threads: int

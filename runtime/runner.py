@@ -57,11 +57,18 @@ class EarlyExitRunner:
 
     @classmethod
     def load(
-        cls, bundle: Path | str, device: str = "auto", *, threads: int | None = None, verify: bool = True
+        cls,
+        bundle: Path | str,
+        device: str = "auto",
+        *,
+        backend: str | None = None,
+        threads: int | None = None,
+        verify: bool = True,
     ) -> EarlyExitRunner:
         """Opens a bundle on this machine.
 
-        ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``threads``: for CPU back ends, by
+        ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``backend``: what runs the
+        segments, where several can; by default the first that is installed. ``threads``: for CPU back ends, by
         default the usable cores, at most four. ``verify``: check every file against its sha256 first (1 s per GB).
 
         Raises BerxitError where the bundle is damaged or this machine cannot run it.
@@ -72,8 +79,8 @@ class EarlyExitRunner:
         tokenizer = TextTokenizer(
             folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
         )
-        backend = open_backend(folder, manifest, profile.threads if threads is None else threads)
-        return cls(manifest, tokenizer, backend, profile)
+        threads = profile.threads if threads is None else threads
+        return cls(manifest, tokenizer, open_backend(folder, manifest, threads, backend=backend), profile)
 
     def predict(
         self,

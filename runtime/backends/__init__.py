@@ -1,6 +1,6 @@
-"""Back ends: each runs one target's segment files for the exit loop.
+"""Back ends: each runs one target's segment files for the exit loop. A target may have several.
 
-A new one is one module here and one line in BACKENDS.
+A new one is one module here and one entry in BACKENDS.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,33 +21,54 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendInfo:
+    name: str
     module: str
     """The module here that has ``open_backend(folder, manifest, threads)``."""
     package: str
     """What it imports; not there -> the user is told how to install it."""
     install: str
 
+    @property
+    def installed(self) -> bool:
+        return find_spec(self.package) is not None
 
-BACKENDS = {
-    "onnxruntime": BackendInfo("runtime.backends.onnxruntime", "onnxruntime", "pip install 'berxit[onnxruntime]'"),
+
+BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
+    "onnxruntime": (
+        BackendInfo("onnxruntime", "runtime.backends.onnxruntime", "onnxruntime", "pip install 'berxit[onnxruntime]'"),
+    ),
 }
-"""Target name in the manifest -> the back end that runs it."""
+"""Target name in the manifest -> the back ends that run it, the one to take first."""
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None = None) -> Backend:
-    """Loads a bundle's segments. Raises BerxitError where this machine has no back end for the bundle's target."""
+def open_backend(
+    folder: Path, manifest: Manifest, threads: int | None = None, *, backend: str | None = None
+) -> Backend:
+    """Loads a bundle's segments with the back end called ``backend``, or the first that is installed.
+
+    Raises InputError for a name that does not run this target, BerxitError where this machine has no back end for it.
+    """
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}: it must be at least 1")
-    info = BACKENDS.get(manifest.target)
-    if info is None:
+    info = choose_backend(folder, manifest.target, backend)
+    opener: Callable[[Path, Manifest, int | None], Backend] = import_module(info.module).open_backend
+    return opener(folder, manifest, threads)
+
+
+def choose_backend(folder: Path, target: str, name: str | None) -> BackendInfo:
+    """The back end that will run the bundle ``folder``, exported for ``target``. Raises as ``open_backend`` does."""
+    known = BACKENDS.get(target)
+    if known is None:
         raise BerxitError(
-            f"{folder} was exported for '{manifest.target}', which this berxit cannot run:"
+            f"{folder} was exported for '{target}', which this berxit cannot run:"
             f" it runs {', '.join(BACKENDS)}. Upgrade berxit, or export for one of these"
         )
-    try:
-        opener: Callable[[Path, Manifest, int | None], Backend] = import_module(info.module).open_backend
-    except ModuleNotFoundError as error:
-        if error.name != info.package:
-            raise
-        raise BerxitError(f"{folder} needs {info.package}, which is not installed here: {info.install}") from None
-    return opener(folder, manifest, threads)
+    asked = [info for info in known if name in (None, info.name)]
+    if not asked:
+        raise InputError(
+            f"no back end '{name}' runs bundles for {target}: choose {' or '.join(info.name for info in known)}"
+        )
+    for info in asked:
+        if info.installed:
+            return info
+    raise BerxitError(f"{folder} needs {asked[0].package}, which is not installed here: {asked[0].install}")

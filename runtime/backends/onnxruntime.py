@@ -50,6 +50,8 @@ class _Step:
 class OnnxRuntimeBackend:
     """Runs segments with ONNX Runtime's CPU provider; the loop's Backend."""
 
+    name = "onnxruntime"
+
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         self.layers = manifest.model.layers
         self.threads = threads

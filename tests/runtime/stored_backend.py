@@ -11,6 +11,7 @@ from runtime.tokenization import TokenBatch
 class StoredBackend:
     """logits (B, n, C), lte (B, n) or None; the state is the rows (B,) that are still there."""
 
+    name = "stored"
     threads = 1
 
     def __init__(self, logits: npt.NDArray, lte: npt.NDArray | None = None) -> None:

@@ -48,6 +48,7 @@ def point(layers: float, milliseconds: float, score: float | None = None, querie
 RESULT = BenchResult(
     bundle="my-bundle",
     target="onnxruntime",
+    backend="onnxruntime",
     precision="fp32",
     task="rte",
     metric="accuracy",

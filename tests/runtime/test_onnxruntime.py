@@ -39,10 +39,23 @@ def test_without_onnxruntime_the_install_line_is_told(
 def test_a_fault_of_ours_is_not_taken_for_a_missing_package(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = dataclasses.replace(BACKENDS["onnxruntime"], module="runtime.backends.nothing")
-    monkeypatch.setitem(BACKENDS, "onnxruntime", info)
+    info = dataclasses.replace(BACKENDS["onnxruntime"][0], module="runtime.backends.nothing")
+    monkeypatch.setitem(BACKENDS, "onnxruntime", (info,))
     with pytest.raises(ModuleNotFoundError, match=r"runtime\.backends\.nothing"):
         open_backend(bundle, manifest)
+
+
+def test_the_first_back_end_that_is_installed_is_taken(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = BACKENDS["onnxruntime"][0]
+    absent = dataclasses.replace(real, name="absent", package="no_such_package", install="pip install it")
+    monkeypatch.setitem(BACKENDS, "onnxruntime", (absent, real))
+    assert open_backend(bundle, manifest).name == "onnxruntime"
+    with pytest.raises(BerxitError, match="needs no_such_package, which is not installed here: pip install it"):
+        open_backend(bundle, manifest, backend="absent")
+    with pytest.raises(InputError, match="no back end 'abacus' runs bundles for onnxruntime: choose absent or onnx"):
+        open_backend(bundle, manifest, backend="abacus")
 
 
 def test_an_unknown_target_is_refused(bundle: Path, manifest: Manifest) -> None:
