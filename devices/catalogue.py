@@ -23,7 +23,7 @@ class Device:
     threads: int | None = None
     """CPU threads; None takes ``default_threads()``."""
     lengths: tuple[int, ...] = ()
-    """Input lengths to prepare bundles for, as far as the model goes; empty: any. The Neural Engine wants them named."""
+    """Input lengths to prepare bundles for, as far as the model goes; empty: any. The Neural Engine wants them."""
     target_version: str | None = None
     """The oldest system to export for."""
     compute_units: str | None = None

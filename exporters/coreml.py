@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from exporters.mil_executor import MilFunction, open_package
 from exporters.mil_graph import Form, MilSegment, embeddings_model, layer_model
-from exporters.mil_weights import COMPRESSIONS, compress
+from exporters.mil_weights import COMPRESSIONS
 from exporters.options import ExportOptions
 from exporters.quiet_coremltools import ct
 from exporters.segments import Segments
@@ -28,7 +26,7 @@ from runtime.errors import InputError
 from runtime.progress import Bar
 
 PRECISIONS = {"fp16": 2e-2, "fp32": 1e-4, **{name: chosen.tolerance for name, chosen in COMPRESSIONS.items()}}
-"""What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). float16
+"""What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). fp16
 comes first: it is what Apple's Neural Engine computes in, and half the download; float32 runs on CPU and GPU only."""
 OPTIONS = frozenset({"lengths", "max_batch", "target_version", "layout"})
 """Which of ExportOptions the target takes, beside precision."""
@@ -72,7 +70,7 @@ def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar
         for segment in (None, *segments.layers):
             name = "embeddings" if segment is None else f"layer_{segment.layer:02d}"
             made = layer_model(segments, segment, form) if segment else embeddings_model(segments, form)
-            compress(made.model, str(options.precision)).save(str(packages / f"{name}.mlpackage"))
+            made.model.save(str(packages / f"{name}.mlpackage"))
             written.append((name, made))
             bar.update(1)
         if version.multifunction:
@@ -116,8 +114,7 @@ def _form(options: ExportOptions, segments: Segments) -> Form:
         raise InputError(
             "--target-version ios16 takes one of --lengths, or none for any length: lists of lengths came with ios18"
         )
-    dtype = np.float32 if options.precision == "fp32" else np.float16
-    return Form(dtype, version.target, options.lengths, segments.max_length, ane=layout == "ane")
+    return Form(str(options.precision), version.target, options.lengths, segments.max_length, ane=layout == "ane")
 
 
 def _join(names: list[str], packages: Path, output: Path) -> None:

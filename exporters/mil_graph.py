@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from exporters.mil_weights import weights_pass
 from exporters.quiet_coremltools import Function, Program, ct, get_new_symbol, mb, types
 from exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
 from runtime.bundle import TensorInfo
@@ -34,14 +35,19 @@ SMALLEST_EPSILON = 2.0**-24
 class Form:
     """How a program is written, beside what it computes."""
 
-    dtype: type[np.floating]
-    """np.float16 or np.float32: weights, arithmetic, hidden states. Logits and LTE are float32 always."""
+    precision: str
+    """fp32, fp16, or one of COMPRESSIONS, whose arithmetic is fp16."""
     target: ct.target
     """The oldest system that can read it; decides which versions of the ops are used."""
     lengths: tuple[int, ...]
     """Input lengths in tokens; empty: any from 1 to ``max_length``."""
     max_length: int
     ane: bool = False
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """Of weights, arithmetic and hidden states. Logits and LTE are float32 always."""
+        return np.float32 if self.precision == "fp32" else np.float16
 
     @property
     def layout(self) -> Layout:
@@ -292,7 +298,7 @@ def _model(inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], writ
         inputs=[ct.TensorType(info.name, shape=_shape(info, form), dtype=np.dtype(info.dtype).type) for info in inputs],
         minimum_deployment_target=form.target,
         compute_precision=ct.precision.FLOAT32,  # that is: leave the types as they are written
-        pass_pipeline=ct.PassPipeline.EMPTY,  # nothing to fuse; one pass would guard gathers against ids below 0
+        pass_pipeline=weights_pass(form.precision),
         skip_model_load=True,
     )
     return MilSegment(model, _stated(inputs, form), _stated(outputs, form))

@@ -18,22 +18,29 @@ class Compression:
 
 
 COMPRESSIONS = {
-    "int8": Compression(0.1, 8, palette=False),
-    "palette6": Compression(0.3, 6, palette=True),
-    "palette4": Compression(1.0, 4, palette=True),
+    "int8": Compression(0.25, 8, palette=False),
+    "palette6": Compression(0.75, 6, palette=True),
+    "palette4": Compression(2.0, 4, palette=True),
 }
 """--precision -> how the weights are stored."""
 SMALLEST = 2048
 """Elements; smaller tensors (norms, biases, most exits) stay as they are."""
 
 
-def compress(model: ct.models.MLModel, precision: str) -> ct.models.MLModel:
-    """The model with its matrices and tables compressed; itself for fp16 and fp32."""
+def weights_pass(precision: str) -> ct.PassPipeline:
+    """What a conversion does beside writing the program down: compresses its matrices and tables, or nothing at all for
+    fp16 and fp32. (None of coremltools' usual passes: there is nothing to fuse, and one of them would guard every
+    look-up against ids below 0.)"""
     if precision not in COMPRESSIONS:
-        return model
+        return ct.PassPipeline.EMPTY
     chosen, tools = COMPRESSIONS[precision], ct.optimize.coreml
+    how: Any
     if chosen.palette:
-        how: Any = tools.OpPalettizerConfig(mode="kmeans", nbits=chosen.bits, weight_threshold=SMALLEST)
-        return tools.palettize_weights(model, tools.OptimizationConfig(global_config=how))
-    how = tools.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=SMALLEST)
-    return tools.linear_quantize_weights(model, tools.OptimizationConfig(global_config=how))
+        name = "compression::palettize_weights"
+        how = tools.OpPalettizerConfig(mode="kmeans", nbits=chosen.bits, weight_threshold=SMALLEST)
+    else:
+        name = "compression::linear_quantize_weights"
+        how = tools.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=SMALLEST)
+    pipeline = ct.PassPipeline(pass_names=[name], pipeline_name=precision)
+    pipeline.set_options(name, {"config": tools.OptimizationConfig(global_config=how)})
+    return pipeline

@@ -54,6 +54,8 @@ class _Step:
 class CoreMLBackend:
     """Runs segments row by row; the loop's Backend. ``open_function`` loads them."""
 
+    name = "coreml"
+
     def __init__(self, folder: Path, manifest: Manifest, threads: int, open_function: Opener) -> None:
         self.layers = manifest.model.layers
         self.threads = threads
