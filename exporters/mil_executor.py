@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import erf, expit
 
-from exporters.quiet_coremltools import ct, decode_program, types
+from exporters.quiet_coremltools import MLModel, decode_program, types
 from runtime.errors import BerxitError
 
 Array = npt.NDArray[Any]
@@ -63,7 +63,7 @@ class MilFunction:
 
 def open_package(path: Path) -> dict[str, MilFunction]:
     """All functions of a package; that of a package of one function is called ``main``."""
-    model = ct.models.MLModel(str(path), skip_model_load=True)
+    model = MLModel(str(path), skip_model_load=True)
     spec = model.get_spec()
     program = decode_program(spec, spec.specificationVersion, model.weights_dir)
     described = {feature.name: feature for feature in spec.description.functions} or {"main": spec.description}
@@ -72,7 +72,7 @@ def open_package(path: Path) -> dict[str, MilFunction]:
 
 def ops_of(path: Path) -> dict[str, list[str]]:
     """Function -> the kinds of op it has, in their order, for those who want to look."""
-    spec = ct.models.MLModel(str(path), skip_model_load=True).get_spec()
+    spec = MLModel(str(path), skip_model_load=True).get_spec()
     return {
         name: [op.type for block in function.block_specializations.values() for op in block.operations]
         for name, function in spec.mlProgram.functions.items()
@@ -178,6 +178,11 @@ def _gelu(x: Array, mode: str) -> Array:
     return 0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
 
 
+def _of_x(function: np.ufunc) -> Callable[..., Array]:
+    """MIL names its arguments, numpy's functions count theirs."""
+    return lambda x: function(x)  # noqa: PLW0108
+
+
 def _sizes(values: Array) -> list[int]:
     return [int(value) for value in np.atleast_1d(values)]
 
@@ -191,8 +196,8 @@ OPS: dict[str, Callable[..., Any]] = {
     "identity": lambda x: x,
     "cast": lambda x, dtype: x,  # the rounding to the output's type is the cast
     "relu": lambda x: np.maximum(x, 0),
-    "tanh": np.tanh,
-    "sigmoid": expit,
+    "tanh": _of_x(np.tanh),
+    "sigmoid": _of_x(expit),
     "gelu": _gelu,
     "softmax": _softmax,
     "layer_norm": _layer_norm,

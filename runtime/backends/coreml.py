@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -44,10 +45,13 @@ class _Step:
 
     segment: Segment
     predict: Predict
+    alone: Lock = field(default_factory=Lock)
+    """Apple: one prediction at a time on one MLModel."""
 
     def run(self, tensors: Tensors) -> Tensors:
         feeds = {i.name: np.asarray(tensors[i.role], dtype=i.dtype) for i in self.segment.inputs}
-        found = self.predict(feeds)
+        with self.alone:
+            found = self.predict(feeds)
         return {o.role: np.asarray(found[o.name], dtype=o.dtype) for o in self.segment.outputs}
 
 
@@ -60,6 +64,7 @@ class CoreMLBackend:
         self.layers = manifest.model.layers
         self.threads = threads
         self._lengths = manifest.lengths
+        self._longest = manifest.model.max_length
         self._pad = manifest.model.pad_token_id
         steps = [_Step(s, open_function(folder / s.file, s.function)) for s in manifest.segments]
         self._embeddings, *self._layers = steps
@@ -79,7 +84,7 @@ class CoreMLBackend:
 
     def warm_up(self) -> None:
         """Runs every segment, at every length that the bundle names, before anyone waits for it."""
-        for length in self._lengths or (1,):
+        for length in self._lengths or (self._longest,):
             for _ in range(WARM_UP):
                 state = self.embed(TokenBatch.pad([[self._pad] * length], [[0] * length], self._pad))
                 for layer in range(1, self.layers + 1):
