@@ -78,6 +78,19 @@ def backbone_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder:
 
 
 @pytest.fixture(scope="session")
+def still(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> str:
+    """The folder of a tiny BERT without dropout: what it learns depends on the data alone."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("still")
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    backbone = tiny_backbone("bert")
+    backbone.config.hidden_dropout_prob = backbone.config.attention_probs_dropout_prob = 0.0
+    backbone.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A custom two-class task (columns text, label): does the text name a cat? 96 training, 48 dev examples."""
     rng = np.random.default_rng(0)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+import devices
 from runtime.console import debug_option, progress_bar
+from runtime.errors import InputError
 from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
 
 
@@ -22,7 +24,8 @@ def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | 
 
 @click.command("export")
 @checkpoint_argument
-@click.option("--target", required=True, help="What will run it: onnxruntime, coreml.")
+@click.option("--target", help="What will run it: onnxruntime, coreml. Or say --device.")
+@click.option("--device", help="A name that `berxit devices` lists: fills in what is not given here.")
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
 @click.option(
     "--precision", help="onnxruntime: fp32; coreml: fp16, fp32, int8, palette6, palette4. The first is the default."
@@ -35,7 +38,8 @@ def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | 
 @debug_option
 def command(
     checkpoint: Path,
-    target: str,
+    target: str | None,
+    device: str | None,
     output: Path | None,
     precision: str | None,
     lengths: tuple[int, ...],
@@ -49,6 +53,17 @@ def command(
     from exporters.export import export
     from exporters.options import ExportOptions
 
+    if device:
+        profile = _profile(device, target)
+        first = target in (None, profile.targets[0])
+        target = target or profile.targets[0]
+        if first:
+            precision = precision or profile.precision
+            lengths, target_version = lengths or profile.lengths, target_version or profile.target_version
+    if target is None:
+        raise click.UsageError(
+            "what will run it? --target onnxruntime or coreml, or --device with a name of berxit devices"
+        )
     output = output or checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
     parity: list[str] = []
     manifest = export(
@@ -64,4 +79,16 @@ def command(
     if manifest.calibration is None:
         click.echo("not calibrated: the bundle never stops early. Run berxit-calibrate, then export again")
     click.echo(f"bundle: {output}")
-    click.echo(f"next: python -m runtime.bench {output}")
+    here = target in devices.recognise(devices.this_machine()).targets
+    click.echo(
+        f"next{'' if here else f', on a device for {target} (berxit devices)'}: python -m runtime.bench {output}"
+    )
+
+
+def _profile(name: str, target: str | None) -> devices.Device:
+    profile = devices.find(name)
+    if profile is None:
+        raise InputError(f"unknown device '{name}': choose {', '.join(d.name for d in devices.DEVICES)}")
+    if target not in (None, *profile.targets):
+        raise InputError(f"device '{name}' runs bundles for {' or '.join(profile.targets)}, not for {target}")
+    return profile
