@@ -44,7 +44,7 @@ def command(checkpoint: Path, bundle: Path, data: Path, split: str, limit: int |
     tokenizer = TextTokenizer(bundle / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id)
     backend = checking_backend(bundle, manifest, None)
     layers = manifest.model.layers
-    gaps = np.zeros((len(examples), layers + 1, 2))  # of hidden states; of logits and LTE
+    gaps = np.zeros((len(examples), layers + 1, 4))  # hidden states: largest gap, mean gap, largest; logits and LTE
     expected: list[np.ndarray] = []
     found: list[np.ndarray] = []
     with progress_bar("PyTorch and numpy")(len(examples)) as bar:
@@ -63,17 +63,33 @@ def command(checkpoint: Path, bundle: Path, data: Path, split: str, limit: int |
                 if layer:
                     state, logits, lte = backend.layer(layer, state)
                     heads.append(np.concatenate([logits[0], [] if lte is None else lte]))
-                gaps[row, layer, 0] = _hidden_gap(state.rows[0]["hidden"], outputs.hidden_states[layer].numpy())
+                gaps[row, layer, :3] = _hidden_gap(state.rows[0]["hidden"], outputs.hidden_states[layer].numpy())
             torch_heads = outputs.logits[0].numpy()
             if outputs.certainties is not None:
                 torch_heads = np.concatenate([torch_heads, outputs.certainties[0].numpy()[:, None]], axis=1)
             expected.append(torch_heads)
             found.append(np.stack(heads))
-            gaps[row, 1:, 1] = np.abs(found[-1] - expected[-1]).max(axis=1)
+            gaps[row, 1:, 3] = np.abs(found[-1] - expected[-1]).max(axis=1)
             bar.update(1)
-    largest = gaps.max(axis=0)
-    rows = [[str(i) if i else "embeddings", f"{h:.1e}", f"{e:.1e}" if i else ""] for i, (h, e) in enumerate(largest)]
-    click.echo(markdown_table(["layer", "hidden states, largest difference", "logits and LTE"], rows))
+    largest, mean = gaps.max(axis=0), gaps.mean(axis=0)
+    rows = [
+        [
+            str(i) if i else "embeddings",
+            f"{largest[i, 2]:.1f}",
+            f"{largest[i, 0]:.1e}",
+            f"{mean[i, 1]:.1e}",
+            f"{largest[i, 3]:.1e}" if i else "",
+        ]
+        for i in range(layers + 1)
+    ]
+    heads = [
+        "layer",
+        "hidden: largest value",
+        "largest difference",
+        "mean difference",
+        "logits, LTE: largest difference",
+    ]
+    click.echo(markdown_table(heads, rows))
     where, what = (_decide(manifest, np.stack(outputs)) for outputs in (expected, found))
     same = (where[0] == what[0]) & _same(where[1], what[1], manifest.model.regression)
     margins = np.abs(where[2][:, :-1] - np.array(manifest.policy.thresholds)).min(axis=1)
@@ -91,10 +107,11 @@ def command(checkpoint: Path, bundle: Path, data: Path, split: str, limit: int |
         raise BerxitError(f"only {100 * same.mean():.2f}% of the rows agree, {100 * at_least:g}% wanted")
 
 
-def _hidden_gap(found: np.ndarray, expected: np.ndarray) -> float:
-    """(1, S', d) or (1, d, 1, S'), padding at the end, against (1, S, d)."""
+def _hidden_gap(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
+    """(1, S', d) or (1, d, 1, S'), padding at the end, against (1, S, d): largest gap, mean gap, largest expected."""
     rows = found[:, :, 0].transpose(0, 2, 1) if found.ndim == 4 else found
-    return float(np.abs(rows[:, : expected.shape[1]].astype(np.float32) - expected).max())
+    gap = np.abs(rows[:, : expected.shape[1]].astype(np.float32) - expected)
+    return float(gap.max()), float(gap.mean()), float(np.abs(expected).max())
 
 
 def _decide(manifest, outputs: np.ndarray):  # type: ignore[no-untyped-def]
