@@ -22,6 +22,12 @@ class Device:
     """What to do when it is not."""
     threads: int | None = None
     """CPU threads; None takes ``default_threads()``."""
+    lengths: tuple[int, ...] = ()
+    """Input lengths to prepare bundles for, as far as the model goes; empty: any. The Neural Engine wants them."""
+    target_version: str | None = None
+    """The oldest system to export for."""
+    compute_units: str | None = None
+    """What CoreML may use, as coremltools names it: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY."""
 
 
 def _board(*words: str) -> Callable[[Machine], bool]:
@@ -46,6 +52,7 @@ def _never(machine: Machine) -> bool:
 
 
 _ON_THE_JETSON = "copy the bundle to the Jetson and run this command there"
+_POWERS_OF_TWO = (16, 32, 64, 128, 256, 512)
 _ON_THE_PHONE = "there is no Python on it; copy the bundle into an app"
 
 DEVICES: tuple[Device, ...] = (
@@ -65,9 +72,11 @@ DEVICES: tuple[Device, ...] = (
            lambda machine: bool(machine.gpu) and not machine.board,
            "run this command on a machine whose nvidia-smi shows a GPU"),
     Device("mac", "Mac", ("coreml", "onnxruntime"), "fp16",
-           _macos, "run this command on a Mac"),
-    Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE),
-    Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE),
+           _macos, "run this command on a Mac", target_version="macos15", compute_units="ALL"),
+    Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE,
+           lengths=_POWERS_OF_TWO, target_version="ios18", compute_units="CPU_AND_NE"),
+    Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE,
+           lengths=_POWERS_OF_TWO, target_version="ios18", compute_units="CPU_AND_NE"),
     Device("cpu", "any machine, on its CPU", ("onnxruntime",), "fp32",
            _any, "run this command on any machine"),
 )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.segments import MASKED, LayerSegment, Segments
+from exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
 from runtime.bundle import TensorInfo
 from runtime.errors import InputError
 from train.backbones import LayerWeights
@@ -174,7 +174,7 @@ def layer_graph(segments: Segments, segment: LayerSegment) -> OnnxSegment:
 
 def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str:
     size = hidden_size // layer.heads
-    qkv = g.linear("qkv", "hidden_in", _scale_queries(layer.qkv, hidden_size, size**-0.5))
+    qkv = g.linear("qkv", "hidden_in", scaled_queries(layer, hidden_size))
     parts = [f"{name}_flat" for name in ("queries", "keys", "values")]
     sizes = g.weight("qkv_sizes", [hidden_size] * 3, np.int64)
     g.nodes.append(helper.make_node("Split", [qkv, sizes], parts, name="split_heads", axis=-1))
@@ -191,13 +191,6 @@ def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str
     wide = g.activation(layer.activation, g.linear("up", attended, layer.up))
     total = g.op("Add", g.linear("down", wide, layer.down), attended)
     return g.norm("output_norm", total, layer.output_norm, output="hidden_out")
-
-
-def _scale_queries(qkv: Linear, hidden_size: int, scale: float) -> Linear:
-    """The 1 / sqrt(head size) of attention, folded into the query weights: one operator less on (B, heads, S, S)."""
-    factors = np.ones(3 * hidden_size, dtype=np.float32)
-    factors[:hidden_size] = scale
-    return Linear(qkv.weight * factors, qkv.bias * factors)
 
 
 def _hidden(name: str, hidden_size: int) -> TensorInfo:

@@ -23,6 +23,7 @@ EXTRAS = {
     "scikit-learn": "train",
     "scipy": "train",
     "onnx": "export",
+    "coremltools": "coreml",
     "matplotlib": "report",
     "sacrebleu": "study",
 }

@@ -37,6 +37,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
     "onnxruntime": (
         BackendInfo("onnxruntime", "runtime.backends.onnxruntime", "onnxruntime", "pip install 'berxit[onnxruntime]'"),
     ),
+    "coreml": (BackendInfo("coreml", "runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),),
 }
 """Target name in the manifest -> the back ends that run it, the one to take first."""
 

@@ -45,3 +45,4 @@ def hush_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch").setLevel(logging.ERROR)
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
