@@ -26,13 +26,14 @@ from train.calibration import POLICY_FILE, read_policy
 from train.checkpoint import load_checkpoint, read_samples, write_whole
 from train.modeling import MultiExitModel
 
-TARGETS = {"onnxruntime": "exporters.onnxruntime"}
+TARGETS = {"onnxruntime": "exporters.onnxruntime", "tensorrt": "exporters.tensorrt"}
 """Target -> the module that writes it. A new target is one line here and one module with
 
 PRECISIONS                                          precision -> how far an exit may be off; the first is the default
 OPTIONS                                             which ExportOptions it takes, beside precision
 write_segments(segments, folder, options, bar)      writes the files, returns what the manifest says of them
 checking_backend(folder, manifest, threads)         runs what was written, here and now, for the parity check
+with_defaults(options, segments)                    if it is there: fills in and checks what the user left open
 """
 
 
@@ -72,6 +73,9 @@ def export(
     options = options.checked_for(target, writer)
     precision = str(options.precision)
     model, tokenizer = load_checkpoint(checkpoint)
+    segments = cut(model)
+    if hasattr(writer, "with_defaults"):
+        options = writer.with_defaults(options, segments)
     calibrated = read_policy(checkpoint)
     if calibrated and calibrated.policy.layers != model.layers:
         raise BerxitError(
@@ -83,14 +87,14 @@ def export(
         golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder)
         write_golden(golden, folder / "golden.json")
         with progress(model.layers + 1) as bar:
-            segments = writer.write_segments(cut(model), folder, options, bar)
+            written = writer.write_segments(segments, folder, options, bar)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             target=target,
             precision=precision,
             model=describe(model, tokenizer),
             tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
-            segments=segments,
+            segments=written,
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
             lengths=options.lengths,
             max_batch=options.max_batch,

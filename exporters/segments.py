@@ -46,6 +46,8 @@ class Segments:
     outputs: int
     """C: classes, or 1 for regression."""
     hidden_size: int
+    max_length: int
+    """Tokens of the longest input that training saw; the position table may have more rows."""
 
     def shared(self, segment: LayerSegment) -> bool:
         """Whether another layer has the same encoder weights (ALBERT)."""
@@ -66,4 +68,5 @@ def cut(model: MultiExitModel) -> Segments:
         tuple(LayerSegment(i, *pair) for i, pair in enumerate(zip(layers, exits, strict=True), start=1)),
         model.config.num_labels,
         model.hidden_size,
+        model.config.max_length,
     )

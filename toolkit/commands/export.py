@@ -7,19 +7,30 @@ from pathlib import Path
 import click
 
 from runtime.console import debug_option, progress_bar
-from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
+from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, numbers, quiet_option
 
 
 @click.command("export")
 @checkpoint_argument
-@click.option("--target", required=True, help="What will run it: onnxruntime.")
+@click.option("--target", required=True, help="What will run it: onnxruntime, tensorrt.")
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
-@click.option("--precision", help="fp32.  [default: fp32]")
+@click.option("--precision", help="onnxruntime: fp32; tensorrt: fp16, fp32, int8.  [default: the target's first]")
+@click.option("--lengths", callback=numbers, help="Tokens that inputs are padded to, such as 16,32,64,128.")
+@click.option("--max-batch", type=click.IntRange(min=1), help="Rows that a segment must take at once.")
+@click.option("--target-version", help="The oldest software that must read it: jetpack5, jetpack6, tensorrt10, ...")
 @force_option
 @quiet_option
 @debug_option
 def command(
-    checkpoint: Path, target: str, output: Path | None, precision: str | None, force: bool, quiet: bool
+    checkpoint: Path,
+    target: str,
+    output: Path | None,
+    precision: str | None,
+    lengths: tuple[int, ...],
+    max_batch: int | None,
+    target_version: str | None,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Cut CHECKPOINT into one segment per layer, check every exit, and write a bundle."""
     hush_libraries()
@@ -32,7 +43,7 @@ def command(
         checkpoint,
         target,
         output,
-        options=ExportOptions(precision=precision),
+        options=ExportOptions(precision, lengths, max_batch, target_version),
         force=force,
         progress=progress_bar("exporting", quiet),
         report=parity.append,

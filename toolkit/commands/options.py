@@ -32,3 +32,13 @@ def hush_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """``16,32,64`` as numbers, smallest first."""
+    try:
+        return tuple(sorted({int(part) for part in value.split(",")})) if value else ()
+    except ValueError:
+        raise click.BadParameter(
+            f"'{value}' is not a list of whole numbers like 16,32,64", context, parameter
+        ) from None
