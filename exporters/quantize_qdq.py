@@ -30,8 +30,8 @@ Scales = Mapping[str, float]
 
 
 def activation_scales(segments: Segments, batch: TokenBatch) -> Sequence[Scales]:
-    """Layer by layer, from a float32 pass over ``batch``: the largest value is 127 steps. Cutting outliers off for finer
-    steps, as is usual, costs BERT its answers: the few channels that reach far are the ones it computes with.
+    """Layer by layer, from a float32 pass over ``batch``: the largest value is 127 steps. Cutting outliers off for
+    finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
 
     Layers that share their weights share their scales, the largest of them.
     """

@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "toolkit.commands.evaluate",
     "calibrate": "toolkit.commands.calibrate",
     "export": "toolkit.commands.export",
+    "build": "runtime.build",
     "bench": "runtime.bench",
     "inspect": "toolkit.commands.inspect",
     "devices": "toolkit.commands.devices",
@@ -65,6 +66,10 @@ def calibrate() -> None:
 
 def export() -> None:
     run(load("export"))
+
+
+def build() -> None:
+    run(load("build"))
 
 
 def bench() -> None:
