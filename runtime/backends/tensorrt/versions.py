@@ -34,7 +34,7 @@ def load(builder: str) -> Api:
 
 
 def _quiet_logger(trt: Any) -> Any:
-    """Keeps the last errors instead of writing them on the screen: building without a GPU logs some that mean nothing."""
+    """Keeps the last errors off the screen: building without a GPU logs some that mean nothing."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
