@@ -38,6 +38,7 @@ def main() -> None:
     else:
         say("installing the test tools")
         pip(folder, "-e", ".[export,report,dev]")
+        install_coremltools(folder)
 
 
 def install_torch(folder: Path) -> None:
@@ -59,6 +60,17 @@ def install_torch(folder: Path) -> None:
         pip(folder, f"torch=={TORCH}")
 
 
+def install_coremltools(folder: Path) -> None:
+    """For the tests of the CoreML target, which run anywhere; without it they are skipped."""
+    if platform.system() not in ("Linux", "Darwin"):
+        return
+    say("installing coremltools")
+    try:
+        pip(folder, "-e", ".[coreml]", quiet=True)
+    except subprocess.CalledProcessError:
+        say("pip has no coremltools for this machine: the tests of the CoreML target will be skipped")
+
+
 def has_gpu() -> bool:
     if shutil.which("nvidia-smi") is None:
         return False
@@ -78,8 +90,8 @@ def installed(folder: Path, package: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def pip(folder: Path, *arguments: str) -> None:
-    """pip install, one word per package as a sign of life; all that pip said if it fails."""
+def pip(folder: Path, *arguments: str, quiet: bool = False) -> None:
+    """pip install, one word per package as a sign of life; what pip said last if it fails, unless ``quiet``."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     said = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -92,7 +104,8 @@ def pip(folder: Path, *arguments: str) -> None:
                 print("\n   installing them", end="", flush=True)
     print(flush=True)
     if process.returncode:
-        print("".join(said[-15:]), end="", file=sys.stderr)
+        if not quiet:
+            print("".join(said[-15:]), end="", file=sys.stderr)
         raise subprocess.CalledProcessError(process.returncode, command)
 
 

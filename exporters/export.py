@@ -18,7 +18,7 @@ from exporters.options import ExportOptions
 from exporters.segments import cut
 from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, sha256, write_manifest
 from runtime.errors import BerxitError, InputError
-from runtime.golden import Golden, differences, write_golden
+from runtime.golden import Golden, deviations, write_golden
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.tokenization import Text, TextTokenizer
@@ -26,14 +26,16 @@ from train.calibration import POLICY_FILE, read_policy
 from train.checkpoint import load_checkpoint, read_samples, write_whole
 from train.modeling import MultiExitModel
 
-TARGETS = {"onnxruntime": "exporters.onnxruntime", "tensorrt": "exporters.tensorrt"}
+TARGETS = {"onnxruntime": "exporters.onnxruntime", "tensorrt": "exporters.tensorrt", "coreml": "exporters.coreml"}
 """Target -> the module that writes it. A new target is one line here and one module with
 
 PRECISIONS                                          precision -> how far an exit may be off; the first is the default
 OPTIONS                                             which ExportOptions it takes, beside precision
 write_segments(segments, folder, options, bar)      writes the files, returns what the manifest says of them
 checking_backend(folder, manifest, threads)         runs what was written, here and now, for the parity check
-with_defaults(options, segments)                    if it is there: fills in and checks what the user left open
+
+and, where it differs from the others, PACKAGES (what wrote it), MAX_BATCH (rows a segment takes), PROOF (what the
+parity check says, and what it does not) and with_defaults(options, segments), which fills in what is left open.
 """
 
 
@@ -43,6 +45,8 @@ class ExitParity:
 
     layer: int
     max_diff: float
+    psnr: float
+    """In dB, of the logits."""
     atol: float
 
     @property
@@ -51,7 +55,8 @@ class ExitParity:
 
     def __str__(self) -> str:
         mark = "✓" if self.good else "x"
-        return f"-[{mark}] layer {self.layer:02d}: max diff {self.max_diff:.1e} (atol: {self.atol:.0e})"
+        off = f"max diff {self.max_diff:.1e} (atol: {self.atol:.0e}), PSNR {self.psnr:.0f} dB"
+        return f"-[{mark}] layer {self.layer:02d}: {off}"
 
 
 def export(
@@ -76,6 +81,10 @@ def export(
     segments = cut(model)
     if hasattr(writer, "with_defaults"):
         options = writer.with_defaults(options, segments)
+    longest = model.config.max_length
+    if options.lengths:  # no input is longer than the model takes, none is cut shorter than the longest of them
+        options = replace(options, lengths=tuple(sorted({min(length, longest) for length in options.lengths})))
+        longest = options.lengths[-1]
     calibrated = read_policy(checkpoint)
     if calibrated and calibrated.policy.layers != model.layers:
         raise BerxitError(
@@ -84,7 +93,7 @@ def export(
         )
     with write_whole(output, force=force) as folder:
         shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
-        golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder)
+        golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder, longest)
         write_golden(golden, folder / "golden.json")
         with progress(model.layers + 1) as bar:
             written = writer.write_segments(segments, folder, options, bar)
@@ -92,27 +101,33 @@ def export(
             schema_version=SCHEMA_VERSION,
             target=target,
             precision=precision,
-            model=describe(model, tokenizer),
+            model=describe(model, tokenizer, longest),
             tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
             segments=written,
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
             lengths=options.lengths,
-            max_batch=options.max_batch,
+            max_batch=options.max_batch or getattr(writer, "MAX_BATCH", None),
             calibration=asdict(calibrated.calibration) if calibrated else None,
             parity=Parity("PyTorch, fp32", writer.PRECISIONS[precision], ()),
             golden=DataFile("golden.json", sha256(folder / "golden.json")),
-            made_with={name: version(name) for name in ("berxit", "torch", "transformers", "onnx", "numpy")},
+            made_with={
+                name: version(name)
+                for name in ("berxit", "torch", "transformers", "numpy", *getattr(writer, "PACKAGES", ("onnx",)))
+            },
         )
         backend = writer.checking_backend(folder, manifest, None)
-        found = differences(backend, golden, manifest.model.pad_token_id)
-        exits = [ExitParity(i, diff, manifest.parity.atol) for i, diff in enumerate(found, start=1)]
+        found = deviations(backend, golden, manifest.model.pad_token_id)
+        atol = manifest.parity.atol
+        exits = [ExitParity(i, exit_.max_diff, exit_.psnr, atol) for i, exit_ in enumerate(found, start=1)]
         for line in exits:
             report(str(line))
+        if proof := getattr(writer, "PROOF", None):
+            report(proof)
         if bad := [line for line in exits if not line.good]:
             raise BerxitError(
                 f"{len(bad)} of {len(exits)} exits differ from {checkpoint}: {bad[0]}. Nothing was written"
             )
-        manifest = replace(manifest, parity=replace(manifest.parity, max_diff=tuple(found)))
+        manifest = replace(manifest, parity=replace(manifest.parity, max_diff=tuple(exit_.max_diff for exit_ in exits)))
         write_manifest(manifest, folder)
     return manifest
 
@@ -123,7 +138,7 @@ def target_module(target: str) -> ModuleType:
     return import_module(TARGETS[target])
 
 
-def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:
+def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ModelInfo:
     config = model.config
     return ModelInfo(
         family=config.backbone.model_type,
@@ -135,7 +150,7 @@ def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -> Model
         label_column=config.label_column,
         layers=model.layers,
         hidden_size=model.hidden_size,
-        max_length=config.max_length,
+        max_length=max_length,
         pad_token_id=int(tokenizer.pad_token_id),
         lte=config.lte,
     )
@@ -143,18 +158,22 @@ def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -> Model
 
 @torch.no_grad()
 def make_golden(
-    model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Text], folder: Path
+    model: MultiExitModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Text],
+    folder: Path,
+    max_length: int,
 ) -> Golden:
     """What the checkpoint answers to the samples, one padded batch, tokenised as the device will.
 
     Raises BerxitError where the device's tokeniser and the one of training disagree.
     """
-    batch = TextTokenizer(folder / "tokenizer.json", model.config.max_length, int(tokenizer.pad_token_id))(samples)
+    batch = TextTokenizer(folder / "tokenizer.json", max_length, int(tokenizer.pad_token_id))(samples)
     rows = [slice(0, int(length)) for length in batch.lengths]
     ids = [batch.input_ids[i, row].tolist() for i, row in enumerate(rows)]
     for text, found in zip(samples, ids, strict=True):
         pair = text if isinstance(text, tuple) else (text,)
-        expected = tokenizer(*pair, truncation=True, max_length=model.config.max_length)["input_ids"]
+        expected = tokenizer(*pair, truncation=True, max_length=max_length)["input_ids"]
         if found != expected:
             raise BerxitError(f"tokenizer.json and the checkpoint's tokenizer disagree on {text!r}: save both again")
     outputs = model(

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.segments import MASKED, LayerSegment, Segments
+from exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
 from runtime.bundle import TensorInfo
 from runtime.errors import BerxitError, InputError
 from train.backbones import LayerWeights
-from train.backbones.weights import Linear, Norm
+from train.backbones.weights import Array, Linear, Norm
 
 OPSET = 17
 """The first with LayerNormalization; ONNX Runtime since 1.12 and TensorRT since 8.6 take it."""
@@ -127,6 +127,7 @@ class OnnxSegment:
 def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "float32") -> OnnxSegment:
     """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S).
 
+    Where the model has a bias by relative position, it is in attention_bias, which is (B, heads, S, S) then.
     Where the exits pool by the mean, also token_weights (B, 1, S): 1 / tokens for a token, 0 for padding. The outputs
     are in ``dtype``.
     """
@@ -148,13 +149,27 @@ def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "fl
     inputs.append(TensorInfo("attention_mask", "attention_mask", "int32", tokens))
     mask = g.op("Cast", "attention_mask", to=_TYPES[dtype])
     bias = g.op("Mul", g.op("Sub", g.weight("one", 1.0), mask), g.weight("masked", MASKED))
-    g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output="attention_bias")
+    padding_name = "attention_bias" if weights.relative_bias is None else "padding_bias"
+    padding = g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output=padding_name)
+    if weights.relative_bias is not None:
+        g.op("Add", padding, _relative_bias(g, weights.relative_bias, length), output="attention_bias")
     outputs = [_hidden("hidden", segments.hidden_size, dtype), *_carried(segments, dtype)]
     if segments.pooling == "mean":
         total = g.op("ReduceSum", mask, g.weight("last_axis", [1], np.int64), keepdims=1)
         shares = g.op("Div", mask, total)
         g.op("Unsqueeze", shares, g.weight("last_axis", [1], np.int64), output="token_weights")
     return OnnxSegment(g.finish("embeddings", inputs, outputs), tuple(inputs), tuple(outputs), {})
+
+
+def _relative_bias(g: GraphWriter, bias: Array, length: str) -> str:
+    """(heads, S, S): what each distance between key and query adds, for the S tokens that there are."""
+    longest = (bias.shape[1] + 1) // 2
+    first = [g.weight(name, [0], np.int64) for name in ("zero", "rows")]
+    places = g.op("Slice", g.weight("places", np.arange(longest), np.int64), first[0], length, first[1])
+    keys = g.op("Unsqueeze", places, first[1])
+    queries = g.op("Unsqueeze", places, g.weight("last_axis", [1], np.int64))
+    distances = g.op("Add", g.op("Sub", keys, queries), g.weight("longest", longest - 1, np.int64))
+    return g.op("Gather", g.weight("relative_bias", bias), distances, axis=1)
 
 
 def layer_graph(
@@ -194,7 +209,7 @@ def layer_graph(
 
 def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str:
     size = hidden_size // layer.heads
-    qkv = g.linear("qkv", "hidden_in", _scale_queries(layer.qkv, hidden_size, size**-0.5))
+    qkv = g.linear("qkv", "hidden_in", scaled_queries(layer, hidden_size))
     parts = [f"{name}_flat" for name in ("queries", "keys", "values")]
     sizes = g.weight("qkv_sizes", [hidden_size] * 3, np.int64)
     g.nodes.append(helper.make_node("Split", [qkv, sizes], parts, name="split_heads", axis=-1))
@@ -213,20 +228,15 @@ def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str
     return g.norm("output_norm", total, layer.output_norm, output="hidden_out")
 
 
-def _scale_queries(qkv: Linear, hidden_size: int, scale: float) -> Linear:
-    """The 1 / sqrt(head size) of attention, folded into the query weights: one operator less on (B, heads, S, S)."""
-    factors = np.ones(3 * hidden_size, dtype=np.float32)
-    factors[:hidden_size] = scale
-    return Linear(qkv.weight * factors, qkv.bias * factors)
-
-
 def _hidden(name: str, hidden_size: int, dtype: str) -> TensorInfo:
     return TensorInfo(name, "hidden", dtype, ("batch", "length", hidden_size))
 
 
 def _carried(segments: Segments, dtype: str) -> list[TensorInfo]:
     """What the embeddings segment makes once and every layer reads."""
-    carried = [TensorInfo("attention_bias", "attention_bias", dtype, ("batch", 1, 1, "length"))]
+    relative = segments.embeddings.relative_bias
+    shape = ("batch", 1, 1, "length") if relative is None else ("batch", len(relative), "length", "length")
+    carried = [TensorInfo("attention_bias", "attention_bias", dtype, shape)]
     if segments.pooling == "mean":
         carried.append(TensorInfo("token_weights", "token_weights", dtype, ("batch", 1, "length")))
     return carried

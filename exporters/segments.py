@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from train.backbones import EmbeddingWeights, LayerWeights
 from train.backbones.weights import Linear
 from train.modeling import MultiExitModel
@@ -70,3 +72,11 @@ def cut(model: MultiExitModel) -> Segments:
         model.hidden_size,
         model.config.max_length,
     )
+
+
+def scaled_queries(layer: LayerWeights, hidden_size: int) -> Linear:
+    """The fused (d, 3d) matrix with attention's 1 / sqrt(head size) folded into the queries: one operator less on
+    (B, heads, S, S)."""
+    factors = np.ones(3 * hidden_size, dtype=np.float32)
+    factors[:hidden_size] = (hidden_size // layer.heads) ** -0.5
+    return Linear(layer.qkv.weight * factors, layer.qkv.bias * factors)

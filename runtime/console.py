@@ -23,7 +23,9 @@ EXTRAS = {
     "scikit-learn": "train",
     "scipy": "train",
     "onnx": "export",
+    "coremltools": "coreml",
     "matplotlib": "report",
+    "sacrebleu": "study",
 }
 """Package -> the extra of this project that brings it."""
 

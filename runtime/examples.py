@@ -76,19 +76,23 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
 
 
 def find_split(data: Path, split: str) -> Path:
-    """The file of a split: ``data`` itself if it is a file, else DATA/SPLIT.tsv, .csv or .jsonl."""
+    """The file of a split: ``data`` itself if it is a file, else DATA/SPLIT.tsv, .csv or .jsonl.
+
+    MNLI has two dev splits: "dev" is dev_matched there, as GLUE reports it first.
+    """
     if data.is_file():
         return data
     if not data.exists():
         raise InputError(f"no data at {data}: give a folder with {split}.tsv, or a file")
-    for suffix in SUFFIXES:
-        if (data / f"{split}{suffix}").is_file():
-            return data / f"{split}{suffix}"
+    for name in (split, f"{split}_matched"):
+        for suffix in SUFFIXES:
+            if (data / f"{name}{suffix}").is_file():
+                return data / f"{name}{suffix}"
     raise InputError(f"{data} has no {split} split: put {split}.tsv ({', '.join(SUFFIXES)}) there, or name a file")
 
 
 def has_split(data: Path, split: str) -> bool:
-    return any((data / f"{split}{suffix}").is_file() for suffix in SUFFIXES)
+    return any((data / f"{name}{suffix}").is_file() for name in (split, f"{split}_matched") for suffix in SUFFIXES)
 
 
 def label_numbers(labels: Sequence[str]) -> dict[str, int]:

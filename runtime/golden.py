@@ -48,15 +48,34 @@ def write_golden(golden: Golden, path: Path) -> None:
     write_json(dataclasses.asdict(golden), path)
 
 
-def differences(backend: Backend, golden: Golden, pad_token_id: int) -> list[float]:
-    """The largest absolute difference at each exit, over logits and LTE certainty of all samples in one batch: (n,)."""
+@dataclass(frozen=True)
+class Deviation:
+    """How far one exit is from what the checkpoint answered, over all golden samples."""
+
+    max_diff: float
+    """The largest absolute difference, over logits and LTE certainty; NaN where anything is."""
+    psnr: float
+    """Peak signal to noise of the logits in dB: 20 lg(largest logit expected / root mean square difference)."""
+
+
+def deviations(backend: Backend, golden: Golden, pad_token_id: int) -> list[Deviation]:
+    """All samples in one batch through all layers: (n,)."""
     state = backend.embed(golden.batch(pad_token_id))
     logits_expected = np.array(golden.logits)
-    largest = []
+    found = []
     for layer in range(1, backend.layers + 1):
         state, logits, lte = backend.layer(layer, state)
-        off = [np.abs(logits - logits_expected[:, layer - 1]).max()]
+        expected = logits_expected[:, layer - 1]
+        off = [np.abs(logits - expected).max()]
         if golden.lte is not None and lte is not None:
             off.append(np.abs(lte - np.array(golden.lte)[:, layer - 1]).max())
-        largest.append(float(np.max(off)))  # numpy's max, which lets no NaN pass
-    return largest
+        noise = np.sqrt(np.mean((logits - expected) ** 2))
+        with np.errstate(divide="ignore", invalid="ignore"):  # no noise: infinite; no signal: minus infinite
+            psnr = 20 * np.log10(np.abs(expected).max() / noise)
+        found.append(Deviation(float(np.max(off)), float(psnr)))  # numpy's max, which lets no NaN pass
+    return found
+
+
+def differences(backend: Backend, golden: Golden, pad_token_id: int) -> list[float]:
+    """The largest absolute difference at each exit, over logits and LTE certainty of all samples in one batch: (n,)."""
+    return [deviation.max_diff for deviation in deviations(backend, golden, pad_token_id)]

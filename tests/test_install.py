@@ -14,7 +14,7 @@ import install
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What pip was asked to install, without asking it."""
     calls: list[tuple[str, ...]] = []
-    monkeypatch.setattr(install, "pip", lambda folder, *arguments: calls.append(arguments))
+    monkeypatch.setattr(install, "pip", lambda folder, *arguments, **_: calls.append(arguments))
     monkeypatch.setattr(install.platform, "system", lambda: "Linux")
     return calls
 
@@ -55,6 +55,30 @@ def test_a_cpu_build_that_is_nowhere_is_one_line_and_no_cuda(monkeypatch: pytest
     monkeypatch.setattr(install, "reachable", lambda url: False)
     with pytest.raises(SystemExit, match="no CPU build of torch"):
         install.install_torch(Path("venv"))
+
+
+def test_the_tests_get_coremltools_where_it_exists(
+    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install.install_coremltools(Path("venv"))
+    assert asked == [("-e", ".[coreml]")]
+    monkeypatch.setattr(install.platform, "system", lambda: "Windows")
+    install.install_coremltools(Path("venv"))
+    assert len(asked) == 1
+
+
+def test_without_coremltools_the_set_up_goes_on_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(folder: Path, *arguments: str, quiet: bool) -> None:
+        raise subprocess.CalledProcessError(1, ["pip", *arguments])
+
+    monkeypatch.setattr(install, "pip", fails)
+    monkeypatch.setattr(install.platform, "system", lambda: "Linux")
+    install.install_coremltools(Path("venv"))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "-- pip has no coremltools for this machine: the tests of the CoreML target will be skipped"
+    ]
 
 
 def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

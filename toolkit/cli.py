@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "toolkit.commands.export",
     "build": "runtime.build",
     "bench": "runtime.bench",
+    "study": "toolkit.commands.study",
     "inspect": "toolkit.commands.inspect",
     "devices": "toolkit.commands.devices",
     "doctor": "toolkit.commands.doctor",
@@ -74,3 +75,7 @@ def build() -> None:
 
 def bench() -> None:
     run(load("bench"))
+
+
+def study() -> None:
+    run(load("study"))

@@ -31,7 +31,7 @@ class TrainingRecord:
     steps: int
     seconds: float
     loss: float
-    """Mean over the last epoch's steps, of what the strategy minimised."""
+    """Mean over the last epoch, of what the strategy minimised."""
     device: str
     versions: dict[str, str]
 
@@ -80,15 +80,22 @@ def save_checkpoint(
     write_json({"texts": samples}, folder / SAMPLES_FILE)
 
 
-def load_checkpoint(folder: Path) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json. Raises BerxitError for a folder that is no multi-exit checkpoint."""
     needed = ("config.json", "model.safetensors", "tokenizer.json")
     if not folder.is_dir():
         raise BerxitError(f"no checkpoint at {folder}: make one with berxit-train")
     if missing := [name for name in needed if not (folder / name).is_file()]:
         raise BerxitError(f"checkpoint {folder} has no {', '.join(missing)}: train again, or copy it whole")
-    if read_json(folder / "config.json").get("model_type") != "berxit":
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "berxit":
         raise BerxitError(f"{folder} is a plain model without exits: give it to berxit-train --model first")
+    return config
+
+
+def load_checkpoint(folder: Path) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
+    """Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one."""
+    read_config(folder)
     try:
         model, loading = MultiExitModel.from_pretrained(str(folder), output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))

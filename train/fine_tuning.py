@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from runtime.bundle import sha256
@@ -30,11 +33,14 @@ from train.checkpoint import (
 from train.configuration import EXIT_HEADS, POOLINGS
 from train.encoding import EncodedExamples
 from train.modeling import MultiExitModel
-from train.objectives import STRATEGIES, Objective
+from train.objectives import STRATEGIES, TAKES, LossOptions, Objective, layer_weights
 from train.tasks import Task
 
 NAN_CHECK_EVERY = 10
 """Optimiser steps. Looking at the loss makes a GPU wait, so not at every step; a loss that is NaN once stays so."""
+SAVE_EVERY = 1000
+"""Optimiser steps, or every epoch where that is sooner: what an interruption costs at most."""
+LOGS_PER_EPOCH = 20
 STAGE_DONE = "model.safetensors"
 """Where a stage leaves the weights that the next one starts from."""
 SAMPLES = 32
@@ -55,21 +61,52 @@ class TrainingOptions:
     epochs: float = 3
     max_steps: int | None = None
     batch_size: int = 8
+    """Rows per process and batch."""
+    gradient_accumulation: int = 1
+    """Batches per optimiser step."""
     learning_rate: float = 2e-5
     head_learning_rate: float | None = None
     """Of the exits and the LTE module; None takes ``learning_rate``, as the paper does."""
     seed: int = 42
     max_length: int = 128
     limit_train: int | None = None
+    bf16: bool = False
+    """Mixed precision: matrix products in bfloat16, weights and losses in float32."""
+    warm_up_steps: int = 0
+    """This and the next two: see train.objectives.LossOptions."""
+    distillation: float = 0.0
+    layer_weights: str = "uniform"
+    """uniform, linear, or n numbers with commas."""
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise InputError(f"unknown strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
-        numbers = ("epochs", "max_steps", "batch_size", "learning_rate", "head_learning_rate", "limit_train", "layers")
+        numbers = (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation",
+            "learning_rate",
+            "head_learning_rate",
+            "limit_train",
+            "layers",
+        )
         for flag in numbers:
             value = getattr(self, flag)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{flag.replace('_', '-')} is {value}: it must be above 0, and finite")
+        for flag in ("warm_up_steps", "distillation"):
+            value = getattr(self, flag)
+            if not 0 <= value < math.inf:
+                raise InputError(f"--{flag.replace('_', '-')} is {value}: it must be 0 (off) or above, and finite")
+        chosen = {
+            "warm_up_steps": self.warm_up_steps,
+            "distillation": self.distillation,
+            "layer_weights": self.layer_weights != "uniform",
+        }
+        for flag, value in chosen.items():
+            if value and flag not in TAKES.get(self.strategy, ()):
+                raise InputError(f"--{flag.replace('_', '-')} goes with --strategy {' or '.join(TAKES)}")
         if self.strategy == "limit" and self.layers is None:
             raise InputError("--strategy limit needs --layers: how many of the encoder's first layers to take")
         if not 0 <= self.seed < 2**32:
@@ -120,6 +157,24 @@ class MultiExitTrainer(Trainer):
             check_loss(loss.item(), step)
         return (loss, outputs) if return_outputs else loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of about the same length together; over all processes, so that none waits for another's long rows."""
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLength(self.train_dataset.lengths, rows, self.args.seed)  # type: ignore[union-attr]
+
+
+class ByLength(LengthGroupedSampler):
+    """transformers' sampler with an order that depends on seed and epoch alone, so that a run which resumes in the
+    middle of an epoch sees the rows that it has not seen, and all processes draw the same order."""
+
+    def __init__(self, lengths: list[int], rows: int, seed: int) -> None:
+        super().__init__(rows, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
 
 class LossOnTheBar(ProgressCallback):
     """Trainer's progress bar, with the loss at its end instead of a printed dictionary per epoch."""
@@ -134,29 +189,51 @@ def _in_encoder(name: str) -> bool:
 
 
 def fine_tune(
-    task: Task, data: Path, options: TrainingOptions, output: Path, *, force: bool = False, quiet: bool = False
+    task: Task,
+    data: Path,
+    options: TrainingOptions,
+    output: Path,
+    *,
+    logs: Path | None = None,
+    force: bool = False,
+    quiet: bool = False,
 ) -> Path:
     """Trains on DATA's training split and writes the checkpoint ``output``, whole or not at all.
 
-    An interrupted run leaves its last state in ``.OUTPUT.training``; the same command goes on from there. Raises
-    InputError for bad options or data, BerxitError for a model that cannot be loaded or a loss that is not finite.
+    ``logs``: a folder for TensorBoard. An interrupted run leaves its last state in ``.OUTPUT.training``; the same
+    command goes on from there. Under torchrun or accelerate launch every process calls this, and the first one writes.
+
+    Raises InputError for bad options or data, BerxitError for a model that cannot be loaded or a loss that is not
+    finite.
     """
+    processes = PartialState()
     refuse_to_overwrite(output, force)
     train_file = find_split(data, "train")
     examples = task.read(data, "train").head(options.limit_train)
     set_seed(options.seed)
     model, tokenizer = start_model(task, options)
+    if task.regression:
+        model.answer_at_first(float(examples.labels.mean()))
+    losses = LossOptions(
+        options.warm_up_steps, options.distillation, layer_weights(options.layer_weights, model.layers)
+    )
+    stages = [stage(losses) for stage in STRATEGIES[options.strategy]]
+    if len(stages) > 1 and model.layers == 1:
+        raise InputError(f"--strategy {options.strategy} trains the exits before the last: one layer has none")
     state = output.with_name(f".{output.name}.training")
-    _prepare_state(state, {**asdict(options), "task": task.name, "train_sha256": sha256(train_file)}, force)
+    if processes.is_main_process:
+        _prepare_state(state, {**asdict(options), "task": task.name, "train_sha256": sha256(train_file)}, force)
+    processes.wait_for_everyone()
     dataset = EncodedExamples(examples, tokenizer, options.max_length)
     start, steps = time.monotonic(), 0
-    stages = STRATEGIES[options.strategy]
     for number, objective in enumerate(stages, start=1):
         folder = state / f"stage-{number}"
         if (folder / STAGE_DONE).is_file():  # an interrupted run had this stage behind it
             load_model(model, str(folder / STAGE_DONE))
             continue
-        trainer = _trainer(model, tokenizer, dataset, objective(), options, folder, quiet)
+        trainer = _trainer(model, tokenizer, dataset, objective, options, folder, quiet)
+        if logs is not None:
+            trainer.add_callback(_tensorboard(logs / f"stage-{number}" if len(stages) > 1 else logs))
         try:
             result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
             check_loss(result.training_loss, result.global_step)
@@ -164,8 +241,9 @@ def fine_tune(
             shutil.rmtree(state, ignore_errors=True)
             raise
         steps += result.global_step
-        if number < len(stages):
+        if number < len(stages) and processes.is_main_process:
             save_model(model, str(folder / STAGE_DONE))
+        processes.wait_for_everyone()
     record = TrainingRecord(
         options=asdict(options),
         train_file=str(train_file),
@@ -173,14 +251,15 @@ def fine_tune(
         train_examples=len(examples),
         steps=steps,
         seconds=round(time.monotonic() - start, 1),
-        loss=next(log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log),
+        loss=_last_epochs_loss(trainer),
         device=str(model.device),
         versions={name: version(name) for name in ("torch", "transformers")},
     )
-    if trainer.is_world_process_zero():
+    if processes.is_main_process:
         with write_whole(output, force=force) as folder:
             save_checkpoint(folder, model, tokenizer, record, _samples(task, data, examples))
         shutil.rmtree(state, ignore_errors=True)
+    processes.wait_for_everyone()
     return output
 
 
@@ -220,13 +299,18 @@ def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, P
     return model, tokenizer
 
 
-def training_arguments(options: TrainingOptions, state: Path, quiet: bool) -> TrainingArguments:
+def training_arguments(options: TrainingOptions, state: Path, quiet: bool, examples: int) -> TrainingArguments:
     """The paper's recipe: AdamW, linear decay without warm-up, no weight decay, gradients clipped at 1."""
+    rows = options.batch_size * options.gradient_accumulation * PartialState().num_processes
+    epoch = math.ceil(examples / rows)
     return TrainingArguments(
         output_dir=str(state),
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        bf16=options.bf16,
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         learning_rate=options.learning_rate,
         weight_decay=0.0,
         warmup_steps=0,
@@ -235,15 +319,17 @@ def training_arguments(options: TrainingOptions, state: Path, quiet: bool) -> Tr
         optim="adamw_torch_fused",  # one pass over the weights; on a CPU five times faster than the default
         seed=options.seed,
         data_seed=options.seed,
-        train_sampling_strategy="group_by_length",
-        save_strategy="epoch",
+        save_strategy="steps",
+        save_steps=min(epoch, SAVE_EVERY),
         save_total_limit=1,
-        logging_strategy="epoch",
+        logging_strategy="steps",
+        logging_steps=max(1, epoch // LOGS_PER_EPOCH),
         logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=quiet,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every step reaches all that its stage trains; see Alternating
     )
 
 
@@ -280,7 +366,7 @@ def _trainer(
         parameter.requires_grad_(objective.trains(name, model.layers))
     trainer = MultiExitTrainer(
         model,
-        training_arguments(options, state, quiet),
+        training_arguments(options, state, quiet, len(dataset)),
         objective=objective,
         head_learning_rate=options.head_learning_rate,
         train_dataset=dataset,
@@ -291,6 +377,21 @@ def _trainer(
     if not quiet:
         trainer.add_callback(LossOnTheBar)
     return trainer
+
+
+def _tensorboard(logs: Path) -> TensorBoardCallback:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise BerxitError("--tensorboard: it is not installed here: pip install tensorboard") from None
+    return TensorBoardCallback(SummaryWriter(str(logs)))
+
+
+def _last_epochs_loss(trainer: Trainer) -> float:
+    """The mean over the last epoch's logs."""
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    last = [log["loss"] for log in logs if log["epoch"] > logs[-1]["epoch"] - 1]
+    return float(sum(last) / len(last))
 
 
 def _samples(task: Task, data: Path, examples: Examples) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ class MultiExitModel(PreTrainedModel):
                     head.pooler.load_state_dict(pooler.state_dict())
         return multi_exit
 
+    @torch.no_grad()
+    def answer_at_first(self, value: float) -> None:
+        """Regression: every exit starts from ``value`` instead of 0, so that the encoder need not learn the offset."""
+        for head in self.heads:
+            head.classifier.bias.fill_(value)
+
     @property
     def layers(self) -> int:
         return self.adapter.layers
@@ -121,19 +128,19 @@ class MultiExitModel(PreTrainedModel):
         hidden_states = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types
         ).hidden_states
-        states = self._pool(torch.stack(hidden_states[1:], dim=1), attention_mask)
+        states = self._pool(hidden_states[1:], attention_mask)
         logits = torch.stack([head(states[:, i]) for i, head in enumerate(self.heads)], dim=1)
         certainties = torch.sigmoid(self.lte(states).squeeze(-1)) if self.lte is not None else None
         return MultiExitOutput(logits, certainties, hidden_states if output_hidden_states else None)
 
-    def _pool(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """h_i of every layer: hidden states (B, n, S, d) -> (B, n, d)."""
+    def _pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor:
+        """h_i of every layer: n hidden states (B, S, d) -> (B, n, d). Layer by layer: no copy of all is made."""
         if self.config.pooling == "first":
-            return hidden[:, :, 0]
+            return torch.stack([hidden[:, 0] for hidden in hidden_states], dim=1)
         if attention_mask is None:
-            return hidden.mean(dim=2)
-        weights = attention_mask / attention_mask.sum(dim=1, keepdim=True)
-        return torch.einsum("bnsd,bs->bnd", hidden, weights.to(hidden.dtype))
+            return torch.stack([hidden.mean(dim=1) for hidden in hidden_states], dim=1)
+        weights = (attention_mask / attention_mask.sum(dim=1, keepdim=True)).to(hidden_states[0].dtype)
+        return torch.stack([torch.einsum("bsd,bs->bd", hidden, weights) for hidden in hidden_states], dim=1)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Exits start as BERT's own classifiers do: normal weights, zero biases."""

@@ -5,12 +5,15 @@ L_i is exit i's own loss (equation 2), J_i the LTE module's (equation 11). With 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from runtime.errors import InputError
 from train.modeling import MultiExitOutput
 
 
@@ -36,8 +39,38 @@ def lte_targets(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
     return (logits.argmax(dim=-1) == labels[:, None]).to(logits.dtype)
 
 
+def distillation_losses(logits: Tensor, regression: bool) -> Tensor:
+    """How far exits 1 to n - 1 are from what the last exit answers: logits (B, n, C) -> (n - 1,). The last one teaches,
+    and gets no gradient.
+
+    Classes: KL(p_i || p_n), as in FastBERT (Liu et al., 2020). FastBERT has no regression; there it is the squared
+    difference.
+    """
+    students, teacher = logits[:, :-1], logits[:, -1:].detach()
+    if regression:
+        return ((students - teacher) ** 2).mean(dim=(0, 2))
+    log_students = students.log_softmax(dim=-1)
+    difference = log_students - teacher.log_softmax(dim=-1)
+    return (log_students.exp() * difference).sum(dim=-1).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What may be added to a strategy's loss. None of it is in the paper; all of it is off by default."""
+
+    warm_up_steps: int = 0
+    """The first so many optimiser steps train the last exit alone."""
+    distillation: float = 0.0
+    """Weight of the distillation from the last exit that is added to the loss of every other exit."""
+    layer_weights: tuple[float, ...] = ()
+    """(n,) what each exit's loss is multiplied by; empty: 1 for all."""
+
+
 class Objective(ABC):
     """What the optimiser steps of one stage of training minimise, and over which parameters."""
+
+    def __init__(self, options: LossOptions = LossOptions()) -> None:
+        self.options = options
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
         """The scalar of step ``step`` (optimiser steps, from 1)."""
@@ -45,7 +78,12 @@ class Objective(ABC):
         losses = exit_losses(outputs.logits, labels, regression)
         if outputs.certainties is not None:
             losses = losses + lte_losses(outputs.certainties, outputs.logits, labels, regression)
-        return self.combine(step, losses)
+        if self.options.distillation:
+            taught = self.options.distillation * distillation_losses(outputs.logits, regression)
+            losses = losses + F.pad(taught, (0, 1))
+        if self.options.layer_weights:
+            losses = losses * losses.new_tensor(self.options.layer_weights)
+        return losses[-1] if step <= self.options.warm_up_steps else self.combine(step, losses)
 
     @abstractmethod
     def combine(self, step: int, losses: Tensor) -> Tensor:
@@ -71,7 +109,11 @@ class Joint(Objective):
 
 
 class Alternating(Objective):
-    """The paper's: odd steps train the last exit, even steps the sum of all (equations 5 and 6)."""
+    """The paper's: odd steps train the last exit, even steps the sum of all (equations 5 and 6).
+
+    At odd steps the other exits' gradients are zero, not absent: all exits' logits are one tensor. With several
+    processes each step then averages the same gradients everywhere, and none waits for one that another has not.
+    """
 
     def combine(self, step: int, losses: Tensor) -> Tensor:
         return losses[-1] if step % 2 == 1 else losses.sum()
@@ -92,20 +134,12 @@ class OtherExits(Objective):
 
 
 class Distillation(OtherExits):
-    """The second stage of self-distillation (FastBERT, Liu et al., 2020): the other exits learn the last one's answers.
-
-    Classes: the sum over layers of KL(p_i || p_n). FastBERT has no regression; there it is the squared difference.
-    """
+    """The second stage of self-distillation (FastBERT, Liu et al., 2020): the other exits learn the last one's
+    answers, not the labels."""
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
         assert outputs.logits is not None
-        students, teacher = outputs.logits[:, :-1], outputs.logits[:, -1:].detach()
-        if regression:
-            losses = ((students - teacher) ** 2).mean(dim=(0, 2))
-        else:
-            log_students = students.log_softmax(dim=-1)
-            difference = log_students - teacher.log_softmax(dim=-1)
-            losses = (log_students.exp() * difference).sum(dim=-1).mean(dim=0)
+        losses = distillation_losses(outputs.logits, regression)
         if outputs.certainties is not None:
             losses = losses + lte_losses(outputs.certainties, outputs.logits, labels, regression)[:-1]
         return losses.sum()
@@ -121,3 +155,34 @@ STRATEGIES: dict[str, tuple[type[Objective], ...]] = {
 }
 """Name -> its stages, each trained for all epochs with a learning rate that starts afresh. ``limit`` is raw on the
 first layers of the encoder only (``--layers``): the upper bound of figure 9."""
+
+TAKES: dict[str, tuple[str, ...]] = {
+    "joint": ("warm_up_steps", "distillation", "layer_weights"),
+    "alternating": ("warm_up_steps", "distillation", "layer_weights"),
+}
+"""Strategy -> the LossOptions that mean something to it."""
+
+LAYER_WEIGHTS = ("uniform", "linear")
+
+
+def layer_weights(text: str, layers: int) -> tuple[float, ...]:
+    """What --layer-weights says: uniform, linear (i / n, as deeper exits matter more), or n numbers with commas.
+
+    Raises InputError for anything else.
+    """
+    if text == "uniform":
+        return ()
+    if text == "linear":
+        return tuple(i / layers for i in range(1, layers + 1))
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--layer-weights is '{text}': say {' or '.join(LAYER_WEIGHTS)}, or {layers} numbers"
+        ) from None
+    if len(weights) != layers or not all(0 <= weight < math.inf for weight in weights) or not weights[-1]:
+        raise InputError(
+            f"--layer-weights has {len(weights)} numbers: give one for each of {layers} layers, from 0 up, and the last"
+            " above 0"
+        )
+    return weights

@@ -58,6 +58,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "pip install onnxruntime-gpu; on a Jetson take the wheel for your JetPack",
         ),
     ),
+    "coreml": (BackendInfo("coreml", "runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),),
 }
 """Target name in the manifest -> the back ends that run it, the one to take first."""
 

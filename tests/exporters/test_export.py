@@ -137,8 +137,8 @@ def test_exits_that_differ_stop_the_export(copy: Path, tmp_path: Path, monkeypat
 
 
 def test_an_exit_that_is_not_a_number_never_passes() -> None:
-    assert not ExitParity(1, float("nan"), 1e-4).good
-    assert ExitParity(1, 1e-4, 1e-4).good
+    assert not ExitParity(1, float("nan"), float("nan"), 1e-4).good
+    assert ExitParity(1, 1e-4, 80.0, 1e-4).good
 
 
 def test_an_uncalibrated_bundle_never_stops_early(copy: Path, tmp_path: Path) -> None:

@@ -143,3 +143,11 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
         find_split(tmp_path, "test")
     with pytest.raises(InputError, match=r"no data at .*nowhere"):
         find_split(tmp_path / "nowhere", "test")
+
+
+def test_dev_is_the_matched_split_where_there_are_two(tmp_path: Path) -> None:
+    for split in ("dev_matched", "dev_mismatched"):
+        (tmp_path / f"{split}.tsv").write_text("a\n1\n", encoding="utf-8")
+    assert find_split(tmp_path, "dev").name == "dev_matched.tsv"
+    assert find_split(tmp_path, "dev_mismatched").name == "dev_mismatched.tsv"
+    assert has_split(tmp_path, "dev")

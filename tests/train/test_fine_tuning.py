@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import WORDS
 from safetensors.torch import load_file
 from transformers import DataCollatorWithPadding, TrainerCallback
 
@@ -15,7 +16,7 @@ from runtime.errors import BerxitError, InputError
 from train import fine_tuning
 from train.checkpoint import load_checkpoint
 from train.encoding import EncodedExamples
-from train.fine_tuning import MultiExitTrainer, TrainingOptions, fine_tune, start_model, training_arguments
+from train.fine_tuning import ByLength, MultiExitTrainer, TrainingOptions, fine_tune, start_model, training_arguments
 from train.objectives import Alternating, Raw
 from train.tasks import Task, custom_task
 
@@ -36,6 +37,7 @@ class Spy(Alternating):
     """Alternating, which notes the steps it was asked for."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.steps: list[int] = []
 
     def combine(self, step: int, losses: torch.Tensor) -> torch.Tensor:
@@ -47,7 +49,7 @@ def trainer_of(
     task: Task, options: TrainingOptions, data: Path, folder: Path, objective: Alternating, accumulate: int = 1
 ) -> MultiExitTrainer:
     model, tokenizer = start_model(task, options)
-    arguments = training_arguments(options, folder, True)
+    arguments = training_arguments(options, folder, True, 32)
     return MultiExitTrainer(
         model,
         replace(arguments, gradient_accumulation_steps=accumulate, save_strategy="no"),
@@ -92,7 +94,7 @@ def test_the_recipe_is_the_papers(options: TrainingOptions, tmp_path: Path) -> N
     paper = TrainingOptions(options.model)
     assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.seed) == (3, 8, 2e-5, 42)
     assert (paper.max_length, paper.strategy, paper.exit_head) == (128, "alternating", "linear")
-    arguments = training_arguments(paper, tmp_path, True)
+    arguments = training_arguments(paper, tmp_path, True, 3668)
     assert (arguments.weight_decay, arguments.max_grad_norm, arguments.warmup_steps) == (0.0, 1.0, 0)
     assert arguments.lr_scheduler_type == "linear"
 
@@ -236,17 +238,22 @@ def test_an_output_that_is_there_is_kept(
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C in the second epoch."""
+    """Ctrl-C at the end of an optimiser step, before it is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-        if state.global_step == 3:  # type: ignore[attr-defined]
+        if state.global_step == self.step:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: object, step: int = 3) -> None:
+    """By default in the second epoch."""
+
     class Interrupted(MultiExitTrainer):
         def __init__(self, *positional: object, **named: object) -> None:
-            super().__init__(*positional, callbacks=[Interrupt()], **named)
+            super().__init__(*positional, callbacks=[Interrupt(step)], **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
@@ -273,6 +280,97 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert resumed.keys() == whole.keys()
     assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "whole"]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_interrupted_within_an_epoch_goes_on_to_the_same_weights(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(fine_tuning, "SAVE_EVERY", 1)
+    whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True) / "model.safetensors")
+    interrupt(monkeypatch, task, data_folder, options, tmp_path / "output", step=step)
+    saved = [path.name for path in (tmp_path / ".output.training" / "stage-1").glob("checkpoint-*")]
+    assert saved == [f"checkpoint-{step - 1}"]
+    resumed = load_file(fine_tune(task, data_folder, options, tmp_path / "output", quiet=True) / "model.safetensors")
+    assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
+
+
+def test_every_epoch_has_an_order_of_its_own_that_the_seed_fixes() -> None:
+    lengths = [3, 9, 4, 8, 5, 7, 6, 2] * 4
+    orders = []
+    for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0)):
+        sampler = ByLength(lengths, 4, seed)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert sorted(orders[0]) == list(range(32))
+    assert orders[0] == orders[3]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_bf16_trains(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+    output = fine_tune(task, data_folder, replace(options, bf16=True), tmp_path / "output", quiet=True)
+    weights = load_file(output / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+
+
+def test_two_batches_make_one_step_of_their_mean(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, still: str
+) -> None:
+    """Without dropout, two batches of 8 are one of 16."""
+    whole = replace(options, model=still, strategy="joint")
+    halves = replace(whole, batch_size=8, gradient_accumulation=2)
+    a, b = (
+        load_file(fine_tune(task, data_folder, taken, tmp_path / name, quiet=True) / "model.safetensors")
+        for name, taken in (("whole", whole), ("halves", halves))
+    )
+    assert max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-4
+
+
+def test_logs_are_tensorboards(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    fine_tune(task, data_folder, options, tmp_path / "output", logs=tmp_path / "logs", quiet=True)
+    events = accumulator(str(tmp_path / "logs")).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert len(losses) == 4  # one for each step of so short a run
+    assert all(loss > 0 for loss in losses)
+
+
+def test_regression_starts_from_the_mean_of_the_labels(
+    options: TrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"the cat {word}\t{3.5 + sign}\n" for word in WORDS[:16] for sign in (-1.5, 1.5))
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
+    task = custom_task(tmp_path, ("text",), "label", regression=True)
+    starts: list[float] = []
+    train = MultiExitTrainer.train
+
+    def note(self: MultiExitTrainer, **options: object) -> object:
+        starts.extend(head.classifier.bias.item() for head in self.model.heads)
+        return train(self, **options)
+
+    monkeypatch.setattr(MultiExitTrainer, "train", note)
+    fine_tune(task, tmp_path, replace(options, max_steps=1), tmp_path / "output", quiet=True)
+    assert starts == [3.5, 3.5, 3.5]
+
+
+def test_one_layer_has_no_other_exits(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+    alone = replace(options, strategy="two-stage", layers=1)
+    with pytest.raises(InputError, match="--strategy two-stage trains the exits before the last: one layer has none"):
+        fine_tune(task, data_folder, alone, tmp_path / "output", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_steps_can_warm_up_the_last_exit(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    warm = replace(options, strategy="joint", lte=False, warm_up_steps=4)  # as long as the whole run
+    fine_tuning.set_seed(warm.seed)
+    before = {name: tensor.clone() for name, tensor in start_model(task, warm)[0].heads.state_dict().items()}
+    after = load_checkpoint(fine_tune(task, data_folder, warm, tmp_path / "output", quiet=True))[0].heads.state_dict()
+    last = [name for name in before if name.startswith("2.")]
+    assert all(torch.equal(before[name], after[name]) for name in before if name not in last)
+    assert not any(torch.equal(before[name], after[name]) for name in last)
 
 
 def test_an_interrupted_run_with_other_options_is_not_mixed(

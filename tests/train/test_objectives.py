@@ -8,16 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from runtime.errors import InputError
 from train.modeling import MultiExitOutput
 from train.objectives import (
     STRATEGIES,
     Alternating,
     Distillation,
     Joint,
+    LossOptions,
     Objective,
     OtherExits,
     Raw,
+    distillation_losses,
     exit_losses,
+    layer_weights,
     lte_losses,
     lte_targets,
 )
@@ -132,6 +136,47 @@ def test_distillation_is_the_divergence_from_the_last_exits_answer() -> None:
     assert Distillation().loss(1, MultiExitOutput(logits), wrong_labels, False).item() == pytest.approx(expected)
     values = torch.tensor([[[1.0], [2.0], [4.0]]])
     assert Distillation().loss(1, MultiExitOutput(values), torch.tensor([0.0]), True).item() == pytest.approx(9 + 4)
+
+
+def test_a_warm_up_trains_the_last_exit_and_then_the_strategy_goes_on() -> None:
+    labels, outputs = torch.tensor([0]), MultiExitOutput(torch.zeros(1, 3, 2))
+    objective = Joint(LossOptions(warm_up_steps=2))
+    found = [objective.loss(step, outputs, labels, False).item() for step in (1, 2, 3)]
+    assert found == pytest.approx([math.log(2), math.log(2), 3 * math.log(2)])
+
+
+def test_distillation_adds_to_the_other_exits_what_the_last_one_teaches() -> None:
+    values = torch.tensor([[[1.0], [2.0], [4.0]]])  # label 0: losses 1, 4, 16; from the last exit: 9, 4
+    objective = Alternating(LossOptions(distillation=0.5))
+    labels = torch.tensor([0.0])
+    assert objective.loss(1, MultiExitOutput(values), labels, True).item() == pytest.approx(16)
+    assert objective.loss(2, MultiExitOutput(values), labels, True).item() == pytest.approx(21 + 0.5 * 13)
+
+
+def test_the_teacher_learns_nothing_from_its_pupils() -> None:
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    distillation_losses(logits, False).sum().backward()
+    assert logits.grad[:, 2].abs().sum() == 0
+    assert logits.grad[:, :2].abs().sum() > 0
+
+
+def test_layer_weights_multiply_every_exits_loss() -> None:
+    values = torch.tensor([[[1.0], [2.0], [4.0]]])
+    objective = Alternating(LossOptions(layer_weights=(0.5, 0.25, 1.0)))
+    found = [objective.loss(step, MultiExitOutput(values), torch.tensor([0.0]), True).item() for step in (1, 2)]
+    assert found == pytest.approx([16, 0.5 * 1 + 0.25 * 4 + 16])
+
+
+def test_layer_weights_are_named_or_given() -> None:
+    assert layer_weights("uniform", 4) == ()
+    assert layer_weights("linear", 4) == (0.25, 0.5, 0.75, 1.0)
+    assert layer_weights("0,1,0.5,2", 4) == (0.0, 1.0, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("text", ["heavy", "1,2", "1,1,1,0", "1,-1,1,1", "1,inf,1,1", "1,nan,1,1", ""])
+def test_other_layer_weights_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--layer-weights"):
+        layer_weights(text, 4)
 
 
 @pytest.mark.parametrize("stage", [OtherExits, Distillation])

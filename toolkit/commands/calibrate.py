@@ -10,6 +10,7 @@ from runtime.console import debug_option, progress_bar
 from toolkit.commands.options import (
     batch_size_option,
     checkpoint_argument,
+    data_for,
     data_option,
     hush_libraries,
     quiet_option,
@@ -27,7 +28,7 @@ from toolkit.commands.options import (
 @quiet_option
 @debug_option
 def command(
-    checkpoint: Path, data: Path, split: str, criterion: str | None, keep: float, batch_size: int, quiet: bool
+    checkpoint: Path, data: Path | None, split: str, criterion: str | None, keep: float, batch_size: int, quiet: bool
 ) -> None:
     """Choose CHECKPOINT's exit threshold and write it beside the weights, with how it was chosen.
 
@@ -35,10 +36,11 @@ def command(
     """
     hush_libraries()
     from train.calibration import POLICY_FILE, calibrate
+    from train.checkpoint import read_config
 
     chosen = calibrate(
         checkpoint,
-        data,
+        data_for(read_config(checkpoint)["task"], data),
         split=split,
         criterion=criterion,
         keep=keep,

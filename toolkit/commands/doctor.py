@@ -15,7 +15,9 @@ NEEDED_FOR = {
     "onnxruntime": "run bundles on a CPU",
     "train": "fine-tune, evaluate, calibrate",
     "export": "write bundles",
+    "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
+    "study": "repeat the paper's experiments",
 }
 
 

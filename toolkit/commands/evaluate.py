@@ -11,6 +11,7 @@ from toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
+    data_for,
     data_option,
     hush_libraries,
     quiet_option,
@@ -29,7 +30,7 @@ from toolkit.commands.options import (
 @debug_option
 def command(
     checkpoint: Path,
-    data: Path,
+    data: Path | None,
     split: str,
     batch_size: int,
     criterion: str | None,
@@ -42,10 +43,11 @@ def command(
     """
     hush_libraries()
     from toolkit.evaluation_report import evaluate, write_evaluation
-    from train.checkpoint import load_checkpoint
+    from train.checkpoint import load_checkpoint, read_config
     from train.evaluation import predict
     from train.tasks import task_of
 
+    data = data_for(read_config(checkpoint)["task"], data)
     model, tokenizer = load_checkpoint(checkpoint)
     examples = task_of(model.config).read(data, split)
     predictions = predict(model, tokenizer, examples, batch_size, progress_bar("evaluating", quiet))

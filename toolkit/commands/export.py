@@ -6,29 +6,53 @@ from pathlib import Path
 
 import click
 
+import devices
 from runtime.console import debug_option, progress_bar
-from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, numbers, quiet_option
+from runtime.errors import InputError
+from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
+
+
+def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        lengths = tuple(sorted({int(part) for part in value.split(",")})) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"'{value}': give numbers of tokens, as 32,64,128") from None
+    if any(length < 1 for length in lengths):
+        raise click.BadParameter(f"'{value}': a length is at least 1")
+    return lengths
 
 
 @click.command("export")
 @checkpoint_argument
-@click.option("--target", required=True, help="What will run it: onnxruntime, tensorrt.")
+@click.option("--target", help="What will run it: onnxruntime, tensorrt, coreml. Or say --device.")
+@click.option("--device", help="A name that `berxit devices` lists: fills in what is not given here.")
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
-@click.option("--precision", help="onnxruntime: fp32; tensorrt: fp16, fp32, int8.  [default: the target's first]")
-@click.option("--lengths", callback=numbers, help="Tokens that inputs are padded to, such as 16,32,64,128.")
-@click.option("--max-batch", type=click.IntRange(min=1), help="Rows that a segment must take at once.")
-@click.option("--target-version", help="The oldest software that must read it: jetpack5, jetpack6, tensorrt10, ...")
+@click.option(
+    "--precision",
+    help="onnxruntime: fp32; tensorrt: fp16, fp32, int8; coreml: fp16, fp32, int8, palette6, palette4. The first is the"
+    " default.",
+)
+@click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128.")
+@click.option("--max-batch", type=click.IntRange(min=1), help="tensorrt: rows that an engine takes at once; 8.")
+@click.option(
+    "--target-version",
+    help="The oldest system that must run it. tensorrt: jetpack6 (default), jetpack5, tensorrt8.6, tensorrt10; coreml:"
+    " ios18 (default), macos15, ios16.",
+)
+@click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
 @debug_option
 def command(
     checkpoint: Path,
-    target: str,
+    target: str | None,
+    device: str | None,
     output: Path | None,
     precision: str | None,
     lengths: tuple[int, ...],
     max_batch: int | None,
     target_version: str | None,
+    layout: str | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -37,13 +61,24 @@ def command(
     from exporters.export import export
     from exporters.options import ExportOptions
 
+    if device:
+        profile = _profile(device, target)
+        first = target in (None, profile.targets[0])
+        target = target or profile.targets[0]
+        if first:
+            precision = precision or profile.precision
+            lengths, target_version = lengths or profile.lengths, target_version or profile.target_version
+    if target is None:
+        raise click.UsageError(
+            "what will run it? --target onnxruntime, tensorrt or coreml, or --device with a name of berxit devices"
+        )
     output = output or checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
     parity: list[str] = []
     manifest = export(
         checkpoint,
         target,
         output,
-        options=ExportOptions(precision, lengths, max_batch, target_version),
+        options=ExportOptions(precision, lengths, max_batch, target_version, layout),
         force=force,
         progress=progress_bar("exporting", quiet),
         report=parity.append,
@@ -52,4 +87,16 @@ def command(
     if manifest.calibration is None:
         click.echo("not calibrated: the bundle never stops early. Run berxit-calibrate, then export again")
     click.echo(f"bundle: {output}")
-    click.echo(f"next: python -m runtime.bench {output}")
+    here = target in devices.recognise(devices.this_machine()).targets
+    click.echo(
+        f"next{'' if here else f', on a device for {target} (berxit devices)'}: python -m runtime.bench {output}"
+    )
+
+
+def _profile(name: str, target: str | None) -> devices.Device:
+    profile = devices.find(name)
+    if profile is None:
+        raise InputError(f"unknown device '{name}': choose {', '.join(d.name for d in devices.DEVICES)}")
+    if target not in (None, *profile.targets):
+        raise InputError(f"device '{name}' runs bundles for {' or '.join(profile.targets)}, not for {target}")
+    return profile

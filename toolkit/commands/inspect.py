@@ -23,7 +23,7 @@ def command(bundle: Path) -> None:
 
 def describe(bundle: Path, manifest: Manifest) -> str:
     model, policy = manifest.model, manifest.policy
-    sizes = {file: (bundle / file).stat().st_size for file in files_of(manifest)}
+    sizes = {file: _size(bundle / file) for file in files_of(manifest)}
     facts = [
         ("task", f"{model.task}, {model.kind}" + (f": {', '.join(model.labels)}" if model.labels else "")),
         (
@@ -49,6 +49,11 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         for segment in manifest.segments
     ]
     return "\n".join([*lines, "", markdown_table(["segment", "file", "MiB", "max diff", "threshold"], segments)])
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder (.mlpackage)."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def _policy(manifest: Manifest) -> str:

@@ -12,13 +12,26 @@ import click
 PATH = click.Path(path_type=Path)
 
 checkpoint_argument = click.argument("checkpoint", type=PATH)
-data_option = click.option("--data", type=PATH, required=True, help="A file, or a folder with train/dev/test files.")
+data_option = click.option(
+    "--data", type=PATH, help="A file, or a folder with train/dev/test files.  [default: the task's, from the hub]"
+)
 split_option = click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
 batch_size_option = click.option(
     "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Rows of a pass."
 )
 force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
+
+
+def data_for(task_name: str, data: Path | None) -> Path:
+    """--data, or the task's data from the hub; says so when it has to be fetched."""
+    from train.hub import cache_folder, fetch
+
+    if data is not None:
+        return data
+    if not (cache_folder() / "data" / task_name).is_dir():
+        click.echo(f"fetching {task_name} from the Hugging Face hub; --data takes local files instead", err=True)
+    return fetch(task_name)
 
 
 def hush_libraries() -> None:
@@ -32,13 +45,4 @@ def hush_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch").setLevel(logging.ERROR)
-
-
-def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """``16,32,64`` as numbers, smallest first."""
-    try:
-        return tuple(sorted({int(part) for part in value.split(",")})) if value else ()
-    except ValueError:
-        raise click.BadParameter(
-            f"'{value}' is not a list of whole numbers like 16,32,64", context, parameter
-        ) from None
+    logging.getLogger("coremltools").setLevel(logging.ERROR)

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from runtime.console import debug_option
-from toolkit.commands.options import PATH, force_option, hush_libraries, quiet_option
+from toolkit.commands.options import PATH, data_for, data_option, force_option, hush_libraries, quiet_option
 
 
 @click.command("train")
 @click.option("--model", required=True, help="Pre-trained encoder: a folder, or a name on the Hugging Face hub.")
 @click.option("--task", "task_name", required=True, help="rte, mrpc, sst2, qnli, qqp, mnli, stsb, sick, or custom.")
-@click.option("--data", type=PATH, required=True, help="Folder with train (and dev) .tsv, .csv or .jsonl; or one file.")
+@data_option
 @click.option("--output", type=PATH, required=True, help="The checkpoint: a folder that is not there yet.")
 @click.option("--strategy", default="alternating", show_default=True, help="alternating, joint, two-stage, raw, ...")
 @click.option("--lte/--no-lte", default=True, show_default=True, help="Learn when to exit, too.")
@@ -27,6 +27,14 @@ from toolkit.commands.options import PATH, force_option, hush_libraries, quiet_o
 @click.option("--batch-size", default=8, show_default=True, type=int)
 @click.option("--learning-rate", default=2e-5, show_default=True, type=float)
 @click.option("--head-learning-rate", type=float, help="Of exits and LTE.  [default: --learning-rate, as the paper]")
+@click.option("--gradient-accumulation", default=1, show_default=True, type=int, help="Batches per optimiser step.")
+@click.option("--bf16", is_flag=True, help="Mixed precision: bfloat16 where it is safe, float32 where it is not.")
+@click.option("--warm-up-steps", default=0, show_default=True, type=int, help="Train the last exit alone at first.")
+@click.option("--distillation", default=0.0, show_default=True, help="Weight of learning the last exit's answers, too.")
+@click.option(
+    "--layer-weights", default="uniform", show_default=True, help="Of the exits' losses: uniform, linear, or n numbers."
+)
+@click.option("--tensorboard", type=PATH, help="Folder for TensorBoard's logs.")
 @click.option("--max-length", default=128, show_default=True, type=int, help="Tokens per input; longer ones are cut.")
 @click.option("--seed", default=42, show_default=True, type=int)
 @click.option("--limit-train", type=int, help="Train on the first N examples only.")
@@ -40,7 +48,7 @@ from toolkit.commands.options import PATH, force_option, hush_libraries, quiet_o
 def command(
     model: str,
     task_name: str,
-    data: Path,
+    data: Path | None,
     output: Path,
     strategy: str,
     lte: bool,
@@ -52,6 +60,12 @@ def command(
     batch_size: int,
     learning_rate: float,
     head_learning_rate: float | None,
+    gradient_accumulation: int,
+    bf16: bool,
+    warm_up_steps: int,
+    distillation: float,
+    layer_weights: str,
+    tensorboard: Path | None,
     max_length: int,
     seed: int,
     limit_train: int | None,
@@ -64,9 +78,14 @@ def command(
 ) -> None:
     """Fine-tune an encoder so that every layer can answer."""
     hush_libraries()
+    from accelerate import PartialState
+
     from train.fine_tuning import TrainingOptions, fine_tune
     from train.tasks import custom_task, get_task
 
+    if task_name != "custom":
+        task = get_task(task_name)
+    data = data_for(task_name, data)
     if task_name == "custom":
         task = custom_task(
             data, text_columns or ("text",), label_column or "label", regression=regression, metric=metric
@@ -75,8 +94,6 @@ def command(
         raise click.UsageError(
             f"--text-column, --label-column, --regression and --metric go with --task custom, not {task_name}"
         )
-    else:
-        task = get_task(task_name)
     options = TrainingOptions(
         model=model,
         strategy=strategy,
@@ -89,10 +106,16 @@ def command(
         batch_size=batch_size,
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
+        gradient_accumulation=gradient_accumulation,
+        bf16=bf16,
+        warm_up_steps=warm_up_steps,
+        distillation=distillation,
+        layer_weights=layer_weights,
         max_length=max_length,
         seed=seed,
         limit_train=limit_train,
     )
-    fine_tune(task, data, options, output, force=force, quiet=quiet)
-    click.echo(f"checkpoint: {output}")
-    click.echo(f"next: berxit-calibrate {output} --data {data}")
+    fine_tune(task, data, options, output, logs=tensorboard, force=force, quiet=quiet)
+    if PartialState().is_main_process:  # under torchrun, one of several
+        click.echo(f"checkpoint: {output}")
+        click.echo(f"next: berxit-calibrate {output} --data {data}")

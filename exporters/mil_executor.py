@@ -1,0 +1,218 @@
+"""Executes a saved CoreML package in numpy, on any machine: how an export is verified where CoreML does not exist.
+
+The package is read back from disk, its MIL program decoded, its weights read (and decompressed) from its weight file.
+Each op computes in float32 and rounds its result to the number type that the program gives it, so that a float16
+program carries float16 errors from op to op; inside one op (a matmul's sum, a norm, a softmax) nothing is rounded.
+This verifies graph and weights. It says nothing of Apple's runtime, which may round otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import erf, expit
+
+from exporters.quiet_coremltools import MLModel, decode_program, types
+from runtime.errors import BerxitError
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+
+class MilFunction:
+    """One function of a package: inputs by name -> outputs by name."""
+
+    def __init__(self, function: Any, description: Any) -> None:
+        self.inputs = {feature.name: feature.type.multiArrayType for feature in description.input}
+        self.outputs = [(var.name, var, _numpy_type(var)) for var in function.outputs]
+        self._fed = [(var, name) for name, var in function.inputs.items()]
+        self._constants: dict[Any, Any] = {}
+        self._steps: list[_Step] = []
+        for op in function.operations:
+            if op.op_type == "const":
+                self._constants[op.outputs[0]] = _carried(op.outputs[0].val)
+            elif op.op_type.startswith("constexpr_"):
+                self._constants[op.outputs[0]] = _carried(op.materialized_val_inference())
+            elif op.op_type in OPS:
+                arguments = {name: value for name, value in op.inputs.items() if value is not None}
+                self._steps.append(_Step(OPS[op.op_type], arguments, tuple(op.outputs)))
+            else:
+                raise BerxitError(f"cannot verify the package: no numpy for its op '{op.op_type}'")
+
+    def __call__(self, feeds: Arrays) -> Arrays:
+        """Raises BerxitError for an input that the package does not declare, or not in this shape."""
+        self._check(feeds)
+        values = dict(self._constants)
+        values.update({var: _carried(feeds[name]) for var, name in self._fed})
+        for step in self._steps:
+            values.update(step.run(values))
+        return {name: values[var].astype(dtype) for name, var, dtype in self.outputs}
+
+    def _check(self, feeds: Arrays) -> None:
+        if set(feeds) != set(self.inputs):
+            raise BerxitError(f"the function takes {', '.join(self.inputs)}, and was given {', '.join(feeds)}")
+        for name, array in feeds.items():
+            if not _allows(self.inputs[name], array.shape):
+                raise BerxitError(f"input '{name}' of shape {array.shape} is not one that the package declares")
+
+
+def open_package(path: Path) -> dict[str, MilFunction]:
+    """All functions of a package; that of a package of one function is called ``main``."""
+    model = MLModel(str(path), skip_model_load=True)
+    spec = model.get_spec()
+    program = decode_program(spec, spec.specificationVersion, model.weights_dir)
+    described = {feature.name: feature for feature in spec.description.functions} or {"main": spec.description}
+    return {name: MilFunction(function, described[name]) for name, function in program.functions.items()}
+
+
+def ops_of(path: Path) -> dict[str, list[str]]:
+    """Function -> the kinds of op it has, in their order, for those who want to look."""
+    spec = MLModel(str(path), skip_model_load=True).get_spec()
+    return {
+        name: [op.type for block in function.block_specializations.values() for op in block.operations]
+        for name, function in spec.mlProgram.functions.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Step:
+    compute: Callable[..., Any]
+    arguments: dict[str, Any]
+    """Parameter -> a variable of the program, or a tuple of them."""
+    outputs: tuple[Any, ...]
+
+    def run(self, values: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+        arguments = {
+            name: [values[v] for v in var] if isinstance(var, tuple | list) else values[var]
+            for name, var in self.arguments.items()
+        }
+        found = self.compute(**arguments)
+        for var, value in zip(self.outputs, found if len(self.outputs) > 1 else (found,), strict=True):
+            yield var, _carried(np.asarray(value).astype(_numpy_type(var)))
+
+
+def _carried(value: Any) -> Any:
+    """How a tensor travels from op to op: float16 values as float32, which numpy computes fast and exactly so."""
+    return value.astype(np.float32) if getattr(value, "dtype", None) == np.float16 else value
+
+
+def _numpy_type(var: Any) -> Any:
+    return types.nptype_from_builtin(var.dtype)
+
+
+def _allows(declared: Any, shape: tuple[int, ...]) -> bool:
+    flexibility = declared.WhichOneof("ShapeFlexibility")
+    if flexibility == "enumeratedShapes":
+        return any(tuple(other.shape) == shape for other in declared.enumeratedShapes.shapes)
+    if flexibility == "shapeRange":
+        ranges = declared.shapeRange.sizeRanges
+        return len(ranges) == len(shape) and all(
+            r.lowerBound <= size <= r.upperBound for r, size in zip(ranges, shape, strict=True)
+        )
+    return tuple(declared.shape) == shape
+
+
+def _slice_by_index(  # the masks are MIL's: begin_mask ignores a begin, squeeze_mask takes one and drops the axis
+    x: Array,
+    begin: Array,
+    end: Array,
+    stride: Array | None = None,
+    begin_mask: Array | None = None,
+    end_mask: Array | None = None,
+    squeeze_mask: Array | None = None,
+) -> Array:
+    def masked(mask: Array | None, axis: int) -> bool:
+        return mask is not None and bool(mask[axis])
+
+    return x[
+        tuple(
+            int(begin[axis])
+            if masked(squeeze_mask, axis)
+            else slice(
+                None if masked(begin_mask, axis) else int(begin[axis]),
+                None if masked(end_mask, axis) else int(end[axis]),
+                1 if stride is None else int(stride[axis]),
+            )
+            for axis in range(x.ndim)
+        )
+    ]
+
+
+def _slice_by_size(x: Array, begin: Array, size: Array) -> Array:
+    return x[tuple(slice(int(b), None if s == -1 else int(b + s)) for b, s in zip(begin, size, strict=True))]
+
+
+def _layer_norm(x: Array, axes: Array, gamma: Array, beta: Array, epsilon: Any) -> Array:
+    axis = int(axes[0])
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    centred = x - x.mean(axis=axis, keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(axis=axis, keepdims=True) + np.float32(epsilon))
+    return centred / deviation * gamma.reshape(shape) + beta.reshape(shape)
+
+
+def _conv(x: Array, weight: Array, bias: Array, groups: Any = 1, **_: Any) -> Array:
+    """A linear layer in the shape of a 1x1 convolution: x (1, C, 1, S)."""
+    if weight.shape[2:] != (1, 1) or groups != 1:
+        raise BerxitError(f"cannot verify the package: no numpy for a convolution of shape {weight.shape}")
+    return (weight[:, :, 0, 0] @ x[0, :, 0] + bias[:, None])[None, :, None]
+
+
+def _matmul(x: Array, y: Array, transpose_x: Any = False, transpose_y: Any = False) -> Array:
+    return (x.swapaxes(-1, -2) if transpose_x else x) @ (y.swapaxes(-1, -2) if transpose_y else y)
+
+
+def _softmax(x: Array, axis: Any) -> Array:
+    powers = np.exp(x - x.max(axis=int(axis), keepdims=True))
+    return powers / powers.sum(axis=int(axis), keepdims=True)
+
+
+def _gelu(x: Array, mode: str) -> Array:
+    if mode == "EXACT":
+        return 0.5 * x * (1 + erf(x / np.float32(np.sqrt(2))))
+    return 0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
+
+
+def _of_x(function: np.ufunc) -> Callable[..., Array]:
+    """MIL names its arguments, numpy's functions count theirs."""
+    return lambda x: function(x)  # noqa: PLW0108
+
+
+def _sizes(values: Array) -> list[int]:
+    return [int(value) for value in np.atleast_1d(values)]
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "real_div": lambda x, y: x / y,
+    "reduce_sum": lambda x, axes, keep_dims: x.sum(axis=tuple(_sizes(axes)), keepdims=bool(keep_dims)),
+    "identity": lambda x: x,
+    "cast": lambda x, dtype: x,  # the rounding to the output's type is the cast
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": _of_x(np.tanh),
+    "sigmoid": _of_x(expit),
+    "gelu": _gelu,
+    "softmax": _softmax,
+    "layer_norm": _layer_norm,
+    "linear": lambda x, weight, bias: x @ weight.T + bias,
+    "conv": _conv,
+    "matmul": _matmul,
+    "gather": lambda x, indices, axis, **_: x.take(indices, axis=int(axis)),
+    "shape": lambda x: np.array(x.shape, np.int32),
+    "concat": lambda values, axis, **_: np.concatenate([np.atleast_1d(value) for value in values], axis=int(axis)),
+    "reshape": lambda x, shape: x.reshape(_sizes(shape)),
+    "transpose": lambda x, perm: x.transpose(_sizes(perm)),
+    "expand_dims": lambda x, axes: np.expand_dims(x, tuple(_sizes(axes))),
+    "squeeze": lambda x, axes: np.squeeze(x, tuple(_sizes(axes))),
+    "split": lambda x, num_splits, axis: np.split(x, int(num_splits), axis=int(axis)),
+    "slice_by_index": _slice_by_index,
+    "slice_by_size": _slice_by_size,
+}
+"""Op -> what it computes (MIL's specification, iOS 16 to 18), for the ops that our segments are made of."""

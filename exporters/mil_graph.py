@@ -1,0 +1,325 @@
+"""Canonical segments as MIL programs, op by op: what CoreML runs.
+
+Written with coremltools' builder and not traced, as the ONNX graphs are: some 25 ops a layer with names one can read,
+the number type of every tensor ours to choose, and no converter that must know this month's torch. A batch is one row.
+
+Two layouts of the hidden states, from the same weights: ``tokens`` (1, S, d), as everywhere; ``ane`` (1, d, 1, S),
+which the Neural Engine prefers: every linear layer a 1x1 convolution, and attention without a single transposition
+(Apple, "Deploying Transformers on the Apple Neural Engine", 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from exporters.mil_weights import weights_pass
+from exporters.quiet_coremltools import Function, Program, ct, get_new_symbol, mb, types
+from exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
+from runtime.bundle import TensorInfo
+from runtime.errors import InputError
+from train.backbones import LayerWeights
+from train.backbones.weights import Linear, Norm
+
+Var = Any
+"""A tensor of the program that is being written."""
+
+SMALLEST_EPSILON = 2.0**-24
+"""fp16's least number: BERT's 1e-12 would become 0."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a program is written, beside what it computes."""
+
+    precision: str
+    """fp32, fp16, or one of COMPRESSIONS, whose arithmetic is fp16."""
+    target: ct.target
+    """The oldest system that can read it; decides which versions of the ops are used."""
+    lengths: tuple[int, ...]
+    """Input lengths in tokens; empty: any from 1 to ``max_length``."""
+    max_length: int
+    ane: bool = False
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """Of weights, arithmetic and hidden states. Logits and LTE are float32 always."""
+        return np.float32 if self.precision == "fp32" else np.float16
+
+    @property
+    def layout(self) -> Layout:
+        return ChannelsFirst(self.dtype) if self.ane else TokensFirst(self.dtype)
+
+    @property
+    def float_name(self) -> str:
+        return np.dtype(self.dtype).name
+
+    @property
+    def static_length(self) -> int | None:
+        return self.lengths[0] if len(self.lengths) == 1 else None
+
+
+@dataclass(frozen=True)
+class MilSegment:
+    """One segment as a model with the function ``main``, with what the manifest says of it."""
+
+    model: ct.models.MLModel
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+def embeddings_model(segments: Segments, form: Form) -> MilSegment:
+    """input_ids, attention_mask (and token_type_ids), (1, S) int32 -> hidden, attention_bias (1, 1, 1, S).
+
+    Where the exits pool by the mean, also token_weights (1, 1, S): 1 / tokens for a token, 0 for padding.
+    """
+    weights, layout = segments.embeddings, form.layout
+    names = ["input_ids", *(["token_type_ids"] if weights.types is not None else []), "attention_mask"]
+    inputs = tuple(TensorInfo(name, name, "int32", (1, "length")) for name in names)
+    outputs = [layout.hidden("hidden", segments.hidden_size), *_carried(segments, form)]
+
+    def write(fed: dict[str, Var]) -> list[Var]:
+        total = mb.gather(x=layout.weight(weights.words), indices=fed["input_ids"], axis=0)
+        if weights.types is not None:
+            types_of = mb.gather(x=layout.weight(weights.types), indices=fed["token_type_ids"], axis=0)
+            total = mb.add(x=total, y=types_of)
+        total = mb.add(x=total, y=_positions(layout.weight(weights.positions[: form.max_length]), fed, form))
+        rows = TokensFirst(form.dtype)
+        hidden = rows.norm("norm", total, weights.norm)
+        if weights.projection is not None:
+            hidden = rows.linear("projection", hidden, weights.projection)
+        mask = mb.cast(x=fed["attention_mask"], dtype=_mil_name(form.dtype))
+        masked = mb.mul(x=mb.sub(x=form.dtype(1), y=mask), y=form.dtype(MASKED))
+        found = [layout.enter("hidden", hidden), mb.expand_dims(x=masked, axes=[1, 2], name="attention_bias")]
+        if segments.pooling == "mean":
+            shares = mb.real_div(x=mask, y=mb.reduce_sum(x=mask, axes=[1], keep_dims=True))
+            found.append(mb.expand_dims(x=shares, axes=[1], name="token_weights"))
+        return found
+
+    return _model(inputs, tuple(outputs), write, form)
+
+
+def layer_model(segments: Segments, segment: LayerSegment, form: Form) -> MilSegment:
+    """hidden_in and what embeddings_model gave -> hidden_out, logits (1, C), lte (1,)."""
+    layout, head = form.layout, segment.exit
+    inputs = (layout.hidden("hidden_in", segments.hidden_size), *_carried(segments, form))
+    outputs = [
+        layout.hidden("hidden_out", segments.hidden_size),
+        TensorInfo("logits", "logits", "float32", (1, segments.outputs)),
+    ]
+    if head.lte is not None:
+        outputs.append(TensorInfo("lte", "lte", "float32", (1,)))
+
+    def write(fed: dict[str, Var]) -> list[Var]:
+        hidden = _encoder_layer(layout, fed["hidden_in"], fed["attention_bias"], segment.encoder, segments.hidden_size)
+        pooled = layout.pool(hidden, fed.get("token_weights"))
+        answer = pooled
+        if head.pooler is not None:
+            answer = mb.tanh(x=layout.linear("pooler", pooled, head.pooler))
+        found = [hidden, _float32("logits", layout.linear("classifier", answer, head.classifier), (1, -1))]
+        if head.lte is not None:  # the sigmoid on float32: float16 has only some 2000 steps between 0.5 and 1
+            found.append(
+                mb.sigmoid(x=_float32("lte_logit", layout.linear("lte_linear", pooled, head.lte), (1,)), name="lte")
+            )
+        return found
+
+    return _model(inputs, tuple(outputs), write, form)
+
+
+class Layout(Protocol):
+    """How hidden states lie, and what follows from it."""
+
+    def weight(self, value: npt.NDArray) -> npt.NDArray:
+        """In the program's number type."""
+
+    def hidden(self, name: str, hidden_size: int) -> TensorInfo:
+        """A hidden state among a segment's inputs or outputs."""
+
+    def enter(self, name: str, rows: Var) -> Var:
+        """(1, S, d) -> this layout."""
+
+    def linear(self, name: str, x: Var, linear: Linear) -> Var: ...
+
+    def norm(self, name: str, x: Var, norm: Norm) -> Var: ...
+
+    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
+        """Queries, keys and values side by side, and the bias (1, 1, 1, S) -> their attention, heads joined."""
+
+    def pool(self, hidden: Var, token_weights: Var | None) -> Var:
+        """What the exits read: the mean by ``token_weights``, or the first token where there are none."""
+
+
+@dataclass(frozen=True)
+class TokensFirst:
+    """Hidden states (1, S, d)."""
+
+    dtype: type[np.floating]
+
+    def weight(self, value: npt.NDArray) -> npt.NDArray:
+        return np.asarray(value, dtype=self.dtype, order="C")
+
+    def hidden(self, name: str, hidden_size: int) -> TensorInfo:
+        return TensorInfo(name, "hidden", np.dtype(self.dtype).name, (1, "length", hidden_size))
+
+    def enter(self, name: str, rows: Var) -> Var:
+        return mb.identity(x=rows, name=name)
+
+    def linear(self, name: str, x: Var, linear: Linear) -> Var:
+        return mb.linear(x=x, weight=self.weight(linear.weight.T), bias=self.weight(linear.bias), name=name)
+
+    def norm(self, name: str, x: Var, norm: Norm) -> Var:
+        return _norm(name, x, norm, self.dtype, axis=-1)
+
+    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
+        queries, keys, values = (
+            mb.transpose(x=mb.reshape(x=part, shape=[1, -1, heads, size]), perm=[0, 2, 1, 3])
+            for part in mb.split(x=qkv, num_splits=3, axis=-1)
+        )
+        scores = mb.add(x=mb.matmul(x=queries, y=keys, transpose_y=True), y=bias)
+        context = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=values)
+        return mb.reshape(x=mb.transpose(x=context, perm=[0, 2, 1, 3]), shape=[1, -1, heads * size])
+
+    def pool(self, hidden: Var, token_weights: Var | None) -> Var:
+        if token_weights is not None:
+            return mb.squeeze(x=mb.matmul(x=token_weights, y=hidden), axes=[1])
+        size = hidden.shape[-1]
+        return mb.slice_by_index(x=hidden, begin=[0, 0, 0], end=[1, 1, size], squeeze_mask=[False, True, False])
+
+
+@dataclass(frozen=True)
+class ChannelsFirst:
+    """Hidden states (1, d, 1, S)."""
+
+    dtype: type[np.floating]
+
+    def weight(self, value: npt.NDArray) -> npt.NDArray:
+        return np.asarray(value, dtype=self.dtype, order="C")
+
+    def hidden(self, name: str, hidden_size: int) -> TensorInfo:
+        return TensorInfo(name, "hidden", np.dtype(self.dtype).name, (1, hidden_size, 1, "length"))
+
+    def enter(self, name: str, rows: Var) -> Var:
+        return mb.expand_dims(x=mb.transpose(x=rows, perm=[0, 2, 1]), axes=[2], name=name)
+
+    def linear(self, name: str, x: Var, linear: Linear) -> Var:
+        kernel = self.weight(linear.weight.T)[:, :, None, None]
+        return mb.conv(x=x, weight=kernel, bias=self.weight(linear.bias), pad_type="valid", name=name)
+
+    def norm(self, name: str, x: Var, norm: Norm) -> Var:
+        return _norm(name, x, norm, self.dtype, axis=1)
+
+    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
+        queries, keys, values = (
+            mb.reshape(x=part, shape=[1, heads, size, -1]) for part in mb.split(x=qkv, num_splits=3, axis=1)
+        )
+        scores = mb.add(x=mb.matmul(x=queries, y=keys, transpose_x=True), y=bias)
+        context = mb.matmul(x=values, y=mb.softmax(x=scores, axis=-1), transpose_y=True)
+        return mb.reshape(x=context, shape=[1, heads * size, 1, -1])
+
+    def pool(self, hidden: Var, token_weights: Var | None) -> Var:
+        if token_weights is not None:  # (1, d, S) x (1, S, 1)
+            mean = mb.matmul(x=mb.squeeze(x=hidden, axes=[2]), y=token_weights, transpose_y=True)
+            return mb.expand_dims(x=mean, axes=[3])
+        return mb.slice_by_index(x=hidden, begin=[0, 0, 0, 0], end=[1, hidden.shape[1], 1, 1])
+
+
+def _encoder_layer(layout: Layout, x: Var, bias: Var, layer: LayerWeights, hidden_size: int) -> Var:
+    size = hidden_size // layer.heads
+    qkv = layout.linear("qkv", x, scaled_queries(layer, hidden_size))
+    context = layout.attend(qkv, bias, layer.heads, size)
+    attended = layout.norm(
+        "attention_norm", mb.add(x=layout.linear("output", context, layer.output), y=x), layer.attention_norm
+    )
+    wide = _activation(layer.activation, layout.linear("up", attended, layer.up))
+    total = mb.add(x=layout.linear("down", wide, layer.down), y=attended)
+    return layout.norm("hidden_out", total, layer.output_norm)
+
+
+def _activation(name: str, x: Var) -> Var:
+    if name == "relu":
+        return mb.relu(x=x)
+    if name == "gelu":
+        return mb.gelu(x=x, mode="EXACT")
+    if name in ("gelu_new", "gelu_pytorch_tanh"):
+        return mb.gelu(x=x, mode="TANH_APPROXIMATION")
+    raise InputError(f"activation '{name}' is not supported: the backbone must use gelu, gelu_new or relu")
+
+
+def _norm(name: str, x: Var, norm: Norm, dtype: type[np.floating], *, axis: int) -> Var:
+    gamma, beta = np.asarray(norm.scale, dtype), np.asarray(norm.shift, dtype)
+    epsilon = dtype(max(norm.epsilon, SMALLEST_EPSILON) if dtype is np.float16 else norm.epsilon)
+    return mb.layer_norm(x=x, axes=[axis], gamma=gamma, beta=beta, epsilon=epsilon, name=name)
+
+
+def _positions(table: npt.NDArray, fed: dict[str, Var], form: Form) -> Var:
+    """The first S rows of the table, (S, e)."""
+    if form.static_length is not None:
+        return table[: form.static_length]
+    length = mb.slice_by_index(x=mb.shape(x=fed["input_ids"]), begin=[1], end=[2])
+    size = mb.concat(values=[length, np.array([table.shape[1]], np.int32)], axis=0)
+    return mb.slice_by_size(x=table, begin=[0, 0], size=size)
+
+
+def _float32(name: str, x: Var, shape: tuple[int, ...]) -> Var:
+    return mb.cast(x=mb.reshape(x=x, shape=shape), dtype="fp32", name=name)
+
+
+def _carried(segments: Segments, form: Form) -> list[TensorInfo]:
+    """What the embeddings segment makes once and every layer reads."""
+    carried = [TensorInfo("attention_bias", "attention_bias", form.float_name, (1, 1, 1, "length"))]
+    if segments.pooling == "mean":
+        carried.append(TensorInfo("token_weights", "token_weights", form.float_name, (1, 1, "length")))
+    return carried
+
+
+def _model(inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], write: Any, form: Form) -> MilSegment:
+    """The program that ``write`` (inputs by name -> outputs) writes, as a model in memory."""
+    length = form.static_length or get_new_symbol()
+    placeholders = {
+        info.name: mb.placeholder(
+            shape=tuple(length if size == "length" else size for size in info.shape),
+            dtype=types.numpy_type_to_builtin_type(np.dtype(info.dtype)),
+        )
+        for info in inputs
+    }
+    program = Program()
+    with Function(placeholders, opset_version=form.target) as function:
+        found = write(function.inputs)
+        function.set_outputs(found)
+    program.add_function("main", function)
+    assert [var.name for var in found] == [info.name for info in outputs]
+    model = ct.convert(
+        program,
+        source="milinternal",
+        convert_to="mlprogram",
+        inputs=[ct.TensorType(info.name, shape=_shape(info, form), dtype=np.dtype(info.dtype).type) for info in inputs],
+        minimum_deployment_target=form.target,
+        compute_precision=ct.precision.FLOAT32,  # that is: leave the types as they are written
+        pass_pipeline=weights_pass(form.precision),
+        skip_model_load=True,
+    )
+    return MilSegment(model, _stated(inputs, form), _stated(outputs, form))
+
+
+def _shape(info: TensorInfo, form: Form) -> Any:
+    def of(length: Any) -> tuple[Any, ...]:
+        return tuple(length if size == "length" else size for size in info.shape)
+
+    if len(form.lengths) > 1:
+        return ct.EnumeratedShapes(shapes=[of(length) for length in form.lengths], default=of(form.lengths[-1]))
+    return ct.Shape(of(form.static_length or ct.RangeDim(1, form.max_length, default=form.max_length)))
+
+
+def _stated(infos: tuple[TensorInfo, ...], form: Form) -> tuple[TensorInfo, ...]:
+    """As the manifest says it: one length is a number, several or any are a name."""
+    return tuple(
+        TensorInfo(i.name, i.role, i.dtype, tuple(form.static_length or s if s == "length" else s for s in i.shape))
+        for i in infos
+    )
+
+
+def _mil_name(dtype: type[np.floating]) -> str:
+    return "fp16" if dtype is np.float16 else "fp32"

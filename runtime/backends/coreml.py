@@ -1,0 +1,142 @@
+"""CoreML through coremltools, on a Mac: one model per segment, or one function of a multifunction package each.
+
+A segment takes one row, of any length up to the model's or of the lengths that the manifest names: the state holds each
+row's tensors by themselves, padded to the next of those lengths, and leaves the loop with its row.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from devices import default_threads, find
+from runtime.bundle import Manifest, Segment
+from runtime.errors import BerxitError, InputError
+from runtime.policies import Bools, Floats
+from runtime.tokenization import TokenBatch
+
+Tensors = dict[str, npt.NDArray]
+Predict = Callable[[Tensors], Tensors]
+"""One function of a package: inputs by name -> outputs by name."""
+Opener = Callable[[Path, str | None], Predict]
+"""Package and function name (None: the package has one) -> that function, loaded."""
+
+WARM_UP = 2
+"""Runs of every segment and length before the first answer: CoreML plans on the first."""
+
+
+class State(NamedTuple):
+    """B rows on their way through the layers."""
+
+    rows: tuple[Tensors, ...]
+    """Per row: role -> what the next layer reads."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A loaded segment: roles tied to the names in its package."""
+
+    segment: Segment
+    predict: Predict
+    alone: Lock = field(default_factory=Lock)
+    """Apple: one prediction at a time on one MLModel."""
+
+    def run(self, tensors: Tensors) -> Tensors:
+        feeds = {i.name: np.asarray(tensors[i.role], dtype=i.dtype) for i in self.segment.inputs}
+        with self.alone:
+            found = self.predict(feeds)
+        return {o.role: np.asarray(found[o.name], dtype=o.dtype) for o in self.segment.outputs}
+
+
+class CoreMLBackend:
+    """Runs segments row by row; the loop's Backend. ``open_function`` loads them."""
+
+    name = "coreml"
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int, open_function: Opener) -> None:
+        self.layers = manifest.model.layers
+        self.threads = threads
+        self._lengths = manifest.lengths
+        self._longest = manifest.model.max_length
+        self._pad = manifest.model.pad_token_id
+        steps = [_Step(s, open_function(folder / s.file, s.function)) for s in manifest.segments]
+        self._embeddings, *self._layers = steps
+
+    def embed(self, batch: TokenBatch) -> State:
+        return State(tuple(self._embeddings.run(self._row(batch, i)) for i in range(len(batch))))
+
+    def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
+        step = self._layers[layer - 1]
+        found = [step.run(row) for row in state.rows]
+        rows = tuple({**row, "hidden": new["hidden"]} for row, new in zip(state.rows, found, strict=True))
+        logits = np.concatenate([new["logits"] for new in found])
+        return State(rows), logits, np.concatenate([new["lte"] for new in found]) if "lte" in found[0] else None
+
+    def keep(self, state: State, rows: Bools) -> State:
+        return State(tuple(row for row, stays in zip(state.rows, rows, strict=True) if stays))
+
+    def warm_up(self) -> None:
+        """Runs every segment, at every length that the bundle names, before anyone waits for it."""
+        for length in self._lengths or (self._longest,):
+            for _ in range(WARM_UP):
+                state = self.embed(TokenBatch.pad([[self._pad] * length], [[0] * length], self._pad))
+                for layer in range(1, self.layers + 1):
+                    state, _, _ = self.layer(layer, state)
+
+    def _row(self, batch: TokenBatch, row: int) -> Tensors:
+        """One row without its padding, or padded to the next length that the segments take: (1, S) each."""
+        tokens = int(batch.lengths[row])
+        length = next((length for length in sorted(self._lengths) if length >= tokens), tokens)
+        if self._lengths and length == tokens and tokens not in self._lengths:
+            raise InputError(
+                f"an input of {tokens} tokens is longer than the bundle takes ({max(self._lengths)}): export again with"
+                f" --lengths up to {tokens}, or shorten the text"
+            )
+        return {
+            "input_ids": _fill(batch.input_ids[row, :tokens], length, self._pad),
+            "token_type_ids": _fill(batch.token_type_ids[row, :tokens], length, 0),
+            "attention_mask": _fill(batch.attention_mask[row, :tokens], length, 0),
+        }
+
+
+def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> CoreMLBackend:
+    """Raises BerxitError where this machine is no Mac, or CoreML cannot load a package."""
+    if platform.system() != "Darwin":
+        raise BerxitError(
+            f"{folder} needs CoreML, which only Apple's systems have, and this is {platform.system()}: run it on a Mac,"
+            " or in an app on iPhone or iPad. Its graph and weights were verified when it was exported"
+        )
+    backend = CoreMLBackend(folder, manifest, threads or default_threads(), open_function)
+    backend.warm_up()
+    return backend
+
+
+def open_function(package: Path, function: str | None) -> Predict:
+    """Loads one function of a package with coremltools, for the compute units that the device profile names."""
+    import coremltools as ct
+
+    mac = find("mac")
+    units = ct.ComputeUnit[mac.compute_units] if mac and mac.compute_units else ct.ComputeUnit.ALL
+    try:
+        model = ct.models.MLModel(str(package), compute_units=units, function_name=function)
+    except Exception as error:  # CoreML's errors come as bare RuntimeError and Exception
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BerxitError(
+            f"CoreML cannot load {package}{f', function {function}' if function else ''}: {reason}. Update macOS, or"
+            " export for an older one with --target-version ios16"
+        ) from error
+    return model.predict
+
+
+def _fill(values: npt.NDArray, length: int, filler: int) -> npt.NDArray[np.int32]:
+    """(S,) -> (1, length)"""
+    filled = np.full((1, length), filler, dtype=np.int32)
+    filled[0, : len(values)] = values
+    return filled

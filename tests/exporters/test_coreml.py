@@ -1,0 +1,257 @@
+"""CoreML packages: saved, read back from disk, executed in numpy, and held against PyTorch at every exit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+
+import torch
+from conftest import FAMILIES, shared
+from test_export import checkpoint_of
+
+from exporters import coreml
+from exporters import export as export_module
+from exporters.coreml import checking_backend
+from exporters.export import export
+from exporters.mil_executor import open_package, ops_of
+from exporters.options import ExportOptions
+from exporters.segments import Segments, cut
+from runtime.bundle import Manifest, files_of, read_manifest, sha256
+from runtime.errors import BerxitError, InputError
+from runtime.tokenization import TokenBatch
+from train.checkpoint import load_checkpoint
+from train.modeling import MultiExitModel
+
+ROWS = ([2, 6, 7, 8, 9, 3], [2, 11, 3], [2, *range(5, 20), 3])
+"""Token ids of three rows of different length."""
+
+LIMITS = {"fp32": 1e-5, "fp16": 1e-2}
+"""How far a hidden state may be off: what this target promises."""
+
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> Checkpoint:
+    """family, options -> an untrained checkpoint with exits that differ."""
+
+    def make(family: str, **options: Any) -> Path:
+        folder = tmp_path / f"{family}-checkpoint"
+        return folder if folder.exists() else checkpoint_of(backbone_folders[family], folder, **options)
+
+    return make
+
+
+def hidden_gap(checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROWS) -> tuple[float, float]:
+    """The largest difference of a hidden state, and of logits and LTE, to PyTorch, over all layers and rows."""
+    manifest = read_manifest(bundle)
+    model, _ = load_checkpoint(checkpoint)
+    backend = checking_backend(bundle, manifest, None)
+    states, exits = [], []
+    for ids in rows:
+        row = torch.tensor([ids])
+        types = (torch.arange(len(ids)) >= len(ids) // 2).long()[None]
+        with torch.no_grad():
+            expected = model(row, torch.ones_like(row), types, output_hidden_states=True)
+        state = backend.embed(TokenBatch.pad([ids], types.tolist(), manifest.model.pad_token_id))
+        for layer in range(manifest.model.layers + 1):
+            if layer:
+                state, logits, lte = backend.layer(layer, state)
+                exits += [np.abs(logits - expected.logits[:, layer - 1].numpy()).max()]
+                exits += [np.abs(lte - expected.certainties[:, layer - 1].numpy()).max()]
+            hidden = state.rows[0]["hidden"].astype(np.float32)
+            if hidden.ndim == 4:  # (1, d, 1, S) -> (1, S, d)
+                hidden = hidden[:, :, 0].transpose(0, 2, 1)
+            states += [np.abs(hidden[:, : len(ids)] - expected.hidden_states[layer].numpy()).max()]
+    return float(np.max(states)), float(np.max(exits))
+
+
+@pytest.mark.parametrize(
+    ("precision", "version", "layout", "lengths"),
+    [
+        ("fp32", "ios18", "tokens", ()),
+        ("fp16", "ios18", "ane", (8, 32)),
+        ("fp32", "ios16", "ane", (24,)),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_equals_pytorch(
+    family: str, precision: str, version: str, layout: str, lengths: tuple[int, ...], made: Checkpoint, tmp_path: Path
+) -> None:
+    pooling, head = ("mean", "pooler") if layout == "ane" else ("first", "linear")
+    checkpoint = made(family, pooling=pooling, exit_head=head)
+    options = ExportOptions(precision, lengths, target_version=version, layout=layout)
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)
+    states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
+    assert states <= LIMITS[precision]
+    assert exits <= LIMITS[precision]
+    assert (manifest.target, manifest.precision, manifest.lengths, manifest.max_batch) == (
+        "coreml", precision, lengths, 1,
+    )  # fmt: skip
+
+
+def test_the_default_is_one_package_of_functions_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
+    lines: list[str] = []
+    export(made("bert"), "coreml", tmp_path / "bundle", report=lines.append)
+    manifest = read_manifest(tmp_path / "bundle")  # every checksum, that of the package's folder too
+    assert manifest.precision == "fp16"
+    assert {segment.file for segment in manifest.segments} == {"segments/model.mlpackage"}
+    names = ["embeddings", "layer_01", "layer_02", "layer_03"]
+    assert [segment.function for segment in manifest.segments] == names
+    assert set(open_package(tmp_path / "bundle/segments/model.mlpackage")) == set(names)
+    hidden = next(o for o in manifest.segments[0].outputs if o.role == "hidden")
+    assert (hidden.dtype, hidden.shape) == ("float16", (1, "length", 32))
+    outputs = {o.role: (o.dtype, o.shape) for o in manifest.segments[1].outputs}
+    assert outputs["logits"] == ("float32", (1, 2))
+    assert outputs["lte"] == ("float32", (1,))
+    assert "coremltools" in manifest.made_with
+    assert [line[:15] for line in lines[:3]] == ["-[✓] layer 01: ", "-[✓] layer 02: ", "-[✓] layer 03: "]
+    assert "PSNR" in lines[0]
+    assert "Apple's runtime was not run" in lines[3]
+
+
+def test_ios_16_gets_one_package_per_segment(made: Checkpoint, tmp_path: Path) -> None:
+    options = ExportOptions(target_version="ios16")
+    manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=options)
+    assert [segment.file for segment in manifest.segments] == [
+        f"segments/{name}.mlpackage" for name in ("embeddings", "layer_01", "layer_02", "layer_03")
+    ]
+    assert {segment.function for segment in manifest.segments} == {None}
+    assert hidden_gap(made("bert"), tmp_path / "bundle")[0] <= LIMITS["fp16"]
+
+
+def test_the_neural_engines_layout_is_convolutions_without_transpositions(made: Checkpoint, tmp_path: Path) -> None:
+    options = ExportOptions(layout="ane", lengths=(8, 16))
+    manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=options)
+    ops = ops_of(tmp_path / "bundle/segments/model.mlpackage")["layer_01"]
+    assert ops.count("conv") == 6  # qkv, output, up, down, classifier, lte
+    assert not {"linear", "transpose"} & set(ops)
+    assert manifest.segments[1].inputs[0].shape == (1, 32, 1, "length")
+
+
+def size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_an_albert_body_is_stored_once(tokenizer_folder: Path, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(shared("models", "rxnmapper-albert"), tmp_path / "albert", tokenizer=tokenizer_folder)
+    options = ExportOptions("fp32")
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)
+    model, _ = load_checkpoint(checkpoint)
+    once = 4 * sum(parameter.numel() for parameter in model.parameters())  # one body, all heads, embeddings
+    assert size(tmp_path / "bundle" / manifest.segments[0].file) <= 1.1 * once
+    states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
+    assert states <= 1e-5
+    assert exits <= 1e-5
+
+
+def test_real_bert_in_fp16_stays_near(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(shared("models", "bge-small-en"), tmp_path / "checkpoint", layers=3)
+    export(checkpoint, "coreml", tmp_path / "bundle")
+    states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
+    assert states <= LIMITS["fp16"]
+    assert exits <= LIMITS["fp16"]
+
+
+def test_an_albert_body_is_stored_once_in_int8_too(backbone_folders: dict, tmp_path: Path) -> None:
+    sizes = []
+    for layers in (1, 3):
+        checkpoint = checkpoint_of(backbone_folders["albert"], tmp_path / f"checkpoint-{layers}", layers=layers)
+        export(checkpoint, "coreml", tmp_path / f"bundle-{layers}", options=ExportOptions("int8"))
+        sizes.append(
+            (tmp_path / f"bundle-{layers}/segments/model.mlpackage/Data/com.apple.CoreML/weights/weight.bin")
+            .stat()
+            .st_size
+        )
+    assert sizes[1] <= 1.1 * sizes[0]
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.55), ("palette6", 0.42), ("palette4", 0.3)])
+def test_compressed_weights_are_small_and_near(
+    precision: str, share: float, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Real weights, with a small vocabulary: k-means over a large one takes its time."""
+    model_folder = shared("models", "rxnmapper-albert")
+    checkpoint = checkpoint_of(model_folder, tmp_path / "checkpoint", tokenizer=tokenizer_folder, layers=2)
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=ExportOptions(precision))
+    model, _ = load_checkpoint(checkpoint)
+    half = 2 * sum(parameter.numel() for parameter in model.parameters())
+    weights = next((tmp_path / "bundle").rglob("weight.bin"))
+    assert weights.stat().st_size <= share * half
+    ops = ops_of(tmp_path / "bundle" / manifest.segments[0].file)["layer_01"]
+    assert any(op.startswith("constexpr_") for op in ops)
+    assert max(manifest.parity.max_diff) <= manifest.parity.atol
+
+
+def test_exits_that_differ_stop_the_export(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: MultiExitModel) -> Segments:
+        segments = cut(model)
+        last = segments.layers[-1]
+        up = replace(last.encoder.up, bias=last.encoder.up.bias + 5)
+        return replace(segments, layers=(*segments.layers[:-1], replace(last, encoder=replace(last.encoder, up=up))))
+
+    checkpoint = made("bert")
+    monkeypatch.setattr(export_module, "cut", wrong)
+    monkeypatch.setitem(coreml.PRECISIONS, "fp16", 1e-3)  # the exits of an untrained model lie close to each other
+    with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
+        export(checkpoint, "coreml", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ExportOptions(target_version="ios12"), "no --target-version 'ios12': choose ios18, macos15, ios16"),
+        (ExportOptions(layout="sideways"), "no --layout 'sideways': choose tokens or ane"),
+        (ExportOptions(target_version="ios16", lengths=(8, 16)), "ios16 takes one of --lengths"),
+        (ExportOptions(max_batch=4), "--max-batch 4: target coreml takes one row at a time"),
+        (ExportOptions("fp7"), "no precision 'fp7': choose fp16 or fp32"),
+    ],
+)
+def test_what_coreml_does_not_know_is_refused(
+    options: ExportOptions, message: str, made: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export(made("bert"), "coreml", tmp_path / "bundle", options=options)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_lengths_end_where_the_model_does(made: Checkpoint, tmp_path: Path) -> None:
+    checkpoint = made("bert")  # up to 32 tokens
+    manifest = export(checkpoint, "coreml", tmp_path / "long", options=ExportOptions(lengths=(128, 16, 64)))
+    assert (manifest.lengths, manifest.model.max_length) == ((16, 32), 32)
+    manifest = export(checkpoint, "coreml", tmp_path / "short", options=ExportOptions(lengths=(8,)))
+    assert (manifest.lengths, manifest.model.max_length) == ((8,), 8)
+    golden = json.loads((tmp_path / "short" / "golden.json").read_text(encoding="utf-8"))
+    assert max(len(ids) for ids in golden["input_ids"]) <= 8
+
+
+def test_a_package_takes_the_lengths_it_names_and_no_other(made: Checkpoint, tmp_path: Path) -> None:
+    manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(lengths=(8, 16)))
+    embeddings = open_package(tmp_path / "bundle" / manifest.segments[0].file)["embeddings"]
+    feeds = {name: np.ones((1, 8), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}
+    assert embeddings(feeds)["hidden"].shape == (1, 8, 32)
+    with pytest.raises(BerxitError, match="not one that the package declares"):
+        embeddings({name: np.ones((1, 9), np.int32) for name in feeds})
+    with pytest.raises(BerxitError, match="the function takes input_ids"):
+        embeddings({"input_ids": feeds["input_ids"]})
+
+
+def test_a_changed_weight_file_is_found(made: Checkpoint, tmp_path: Path) -> None:
+    manifest: Manifest = export(made("bert"), "coreml", tmp_path / "bundle")
+    package = tmp_path / "bundle" / manifest.segments[0].file
+    assert files_of(manifest)[manifest.segments[0].file] == sha256(package)
+    weights = next(package.rglob("weight.bin"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BerxitError, match="checksum differs"):
+        read_manifest(tmp_path / "bundle")

@@ -1,0 +1,110 @@
+"""GLUE and SICK from the Hugging Face hub, for those who have no files: fetched once, kept as files like any others.
+
+What follows (training, calibration, the bench on a device) then knows files only, and the folder can be copied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import BerxitError, InputError
+from train.checkpoint import write_whole
+from train.tasks import TASKS, Task
+
+_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set on the hub, and what it calls what a task's files hold."""
+
+    path: str
+    config: str | None
+    columns: tuple[str, ...]
+    """The text columns, in the order of the task's own."""
+    label: str = "label"
+    revision: str | None = None
+    splits: Mapping[str, str] = field(default_factory=lambda: _SPLITS)
+    """Our split -> the hub's."""
+
+
+def _glue(config: str, *columns: str, **options: Any) -> HubSource:
+    return HubSource("nyu-mll/glue", config, columns, **options)
+
+
+SOURCES = {
+    "rte": _glue("rte", "sentence1", "sentence2"),
+    "mrpc": _glue("mrpc", "sentence1", "sentence2"),
+    "sst2": _glue("sst2", "sentence"),
+    "qnli": _glue("qnli", "question", "sentence"),
+    "qqp": _glue("qqp", "question1", "question2"),
+    "mnli": _glue(
+        "mnli",
+        "premise",
+        "hypothesis",
+        splits={"train": "train", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"},
+    ),
+    "stsb": _glue("stsb", "sentence1", "sentence2"),
+    "sick": HubSource(
+        "RobZamp/sick",
+        None,
+        ("sentence_A", "sentence_B"),
+        "relatedness_score",
+        "refs/convert/parquet",  # the data set itself is a script, which datasets no longer runs
+    ),
+}
+"""Task -> where its data lies."""
+
+
+def cache_folder() -> Path:
+    """Where fetched data is kept: $BERXIT_CACHE, else berxit/ in the user's cache folder."""
+    own = os.environ.get("BERXIT_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else home / "berxit"
+
+
+def fetch(task_name: str) -> Path:
+    """The folder with a task's train.jsonl, dev.jsonl, ...; fetched from the hub if it is not there yet.
+
+    Raises InputError for a task that the hub does not have (custom), BerxitError where the hub cannot be reached.
+    """
+    if task_name not in SOURCES:
+        raise InputError(f"--data is missing: task '{task_name}' reads your own files")
+    folder = cache_folder() / "data" / task_name
+    if not folder.is_dir():
+        source = SOURCES[task_name]
+        loaded = _load(source)
+        with write_whole(folder, force=False) as scratch:
+            for split, theirs in source.splits.items():
+                _write(TASKS[task_name], source, loaded[theirs], scratch / f"{split}.jsonl")
+    return folder
+
+
+def _load(source: HubSource) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise BerxitError("fetching data needs datasets: pip install 'berxit[train]', or give --data") from None
+    try:
+        return datasets.load_dataset(source.path, source.config, revision=source.revision)
+    except Exception as error:  # datasets and huggingface_hub have a dozen exception types for "no network"
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise BerxitError(f"cannot fetch {source.path} from the hub: {reason}. Give --data with local files") from error
+
+
+def _write(task: Task, source: HubSource, rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """One split in the task's own column names. Rows without a label (GLUE's test splits have -1) are left out."""
+    with path.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            label = row[source.label]
+            if task.labels and label == -1:
+                continue
+            texts = {ours: row[theirs] for ours, theirs in zip(task.text_columns, source.columns, strict=True)}
+            stream.write(json.dumps({**texts, task.label_column: task.labels[label] if task.labels else label}) + "\n")
+    if not path.stat().st_size:
+        path.unlink()  # a split without labels scores nothing
