@@ -55,7 +55,7 @@ def _never(machine: Machine) -> bool:
     return False
 
 
-_ON_THE_JETSON = "copy the bundle to the Jetson and run this command there"
+_ON_THE_JETSON = "copy the bundle to the Jetson, whose JetPack brings TensorRT, and run this command there"
 _POWERS_OF_TWO = (16, 32, 64, 128, 256, 512)
 _ON_THE_PHONE = "there is no Python on it; copy the bundle into an app"
 
@@ -82,7 +82,8 @@ DEVICES: tuple[Device, ...] = (
            _board("raspberry pi"), "copy the bundle to the Raspberry Pi and run this command there"),
     Device("desktop-gpu", "desktop or server with an NVIDIA GPU", ("tensorrt", "onnxruntime"), "fp16",
            lambda machine: bool(machine.gpu) and not machine.board,
-           "run this command on a machine whose nvidia-smi shows a GPU", target_version="tensorrt10",
+           "run this command on a machine whose nvidia-smi shows a GPU, with pip install 'berxit[tensorrt]'",
+           target_version="tensorrt10",
            workspace_mib=4096),
     Device("mac", "Mac", ("coreml", "onnxruntime"), "fp16",
            _macos, "run this command on a Mac", target_version="macos15", compute_units="ALL"),

@@ -48,8 +48,8 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
         BackendInfo(
             "tensorrt-rtx",
             "runtime.backends.tensorrt.rtx",
-            "tensorrt_rtx",
-            "pip install tensorrt-rtx 'berxit[tensorrt-rtx]'",
+            "tensorrt_rtx_bindings",
+            "pip install 'berxit[tensorrt-rtx]'",
         ),
         BackendInfo(
             "onnxruntime-gpu",
