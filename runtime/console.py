@@ -24,6 +24,9 @@ EXTRAS = {
     "scipy": "train",
     "onnx": "export",
     "coremltools": "coreml",
+    "tensorrt": "tensorrt",
+    "cuda-python": "tensorrt",
+    "tensorrt-rtx-cu13-bindings": "tensorrt-rtx",
     "matplotlib": "report",
     "sacrebleu": "study",
 }

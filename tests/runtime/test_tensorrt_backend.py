@@ -408,3 +408,30 @@ def test_a_bundle_opens_through_the_registry(
     with pytest.raises(InputError, match="BERXIT_TENSORRT names fast: it knows graphs and ahead"):
         open_backend(folder, read_manifest(folder), backend="tensorrt")
     assert engines.WORKSPACE_MIB > 0
+
+
+def test_cuda_python_takes_what_it_is_given() -> None:
+    """Without a driver every call comes back with an error, but not before its arguments were understood."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed here")
+    if int(runtime.cudaGetDeviceCount()[0]) == 0:
+        pytest.skip("there is a GPU: these arguments are not for one")
+    cuda = Cuda(runtime)
+    calls = (
+        cuda.gpu,
+        cuda.stream,
+        cuda.event,
+        lambda: cuda.allocate(256),
+        lambda: cuda.pinned(256),
+        lambda: cuda.copy_in(512, 256, 16, 77),
+        lambda: cuda.copy_out(512, 256, 16, 77),
+        lambda: cuda.move(512, 256, 16, 77),
+        lambda: cuda.wait(77),
+        lambda: cuda.mark(runtime.cudaEvent_t(0), 77),
+        lambda: cuda.wait_for(runtime.cudaEvent_t(0)),
+        lambda: cuda.start_capture(77),
+        lambda: cuda.end_capture(77),
+        lambda: cuda.launch(runtime.cudaGraphExec_t(0), 77),
+    )
+    for call in calls:
+        with pytest.raises(BerxitError, match=r"CUDA's cuda\w+ failed with cudaError"):
+            call()

@@ -15,6 +15,8 @@ NEEDED_FOR = {
     "onnxruntime": "run bundles on a CPU",
     "train": "fine-tune, evaluate, calibrate",
     "export": "write bundles",
+    "tensorrt": "run bundles on a Jetson or an NVIDIA GPU",
+    "tensorrt-rtx": "build engines for desktop RTX GPUs, anywhere",
     "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
     "study": "repeat the paper's experiments",
