@@ -82,16 +82,17 @@ def embeddings_model(segments: Segments, form: Form) -> MilSegment:
     outputs = [layout.hidden("hidden", segments.hidden_size), *_carried(segments, form)]
 
     def write(fed: dict[str, Var]) -> list[Var]:
-        total = mb.gather(x=layout.weight(weights.words), indices=fed["input_ids"], axis=0)
+        # The sum and its norm in float32: three small numbers, whose rounding the norm would multiply by some twenty.
+        total = _cast(mb.gather(x=layout.weight(weights.words), indices=fed["input_ids"], axis=0), np.float32)
         if weights.types is not None:
-            types_of = mb.gather(x=layout.weight(weights.types), indices=fed["token_type_ids"], axis=0)
-            total = mb.add(x=total, y=types_of)
-        total = mb.add(x=total, y=_positions(layout.weight(weights.positions[: form.max_length]), fed, form))
-        rows = TokensFirst(form.dtype)
-        hidden = rows.norm("norm", total, weights.norm)
+            kinds = mb.gather(x=layout.weight(weights.types), indices=fed["token_type_ids"], axis=0)
+            total = mb.add(x=total, y=_cast(kinds, np.float32))
+        positions = _positions(layout.weight(weights.positions[: form.max_length]), fed, form)
+        total = mb.add(x=total, y=_cast(positions, np.float32))
+        hidden = _cast(TokensFirst(np.float32).norm("norm", total, weights.norm), form.dtype)
         if weights.projection is not None:
-            hidden = rows.linear("projection", hidden, weights.projection)
-        mask = mb.cast(x=fed["attention_mask"], dtype=_mil_name(form.dtype))
+            hidden = TokensFirst(form.dtype).linear("projection", hidden, weights.projection)
+        mask = _cast(fed["attention_mask"], form.dtype)
         masked = mb.mul(x=mb.sub(x=form.dtype(1), y=mask), y=form.dtype(MASKED))
         found = [layout.enter("hidden", hidden), mb.expand_dims(x=masked, axes=[1, 2], name="attention_bias")]
         if segments.pooling == "mean":
@@ -257,7 +258,7 @@ def _norm(name: str, x: Var, norm: Norm, dtype: type[np.floating], *, axis: int)
 def _positions(table: npt.NDArray, fed: dict[str, Var], form: Form) -> Var:
     """The first S rows of the table, (S, e)."""
     if form.static_length is not None:
-        return table[: form.static_length]
+        return mb.const(val=table[: form.static_length])
     length = mb.slice_by_index(x=mb.shape(x=fed["input_ids"]), begin=[1], end=[2])
     size = mb.concat(values=[length, np.array([table.shape[1]], np.int32)], axis=0)
     return mb.slice_by_size(x=table, begin=[0, 0], size=size)
@@ -321,5 +322,6 @@ def _stated(infos: tuple[TensorInfo, ...], form: Form) -> tuple[TensorInfo, ...]
     )
 
 
-def _mil_name(dtype: type[np.floating]) -> str:
-    return "fp16" if dtype is np.float16 else "fp32"
+def _cast(x: Var, dtype: type[np.floating]) -> Var:
+    builtin = types.numpy_type_to_builtin_type(np.dtype(dtype))
+    return x if x.dtype == builtin else mb.cast(x=x, dtype="fp16" if dtype is np.float16 else "fp32")
