@@ -17,7 +17,7 @@ from exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
 from runtime.bundle import TensorInfo
 from runtime.errors import InputError
 from train.backbones import LayerWeights
-from train.backbones.weights import Linear, Norm
+from train.backbones.weights import Array, Linear, Norm
 
 OPSET = 17
 """The first with LayerNormalization; ONNX Runtime since 1.12 and TensorRT since 8.6 take it."""
@@ -99,6 +99,7 @@ class OnnxSegment:
 def embeddings_graph(segments: Segments) -> OnnxSegment:
     """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S).
 
+    Where the model has a bias by relative position, it is in attention_bias, which is (B, heads, S, S) then.
     Where the exits pool by the mean, also token_weights (B, 1, S): 1 / tokens for a token, 0 for padding.
     """
     g = GraphWriter()
@@ -118,13 +119,27 @@ def embeddings_graph(segments: Segments) -> OnnxSegment:
     inputs.append(TensorInfo("attention_mask", "attention_mask", "int32", tokens))
     mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)
     bias = g.op("Mul", g.op("Sub", g.weight("one", 1.0), mask), g.weight("masked", MASKED))
-    g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output="attention_bias")
+    padding_name = "attention_bias" if weights.relative_bias is None else "padding_bias"
+    padding = g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output=padding_name)
+    if weights.relative_bias is not None:
+        g.op("Add", padding, _relative_bias(g, weights.relative_bias, length), output="attention_bias")
     outputs = [_hidden("hidden", segments.hidden_size), *_carried(segments)]
     if segments.pooling == "mean":
         total = g.op("ReduceSum", mask, g.weight("last_axis", [1], np.int64), keepdims=1)
         shares = g.op("Div", mask, total)
         g.op("Unsqueeze", shares, g.weight("last_axis", [1], np.int64), output="token_weights")
     return OnnxSegment(g.finish("embeddings", inputs, outputs), tuple(inputs), tuple(outputs), {})
+
+
+def _relative_bias(g: GraphWriter, bias: Array, length: str) -> str:
+    """(heads, S, S): what each distance between key and query adds, for the S tokens that there are."""
+    longest = (bias.shape[1] + 1) // 2
+    first = [g.weight(name, [0], np.int64) for name in ("zero", "rows")]
+    places = g.op("Slice", g.weight("places", np.arange(longest), np.int64), first[0], length, first[1])
+    keys = g.op("Unsqueeze", places, first[1])
+    queries = g.op("Unsqueeze", places, g.weight("last_axis", [1], np.int64))
+    distances = g.op("Add", g.op("Sub", keys, queries), g.weight("longest", longest - 1, np.int64))
+    return g.op("Gather", g.weight("relative_bias", bias), distances, axis=1)
 
 
 def layer_graph(segments: Segments, segment: LayerSegment) -> OnnxSegment:
@@ -184,7 +199,9 @@ def _hidden(name: str, hidden_size: int) -> TensorInfo:
 
 def _carried(segments: Segments) -> list[TensorInfo]:
     """What the embeddings segment makes once and every layer reads."""
-    carried = [TensorInfo("attention_bias", "attention_bias", "float32", ("batch", 1, 1, "length"))]
+    relative = segments.embeddings.relative_bias
+    shape = ("batch", 1, 1, "length") if relative is None else ("batch", len(relative), "length", "length")
+    carried = [TensorInfo("attention_bias", "attention_bias", "float32", shape)]
     if segments.pooling == "mean":
         carried.append(TensorInfo("token_weights", "token_weights", "float32", ("batch", 1, "length")))
     return carried

@@ -25,6 +25,7 @@ EXTRAS = {
     "onnx": "export",
     "coremltools": "coreml",
     "matplotlib": "report",
+    "sacrebleu": "study",
 }
 """Package -> the extra of this project that brings it."""
 

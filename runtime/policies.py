@@ -13,6 +13,7 @@ Shapes: B rows, n layers, C outputs (classes, or 1 for regression). Layers count
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -201,7 +202,7 @@ class FixedDepth(ExitPolicy):
         return np.full(certainty.shape, layer >= self.depth)
 
 
-def passes(criterion: str, certainty: npt.NDArray, threshold: float) -> Bools:
+def passes(criterion: str, certainty: npt.NDArray, threshold: float | npt.NDArray) -> Bools:
     """Is the row sure enough? Strictly above the threshold, strictly below for entropy, reached for patience."""
     if criterion == "patience":
         return certainty >= threshold
@@ -234,3 +235,20 @@ def exit_layers(policy: ExitPolicy, certainty: npt.NDArray) -> Ints:
     """The layer at which each row leaves: certainty (B, n) -> (B,), from 1 to n."""
     stops = [policy.exits(layer, certainty[:, layer - 1]) for layer in range(1, policy.layers + 1)]
     return np.stack(stops, axis=1).argmax(axis=1) + 1
+
+
+def exit_layers_at(policy: ExitPolicy, certainty: npt.NDArray, thresholds: Sequence[float]) -> Ints:
+    """``exit_layers`` under each of T thresholds, the same at every layer: certainty (B, n) -> (T, B).
+
+    Raises InputError for a threshold out of range. One comparison of (T, B) per layer, so that hundreds cost little.
+    """
+    for threshold in thresholds:
+        check_threshold(policy.criterion, threshold)
+    kind = certainty.dtype if certainty.dtype.kind == "f" else np.dtype(np.float64)
+    column = np.array(thresholds, dtype=kind)[:, None]  # compared as one threshold is: in the certainty's own precision
+    going = np.ones((len(column), len(certainty)), dtype=bool)
+    layers = np.ones(going.shape, dtype=np.uint8 if policy.layers < 256 else np.int64)
+    for layer in range(1, policy.layers):
+        going &= ~passes(policy.criterion, certainty[:, layer - 1], column)
+        layers += going
+    return layers

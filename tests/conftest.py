@@ -22,6 +22,8 @@ the a cat dog sat ran on under mat tree big small red blue not and is was it pla
 """
 WORDS = VOCABULARY.split()
 FAMILIES = ("bert", "roberta", "albert", "distilbert")
+ENCODERS = (*FAMILIES, "mpnet")
+"""MPNet adds a bias by relative position, which not every target takes."""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +40,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[no-untyped-def]
     """A random model's configuration: 3 layers, d = 32, 4 heads. Every family with its own quirks."""
-    from transformers import AlbertConfig, BertConfig, DistilBertConfig, RobertaConfig
+    from transformers import AlbertConfig, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
 
     sizes = {"vocab_size": vocabulary, "max_position_embeddings": 40, "pad_token_id": 0}
     bert_like = {**sizes, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -48,6 +50,8 @@ def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[
         return RobertaConfig(**bert_like, type_vocab_size=1, layer_norm_eps=1e-5)
     if family == "albert":
         return AlbertConfig(**bert_like, embedding_size=16, hidden_act="gelu_new")
+    if family == "mpnet":
+        return MPNetConfig(**{**bert_like, "pad_token_id": 1}, relative_attention_num_buckets=32)
     return DistilBertConfig(**sizes, dim=32, n_layers=3, n_heads=4, hidden_dim=64)
 
 
@@ -70,7 +74,7 @@ def backbone_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder:
     import shutil
 
     folders = {}
-    for family in FAMILIES:
+    for family in ENCODERS:
         folders[family] = tmp_path_factory.mktemp(family)
         shutil.copytree(tokenizer_folder, folders[family], dirs_exist_ok=True)
         tiny_backbone(family).save_pretrained(folders[family])

@@ -15,6 +15,7 @@ COMMANDS = {
     "calibrate": "toolkit.commands.calibrate",
     "export": "toolkit.commands.export",
     "bench": "runtime.bench",
+    "study": "toolkit.commands.study",
     "inspect": "toolkit.commands.inspect",
     "devices": "toolkit.commands.devices",
     "doctor": "toolkit.commands.doctor",
@@ -69,3 +70,7 @@ def export() -> None:
 
 def bench() -> None:
     run(load("bench"))
+
+
+def study() -> None:
+    run(load("study"))

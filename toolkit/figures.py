@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from runtime.bench import BenchResult
     from toolkit.evaluation_report import Evaluation
+    from toolkit.studies.findings import Panel
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
 """Every input at the same layer; a criterion's thresholds; the calibrated policy."""
@@ -91,6 +93,28 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
         axes.plot(*zip(*points, strict=True), "-", color=CURVE, lw=1.2, label=f"{evaluation.criterion} thresholds")
         axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
         axes.legend(loc="lower right")
+        return _save(figure, path)
+
+
+def panels_figure(panels: Sequence[Panel], title: str, path: Path) -> Path:
+    """A study's panels, up to three in a row, under one title and above one legend for all."""
+    columns = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
+    rows = -(-len(panels) // columns)
+    with plt.rc_context({**STYLE, "axes.titlesize": 9, "figure.titlesize": 11}):
+        size = (max(5.6, 4.5 * columns), 3.7 * rows + 0.6)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            panel(axes)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        width = max(map(len, handles), default=1)
+        fit = max(1, min(len(handles), int(14 * size[0] / (width + 8))))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=fit)
+        figure.suptitle(title)
         return _save(figure, path)
 
 

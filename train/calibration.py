@@ -107,8 +107,8 @@ def keep_share(predictions: Predictions, criterion: str, keep: float) -> tuple[E
         raise InputError(
             f"--keep {keep} is out of range: the share of the last exit's score to keep is above 0, up to 1"
         )
-    full = layer_scores(predictions)[-1]
     points = trade_off(predictions, criterion, candidate_thresholds(predictions, criterion))
+    full = points[-1].score  # the last candidate never stops early
     good = [point for point in points if point.score >= keep * full]
     if not good:  # only where the last exit's score is below zero, as a correlation can be
         raise BerxitError(

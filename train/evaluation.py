@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from runtime.examples import Examples
-from runtime.policies import ExitPolicy, certainties, exit_layers
+from runtime.policies import ExitPolicy, certainties, exit_layers, exit_layers_at
 from runtime.progress import Progress, silent
 from train.encoding import EncodedExamples
-from train.metrics import METRICS
+from train.metrics import METRICS, scores
 from train.modeling import MultiExitModel
 
 
@@ -30,6 +31,8 @@ class Predictions:
     labels: npt.NDArray
     """(N,)"""
     metric: str
+    ids: npt.NDArray | None = None
+    """(N,) which row of its file each example is, from 0; None in a pass that was made by hand."""
 
     @property
     def layers(self) -> int:
@@ -51,13 +54,15 @@ class Predictions:
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         if self.lte is not None:
             arrays["lte"] = self.lte
+        if self.ids is not None:
+            arrays["ids"] = self.ids
         np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
         with np.load(path, allow_pickle=False) as file:
-            lte = file["lte"] if "lte" in file.files else None
-            return cls(file["logits"], lte, file["labels"], str(file["metric"]))
+            lte, ids = (file[name] if name in file.files else None for name in ("lte", "ids"))
+            return cls(file["logits"], lte, file["labels"], str(file["metric"]), ids)
 
 
 @torch.no_grad()
@@ -85,13 +90,21 @@ def predict(
             if lte is not None:
                 lte[rows] = outputs.certainties.float().cpu().numpy()
             bar.update(len(rows))
-    return Predictions(logits, lte, examples.labels, model.config.metric)
+    return Predictions(logits, lte, examples.labels, model.config.metric, np.arange(len(examples)))
 
 
 def layer_scores(predictions: Predictions) -> list[float]:
     """The score of each layer when all examples exit there: (n,)."""
     answers = predictions.answers()
     return [predictions.score(answers[:, layer]) for layer in range(predictions.layers)]
+
+
+def constant_score(predictions: Predictions) -> float:
+    """The best that one answer for all examples can score; 0 for a correlation."""
+    if predictions.regression:
+        return 0.0
+    classes = range(predictions.logits.shape[2])
+    return max(predictions.score(np.full(len(predictions.labels), c)) for c in classes)
 
 
 def default_criterion(predictions: Predictions) -> str:
@@ -134,12 +147,23 @@ def operating_point(
     )
 
 
-def trade_off(predictions: Predictions, criterion: str, thresholds: npt.NDArray | list[float]) -> list[OperatingPoint]:
-    """The curve of a criterion: one point per threshold, from the one stored pass."""
-    policies = [ExitPolicy.uniform(criterion, threshold, predictions.layers) for threshold in thresholds]
-    policies[0].check(regression=predictions.regression, lte=predictions.lte is not None)
-    certainty = certainties(policies[0], predictions.logits, predictions.lte)
-    return [operating_point(predictions, policy, certainty) for policy in policies]
+def trade_off(
+    predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = 0.5
+) -> list[OperatingPoint]:
+    """The curve of a criterion: one point per threshold, from the one stored pass, all of them at once.
+
+    ``tolerance``: patience on regression. Raises InputError for a criterion or a threshold that cannot be.
+    """
+    n = predictions.layers
+    policy = ExitPolicy.uniform(criterion, thresholds[0], n, tolerance)
+    policy.check(regression=predictions.regression, lte=predictions.lte is not None)
+    certainty = certainties(policy, predictions.logits, predictions.lte)
+    layers = exit_layers_at(policy, certainty, [float(t) for t in thresholds])
+    chosen = predictions.answers()[np.arange(layers.shape[1]), layers - 1]
+    histograms = np.stack([(layers == layer).sum(axis=1) for layer in range(1, n + 1)], axis=1)
+    averages = (histograms @ np.arange(1, n + 1)) / layers.shape[1]
+    found = zip(thresholds, averages, scores(predictions.metric, chosen, predictions.labels), histograms, strict=True)
+    return [OperatingPoint(float(t), float(a), float(s), tuple(int(c) for c in h)) for t, a, s, h in found]
 
 
 def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 200) -> list[float]:

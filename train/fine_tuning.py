@@ -212,6 +212,8 @@ def fine_tune(
     examples = task.read(data, "train").head(options.limit_train)
     set_seed(options.seed)
     model, tokenizer = start_model(task, options)
+    if task.regression:
+        model.answer_at_first(float(examples.labels.mean()))
     losses = LossOptions(
         options.warm_up_steps, options.distillation, layer_weights(options.layer_weights, model.layers)
     )

@@ -1,4 +1,7 @@
-"""The tasks' official scores, by scikit-learn and scipy; higher is better."""
+"""The tasks' official scores, by scikit-learn and scipy; higher is better.
+
+A curve scores hundreds of answers to the same examples: ``scores`` does that in one go, to rounding the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +26,34 @@ METRICS: dict[str, Callable[[npt.NDArray, npt.NDArray], float]] = {
     "spearman": lambda predictions, labels: _correlation(stats.spearmanr, predictions, labels),
 }
 """Name -> score(predictions (N,), labels (N,)): class numbers, or values for regression."""
+
+
+def scores(metric: str, predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDArray:
+    """A metric of T sets of answers at once: predictions (T, N), labels (N,) -> (T,)."""
+    if metric in _TOGETHER:
+        return _TOGETHER[metric](predictions, labels)
+    return np.array([METRICS[metric](row, labels) for row in predictions])
+
+
+def _f1_together(predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDArray:
+    named, true = predictions == 1, labels == 1
+    total = named.sum(axis=1) + true.sum()
+    return 2 * (named & true).sum(axis=1) / np.where(total == 0, 1, total)
+
+
+def _pearson_together(predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDArray:
+    x = predictions - predictions.mean(axis=1, keepdims=True, dtype=np.float64)
+    y = labels - labels.mean(dtype=np.float64)
+    constant = (np.ptp(predictions, axis=1) == 0) | (np.ptp(labels) == 0)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y)
+    return np.where(constant, 0.0, (x * y).sum(axis=1) / np.where(constant, 1.0, norms))
+
+
+_TOGETHER: dict[str, Callable[[npt.NDArray, npt.NDArray], npt.NDArray]] = {
+    "accuracy": lambda predictions, labels: (predictions == labels).mean(axis=1),
+    "f1": _f1_together,
+    "pearson": _pearson_together,
+    "spearman": lambda predictions, labels: _pearson_together(
+        stats.rankdata(predictions, axis=1), stats.rankdata(labels)
+    ),
+}

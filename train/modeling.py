@@ -98,6 +98,12 @@ class MultiExitModel(PreTrainedModel):
                     head.pooler.load_state_dict(pooler.state_dict())
         return multi_exit
 
+    @torch.no_grad()
+    def answer_at_first(self, value: float) -> None:
+        """Regression: every exit starts from ``value`` instead of 0, so that the encoder need not learn the offset."""
+        for head in self.heads:
+            head.classifier.bias.fill_(value)
+
     @property
     def layers(self) -> int:
         return self.adapter.layers

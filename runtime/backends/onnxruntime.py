@@ -63,7 +63,10 @@ class OnnxRuntimeBackend:
                 sessions[segment.file] = _open_session(folder / segment.file, options)
             steps.append(_tie(segment, sessions[segment.file], folder))
         self._embeddings, *self._layers = steps
-        self._length_axis = {o.role: o.shape.index("length") for o in manifest.segments[0].outputs}
+        self._length_axes = {
+            o.role: tuple(axis for axis, size in enumerate(o.shape) if size == "length")
+            for o in manifest.segments[0].outputs
+        }
 
     def embed(self, batch: TokenBatch) -> State:
         outputs = self._embeddings.run(
@@ -83,10 +86,14 @@ class OnnxRuntimeBackend:
     def keep(self, state: State, rows: Bools) -> State:
         lengths = state.lengths[rows]
         longest = int(lengths.max())  # padding that no remaining row needs goes too
-        kept = {
-            role: array[rows].take(range(longest), self._length_axis[role]) for role, array in state.tensors.items()
-        }
+        kept = {role: _cut(array[rows], self._length_axes[role], longest) for role, array in state.tensors.items()}
         return State(kept, lengths)
+
+
+def _cut(array: npt.NDArray, axes: tuple[int, ...], length: int) -> npt.NDArray:
+    """The first ``length`` along each of ``axes``, as an array of its own."""
+    places = tuple(slice(length) if axis in axes else slice(None) for axis in range(array.ndim))
+    return np.ascontiguousarray(array[places])
 
 
 def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeBackend:

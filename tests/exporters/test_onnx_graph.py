@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import FAMILIES, shared
+from conftest import ENCODERS, shared
 
 from exporters.onnx_graph import OPSET, OnnxSegment, embeddings_graph, layer_graph
 from exporters.segments import cut
@@ -78,7 +78,7 @@ def check(model: MultiExitModel, runner: Runner, batch: Arrays, tolerance: float
 
 @pytest.mark.parametrize("exit_head", ["linear", "pooler"])
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_every_segment_equals_pytorch(family: str, pooling: str, exit_head: str, backbone_folders: dict) -> None:
     torch.manual_seed(0)
     model = MultiExitModel.from_backbone(

@@ -11,7 +11,7 @@ from stored_backend import StoredBackend, batch_of
 
 from runtime.errors import InputError
 from runtime.loop import exit_loop
-from runtime.policies import CRITERIA, ExitPolicy, Memory, certainties, exit_layers, softmax
+from runtime.policies import CRITERIA, ExitPolicy, Memory, certainties, exit_layers, exit_layers_at, softmax
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -274,3 +274,16 @@ def test_a_stored_pass_and_the_exit_loop_leave_at_the_same_layers(
 
     alone = [looped(policy, logits[row : row + 1], lte[row : row + 1])[0].item() for row in rows]
     np.testing.assert_array_equal(alone, expected)
+
+
+def test_many_thresholds_at_once_leave_where_each_does_alone() -> None:
+    rng = np.random.default_rng(4)
+    certainty = rng.random((50, 6), dtype=np.float32)
+    thresholds = [0.0, 0.3, 0.5, 0.9, 1.0]
+    policy = ExitPolicy.uniform("lte", 0.5, 6)
+    found = exit_layers_at(policy, certainty, thresholds)
+    assert found.shape == (5, 50)
+    for row, threshold in zip(found, thresholds, strict=True):
+        assert row.tolist() == exit_layers(policy.with_threshold(threshold), certainty).tolist()
+    with pytest.raises(InputError, match="out of range"):
+        exit_layers_at(policy, certainty, [0.5, 2.0])

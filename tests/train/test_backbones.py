@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, shared, tiny_backbone, tiny_config
+from conftest import ENCODERS, FAMILIES, shared, tiny_backbone, tiny_config
 from scipy.special import erf
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, GPT2Config
@@ -69,11 +69,14 @@ def embed(weights: EmbeddingWeights, ids: Array, types: Array) -> Array:
     return hidden if weights.projection is None else apply(weights.projection, hidden)
 
 
-def run_layer(layer: LayerWeights, hidden: Array, mask: Array) -> Array:
+def run_layer(layer: LayerWeights, hidden: Array, mask: Array, relative_bias: Array | None = None) -> Array:
     rows, length, size = hidden.shape
     parts = np.split(apply(layer.qkv, hidden), 3, axis=-1)
     queries, keys, values = (p.reshape(rows, length, layer.heads, -1).transpose(0, 2, 1, 3) for p in parts)
     scores = queries @ keys.transpose(0, 1, 3, 2) / np.sqrt(size // layer.heads)
+    if relative_bias is not None:
+        place, longest = np.arange(length), (relative_bias.shape[1] + 1) // 2
+        scores = scores + relative_bias[:, place[None] - place[:, None] + longest - 1]
     scores = np.where(mask[:, None, None] == 1, scores, -np.inf)
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = (powers / powers.sum(axis=-1, keepdims=True)) @ values
@@ -88,7 +91,7 @@ def largest_gap(found: object, expected: Tensor, mask: Tensor) -> float:
     return float(np.abs(np.asarray(found) - expected.numpy())[kept].max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_hidden_states_are_the_plain_models(family: str, backbone_folders: dict) -> None:
     batch = padded_batch()
     expected = plain_hidden_states(AutoModel.from_pretrained(backbone_folders[family]).eval(), batch)
@@ -100,20 +103,21 @@ def test_hidden_states_are_the_plain_models(family: str, backbone_folders: dict)
     assert max(gaps) <= 1e-6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_canonical_weights_compute_the_same_hidden_states(family: str) -> None:
     backbone, batch = tiny_backbone(family), padded_batch()
     adapter, mask = adapter_for(backbone.config), batch["attention_mask"]
     expected = plain_hidden_states(backbone, batch)
-    hidden = embed(adapter.embeddings(backbone), batch["input_ids"].numpy(), batch["token_type_ids"].numpy())
+    weights = adapter.embeddings(backbone)
+    hidden = embed(weights, batch["input_ids"].numpy(), batch["token_type_ids"].numpy())
     gaps = [largest_gap(hidden, expected[0], mask)]
     for layer, state in zip(adapter.encoder_layers(backbone), expected[1:], strict=True):
-        hidden = run_layer(layer, hidden, mask.numpy())
+        hidden = run_layer(layer, hidden, mask.numpy(), weights.relative_bias)
         gaps.append(largest_gap(hidden, state, mask))
     assert max(gaps) <= 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_a_rows_hidden_states_do_not_depend_on_its_neighbours(family: str, backbone_folders: dict) -> None:
     batch = padded_batch()
     model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
@@ -254,7 +258,8 @@ def check_real(folder: object, batch: dict[str, Tensor]) -> None:
         found = model(**batch, output_hidden_states=True).hidden_states
     assert max(largest_gap(f, e, mask) for f, e in zip(found, expected, strict=True)) <= 1e-6
     adapter = adapter_for(backbone.config)
-    hidden = embed(adapter.embeddings(backbone), batch["input_ids"].numpy(), batch["token_type_ids"].numpy())
+    weights = adapter.embeddings(backbone)
+    hidden = embed(weights, batch["input_ids"].numpy(), batch["token_type_ids"].numpy())
     for layer in adapter.encoder_layers(backbone):
         hidden = run_layer(layer, hidden, mask.numpy())
     assert largest_gap(hidden, expected[-1], mask) <= 1e-4

@@ -18,6 +18,7 @@ from train.checkpoint import load_checkpoint
 from train.evaluation import (
     Predictions,
     candidate_thresholds,
+    constant_score,
     default_criterion,
     layer_scores,
     operating_point,
@@ -198,3 +199,57 @@ def test_more_patience_never_leaves_earlier() -> None:
     ]
     assert all((deep >= early).all() for early, deep in pairwise(layers))
     assert (layers[-1] == 4).all()
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+@pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte", "patience"])
+def test_a_curve_at_once_is_the_points_one_by_one(criterion: str, metric: str) -> None:
+    predictions = random_predictions(classes=2)
+    predictions = Predictions(predictions.logits, predictions.lte, predictions.labels, metric)
+    for point in trade_off(predictions, criterion, candidate_thresholds(predictions, criterion)):
+        single = operating_point(predictions, ExitPolicy.uniform(criterion, point.threshold, 4))
+        assert point.histogram == single.histogram
+        assert point.average_exit_layer == pytest.approx(single.average_exit_layer, rel=1e-12)
+        assert point.score == pytest.approx(single.score, rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+@pytest.mark.parametrize("tolerance", [0.5, 1.0])
+def test_a_curve_of_values_is_the_points_one_by_one(metric: str, tolerance: float) -> None:
+    rng = np.random.default_rng(2)
+    values = np.round(rng.normal(size=(80, 5, 1)), 1).astype(np.float32)  # with ties
+    predictions = Predictions(values, None, np.round(rng.normal(size=80), 1), metric)
+    points = trade_off(predictions, "patience", [1, 2, 3, 4, 5], tolerance)
+    assert len({point.histogram for point in points}) > 2
+    for point in points:
+        single = operating_point(predictions, ExitPolicy.uniform("patience", point.threshold, 5, tolerance))
+        assert (point.histogram, point.score) == (single.histogram, pytest.approx(single.score, abs=1e-12))
+
+
+def test_a_threshold_of_a_curve_out_of_range_is_refused() -> None:
+    with pytest.raises(InputError, match="out of range"):
+        trade_off(hand_made(), "confidence", [0.5, 1.5])
+
+
+def test_a_threshold_is_compared_in_the_precision_of_the_certainties() -> None:
+    edge = np.float32(0.9)  # a little below 0.9 in double precision, and equal to it in single
+    sure = np.array([[edge, 1.0]], np.float32)
+    predictions = Predictions(np.zeros((1, 2, 2), np.float32), sure, np.array([0]), "accuracy")
+    just_below = float(np.nextafter(edge, np.float32(0)))
+    assert [p.histogram for p in trade_off(predictions, "lte", [0.9, just_below])] == [(0, 1), (1, 0)]
+
+
+def test_the_best_constant_answer_is_the_floor() -> None:
+    assert constant_score(hand_made()) == 0.5
+    one_sided = Predictions(np.zeros((4, 1, 2), np.float32), None, np.array([1, 1, 1, 0]), "f1")
+    assert constant_score(one_sided) == pytest.approx(2 * 3 / (4 + 3))
+    assert constant_score(regression()) == 0.0
+
+
+def test_a_pass_knows_which_rows_it_holds(checkpoint: Path, data_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_checkpoint(checkpoint)
+    found = predict(model, tokenizer, task_of(model.config).read(data_folder, "dev").head(5))
+    found.save(tmp_path / "predictions.npz")
+    ids = Predictions.load(tmp_path / "predictions.npz").ids
+    assert ids is not None
+    assert ids.tolist() == [0, 1, 2, 3, 4]

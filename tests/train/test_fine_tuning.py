@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import WORDS
 from safetensors.torch import load_file
 from transformers import DataCollatorWithPadding, TrainerCallback
 
@@ -333,6 +334,24 @@ def test_logs_are_tensorboards(task: Task, options: TrainingOptions, data_folder
     losses = [event.value for event in events.Scalars("train/loss")]
     assert len(losses) == 4  # one for each step of so short a run
     assert all(loss > 0 for loss in losses)
+
+
+def test_regression_starts_from_the_mean_of_the_labels(
+    options: TrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"the cat {word}\t{3.5 + sign}\n" for word in WORDS[:16] for sign in (-1.5, 1.5))
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
+    task = custom_task(tmp_path, ("text",), "label", regression=True)
+    starts: list[float] = []
+    train = MultiExitTrainer.train
+
+    def note(self: MultiExitTrainer, **options: object) -> object:
+        starts.extend(head.classifier.bias.item() for head in self.model.heads)
+        return train(self, **options)
+
+    monkeypatch.setattr(MultiExitTrainer, "train", note)
+    fine_tune(task, tmp_path, replace(options, max_steps=1), tmp_path / "output", quiet=True)
+    assert starts == [3.5, 3.5, 3.5]
 
 
 def test_one_layer_has_no_other_exits(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.metrics import METRICS as ON_DEVICE
-from train.metrics import METRICS
+from train.metrics import METRICS, scores
 
 
 def test_accuracy_is_the_share_that_is_right() -> None:
@@ -50,3 +50,16 @@ def test_the_device_scores_the_same(name: str) -> None:
         if name in ("pearson", "spearman"):
             labels, predictions = labels + rng.integers(0, 3, 30) / 2, rng.normal(size=30).round(1)
         assert ON_DEVICE[name](predictions, labels) == pytest.approx(METRICS[name](predictions, labels), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_scores_at_once_are_the_scores_one_by_one(metric: str) -> None:
+    rng = np.random.default_rng(3)
+    classes = metric in ("accuracy", "f1")
+    draw = (lambda *size: rng.integers(0, 2, size)) if classes else (lambda *size: rng.integers(0, 9, size) / 2)
+    predictions, labels = draw(12, 40), draw(40)
+    predictions[0] = 0  # a constant answer
+    one_by_one = [METRICS[metric](row, labels) for row in predictions]
+    assert scores(metric, predictions, labels) == pytest.approx(one_by_one, abs=1e-12)
+    nothing = np.zeros_like(labels)
+    assert scores(metric, predictions[:1], nothing)[0] == METRICS[metric](predictions[0], nothing)

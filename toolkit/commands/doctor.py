@@ -17,6 +17,7 @@ NEEDED_FOR = {
     "export": "write bundles",
     "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
+    "study": "repeat the paper's experiments",
 }
 
 

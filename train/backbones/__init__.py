@@ -9,6 +9,7 @@ from train.backbones.adapter import Adapter
 from train.backbones.albert import AlbertAdapter
 from train.backbones.bert import BertAdapter, RobertaAdapter
 from train.backbones.distilbert import DistilBertAdapter
+from train.backbones.mpnet import MPNetAdapter
 from train.backbones.weights import EmbeddingWeights, LayerWeights
 
 __all__ = ["ADAPTERS", "Adapter", "EmbeddingWeights", "LayerWeights", "adapter_for"]
@@ -18,6 +19,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "roberta": RobertaAdapter,
     "albert": AlbertAdapter,
     "distilbert": DistilBertAdapter,
+    "mpnet": MPNetAdapter,
 }
 """transformers' model_type -> the adapter that knows the family."""
 

@@ -58,6 +58,9 @@ class EmbeddingWeights:
     norm: Norm
     projection: Linear | None = None
     """(e, d), for ALBERT's factorised embeddings."""
+    relative_bias: Array | None = None
+    """(heads, 2 L - 1), L the longest input: what every layer adds to its attention scores where the key stands L - 1
+    places before the query, ... and L - 1 after it (MPNet)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,65 @@
+"""What the curves of a study cost, beside the pass that they reuse: under 2% is the aim.
+
+    python benchmarks/curve_cost.py CHECKPOINT --data DATA [--split dev] [--thresholds 200]
+
+Runs the pass over all exits, then every criterion that the model knows at so many thresholds, seven times in turns;
+prints the median time of a criterion and its share of the pass. The pass is warmed up on the first examples.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import click
+
+from runtime.console import progress_bar, run
+from runtime.errors import InputError
+from runtime.tables import markdown_table
+from toolkit.commands.options import PATH, hush_libraries
+
+ROUNDS = 7
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--data", type=PATH, required=True)
+@click.option("--split", default="dev", show_default=True)
+@click.option("--thresholds", default=200, show_default=True)
+def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
+    hush_libraries()
+    from runtime.policies import CRITERIA
+    from train.checkpoint import load_checkpoint
+    from train.evaluation import candidate_thresholds, predict, trade_off
+    from train.tasks import task_of
+
+    model, tokenizer = load_checkpoint(checkpoint)
+    examples = task_of(model.config).read(data, split)
+    predict(model, tokenizer, examples.head(32))
+    start = time.perf_counter()
+    stored = predict(model, tokenizer, examples, progress=progress_bar("the pass"))
+    whole = time.perf_counter() - start
+    tried = {}
+    for criterion in CRITERIA:
+        try:
+            tried[criterion] = candidate_thresholds(stored, criterion, thresholds)
+            trade_off(stored, criterion, tried[criterion])
+        except InputError:
+            tried.pop(criterion, None)  # not for this model
+    seconds: dict[str, list[float]] = {criterion: [] for criterion in tried}
+    for _ in range(ROUNDS):
+        for criterion in tried:
+            start = time.perf_counter()
+            trade_off(stored, criterion, candidate_thresholds(stored, criterion, thresholds))
+            seconds[criterion].append(time.perf_counter() - start)
+    rows = []
+    for criterion, times in seconds.items():
+        middle = statistics.median(times)
+        rows.append([criterion, str(len(tried[criterion])), f"{1e3 * middle:.1f}", f"{middle / whole:.2%}"])
+    click.echo(f"\nthe pass: {whole:.2f} s for {len(examples)} examples, {model.layers} layers, {stored.metric}\n")
+    click.echo(markdown_table(["criterion", "thresholds", "ms", "share of the pass"], rows))
+
+
+if __name__ == "__main__":
+    run(command)

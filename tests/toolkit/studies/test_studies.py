@@ -1,0 +1,393 @@
+"""Every study from end to end on tiny checkpoints, and the numbers it makes on passes worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from runtime.console import status_of
+from runtime.errors import BerxitError, InputError
+from tests.conftest import WORDS
+from toolkit.cli import load
+from toolkit.studies import STUDIES, find_study
+from toolkit.studies.certainty import lte_targets
+from toolkit.studies.flops import count_flops
+from toolkit.studies.limit import limit_scores
+from toolkit.studies.look import looks
+from toolkit.studies.lte import patience_curve
+from toolkit.studies.probe import bleu_scores, correlations
+from toolkit.studies.request import Request, Run, by_label, label_runs, model_name_of
+from train.checkpoint import TrainingRecord, save_checkpoint
+from train.evaluation import Predictions
+from train.modeling import MultiExitModel
+
+Make = Callable[..., Path]
+
+
+def pair_rows(split: str, regression: bool) -> str:
+    """48 pairs of sentences that share some words; the label says whether (or how much)."""
+    rng = np.random.default_rng(0)
+    lines = ["left\tright\tlabel"]
+    for row in range(48):
+        first = list(rng.choice(WORDS, size=7))
+        kept = int(rng.integers(0, 8))
+        second = first[:kept] + list(rng.choice(WORDS, size=7 - kept))
+        label = str(kept / 2) if regression else ("same" if kept > 3 else "other")
+        lines.append(f"{split} {row} {' '.join(first)}\t{' '.join(second)}\t{label}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kind -> a folder with a dev split of pairs."""
+    folders = {}
+    for kind in ("classes", "values"):
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        (folders[kind] / "dev.tsv").write_text(pair_rows("dev", kind == "values"), encoding="utf-8")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path]) -> Make:
+    """Writes a checkpoint with random exits, as berxit-train would: make("joint", lte=True, seed=1)."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def one(strategy: str, *, family: str = "bert", lte: bool = False, seed: int = 42, **options: object) -> Path:
+        import torch
+
+        torch.manual_seed(seed + sum(map(ord, strategy)))
+        regression = bool(options.pop("regression", False))
+        layers = options.pop("layers", None)
+        options.setdefault("pooling", "mean")  # random first tokens say nothing
+        model = MultiExitModel.from_backbone(
+            backbone_folders[family],
+            layers=layers,
+            num_labels=1 if regression else 2,
+            id2label={0: "value"} if regression else {0: "other", 1: "same"},
+            problem_type="regression" if regression else "single_label_classification",
+            metric="spearman" if regression else "accuracy",
+            text_columns=("left", "right"),
+            lte=lte,
+            strategy=strategy,
+            task="pairs",
+            max_length=32,
+            **options,
+        )
+        with torch.no_grad():
+            for parameter in model.heads.parameters():
+                parameter.mul_(20)
+            if model.lte is not None:
+                model.lte.weight.mul_(10)
+        said = {"model": f"somewhere/{family}-tiny", "strategy": strategy, "lte": lte, "seed": seed, "layers": layers}
+        record = TrainingRecord({**said, **options}, "train.tsv", "0", 1, 1, 1.0, 0.5, "cpu", {})
+        words = ["", "lte"] if lte else [""]
+        path = folder / "-".join([family, strategy, *words[1:], str(seed), str(layers), str(regression)])
+        path.mkdir(exist_ok=True)
+        save_checkpoint(path, model, AutoTokenizer.from_pretrained(str(backbone_folders[family])), record, ["the cat"])
+        return path
+
+    return one
+
+
+def run(*arguments: object) -> int:
+    return status_of(load("study"), [str(argument) for argument in arguments] + ["--quiet"])
+
+
+def written(output: Path, name: str) -> dict:
+    """The study's numbers; its report and its figure must be there, too."""
+    assert (output / f"{name}.md").read_text(encoding="utf-8").startswith("# ")
+    assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_layerwise(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    paths = [make("two-stage"), make("joint"), make("joint", seed=7), make("joint", family="distilbert")]
+    assert run("layerwise", *paths, "--data", data["classes"], "--output", tmp_path) == 0
+    lines = {(line["model"], line["label"]): line for line in written(tmp_path, "layerwise-pairs")["lines"]}
+    assert set(lines) == {
+        ("bert-tiny", "two-stage"),
+        ("bert-tiny", "joint (mean of 2)"),
+        ("distilbert-tiny", "joint"),
+    }
+    two_stage, joint = lines["bert-tiny", "two-stage"], lines["bert-tiny", "joint (mean of 2)"]
+    assert joint["reference"] == two_stage["scores"][-1] == two_stage["reference"]
+    assert two_stage["relative"][-1] == pytest.approx(100)
+    assert joint["runs"] == 2
+    assert joint["scores"] == pytest.approx(np.mean([joint["lowest"], joint["highest"]], axis=0))
+    assert joint["relative"][0] == pytest.approx(100 * joint["scores"][0] / two_stage["scores"][-1])
+
+
+def test_tradeoff(make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [make("joint"), make("alternating")]
+    options = ["--relative-to", "0.5", "--criterion", "entropy"]
+    assert run("tradeoff", *paths, "--data", data["classes"], "--output", tmp_path, *options) == 0
+    found = written(tmp_path, "tradeoff-pairs")
+    joint, alternating = found["curves"]
+    assert (found["criterion"], joint["reference"]) == ("entropy", 0.5)
+    assert joint["average_exit_layer"][0] == 1
+    assert joint["average_exit_layer"][-1] == 3
+    at_half = np.interp(1.5, joint["average_exit_layer"], joint["relative"])
+    assert joint["relative_at_saved"]["0.5"] == pytest.approx(at_half)
+    assert joint["relative_at_saved"]["0.7"] is None  # less than one of three layers
+    assert set(joint["area_above"]) == {"alternating"}
+    grid = np.linspace(1, 3, 20_001)
+    difference = np.interp(grid, joint["average_exit_layer"], joint["relative"]) - np.interp(
+        grid, alternating["average_exit_layer"], alternating["relative"]
+    )
+    assert joint["area_above"]["alternating"]["area"] == pytest.approx(2 * np.maximum(difference, 0).mean(), abs=0.05)
+    assert "100% is 0.5000, as given" in capsys.readouterr().out
+
+
+def test_lte_of_values(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    path = make("alternating", lte=True, regression=True)
+    options = ["--relative-to", "0.9"]
+    assert run("lte", path, "--data", data["values"], "--output", tmp_path, *options) == 0
+    (line,) = written(tmp_path, "lte-pairs")["lines"]
+    assert set(line["curves"]) == {"layer-wise", "patience", "LTE"}
+    assert line["curves"]["layer-wise"]["average_exit_layer"] == [1, 2, 3]
+    ends = [line["curves"][name]["relative"][-1] for name in ("LTE", "layer-wise")]
+    assert ends[0] == pytest.approx(ends[1])
+    assert line["areas"]["LTE, layer-wise, up to layer 1.5"]["above"] >= 0
+
+
+def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    paths = [make("alternating", lte=True), make("joint", lte=True)]
+    assert run("certainty", *paths, "--data", data["classes"], "--output", tmp_path) == 0
+    for entry in written(tmp_path, "certainty-pairs")["runs"]:
+        assert len(entry["mean_certainty"]) == 3
+        assert np.all(np.diff([entry["quantiles"][q] for q in ("p5", "p50", "p95")], axis=0) >= 0)
+        expected = np.corrcoef(entry["mean_certainty"], entry["relative"])[0, 1]
+        assert entry["correlation_over_layers"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_probe(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    assert run("probe", make("joint"), "--data", data["classes"], "--output", tmp_path) == 0
+    (entry,) = written(tmp_path, "probe-pairs")["runs"]
+    counts = [entry["predicted"][name]["examples"] for name in ("other", "same")]
+    assert np.sum(counts, axis=0).tolist() == [48, 48, 48]
+
+
+def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    paths = [make("limit", layers=1), make("limit", layers=2), make("raw"), make("alternating")]
+    assert run("limit", *paths, "--data", data["classes"], "--output", tmp_path) == 0
+    (line,) = written(tmp_path, "limit-pairs")["limit"]
+    assert (line["model"], line["layers"]) == ("bert-tiny", [1, 2, 3])
+    assert all(0 <= score <= 1 for score in line["scores"])
+
+
+def test_runtime(bundle: Path, data_folder: Path, tmp_path: Path) -> None:
+    assert run("runtime", bundle, "--data", data_folder, "--output", tmp_path) == 0
+    (entry,) = written(tmp_path, "runtime-custom")["bundles"]
+    assert (entry["inputs"], entry["full"]["queries"]) == (48, 48)
+    assert entry["full"]["average_exit_layer"] == 3
+    assert entry["calibrated"]["average_exit_layer"] < 3
+    assert entry["full"]["latency"]["mean"] > 0
+
+
+def test_flops(make: Make, tmp_path: Path) -> None:
+    assert run("flops", make("joint", lte=True), "--length", 20, "--output", tmp_path) == 0
+    found = written(tmp_path, "flops")["models"]["bert-tiny"]
+    assert [entry["tokens"] for entry in found] == [8, 16, 20, 32]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "distilbert"])
+def test_flops_are_those_of_the_layers_mathematics(family: str, make: Make) -> None:
+    path = make("joint", family=family, lte=True, pooling="mean", seed=3)
+    flops = count_flops(MultiExitModel.from_pretrained(str(path)), 10)
+    tokens, d, inner, classes = 10, 32, 64, 2
+    products = 4 * tokens * d * d + 2 * tokens * d * inner + 2 * tokens * tokens * d
+    assert flops.layer == 2 * products
+    assert flops.classifier == 2 * d * classes
+    assert flops.lte == 2 * d
+    assert flops.pooling == 2 * tokens * d
+    assert flops.embeddings == (2 * tokens * 16 * d if family == "albert" else 0)
+    assert flops.layers == 3
+
+
+def test_the_pass_is_kept_and_used_again(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    path = make("joint")
+    first = Request([path], tmp_path, data["classes"]).run(path)
+    (stored,) = (tmp_path / "passes").glob("*/predictions.npz")
+    assert first.key.startswith(stored.parent.name.rpartition("-")[2])
+    doctored = replace(first.predictions, logits=first.predictions.logits + 1)
+    doctored.save(stored)
+    again = Request([path], tmp_path, data["classes"]).run(path)
+    assert np.array_equal(again.predictions.logits, doctored.logits)
+
+
+def test_other_data_or_another_checkpoint_is_another_pass(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.tsv"
+    other.write_text((data["classes"] / "dev.tsv").read_text().replace("cat", "dog"), encoding="utf-8")
+    path = make("joint")
+    keys = {Request([path], tmp_path / "out", where).run(path).key for where in (data["classes"], other)}
+    keys.add(Request([], tmp_path / "out", other).run(make("joint", seed=8)).key)
+    assert len(keys) == 3
+    assert len(list((tmp_path / "out" / "passes").iterdir())) == 3
+
+
+def test_a_damaged_pass_is_named(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    path = make("joint")
+    Request([path], tmp_path, data["classes"]).run(path)
+    (stored,) = (tmp_path / "passes").glob("*/predictions.npz")
+    stored.write_bytes(stored.read_bytes()[:100])
+    with pytest.raises(BerxitError, match=r"predictions\.npz is damaged: delete it"):
+        Request([path], tmp_path, data["classes"]).run(path)
+
+
+def hand_made(strategy: str, layers: list[float], model: str = "m", **options: object) -> Run:
+    """A run whose layers score ``layers``, in tenths of ten examples."""
+    right = np.array([[row < round(10 * score) for score in layers] for row in range(10)])
+    logits = np.stack([~right, right], axis=-1).astype(np.float32)
+    predictions = Predictions(logits, None, np.ones(10, int), "accuracy")
+    return Run(Path(strategy), model, "t", strategy, strategy, dict(options), predictions, "")
+
+
+def test_the_reference_is_raw_then_two_stage_then_the_best() -> None:
+    request = Request([], Path("out"))
+    raw, two, joint = hand_made("raw", [0.5, 0.7]), hand_made("two-stage", [0.5, 0.8]), hand_made("joint", [0.8, 0.9])
+    assert request.reference([joint, two, raw]).score == 0.7
+    assert request.reference([joint, two]).score == 0.8
+    assert (
+        str(request.reference([joint, hand_made("alternating", [0.5, 0.6])]))
+        == "100% is 0.9000, the last exit of joint"
+    )
+    assert str(request.reference([joint])) == "100% is 0.9000, its own last exit"
+    assert replace(request, relative_to="0.55").reference([raw]).score == 0.55
+    assert request.reference([raw, hand_made("raw", [0.5, 0.9])]).score == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("score", ["0", "1.2", "88.9", "-0.5", "nan"])
+def test_a_reference_out_of_range_is_refused(score: str) -> None:
+    with pytest.raises(InputError, match=f"--relative-to {score} is out of range"):
+        Request([], Path("out"), relative_to=score).reference([hand_made("raw", [0.5])])
+
+
+def test_a_reference_may_be_a_checkpoint(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    path, raw = make("joint"), make("raw")
+    request = Request([path], tmp_path, data["classes"], relative_to=str(raw))
+    (runs,) = request.models.values()
+    assert request.reference(runs).score == request.run(raw).full_depth
+    assert raw.name in request.reference(runs).source
+
+
+def test_labels_tell_what_differs_and_seeds_stay_together() -> None:
+    runs = label_runs(
+        [
+            hand_made("joint", [0.5], seed=1, lte=True, epochs=3),
+            hand_made("joint", [0.6], seed=2, lte=True, epochs=3),
+            hand_made("joint", [0.7], seed=1, lte=False, epochs=3),
+            hand_made("raw", [0.7], seed=1, lte=False, epochs=5),
+            hand_made("joint", [0.7], model="other", lte=False, epochs=5),
+        ]
+    )
+    assert [run.label for run in runs] == ["joint, lte", "joint, lte", "joint, no lte", "raw", "joint"]
+    assert list(by_label(runs[:3])) == ["joint, lte (mean of 2)", "joint, no lte"]
+
+
+def test_every_line_looks_its_own_way_and_the_same_in_all_panels() -> None:
+    runs = label_runs([hand_made("joint", [0.5], lte=True), hand_made("joint", [0.5], lte=False)])
+    found = looks({"m": runs, "n": [*runs, hand_made("raw", [0.5])]})
+    assert len({(look["color"], look["marker"], look["ls"]) for look in found.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [("a/b/bge-small", "bge-small"), ("x/minilm/model", "minilm"), ("org/bert", "bert"), ("/models/", "/models/")],
+)
+def test_a_model_is_named_by_what_says_something(where: str, name: str) -> None:
+    assert model_name_of(where) == name
+
+
+def test_limit_takes_the_last_exits_of_limit_and_raw() -> None:
+    runs = [hand_made("limit", [0.5]), hand_made("limit", [0.7]), hand_made("raw", [0.1, 0.8]), hand_made("joint", [1])]
+    assert limit_scores(runs) == pytest.approx({1: 0.6, 2: 0.8})
+
+
+def test_what_certainty_ought_to_be() -> None:
+    assert lte_targets(hand_made("joint", [0.5, 0.8]).predictions).mean(axis=0).tolist() == [0.5, 0.8]
+    values = Predictions(np.array([[[1.0], [3.0]]], np.float32), None, np.array([1.0]), "spearman")
+    assert lte_targets(values)[0] == pytest.approx([1, 1 - math.tanh(2)])
+
+
+def test_patience_of_values_is_given_its_best_tolerance() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=40)
+    values = (truth[:, None] + rng.normal(size=(40, 4)) * [2, 1, 0.5, 0.1]).astype(np.float32)[..., None]
+    made = patience_curve(Predictions(values, None, truth, "spearman"))
+    assert made.layers[-1] == 4
+    assert np.all(np.diff(made.scores) >= 0)
+    assert len(made.layers) > 4  # more than one point per patience
+
+
+def test_bleu_is_100_for_the_same_sentence_and_0_without_a_common_word() -> None:
+    same = "the cat sat on the mat"
+    found = bleu_scores([(same, same), (same, "one two three four five six"), (same, "the cat sat on a rug")])
+    assert found[0] == pytest.approx(100)
+    assert found[1] == 0
+    # precisions 4/6, 3/5, 2/4, 1/3; equal length
+    assert found[2] == pytest.approx(100 * (4 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+
+
+def test_the_probe_looks_at_each_answer_by_itself() -> None:
+    overlap = np.linspace(0, 100, 30)
+    margin = np.where(np.arange(30) < 15, -overlap - 1, overlap) / 50  # surer of "no" with more overlap, too
+    logits = np.stack([np.zeros(30), margin], axis=-1)[:, None].astype(np.float32)
+    found, counts = correlations(Predictions(logits, None, np.ones(30, int), "accuracy"), overlap)
+    assert counts == [[15], [15]]
+    confidence = 1 / (1 + np.exp(-np.abs(margin)))
+    assert found[1][0] == pytest.approx(np.corrcoef(overlap[15:], confidence[15:])[0, 1], abs=1e-5)
+    few, _ = correlations(Predictions(logits[:20], None, np.ones(20, int), "accuracy"), overlap[:20])
+    assert few[1] == [None]
+
+
+def test_an_unknown_study_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("luck") == 2
+    error = capsys.readouterr().err
+    assert "no study 'luck'" in error
+    assert all(name in error for name in STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_is_there(name: str) -> None:
+    assert callable(find_study(name))
+
+
+def test_wrong_inputs_are_one_line(
+    make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joint, values = make("joint"), make("alternating", lte=True, regression=True)
+    cases: list[tuple[list[object], int, str]] = [
+        (["layerwise"], 2, "Missing argument 'CHECKPOINT...'"),
+        (["layerwise", joint], 2, "needs --data"),
+        (["layerwise", tmp_path / "none", "--data", data["classes"]], 1, "no checkpoint at"),
+        (["lte", joint, "--data", data["classes"]], 2, "was trained without LTE"),
+        (["certainty", joint, "--data", data["classes"]], 2, "was trained without LTE"),
+        (["limit", joint, "--data", data["classes"]], 2, "has no limit checkpoint"),
+        (["probe", values, "--data", data["values"]], 2, "is regression"),
+        (["tradeoff", joint, "--data", data["classes"], "--criterion", "luck"], 2, "'luck'"),
+        (["flops", joint, "--length", 33], 2, "--length 33 is out of range"),
+        (["runtime", joint, "--data", data["classes"]], 1, "is no bundle: the study runtime takes bundles"),
+    ]
+    for arguments, status, message in cases:
+        assert run(*arguments, "--output", tmp_path / "out") == status, arguments
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert message in line
+
+
+def test_two_tasks_in_one_study_are_refused(
+    make: Make, checkpoint: Path, data: dict[str, Path], data_folder: Path, tmp_path: Path
+) -> None:
+    request = Request([make("joint"), checkpoint], tmp_path, data["classes"])
+    one = request.run(make("joint"))
+    other = replace(request, data=data_folder).run(checkpoint)
+    both = Request([one.folder, other.folder], tmp_path)
+    object.__setattr__(both, "run", lambda path: one if path == one.folder else other)
+    with pytest.raises(InputError, match="one study, one task"):
+        _ = both.models

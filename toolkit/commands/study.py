@@ -1,0 +1,69 @@
+"""``berxit-study``: the paper's experiments on your checkpoints; each a table, its numbers and a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runtime.console import debug_option, progress_bar
+from runtime.tables import plural
+from toolkit.commands.options import PATH, batch_size_option, hush_libraries, quiet_option, split_option
+from toolkit.studies import STUDIES, find_study
+
+NAMES = "\n".join(f"  {name:<11}{what}" for name, what in STUDIES.items())
+
+
+@click.command("study", epilog=f"\b\nThe studies:\n{NAMES}")
+@click.argument("name")
+@click.argument("checkpoints", type=PATH, nargs=-1, metavar="CHECKPOINT...")
+@click.option(
+    "--data", type=PATH, help="A file, or a folder with train/dev/test files; every study but flops needs it."
+)
+@split_option
+@click.option("--relative-to", metavar="SCORE|CHECKPOINT", help="What 100% is.  [default: raw, two-stage, or the best]")
+@click.option("--criterion", help="tradeoff: when to leave.  [default: confidence; lte for regression]")
+@click.option("--length", type=click.IntRange(min=1), help="flops: tokens of the input.  [default: 128]")
+@batch_size_option
+@click.option("--output", type=PATH, default=Path("studies"), show_default=True, help="Folder of the results.")
+@quiet_option
+@debug_option
+def command(
+    name: str,
+    checkpoints: tuple[Path, ...],
+    data: Path | None,
+    split: str,
+    relative_to: str | None,
+    criterion: str | None,
+    length: int | None,
+    batch_size: int,
+    output: Path,
+    quiet: bool,
+) -> None:
+    """Run the study NAME on checkpoints of one task (runtime: on bundles).
+
+    Legends come from the checkpoints' own records; those that differ in their seed alone are averaged. Each checkpoint
+    runs over the data once; the pass is kept in OUTPUT/passes and serves the next study. Writes NAME-TASK.md, .json
+    and .png.
+    """
+    hush_libraries()
+    study = find_study(name)
+    if not checkpoints:
+        raise click.UsageError("Missing argument 'CHECKPOINT...'")
+    from toolkit.studies.request import Request
+
+    request = Request(
+        paths=checkpoints,
+        output=output,
+        data=data,
+        split=split,
+        relative_to=relative_to,
+        criterion=criterion,
+        length=length,
+        batch_size=batch_size,
+        bar=lambda label: progress_bar(label, quiet),
+    )
+    findings = study(request)
+    click.echo("\n" + findings.text() + "\n")
+    files = findings.write(output)
+    click.echo(f"written, of {plural(len(checkpoints), 'input')}: {', '.join(map(str, files))}")

@@ -1,0 +1,59 @@
+"""What a study found, and its files: NAME-TASK.md, .json and .png."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import BerxitError
+from runtime.json_data import write_json
+from runtime.tables import Table, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Panel = Callable[["Axes"], None]
+"""Draws one panel of the figure: title, labels, data. Labelled artists go to the legend below all panels."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A study's answer."""
+
+    name: str
+    """File name without suffix: study and task."""
+    title: str
+    conditions: Sequence[str]
+    """What the numbers rest on: data, reference, definitions."""
+    tables: Sequence[tuple[str, Table]]
+    """Caption and table."""
+    data: dict[str, Any]
+    """The numbers in full, as JSON has them."""
+    panels: Sequence[Panel]
+
+    def text(self) -> str:
+        """The whole report, as Markdown."""
+        parts = [f"# {self.title}", "\n".join(f"- {line}" for line in self.conditions)]
+        for caption, table in self.tables:
+            parts += [f"**{caption}**", markdown_table(*table)]
+        return "\n\n".join(parts)
+
+    def write(self, folder: Path) -> list[Path]:
+        """The report, the numbers and, where matplotlib is installed, the figure."""
+        files = [folder / f"{self.name}{suffix}" for suffix in (".md", ".json")]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            files[0].write_text(self.text() + "\n", encoding="utf-8")
+            write_json({"study": self.title, "conditions": list(self.conditions), **self.data}, files[1])
+        except OSError as error:
+            raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
+        try:
+            from toolkit.figures import panels_figure
+
+            files.append(panels_figure(self.panels, self.title, folder / f"{self.name}.png"))
+        except ModuleNotFoundError as error:
+            if error.name != "matplotlib":
+                raise
+        return files

@@ -1,0 +1,84 @@
+"""Figure 9: limit. What the first i layers reach when they are fine-tuned alone, with one exit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runtime.errors import InputError
+from runtime.tables import Table
+from toolkit.studies.findings import Findings, Panel
+from toolkit.studies.look import BLUE, GREEN, ORANGE, RED, looks, plain
+from toolkit.studies.request import Request, Run, by_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STYLES = ((RED, "v"), (BLUE, "o"), (GREEN, "^"), (ORANGE, "s"))
+
+
+def study(request: Request) -> Findings:
+    lines: dict[str, dict[int, float]] = {}
+    for model, runs in request.models.items():
+        lines[model] = limit_scores(runs)
+        if not lines[model]:
+            raise InputError(f"{model} has no limit checkpoint: berxit-train --strategy limit --layers 1, 2, ...")
+    others = {
+        model: [run for run in runs if run.strategy not in ("limit", "raw")] for model, runs in request.models.items()
+    }
+    depths = sorted({layers for line in lines.values() for layers in line})
+    rows = [
+        [model, *(f"{line[layers]:.4f}" if layers in line else "-" for layers in depths)]
+        for model, line in lines.items()
+    ]
+    for model, runs in others.items():
+        for label, same in by_label(runs).items():
+            scores = _mean_scores(same)
+            cells = [f"{scores[layers - 1]:.4f}" if layers <= len(scores) else "-" for layers in depths]
+            rows.append([f"{model}, {label}, exit there", *cells])
+    return Findings(
+        name=f"limit-{request.task}",
+        title=f"Limit: the first layers alone, {request.task}",
+        conditions=[*request.conditions(), "raw counts as the limit of all layers; several seeds: their mean"],
+        tables=[(f"{request.metric} of the first layers", Table(["model", *map(str, depths)], rows))],
+        data={
+            "limit": [
+                {"model": model, "layers": list(line), "scores": plain(line.values())} for model, line in lines.items()
+            ]
+        },
+        panels=[_panel(request, lines, others)],
+    )
+
+
+def limit_scores(runs: Sequence[Run]) -> dict[int, float]:
+    """Layers -> the last exit's score of the model with so many, ascending; the mean where there are several."""
+    scores: dict[int, list[float]] = {}
+    for run in runs:
+        if run.strategy in ("limit", "raw"):
+            scores.setdefault(run.predictions.layers, []).append(run.full_depth)
+    return {layers: sum(found) / len(found) for layers, found in sorted(scores.items())}
+
+
+def _mean_scores(runs: Sequence[Run]) -> list[float]:
+    columns = zip(*(run.layer_scores for run in runs), strict=True)
+    return [sum(column) / len(column) for column in columns]
+
+
+def _panel(request: Request, lines: dict[str, dict[int, float]], others: dict[str, list[Run]]) -> Panel:
+    look = looks(others)
+
+    def draw(axes: Axes) -> None:
+        for (model, line), (colour, marker) in zip(lines.items(), STYLES * len(lines), strict=False):
+            axes.plot(
+                *zip(*line.items(), strict=True), color=colour, marker=marker, lw=1.5, ms=5, label=f"{model}, limit"
+            )
+        for model, runs in others.items():
+            for label, same in by_label(runs).items():
+                scores = _mean_scores(same)
+                layers = range(1, len(scores) + 1)
+                axes.plot(layers, scores, **look[label], lw=1, ms=3.5, alpha=0.8, label=f"{model}, {label}, exits")
+        axes.set(xlabel="layers of the model; for the others, exit layer", ylabel=request.metric)
+        axes.set_xticks(range(1, max(layers for line in lines.values() for layers in line) + 1))
+        axes.set_title("every model fine-tuned with its last exit alone")
+
+    return draw

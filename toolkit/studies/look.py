@@ -1,0 +1,46 @@
+"""How a study's lines look: a colour and a marker per strategy, the same in every figure.
+
+The colours are Okabe and Ito's, which colour-blind readers tell apart; markers and dashes say the same without colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from toolkit.studies.request import Run, by_label
+
+STRATEGIES = {
+    "alternating": ("#0072B2", "o"),
+    "joint": ("#E69F00", "s"),
+    "two-stage": ("#009E73", "^"),
+    "self-distillation": ("#CC79A7", "D"),
+    "raw": ("#000000", "x"),
+    "limit": ("#D55E00", "v"),
+}
+BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b7280"
+DASHES = ("-", "--", ":", "-.")
+
+
+def looks(models: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
+    """Label (as ``by_label`` has it) -> keywords for ``plot``. Labels of one strategy differ in their dashes."""
+    found: dict[str, dict[str, Any]] = {}
+    for runs in models.values():
+        for label, same in by_label(runs).items():
+            colour, marker = STRATEGIES.get(same[0].strategy, (RED, "P"))
+            before = sum(look["color"] == colour for name, look in found.items() if name != label)
+            found.setdefault(label, {"color": colour, "marker": marker, "ls": DASHES[before % len(DASHES)]})
+    return found
+
+
+def plain(values: Iterable[float | None]) -> list[float | None]:
+    """Numbers as JSON has them."""
+    return [None if value is None else float(value) for value in values]
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}%"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

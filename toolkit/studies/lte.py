@@ -1,0 +1,135 @@
+"""Figure 6, table 3: learning to exit against leaving at one layer for all, and against patience (PABEE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.tables import Table
+from toolkit.studies.findings import Findings, Panel
+from toolkit.studies.look import BLUE, GREEN, ORANGE, number, percent, plain
+from toolkit.studies.request import Request, by_label
+from toolkit.studies.tradeoff import curve_of, marks, saved_layers_axis
+from train.curves import Curve, area_above, mean_curve
+from train.evaluation import Predictions, candidate_thresholds, trade_off
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LTE, LINE, PATIENCE = "LTE", "layer-wise", "patience"
+KEPT = (99.0, 97.0, 95.0, 90.0)
+STYLES: dict[str, dict[str, Any]] = {
+    LINE: {"color": ORANGE, "marker": "s", "ls": "--"},
+    PATIENCE: {"color": GREEN, "marker": "^", "ls": ":"},
+    LTE: {"color": BLUE, "marker": "o", "ls": "-"},
+}
+
+
+def study(request: Request) -> Findings:
+    scores, layers, areas, panels = [], [], [], []
+    data: list[dict[str, Any]] = []
+    conditions = request.conditions()
+    for model, runs in request.models.items():
+        reference = request.reference(runs)
+        conditions.append(f"{model}: {reference}")
+        for label, same in by_label(runs).items():
+            if missing := [run.folder for run in same if run.predictions.lte is None]:
+                raise InputError(f"{missing[0]} was trained without LTE: train it again with --lte, or leave it out")
+            curves = {
+                name: curve.relative_to(reference.score)
+                for name, curve in {
+                    LINE: Curve.layer_wise(np.mean([run.layer_scores for run in same], axis=0).tolist()),
+                    PATIENCE: mean_curve([patience_curve(run.predictions) for run in same]),
+                    LTE: mean_curve([curve_of(run, "lte") for run in same]),
+                }.items()
+            }
+            depth, name = same[0].predictions.layers, f"{model}, {label}"
+            scores += [
+                [name, str(layer), f"{1 - layer / depth:.0%}", *(percent(curve.at(layer)) for curve in curves.values())]
+                for layer in range(1, depth + 1)
+            ]
+            layers += [
+                [name, f"{kept:g}%", *(number(curve.cheapest(kept)) for curve in curves.values())] for kept in KEPT
+            ]
+            comparisons = _areas(curves, depth)
+            areas += [[f"{name}: {what}", f"{area:.2f}", f"{back:.2f}"] for what, area, back in comparisons]
+            data.append(_entry(model, label, reference.score, curves, comparisons))
+            panels.append(_panel(request, name, curves))
+    conditions += [
+        "patience: k = 1 to n - 1" + (PATIENCE_NOTE if request.metric in ("pearson", "spearman") else ""),
+        "areas in percent x layers, over the average exit layers that both curves cover",
+    ]
+    return Findings(
+        name=f"lte-{request.task}",
+        title=f"Learning to exit, {request.task}",
+        conditions=conditions,
+        tables=[
+            (
+                "Relative score at equal average exit layer",
+                Table(["run", "average exit layer", "saved layers", *STYLES], scores),
+            ),
+            ("Average exit layer that reaches a relative score", Table(["run", "relative score", *STYLES], layers)),
+            ("Area above, and below", Table(["curves", "area above", "area below"], areas)),
+        ],
+        data={"lines": data},
+        panels=panels,
+    )
+
+
+PATIENCE_NOTE = (
+    ", with tolerances at the 10th to 90th percentile of how far neighbouring layers differ; of all these the best"
+    " at each cost or less, which favours patience"
+)
+
+
+def patience_curve(stored: Predictions) -> Curve:
+    """Patience at its best: for regression over a spread of tolerances, the best at each cost or less."""
+    thresholds = candidate_thresholds(stored, "patience")
+    if not stored.regression:
+        return Curve.of(trade_off(stored, "patience", thresholds), stored.layers)
+    differences = np.abs(np.diff(stored.answers(), axis=1))
+    tolerances = np.unique(np.quantile(differences, np.arange(0.1, 0.95, 0.1)))
+    points = [point for tolerance in tolerances for point in trade_off(stored, "patience", thresholds, tolerance)]
+    return Curve.of(points, stored.layers).envelope()
+
+
+def _areas(curves: dict[str, Curve], depth: int) -> Sequence[tuple[str, float, float]]:
+    """What is compared, the area of LTE above the other, and of the other above LTE."""
+    half = depth / 2
+    return [
+        (what, area_above(curves[LTE], curves[other], until).area, area_above(curves[other], curves[LTE], until).area)
+        for what, other, until in (
+            ("LTE, layer-wise", LINE, np.inf),
+            (f"LTE, layer-wise, up to layer {half:g}", LINE, half),
+            ("LTE, patience", PATIENCE, np.inf),
+        )
+    ]
+
+
+def _entry(
+    model: str, label: str, reference: float, curves: dict[str, Curve], areas: Sequence[tuple[str, float, float]]
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "label": label,
+        "reference": reference,
+        "curves": {
+            name: {"average_exit_layer": plain(curve.layers), "relative": plain(curve.scores)}
+            for name, curve in curves.items()
+        },
+        "areas": {what: {"above": above, "below": below} for what, above, below in areas},
+    }
+
+
+def _panel(request: Request, name: str, curves: dict[str, Curve]) -> Panel:
+    def draw(axes: Axes) -> None:
+        for label, curve in curves.items():
+            axes.plot(curve.layers, curve.scores, **STYLES[label], markevery=marks(curve), lw=1.3, ms=4, label=label)
+        axes.set(xlabel="average exit layer", ylabel=f"relative score (% of {request.metric})")
+        saved_layers_axis(axes, curves[LINE].depth)
+        axes.set_title(f"{name}")
+
+    return draw

@@ -1,0 +1,126 @@
+"""Figure 8: confidence as a probe. How does it go with the word overlap of the two sentences, layer by layer?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from sacrebleu.metrics import BLEU
+
+from runtime.errors import InputError
+from runtime.policies import CRITERIA
+from runtime.tables import Table
+from runtime.tokenization import Text
+from toolkit.studies.findings import Findings, Panel
+from toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, number, percent, plain
+from toolkit.studies.request import Request, Run
+from train.curves import relative_score
+from train.evaluation import Predictions
+from train.metrics import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEAST = 10
+"""Examples that a correlation needs to be shown."""
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": BLUE, "marker": "s"},
+    {"color": RED, "marker": "o"},
+    {"color": GREEN, "marker": "^"},
+    {"color": ORANGE, "marker": "D"},
+)
+
+
+def study(request: Request) -> Findings:
+    rows, data, panels = [], [], []
+    conditions = request.conditions()
+    first = next(iter(request.models.values()))[0]
+    if first.predictions.regression:
+        raise InputError(f"probe looks at the confidence of classes; {request.task} is regression")
+    examples = request.examples(first)
+    if isinstance(examples.texts[0], str):
+        raise InputError(f"probe compares the two sentences of a pair; {request.task} has one")
+    overlap = bleu_scores(examples.texts)
+    for model, runs in request.models.items():
+        reference = request.reference(runs)
+        conditions.append(f"{model}: {reference}")
+        for run in runs:
+            labels = class_names(run)
+            relative = relative_score(np.array(run.layer_scores), reference.score)
+            found, counts = correlations(run.predictions, overlap)
+            for layer in range(run.predictions.layers):
+                cells = [f"{number(found[c][layer])} ({counts[c][layer]})" for c in range(len(labels))]
+                rows.append([f"{model}, {run.label}", str(layer + 1), *cells, percent(relative[layer])])
+            entry = {"model": model, "label": run.label, "folder": run.folder.name, "relative": plain(relative)}
+            by_class = {name: {"correlation": found[c], "examples": counts[c]} for c, name in enumerate(labels)}
+            data.append({**entry, "reference": reference.score, "predicted": by_class})
+            panels.append(_panel(request, run, labels, found, relative))
+    conditions += [
+        f"BLEU-4 of the second sentence against the first, smoothed (sacrebleu); mean {overlap.mean():.1f} of 100",
+        f"Pearson correlation with the highest class probability, among the examples that the layer gives that answer"
+        f" (how many in brackets); none below {LEAST} examples",
+    ]
+    header = ["run", "layer", *(f"answers {name}" for name in class_names(first)), "relative score"]
+    return Findings(
+        name=f"probe-{request.task}",
+        title=f"Confidence and word overlap, {request.task}",
+        conditions=conditions,
+        tables=[("Correlation of BLEU-4 and confidence", Table(header, rows))],
+        data={"runs": data},
+        panels=panels,
+    )
+
+
+def bleu_scores(pairs: list[Text]) -> npt.NDArray[np.float64]:
+    """BLEU-4 (0 to 100) of each pair's second sentence, the first being the reference: (N,)."""
+    bleu = BLEU(effective_order=True)  # of a sentence with fewer than four words, the orders that it has
+    return np.array([bleu.sentence_score(pair[1], [pair[0]]).score for pair in pairs])
+
+
+def class_names(run: Run) -> tuple[str, ...]:
+    from train.configuration import MultiExitConfig
+
+    return MultiExitConfig.from_pretrained(str(run.folder)).labels
+
+
+def correlations(stored: Predictions, overlap: npt.NDArray) -> tuple[list[list[float | None]], list[list[int]]]:
+    """Class by class, layer by layer: correlation of overlap (N,) and confidence, and how many examples answer so."""
+    answers = stored.answers()
+    found: list[list[float | None]] = []
+    counts: list[list[int]] = []
+    confidence = CRITERIA["confidence"].certainty(stored.logits, None, None, 0.0)[0]
+    for number_of_class in range(stored.logits.shape[2]):
+        masks = [answers[:, layer] == number_of_class for layer in range(stored.layers)]
+        counts.append([int(mask.sum()) for mask in masks])
+        found.append(
+            [
+                METRICS["pearson"](overlap[mask], confidence[mask, layer].astype(np.float64))
+                if mask.sum() >= LEAST
+                else None
+                for layer, mask in enumerate(masks)
+            ]
+        )
+    return found, counts
+
+
+def _panel(
+    request: Request, run: Run, labels: tuple[str, ...], found: list[list[float | None]], relative: npt.NDArray
+) -> Panel:
+    layers = range(1, len(relative) + 1)
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=GRAY, lw=0.8)
+        for c, values in enumerate(found):
+            heights = [np.nan if value is None else value for value in values]
+            axes.plot(layers, heights, **STYLES[c % len(STYLES)], lw=1.3, ms=4, label=f"answers {labels[c]}")
+        axes.set(xlabel="layer", ylabel="correlation of BLEU-4 and confidence")
+        axes.set_xticks(layers)
+        right = axes.twinx()
+        right.plot(layers, relative, "k--", lw=1, label="relative score")
+        right.set_ylabel(f"relative score (% of {request.metric})")
+        right.spines["right"].set_visible(True)
+        right.grid(visible=False)
+        axes.set_title(f"{run.model}, {run.label}")
+
+    return draw

@@ -1,0 +1,120 @@
+"""Table 4: what the whole dev set takes on this device, one input at a time, bundle by bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import devices
+from runtime.errors import BerxitError, InputError
+from runtime.examples import read_examples
+from runtime.measurement import Measured, measure
+from runtime.policies import ExitPolicy
+from runtime.runner import EarlyExitRunner
+from runtime.tables import Table
+from toolkit.studies.findings import Findings, Panel
+from toolkit.studies.look import BLUE, GRAY
+from toolkit.studies.request import Request
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FULL, CALIBRATED = "full depth", "calibrated"
+WARMUP = 20
+
+
+@dataclass(frozen=True)
+class BundleTimes:
+    """What one bundle took."""
+
+    bundle: str
+    model: str
+    task: str
+    layers: int
+    target: str
+    precision: str
+    threads: int
+    inputs: int
+    full: Measured
+    calibrated: Measured | None
+    """Under its own exit policy; None where it was never calibrated."""
+
+    def seconds(self, measured: Measured) -> float:
+        """For all inputs, one by one."""
+        return measured.latency.mean * self.inputs / 1e3
+
+
+def study(request: Request) -> Findings:
+    for path in request.paths:
+        if not (path / "manifest.json").is_file():
+            raise BerxitError(f"{path} is no bundle: the study runtime takes bundles, make one with berxit-export")
+    times = [_measure(request, EarlyExitRunner.load(path), path.resolve().name) for path in request.paths]
+    if len(tasks := {time.task for time in times}) > 1:
+        raise InputError(f"one study, one task, but the bundles are of {', '.join(sorted(tasks))}: ask for each")
+    rows = []
+    for time in times:
+        early = time.calibrated
+        kept = ["-"] * 3
+        if early is not None:
+            ratio = time.full.latency.mean / early.latency.mean
+            kept = [f"{time.seconds(early):.1f}", f"{early.average_exit_layer:.2f}", f"{ratio:.2f}x"]
+        what = f"{time.target} {time.precision}"
+        rows.append([time.bundle, time.model, what, str(time.layers), f"{time.seconds(time.full):.1f}", *kept])
+    header = ["bundle", "model", "target", "layers", "full depth, s", "calibrated, s", "average exit layer", "speed-up"]
+    return Findings(
+        name=f"runtime-{times[0].task}",
+        title=f"Seconds for {times[0].inputs} inputs, {times[0].task}",
+        conditions=[
+            f"data: {request.data_file.parent.name}/{request.data_file.name}, {times[0].inputs} inputs, one at a time,"
+            " from text to answer, tokenisation included; full depth and calibrated in shuffled turns",
+            f"device: {devices.this_machine()}; threads: {', '.join(str(time.threads) for time in times)}",
+        ],
+        tables=[("Seconds for the whole split", Table(header, rows))],
+        data={"bundles": [asdict(time) for time in times]},
+        panels=[_panel(times)],
+    )
+
+
+def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTimes:
+    manifest = runner.manifest
+    model = manifest.model
+    examples = read_examples(request.data_file, model.text_columns, model.label_column, model.labels or None)
+    policies: dict[str, ExitPolicy] = {FULL: runner.policy.at_depth(model.layers)}
+    if manifest.calibration is not None:
+        policies[CALIBRATED] = runner.policy
+    with request.bar(name)(len(examples) * len(policies)) as bar:
+        found = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
+    return BundleTimes(
+        bundle=name,
+        model=f"{model.family}, d = {model.hidden_size}",
+        task=model.task,
+        layers=model.layers,
+        target=manifest.target,
+        precision=manifest.precision,
+        threads=runner.backend.threads,
+        inputs=len(examples),
+        full=found[FULL],
+        calibrated=found.get(CALIBRATED),
+    )
+
+
+def _panel(times: Sequence[BundleTimes]) -> Panel:
+    def draw(axes: Axes) -> None:
+        places = range(len(times))
+        full = axes.barh([p - 0.2 for p in places], [t.seconds(t.full) for t in times], 0.36, color=GRAY, label=FULL)
+        axes.bar_label(full, fmt=" %.1f s")
+        early = [(p + 0.2, t.seconds(t.calibrated)) for p, t in zip(places, times, strict=True) if t.calibrated]
+        if early:
+            bars = axes.barh(
+                [p for p, _ in early], [s for _, s in early], 0.36, color=BLUE, label="calibrated early exit"
+            )
+            axes.bar_label(bars, fmt=" %.1f s")
+        axes.set_yticks(places, [time.bundle for time in times])
+        axes.invert_yaxis()
+        axes.margins(x=0.18)
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=f"seconds for {times[0].inputs} inputs, one at a time")
+        axes.set_title(f"{times[0].task} on {devices.this_machine()}")
+
+    return draw

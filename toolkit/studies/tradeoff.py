@@ -1,0 +1,143 @@
+"""Figures 4 and 5, table 2: relative score against average exit layer, as the threshold of a criterion moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations, permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.tables import Table
+from toolkit.studies.findings import Findings, Panel
+from toolkit.studies.look import GRAY, looks, number, percent, plain
+from toolkit.studies.request import Request, Run, by_label
+from train.curves import Area, Curve, area_above, mean_curve, relative_score
+from train.evaluation import Predictions, candidate_thresholds, constant_score, default_criterion, trade_off
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SAVED = (0.3, 0.5, 0.7)
+KEPT = (99.0, 97.0, 94.0)
+"""Percent of the reference, as in the paper's table 2."""
+
+
+def study(request: Request) -> Findings:
+    points, areas, panels = [], [], []
+    data: list[dict[str, Any]] = []
+    conditions = request.conditions()
+    criteria = set()
+    for model, runs in request.models.items():
+        reference = request.reference(runs)
+        constant = relative_score(constant_score(runs[0].predictions), reference.score)
+        conditions.append(f"{model}: {reference}; the same answer for every example reaches {percent(float(constant))}")
+        curves: dict[str, Curve] = {}
+        for label, same in by_label(runs).items():
+            criterion = request.criterion or default_criterion(same[0].predictions)
+            criteria.add(criterion)
+            curves[label] = mean_curve([curve_of(run, criterion).relative_to(reference.score) for run in same])
+        pairs = {(a, b): area_above(curves[a], curves[b]) for a, b in permutations(curves, 2)}
+        for label, curve in curves.items():
+            points.append([label, model, *_kept_at(curve), *_saved_at(curve)])
+            data.append(_entry(model, label, reference.score, curve, pairs))
+        areas += [
+            [
+                a,
+                b,
+                model,
+                number(pairs[a, b].area),
+                number(pairs[b, a].area),
+                f"{pairs[a, b].mean - pairs[b, a].mean:+.2f}",
+            ]
+            for a, b in combinations(curves, 2)
+        ]
+        panels.append(_panel(request, model, curves))
+    said = " and ".join(sorted(criteria))
+    conditions.append(
+        f"thresholds of {said}, the same at every layer; scores between two thresholds are interpolated; saved layers"
+        " are those of the cheapest threshold that keeps so much (chosen on this very data, so a little optimistic)"
+    )
+    at = [f"at {share:.0%} saved" for share in SAVED] + [f"saved at {kept:g}%" for kept in KEPT]
+    tables = [("Relative score, and saved layers", Table(["strategy", "model", *at], points))]
+    if areas:
+        conditions.append(
+            "area of one curve above the other: percent x layers, as on the paper's figure 4 (13.5 against 0.4 on RTE);"
+            " difference: of the two areas, over the range of layers that both curves cover, in percentage points"
+        )
+        header = ["A", "B", "model", "A above B", "B above A", "mean difference"]
+        tables.append(("Area of one curve above the other", Table(header, areas)))
+    return Findings(
+        name=f"tradeoff-{request.task}",
+        title=f"Trade-off by {said}, {request.task}",
+        conditions=conditions,
+        tables=tables,
+        data={"criterion": said, "curves": data},
+        panels=panels,
+    )
+
+
+def curve_of(run: Run, criterion: str) -> Curve:
+    """A run's trade-off curve, from its stored pass."""
+    stored: Predictions = run.predictions
+    return Curve.of(trade_off(stored, criterion, candidate_thresholds(stored, criterion)), stored.layers)
+
+
+def _kept_at(curve: Curve) -> list[str]:
+    return [percent(curve.at_saved(share)) for share in SAVED]
+
+
+def _saved_at(curve: Curve) -> list[str]:
+    return ["-" if layer is None else f"{1 - layer / curve.depth:.0%}" for layer in map(curve.cheapest, KEPT)]
+
+
+def _entry(
+    model: str, label: str, reference: float, curve: Curve, pairs: Mapping[tuple[str, str], Area]
+) -> dict[str, Any]:
+    """One curve as JSON has it."""
+    return {
+        "model": model,
+        "label": label,
+        "reference": reference,
+        "average_exit_layer": plain(curve.layers),
+        "relative": plain(curve.scores),
+        "relative_at_saved": {f"{share:g}": curve.at_saved(share) for share in SAVED},
+        "average_exit_layer_at": {f"{kept:g}": curve.cheapest(kept) for kept in KEPT},
+        "area_above": {b: {"area": area.area, "mean": area.mean} for (a, b), area in pairs.items() if a == label},
+    }
+
+
+def _panel(request: Request, model: str, curves: Mapping[str, Curve]) -> Panel:
+    look = looks(request.models)
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(100, color=GRAY, lw=0.8)
+        for label, curve in curves.items():
+            axes.plot(curve.layers, curve.scores, **look[label], markevery=marks(curve), lw=1.3, ms=4, label=label)
+        depth = max(curve.depth for curve in curves.values())
+        axes.set(xlabel="average exit layer", ylabel=f"relative score (% of {request.metric})")
+        saved_layers_axis(axes, depth)
+        axes.set_title(model)
+
+    return draw
+
+
+def marks(curve: Curve) -> list[int]:
+    """Some twelve points of a curve at even distances, for its markers."""
+    wanted = np.linspace(float(curve.layers[0]), float(curve.layers[-1]), 12)
+    return [int(place) for place in np.unique(np.searchsorted(curve.layers, wanted))]
+
+
+def saved_layers_axis(axes: Axes, depth: int) -> None:
+    """Ticks at every layer below; above, what is saved there."""
+
+    def other(value: Any) -> Any:
+        return 100 * (1 - value / depth)
+
+    def back(value: Any) -> Any:
+        return depth * (1 - value / 100)
+
+    axes.set_xticks(range(1, depth + 1))
+    top = axes.secondary_xaxis("top", functions=(other, back))
+    top.set_xlabel("saved layers (%)")
+    top.spines["top"].set_visible(False)
