@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 
 import torch
-from conftest import FAMILIES, shared
+from conftest import ENCODERS, shared
 from test_export import checkpoint_of
 
 from exporters import coreml
@@ -33,6 +33,9 @@ from train.modeling import MultiExitModel
 ROWS = ([2, 6, 7, 8, 9, 3], [2, 11, 3], [2, *range(5, 20), 3])
 """Token ids of three rows of different length."""
 
+SAMPLES = {"texts": ["the cat sat", "a big red dog ran on under the tree", "stop"]}
+"""Words that the tiny tokenizer knows: MPNet takes id 1, which is the unknown word there, for padding."""
+
 LIMITS = {"fp32": 1e-5, "fp16": 1e-2}
 """How far a hidden state may be off: what this target promises."""
 
@@ -45,7 +48,10 @@ def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> Checkpoint:
 
     def make(family: str, **options: Any) -> Path:
         folder = tmp_path / f"{family}-checkpoint"
-        return folder if folder.exists() else checkpoint_of(backbone_folders[family], folder, **options)
+        if not folder.exists():
+            checkpoint_of(backbone_folders[family], folder, **options)
+            (folder / "samples.json").write_text(json.dumps(SAMPLES), encoding="utf-8")
+        return folder
 
     return make
 
@@ -82,7 +88,7 @@ def hidden_gap(checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROW
         ("fp32", "ios16", "ane", (24,)),
     ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_every_layer_equals_pytorch(
     family: str, precision: str, version: str, layout: str, lengths: tuple[int, ...], made: Checkpoint, tmp_path: Path
 ) -> None:
@@ -193,7 +199,7 @@ def test_palettes_are_smaller_and_near(precision: str, made: Checkpoint, tmp_pat
     for chosen in ("fp16", precision):
         manifest = export(made("bert"), "coreml", tmp_path / chosen, options=ExportOptions(chosen))
         sizes[chosen] = next((tmp_path / chosen).rglob("weight.bin")).stat().st_size
-    assert sizes[precision] < 0.8 * sizes["fp16"]
+    assert sizes[precision] < 0.85 * sizes["fp16"]
     ops = ops_of(tmp_path / precision / manifest.segments[0].file)["layer_01"]
     assert "constexpr_lut_to_dense" in ops
     assert max(manifest.parity.max_diff) <= manifest.parity.atol
