@@ -39,6 +39,7 @@ def main() -> None:
         say("installing the test tools")
         pip(folder, "-e", ".[export,report,dev]")
         install_coremltools(folder)
+        install_tensorrt_rtx(folder)
 
 
 def install_torch(folder: Path) -> None:
@@ -69,6 +70,17 @@ def install_coremltools(folder: Path) -> None:
         pip(folder, "-e", ".[coreml]", quiet=True)
     except subprocess.CalledProcessError:
         say("pip has no coremltools for this machine: the tests of the CoreML target will be skipped")
+
+
+def install_tensorrt_rtx(folder: Path) -> None:
+    """The one TensorRT that builds without a GPU, for the tests of that target; without it they are skipped."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return
+    say("installing TensorRT for RTX (95 MB)")
+    try:
+        pip(folder, "-e", ".[tensorrt-rtx]", quiet=True)
+    except subprocess.CalledProcessError:
+        say("pip has no TensorRT for RTX for this machine: the tests that build engines will be skipped")
 
 
 def has_gpu() -> bool:

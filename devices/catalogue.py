@@ -22,10 +22,14 @@ class Device:
     """What to do when it is not."""
     threads: int | None = None
     """CPU threads; None takes ``default_threads()``."""
+    workspace_mib: int = 1024
+    """Memory that TensorRT may try tactics in while it builds engines."""
+    power_modes: tuple[str, ...] = ()
+    """What ``nvpmodel`` offers, the strongest last: say which one a number was measured in."""
     lengths: tuple[int, ...] = ()
     """Input lengths to prepare bundles for, as far as the model goes; empty: any. The Neural Engine wants them."""
     target_version: str | None = None
-    """The oldest system to export for."""
+    """The oldest system to export for; Xavier ends with JetPack 5."""
     compute_units: str | None = None
     """What CoreML may use, as coremltools names it: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY."""
 
@@ -51,26 +55,36 @@ def _never(machine: Machine) -> bool:
     return False
 
 
-_ON_THE_JETSON = "copy the bundle to the Jetson and run this command there"
+_ON_THE_JETSON = "copy the bundle to the Jetson, whose JetPack brings TensorRT, and run this command there"
 _POWERS_OF_TWO = (16, 32, 64, 128, 256, 512)
 _ON_THE_PHONE = "there is no Python on it; copy the bundle into an app"
 
 DEVICES: tuple[Device, ...] = (
     Device("jetson-orin-nano", "NVIDIA Jetson Orin Nano", ("tensorrt", "onnxruntime"), "fp16",
-           _board("orin nano"), _ON_THE_JETSON),
+           _board("orin nano"), _ON_THE_JETSON,
+           target_version="jetpack6", workspace_mib=512,
+           power_modes=("7W", "15W", "25W", "MAXN SUPER")),
     Device("jetson-orin-nx", "NVIDIA Jetson Orin NX", ("tensorrt", "onnxruntime"), "fp16",
-           _board("orin nx"), _ON_THE_JETSON),
+           _board("orin nx"), _ON_THE_JETSON,
+           target_version="jetpack6", workspace_mib=1024,
+           power_modes=("10W", "15W", "25W", "MAXN")),
     Device("jetson-agx-orin", "NVIDIA Jetson AGX Orin", ("tensorrt", "onnxruntime"), "fp16",
-           _board("agx orin"), _ON_THE_JETSON),
+           _board("agx orin"), _ON_THE_JETSON,
+           target_version="jetpack6", workspace_mib=2048,
+           power_modes=("15W", "30W", "50W", "MAXN")),
     Device("jetson-xavier", "NVIDIA Jetson Xavier NX or AGX Xavier", ("tensorrt", "onnxruntime"), "fp16",
-           _board("xavier"), _ON_THE_JETSON),
+           _board("xavier"), _ON_THE_JETSON,
+           target_version="jetpack5", workspace_mib=512,
+           power_modes=("10W", "15W", "20W", "30W", "MAXN")),
     Device("jetson", "any NVIDIA Jetson", ("tensorrt", "onnxruntime"), "fp16",
-           _jetson, _ON_THE_JETSON),
+           _jetson, _ON_THE_JETSON, workspace_mib=512),
     Device("raspberry-pi", "Raspberry Pi 4 or 5, 64-bit system", ("onnxruntime",), "fp32",
            _board("raspberry pi"), "copy the bundle to the Raspberry Pi and run this command there"),
     Device("desktop-gpu", "desktop or server with an NVIDIA GPU", ("tensorrt", "onnxruntime"), "fp16",
            lambda machine: bool(machine.gpu) and not machine.board,
-           "run this command on a machine whose nvidia-smi shows a GPU"),
+           "run this command on a machine whose nvidia-smi shows a GPU, with pip install 'berxit[tensorrt]'",
+           target_version="tensorrt10",
+           workspace_mib=4096),
     Device("mac", "Mac", ("coreml", "onnxruntime"), "fp16",
            _macos, "run this command on a Mac", target_version="macos15", compute_units="ALL"),
     Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE,

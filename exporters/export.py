@@ -26,7 +26,7 @@ from train.calibration import POLICY_FILE, read_policy
 from train.checkpoint import load_checkpoint, read_samples, write_whole
 from train.modeling import MultiExitModel
 
-TARGETS = {"onnxruntime": "exporters.onnxruntime", "coreml": "exporters.coreml"}
+TARGETS = {"onnxruntime": "exporters.onnxruntime", "tensorrt": "exporters.tensorrt", "coreml": "exporters.coreml"}
 """Target -> the module that writes it. A new target is one line here and one module with
 
 PRECISIONS                                          precision -> how far an exit may be off; the first is the default
@@ -34,8 +34,8 @@ OPTIONS                                             which ExportOptions it takes
 write_segments(segments, folder, options, bar)      writes the files, returns what the manifest says of them
 checking_backend(folder, manifest, threads)         runs what was written, here and now, for the parity check
 
-and, where it differs from the others, PACKAGES (what wrote it), MAX_BATCH (rows a segment takes) and PROOF (what the
-parity check says, and what it does not).
+and, where it differs from the others, PACKAGES (what wrote it), MAX_BATCH (rows a segment takes), PROOF (what the
+parity check says, and what it does not) and with_defaults(options, segments), which fills in what is left open.
 """
 
 
@@ -78,6 +78,9 @@ def export(
     options = options.checked_for(target, writer)
     precision = str(options.precision)
     model, tokenizer = load_checkpoint(checkpoint)
+    segments = cut(model)
+    if hasattr(writer, "with_defaults"):
+        options = writer.with_defaults(options, segments)
     longest = model.config.max_length
     if options.lengths:  # no input is longer than the model takes, none is cut shorter than the longest of them
         options = replace(options, lengths=tuple(sorted({min(length, longest) for length in options.lengths})))
@@ -93,14 +96,14 @@ def export(
         golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder, longest)
         write_golden(golden, folder / "golden.json")
         with progress(model.layers + 1) as bar:
-            segments = writer.write_segments(cut(model), folder, options, bar)
+            written = writer.write_segments(segments, folder, options, bar)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             target=target,
             precision=precision,
             model=describe(model, tokenizer, longest),
             tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
-            segments=segments,
+            segments=written,
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
             lengths=options.lengths,
             max_batch=options.max_batch or getattr(writer, "MAX_BATCH", None),

@@ -15,20 +15,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
 from runtime.bundle import TensorInfo
-from runtime.errors import InputError
+from runtime.errors import BerxitError, InputError
 from train.backbones import LayerWeights
 from train.backbones.weights import Array, Linear, Norm
 
 OPSET = 17
 """The first with LayerNormalization; ONNX Runtime since 1.12 and TensorRT since 8.6 take it."""
 
-_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int32": TensorProto.INT32}
 
 
 @dataclass
 class GraphWriter:
     """Collects nodes and weights; every method adds one operator and gives back the name of its output."""
 
+    opset: int = OPSET
+    dtype: str = "float32"
+    """What weights are stored and operators compute in."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, npt.NDArray] = field(default_factory=dict)
     constants: dict[str, npt.NDArray] = field(default_factory=dict)
@@ -39,9 +42,17 @@ class GraphWriter:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
-    def weight(self, name: str, value: npt.ArrayLike, dtype: type = np.float32) -> str:
-        self.weights[name] = np.asarray(value, dtype=dtype, order="C")
+    def weight(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = None) -> str:
+        with np.errstate(over="ignore"):  # told below, by name
+            stored = np.asarray(value, dtype=dtype or self.dtype, order="C")
+        if not np.isfinite(stored).all():
+            raise BerxitError(f"weight {name} has values that {stored.dtype} cannot hold: export in fp32")
+        self.weights[name] = stored
         return name
+
+    def cast(self, x: str, dtype: str) -> str:
+        """x itself where the graph's dtype is that one already."""
+        return x if self.dtype == dtype else self.op("Cast", x, to=_TYPES[dtype])
 
     def constant(self, name: str, value: npt.NDArray) -> str:
         self.constants[name] = np.asarray(value, dtype=np.float32, order="C")
@@ -54,8 +65,24 @@ class GraphWriter:
         )
 
     def norm(self, name: str, x: str, norm: Norm, output: str = "") -> str:
+        if self.opset < 17:
+            return self._norm_in_parts(name, x, norm, output)
         scale, shift = self.weight(f"{name}.scale", norm.scale), self.weight(f"{name}.shift", norm.shift)
         return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=norm.epsilon, output=output)
+
+    def _norm_in_parts(self, name: str, x: str, norm: Norm, output: str) -> str:
+        """In float32 throughout: the squares of a layer with outliers leave the range of float16."""
+        dtype, x = self.dtype, self.cast(x, "float32")
+        self.dtype = "float32"
+        centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1], keepdims=1))
+        variance = self.op("ReduceMean", self.op("Mul", centred, centred), axes=[-1], keepdims=1)
+        deviation = self.op("Sqrt", self.op("Add", variance, self.weight(f"{name}.epsilon", norm.epsilon)))
+        scaled = self.op("Mul", self.op("Div", centred, deviation), self.weight(f"{name}.scale", norm.scale))
+        shift = self.weight(f"{name}.shift", norm.shift)
+        if dtype == "float32":
+            return self.op("Add", scaled, shift, output=output)
+        self.dtype = dtype
+        return self.op("Cast", self.op("Add", scaled, shift), to=_TYPES[dtype], output=output)
 
     def activation(self, name: str, x: str) -> str:
         half, one = self.weight("half", 0.5), self.weight("one", 1.0)
@@ -80,8 +107,9 @@ class GraphWriter:
             [_value(info) for info in outputs],
             [numpy_helper.from_array(array, key) for key, array in self.weights.items() if key in used],
         )
-        opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(graph, opset_imports=[opset], ir_version=8, producer_name="berxit")
+        opset = helper.make_opsetid("", self.opset)
+        ir_version = 8 if self.opset < 19 else 9
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=ir_version, producer_name="berxit")
         onnx.checker.check_model(model, full_check=True)
         return model
 
@@ -96,13 +124,14 @@ class OnnxSegment:
     constants: dict[str, npt.NDArray]
 
 
-def embeddings_graph(segments: Segments) -> OnnxSegment:
+def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "float32") -> OnnxSegment:
     """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S).
 
     Where the model has a bias by relative position, it is in attention_bias, which is (B, heads, S, S) then.
-    Where the exits pool by the mean, also token_weights (B, 1, S): 1 / tokens for a token, 0 for padding.
+    Where the exits pool by the mean, also token_weights (B, 1, S): 1 / tokens for a token, 0 for padding. The outputs
+    are in ``dtype``.
     """
-    g = GraphWriter()
+    g = GraphWriter(opset, dtype)
     weights = segments.embeddings
     tokens: tuple[str | int, ...] = ("batch", "length")
     inputs = [TensorInfo("input_ids", "input_ids", "int32", tokens)]
@@ -110,20 +139,21 @@ def embeddings_graph(segments: Segments) -> OnnxSegment:
     if weights.types is not None:
         inputs.append(TensorInfo("token_type_ids", "token_type_ids", "int32", tokens))
         total = g.op("Add", total, g.op("Gather", g.weight("types", weights.types), "token_type_ids", axis=0))
-    length = g.op("Shape", "input_ids", start=1, end=2)
     start, axis = g.weight("zero", [0], np.int64), g.weight("rows", [0], np.int64)
+    one, two = g.weight("length_axis", [1], np.int64), g.weight("after_length", [2], np.int64)
+    length = g.op("Slice", g.op("Shape", "input_ids"), one, two, axis)  # TensorRT 8.5 may not know Shape's own start
     positions = g.op("Slice", g.weight("positions", weights.positions), start, length, axis)
     hidden = g.norm("norm", g.op("Add", total, positions), weights.norm, "" if weights.projection else "hidden")
     if weights.projection is not None:
         hidden = g.op("Identity", g.linear("projection", hidden, weights.projection), output="hidden")
     inputs.append(TensorInfo("attention_mask", "attention_mask", "int32", tokens))
-    mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)
+    mask = g.op("Cast", "attention_mask", to=_TYPES[dtype])
     bias = g.op("Mul", g.op("Sub", g.weight("one", 1.0), mask), g.weight("masked", MASKED))
     padding_name = "attention_bias" if weights.relative_bias is None else "padding_bias"
     padding = g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output=padding_name)
     if weights.relative_bias is not None:
         g.op("Add", padding, _relative_bias(g, weights.relative_bias, length), output="attention_bias")
-    outputs = [_hidden("hidden", segments.hidden_size), *_carried(segments)]
+    outputs = [_hidden("hidden", segments.hidden_size, dtype), *_carried(segments, dtype)]
     if segments.pooling == "mean":
         total = g.op("ReduceSum", mask, g.weight("last_axis", [1], np.int64), keepdims=1)
         shares = g.op("Div", mask, total)
@@ -142,31 +172,36 @@ def _relative_bias(g: GraphWriter, bias: Array, length: str) -> str:
     return g.op("Gather", g.weight("relative_bias", bias), distances, axis=1)
 
 
-def layer_graph(segments: Segments, segment: LayerSegment) -> OnnxSegment:
+def layer_graph(
+    segments: Segments, segment: LayerSegment, *, opset: int = OPSET, dtype: str = "float32"
+) -> OnnxSegment:
     """hidden_in (B, S, d) and what embeddings_graph gave -> hidden_out (B, S, d), logits (B, C), lte (B,).
 
-    Where layers share their encoder weights the head's are inputs, so that these layers can share one file.
+    Where layers share their encoder weights the head's are inputs, so that these layers can share one file. The encoder
+    layer computes in ``dtype``; the exit in float32, since thresholds are compared with what it says.
     """
-    g = GraphWriter()
+    g = GraphWriter(opset, dtype)
     feed_head, hidden_size = segments.shared(segment), segments.hidden_size
     hidden = _encoder_layer(g, segment.encoder, hidden_size)
     if segments.pooling == "mean":
         pooled = g.op("Squeeze", g.op("MatMul", "token_weights", hidden), g.weight("last_axis", [1], np.int64))
     else:
         pooled = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
+    pooled = g.cast(pooled, "float32")
+    g.dtype = "float32"
     answer = pooled
     if segment.exit.pooler is not None:
         answer = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, fed=feed_head))
     g.op("Identity", g.linear("classifier", answer, segment.exit.classifier, fed=feed_head), output="logits")
     declared = [
-        _hidden("hidden_out", hidden_size),
+        _hidden("hidden_out", hidden_size, dtype),
         TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)),
     ]
     if segment.exit.lte is not None:
         certainty = g.op("Sigmoid", g.linear("lte", pooled, segment.exit.lte))
         g.op("Squeeze", certainty, g.weight("last_axis", [1], np.int64), output="lte")
         declared.append(TensorInfo("lte", "lte", "float32", ("batch",)))
-    inputs = [_hidden("hidden_in", hidden_size), *_carried(segments)]
+    inputs = [_hidden("hidden_in", hidden_size, dtype), *_carried(segments, dtype)]
     inputs += [TensorInfo(name, "constant", "float32", value.shape) for name, value in g.constants.items()]
     name = "body" if feed_head else f"layer_{segment.layer:02d}"
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
@@ -193,17 +228,17 @@ def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str
     return g.norm("output_norm", total, layer.output_norm, output="hidden_out")
 
 
-def _hidden(name: str, hidden_size: int) -> TensorInfo:
-    return TensorInfo(name, "hidden", "float32", ("batch", "length", hidden_size))
+def _hidden(name: str, hidden_size: int, dtype: str) -> TensorInfo:
+    return TensorInfo(name, "hidden", dtype, ("batch", "length", hidden_size))
 
 
-def _carried(segments: Segments) -> list[TensorInfo]:
+def _carried(segments: Segments, dtype: str) -> list[TensorInfo]:
     """What the embeddings segment makes once and every layer reads."""
     relative = segments.embeddings.relative_bias
     shape = ("batch", 1, 1, "length") if relative is None else ("batch", len(relative), "length", "length")
-    carried = [TensorInfo("attention_bias", "attention_bias", "float32", shape)]
+    carried = [TensorInfo("attention_bias", "attention_bias", dtype, shape)]
     if segments.pooling == "mean":
-        carried.append(TensorInfo("token_weights", "token_weights", "float32", ("batch", 1, "length")))
+        carried.append(TensorInfo("token_weights", "token_weights", dtype, ("batch", 1, "length")))
     return carried
 
 

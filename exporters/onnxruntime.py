@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy.typing as npt
@@ -22,15 +24,20 @@ OPTIONS: frozenset[str] = frozenset()
 
 def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
+    graphs = chain([embeddings_graph(segments)], (layer_graph(segments, segment) for segment in segments.layers))
+    return write_graphs(segments, graphs, folder, bar)
+
+
+def write_graphs(segments: Segments, graphs: Iterable[OnnxSegment], folder: Path, bar: Bar) -> tuple[Segment, ...]:
+    """Writes one graph after another, the embeddings first; layers that share their weights share a file."""
     (folder / "segments").mkdir()
-    written = [_write(embeddings_graph(segments), 0, "embeddings", folder)]
-    bar.update(1)
+    written: list[Segment] = []
     bodies: dict[int, str] = {}
-    for segment in segments.layers:
-        name = f"layer_{segment.layer:02d}"
-        if segments.shared(segment):
+    for layer, graph in enumerate(graphs):
+        name = f"layer_{layer:02d}" if layer else "embeddings"
+        if layer and segments.shared(segment := segments.layers[layer - 1]):
             name = bodies.setdefault(id(segment.encoder), f"body_{len(bodies) + 1:02d}")
-        written.append(_write(layer_graph(segments, segment), segment.layer, name, folder))
+        written.append(_write(graph, layer, name, folder))
         bar.update(1)
     return tuple(written)
 

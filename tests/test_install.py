@@ -67,6 +67,16 @@ def test_the_tests_get_coremltools_where_it_exists(
     assert len(asked) == 1
 
 
+def test_the_tests_get_tensorrt_rtx_where_it_exists(
+    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install.platform, "system", lambda: "Linux")
+    for machine, calls in (("x86_64", 1), ("aarch64", 1)):
+        monkeypatch.setattr(install.platform, "machine", lambda machine=machine: machine)
+        install.install_tensorrt_rtx(Path("venv"))
+        assert asked == [("-e", ".[tensorrt-rtx]")] * calls
+
+
 def test_without_coremltools_the_set_up_goes_on_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "toolkit.commands.evaluate",
     "calibrate": "toolkit.commands.calibrate",
     "export": "toolkit.commands.export",
+    "build": "runtime.build",
     "bench": "runtime.bench",
     "study": "toolkit.commands.study",
     "inspect": "toolkit.commands.inspect",
@@ -66,6 +67,10 @@ def calibrate() -> None:
 
 def export() -> None:
     run(load("export"))
+
+
+def build() -> None:
+    run(load("build"))
 
 
 def bench() -> None:

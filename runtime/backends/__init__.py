@@ -37,6 +37,27 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
     "onnxruntime": (
         BackendInfo("onnxruntime", "runtime.backends.onnxruntime", "onnxruntime", "pip install 'berxit[onnxruntime]'"),
     ),
+    "tensorrt": (
+        BackendInfo(
+            "tensorrt",
+            "runtime.backends.tensorrt",
+            "tensorrt",
+            "JetPack brings it to a Jetson (python3-libnvinfer); on a desktop pip install 'berxit[tensorrt]', or"
+            " 'berxit[tensorrt-rtx]' or onnxruntime-gpu, which run the bundle too",
+        ),
+        BackendInfo(
+            "tensorrt-rtx",
+            "runtime.backends.tensorrt.rtx",
+            "tensorrt_rtx_bindings",
+            "pip install 'berxit[tensorrt-rtx]'",
+        ),
+        BackendInfo(
+            "onnxruntime-gpu",
+            "runtime.backends.onnxruntime_gpu",
+            "onnxruntime",
+            "pip install onnxruntime-gpu; on a Jetson take the wheel for your JetPack",
+        ),
+    ),
     "coreml": (BackendInfo("coreml", "runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),),
 }
 """Target name in the manifest -> the back ends that run it, the one to take first."""

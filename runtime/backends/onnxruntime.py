@@ -7,9 +7,10 @@ then take ten times what one graph takes. ``session.force_spinning_stop`` ends t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ from runtime.bundle import Manifest, Segment, read_tensor
 from runtime.errors import BerxitError
 from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
+
+Providers = Sequence[str | tuple[str, dict[str, Any]]]
+"""ONNX Runtime's execution providers, the best first; with their options, where they have any."""
+CPU: Providers = ("CPUExecutionProvider",)
 
 
 class State(NamedTuple):
@@ -48,11 +53,11 @@ class _Step:
 
 
 class OnnxRuntimeBackend:
-    """Runs segments with ONNX Runtime's CPU provider; the loop's Backend."""
+    """Runs segments with ONNX Runtime, on the CPU unless told otherwise; the loop's Backend."""
 
     name = "onnxruntime"
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, threads: int, providers: Providers = CPU) -> None:
         self.layers = manifest.model.layers
         self.threads = threads
         sessions: dict[str, ort.InferenceSession] = {}
@@ -60,9 +65,10 @@ class OnnxRuntimeBackend:
         steps = []
         for segment in manifest.segments:
             if segment.file not in sessions:
-                sessions[segment.file] = _open_session(folder / segment.file, options)
+                sessions[segment.file] = _open_session(folder / segment.file, options, providers)
             steps.append(_tie(segment, sessions[segment.file], folder))
         self._embeddings, *self._layers = steps
+        self.providers: list[str] = self._embeddings.session.get_providers()
         self._length_axes = {
             o.role: tuple(axis for axis, size in enumerate(o.shape) if size == "length")
             for o in manifest.segments[0].outputs
@@ -109,9 +115,9 @@ def _session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def _open_session(path: Path, options: ort.SessionOptions, providers: Providers) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BerxitError(f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}. Export again here") from error

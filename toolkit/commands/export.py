@@ -24,14 +24,21 @@ def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | 
 
 @click.command("export")
 @checkpoint_argument
-@click.option("--target", help="What will run it: onnxruntime, coreml. Or say --device.")
+@click.option("--target", help="What will run it: onnxruntime, tensorrt, coreml. Or say --device.")
 @click.option("--device", help="A name that `berxit devices` lists: fills in what is not given here.")
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
 @click.option(
-    "--precision", help="onnxruntime: fp32; coreml: fp16, fp32, int8, palette6, palette4. The first is the default."
+    "--precision",
+    help="onnxruntime: fp32; tensorrt: fp16, fp32, int8; coreml: fp16, fp32, int8, palette6, palette4. The first is the"
+    " default.",
 )
-@click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128; by default any.")
-@click.option("--target-version", help="coreml: the oldest system that must run it: ios18 (default), macos15, ios16.")
+@click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128.")
+@click.option("--max-batch", type=click.IntRange(min=1), help="tensorrt: rows that an engine takes at once; 8.")
+@click.option(
+    "--target-version",
+    help="The oldest system that must run it. tensorrt: jetpack6 (default), jetpack5, tensorrt8.6, tensorrt10; coreml:"
+    " ios18 (default), macos15, ios16.",
+)
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
@@ -43,6 +50,7 @@ def command(
     output: Path | None,
     precision: str | None,
     lengths: tuple[int, ...],
+    max_batch: int | None,
     target_version: str | None,
     layout: str | None,
     force: bool,
@@ -62,7 +70,7 @@ def command(
             lengths, target_version = lengths or profile.lengths, target_version or profile.target_version
     if target is None:
         raise click.UsageError(
-            "what will run it? --target onnxruntime or coreml, or --device with a name of berxit devices"
+            "what will run it? --target onnxruntime, tensorrt or coreml, or --device with a name of berxit devices"
         )
     output = output or checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
     parity: list[str] = []
@@ -70,7 +78,7 @@ def command(
         checkpoint,
         target,
         output,
-        options=ExportOptions(precision, lengths, target_version=target_version, layout=layout),
+        options=ExportOptions(precision, lengths, max_batch, target_version, layout),
         force=force,
         progress=progress_bar("exporting", quiet),
         report=parity.append,

@@ -8,18 +8,27 @@ import click
 
 from runtime.console import debug_option, progress_bar
 from runtime.tables import plural
-from toolkit.commands.options import PATH, batch_size_option, hush_libraries, quiet_option, split_option
+from toolkit.commands.options import (
+    PATH,
+    batch_size_option,
+    data_for,
+    data_option,
+    hush_libraries,
+    quiet_option,
+    split_option,
+)
 from toolkit.studies import STUDIES, find_study
 
 NAMES = "\n".join(f"  {name:<11}{what}" for name, what in STUDIES.items())
+
+WITHOUT_DATA = ("runtime", "flops")
+"""runtime takes bundles and, as berxit-bench, data at hand only; flops needs none."""
 
 
 @click.command("study", epilog=f"\b\nThe studies:\n{NAMES}")
 @click.argument("name")
 @click.argument("checkpoints", type=PATH, nargs=-1, metavar="CHECKPOINT...")
-@click.option(
-    "--data", type=PATH, help="A file, or a folder with train/dev/test files; every study but flops needs it."
-)
+@data_option
 @split_option
 @click.option("--relative-to", metavar="SCORE|CHECKPOINT", help="What 100% is.  [default: raw, two-stage, or the best]")
 @click.option("--criterion", help="tradeoff: when to leave.  [default: confidence; lte for regression]")
@@ -51,7 +60,10 @@ def command(
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'")
     from toolkit.studies.request import Request
+    from train.checkpoint import read_config
 
+    if name not in WITHOUT_DATA:
+        data = data_for(read_config(checkpoints[0])["task"], data)
     request = Request(
         paths=checkpoints,
         output=output,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from typing import Any
 from runtime.bundle import sha256
 from runtime.errors import BerxitError, InputError
 from runtime.examples import Examples, find_split
-from runtime.json_data import read_json
 from runtime.progress import Progress, silent
-from train.checkpoint import load_checkpoint, read_record
+from train.checkpoint import load_checkpoint, read_config, read_record
 from train.evaluation import Predictions, layer_scores, predict
+from train.fine_tuning import TrainingOptions
 from train.tasks import task_of
+
+DEFAULTS = {field.name: field.default for field in fields(TrainingOptions) if field.name != "model"}
+"""Of the options: what a record from before an option was there means."""
 
 
 def _no_bar(label: str) -> Progress:
@@ -69,10 +72,9 @@ class Request:
 
     def run(self, folder: Path) -> Run:
         """A checkpoint with its pass: the stored one where checkpoint and data are the same, else a new one."""
-        if not folder.is_dir():
-            raise BerxitError(f"no checkpoint at {folder}: make one with berxit-train")
+        config = read_config(folder)
         files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
-        digests = [sha256(file) for file in (*files, self.data_file) if file.is_file()]
+        digests = [sha256(file) for file in (*files, self.data_file)]
         key = hashlib.sha256("".join(digests).encode()).hexdigest()
         stored = self.output / "passes" / f"{folder.resolve().name}-{key[:12]}" / "predictions.npz"
         if stored.is_file():
@@ -82,9 +84,9 @@ class Request:
             examples = task_of(model.config).read(self.data_file, self.split)
             predictions = predict(model, tokenizer, examples, self.batch_size, self.bar(folder.name))
             _save(predictions, stored)
-        config, options = read_json(folder / "config.json"), read_record(folder).get("options", {})
-        options = {"pooling": config["pooling"], "exit_head": config["exit_head"], "lte": config["lte"], **options}
-        model_name = model_name_of(str(options.get("model", config["backbone"]["model_type"])))
+        known = {name: config[name] for name in ("pooling", "exit_head", "lte")}
+        options = {**DEFAULTS, **known, **read_record(folder).get("options", {})}
+        model_name = model_name_of(str(options.get("model") or config["backbone"]["model_type"]))
         strategy = config["strategy"]
         return Run(folder, model_name, config["task"], strategy, strategy, options, predictions, key)
 
@@ -178,15 +180,13 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def label_runs(runs: Sequence[Run]) -> list[Run]:
-    """Gives each run a label: its strategy, and of its training options those in which the model's runs differ."""
-    from dataclasses import replace
-
+    """Gives each run a label: its strategy, and the options in which the model's runs differ, but for defaults."""
     labelled = []
     for run in runs:
         peers = [peer for peer in runs if (peer.model, peer.strategy) == (run.model, run.strategy)]
         names = sorted({name for peer in peers for name in peer.options} - {"model", "strategy", "seed"})
         differ = [name for name in names if len({str(peer.options.get(name)) for peer in peers}) > 1]
-        said = [_said(run.options, name) for name in differ if run.options.get(name) is not None]
+        said = [_said(run.options, name) for name in differ if run.options.get(name) != DEFAULTS.get(name)]
         labelled.append(replace(run, label=", ".join([run.strategy, *said])))
     return labelled
 
@@ -198,7 +198,7 @@ def model_name_of(model: str) -> str:
 
 
 def _said(options: dict[str, Any], name: str) -> str:
-    """An option that is set, as a legend has it: "no lte", "mean pooling", "epochs 5"."""
+    """An option as a legend has it: "no lte", "mean pooling", "epochs 5"."""
     value = options[name]
     words = name.replace("_", " ")
     if isinstance(value, bool):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from runtime.console import status_of
 from runtime.errors import BerxitError, InputError
-from tests.conftest import WORDS
+from tests.conftest import ENCODERS, WORDS
 from toolkit.cli import load
 from toolkit.studies import STUDIES, find_study
 from toolkit.studies.certainty import lte_targets
@@ -197,7 +197,7 @@ def test_flops(make: Make, tmp_path: Path) -> None:
     assert [entry["tokens"] for entry in found] == [8, 16, 20, 32]
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "distilbert"])
+@pytest.mark.parametrize("family", ENCODERS)
 def test_flops_are_those_of_the_layers_mathematics(family: str, make: Make) -> None:
     path = make("joint", family=family, lte=True, pooling="mean", seed=3)
     flops = count_flops(MultiExitModel.from_pretrained(str(path)), 10)
@@ -287,8 +287,8 @@ def test_labels_tell_what_differs_and_seeds_stay_together() -> None:
             hand_made("joint", [0.7], model="other", lte=False, epochs=5),
         ]
     )
-    assert [run.label for run in runs] == ["joint, lte", "joint, lte", "joint, no lte", "raw", "joint"]
-    assert list(by_label(runs[:3])) == ["joint, lte (mean of 2)", "joint, no lte"]
+    assert [run.label for run in runs] == ["joint", "joint", "joint, no lte", "raw", "joint"]
+    assert list(by_label(runs[:3])) == ["joint (mean of 2)", "joint, no lte"]
 
 
 def test_every_line_looks_its_own_way_and_the_same_in_all_panels() -> None:
@@ -365,7 +365,8 @@ def test_wrong_inputs_are_one_line(
     joint, values = make("joint"), make("alternating", lte=True, regression=True)
     cases: list[tuple[list[object], int, str]] = [
         (["layerwise"], 2, "Missing argument 'CHECKPOINT...'"),
-        (["layerwise", joint], 2, "needs --data"),
+        (["layerwise", joint], 2, "--data is missing"),
+        (["runtime", joint], 1, "is no bundle"),
         (["layerwise", tmp_path / "none", "--data", data["classes"]], 1, "no checkpoint at"),
         (["lte", joint, "--data", data["classes"]], 2, "was trained without LTE"),
         (["certainty", joint, "--data", data["classes"]], 2, "was trained without LTE"),

@@ -1,0 +1,130 @@
+"""Int8 as TensorRT reads it: QuantizeLinear and DequantizeLinear around the four large matrix products of a layer.
+
+Symmetric throughout: weights per output channel, activations per tensor, biases as they are. The scales of activations
+come from the samples that the checkpoint carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
+from exporters.segments import Segments
+from runtime.tokenization import TokenBatch
+
+PRODUCTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
+"""The weights whose products run in int8: everything in a layer that has weights; the attention itself has none."""
+
+DEQUANTIZED_WEIGHTS = 19
+"""From this opset on weights are stored in int8. Before it TensorRT (8) quantises float weights itself."""
+
+Scales = Mapping[str, float]
+"""Weight of a product -> how large one int8 step of the activation before it is."""
+
+
+def activation_scales(segments: Segments, batch: TokenBatch) -> Sequence[Scales]:
+    """Layer by layer, from a float32 pass over ``batch``: the largest value is 127 steps. Cutting outliers off for
+    finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
+
+    Layers that share their weights share their scales, the largest of them.
+    """
+    found: list[dict[str, float]] = []
+    for values in _products(segments, batch):
+        found.append({name: float(np.abs(value).max()) / 127 or 1.0 for name, value in values.items()})
+    for segment, scales in zip(segments.layers, found, strict=True):
+        for other, more in zip(segments.layers, found, strict=True):
+            if other.encoder is segment.encoder:
+                scales.update({name: max(scale, more[name]) for name, scale in scales.items()})
+    return found
+
+
+def quantized(graph: OnnxSegment, scales: Scales) -> OnnxSegment:
+    """The layer with its products in int8; everything else stays in the type that it had."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    opset = model.opset_import[0].version
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, npt.NDArray] = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in scales:
+            name = node.input[1]
+            weight = numpy_helper.to_array(weights[name])
+            constants |= {
+                f"{name}.input_scale": np.array(scales[name], weight.dtype),
+                f"{name}.input_zero": np.array(0, np.int8),
+                f"{name}.scale": _weight_scale(weight),
+                f"{name}.zero": np.zeros(weight.shape[1], np.int8),
+            }
+            nodes += _rounded(node.input[0], f"{name}.input_scale", f"{name}.input_zero", f"{name}.input")
+            ends = (f"{name}.scale", f"{name}.zero", f"{name}.rounded")
+            if opset >= DEQUANTIZED_WEIGHTS:
+                stored = np.round(weight.astype(np.float64) / constants[ends[0]]).clip(-127, 127).astype(np.int8)
+                weights[name].CopyFrom(numpy_helper.from_array(stored, name))
+                nodes.append(helper.make_node("DequantizeLinear", [name, *ends[:2]], [ends[2]], axis=1))
+            else:
+                nodes += _rounded(name, *ends, axis=1)
+            node.input[0], node.input[1] = f"{name}.input", ends[2]
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # they die with the list below
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
+    onnx.checker.check_model(model, full_check=True)
+    return replace(graph, model=model)
+
+
+def _rounded(x: str, scale: str, zero: str, output: str, axis: int | None = None) -> list[onnx.NodeProto]:
+    attributes = {} if axis is None else {"axis": axis}
+    return [
+        helper.make_node("QuantizeLinear", [x, scale, zero], [f"{output}.int8"], **attributes),
+        helper.make_node("DequantizeLinear", [f"{output}.int8", scale, zero], [output], **attributes),
+    ]
+
+
+def _weight_scale(weight: npt.NDArray) -> npt.NDArray:
+    """(out,) for a weight (in, out): its largest value in a channel is 127 steps."""
+    scale = np.abs(weight.astype(np.float64)).max(axis=0) / 127
+    return np.maximum(scale, float(np.finfo(weight.dtype).tiny)).astype(weight.dtype)
+
+
+def _products(segments: Segments, batch: TokenBatch) -> Iterator[dict[str, npt.NDArray]]:
+    """Layer by layer: weight of a product -> the activations (tokens, in) that it is multiplied by."""
+    tensors: dict[str, npt.NDArray] = {
+        "input_ids": batch.input_ids,
+        "token_type_ids": batch.token_type_ids,
+        "attention_mask": batch.attention_mask,
+    }
+    real = batch.attention_mask.astype(bool)
+    graph = embeddings_graph(segments)
+    tensors |= _run(graph.model, graph, tensors)
+    for segment in segments.layers:
+        graph = layer_graph(segments, segment)
+        watched = onnx.ModelProto()
+        watched.CopyFrom(graph.model)
+        sources = {
+            n.input[1]: n.input[0] for n in watched.graph.node if n.op_type == "MatMul" and n.input[1] in PRODUCTS
+        }
+        inner = set(sources.values()) - {"hidden_in"}
+        watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
+        found = _run(watched, graph, tensors)
+        found["hidden_in"] = tensors["hidden"]
+        yield {name: found[source][real] for name, source in sources.items()}
+        tensors["hidden"] = found["hidden"]
+
+
+def _run(model: onnx.ModelProto, graph: OnnxSegment, tensors: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    """Role (or name, where an output has no role) -> value."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = {i.name: tensors[i.role] for i in graph.inputs if i.role != "constant"}
+    roles = {output.name: output.role for output in graph.outputs}
+    names = [output.name for output in session.get_outputs()]
+    values = session.run(names, {**feeds, **graph.constants})
+    return {roles.get(name, name): value for name, value in zip(names, values, strict=True)}

@@ -1,0 +1,75 @@
+"""The TensorRT target: plain ONNX files that its parser takes, from which engines are built on the device.
+
+Engines belong to one GPU and one TensorRT, so a bundle holds none: ``berxit-build`` makes them where they will run. The
+precision lies in the files, since TensorRT 11 has no other place for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
+from exporters.onnxruntime import write_graphs
+from exporters.options import ExportOptions
+from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_scales, quantized
+from exporters.segments import Segments
+from runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
+from runtime.bundle import Segment
+from runtime.errors import InputError
+from runtime.golden import Golden
+from runtime.json_data import parse, read_json
+from runtime.progress import Bar
+from runtime.tokenization import TokenBatch
+
+PRECISIONS = {"fp16": 5e-2, "fp32": 1e-4, "int8": 2.0}
+"""Precision -> how far an exit may be from the checkpoint's (absolute, logits and LTE), in ONNX Runtime here and in
+TensorRT on the device. docs/tensorrt.md has what was found, and why these."""
+OPTIONS = frozenset({"lengths", "max_batch", "target_version"})
+
+OPSETS = {"jetpack5": 16, "tensorrt8.6": 17, "jetpack6": 19, "tensorrt10": 19, "tensorrt11": 19, "tensorrt-rtx": 19}
+"""The oldest TensorRT that must read the files -> their opset. JetPack 5 has TensorRT 8.5, which knows
+no LayerNormalization (opset 17); JetPack 6 has 10.3. Opset 19 brings QuantizeLinear on float16."""
+PROOF = (
+    "checked: the very files, in ONNX Runtime on this CPU. TensorRT's own numbers are checked on the device, by bench"
+)
+LENGTHS = (16, 32, 64, 128, 256, 512)
+MAX_BATCH = 8
+
+
+def with_defaults(options: ExportOptions, segments: Segments) -> ExportOptions:
+    """Lengths up to the model's own, batches up to 8, for JetPack 6. Raises InputError for what cannot be."""
+    version = options.target_version or "jetpack6"
+    if version not in OPSETS:
+        raise InputError(f"--target-version '{version}': target tensorrt knows {', '.join(OPSETS)}")
+    longest = segments.max_length
+    lengths = options.lengths or (*(length for length in LENGTHS if length < longest), longest)
+    batch = MAX_BATCH if options.max_batch is None else options.max_batch
+    if batch < 1:
+        raise InputError(f"--max-batch {batch}: it must be at least 1")
+    return replace(options, lengths=lengths, max_batch=batch, target_version=version)
+
+
+def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
+    """Writes the segment files below ``folder`` and returns what the manifest says of them."""
+    return write_graphs(segments, graphs_of(segments, options, folder), folder, bar)
+
+
+def graphs_of(segments: Segments, options: ExportOptions, folder: Path) -> Iterator[OnnxSegment]:
+    """The embeddings, then layer after layer. int8 is calibrated on the golden inputs that lie in ``folder``; what
+    surrounds its matrix products is float16 where the opset can say so."""
+    opset = OPSETS[str(options.target_version)]
+    int8 = options.precision == "int8"
+    half = options.precision == "fp16" or (int8 and opset >= DEQUANTIZED_WEIGHTS)
+    dtype = "float16" if half else "float32"
+    scales = activation_scales(segments, _samples(folder)) if int8 else []
+    yield embeddings_graph(segments, opset=opset, dtype=dtype)
+    for i, segment in enumerate(segments.layers):
+        graph = layer_graph(segments, segment, opset=opset, dtype=dtype)
+        yield quantized(graph, scales[i]) if int8 else graph
+
+
+def _samples(folder: Path) -> TokenBatch:
+    golden: Golden = parse(Golden, read_json(folder / "golden.json"), str(folder / "golden.json"))
+    return golden.batch(pad_token_id=0)  # what pads does not count: its activations are left out

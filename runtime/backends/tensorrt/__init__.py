@@ -1,0 +1,22 @@
+"""TensorRT on Jetson and desktop GPUs.
+
+versions.py   what TensorRT 8.5 to 11 and TensorRT-RTX call differently; nobody else calls what is not common to all
+cuda.py       the few calls of the CUDA runtime, through cuda-python
+engines.py    from segment files to engines: build, timing cache, engine cache
+plan.py       where everything lies in the memory of an input length
+backend.py    the exit loop's Backend
+rtx.py        the same with TensorRT-RTX
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.backends.tensorrt.backend import TensorRtBackend, open_with
+from runtime.bundle import Manifest
+
+__all__ = ["TensorRtBackend", "open_backend"]
+
+
+def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> TensorRtBackend:
+    return open_with("tensorrt", folder, manifest)

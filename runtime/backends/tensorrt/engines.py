@@ -1,0 +1,193 @@
+"""From segment files to engines. An engine belongs to one TensorRT and one GPU, so it is built where it will run, kept
+under everything that it depends on, and built anew when any of that changes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from runtime.backends.tensorrt.cuda import Gpu
+from runtime.backends.tensorrt.plan import shape_of
+from runtime.backends.tensorrt.versions import Api
+from runtime.bundle import Manifest, Segment
+from runtime.errors import BerxitError
+from runtime.progress import Progress, silent
+
+WORKSPACE_MIB = 1024
+"""What the builder may use for tactics, unless the device's profile says otherwise."""
+
+
+def cache_folder() -> Path:
+    """$BERXIT_CACHE, or berxit in the user's cache folder. Not in the bundle: that holds what its manifest names, may
+    be read-only and is copied between devices, and two bundles with equal segments share their engines."""
+    if chosen := os.environ.get("BERXIT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "berxit"
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """All that an engine depends on."""
+
+    builder: str
+    version: str
+    gpu: str
+    """The GPU's name; empty where an engine fits every GPU of the compute capability (TensorRT-RTX)."""
+    capability: tuple[int, int]
+    precision: str
+    lengths: tuple[int, ...]
+    max_batch: int
+    segment: str
+    """sha256 of the segment file."""
+
+    @property
+    def digest(self) -> str:
+        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+
+
+class EngineCache:
+    """Engines and timing caches as files. What is written is there whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "tensorrt"
+
+    def path(self, key: EngineKey) -> Path:
+        return self.folder / f"{key.digest}.engine"
+
+    def read(self, key: EngineKey) -> bytes | None:
+        return _read(self.path(key))
+
+    def write(self, key: EngineKey, engine: bytes) -> None:
+        """Beside the engine, what it is for, so that a person can tell."""
+        _write(self.path(key).with_suffix(".json"), json.dumps(asdict(key), indent=1).encode())
+        _write(self.path(key), engine)
+
+    def forget(self, key: EngineKey) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def timing_path(self, api: Api, gpu: Gpu) -> Path:
+        name = sha256(repr((api.builder, api.version, gpu)).encode()).hexdigest()[:24]
+        return self.folder / f"{name}.timing"
+
+    def read_timings(self, api: Api, gpu: Gpu) -> bytes:
+        return _read(self.timing_path(api, gpu)) or b""
+
+    def write_timings(self, api: Api, gpu: Gpu, timings: bytes) -> None:
+        _write(self.timing_path(api, gpu), timings)
+
+
+def key_of(manifest: Manifest, segment: Segment, api: Api, gpu: Gpu) -> EngineKey:
+    return EngineKey(
+        api.builder,
+        api.version,
+        "" if api.ahead_of_time else gpu.name,
+        gpu.capability,
+        manifest.precision,
+        manifest.lengths,
+        rows_of(manifest),
+        segment.sha256,
+    )
+
+
+def rows_of(manifest: Manifest) -> int:
+    """Rows that an engine takes at once."""
+    return manifest.max_batch or 1
+
+
+def files_to_build(manifest: Manifest) -> dict[str, Segment]:
+    """Segment file -> the first segment that names it: layers that share their weights share an engine."""
+    found: dict[str, Segment] = {}
+    for segment in manifest.segments:
+        found.setdefault(segment.file, segment)
+    return found
+
+
+def prepare_engines(
+    folder: Path,
+    manifest: Manifest,
+    api: Api,
+    gpu: Gpu,
+    cache: EngineCache,
+    *,
+    workspace_mib: int = WORKSPACE_MIB,
+    progress: Progress = silent,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, bytes]:
+    """Segment file -> its engine, from the cache or newly built. Raises BerxitError where one cannot be built."""
+    if not manifest.lengths:
+        raise BerxitError(f"{folder}: no lengths in its manifest, an engine needs them: export it again")
+    segments = files_to_build(manifest)
+    keys = {file: key_of(manifest, segment, api, gpu) for file, segment in segments.items()}
+    engines = {file: engine for file, key in keys.items() if (engine := cache.read(key)) is not None}
+    missing = [file for file in segments if file not in engines]
+    if missing:
+        report(f"{api.title} builds {len(missing)} of {len(segments)} engines for {gpu.name} into {cache.folder}")
+        with progress(len(missing)) as bar:
+            for file in missing:
+                engines[file] = _build_one(folder, manifest, segments[file], api, gpu, cache, workspace_mib)
+                cache.write(keys[file], engines[file])
+                bar.update(1)
+    return engines
+
+
+def _build_one(
+    folder: Path, manifest: Manifest, segment: Segment, api: Api, gpu: Gpu, cache: EngineCache, workspace_mib: int
+) -> bytes:
+    builder = api.trt.Builder(api.logger)
+    network = api.network(builder)
+    parser = api.parse(network, folder / segment.file)
+    config = builder.create_builder_config()
+    api.set_workspace(config, workspace_mib)
+    api.set_precision(config, manifest.precision)
+    api.set_capability(config, gpu.capability)
+    timings = config.create_timing_cache(cache.read_timings(api, gpu))
+    if timings is not None:  # identical layers are timed once
+        config.set_timing_cache(timings, False)
+    for profile in profiles(builder, manifest, segment):
+        config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    del parser
+    if engine is None:
+        raise BerxitError(
+            f"{api.title} could not build {folder / segment.file}: {api.said()}. Give it more memory"
+            " (--workspace), or export with a --target-version or --precision that it knows"
+        )
+    if timings is not None:
+        cache.write_timings(api, gpu, bytes(memoryview(config.get_timing_cache().serialize())))
+    return bytes(memoryview(engine))
+
+
+def profiles(builder: Any, manifest: Manifest, segment: Segment) -> Iterator[Any]:
+    """One per input length, tuned for a single row: fixed lengths give kernels that a range of lengths would not."""
+    for length in manifest.lengths:
+        profile = builder.create_optimization_profile()
+        for tensor in segment.inputs:
+            if any(isinstance(size, str) for size in tensor.shape):
+                one = shape_of(tensor, 1, length)
+                profile.set_shape(tensor.name, one, one, shape_of(tensor, rows_of(manifest), length))
+        yield profile
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise BerxitError(f"cannot write {path}: {error.strerror}. Set BERXIT_CACHE to a folder with room") from error

@@ -1,0 +1,12 @@
+"""TensorRT for RTX: the same segments and the same loop on desktop RTX GPUs, with engines built ahead of time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.backends.tensorrt.backend import TensorRtBackend, open_with
+from runtime.bundle import Manifest
+
+
+def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> TensorRtBackend:
+    return open_with("tensorrt-rtx", folder, manifest)

@@ -1,0 +1,141 @@
+"""The differences between TensorRT 8.5 to 11 and TensorRT-RTX, and nothing else. Told by what a module has, not by its
+number: the recorded names per version are what tests/runtime/tensorrt_names.json says."""
+
+from __future__ import annotations
+
+from collections import deque
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from runtime.errors import BerxitError, InputError
+
+BUILDERS = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""What builds and runs engines -> the Python modules that it may come as."""
+
+INSTALL = {
+    "tensorrt": "it comes with JetPack on a Jetson (python3-libnvinfer); on a desktop pip install 'berxit[tensorrt]'",
+    "tensorrt-rtx": "pip install 'berxit[tensorrt-rtx]' (Linux or Windows on x86-64)",
+}
+
+
+def load(builder: str) -> Api:
+    """Raises InputError for an unknown builder, BerxitError where it is not installed."""
+    if builder not in BUILDERS:
+        raise InputError(f"unknown builder '{builder}': choose {' or '.join(BUILDERS)}")
+    for module in BUILDERS[builder]:
+        try:
+            return Api(builder, import_module(module))
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    raise BerxitError(f"this needs {BUILDERS[builder][0]}, which is not installed here: {INSTALL[builder]}")
+
+
+def _quiet_logger(trt: Any) -> Any:
+    """Keeps the last errors off the screen: building without a GPU logs some that mean nothing."""
+
+    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: deque[str] = deque(maxlen=4)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self._errors.append(message)
+
+    return Log()
+
+
+class Api:
+    """One TensorRT, with one name for each thing that the versions name differently."""
+
+    def __init__(self, builder: str, trt: ModuleType) -> None:
+        self.builder = builder
+        self.trt: Any = trt
+        self.version: str = trt.__version__
+        self.logger: Any = _quiet_logger(self.trt)
+
+    def said(self) -> str:
+        """The errors that TensorRT has logged, in one line; they are forgotten."""
+        errors = "; ".join(dict.fromkeys(self.logger._errors)) or "it gave no reason"
+        self.logger._errors.clear()
+        return errors
+
+    @property
+    def title(self) -> str:
+        return f"{'TensorRT-RTX' if self.ahead_of_time else 'TensorRT'} {self.version}"
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether engines can be built for a GPU that is not here, and fit every GPU of a compute capability."""
+        return hasattr(self.trt, "ComputeCapability")
+
+    @property
+    def strongly_typed(self) -> bool:
+        """From 10: each tensor has the type that the file says. Before, the builder is told what it may use."""
+        return hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+    @property
+    def shares_profiles(self) -> bool:
+        """From 10: several contexts of an engine may use one optimisation profile."""
+        return hasattr(self.trt, "ExecutionContextAllocationStrategy")
+
+    def network(self, builder: Any) -> Any:
+        flags = self.trt.NetworkDefinitionCreationFlag
+        flag = flags.STRONGLY_TYPED if self.strongly_typed else flags.EXPLICIT_BATCH
+        return builder.create_network(1 << int(flag))
+
+    def set_precision(self, config: Any, precision: str) -> None:
+        """What a weakly typed network may compute in; the types in the file are the whole story otherwise."""
+        if self.strongly_typed:
+            return
+        flags = self.trt.BuilderFlag
+        for flag in {"fp16": (flags.FP16,), "int8": (flags.INT8, flags.FP16)}.get(precision, ()):
+            config.set_flag(flag)
+
+    def set_capability(self, config: Any, capability: tuple[int, int]) -> None:
+        """For which GPUs, where that can be chosen. Raises InputError for one that it cannot build for."""
+        if not self.ahead_of_time:
+            return
+        known = self.trt.ComputeCapability
+        name = f"SM{capability[0]}{capability[1]}"
+        if not hasattr(known, name):
+            names = ", ".join(sorted((n[2:] for n in dir(known) if n.startswith("SM")), key=int))
+            raise InputError(f"{self.title} cannot build for compute capability {name[2:]}: it knows {names}")
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(known, name), 0)
+
+    def set_workspace(self, config: Any, mib: int) -> None:
+        config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, mib << 20)
+
+    def parse(self, network: Any, path: Path) -> Any:
+        """Reads a segment file into the network; the parser must outlive the build. Raises BerxitError."""
+        parser = self.trt.OnnxParser(network, self.logger)
+        if not parser.parse_from_file(str(path)):
+            reason = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or self.said()
+            raise BerxitError(
+                f"{self.title} cannot parse {path}: {reason}. Export again with the --target-version that is here"
+            )
+        return parser
+
+    def context(self, engine: Any) -> Any:
+        """An execution context without activation memory of its own."""
+        if self.shares_profiles:
+            return engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        return engine.create_execution_context_without_device_memory()
+
+    @staticmethod
+    def memory_size(engine: Any) -> int:
+        """Bytes of activation memory that a context of the engine needs."""
+        if hasattr(engine, "device_memory_size_v2"):
+            return int(engine.device_memory_size_v2)
+        return int(engine.device_memory_size)
+
+    @staticmethod
+    def set_memory(context: Any, address: int, size: int) -> None:
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(address, size)
+        else:
+            context.device_memory = address

@@ -1,0 +1,78 @@
+"""``berxit-build``: the engines of a TensorRT bundle, for this device or ahead of time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import devices
+from runtime.backends.tensorrt.cuda import Cuda, Gpu
+from runtime.backends.tensorrt.engines import EngineCache, cache_folder, files_to_build, key_of, prepare_engines
+from runtime.backends.tensorrt.versions import BUILDERS, load
+from runtime.bundle import read_manifest
+from runtime.console import debug_option, progress_bar, run
+from runtime.errors import BerxitError, InputError
+from runtime.tables import plural
+
+
+@click.command("build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--builder", type=click.Choice(list(BUILDERS)), default="tensorrt", show_default=True)
+@click.option("--sm", help="Compute capabilities to build for, without such a GPU: 86,89. Needs tensorrt-rtx.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Engine cache.  [default: $BERXIT_CACHE, ~/.cache/berxit]"
+)
+@click.option("--workspace", type=click.IntRange(min=1), help="MiB that the builder may use; the device's by default.")
+@click.option("--force", is_flag=True, help="Build engines that are there, too.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@debug_option
+def command(
+    bundle: Path, builder: str, sm: str | None, output: Path | None, workspace: int | None, force: bool, quiet: bool
+) -> None:
+    """Build the engines of BUNDLE, exported with --target tensorrt, and keep them in the engine cache.
+
+    Opening a bundle does the same for engines that are missing; this is for doing it beforehand.
+    """
+    manifest = read_manifest(bundle)
+    if manifest.target != "tensorrt":
+        raise InputError(f"{bundle} was exported for '{manifest.target}', engines are built from --target tensorrt")
+    api, cache = load(builder), EngineCache(output or cache_folder())
+    if sm and not api.ahead_of_time:
+        raise InputError("--sm builds for a GPU that is not here: only --builder tensorrt-rtx can do that")
+    mib = workspace or devices.recognise(devices.this_machine()).workspace_mib
+    for gpu in _named(sm) if sm else [_here(builder)]:
+        if force:
+            for segment in files_to_build(manifest).values():
+                cache.forget(key_of(manifest, segment, api, gpu))
+        bar = progress_bar(f"building for {gpu.name}", quiet)
+        engines = prepare_engines(bundle, manifest, api, gpu, cache, workspace_mib=mib, progress=bar, report=click.echo)
+        mebibytes = sum(map(len, engines.values())) / 2**20
+        click.echo(f"{gpu.name}: {plural(len(engines), 'engine')}, {mebibytes:.1f} MiB, in {cache.folder}")
+    click.echo(f"next: python -m runtime.bench {bundle}")
+
+
+def _named(sm: str) -> list[Gpu]:
+    """``86,89`` as GPUs without a name. Raises InputError."""
+    parts = [part.strip() for part in sm.split(",")]
+    if not all(part.isdigit() and len(part) >= 2 for part in parts):
+        raise InputError(f"--sm {sm}: give compute capabilities without the dot, such as 86,89")
+    return [Gpu(f"SM {part}", (int(part[:-1]), int(part[-1]))) for part in parts]
+
+
+def _here(builder: str) -> Gpu:
+    try:
+        return Cuda.open().gpu()
+    except BerxitError as error:
+        other = (
+            "--sm 86 (or yours) builds for one that is not here"
+            if builder == "tensorrt-rtx"
+            else (
+                "engines are built on the device; --builder tensorrt-rtx --sm 86 builds for desktop RTX GPUs anywhere"
+            )
+        )
+        raise BerxitError(f"{error}; {other}") from error
+
+
+if __name__ == "__main__":
+    run(command)

@@ -1,0 +1,269 @@
+"""What is exported for TensorRT: the numbers of the very files in ONNX Runtime, and that TensorRT-RTX, the one TensorRT
+that builds without a GPU, parses and builds every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import ENCODERS, FAMILIES, tiny_backbone
+from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, RobertaConfig
+
+from exporters.export import export
+from exporters.onnx_graph import OnnxSegment
+from exporters.options import ExportOptions
+from exporters.quantize_qdq import PRODUCTS, activation_scales
+from exporters.segments import Segments, cut
+from exporters.tensorrt import OPSETS, graphs_of, with_defaults
+from runtime.backends.tensorrt.cuda import Gpu
+from runtime.backends.tensorrt.engines import EngineCache, prepare_engines
+from runtime.backends.tensorrt.versions import load
+from runtime.bundle import read_manifest
+from runtime.errors import BerxitError, InputError
+from runtime.golden import Golden, differences, read_golden, write_golden
+from runtime.tokenization import TokenBatch
+from train.modeling import MultiExitModel
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def multi_exit(backbone: torch.nn.Module, folder: Path, **options: object) -> MultiExitModel:
+    backbone.save_pretrained(folder)
+    torch.manual_seed(1)
+    return MultiExitModel.from_backbone(
+        folder, **{"num_labels": 3, "lte": True, "pooling": "mean", "max_length": 32, **options}
+    ).eval()
+
+
+def base_backbone(family: str) -> torch.nn.Module:
+    """One layer of base size with random weights; few words, since a table of words is only looked up."""
+    torch.manual_seed(0)
+    words = {"vocab_size": 500, "pad_token_id": 0}
+    wide = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12, "intermediate_size": 3072}
+    config = {
+        "bert": lambda: BertConfig(**words, **wide),
+        "roberta": lambda: RobertaConfig(**words, **wide, type_vocab_size=1),
+        "albert": lambda: AlbertConfig(**words, **{**wide, "num_hidden_layers": 2}, embedding_size=128),
+        "distilbert": lambda: DistilBertConfig(**words, n_layers=1),
+    }[family]()
+    return AutoModel.from_config(config)
+
+
+def samples(rows: int = 4, vocabulary: int = 27) -> TokenBatch:
+    rng = np.random.default_rng(rows)
+    ids = [rng.integers(5, vocabulary, length).tolist() for length in rng.integers(3, 30, rows)]
+    return TokenBatch.pad(ids, [[0] * len(row) for row in ids], 0)
+
+
+def written(segments: Segments, options: ExportOptions, folder: Path) -> Iterator[OnnxSegment]:
+    """The graphs, calibrated on golden inputs as an export's are."""
+    batch = samples()
+    ids = tuple(tuple(row[:length].tolist()) for row, length in zip(batch.input_ids, batch.lengths, strict=True))
+    golden = Golden((("x",),) * len(ids), ids, tuple((0,) * len(row) for row in ids), ((),) * len(ids), None)
+    write_golden(golden, folder / "golden.json")
+    return graphs_of(segments, with_defaults(options, segments), folder)
+
+
+@pytest.fixture(scope="module")
+def rtx():  # type: ignore[no-untyped-def]
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="tensorrt-rtx is not installed: pip install 'berxit[tensorrt-rtx]'"
+    )
+    return load("tensorrt-rtx")
+
+
+def build(rtx, graph: OnnxSegment, folder: Path, precision: str = "fp16") -> int:  # type: ignore[no-untyped-def]
+    """The size of the engine, built as ``berxit-build`` does for inputs of 16 tokens."""
+    from types import SimpleNamespace
+
+    from runtime.backends.tensorrt.engines import _build_one
+    from runtime.bundle import Segment
+
+    onnx.save(graph.model, folder / "segment.onnx")
+    manifest = SimpleNamespace(precision=precision, lengths=(16,), max_batch=4)
+    segment = Segment(0, "segment.onnx", "0", graph.inputs, graph.outputs)
+    return len(_build_one(folder, manifest, segment, rtx, Gpu("SM 86", (8, 6)), EngineCache(folder), 256))
+
+
+@pytest.mark.parametrize(
+    ("family", "version"),
+    [*((family, "jetpack6") for family in ENCODERS), ("bert", "jetpack5"), ("albert", "tensorrt8.6")],
+)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tensorrt_builds_every_segment_of_a_tiny_model(  # type: ignore[no-untyped-def]
+    family: str, precision: str, version: str, rtx, tmp_path: Path
+) -> None:
+    segments = cut(multi_exit(tiny_backbone(family), tmp_path))
+    options = ExportOptions(precision, target_version=version)
+    graphs = list(written(segments, options, tmp_path))
+    assert len(graphs) == 4
+    for graph in graphs[:2]:  # the layers are all alike
+        assert build(rtx, graph, tmp_path, precision) > 1000
+    for graph in graphs[2:]:
+        onnx.save(graph.model, tmp_path / "segment.onnx")
+        network = rtx.network(rtx.trt.Builder(rtx.logger))
+        rtx.parse(network, tmp_path / "segment.onnx")
+        assert [network.get_output(i).name for i in range(network.num_outputs)] == [o.name for o in graph.outputs]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensorrt_builds_base_size(family: str, precision: str, rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    segments = cut(multi_exit(base_backbone(family), tmp_path, pooling="first"))
+    embeddings, layer, *_ = written(segments, ExportOptions(precision), tmp_path)
+    assert build(rtx, embeddings, tmp_path, precision) > 1000
+    assert build(rtx, layer, tmp_path, precision) > 3e6
+
+
+def test_a_file_that_tensorrt_cannot_read_is_told_in_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    graph = next(written(segments, ExportOptions("fp32"), tmp_path))
+    graph.model.graph.node[0].op_type = "NoSuchOp"
+    with pytest.raises(BerxitError, match=r"cannot parse .*segment\.onnx.*Export again with the --target-version"):
+        build(rtx, graph, tmp_path)
+
+
+@pytest.mark.parametrize(("version", "opset"), OPSETS.items())
+def test_the_opset_follows_the_version(version: str, opset: int, tmp_path: Path) -> None:
+    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    for graph in written(segments, ExportOptions("fp16", target_version=version), tmp_path):
+        kinds = {node.op_type for node in graph.model.graph.node}
+        assert graph.model.opset_import[0].version == opset
+        assert {node.domain for node in graph.model.graph.node} == {""}
+        assert ("LayerNormalization" in kinds) == (opset >= 17)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("version", ["jetpack5", "jetpack6"])
+def test_names_and_types_cross_the_borders(precision: str, version: str, tmp_path: Path) -> None:
+    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    carried = {}
+    for graph in written(segments, ExportOptions(precision, target_version=version), tmp_path):
+        names = [tensor.name for tensor in (*graph.inputs, *graph.outputs)]
+        assert len(names) == len(set(names))  # an engine knows its tensors by name alone
+        for tensor in graph.inputs:
+            assert tensor.dtype == carried.get(tensor.role, "int32")
+        carried |= {tensor.role: tensor.dtype for tensor in graph.outputs}
+    half = precision == "fp16" or (precision == "int8" and version == "jetpack6")
+    assert carried["hidden"] == carried["attention_bias"] == ("float16" if half else "float32")
+    assert carried["logits"] == carried["lte"] == "float32"
+
+
+def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    for version, pairs in (("jetpack6", (4, 8)), ("tensorrt8.6", (8, 8))):
+        _, layer, *_ = written(segments, ExportOptions("int8", target_version=version), tmp_path)
+        weights = {t.name: onnx.numpy_helper.to_array(t) for t in layer.model.graph.initializer}
+        nodes = layer.model.graph.node
+        count = tuple(sum(node.op_type == kind for node in nodes) for kind in ("QuantizeLinear", "DequantizeLinear"))
+        assert count == pairs
+        zeros = [weights[node.input[2]] for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        assert zeros
+        assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+        for name in PRODUCTS:
+            scale, source = weights[f"{name}.scale"], getattr(segments.layers[0].encoder, name.split(".")[0]).weight
+            assert scale.shape == (source.shape[1],)
+            if version == "jetpack6":
+                assert weights[name].dtype == np.int8
+                error = np.abs(weights[name] * scale.astype(np.float32) - source)
+                queries = 32 if name == "qkv.weight" else 0  # they carry attention's own scale
+                assert (error[:, queries:] <= 0.6 * scale[queries:].astype(np.float32)).all()
+        assert all(weights[f"{name}.bias"].dtype != np.int8 for name in ("qkv", "up", "down"))
+
+
+def test_layers_that_share_weights_share_scales(tmp_path: Path) -> None:
+    segments = cut(multi_exit(tiny_backbone("albert"), tmp_path))
+    first, *others = activation_scales(segments, samples())
+    assert all(scales == first for scales in others)
+    _, *graphs = written(segments, ExportOptions("int8"), tmp_path)
+    assert len({graph.model.SerializeToString() for graph in graphs}) == 1
+
+
+def test_padding_does_not_count_for_the_scales(tmp_path: Path) -> None:
+    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    batch = samples()
+    wider = TokenBatch(
+        *(np.pad(a, ((0, 0), (0, 7))) for a in (batch.input_ids, batch.token_type_ids, batch.attention_mask))
+    )
+    for one, other in zip(activation_scales(segments, batch), activation_scales(segments, wider), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("version", ["jetpack5", "jetpack6"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(precision, target_version=version)
+    lines: list[str] = []
+    manifest = export(checkpoint, "tensorrt", tmp_path / "bundle", options=options, report=lines.append)
+    assert replace(read_manifest(tmp_path / "bundle"), calibration=manifest.calibration) == manifest
+    assert (manifest.target, manifest.precision, manifest.max_batch) == ("tensorrt", precision, 8)
+    assert manifest.lengths == (16, 32)
+    assert [line[:4] for line in lines[:3]] == ["-[✓]"] * 3
+    assert lines[3].startswith("checked: the very files, in ONNX Runtime")
+    assert max(manifest.parity.max_diff) <= {"fp32": 1e-5, "fp16": 2e-2, "int8": 0.5}[precision]
+    from exporters.tensorrt import checking_backend
+
+    backend = checking_backend(tmp_path / "bundle", manifest, 1)
+    found = differences(backend, read_golden(tmp_path / "bundle", manifest), 0)
+    assert found == pytest.approx(manifest.parity.max_diff, abs=1e-5)
+
+
+def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for options, message in (
+        (ExportOptions(target_version="jetpack4"), "--target-version 'jetpack4': target tensorrt knows jetpack5"),
+        (ExportOptions(max_batch=-1), "--max-batch -1: it must be at least 1"),
+        (ExportOptions("bf16"), "target tensorrt has no precision 'bf16': choose fp16 or fp32 or int8"),
+        (ExportOptions(layout="ane"), "--layout does not go with target tensorrt"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export(checkpoint, "tensorrt", tmp_path / "bundle", options=options)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
+    model = multi_exit(tiny_backbone("bert"), tmp_path)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name.endswith("layer.0.output.dense.weight")).fill_(1e6)
+    with pytest.raises(BerxitError, match=r"weight down.weight has values that float16 cannot hold: export in fp32"):
+        list(written(cut(model), ExportOptions("fp16"), tmp_path))
+
+
+def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from click.testing import CliRunner
+
+    from runtime.build import command
+
+    export(checkpoint, "tensorrt", tmp_path / "bundle", options=ExportOptions("fp16", (16, 32)))
+    arguments = [
+        str(tmp_path / "bundle"),
+        "--builder",
+        "tensorrt-rtx",
+        "--sm",
+        "86",
+        "--output",
+        str(tmp_path / "cache"),
+    ]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    assert "builds 4 of 4 engines for SM 86" in done.output
+    assert len(list((tmp_path / "cache").rglob("*.engine"))) == 4
+    again = CliRunner().invoke(command, arguments)
+    assert "builds" not in again.output
+    assert "SM 86: 4 engines" in again.output
+    manifest = read_manifest(tmp_path / "bundle")
+    cache = EngineCache(tmp_path / "cache")
+    engines = prepare_engines(tmp_path / "bundle", manifest, rtx, Gpu("GeForce RTX 3060", (8, 6)), cache)
+    assert set(engines) == {segment.file for segment in manifest.segments}
+
+
+def test_build_refuses_what_it_cannot_do(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    from runtime.build import command
+    from runtime.console import status_of
+
+    assert status_of(command, [str(bundle)]) == 2
+    assert status_of(command, [str(tmp_path / "nothing")]) == 1

@@ -1,0 +1,410 @@
+"""A TensorRT without a GPU: the names that a recorded version has, and no others, over ONNX Runtime and plain memory.
+
+As on a GPU, work is only enqueued, and happens when somebody waits: what is read too early is stale. Addresses are
+checked against what was allocated, fresh memory holds rubbish, and every run spoils the activation memory that it was
+given, so that buffers that overlap give wrong answers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+NAMES: dict[str, dict[str, list[str]]] = json.loads(
+    (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
+)
+"""TensorRT version -> class -> those of its members that this project might use."""
+RUBBISH = 0xC7
+Work = Callable[[], None]
+
+
+class World:
+    """One GPU: its memory, and one queue of work per stream."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, np.ndarray] = {}
+        self.pinned: dict[int, np.ndarray] = {}
+        self.queue: list[Work] = []
+        self.capture: list[Work] | None = None
+        self.built: list[str] = []
+        """Files that engines were built from."""
+        self.copies_out = 0
+        self.launched = 0
+
+    def allocate(self, size: int) -> int:
+        address = 0x7F00_0000_0000 + 0x1_0000_0000 * len(self.blocks)
+        self.blocks[address] = np.full(size, RUBBISH, np.uint8)
+        return address
+
+    def at(self, address: int, size: int) -> np.ndarray:
+        """So many bytes of the GPU's memory, from one allocation."""
+        for start, block in self.blocks.items():
+            if start <= address and address + size <= start + len(block):
+                return block[address - start : address - start + size]
+        raise AssertionError(f"illegal address {address:#x}, {size} bytes")
+
+    def host(self, address: int, size: int) -> np.ndarray:
+        for start, block in self.pinned.items():
+            if start <= address and address + size <= start + len(block):
+                return block[address - start : address - start + size]
+        raise AssertionError(f"{address:#x} is no pinned host memory of {size} bytes")
+
+    def enqueue(self, work: Work) -> None:
+        (self.queue if self.capture is None else self.capture).append(work)
+
+    def run(self, until: object = None) -> None:
+        assert self.capture is None, "waited during a capture"
+        while self.queue:
+            work = self.queue.pop(0)
+            work()
+            if work is until:
+                return
+
+
+def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
+    """In the place of cuda.bindings.runtime."""
+    kinds = enum.IntEnum(
+        "cudaMemcpyKind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaMemcpyDeviceToDevice"]
+    )
+
+    def copy(to: int, source: int, size: int, kind: Any) -> None:
+        if kind == kinds.cudaMemcpyHostToDevice:
+            world.at(to, size)[:] = world.host(source, size)
+        elif kind == kinds.cudaMemcpyDeviceToHost:
+            world.host(to, size)[:] = world.at(source, size)
+            world.copies_out += 1
+        else:
+            assert abs(to - source) >= size, "a copy that overlaps itself"
+            world.at(to, size)[:] = world.at(source, size)
+
+    def memcpy_async(to: int, source: int, size: int, kind: Any, stream: int) -> tuple:
+        world.enqueue(lambda: copy(to, source, size, kind))
+        return (0,)
+
+    def memcpy(to: int, source: int, size: int, kind: Any) -> tuple:
+        assert kind == kinds.cudaMemcpyHostToDevice
+        world.at(to, size)[:] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(source))
+        return (0,)
+
+    def malloc_host(size: int) -> tuple:
+        block = np.full(size, RUBBISH, np.uint8)
+        world.pinned[block.ctypes.data] = block
+        return 0, block.ctypes.data
+
+    def record(event: SimpleNamespace, stream: int) -> tuple:
+        event.mark = lambda: None
+        world.enqueue(event.mark)
+        return (0,)
+
+    def event_synchronize(event: SimpleNamespace) -> tuple:
+        if any(work is event.mark for work in world.queue):
+            world.run(until=event.mark)
+        return (0,)
+
+    def begin_capture(stream: int, mode: Any) -> tuple:
+        world.capture = []
+        return (0,)
+
+    def end_capture(stream: int) -> tuple:
+        graph, world.capture = world.capture, None
+        return 0, graph
+
+    def launch(graph: list[Work], stream: int) -> tuple:
+        world.launched += 1
+        for work in graph:
+            world.enqueue(work)
+        return (0,)
+
+    return SimpleNamespace(
+        cudaMemcpyKind=kinds,
+        cudaStreamNonBlocking=1,
+        cudaEventDisableTiming=2,
+        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+        cudaGetDeviceCount=lambda: (0, 1),
+        cudaGetDeviceProperties=lambda index: (
+            0,
+            SimpleNamespace(name=b"Stand-in", major=capability[0], minor=capability[1]),
+        ),
+        cudaStreamCreateWithFlags=lambda flags: (0, 77),
+        cudaEventCreateWithFlags=lambda flags: (0, SimpleNamespace(mark=None)),
+        cudaMalloc=lambda size: (0, world.allocate(size)),
+        cudaMallocHost=malloc_host,
+        cudaMemcpy=memcpy,
+        cudaMemcpyAsync=memcpy_async,
+        cudaStreamSynchronize=lambda stream: (world.run(), (0,))[1],
+        cudaEventRecord=record,
+        cudaEventSynchronize=event_synchronize,
+        cudaStreamBeginCapture=begin_capture,
+        cudaStreamEndCapture=end_capture,
+        cudaGraphInstantiate=lambda graph, flags: (0, graph),
+        cudaGraphLaunch=launch,
+    )
+
+
+class Guarded:
+    """Only recorded names can be read or set from outside; our own begin with an underscore."""
+
+    _allowed: frozenset[str] = frozenset()
+    _module: Any = None
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_") and name not in object.__getattribute__(self, "_allowed"):
+            raise AttributeError(f"this TensorRT has no {type(self).__name__}.{name}")
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in type(self)._allowed:
+            raise AttributeError(f"this TensorRT has no {type(self).__name__}.{name}")
+        object.__setattr__(self, name, value)
+
+
+class ILogger(Guarded):
+    def __init__(self) -> None: ...
+
+
+class ITimingCache(Guarded):
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def serialize(self) -> bytes:
+        return self._data
+
+
+class IOptimizationProfile(Guarded):
+    def __init__(self) -> None:
+        self._shapes: dict[str, tuple] = {}
+
+    def set_shape(self, name: str, least: tuple, usual: tuple, most: tuple) -> None:
+        assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)), "an inverted profile"
+        self._shapes[name] = (least, usual, most)
+
+
+class IBuilderConfig(Guarded):
+    def __init__(self) -> None:
+        self._profiles: list[dict] = []
+        self._flags: set[Any] = set()
+        self._cache: Any = None
+        self._capabilities: dict[int, Any] = {}
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        assert pool == "WORKSPACE"
+        assert size >= 1 << 20
+
+    def set_flag(self, flag: Any) -> None:
+        self._flags.add(flag)
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        return self._module.classes["ITimingCache"](data)
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self._cache
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self._profiles.append(profile._shapes)
+        return len(self._profiles) - 1
+
+    def set_compute_capability(self, capability: Any, index: int) -> bool:
+        self._capabilities[index] = capability
+        return index < self.num_compute_capabilities
+
+
+class INetworkDefinition(Guarded):
+    def __init__(self, flags: int) -> None:
+        self._flags = flags
+        self._model: Any = None
+
+
+class OnnxParser(Guarded):
+    def __init__(self, network: Any, logger: Any) -> None:
+        self._network, self._errors = network, []
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> Any:
+        return SimpleNamespace(desc=lambda: self._errors[index])
+
+    def parse_from_file(self, path: str) -> bool:
+        model = onnx.load(path)
+        newest = 17 if self._module.major < 10 else 22
+        if model.opset_import[0].version > newest:
+            self._errors.append(f"opset {model.opset_import[0].version} is newer than {newest}")
+            return False
+        self._network._model, self._network._path = model, path
+        return True
+
+
+class Builder(Guarded):
+    def __init__(self, logger: Any) -> None: ...
+
+    def create_network(self, flags: int = 0) -> Any:
+        return self._module.classes["INetworkDefinition"](flags)
+
+    def create_builder_config(self) -> Any:
+        return self._module.classes["IBuilderConfig"]()
+
+    def create_optimization_profile(self) -> Any:
+        return self._module.classes["IOptimizationProfile"]()
+
+    def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+        model, module = network._model, self._module
+        typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        if typed is None or not network._flags >> int(typed) & 1:
+            half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+            int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+            if (half and module.BuilderFlag.FP16 not in config._flags) or (
+                int8 and module.BuilderFlag.INT8 not in config._flags
+            ):
+                return None
+        dynamic = [i.name for i in model.graph.input if any(d.dim_param for d in i.type.tensor_type.shape.dim)]
+        if not config._profiles or any(set(profile) != set(dynamic) for profile in config._profiles):
+            return None
+        module.world.built.append(Path(network._path).name)
+        config._cache._data += b"t"
+        return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles))
+
+
+class Runtime(Guarded):
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, data: bytes) -> Any:
+        try:
+            version, model, profiles = pickle.loads(data)
+        except pickle.UnpicklingError:
+            version = None
+        if version != self._module.__version__:
+            self._logger.log(self._module.ILogger.ERROR, "the engine is of another version")
+            return None
+        return self._module.classes["ICudaEngine"](model, profiles)
+
+
+class ICudaEngine(Guarded):
+    def __init__(self, model: bytes, profiles: list[dict]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._profiles = profiles
+        self._taken: set[int] = set()
+        self._memory = 1000 + len(model) % 777
+
+    device_memory_size = property(lambda self: self._memory)
+    device_memory_size_v2 = property(lambda self: self._memory)
+
+    def create_execution_context(self, strategy: Any = "STATIC") -> Any:
+        assert strategy == "USER_MANAGED", "a context with memory of its own"
+        return self._module.classes["IExecutionContext"](self)
+
+    def create_execution_context_without_device_memory(self) -> Any:
+        return self._module.classes["IExecutionContext"](self)
+
+
+class IExecutionContext(Guarded):
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._profile: dict | None = None
+        self._shapes: dict[str, tuple] = {}
+        self._addresses: dict[str, int] = {}
+        self._activations: tuple[int, int] | None = None
+        self._warm = self._captured = False
+        self._inputs = {i.name: i for i in engine._session.get_inputs()}
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self._engine._memory
+        self._activations = (address, size)
+
+    device_memory = property(fset=lambda self, address: setattr(self, "_activations", (address, self._engine._memory)))
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        if self._module.major < 10:
+            assert index not in self._engine._taken, "two contexts on one profile, before TensorRT 10"
+        self._engine._taken.add(index)
+        self._profile = self._engine._profiles[index]
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple) -> bool:
+        assert not self._captured, "a context was changed after its graph was captured"
+        least, _, most = self._profile[name]
+        if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            return False
+        self._shapes[name], self._warm = shape, False
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert not self._captured, "a context was changed after its graph was captured"
+        assert address % 256 == 0, f"{name} is not aligned"
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 77
+        session, world = self._engine._session, self._module.world
+        shapes = {name: self._shapes.get(name) or tuple(i.shape) for name, i in self._inputs.items()}
+        if any(not isinstance(size, int) for shape in shapes.values() for size in shape):
+            return False
+        if world.capture is not None:
+            assert self._warm, "captured before it ran with these shapes"
+            self._captured = True
+        self._warm = True
+        addresses, activations = dict(self._addresses), self._activations
+        dtypes = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+
+        def work() -> None:
+            feeds = {}
+            for name, shape in shapes.items():
+                dtype = np.dtype(dtypes[self._inputs[name].type])
+                size = int(np.prod(shape)) * dtype.itemsize
+                feeds[name] = world.at(addresses[name], size).view(dtype).reshape(shape).copy()
+            names = [output.name for output in session.get_outputs()]
+            values = session.run(names, feeds)
+            world.at(*activations)[:] = RUBBISH
+            for name, value in zip(names, values, strict=True):
+                world.at(addresses[name], value.nbytes)[:] = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+
+        world.enqueue(work)
+        return True
+
+
+IMPLEMENTED = (
+    ILogger, ITimingCache, IOptimizationProfile, IBuilderConfig, INetworkDefinition, OnnxParser, Builder, Runtime,
+    ICudaEngine, IExecutionContext,
+)  # fmt: skip
+
+
+class TensorRt:
+    """In the place of the module: classes and enumerations as the version has them."""
+
+    def __init__(self, version: str, world: World) -> None:
+        names = NAMES[version]
+        self.__version__ = version.removeprefix("rtx")
+        self.major = 11 if version.startswith("rtx") else int(version.partition(".")[0])
+        self.world = world
+        self.classes = {
+            kind.__name__: type(kind.__name__, (kind,), {"_allowed": frozenset(names[kind.__name__]), "_module": self})
+            for kind in IMPLEMENTED
+        }
+        for name in ("Builder", "Runtime", "OnnxParser"):
+            setattr(self, name, self.classes[name])
+        self.ILogger = type("ILogger", (self.classes["ILogger"],), {"ERROR": 1, "INTERNAL_ERROR": 0})
+        self.MemoryPoolType = SimpleNamespace(**{name: name for name in names["MemoryPoolType"]})
+        self.BuilderFlag = SimpleNamespace(**{name: name for name in names["BuilderFlag"]})
+        flags = names["NetworkDefinitionCreationFlag"]
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(**{name: i for i, name in enumerate(flags)})
+        for name in ("ExecutionContextAllocationStrategy", "ComputeCapability"):
+            if names.get(name):
+                setattr(self, name, SimpleNamespace(**{member: member for member in names[name]}))

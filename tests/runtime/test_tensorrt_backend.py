@@ -1,0 +1,410 @@
+"""The TensorRT back end on a stand-in of every recorded version; see tensorrt_standin.py for what it keeps to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from tensorrt_standin import NAMES, TensorRt, World, cuda_runtime
+
+from runtime.backends import open_backend
+from runtime.backends.onnxruntime import open_backend as open_onnxruntime
+from runtime.backends.tensorrt import TensorRtBackend, backend, engines
+from runtime.backends.tensorrt.cuda import Cuda, Gpu
+from runtime.backends.tensorrt.engines import EngineCache, cache_folder, key_of, prepare_engines
+from runtime.backends.tensorrt.plan import ALIGNMENT, plan_for
+from runtime.backends.tensorrt.versions import Api, load
+from runtime.bundle import Manifest, read_manifest
+from runtime.errors import BerxitError, InputError
+from runtime.golden import differences, read_golden
+from runtime.loop import Backend, exit_loop
+from runtime.policies import ExitPolicy
+from runtime.tokenization import TokenBatch
+
+PACKAGE = Path(backend.__file__).parent
+ORIN = Gpu("Stand-in", (8, 7))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone_folders: dict) -> dict[str, Path]:
+    """Name -> a tiny bundle for TensorRT: each precision, an old version, and one body for all layers."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from exporters.export import export
+    from exporters.options import ExportOptions
+    from train.checkpoint import TrainingRecord, save_checkpoint
+    from train.modeling import MultiExitModel
+
+    folder = tmp_path_factory.mktemp("tensorrt")
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "no", 1: "yes", 2: "may"}, "label2id": {"no": 0, "yes": 1, "may": 2}}
+    albert = MultiExitModel.from_backbone(
+        backbone_folders["albert"], **labels, num_labels=3, lte=False, max_length=32, exit_head="pooler"
+    )
+    (folder / "albert-checkpoint").mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folders["albert"])
+    record = TrainingRecord({}, "train.tsv", "0", 0, 0, 0.0, 0.0, "cpu", {})
+    save_checkpoint(
+        folder / "albert-checkpoint", albert, tokenizer, record, ["the cat sat", "dog", "a red tree is big"]
+    )
+    made = {
+        "fp32": (checkpoint, ExportOptions("fp32", (8, 16, 32), 3)),
+        "fp16": (checkpoint, ExportOptions("fp16", (16, 32), 4)),
+        "int8": (checkpoint, ExportOptions("int8", (32,), 2)),
+        "old": (checkpoint, ExportOptions("fp16", (16, 32), 4, "jetpack5")),
+        "old-int8": (checkpoint, ExportOptions("int8", (32,), 4, "tensorrt8.6")),
+        "albert": (folder / "albert-checkpoint", ExportOptions("fp32", (16, 32), 4)),
+        "old-albert": (folder / "albert-checkpoint", ExportOptions("fp32", (16, 32), 4, "jetpack5")),
+    }
+    for name, (source, options) in made.items():
+        export(source, "tensorrt", folder / name, options=options)
+    return {name: folder / name for name in made}
+
+
+class Machine:
+    """A stand-in with its cache."""
+
+    def __init__(self, version: str, cache: Path) -> None:
+        self.world = World()
+        self.api = Api("tensorrt-rtx" if version.startswith("rtx") else "tensorrt", TensorRt(version, self.world))
+        self.cuda = Cuda(cuda_runtime(self.world, (8, 9) if version.startswith("rtx") else ORIN.capability))
+        self.cache = EngineCache(cache)
+
+    def prepare(self, folder: Path, manifest: Manifest | None = None) -> dict[str, bytes]:
+        return prepare_engines(folder, manifest or read_manifest(folder), self.api, self.cuda.gpu(), self.cache)
+
+    def open(self, folder: Path, **options: bool) -> TensorRtBackend:
+        manifest = read_manifest(folder)
+        return TensorRtBackend(folder, manifest, self.api, self.cuda, self.prepare(folder), **options)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine("10.3.0", tmp_path)
+
+
+def random_batch(seed: int, rows: int, longest: int = 32) -> TokenBatch:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, rows)
+    ids = [rng.integers(5, 27, length).tolist() for length in lengths]
+    return TokenBatch.pad(ids, [[0] * len(row) for row in ids], 0)
+
+
+class InTurn:
+    """A policy that lets given shares of the rows leave, whatever the outputs say."""
+
+    temperatures = (1.0, 1.0, 1.0)
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def certainty(self, layer: int, logits: np.ndarray, lte: object, memory: object) -> tuple:
+        return logits[:, 0], None
+
+    def exits(self, layer: int, certainty: np.ndarray) -> np.ndarray:
+        return np.full(len(certainty), True) if layer == 3 else self.rng.random(len(certainty)) < 0.4
+
+
+def answers(found: Backend, batch: TokenBatch, seed: int) -> list[tuple]:
+    return [(r.layer, r.rows.tolist(), r.logits) for r in exit_loop(found, batch, InTurn(seed))]
+
+
+def assert_same(first: list[tuple], second: list[tuple], atol: float = 1e-5) -> None:
+    assert [step[:2] for step in first] == [step[:2] for step in second]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one[2], other[2], atol=atol)
+
+
+def bundle_for(version: str, kind: str) -> str:
+    return {"fp16": "old", "albert": "old-albert", "int8": "old-int8"}[kind] if version == "8.6.1" else kind
+
+
+@pytest.mark.parametrize("kind", ["fp16", "albert", "int8"])
+@pytest.mark.parametrize("version", NAMES)
+def test_every_version_answers_as_the_checkpoint(version: str, kind: str, bundles: dict, tmp_path: Path) -> None:
+    folder = bundles[bundle_for(version, kind)]
+    manifest = read_manifest(folder)
+    found = Machine(version, tmp_path).open(folder)
+    off = differences(found, read_golden(folder, manifest), manifest.model.pad_token_id)
+    assert max(off) <= {"fp16": 2e-2, "albert": 1e-5, "int8": 0.5}[kind]
+
+
+OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
+@pytest.mark.parametrize("kind", ["fp32", "albert"])
+def test_rows_that_leave_change_no_other(kind: str, options: dict, bundles: dict, machine: Machine) -> None:
+    folder = bundles[kind]
+    reference = open_onnxruntime(folder, read_manifest(folder), 1)
+    found = machine.open(folder, **options)
+    for seed in range(12):  # more rows than max_batch, too: they go in parts
+        batch = random_batch(seed, rows=1 + seed % 8)
+        assert_same(answers(found, batch, seed), answers(reference, batch, seed))
+    if options.get("graphs"):
+        assert machine.world.launched > 0
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
+def test_one_copy_comes_back_per_exit(options: dict, bundles: dict, machine: Machine) -> None:
+    found = machine.open(bundles["fp32"], **options)
+    batch = random_batch(1, rows=1)
+    list(exit_loop(found, batch, ExitPolicy.full_depth(3, False)))
+    before = machine.world.copies_out, len(machine.world.blocks), len(machine.world.pinned)
+    list(exit_loop(found, batch, ExitPolicy.full_depth(3, False)))
+    machine.world.run()
+    after = machine.world.copies_out, len(machine.world.blocks), len(machine.world.pinned)
+    assert (after[0] - before[0], *after[1:]) == (3, *before[1:])  # and nothing is allocated any more
+
+
+@pytest.mark.parametrize("call", ["wait", "copy_in", "copy_out", "move"])
+def test_the_stand_in_notices_what_is_left_out(
+    call: str, bundles: dict, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bundles["fp32"]
+    reference = open_onnxruntime(folder, read_manifest(folder), 1)
+    found = machine.open(folder)
+    monkeypatch.setattr(machine.cuda, call, lambda *arguments: None)
+    batch = random_batch(3, rows=3)
+    with np.errstate(all="ignore"):
+        try:
+            wrong = answers(found, batch, 3)
+        except Exception:  # rubbish token ids are refused by the embeddings' Gather
+            return
+    with pytest.raises(AssertionError):
+        assert_same(wrong, answers(reference, batch, 3))
+
+
+def test_callers_do_not_meet(bundles: dict, machine: Machine) -> None:
+    folder = bundles["fp32"]
+    reference = open_onnxruntime(folder, read_manifest(folder), 1)
+    found = machine.open(folder)
+    batches = [random_batch(seed, rows=1 + seed % 4) for seed in range(6)]
+    expected = [answers(reference, batch, seed) for seed, batch in enumerate(batches)]
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for _ in range(4):
+                assert_same(answers(found, batches[seed], seed), expected[seed])
+        except BaseException as error:  # carried to the test's thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_loops_that_take_turns_keep_their_own_memory(bundles: dict, machine: Machine) -> None:
+    folder = bundles["fp32"]
+    reference = open_onnxruntime(folder, read_manifest(folder), 1)
+    found = machine.open(folder, ahead=True)
+    one, two = random_batch(1, rows=2, longest=8), random_batch(2, rows=2, longest=8)
+    loops = [exit_loop(found, batch, InTurn(seed)) for seed, batch in ((1, one), (2, two))]
+    steps: list[list] = [[], []]
+    for _ in range(3):
+        for place, loop in enumerate(loops):
+            steps[place] += [(r.layer, r.rows.tolist(), r.logits) for r in [next(loop, None)] if r]
+    assert_same(steps[0], answers(reference, one, 1))
+    assert_same(steps[1], answers(reference, two, 2))
+
+
+def test_memory_comes_back_when_a_loop_is_left(bundles: dict, machine: Machine) -> None:
+    found = machine.open(bundles["fp32"])
+    blocks = len(machine.world.blocks)
+    for seed in range(5):
+        loop = exit_loop(found, random_batch(seed, rows=1), ExitPolicy.full_depth(3, False))
+        next(loop)
+        del loop
+    assert len(machine.world.blocks) == blocks
+
+
+def test_a_state_goes_on_once(bundles: dict, machine: Machine) -> None:
+    found = machine.open(bundles["fp32"])
+    state = found.embed(random_batch(1, rows=2))
+    found.layer(1, state)
+    with pytest.raises(BerxitError, match="goes on only once"):
+        found.layer(1, state)
+
+
+def test_an_input_longer_than_the_lengths_is_refused(bundles: dict, machine: Machine) -> None:
+    found = machine.open(bundles["fp32"])
+    with pytest.raises(InputError, match=r"40 tokens is longer than the bundle takes \(32\)"):
+        found.embed(TokenBatch.pad([[5] * 40], [[0] * 40], 0))
+
+
+def test_graphs_need_tensorrt_10(bundles: dict, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"graphs needs TensorRT 10, this is TensorRT 8\.6\.1"):
+        Machine("8.6.1", tmp_path).open(bundles["old"], graphs=True)
+
+
+# --- engines -------------------------------------------------------------------------------------------------------
+
+
+def test_engines_are_built_once(bundles: dict, machine: Machine) -> None:
+    machine.prepare(bundles["fp32"])
+    assert machine.world.built == ["embeddings.onnx", "layer_01.onnx", "layer_02.onnx", "layer_03.onnx"]
+    machine.prepare(bundles["fp32"])
+    assert len(machine.world.built) == 4
+    assert machine.cache.read_timings(machine.api, ORIN) == b"tttt"  # one cache, carried from engine to engine
+
+
+def test_a_shared_body_is_one_engine(bundles: dict, machine: Machine) -> None:
+    machine.prepare(bundles["albert"])
+    assert machine.world.built == ["embeddings.onnx", "body_01.onnx"]
+
+
+def test_an_engine_is_built_anew_when_its_key_differs(bundles: dict, machine: Machine, tmp_path: Path) -> None:
+    folder = bundles["fp32"]
+    manifest = read_manifest(folder)
+    machine.prepare(folder)
+    machine.prepare(folder, dataclasses.replace(manifest, lengths=(32,)))
+    machine.prepare(folder, dataclasses.replace(manifest, max_batch=1))
+    assert len(machine.world.built) == 12
+    newer = Machine("10.7.0", tmp_path)
+    newer.prepare(folder)
+    assert len(newer.world.built) == 4
+    segment = manifest.segments[1]
+    key = key_of(manifest, segment, machine.api, ORIN)
+    others = [
+        dataclasses.replace(key, **{name: value})
+        for name, value in {
+            "gpu": "Other", "capability": (8, 6), "precision": "fp16", "segment": "0", "builder": "x", "version": "9",
+            "lengths": (1,), "max_batch": 99,
+        }.items()
+    ]  # fmt: skip
+    assert {field.name for field in dataclasses.fields(key)} == {
+        name for other in others for name in dataclasses.asdict(key) if getattr(other, name) != getattr(key, name)
+    }
+    assert len({key.digest, *(other.digest for other in others)}) == 9
+
+
+def test_rtx_engines_fit_every_gpu_of_a_capability(bundles: dict, tmp_path: Path) -> None:
+    manifest = read_manifest(bundles["fp32"])
+    rtx = Machine("rtx1.7", tmp_path)
+    one, other = (
+        key_of(manifest, manifest.segments[0], rtx.api, Gpu(name, (8, 9))) for name in ("RTX 4060", "RTX 4090")
+    )
+    assert one == other
+    with pytest.raises(InputError, match="cannot build for compute capability 87: it knows 75, 80, 86, 89, 120, 121"):
+        prepare_engines(bundles["fp32"], manifest, rtx.api, ORIN, rtx.cache)
+
+
+def test_an_engine_that_does_not_load_says_what_to_do(bundles: dict, machine: Machine) -> None:
+    folder = bundles["fp32"]
+    built = machine.prepare(folder)
+    built["segments/layer_02.onnx"] = b"damaged"
+    with pytest.raises(
+        BerxitError, match=r"cannot load the engine of segments/layer_02.onnx: the engine is of another"
+    ):
+        TensorRtBackend(folder, read_manifest(folder), machine.api, machine.cuda, built)
+
+
+def test_files_too_new_for_the_parser_are_told(bundles: dict, tmp_path: Path) -> None:
+    with pytest.raises(BerxitError, match=r"opset 19 is newer than 17\. Export again with the --target-version"):
+        Machine("8.6.1", tmp_path).prepare(bundles["fp16"])
+    assert not list(tmp_path.rglob("*.engine"))
+
+
+def test_a_cache_that_cannot_be_written_is_told(bundles: dict, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BerxitError, match="Set BERXIT_CACHE to a folder with room"):
+        Machine("10.3.0", tmp_path / "file").prepare(bundles["fp32"])
+
+
+def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.delenv("BERXIT_CACHE", raising=False)
+    assert cache_folder() == Path("/xdg/berxit")
+    monkeypatch.setenv("BERXIT_CACHE", "/mine")
+    assert cache_folder() == Path("/mine")
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "albert"])
+def test_tensors_are_aligned_and_do_not_overlap(kind: str, bundles: dict) -> None:
+    manifest = read_manifest(bundles[kind])
+    plan = plan_for(manifest, 4, 16)
+    ends = 0
+    for place in sorted(plan.places.values(), key=lambda place: place.offset):
+        assert place.offset % ALIGNMENT == 0
+        assert place.offset >= ends
+        ends = place.offset + 4 * place.row_bytes
+    assert ends <= plan.size
+    assert plan.places["hidden.0"].row_bytes == 16 * 32 * (2 if kind == "fp16" else 4)
+    assert plan.inputs.start == 0
+    assert plan.inputs.stop == plan.outputs[0].start
+    assert plan.outputs[0].stop == plan.outputs[1].start
+
+
+# --- what the code calls -------------------------------------------------------------------------------------------
+
+
+def test_the_names_are_the_recorded_ones() -> None:
+    recorded = SHARED / "tensorrt-api"
+    if not recorded.exists():
+        pytest.skip("the recorded names of TensorRT are not beside the project")
+    assert set(NAMES) == {path.stem for path in recorded.glob("*.json")}
+    wanted = {kind: {name for names in NAMES.values() for name in names[kind]} for kind in NAMES["8.6.1"]}
+    for version, kept in NAMES.items():
+        full = json.loads((recorded / f"{version}.json").read_text(encoding="utf-8"))
+        for kind, names in kept.items():
+            members = set((full.get(kind) or {"members": []})["members"])
+            assert set(names) == wanted[kind] & members, f"{version} {kind}"
+
+
+def test_cuda_python_has_every_function_that_is_called() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed here")
+    called = set(re.findall(r'"(cuda[A-Z]\w+)"|_runtime\.(cuda[A-Z]\w+)', (PACKAGE / "cuda.py").read_text("utf-8")))
+    names = {name for pair in called for name in pair if name}
+    assert len(names) > 15
+    assert [name for name in sorted(names) if not hasattr(runtime, name)] == []
+    assert {name for name in names if not hasattr(cuda_runtime(World()), name)} == set()
+
+
+def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = SimpleNamespace(cudaGetDeviceCount=lambda: (SimpleNamespace(name="cudaErrorNoDevice", __int__=None), 0))
+    runtime.cudaGetDeviceCount = lambda: (100, None)
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=runtime))
+    with pytest.raises(BerxitError, match="whose nvidia-smi shows a GPU"):
+        Cuda.open()
+
+
+def test_without_tensorrt_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BerxitError, match=r"needs tensorrt, which is not installed here: it comes with JetPack"):
+        load("tensorrt")
+
+
+def test_a_bundle_opens_through_the_registry(
+    bundles: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    machine = Machine("10.3.0", tmp_path)
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(backend, "load", lambda builder: machine.api)
+    monkeypatch.setattr(backend.Cuda, "open", lambda: machine.cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__spec__=SimpleNamespace()))
+    folder = shutil.copytree(bundles["fp32"], tmp_path / "bundle")
+    found = open_backend(folder, read_manifest(folder), backend="tensorrt")
+    assert found.name == "tensorrt"
+    assert "builds 4 of 4 engines for Stand-in" in capsys.readouterr().err
+    monkeypatch.setenv("BERXIT_TENSORRT", "graphs,fast")
+    with pytest.raises(InputError, match="BERXIT_TENSORRT names fast: it knows graphs and ahead"):
+        open_backend(folder, read_manifest(folder), backend="tensorrt")
+    assert engines.WORKSPACE_MIB > 0
