@@ -100,8 +100,9 @@ def command(checkpoint: Path, bundle: Path, data: Path, split: str, limit: int |
     )
     for row in np.flatnonzero(~same):
         click.echo(
-            f"row {row}: layer {what[0][row]} instead of {where[0][row]}; a certainty was {margins[row]:.1e} from its"
-            " threshold"
+            f"row {row}: layer {what[0][row]} instead of {where[0][row]}"
+            f"{', another answer' if what[0][row] == where[0][row] else ''};"
+            f" a certainty was {margins[row]:.1e} from its threshold"
         )
     if same.mean() < at_least:
         raise BerxitError(f"only {100 * same.mean():.2f}% of the rows agree, {100 * at_least:g}% wanted")

@@ -106,8 +106,6 @@ def _version(options: ExportOptions) -> str:
 
 def _form(options: ExportOptions, segments: Segments) -> Form:
     version, layout = VERSIONS[_version(options)], options.layout or LAYOUTS[0]
-    if segments.embeddings.relative_bias is not None:
-        raise InputError("target coreml does not take models with a bias by relative position (MPNet): use onnxruntime")
     if layout not in LAYOUTS:
         raise InputError(f"target coreml has no --layout '{layout}': choose {' or '.join(LAYOUTS)}")
     if options.max_batch not in (None, 1):

@@ -74,6 +74,7 @@ class MilSegment:
 def embeddings_model(segments: Segments, form: Form) -> MilSegment:
     """input_ids, attention_mask (and token_type_ids), (1, S) int32 -> hidden, attention_bias (1, 1, 1, S).
 
+    Where the model has a bias by relative position, it is in attention_bias, which is (1, heads, S, S) then.
     Where the exits pool by the mean, also token_weights (1, 1, S): 1 / tokens for a token, 0 for padding.
     """
     weights, layout = segments.embeddings, form.layout
@@ -82,18 +83,24 @@ def embeddings_model(segments: Segments, form: Form) -> MilSegment:
     outputs = [layout.hidden("hidden", segments.hidden_size), *_carried(segments, form)]
 
     def write(fed: dict[str, Var]) -> list[Var]:
-        total = mb.gather(x=layout.weight(weights.words), indices=fed["input_ids"], axis=0)
+        # The sum and its norm in float32: three small numbers, whose rounding the norm would multiply by some twenty.
+        total = _cast(mb.gather(x=layout.weight(weights.words), indices=fed["input_ids"], axis=0), np.float32)
         if weights.types is not None:
-            types_of = mb.gather(x=layout.weight(weights.types), indices=fed["token_type_ids"], axis=0)
-            total = mb.add(x=total, y=types_of)
-        total = mb.add(x=total, y=_positions(layout.weight(weights.positions[: form.max_length]), fed, form))
-        rows = TokensFirst(form.dtype)
-        hidden = rows.norm("norm", total, weights.norm)
+            kinds = mb.gather(x=layout.weight(weights.types), indices=fed["token_type_ids"], axis=0)
+            total = mb.add(x=total, y=_cast(kinds, np.float32))
+        positions = _first(layout.weight(weights.positions[: form.max_length]), (0,), fed, form)
+        total = mb.add(x=total, y=_cast(positions, np.float32))
+        hidden = _cast(TokensFirst(np.float32).norm("norm", total, weights.norm), form.dtype)
         if weights.projection is not None:
-            hidden = rows.linear("projection", hidden, weights.projection)
-        mask = mb.cast(x=fed["attention_mask"], dtype=_mil_name(form.dtype))
+            hidden = TokensFirst(form.dtype).linear("projection", hidden, weights.projection)
+        mask = _cast(fed["attention_mask"], form.dtype)
         masked = mb.mul(x=mb.sub(x=form.dtype(1), y=mask), y=form.dtype(MASKED))
-        found = [layout.enter("hidden", hidden), mb.expand_dims(x=masked, axes=[1, 2], name="attention_bias")]
+        relative = weights.relative_bias
+        bias = mb.expand_dims(x=masked, axes=[1, 2], name="attention_bias" if relative is None else "padding_bias")
+        if relative is not None:
+            table = layout.weight(_by_query_and_key(relative, form.max_length))
+            bias = mb.add(x=bias, y=_first(table, (1, 2), fed, form), name="attention_bias")
+        found = [layout.enter("hidden", hidden), bias]
         if segments.pooling == "mean":
             shares = mb.real_div(x=mask, y=mb.reduce_sum(x=mask, axes=[1], keep_dims=True))
             found.append(mb.expand_dims(x=shares, axes=[1], name="token_weights"))
@@ -254,13 +261,20 @@ def _norm(name: str, x: Var, norm: Norm, dtype: type[np.floating], *, axis: int)
     return mb.layer_norm(x=x, axes=[axis], gamma=gamma, beta=beta, epsilon=epsilon, name=name)
 
 
-def _positions(table: npt.NDArray, fed: dict[str, Var], form: Form) -> Var:
-    """The first S rows of the table, (S, e)."""
+def _first(table: npt.NDArray, axes: tuple[int, ...], fed: dict[str, Var], form: Form) -> Var:
+    """The first S of a table along ``axes``."""
     if form.static_length is not None:
-        return table[: form.static_length]
+        part = tuple(slice(form.static_length if axis in axes else None) for axis in range(table.ndim))
+        return mb.const(val=np.ascontiguousarray(table[part]))
     length = mb.slice_by_index(x=mb.shape(x=fed["input_ids"]), begin=[1], end=[2])
-    size = mb.concat(values=[length, np.array([table.shape[1]], np.int32)], axis=0)
-    return mb.slice_by_size(x=table, begin=[0, 0], size=size)
+    sizes = [length if axis in axes else np.array([size], np.int32) for axis, size in enumerate(table.shape)]
+    return mb.slice_by_size(x=table, begin=[0] * table.ndim, size=mb.concat(values=sizes, axis=0))
+
+
+def _by_query_and_key(relative_bias: npt.NDArray, longest: int) -> npt.NDArray:
+    """(heads, 2 L - 1) by distance -> (heads, longest, longest): a look-up less on the device."""
+    places = np.arange(longest)
+    return relative_bias[:, places[None] - places[:, None] + (relative_bias.shape[1] - 1) // 2]
 
 
 def _float32(name: str, x: Var, shape: tuple[int, ...]) -> Var:
@@ -269,7 +283,9 @@ def _float32(name: str, x: Var, shape: tuple[int, ...]) -> Var:
 
 def _carried(segments: Segments, form: Form) -> list[TensorInfo]:
     """What the embeddings segment makes once and every layer reads."""
-    carried = [TensorInfo("attention_bias", "attention_bias", form.float_name, (1, 1, 1, "length"))]
+    relative = segments.embeddings.relative_bias
+    shape = (1, 1, 1, "length") if relative is None else (1, len(relative), "length", "length")
+    carried = [TensorInfo("attention_bias", "attention_bias", form.float_name, shape)]
     if segments.pooling == "mean":
         carried.append(TensorInfo("token_weights", "token_weights", form.float_name, (1, 1, "length")))
     return carried
@@ -321,5 +337,6 @@ def _stated(infos: tuple[TensorInfo, ...], form: Form) -> tuple[TensorInfo, ...]
     )
 
 
-def _mil_name(dtype: type[np.floating]) -> str:
-    return "fp16" if dtype is np.float16 else "fp32"
+def _cast(x: Var, dtype: type[np.floating]) -> Var:
+    builtin = types.numpy_type_to_builtin_type(np.dtype(dtype))
+    return x if x.dtype == builtin else mb.cast(x=x, dtype="fp16" if dtype is np.float16 else "fp32")

@@ -169,3 +169,13 @@ def test_a_sensor_file_that_holds_no_number_is_passed_over(tmp_path: Path) -> No
         (tmp_path / name).write_text(content, encoding="ascii")
     (tmp_path / "zone4").mkdir()
     assert sensors._numbers(str(tmp_path), "zone*") == [41000.0, -5.0]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
+def test_what_runs_coreml_says_how(device: devices.Device) -> None:
+    if "coreml" in device.targets:
+        assert device.compute_units in ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
+        assert device.target_version in ("ios18", "macos15", "ios16")
+        assert list(device.lengths) == sorted(set(device.lengths))
+    else:
+        assert device.compute_units is None

@@ -95,6 +95,26 @@ def test_export_writes_a_bundle_beside_the_checkpoint(copy: Path, capsys: pytest
     assert "not calibrated" not in out
 
 
+def test_export_for_a_device_takes_its_profile(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+    assert run("export", copy, "--device", "iphone", "--quiet") == 0
+    bundle = copy.with_name("checkpoint-coreml")
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("coreml", "fp16", [16, 32])
+    out = capsys.readouterr().out
+    assert "Apple's runtime was not run" in out
+    assert run("inspect", bundle) == 0
+    weights = next(bundle.rglob("weight.bin")).stat().st_size
+    assert weights > 2**16  # the folder's own size says nothing
+    assert "segments/model.mlpackage" in capsys.readouterr().out
+
+
+def test_what_is_said_goes_before_the_devices_profile(copy: Path) -> None:
+    assert run("export", copy, "--device", "mac", "--target", "onnxruntime", "--quiet") == 0
+    manifest = json.loads((copy.with_name("checkpoint-onnxruntime") / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("onnxruntime", "fp32", [])
+
+
 def test_export_says_when_nothing_was_calibrated(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +208,15 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "an unknown precision": (
         ["export", "CHECKPOINT", "--target", "onnxruntime", "--precision", "fp7", "--output", "O"],
         "no precision 'fp7'",
+    ),
+    "neither target nor device": (["export", "CHECKPOINT", "--output", "O"], "what will run it? --target"),
+    "a device that does not run the target": (
+        ["export", "CHECKPOINT", "--device", "iphone", "--target", "onnxruntime", "--output", "O"],
+        "device 'iphone' runs bundles for coreml, not for onnxruntime",
+    ),
+    "lengths that are no numbers": (
+        ["export", "CHECKPOINT", "--target", "onnxruntime", "--lengths", "8,long", "--output", "O"],
+        "'8,long': give numbers of tokens",
     ),
     "an output that is there": (
         ["export", "CHECKPOINT", "--target", "onnxruntime", "--output", "DATA"],
