@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 import devices
-from runtime.backends import BACKENDS
+from runtime.backends import BACKENDS, allowed_difference
 from runtime.bundle import read_manifest
 from runtime.console import debug_option, progress_bar, run
 from runtime.errors import BerxitError, InputError
@@ -154,9 +154,10 @@ def bench(
     manifest = runner.manifest
     golden = read_golden(bundle, manifest)
     largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id)))
-    if not largest <= manifest.parity.atol:
+    allowed = allowed_difference(manifest, runner.backend.name)
+    if not largest <= allowed:
         raise BerxitError(
-            f"{bundle}: on this device an exit is {largest:.1e} off the checkpoint, {manifest.parity.atol:.0e} allowed:"
+            f"{bundle}: on this device an exit is {largest:.1e} off the checkpoint, {allowed:.0e} allowed:"
             " its numbers would mean nothing. Export the bundle again, or upgrade the back end"
         )
     inputs = examples.texts if examples else golden.inputs
