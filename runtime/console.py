@@ -16,6 +16,7 @@ _DEBUG = "berxit.debug"
 
 EXTRAS = {
     "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
     "torch": "train",
     "transformers": "train",
     "accelerate": "train",

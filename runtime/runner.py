@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from devices import Device
+from runtime import tuning
 from runtime.backends import open_backend
 from runtime.bundle import Manifest, read_manifest
 from runtime.deadline import Deadline
@@ -64,12 +65,15 @@ class EarlyExitRunner:
         backend: str | None = None,
         threads: int | None = None,
         verify: bool = True,
+        tune: bool = False,
     ) -> EarlyExitRunner:
         """Opens a bundle on this machine.
 
         ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``backend``: what runs the
         segments, where several can; by default the first that is installed. ``threads``: for CPU back ends, by
         default the usable cores, at most four. ``verify``: check every file against its sha256 first (1 s per GB).
+        ``tune``: measure the installed back ends and thread counts on the golden inputs first, some seconds, and take
+        the fastest for this runner; ``backend`` and ``threads`` fix one of them.
 
         Raises BerxitError where the bundle is damaged or this machine cannot run it.
         """
@@ -79,6 +83,9 @@ class EarlyExitRunner:
         tokenizer = TextTokenizer(
             folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
         )
+        if tune:
+            fastest = tuning.tune(folder, manifest, backend=backend, threads=threads)[0]
+            backend, threads = fastest.backend, fastest.threads
         threads = profile.threads if threads is None else threads
         return cls(manifest, tokenizer, open_backend(folder, manifest, threads, backend=backend), profile)
 

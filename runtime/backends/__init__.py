@@ -5,8 +5,7 @@ A new one is one module here and one entry in BACKENDS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +26,11 @@ class BackendInfo:
     package: str
     """What it imports; not there -> the user is told how to install it."""
     install: str
+    options: dict[str, str] = field(default_factory=dict)
+    """What ``open_backend`` is told besides, where one module is several back ends."""
+    atol: float = 0.0
+    """How far an exit may be off the checkpoint where the back end computes in less than the files hold; else the
+    bundle's own tolerance stands."""
 
     @property
     def installed(self) -> bool:
@@ -36,6 +40,15 @@ class BackendInfo:
 BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
     "onnxruntime": (
         BackendInfo("onnxruntime", "runtime.backends.onnxruntime", "onnxruntime", "pip install 'berxit[onnxruntime]'"),
+        BackendInfo("openvino", "runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'"),
+        BackendInfo(
+            "openvino-bf16",
+            "runtime.backends.openvino",
+            "openvino",
+            "pip install 'berxit[openvino]'",
+            options={"precision": "bf16"},
+            atol=0.1,  # bf16 keeps 8 bits of a number
+        ),
     ),
     "tensorrt": (
         BackendInfo(
@@ -73,8 +86,13 @@ def open_backend(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}: it must be at least 1")
     info = choose_backend(folder, manifest.target, backend)
-    opener: Callable[[Path, Manifest, int | None], Backend] = import_module(info.module).open_backend
-    return opener(folder, manifest, threads)
+    backend_of_target: Backend = import_module(info.module).open_backend(folder, manifest, threads, **info.options)
+    return backend_of_target
+
+
+def allowed_difference(manifest: Manifest, backend: str) -> float:
+    """How far an exit may be off the checkpoint when the back end of that name runs the bundle."""
+    return max([manifest.parity.atol, *(info.atol for info in BACKENDS[manifest.target] if info.name == backend)])
 
 
 def choose_backend(folder: Path, target: str, name: str | None) -> BackendInfo:

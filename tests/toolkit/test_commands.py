@@ -166,6 +166,7 @@ def test_doctor_tells_what_is_usable(capsys: pytest.CaptureFixture[str]) -> None
     assert run("doctor") == 0
     out = capsys.readouterr().out
     assert "run bundles on a CPU" in out
+    assert "bundles for onnxruntime run here by: onnxruntime" in out
     assert "torch sees:" in out
 
 

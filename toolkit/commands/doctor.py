@@ -8,11 +8,13 @@ from importlib import metadata
 import click
 
 import devices
+from runtime.backends import BACKENDS
 from runtime.console import EXTRAS, debug_option
 from runtime.tables import markdown_table
 
 NEEDED_FOR = {
     "onnxruntime": "run bundles on a CPU",
+    "openvino": "run the same bundles by OpenVINO",
     "train": "fine-tune, evaluate, calibrate",
     "export": "write bundles",
     "tensorrt": "run bundles on a Jetson or an NVIDIA GPU",
@@ -35,6 +37,10 @@ def command() -> None:
         rows.append([purpose, "yes" if there else "no", packages, "" if there else f"pip install 'berxit[{extra}]'"])
     click.echo(f"berxit {metadata.version('berxit')}, Python {platform.python_version()}, {devices.this_machine()}\n")
     click.echo(markdown_table(["to", "usable", "packages", "get it"], rows))
+    click.echo()
+    for target, backends in BACKENDS.items():
+        usable = [info.name for info in backends if info.installed]
+        click.echo(f"bundles for {target} run here by: {', '.join(usable) or 'nothing, ' + backends[0].install}")
     if _version("torch"):
         import torch
 

@@ -1,0 +1,109 @@
+"""Which back end and how many threads are fastest here: measured on the bundle's golden inputs, at full depth, batch 1.
+
+One candidate is loaded at a time, so that tuning needs no more memory than running. All are visited twice, there and
+back, so that a slow moment of the machine seldom falls on one alone. Nothing is written: what wins on one device means
+nothing on the next, and a bundle is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from devices import default_threads
+from runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
+from runtime.bundle import Manifest
+from runtime.errors import BerxitError
+from runtime.golden import Golden, differences, read_golden
+from runtime.loop import Backend
+from runtime.progress import Progress, silent
+from runtime.tokenization import TokenBatch
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One way to run the bundle, and what an input took at full depth."""
+
+    backend: str
+    threads: int
+    median_ms: float
+    """Of the better visit. Tokenisation is not in it."""
+
+    def __str__(self) -> str:
+        return f"--backend {self.backend} --threads {self.threads}"
+
+
+def tune(
+    bundle: Path,
+    manifest: Manifest,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    seconds: float = 0.5,
+    progress: Progress = silent,
+) -> tuple[Tried, ...]:
+    """Every installed back end under every thread count that makes sense here, the fastest first.
+
+    ``backend`` and ``threads`` fix one of them. ``seconds``: the least that a visit measures. A back end that this
+    machine cannot run, or whose exits are off the checkpoint, is left out; raises BerxitError where none remains.
+    """
+    choose_backend(bundle, manifest.target, backend)  # an unknown name, or nothing installed, is told as in load
+    names = [info.name for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
+    candidates = [(name, count) for name in names for count in ([threads] if threads else thread_counts())]
+    golden = read_golden(bundle, manifest)
+    inputs = _one_by_one(golden, manifest.model.pad_token_id)
+    best: dict[tuple[str, int], float] = {}
+    refused: dict[str, str] = {}
+    with progress(2 * len(candidates)) as bar:
+        for name, count in [*candidates, *reversed(candidates)]:
+            if name not in refused:
+                try:
+                    found = _visit(
+                        open_backend(bundle, manifest, count, backend=name), manifest, golden, inputs, seconds
+                    )
+                    best[name, count] = min(found, best.get((name, count), np.inf))
+                except BerxitError as error:
+                    refused[name] = str(error)
+            bar.update(1)
+    tried = [Tried(name, count, ms) for (name, count), ms in best.items() if name not in refused]
+    if not tried:
+        raise BerxitError(f"{bundle}: nothing here can run it: {next(iter(refused.values()))}")
+    return tuple(sorted(tried, key=lambda each: each.median_ms))
+
+
+def thread_counts() -> list[int]:
+    """1, 2, 4, ... up to what a back end takes by default here."""
+    most = default_threads()
+    return [count for count in (1, 2, 4, 8, 16) if count < most] + [most]
+
+
+def full_depth(backend: Backend, batch: TokenBatch) -> None:
+    state = backend.embed(batch)
+    for layer in range(1, backend.layers + 1):
+        state, _, _ = backend.layer(layer, state)
+
+
+def _visit(backend: Backend, manifest: Manifest, golden: Golden, inputs: Sequence[TokenBatch], seconds: float) -> float:
+    """Median milliseconds per input. Raises BerxitError for exits that are off the checkpoint."""
+    largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id)))
+    if not largest <= allowed_difference(manifest, backend.name):
+        raise BerxitError(f"by {backend.name} an exit is {largest:.1e} off the checkpoint")
+    for batch in inputs:  # a length that is new costs more, once
+        full_depth(backend, batch)
+    taken: list[float] = []
+    until = time.perf_counter() + seconds
+    while not taken or time.perf_counter() < until:
+        for batch in inputs:
+            start = time.perf_counter()
+            full_depth(backend, batch)
+            taken.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(taken))
+
+
+def _one_by_one(golden: Golden, pad_token_id: int) -> list[TokenBatch]:
+    rows = zip(golden.input_ids, golden.token_type_ids, strict=True)
+    return [TokenBatch.pad([ids], [types], pad_token_id) for ids, types in rows]

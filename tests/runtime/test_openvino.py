@@ -1,0 +1,143 @@
+"""OpenVINO over the bundles of the ONNX Runtime target."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.backends import allowed_difference, open_backend
+from runtime.bench import bench
+from runtime.bundle import Manifest, read_manifest
+from runtime.errors import BerxitError
+from runtime.golden import differences, read_golden
+from runtime.runner import EarlyExitRunner
+from runtime.tokenization import TokenBatch
+
+ov = pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+
+TEXTS = ["the cat sat on the mat", "a dog", "the big red dog ran under the tree and it was not a cat"]
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
+    return read_manifest(bundle)
+
+
+@pytest.fixture(scope="module")
+def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path]):  # type: ignore[no-untyped-def]
+    """Family -> a bundle of an untrained model of it."""
+    from exporters.export import export
+    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.tasks import custom_task
+
+    def make(family: str, data: Path) -> Path:
+        folder = tmp_path_factory.mktemp(f"openvino-{family}")
+        options = TrainingOptions(str(backbone_folders[family]), max_steps=2, batch_size=4, max_length=32)
+        fine_tune(custom_task(data, ("text",), "label"), data, options, folder / "checkpoint", quiet=True)
+        export(folder / "checkpoint", "onnxruntime", folder / "bundle")
+        return folder / "bundle"
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "mpnet"])
+def test_every_exit_agrees_with_the_checkpoint(family: str, family_bundle, data_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    """ALBERT: one body, fed heads. MPNet: the bias by relative position."""
+    bundle = family_bundle(family, data_folder)
+    manifest = read_manifest(bundle)
+    backend = open_backend(bundle, manifest, 1, backend="openvino")
+    golden = read_golden(bundle, manifest)
+    assert max(differences(backend, golden, manifest.model.pad_token_id)) < 1e-5
+    if family == "albert":
+        assert len({id(step.model) for step in backend._layers}) == 1  # type: ignore[attr-defined]
+
+
+def test_it_answers_as_onnx_runtime_does_while_rows_leave(bundle: Path) -> None:
+    one, other = (EarlyExitRunner.load(bundle, backend=name, threads=1) for name in ("onnxruntime", "openvino"))
+    first = sorted(next(one.stream(text)).certainty for text in TEXTS)
+    threshold = (first[-1] + first[-2]) / 2  # one row leaves at the first layer, the others later
+    expected = one.predict_batch(TEXTS, threshold=threshold)
+    found = other.predict_batch(TEXTS, threshold=threshold)
+    assert len({answer.exit_layer for answer in expected}) > 1
+    for a, b in zip(expected, found, strict=True):
+        assert (a.label, a.exit_layer) == (b.label, b.exit_layer)
+        assert b.certainty == pytest.approx(a.certainty, abs=1e-5)
+
+
+def test_a_layer_leaves_the_state_it_was_given_alone(bundle: Path, manifest: Manifest) -> None:
+    """Its outputs are copies: the next run of the segment writes over its own."""
+    backend = open_backend(bundle, manifest, 1, backend="openvino")
+    first = backend.embed(read_golden(bundle, manifest).batch(0))
+    before = {role: array.copy() for role, array in first.tensors.items()}
+    state, logits, _ = backend.layer(1, first)
+    kept = logits.copy()
+    backend.layer(1, state)
+    backend.embed(TokenBatch.pad([[2, 9, 3]], [[0, 0, 0]], 0))
+    np.testing.assert_array_equal(logits, kept)
+    for role, array in before.items():
+        np.testing.assert_array_equal(first.tensors[role], array)
+
+
+def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
+    backend = open_backend(bundle, manifest, 1, backend="openvino")
+    rows = [[2, 6, 7, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, 9, 3]]
+    batch = TokenBatch.pad(rows, [[0] * len(row) for row in rows], manifest.model.pad_token_id)
+    state, _, _ = backend.layer(1, backend.embed(batch))
+    kept = backend.keep(state, np.array([True, False, True]))
+    assert kept.tensors["hidden"].shape == (2, 4, 32)
+    np.testing.assert_allclose(backend.layer(2, kept)[1], backend.layer(2, state)[1][[0, 2]], atol=1e-5)
+
+
+def test_threads_share_one_runner(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, backend="openvino", threads=1)
+
+    def ask(_worker: int) -> list[tuple[str | float, float]]:
+        return [(a.label, round(a.certainty, 5)) for _ in range(10) for a in map(runner.predict, TEXTS)]
+
+    alone = ask(0)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [alone] * 4
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
+def test_bf16_is_near_and_has_a_tolerance_of_its_own(bundle: Path, manifest: Manifest) -> None:
+    backend = open_backend(bundle, manifest, 1, backend="openvino-bf16")
+    assert backend.name == "openvino-bf16"
+    largest = max(differences(backend, read_golden(bundle, manifest), manifest.model.pad_token_id))
+    assert manifest.parity.atol < largest < allowed_difference(manifest, "openvino-bf16")
+    assert allowed_difference(manifest, "openvino") == manifest.parity.atol
+
+
+def test_without_bf16_it_is_refused(bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldCore:
+        def get_property(self, device: str, name: str) -> list[str]:
+            return ["FP32"]
+
+    monkeypatch.setattr("runtime.backends.openvino.ov.Core", OldCore)
+    with pytest.raises(BerxitError, match="this CPU has no bf16: run the bundle with --backend openvino"):
+        open_backend(bundle, manifest, 1, backend="openvino-bf16")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all"])
+def test_a_segment_that_cannot_be_loaded_is_named(
+    bundle: Path, manifest: Manifest, tmp_path: Path, content: bytes
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / "segments" / "layer_02.onnx").write_bytes(content)
+    with pytest.raises(BerxitError, match=r"cannot load .*layer_02\.onnx: .*--backend onnxruntime") as failure:
+        open_backend(copy, manifest, 1, backend="openvino")
+    assert "\n" not in str(failure.value)
+
+
+def test_the_bench_says_what_ran(bundle: Path) -> None:
+    result = bench(bundle, backend="openvino", threads=1, thresholds=1, queries=1, seconds=0, warmup=1)
+    assert result.backend == "openvino"
+    assert "openvino" in result.versions
+    assert "by openvino:" in result.text()
+    assert dataclasses.asdict(result)["self_check"] < 1e-4

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runtime.tuning
+from devices import default_threads
+from runtime.backends import open_backend
+from runtime.bench import command
+from runtime.bundle import Manifest, read_manifest
+from runtime.console import status_of
+from runtime.errors import BerxitError, InputError
+from runtime.runner import EarlyExitRunner
+from runtime.tuning import thread_counts, tune
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
+    return read_manifest(bundle)
+
+
+@pytest.fixture
+def slow_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Two threads cost 20 ms more per input, whatever the back end; what was opened, in order."""
+    opened = []
+
+    def opener(folder: Path, manifest: Manifest, threads: int, *, backend: str) -> Any:
+        opened.append((backend, threads))
+        real = open_backend(folder, manifest, threads, backend=backend)
+        if threads == 2:
+            embed = real.embed
+            real.embed = lambda batch: (time.sleep(0.02), embed(batch))[1]  # type: ignore[method-assign]
+        return real
+
+    monkeypatch.setattr(runtime.tuning, "open_backend", opener)
+    monkeypatch.setattr(runtime.tuning, "thread_counts", lambda: [2, 1])
+    return opened
+
+
+def test_the_fastest_comes_first(bundle: Path, manifest: Manifest, slow_on_two_threads: list[tuple[str, int]]) -> None:
+    tried = tune(bundle, manifest, backend="onnxruntime", seconds=0)
+    assert [(each.backend, each.threads) for each in tried] == [("onnxruntime", 1), ("onnxruntime", 2)]
+    assert tried[1].median_ms - tried[0].median_ms > 10
+    assert str(tried[0]) == "--backend onnxruntime --threads 1"
+    there, back = [("onnxruntime", 2), ("onnxruntime", 1)], [("onnxruntime", 1), ("onnxruntime", 2)]
+    assert slow_on_two_threads == [*there, *back]
+
+
+def test_a_runner_takes_the_fastest(bundle: Path, slow_on_two_threads: list[tuple[str, int]]) -> None:
+    runner = EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")
+    assert (runner.backend.name, runner.backend.threads) == ("onnxruntime", 1)
+    assert EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime", threads=2).backend.threads == 2
+
+
+def test_what_is_off_the_checkpoint_is_left_out(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.tuning, "differences", lambda *_: [0.0, float("nan"), 0.0])
+    with pytest.raises(BerxitError, match="nothing here can run it: by onnxruntime an exit is nan off the checkpoint"):
+        tune(bundle, manifest, backend="onnxruntime", threads=1, seconds=0)
+
+
+def test_an_unknown_back_end_is_refused(bundle: Path, manifest: Manifest) -> None:
+    with pytest.raises(InputError, match="no back end 'abacus'"):
+        tune(bundle, manifest, backend="abacus")
+
+
+def test_thread_counts_end_with_the_default() -> None:
+    counts = thread_counts()
+    assert counts == sorted(set(counts))
+    assert counts[-1] == default_threads()
+    assert counts[0] == 1
+
+
+def test_the_bench_tells_what_it_tried(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--queries", "1", "--seconds", "0", "--thresholds", "1", "--quiet", "--output", str(tmp_path / "out")]
+    assert status_of(command, [str(bundle), "--tune", "--backend", "onnxruntime", "--threads", "1", *short]) == 0
+    out = capsys.readouterr().out
+    assert "tuned: the fastest here is --backend onnxruntime --threads 1" in out
+    assert "| tried: back end" in out
