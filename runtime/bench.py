@@ -22,6 +22,7 @@ from runtime.golden import differences, read_golden
 from runtime.json_data import write_json
 from runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
 from runtime.metrics import METRICS
+from runtime.placement import device_here
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.runner import Answer, EarlyExitRunner
@@ -306,6 +307,7 @@ def _bundle_here(device: str) -> Path:
     for folder in (Path(), Path("bundle")):
         if (folder / "manifest.json").is_file():
             return folder
+    device_here(device)  # on another machine that comes first
     raise InputError(
         f"which bundle? python -m runtime.bench --device {device} BUNDLE, a folder that berxit-export wrote"
     )

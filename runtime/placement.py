@@ -7,9 +7,20 @@ from runtime.errors import BerxitError, InputError
 
 
 def choose_device(name: str, target: str) -> devices.Device:
-    """The device called ``name`` ("auto": this machine), if it is this machine and runs bundles made for ``target``.
+    """``device_here``, if it runs bundles made for ``target``. Raises InputError where it does not."""
+    device = device_here(name)
+    if target not in device.targets:
+        raise InputError(
+            f"the bundle was exported for '{target}', device '{device.name}' runs {' or '.join(device.targets)}:"
+            f" berxit-export --target {device.targets[0]}"
+        )
+    return device
 
-    Raises InputError for an unknown name or a target the device does not run, BerxitError on another machine.
+
+def device_here(name: str) -> devices.Device:
+    """The device called ``name`` ("auto": this machine), if it is this machine.
+
+    Raises InputError for an unknown name, BerxitError on another machine.
     """
     machine = devices.this_machine()
     device = devices.recognise(machine) if name == "auto" else devices.find(name)
@@ -18,10 +29,5 @@ def choose_device(name: str, target: str) -> devices.Device:
     if not device.is_this(machine):
         raise BerxitError(
             f"device '{device.name}' is not this machine ({machine}): {device.how_to_get_there}, or use --device auto"
-        )
-    if target not in device.targets:
-        raise InputError(
-            f"the bundle was exported for '{target}', device '{device.name}' runs {' or '.join(device.targets)}:"
-            f" berxit-export --target {device.targets[0]}"
         )
     return device

@@ -203,6 +203,16 @@ def test_no_bundle_named_and_none_here_is_misuse(
     assert "which bundle? python -m runtime.bench --device auto BUNDLE" in line
 
 
+@pytest.mark.parametrize("device", ["jetson", "desktop-gpu"])
+def test_without_a_bundle_the_wrong_machine_is_told_first(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status_of(command, ["--device", device]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"device '{device}' is not this machine" in line
+
+
 def test_a_bundle_that_is_not_there_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(command, [str(tmp_path / "nowhere")]) == 1
     assert "no bundle at" in capsys.readouterr().err

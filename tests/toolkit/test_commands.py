@@ -105,7 +105,7 @@ def test_export_for_a_device_takes_its_profile(copy: Path, capsys: pytest.Captur
     assert "Apple's runtime was not run" in out
     assert run("inspect", bundle) == 0
     weights = next(bundle.rglob("weight.bin")).stat().st_size
-    assert weights > 2**16  # the folder's own size says nothing
+    assert weights > 2**15  # the function weights are in it
     assert "segments/model.mlpackage" in capsys.readouterr().out
 
 
@@ -166,7 +166,7 @@ def test_doctor_tells_what_is_usable(capsys: pytest.CaptureFixture[str]) -> None
     assert run("doctor") == 0
     out = capsys.readouterr().out
     assert "run bundles on a CPU" in out
-    assert "bundles for onnxruntime run here by: onnxruntime" in out
+    assert "back ends here for onnxruntime bundles: onnxruntime" in out
     assert "torch sees:" in out
 
 

@@ -39,8 +39,8 @@ def command() -> None:
     click.echo(markdown_table(["to", "usable", "packages", "get it"], rows))
     click.echo()
     for target, backends in BACKENDS.items():
-        usable = [info.name for info in backends if info.installed]
-        click.echo(f"bundles for {target} run here by: {', '.join(usable) or 'nothing, ' + backends[0].install}")
+        installed = [info.name for info in backends if info.installed]
+        click.echo(f"back ends here for {target} bundles: {', '.join(installed) or 'none. ' + backends[0].install}")
     if _version("torch"):
         import torch
 
