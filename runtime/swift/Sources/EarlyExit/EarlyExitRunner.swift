@@ -1,0 +1,126 @@
+import Foundation
+
+/// What the model says of one text, and what it took.
+public struct Answer: Equatable, Sendable {
+    /// The class name; nil for regression.
+    public let label: String?
+    /// The value of a regression; nil for classification.
+    public let value: Float?
+    /// Class name -> probability; the model's order is in `manifest.model.labels`. Empty for regression.
+    public let scores: [String: Float]
+    /// Layers that were run, from 1.
+    public let exitLayer: Int
+    /// What the exit criterion measured at that layer.
+    public let certainty: Float
+    /// From the call to this answer, tokenisation included.
+    public let latencyMs: Double
+    /// Whether the text was longer than the model takes, and was cut.
+    public let truncated: Bool
+}
+
+/// Runs a bundle: layer after layer, until the exit policy is satisfied. Safe to call from several threads.
+///
+///     let runner = try await EarlyExitRunner.load(folder)
+///     try runner.predict("turn the kitchen lights off").label
+public final class EarlyExitRunner: Sendable {
+    public let bundle: ModelBundle
+    private let tokenizer: Tokenizer
+    private let executor: any SegmentExecutor
+
+    /// Ties a bundle to whatever runs its segments; apps call `load`.
+    public init(bundle: ModelBundle, executor: any SegmentExecutor) throws {
+        self.bundle = bundle
+        self.executor = executor
+        tokenizer = try bundle.readTokenizer()
+    }
+
+    public var manifest: Manifest { bundle.manifest }
+
+    /// Answers one text, or one pair.
+    ///
+    /// `threshold` replaces the calibrated ones, at every layer. `deadlineMs`: counted from the call; where it comes
+    /// before the model is sure, the deepest layer that fits answers, the first in any case. It blocks for the
+    /// milliseconds that the model takes: call it off the main actor.
+    ///
+    /// Throws for an empty text, or a threshold or deadline out of range.
+    public func predict(
+        _ text: String, _ pair: String? = nil, threshold: Double? = nil, deadlineMs: Double? = nil
+    ) throws -> Answer {
+        let start = now()
+        let policy = try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy
+        let tokens = try encode(text, pair)
+        let rule: any StopRule =
+            try deadlineMs.map { try Deadline(policy: policy, milliseconds: $0, start: start) } ?? policy
+        var loop = try ExitLoop(executor: executor, tokens: tokens, policy: policy, rule: rule)
+        while let step = try loop.next() {
+            if step.exits { return try answer(step, policy, tokens, start) }
+        }
+        preconditionFailure("the last layer always answers")
+    }
+
+    /// Answers after every layer, the shallowest first, to the last. A layer runs when its answer is asked for: leave
+    /// the `for try await` whenever you have enough.
+    ///
+    /// Throws for an empty text, here and not at the first iteration.
+    public func stream(_ text: String, _ pair: String? = nil) throws -> AsyncThrowingStream<Answer, Error> {
+        let start = now()
+        let tokens = try encode(text, pair)
+        let policy = manifest.policy
+        var loop: ExitLoop?
+        return AsyncThrowingStream {
+            if loop == nil {
+                loop = try ExitLoop(
+                    executor: self.executor, tokens: tokens, policy: policy, rule: FullDepth())
+            }
+            return try loop?.next().map { try self.answer($0, policy, tokens, start) }
+        }
+    }
+
+    /// Runs the bundle's golden inputs through every layer on this device: the largest difference from the checkpoint
+    /// at each exit.
+    ///
+    /// Throws where one is larger than the bundle allows: do not ship that.
+    @discardableResult
+    public func verify() throws -> [Double] {
+        let found = try bundle.readGolden().differences(
+            executor: executor, tokenizer: tokenizer, layers: manifest.model.layers)
+        guard let layer = found.indices.max(by: { found[$0] < found[$1] }), found[layer] > manifest.parity.atol else {
+            return found
+        }
+        throw EarlyExitError.failure(
+            "\(bundle.folder.path): on this device layer \(layer + 1) is \(found[layer]) off the checkpoint,"
+                + " \(manifest.parity.atol) allowed. Try other compute units, or export again with --precision fp32")
+    }
+
+    /// A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess.
+    private func encode(_ text: String, _ pair: String?) throws -> Tokens {
+        guard (pair != nil) == manifest.model.takesPairs else {
+            let (takes, given) =
+                manifest.model.takesPairs ? ("pairs of texts", "one text") : ("single texts", "a pair")
+            throw EarlyExitError.input("this model takes \(takes) (\(manifest.model.task)), and was given \(given)")
+        }
+        for part in [text, pair].compactMap({ $0 })
+        where part.unicodeScalars.allSatisfy(\.properties.isWhitespace) {
+            throw EarlyExitError.input("the text is empty: give it at least one character that is not blank")
+        }
+        return tokenizer.encode(text, pair)
+    }
+
+    private func answer(_ step: ExitLoop.Step, _ policy: ExitPolicy, _ tokens: Tokens, _ start: Double) throws -> Answer {
+        let model = manifest.model
+        let scores = policy.scores(layer: step.layer, logits: step.logits)
+        guard scores.count == (model.isRegression ? 1 : model.labels.count) else {
+            throw EarlyExitError.failure(
+                "layer \(step.layer) gave \(scores.count) logits, which do not fit the labels. Export the bundle again")
+        }
+        let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
+        return Answer(
+            label: model.isRegression ? nil : model.labels[largest(scores)],
+            value: model.isRegression ? scores[0] : nil,
+            scores: named,
+            exitLayer: step.layer,
+            certainty: step.certainty,
+            latencyMs: 1e3 * (now() - start),
+            truncated: tokens.truncated)
+    }
+}

@@ -1,0 +1,70 @@
+/// What runs a bundle's segments. Safe to call from several threads.
+public protocol SegmentExecutor: Sendable {
+    /// Runs the embeddings segment on one input; what it returns runs the layers.
+    func embed(_ tokens: Tokens) throws -> any LayerRunner
+}
+
+/// One input on its way through the layers. Used by one thread at a time.
+public protocol LayerRunner: AnyObject {
+    /// Runs the segment of `layer`, from 1; each layer once, in their order.
+    func layer(_ layer: Int) throws -> LayerOutput
+}
+
+/// What one layer says.
+public struct LayerOutput: Equatable, Sendable {
+    /// One per class, or the value for regression.
+    public let logits: [Float]
+    /// The learned certainty, where the model has it.
+    public let lte: Float?
+
+    public init(logits: [Float], lte: Float?) {
+        self.logits = logits
+        self.lte = lte
+    }
+}
+
+/// When to stop: an ExitPolicy, one under a deadline, or never before the last layer.
+public protocol StopRule {
+    /// Whether `layer`, with this certainty, answers.
+    mutating func stops(after layer: Int, certainty: Float) -> Bool
+}
+
+/// Runs every layer.
+struct FullDepth: StopRule {
+    mutating func stops(after layer: Int, certainty: Float) -> Bool { false }
+}
+
+/// The exit loop: layer after layer, one for each call of `next`, until the rule is satisfied.
+struct ExitLoop {
+    struct Step {
+        let layer: Int
+        let logits: [Float]
+        let certainty: Float
+        /// Whether this layer answers, sure or last.
+        let exits: Bool
+    }
+
+    private let run: any LayerRunner
+    private let policy: ExitPolicy
+    private var rule: any StopRule
+    private var memory: ExitPolicy.Memory?
+    private var layer = 0
+    private var finished = false
+
+    /// Runs the embeddings. `policy` measures certainty, `rule` decides on it.
+    init(executor: any SegmentExecutor, tokens: Tokens, policy: ExitPolicy, rule: any StopRule) throws {
+        self.policy = policy
+        self.rule = rule
+        run = try executor.embed(tokens)
+    }
+
+    /// The next layer's result; nil after the one that answered.
+    mutating func next() throws -> Step? {
+        if finished { return nil }
+        layer += 1
+        let output = try run.layer(layer)
+        let certainty = try policy.certainty(layer: layer, output: output, memory: &memory)
+        finished = rule.stops(after: layer, certainty: certainty) || layer == policy.layers
+        return Step(layer: layer, logits: output.logits, certainty: certainty, exits: finished)
+    }
+}

@@ -1,0 +1,66 @@
+/// The members of one JSON object, read strictly: each key known, each needed one there, each of its type. A reader that
+/// guesses would run the wrong thing quietly.
+struct Fields {
+    private let json: JSON
+    private let place: String
+
+    /// `place`: where the object stands, for the errors.
+    init(_ json: JSON, at place: String, needed: [String], optional: [String] = []) throws {
+        guard let members = json.object else { throw Fields.misfit(at: place) }
+        let keys = Set(members.map(\.key))
+        if let unknown = keys.subtracting(needed).subtracting(optional).min() {
+            throw EarlyExitError.failure(
+                "\(place): unknown key '\(unknown)'. Upgrade the EarlyExit package, or export the bundle again")
+        }
+        if let missing = needed.filter({ !keys.contains($0) }).min() {
+            throw EarlyExitError.failure("\(place): key '\(missing)' is missing. Export the bundle again")
+        }
+        self.json = json
+        self.place = place
+    }
+
+    /// A value through one of JSON's accessors: `try fields.get("layers", \.int)`.
+    func get<T>(_ key: String, _ type: KeyPath<JSON, T?>) throws -> T {
+        try Fields.typed(json[key], type, at: "\(place): \(key)")
+    }
+
+    /// The same where the key may be absent or null.
+    func find<T>(_ key: String, _ type: KeyPath<JSON, T?>) throws -> T? {
+        json[key].isNull ? nil : try get(key, type)
+    }
+
+    func list<T>(_ key: String, _ type: KeyPath<JSON, T?>) throws -> [T] {
+        try items(key) { try Fields.typed($0, type, at: $1) }
+    }
+
+    /// A list of anything: `item` gets each value and its place.
+    func items<T>(_ key: String, _ item: (JSON, String) throws -> T) throws -> [T] {
+        try get(key, \.array).enumerated().map { try item($1, "\(place): \(key)[\($0)]") }
+    }
+
+    /// One object, read by `item`.
+    func one<T>(_ key: String, _ item: (JSON, String) throws -> T) throws -> T {
+        try item(json[key], "\(place): \(key)")
+    }
+
+    func dictionary<T>(_ key: String, _ item: (JSON, String) throws -> T) throws -> [String: T] {
+        var found: [String: T] = [:]
+        for member in try get(key, \.object) {
+            found[member.key] = try item(member.value, "\(place): \(key): \(member.key)")
+        }
+        return found
+    }
+
+    func has(_ key: String) -> Bool {
+        !json[key].isNull
+    }
+
+    static func typed<T>(_ json: JSON, _ type: KeyPath<JSON, T?>, at place: String) throws -> T {
+        guard let value = json[keyPath: type] else { throw misfit(at: place) }
+        return value
+    }
+
+    static func misfit(at place: String) -> EarlyExitError {
+        .failure("\(place): found what does not belong there. Export the bundle again")
+    }
+}

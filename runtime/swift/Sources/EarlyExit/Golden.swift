@@ -1,0 +1,66 @@
+/// golden.json: what the checkpoint answered at every exit, so that a device can check itself. B samples, n layers.
+struct Golden: Sendable {
+    /// One or two texts each.
+    let texts: [[String]]
+    /// What the tokenizer must give for them, without padding.
+    let inputIds: [[Int]]
+    let tokenTypeIds: [[Int]]
+    /// B x n x classes.
+    let logits: [[[Double]]]
+    /// B x n, where the model has the learned certainty.
+    let lte: [[Double]]?
+
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(json, at: place, needed: ["texts", "input_ids", "token_type_ids", "logits", "lte"])
+        texts = try fields.items("texts") { try Golden.row($0, \.string, $1) }
+        inputIds = try fields.items("input_ids") { try Golden.row($0, \.int, $1) }
+        tokenTypeIds = try fields.items("token_type_ids") { try Golden.row($0, \.int, $1) }
+        logits = try fields.items("logits") { sample, place in
+            try Fields.typed(sample, \.array, at: place).map { try Golden.row($0, \.double, place) }
+        }
+        lte = fields.has("lte") ? try fields.items("lte") { try Golden.row($0, \.double, $1) } : nil
+        let rows = [inputIds.count, tokenTypeIds.count, logits.count, lte?.count ?? texts.count]
+        guard rows.allSatisfy({ $0 == texts.count }), texts.allSatisfy({ (1...2).contains($0.count) }) else {
+            throw EarlyExitError.failure("\(place): its lists do not fit each other. Export the bundle again")
+        }
+    }
+
+    private static func row<T>(_ json: JSON, _ type: KeyPath<JSON, T?>, _ place: String) throws -> [T] {
+        try Fields.typed(json, \.array, at: place).map { try Fields.typed($0, type, at: place) }
+    }
+
+    /// The largest absolute difference at each exit, over logits and learned certainty of all samples.
+    ///
+    /// Throws where the tokenizer gives other ids than the checkpoint's did.
+    func differences(executor: any SegmentExecutor, tokenizer: Tokenizer, layers: Int) throws -> [Double] {
+        var largest = [Double](repeating: 0, count: layers)
+        for (row, text) in texts.enumerated() {
+            let tokens = tokenizer.encode(text[0], text.count == 2 ? text[1] : nil)
+            guard tokens.inputIds.map(Int.init) == inputIds[row],
+                tokens.tokenTypeIds.map(Int.init) == tokenTypeIds[row]
+            else {
+                throw EarlyExitError.failure(
+                    "golden sample \(row): the tokenizer gives other ids than the checkpoint's. Export the bundle again")
+            }
+            guard logits[row].count == layers, lte.map({ $0[row].count == layers }) ?? true else {
+                throw Golden.misfit(row)
+            }
+            let run = try executor.embed(tokens)
+            for layer in 1...layers {
+                let output = try run.layer(layer)
+                let expected = logits[row][layer - 1]
+                guard expected.count == output.logits.count else { throw Golden.misfit(row) }
+                var found = zip(output.logits, expected).map { abs(Double($0) - $1) }
+                if let lte = lte?[row][layer - 1], let given = output.lte { found.append(abs(Double(given) - lte)) }
+                // NaN is near nothing
+                let worst = found.contains(where: \.isNaN) ? .infinity : found.max() ?? 0
+                largest[layer - 1] = max(largest[layer - 1], worst)
+            }
+        }
+        return largest
+    }
+
+    private static func misfit(_ row: Int) -> EarlyExitError {
+        .failure("golden sample \(row): its outputs do not fit the model's. Export the bundle again")
+    }
+}

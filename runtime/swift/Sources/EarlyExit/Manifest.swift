@@ -1,0 +1,215 @@
+/// manifest.json, as docs/bundle.md specifies it.
+public struct Manifest: Sendable {
+    /// The newest schema that this package reads.
+    public static let schemaVersion = 1
+
+    public let target: String
+    public let precision: String
+    public let model: ModelInfo
+    public let tokenizer: DataFile
+    public let golden: DataFile
+    /// In running order: the embeddings first, then layers 1 to n.
+    public let segments: [Segment]
+    public let policy: ExitPolicy
+    /// Whether thresholds were chosen on data; otherwise the policy never stops early.
+    public let isCalibrated: Bool
+    public let parity: Parity
+    /// Input lengths that the segments take: pad to the next. Empty: any, up to the model's.
+    public let lengths: [Int]
+
+    /// `place` names the file in errors.
+    init(_ json: JSON, at place: String) throws {
+        guard let version = json["schema_version"].int else {
+            throw EarlyExitError.failure("\(place): no schema_version. This is not a bundle of berxit-export")
+        }
+        guard version <= Manifest.schemaVersion else {
+            throw EarlyExitError.failure(
+                "\(place): schema version \(version) is newer than \(Manifest.schemaVersion), the newest that this"
+                    + " package reads: upgrade it, or export again with an older berxit")
+        }
+        let fields = try Fields(
+            json, at: place,
+            needed: [
+                "schema_version", "target", "precision", "model", "tokenizer", "segments", "policy", "calibration",
+                "parity", "golden", "made_with",
+            ],
+            optional: ["lengths", "max_batch"])
+        target = try fields.get("target", \.string)
+        precision = try fields.get("precision", \.string)
+        model = try fields.one("model", ModelInfo.init)
+        tokenizer = try fields.one("tokenizer", DataFile.init)
+        golden = try fields.one("golden", DataFile.init)
+        segments = try fields.items("segments", Segment.init)
+        policy = try fields.one("policy", ExitPolicy.init)
+        isCalibrated = try fields.find("calibration", \.object) != nil
+        parity = try fields.one("parity", Parity.init)
+        lengths = fields.has("lengths") ? try fields.list("lengths", \.int).sorted() : []
+        _ = try fields.find("max_batch", \.int)  // this package runs one input at a time
+        _ = try fields.get("made_with", \.object)
+
+        do {
+            try policy.check(regression: model.isRegression, lte: model.lte)
+        } catch let error as EarlyExitError {
+            throw EarlyExitError.failure("\(place): policy: \(error.message). Export the bundle again")
+        }
+        guard policy.layers == model.layers, segments.map(\.layer) == Array(0...model.layers) else {
+            throw EarlyExitError.failure(
+                "\(place): \(segments.count) segments and a policy for \(policy.layers) layers do not fit a model of"
+                    + " \(model.layers) layers. Export the bundle again")
+        }
+    }
+
+    /// Every file of the bundle but the manifest, with its sha256. Files that layers share are named once.
+    var files: [String: String] {
+        var found = [tokenizer.file: tokenizer.sha256, golden.file: golden.sha256]
+        for segment in segments {
+            found[segment.file] = segment.sha256
+            for constant in segment.constants.values { found[constant.file] = constant.sha256 }
+        }
+        return found
+    }
+}
+
+/// What the model is and what its answers mean.
+public struct ModelInfo: Sendable {
+    public let family: String
+    public let task: String
+    public let isRegression: Bool
+    /// Class names in the order of the logits; empty for regression.
+    public let labels: [String]
+    /// Whether the model answers pairs of texts; otherwise single texts.
+    public let takesPairs: Bool
+    public let layers: Int
+    /// Tokens that one input may have, special tokens included; longer ones are cut.
+    public let maxLength: Int
+    public let padTokenId: Int
+    /// Whether the segments give the learned certainty.
+    public let lte: Bool
+
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(
+            json, at: place,
+            needed: [
+                "family", "task", "kind", "labels", "metric", "text_columns", "label_column", "layers", "hidden_size",
+                "max_length", "pad_token_id", "lte",
+            ])
+        family = try fields.get("family", \.string)
+        task = try fields.get("task", \.string)
+        isRegression = try fields.get("kind", \.string) == "regression"
+        labels = try fields.list("labels", \.string)
+        takesPairs = try fields.list("text_columns", \.string).count == 2
+        layers = try fields.get("layers", \.int)
+        maxLength = try fields.get("max_length", \.int)
+        padTokenId = try fields.get("pad_token_id", \.int)
+        lte = try fields.get("lte", \.bool)
+        for key in ["metric", "label_column"] { _ = try fields.get(key, \.string) }
+        _ = try fields.get("hidden_size", \.int)
+    }
+}
+
+/// A file of the bundle, relative to its folder.
+public struct DataFile: Sendable {
+    public let file: String
+    public let sha256: String
+
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(json, at: place, needed: ["file", "sha256"])
+        file = try fields.get("file", \.string)
+        sha256 = try fields.get("sha256", \.string)
+    }
+}
+
+/// One step of the exit loop: the embeddings (layer 0), or one encoder layer with its exit.
+public struct Segment: Sendable {
+    public let layer: Int
+    public let file: String
+    public let sha256: String
+    /// Which function of the file it is, where one file holds several.
+    public let function: String?
+    public let inputs: [TensorInfo]
+    public let outputs: [TensorInfo]
+    /// Input name -> the tensor to feed there: what differs between layers that share one file.
+    public let constants: [String: TensorFile]
+
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(
+            json, at: place, needed: ["layer", "file", "sha256", "inputs", "outputs"],
+            optional: ["constants", "function"])
+        layer = try fields.get("layer", \.int)
+        file = try fields.get("file", \.string)
+        sha256 = try fields.get("sha256", \.string)
+        function = try fields.find("function", \.string)
+        inputs = try fields.items("inputs", TensorInfo.init)
+        outputs = try fields.items("outputs", TensorInfo.init)
+        constants = fields.has("constants") ? try fields.dictionary("constants", TensorFile.init) : [:]
+    }
+}
+
+/// One input or output of a segment.
+public struct TensorInfo: Sendable {
+    public let name: String
+    /// What is fed or read there; docs/bundle.md lists the roles.
+    public let role: String
+    public let dtype: String
+
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(json, at: place, needed: ["name", "role", "dtype", "shape"])
+        name = try fields.get("name", \.string)
+        role = try fields.get("role", \.string)
+        dtype = try fields.get("dtype", \.string)
+        _ = try fields.items("shape") { size, place in
+            guard size.string != nil || size.int != nil else { throw Fields.misfit(at: place) }
+        }
+    }
+}
+
+/// A tensor in a file of its own: raw, little-endian, row-major.
+public struct TensorFile: Sendable {
+    public let file: String
+    public let sha256: String
+    public let dtype: String
+    public let shape: [Int]
+
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(json, at: place, needed: ["file", "sha256", "dtype", "shape"])
+        file = try fields.get("file", \.string)
+        sha256 = try fields.get("sha256", \.string)
+        dtype = try fields.get("dtype", \.string)
+        shape = try fields.list("shape", \.int)
+    }
+}
+
+/// How far the exported segments were from the checkpoint, at every exit, when they were made.
+public struct Parity: Sendable {
+    public let reference: String
+    /// The largest absolute difference that is allowed.
+    public let atol: Double
+
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(json, at: place, needed: ["reference", "atol", "max_diff"])
+        reference = try fields.get("reference", \.string)
+        atol = try fields.get("atol", \.double)
+        _ = try fields.list("max_diff", \.double)
+    }
+}
+
+extension ExitPolicy {
+    init(_ json: JSON, at place: String) throws {
+        let fields = try Fields(
+            json, at: place, needed: ["criterion", "thresholds", "temperatures"], optional: ["tolerance"])
+        let name = try fields.get("criterion", \.string)
+        guard let criterion = Criterion(rawValue: name) else {
+            let known = Criterion.allCases.map(\.rawValue).joined(separator: ", ")
+            throw EarlyExitError.failure("\(place): unknown exit criterion '\(name)': this package knows \(known)")
+        }
+        do {
+            try self.init(
+                criterion: criterion,
+                thresholds: fields.list("thresholds", \.double),
+                temperatures: fields.list("temperatures", \.double),
+                tolerance: fields.find("tolerance", \.double) ?? 0.5)
+        } catch let error as EarlyExitError where error.kind == .input {
+            throw EarlyExitError.failure("\(place): \(error.message). Export the bundle again")
+        }
+    }
+}

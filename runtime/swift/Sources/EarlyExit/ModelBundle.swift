@@ -1,0 +1,54 @@
+import Foundation
+
+/// A folder that berxit-export wrote: everything a device needs to run one model. Data only, nothing in it is executed.
+public struct ModelBundle: Sendable {
+    public let folder: URL
+    public let manifest: Manifest
+
+    /// Reads and checks a bundle. `verify`: also compare every file with its sha256.
+    ///
+    /// Throws if anything is missing, damaged or newer than this package.
+    public init(at folder: URL, verify: Bool = true) throws {
+        let place = folder.appendingPathComponent("manifest.json")
+        guard FileManager.default.fileExists(atPath: folder.path) else {
+            throw EarlyExitError.failure(
+                "no bundle at \(folder.path): add the folder that berxit-export wrote to the app, as a folder reference")
+        }
+        self.folder = folder
+        manifest = try Manifest(JSON.read(place), at: place.path)
+        for (file, sum) in manifest.files.sorted(by: { $0.key < $1.key }) {
+            try check(file, sum: verify ? sum : nil)
+        }
+    }
+
+    func url(of file: String) -> URL {
+        folder.appendingPathComponent(file)
+    }
+
+    func readTokenizer() throws -> Tokenizer {
+        try Tokenizer(file: url(of: manifest.tokenizer.file), maxLength: manifest.model.maxLength)
+    }
+
+    func readGolden() throws -> Golden {
+        let file = url(of: manifest.golden.file)
+        return try Golden(JSON.read(file), at: file.path)
+    }
+
+    /// `sum` nil: that the file is there, inside the bundle, is enough.
+    private func check(_ file: String, sum: String?) throws {
+        let path = url(of: file).resolvingSymlinksInPath().standardizedFileURL.path
+        let inside = folder.resolvingSymlinksInPath().standardizedFileURL.path
+        guard !file.hasPrefix("/"), path.hasPrefix(inside + "/") else {
+            throw EarlyExitError.failure(
+                "\(folder.path): file '\(file)' lies outside the bundle. Do not use this bundle")
+        }
+        guard FileManager.default.fileExists(atPath: path) else {
+            throw EarlyExitError.failure(
+                "\(folder.path): file '\(file)' is missing. Copy the bundle again, whole, or export it again")
+        }
+        if let sum, try Checksum.of(url(of: file)) != sum {
+            throw EarlyExitError.failure(
+                "\(path): checksum differs from the manifest's. Copy the bundle again, or export it again")
+        }
+    }
+}

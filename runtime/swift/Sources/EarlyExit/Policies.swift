@@ -1,0 +1,154 @@
+import Foundation
+
+/// How certainty is measured. The same criteria, in the same arithmetic (float32), as the Python runtime's.
+public enum Criterion: String, CaseIterable, Sendable {
+    /// The highest class probability.
+    case confidence
+    /// The entropy of the class probabilities in nats; lower is surer.
+    case entropy
+    /// The learned certainty that the segment gives.
+    case lte
+    /// How many layers in a row agree with the one before them.
+    case patience
+}
+
+/// When an answer is sure enough to stop: a criterion with one threshold per layer but the last.
+public struct ExitPolicy: Equatable, Sendable {
+    public let criterion: Criterion
+    /// n - 1 of them, for layers 1 to n - 1; the last layer always answers.
+    public let thresholds: [Double]
+    /// n of them: each layer's logits are divided by its own before the criterion and the scores see them.
+    public let temperatures: [Double]
+    /// Patience on regression: the largest difference that still counts as agreement, in label units.
+    public let tolerance: Double
+
+    public var layers: Int { temperatures.count }
+
+    /// Throws for a threshold or temperature that can mean nothing.
+    public init(criterion: Criterion, thresholds: [Double], temperatures: [Double], tolerance: Double = 0.5) throws {
+        guard temperatures.count == thresholds.count + 1 else {
+            throw EarlyExitError.input(
+                "exit policy has \(thresholds.count) thresholds and \(temperatures.count) temperatures:"
+                    + " n layers need n - 1 and n")
+        }
+        guard temperatures.allSatisfy({ $0 > 0 && $0.isFinite }) else {
+            throw EarlyExitError.input("temperatures must be finite and above 0")
+        }
+        for threshold in thresholds { try ExitPolicy.check(threshold, for: criterion) }
+        self.criterion = criterion
+        self.thresholds = thresholds
+        self.temperatures = temperatures
+        self.tolerance = tolerance
+    }
+
+    /// The same policy with one threshold at every layer.
+    public func with(threshold: Double) throws -> ExitPolicy {
+        try ExitPolicy(
+            criterion: criterion, thresholds: thresholds.map { _ in threshold }, temperatures: temperatures,
+            tolerance: tolerance)
+    }
+
+    /// Throws where the criterion cannot work on the model.
+    func check(regression: Bool, lte: Bool) throws {
+        if regression, criterion == .confidence || criterion == .entropy {
+            throw EarlyExitError.input(
+                "'\(criterion.rawValue)' needs class probabilities: use lte or patience for regression")
+        }
+        if criterion == .lte, !lte {
+            throw EarlyExitError.input("'lte' needs a model trained with --lte: train again, or choose another")
+        }
+    }
+
+    private static func check(_ threshold: Double, for criterion: Criterion) throws {
+        let problem: String
+        if !threshold.isFinite || threshold < 0 {
+            problem = "it must be a finite number of at least 0"
+        } else if criterion == .confidence || criterion == .lte, threshold > 1 {
+            problem = "\(criterion.rawValue) lies between 0 and 1"
+        } else if criterion == .patience, threshold < 1 {
+            problem = "patience counts layers, at least 1"
+        } else {
+            return
+        }
+        throw EarlyExitError.input("threshold \(threshold) is out of range: \(problem)")
+    }
+
+    // MARK: After each layer
+
+    /// What patience carries from one layer to the next.
+    struct Memory {
+        /// The last layer's class, or its value for regression.
+        let prediction: Float
+        /// How many layers in a row have agreed with the one before them.
+        let streak: Int
+    }
+
+    /// How sure `layer` is. Logits: one per class, or one value for regression.
+    func certainty(layer: Int, output: LayerOutput, memory: inout Memory?) throws -> Float {
+        let logits = scaled(output.logits, layer: layer)
+        switch criterion {
+        case .confidence:
+            return 1 / powers(logits).reduce(0, +)
+        case .entropy:
+            let shifted = logits.map { $0 - (logits.max() ?? 0) }
+            let powers = shifted.map { Float(exp($0)) }
+            let total = powers.reduce(0, +)
+            return log(total) - zip(powers, shifted).map(*).reduce(0, +) / total
+        case .lte:
+            guard let lte = output.lte else {
+                throw EarlyExitError.failure("layer \(layer) gave no lte, which the policy needs. Export the bundle again")
+            }
+            return lte
+        case .patience:
+            let regression = logits.count == 1
+            let prediction = regression ? logits[0] : Float(largest(logits))
+            var streak = 0
+            if let before = memory {
+                let agrees =
+                    regression
+                    ? abs(prediction - before.prediction) < Float(tolerance) : prediction == before.prediction
+                streak = agrees ? before.streak + 1 : 0
+            }
+            memory = Memory(prediction: prediction, streak: streak)
+            return Float(streak)
+        }
+    }
+
+    /// Class probabilities; for regression the value itself.
+    func scores(layer: Int, logits: [Float]) -> [Float] {
+        guard logits.count > 1 else { return logits }
+        let powers = powers(scaled(logits, layer: layer))
+        let total = powers.reduce(0, +)
+        return powers.map { $0 / total }
+    }
+
+    private func scaled(_ logits: [Float], layer: Int) -> [Float] {
+        let temperature = Float(temperatures[layer - 1])
+        return logits.count == 1 || temperature == 1 ? logits : logits.map { $0 / temperature }
+    }
+}
+
+extension ExitPolicy: StopRule {
+    /// Strictly above the threshold, strictly below for entropy, reached for patience. A certainty is a float32: the
+    /// threshold is compared as one too.
+    public mutating func stops(after layer: Int, certainty: Float) -> Bool {
+        guard layer < layers else { return true }
+        let threshold = thresholds[layer - 1]
+        switch criterion {
+        case .confidence, .lte: return certainty > Float(threshold)
+        case .entropy: return certainty < Float(threshold)
+        case .patience: return Double(certainty) >= threshold
+        }
+    }
+}
+
+/// The place of the largest, the first of equals.
+func largest(_ values: [Float]) -> Int {
+    values.indices.reduce(0) { values[$1] > values[$0] ? $1 : $0 }
+}
+
+/// exp of the logits, shifted so that it cannot overflow.
+private func powers(_ logits: [Float]) -> [Float] {
+    let top = logits.max() ?? 0
+    return logits.map { exp($0 - top) }
+}

@@ -1,0 +1,83 @@
+/// Tokens that are found in the text as they are written, before anything else looks at it ("[SEP]").
+struct AddedTokens: Sendable {
+    enum Piece {
+        case token(Int32)
+        case text([Unicode.Scalar])
+    }
+
+    private struct Token: Sendable {
+        let id: Int32
+        let content: [Unicode.Scalar]
+        let singleWord: Bool
+        let takesLeftBlanks: Bool
+        let takesRightBlanks: Bool
+    }
+
+    /// Looked for in the text as it comes, and after its normalisation. The longest first: of two that begin at one
+    /// place the longer is meant.
+    private let raw: [Token]
+    private let normalized: [Token]
+
+    init(_ json: JSON, normalizer: Normalizer) throws {
+        var raw: [Token] = []
+        var normalized: [Token] = []
+        for item in json.array ?? [] {
+            guard let id = item["id"].id, let content = item["content"].string, !content.isEmpty else {
+                throw EarlyExitError.failure("an added token without id or content")
+            }
+            let isNormalized = item["normalized"].bool ?? false
+            let scalars = Array(content.unicodeScalars)
+            let token = Token(
+                id: id, content: isNormalized ? normalizer.apply(scalars) : scalars,
+                singleWord: item["single_word"].bool ?? false, takesLeftBlanks: item["lstrip"].bool ?? false,
+                takesRightBlanks: item["rstrip"].bool ?? false)
+            if isNormalized { normalized.append(token) } else { raw.append(token) }
+        }
+        self.raw = raw.sorted { $0.content.count > $1.content.count }
+        self.normalized = normalized.sorted { $0.content.count > $1.content.count }
+    }
+
+    /// The text cut at its added tokens; what lies between is normalised.
+    func split(_ text: [Unicode.Scalar], normalizer: Normalizer) -> [Piece] {
+        AddedTokens.split(text, at: raw).flatMap { piece -> [Piece] in
+            guard case .text(let scalars) = piece else { return [piece] }
+            return AddedTokens.split(normalizer.apply(scalars), at: normalized)
+        }
+    }
+
+    private static func split(_ text: [Unicode.Scalar], at tokens: [Token]) -> [Piece] {
+        guard !tokens.isEmpty else { return text.isEmpty ? [] : [.text(text)] }
+        var pieces: [Piece] = []
+        var done = 0  // up to here the text is in pieces
+        var at = 0
+        while at < text.count {
+            guard let token = tokens.first(where: { text[at...].starts(with: $0.content) }) else {
+                at += 1
+                continue
+            }
+            var start = at
+            var end = at + token.content.count
+            at = end
+            if token.singleWord, isWord(text, start - 1) || isWord(text, end) { continue }
+            if token.takesLeftBlanks {
+                while start > done, text[start - 1].properties.isWhitespace { start -= 1 }
+            }
+            if token.takesRightBlanks {
+                while end < text.count, text[end].properties.isWhitespace { end += 1 }
+            }
+            if done < start { pieces.append(.text(Array(text[done..<start]))) }
+            pieces.append(.token(token.id))
+            done = end
+            at = max(at, end)
+        }
+        if done < text.count { pieces.append(.text(Array(text[done...]))) }
+        return pieces
+    }
+
+    private static func isWord(_ text: [Unicode.Scalar], _ place: Int) -> Bool {
+        guard text.indices.contains(place) else { return false }
+        let properties = text[place].properties
+        return properties.isAlphabetic || properties.numericType == .decimal || properties.isJoinControl
+            || text[place].isMark || properties.generalCategory == .connectorPunctuation
+    }
+}

@@ -1,0 +1,137 @@
+/// What cuts the text into words (tokenizer.json's pre_tokenizer).
+struct PreTokenizer: Sendable {
+    typealias Word = ArraySlice<Unicode.Scalar>
+
+    private enum Step: Sendable {
+        /// At blanks, which go, and around each punctuation mark.
+        case bert
+        /// As GPT-2's pattern does; blanks stay.
+        case byteLevel(prefixSpace: Bool)
+        case whitespace
+        /// Every word begins with the mark that stands for a blank.
+        case metaspace(mark: Unicode.Scalar, prepend: Bool, split: Bool)
+    }
+
+    private let steps: [Step]
+
+    init(_ json: JSON) throws {
+        steps = json.isNull ? [] : try PreTokenizer.steps(json)
+    }
+
+    func words(_ text: [Unicode.Scalar]) -> [Word] {
+        steps.reduce([text[...]]) { words, step in
+            words.flatMap { PreTokenizer.apply(step, to: $0) }.filter { !$0.isEmpty }
+        }
+    }
+
+    private static func steps(_ json: JSON) throws -> [Step] {
+        let type = json["type"].string ?? ""
+        switch type {
+        case "Sequence":
+            return try (json["pretokenizers"].array ?? []).flatMap(steps)
+        case "BertPreTokenizer":
+            return [.bert]
+        case "ByteLevel" where json["use_regex"].bool ?? true:
+            return [.byteLevel(prefixSpace: json["add_prefix_space"].bool ?? true)]
+        case "WhitespaceSplit":
+            return [.whitespace]
+        case "Metaspace":
+            let scheme = json["prepend_scheme"].string ?? "always"
+            guard let mark = json["replacement"].string?.unicodeScalars.first, scheme == "always" || scheme == "never"
+            else { break }
+            return [.metaspace(mark: mark, prepend: scheme == "always", split: json["split"].bool ?? true)]
+        default:
+            break
+        }
+        throw EarlyExitError.failure("unknown pre_tokenizer '\(type)'")
+    }
+
+    private static func apply(_ step: Step, to text: Word) -> [Word] {
+        switch step {
+        case .bert:
+            return text.split(whereSeparator: \.properties.isWhitespace).flatMap(isolatePunctuation)
+        case .whitespace:
+            return text.split(whereSeparator: \.properties.isWhitespace)
+        case .byteLevel(let prefixSpace):
+            return byteLevelWords(prefixSpace && text.first != " " ? [" "] + text : text)
+        case .metaspace(let mark, let prepend, let split):
+            var marked = text.map { $0 == " " ? mark : $0 }
+            if prepend, marked.first != mark { marked.insert(mark, at: 0) }
+            return split ? words(marked[...], eachFrom: mark) : [marked[...]]
+        }
+    }
+
+    private static func isolatePunctuation(_ text: Word) -> [Word] {
+        var words: [Word] = []
+        var start = text.startIndex
+        for place in text.indices where text[place].isPunctuation {
+            words += [text[start..<place], text[place...place]]
+            start = place + 1
+        }
+        return words + [text[start...]]
+    }
+
+    /// Each occurrence of the mark begins a word.
+    private static func words(_ text: Word, eachFrom mark: Unicode.Scalar) -> [Word] {
+        let starts = [text.startIndex] + text.indices.dropFirst().filter { text[$0] == mark }
+        return zip(starts, starts.dropFirst() + [text.endIndex]).map { text[$0..<$1] }
+    }
+
+    /// GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+    private static func byteLevelWords(_ text: Word) -> [Word] {
+        var words: [Word] = []
+        var at = text.startIndex
+        while at < text.endIndex {
+            let end = endOfWord(text[at...])
+            words.append(text[at..<end])
+            at = end
+        }
+        return words
+    }
+
+    private static let contractions: [[Unicode.Scalar]] = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"].map {
+        Array($0.unicodeScalars)
+    }
+
+    /// Where the first word ends; the text is not empty.
+    private static func endOfWord(_ text: Word) -> Int {
+        if let contraction = contractions.first(where: { text.starts(with: $0) }) {
+            return text.startIndex + contraction.count
+        }
+        let body = text.first == " " ? text.dropFirst() : text
+        if let kind = body.first?.kind, kind != .blank { return body.prefix { $0.kind == kind }.endIndex }
+        let blanks = text.prefix { $0.kind == .blank }
+        // the last blank goes with what follows
+        return blanks.endIndex < text.endIndex && blanks.count > 1 ? blanks.endIndex - 1 : blanks.endIndex
+    }
+}
+
+extension Unicode.Scalar {
+    fileprivate enum Kind {
+        case letter, number, blank, other
+    }
+
+    fileprivate var kind: Kind {
+        if properties.isWhitespace { return .blank }
+        switch properties.generalCategory {
+        case .uppercaseLetter, .lowercaseLetter, .titlecaseLetter, .modifierLetter, .otherLetter: return .letter
+        case .decimalNumber, .letterNumber, .otherNumber: return .number
+        default: return .other
+        }
+    }
+
+    /// Unicode's punctuation, and all of ASCII that is neither letter, digit nor blank.
+    fileprivate var isPunctuation: Bool {
+        switch value {
+        case 0x21...0x2F, 0x3A...0x40, 0x5B...0x60, 0x7B...0x7E: return true
+        default: break
+        }
+        switch properties.generalCategory {
+        case .connectorPunctuation, .dashPunctuation, .openPunctuation, .closePunctuation, .initialPunctuation,
+            .finalPunctuation, .otherPunctuation:
+            return true
+        default:
+            return false
+        }
+    }
+}

@@ -1,0 +1,31 @@
+/// One input as the embeddings segment takes it.
+public struct Tokens: Equatable, Sendable {
+    public internal(set) var inputIds: [Int32] = []
+    public internal(set) var tokenTypeIds: [Int32] = []
+    /// 1 for a token, 0 for padding.
+    public internal(set) var attentionMask: [Int32] = []
+    /// Whether the text was longer than the model takes, and was cut.
+    public internal(set) var truncated = false
+
+    public var count: Int { inputIds.count }
+
+    mutating func append(_ id: Int32, type: Int32) {
+        inputIds.append(id)
+        tokenTypeIds.append(type)
+        attentionMask.append(1)
+    }
+
+    /// Filled up on the right to the next of these lengths; as it is where there are none.
+    public func padded(toOneOf lengths: [Int], padTokenId: Int32) throws -> Tokens {
+        guard !lengths.isEmpty else { return self }
+        guard let length = lengths.filter({ $0 >= count }).min() else {
+            throw EarlyExitError.failure(
+                "\(count) tokens are more than the longest segments take (\(lengths.max() ?? 0)). Export the bundle again")
+        }
+        var filled = self
+        filled.inputIds += [Int32](repeating: padTokenId, count: length - count)
+        filled.tokenTypeIds += [Int32](repeating: 0, count: length - count)
+        filled.attentionMask += [Int32](repeating: 0, count: length - count)
+        return filled
+    }
+}

@@ -1,0 +1,46 @@
+/// BERT's and DistilBERT's model: of each word the longest beginning in the vocabulary, then of the rest, and so on.
+struct WordPiece: TokenModel {
+    /// Pieces that begin a word, and those that go on in it, without their prefix "##".
+    private var beginnings: [Spelling: Int32] = [:]
+    private var continuations: [Spelling: Int32] = [:]
+    private let unknown: Int32
+    private let longestWord: Int
+    private var longestPiece = 0
+
+    init(_ json: JSON) throws {
+        guard let vocabulary = json["vocab"].object, let unknownToken = json["unk_token"].string,
+            let unknown = json["vocab"][unknownToken].id
+        else { throw EarlyExitError.failure("a WordPiece model without vocab or unk_token") }
+        self.unknown = unknown
+        longestWord = json["max_input_chars_per_word"].int ?? 100
+        let prefix = Array((json["continuing_subword_prefix"].string ?? "##").utf8)
+        for (token, value) in vocabulary {
+            guard let id = value.id else { throw EarlyExitError.failure("token '\(token)' has no id") }
+            let bytes = Array(token.utf8)
+            longestPiece = max(longestPiece, bytes.count)
+            beginnings[Spelling(bytes[...])] = id
+            if bytes.starts(with: prefix) { continuations[Spelling(bytes[prefix.count...])] = id }
+        }
+    }
+
+    func ids(of word: ArraySlice<Unicode.Scalar>) -> [Int32] {
+        guard word.count <= longestWord else { return [unknown] }
+        let bytes = utf8(word)
+        var found: [Int32] = []
+        var start = 0
+        while start < bytes.count {
+            let pieces = start == 0 ? beginnings : continuations
+            var end = min(bytes.count, start + longestPiece)
+            var id: Int32?
+            while end > start {
+                id = pieces[Spelling(bytes[start..<end])]
+                if id != nil { break }
+                end -= 1
+            }
+            guard let id else { return [unknown] }
+            found.append(id)
+            start = end
+        }
+        return found
+    }
+}

@@ -1,0 +1,78 @@
+"""The Swift package: its test vectors are what the Python runtime says today, and its sources are Swift."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_vectors import ROOT, SIZES, VECTORS, bundle, policies, tokenization, write
+
+PACKAGE = ROOT / "runtime" / "swift"
+SOURCES = sorted(PACKAGE.rglob("*.swift"))
+
+
+@pytest.fixture(scope="module")
+def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Written anew, from the committed tokenizers: training them again could differ with the library's version."""
+    folder = tmp_path_factory.mktemp("vectors")
+    for kind in SIZES:
+        (folder / f"{kind}.json").write_bytes((VECTORS / f"{kind}.json").read_bytes())
+    write(folder / "tokenization.json", list(tokenization(folder)))
+    write(folder / "policies.json", list(policies()))
+    bundle(folder)
+    return folder
+
+
+def test_the_vectors_are_what_the_runtime_says(today: Path) -> None:
+    files = sorted(path.relative_to(VECTORS) for path in VECTORS.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(today) for path in today.rglob("*") if path.is_file())
+    assert len(files) > 10
+    different = [str(file) for file in files if not same(VECTORS / file, today / file)]
+    assert different == [], "run tests/swift/make_vectors.py, and see that the Swift package still agrees"
+
+
+def same(a: Path, b: Path) -> bool:
+    """Byte by byte; measured numbers to six digits, since exp differs in the last one from CPU to CPU."""
+    if a.name not in ("policies.json", "answers.json"):
+        return filecmp.cmp(a, b, shallow=False)
+    return alike(*(json.loads(path.read_text(encoding="utf-8")) for path in (a, b)))
+
+
+def alike(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return bool(a == pytest.approx(b, rel=1e-6)) if isinstance(a, float) else bool(a == b)
+
+
+def test_every_source_is_swift() -> None:
+    tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install 'berxit[dev]'")
+    swift = pytest.importorskip("tree_sitter_swift", reason="tree-sitter-swift is not installed")
+    parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
+    assert len(SOURCES) > 20
+    broken = [
+        f"{path.name}:{node.start_point.row + 1}"
+        for path in SOURCES
+        for node in errors(parser.parse(path.read_bytes()).root_node)
+    ]
+    assert broken == []
+
+
+def errors(node):  # type: ignore[no-untyped-def]
+    """What the parser could not read below a node."""
+    if node.is_error or node.is_missing:
+        yield node
+    for child in node.children:
+        if child.has_error:
+            yield from errors(child)
+
+
+def test_a_parser_that_sees_errors() -> None:
+    tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install 'berxit[dev]'")
+    swift = pytest.importorskip("tree_sitter_swift", reason="tree-sitter-swift is not installed")
+    parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
+    assert list(errors(parser.parse(b"func f( { let = }").root_node)) != []
