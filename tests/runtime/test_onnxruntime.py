@@ -29,6 +29,7 @@ def test_without_onnxruntime_the_install_line_is_told(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "runtime.backends.onnxruntime", raising=False)
     with pytest.raises(BerxitError) as failure:
         open_backend(bundle, manifest)
