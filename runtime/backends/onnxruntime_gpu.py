@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from runtime.backends.onnxruntime import OnnxRuntimeBackend, Providers, State
+from runtime.backends.host import State
+from runtime.backends.onnxruntime import OnnxRuntimeBackend, Providers
 from runtime.backends.tensorrt.engines import cache_folder
 from runtime.bundle import Manifest
 from runtime.errors import BerxitError

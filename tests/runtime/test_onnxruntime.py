@@ -105,8 +105,8 @@ def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest
     again = dataclasses.replace(manifest.segments[1], layer=2)
     shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
     backend = open_backend(bundle, shared, 1)
-    assert backend._layers[0].session is backend._layers[1].session  # type: ignore[attr-defined]
-    assert backend._layers[0].session is not backend._layers[2].session  # type: ignore[attr-defined]
+    assert backend._layers[0].run_file is backend._layers[1].run_file  # type: ignore[attr-defined]
+    assert backend._layers[0].run_file is not backend._layers[2].run_file  # type: ignore[attr-defined]
 
 
 def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
