@@ -23,6 +23,9 @@ from runtime.loop import Backend, exit_loop
 from runtime.policies import Bools, ExitPolicy, Floats
 from runtime.tokenization import TokenBatch
 
+SHALLOW = 3
+"""The layer that nothing goes past where memory under lazy loading is measured."""
+
 
 @dataclass(frozen=True)
 class Schedule(ExitPolicy):
@@ -71,6 +74,10 @@ class Spec:
     """Whether it can stop early."""
     backend: str | None = None
     ours: bool = False
+    lazy: bool = False
+    """Layers are loaded when an input first gets there."""
+    tuned: bool = False
+    """One graph under the session options that our segments run with, instead of ONNX Runtime's own."""
 
 
 class Contender(Protocol):
@@ -101,13 +108,18 @@ class Segments:
 
 
 class OnnxGraph:
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, tuned: bool) -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()  # otherwise as a user finds them
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        from runtime.backends.onnxruntime import open_session
+
+        if tuned:
+            self.session = open_session(path, threads)
+        else:
+            options = ort.SessionOptions()  # otherwise as a user finds them
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = [each.name for each in self.session.get_inputs()]
 
     def full(self, batch: TokenBatch) -> Floats:
@@ -254,9 +266,9 @@ def make(spec: Spec, threads: int) -> Contender:
     if spec.kind == "segments":
         manifest: Manifest = read_manifest(spec.model, verify=False)
         choose_backend(spec.model, manifest.target, spec.backend)
-        return Segments(open_backend(spec.model, manifest, threads, backend=spec.backend))
+        return Segments(open_backend(spec.model, manifest, threads, backend=spec.backend, lazy=spec.lazy))
     if spec.kind == "onnxruntime":
-        return OnnxGraph(spec.model, threads)
+        return OnnxGraph(spec.model, threads, spec.tuned)
     if spec.kind == "openvino":
         return OpenVinoGraph(spec.model, threads, spec.precision)
     if spec.kind == "eager":
@@ -277,10 +289,16 @@ def work(spec: Spec, threads: int, cases: dict[str, Case], pipe: Connection) -> 
 
 
 def _do(contender: Any, case: Case, task: str) -> Any:
-    """full, early, batch: milliseconds per row. answers: (N, C) logits at full depth; exits: (layers, logits)."""
+    """full, early, batch: milliseconds per row. answers: (N, C) logits at full depth; exits: (layers, logits).
+    shallow: as far as layer SHALLOW, for the memory that it takes."""
     everyone = range(len(case.ids))
     if task == "memory":
         return _resident()
+    if task == "shallow":
+        depth = ExitPolicy.full_depth(contender.backend.layers).at_depth(min(SHALLOW, contender.backend.layers))
+        for rows in [everyone] if case.name.startswith("batch") else [[row] for row in everyone]:
+            contender.early(case.batch(rows), depth)
+        return None
     if task == "answers":
         return np.concatenate([contender.full(case.batch([row])) for row in everyone])
     if task == "exits":

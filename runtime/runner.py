@@ -66,6 +66,7 @@ class EarlyExitRunner:
         threads: int | None = None,
         verify: bool = True,
         tune: bool = False,
+        lazy: bool = False,
     ) -> EarlyExitRunner:
         """Opens a bundle on this machine.
 
@@ -73,7 +74,8 @@ class EarlyExitRunner:
         segments, where several can; by default the first that is installed. ``threads``: for CPU back ends, by
         default the usable cores, at most four. ``verify``: check every file against its sha256 first (1 s per GB).
         ``tune``: measure the installed back ends and thread counts on the golden inputs first, some seconds, and take
-        the fastest for this runner; ``backend`` and ``threads`` fix one of them.
+        the fastest for this runner; ``backend`` and ``threads`` fix one of them. ``lazy``: open a layer when an input
+        first gets there, so that layers which none needs take no memory; that input waits for it (CPU back ends).
 
         Raises BerxitError where the bundle is damaged or this machine cannot run it.
         """
@@ -87,7 +89,7 @@ class EarlyExitRunner:
             fastest = tuning.tune(folder, manifest, backend=backend, threads=threads)[0]
             backend, threads = fastest.backend, fastest.threads
         threads = profile.threads if threads is None else threads
-        return cls(manifest, tokenizer, open_backend(folder, manifest, threads, backend=backend), profile)
+        return cls(manifest, tokenizer, open_backend(folder, manifest, threads, backend=backend, lazy=lazy), profile)
 
     def predict(
         self,

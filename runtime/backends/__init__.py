@@ -31,6 +31,8 @@ class BackendInfo:
     atol: float = 0.0
     """How far an exit may be off the checkpoint where the back end computes in less than the files hold; else the
     bundle's own tolerance stands."""
+    lazy: bool = False
+    """Whether its ``open_backend`` takes ``lazy``: open a layer when an input first gets there."""
 
     @property
     def installed(self) -> bool:
@@ -39,14 +41,21 @@ class BackendInfo:
 
 BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
     "onnxruntime": (
-        BackendInfo("onnxruntime", "runtime.backends.onnxruntime", "onnxruntime", "pip install 'berxit[onnxruntime]'"),
-        BackendInfo("openvino", "runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'"),
+        BackendInfo(
+            "onnxruntime",
+            "runtime.backends.onnxruntime",
+            "onnxruntime",
+            "pip install 'berxit[onnxruntime]'",
+            lazy=True,
+        ),
+        BackendInfo("openvino", "runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'", lazy=True),
         BackendInfo(
             "openvino-bf16",
             "runtime.backends.openvino",
             "openvino",
             "pip install 'berxit[openvino]'",
             options={"precision": "bf16"},
+            lazy=True,
             atol=0.1,  # bf16 keeps 8 bits of a number
         ),
     ),
@@ -77,16 +86,25 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
 
 
 def open_backend(
-    folder: Path, manifest: Manifest, threads: int | None = None, *, backend: str | None = None
+    folder: Path,
+    manifest: Manifest,
+    threads: int | None = None,
+    *,
+    backend: str | None = None,
+    lazy: bool = False,
 ) -> Backend:
     """Loads a bundle's segments with the back end called ``backend``, or the first that is installed.
 
-    Raises InputError for a name that does not run this target, BerxitError where this machine has no back end for it.
+    Raises InputError for a name that does not run this target or cannot be ``lazy``, BerxitError where this machine has
+    no back end for it.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}: it must be at least 1")
     info = choose_backend(folder, manifest.target, backend)
-    backend_of_target: Backend = import_module(info.module).open_backend(folder, manifest, threads, **info.options)
+    if lazy and not info.lazy:
+        raise InputError(f"back end '{info.name}' opens all layers at once: leave lazy away, or take another back end")
+    options = {**info.options, **({"lazy": True} if lazy else {})}
+    backend_of_target: Backend = import_module(info.module).open_backend(folder, manifest, threads, **options)
     return backend_of_target
 
 

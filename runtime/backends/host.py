@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +32,59 @@ class State(NamedTuple):
     """(B,) tokens per row."""
 
 
+class SegmentFile:
+    """A segment's file, opened at its first run unless ``open`` is called before."""
+
+    def __init__(self, open_file: Callable[[], Run]) -> None:
+        self._open_file = open_file
+        self._run: Run | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._run is not None
+
+    def open(self) -> Run:
+        if self._run is None:
+            self._run = self._open_file()
+        return self._run
+
+    def __call__(self, named: dict[str, npt.NDArray]) -> Sequence[npt.NDArray]:
+        return self.open()(named)
+
+
+_opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+"""What is open in this process; it is closed with the last runner that holds it."""
+_opening = threading.Lock()
+
+
+def opened_once(key: Hashable, open_file: Callable[[], Any]) -> Any:
+    """What ``open_file`` makes, or made before for this key: runners of one bundle share its weights, and so do layers
+    that are one file. The key must name the file by content and everything else that ``open_file`` depends on."""
+    with _opening:
+        found = _opened.get(key)
+        if found is None:
+            found = _opened[key] = open_file()
+            _give_back_freed_memory()
+    return found
+
+
+def _give_back_freed_memory() -> None:
+    """What reading a file took and freed stays with glibc's malloc until it is told: half as much as a layer again."""
+    with suppress(OSError, TypeError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @dataclass(frozen=True)
 class Step:
     """A segment: roles (hidden, logits, ...) tied to the names in its file."""
 
-    run_file: Run
+    run_file: SegmentFile
     inputs: dict[str, str]
     output_roles: tuple[str, ...]
     constants: dict[str, npt.NDArray]
 
     @classmethod
-    def of(cls, segment: Segment, run_file: Run, folder: Path) -> Step:
+    def of(cls, segment: Segment, run_file: SegmentFile, folder: Path) -> Step:
         return cls(
             run_file,
             inputs={i.role: i.name for i in segment.inputs if i.name not in segment.constants},
@@ -52,19 +99,26 @@ class Step:
 
 
 class HostBackend:
-    """The loop's Backend, over whatever ``open_file`` makes of a segment's file; a shared file is opened once."""
+    """The loop's Backend, over whatever ``open_file`` makes of a segment's file."""
 
     name: str
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int, open_file: Callable[[Segment], Run]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        threads: int,
+        open_file: Callable[[Segment], Run],
+        *,
+        lazy: bool = False,
+    ) -> None:
+        """``lazy``: a layer's file is opened when an input first gets there, and not before."""
         self.layers = manifest.model.layers
         self.threads = threads
-        files: dict[str, Run] = {}
-        steps = []
-        for segment in manifest.segments:
-            if segment.file not in files:
-                files[segment.file] = open_file(segment)
-            steps.append(Step.of(segment, files[segment.file], folder))
+        files = [SegmentFile(partial(open_file, segment)) for segment in manifest.segments]
+        for file in files[:1] if lazy else files:
+            file.open()
+        steps = [Step.of(segment, file, folder) for segment, file in zip(manifest.segments, files, strict=True)]
         self._embeddings, *self._layers = steps
         self._length_axes = {
             o.role: tuple(axis for axis, size in enumerate(o.shape) if size == "length")

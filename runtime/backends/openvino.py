@@ -15,8 +15,8 @@ import numpy.typing as npt
 import openvino as ov
 
 from devices import default_threads
-from runtime.backends.host import HostBackend
-from runtime.bundle import Manifest
+from runtime.backends.host import HostBackend, Run, opened_once
+from runtime.bundle import Manifest, Segment
 from runtime.errors import BerxitError
 
 
@@ -41,7 +41,7 @@ class _Model:
 class OpenVinoBackend(HostBackend):
     """Runs segments with OpenVINO's CPU plug-in; the loop's Backend."""
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int, precision: str) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, threads: int, precision: str, *, lazy: bool = False) -> None:
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
         core = ov.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -52,14 +52,21 @@ class OpenVinoBackend(HostBackend):
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # the app around us may be busy on the cores we would be tied to
         }
-        super().__init__(
-            folder, manifest, threads, lambda segment: _Model(_compile(core, folder / segment.file, options)).run
-        )
+
+        def open_file(segment: Segment) -> Run:
+            path = folder / segment.file
+            key = (path.resolve(), segment.sha256, threads, precision)
+            model: _Model = opened_once(key, lambda: _Model(_compile(core, path, options)))
+            return model.run
+
+        super().__init__(folder, manifest, threads, open_file, lazy=lazy)
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None, precision: str = "f32") -> OpenVinoBackend:
+def open_backend(
+    folder: Path, manifest: Manifest, threads: int | None, precision: str = "f32", *, lazy: bool = False
+) -> OpenVinoBackend:
     """``precision``: f32 or bf16, what the segments compute in, whatever their files hold."""
-    return OpenVinoBackend(folder, manifest, threads or default_threads(), precision)
+    return OpenVinoBackend(folder, manifest, threads or default_threads(), precision, lazy=lazy)
 
 
 def _compile(core: ov.Core, path: Path, options: dict[str, object]) -> ov.CompiledModel:

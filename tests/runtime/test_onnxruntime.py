@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from devices import default_threads
-from runtime.backends import BACKENDS, open_backend
+from runtime.backends import BACKENDS, host, onnxruntime, open_backend
 from runtime.bundle import Manifest, TensorFile, read_manifest, sha256
 from runtime.errors import BerxitError, InputError
 from runtime.golden import read_golden
@@ -101,12 +103,86 @@ def test_a_constant_of_the_wrong_size_is_named(bundle: Path, manifest: Manifest,
         open_backend(copy, dataclasses.replace(manifest, segments=segments))
 
 
-def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest) -> None:
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files for which a session was made, in order; nothing is open when the test starts."""
+    files: list[str] = []
+
+    def counted(path: Path, *arguments: object) -> object:
+        files.append(path.stem)
+        return real(path, *arguments)
+
+    gc.collect()
+    real = onnxruntime.open_session
+    monkeypatch.setattr(onnxruntime, "open_session", counted)
+    monkeypatch.setattr(host, "_opened", type(host._opened)())
+    return files
+
+
+def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     again = dataclasses.replace(manifest.segments[1], layer=2)
     shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
     backend = open_backend(bundle, shared, 1)
-    assert backend._layers[0].run_file is backend._layers[1].run_file  # type: ignore[attr-defined]
-    assert backend._layers[0].run_file is not backend._layers[2].run_file  # type: ignore[attr-defined]
+    assert opened == ["embeddings", "layer_01", "layer_03"]
+    state, first, _ = backend.layer(1, backend.embed(read_golden(bundle, manifest).batch(0)))
+    _, second, _ = backend.layer(2, state)
+    assert first.shape == second.shape
+    assert (first != second).any()
+
+
+def test_runners_of_one_bundle_share_its_sessions(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+    backends = [open_backend(bundle, manifest, 1) for _ in range(3)]
+    assert opened == ["embeddings", "layer_01", "layer_02", "layer_03"]
+    backends.append(open_backend(bundle, manifest, 2))
+    assert len(opened) == 8  # other threads, other sessions
+    backends.clear()
+    gc.collect()
+    open_backend(bundle, manifest, 1)
+    assert len(opened) == 12  # closed with the last runner that held them
+
+
+def test_another_file_at_the_same_path_is_opened_anew(
+    bundle: Path, manifest: Manifest, tmp_path: Path, opened: list[str]
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    before = open_backend(copy, manifest, 1)
+    shutil.copyfile(copy / "segments" / "layer_03.onnx", copy / "segments" / "layer_02.onnx")
+    third = manifest.segments[3]
+    changed = (*manifest.segments[:2], dataclasses.replace(manifest.segments[2], sha256=third.sha256), third)
+    after = open_backend(copy, dataclasses.replace(manifest, segments=changed), 1)
+    assert opened[4:] == ["layer_02"]
+    state, _, _ = before.layer(1, before.embed(read_golden(bundle, manifest).batch(0)))
+    np.testing.assert_array_equal(after.layer(2, state)[1], before.layer(3, state)[1])
+
+
+def test_lazy_opens_a_layer_when_an_input_first_gets_there(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+    lazy = EarlyExitRunner.load(bundle, threads=1, lazy=True)
+    assert opened == ["embeddings"]
+    text = "the cat sat on the mat"
+    shallow = lazy.answer([text], lazy.policy.at_depth(1))
+    assert opened == ["embeddings", "layer_01"]
+    deep = lazy.answer([text], lazy.policy.at_depth(3))
+    assert opened == ["embeddings", "layer_01", "layer_02", "layer_03"]
+    lazy.answer([text], lazy.policy.at_depth(3))
+    assert len(opened) == 4
+    eager = EarlyExitRunner.load(bundle, threads=1)
+    assert [a.scores for a in shallow] == [a.scores for a in eager.answer([text], eager.policy.at_depth(1))]
+    assert [a.scores for a in deep] == [a.scores for a in eager.answer([text], eager.policy.at_depth(3))]
+
+
+def test_lazy_from_several_threads_opens_a_layer_once(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1, lazy=True)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: runner.answer(["a dog"], runner.policy.at_depth(3)), range(8)))
+    assert sorted(opened) == ["embeddings", "layer_01", "layer_02", "layer_03"]
+
+
+def test_lazy_is_refused_by_a_back_end_that_cannot(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "onnxruntime", (dataclasses.replace(BACKENDS["onnxruntime"][0], lazy=False),))
+    with pytest.raises(InputError, match="back end 'onnxruntime' opens all layers at once: leave lazy away"):
+        open_backend(bundle, manifest, lazy=True)
 
 
 def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
