@@ -161,6 +161,7 @@ class EagerBackend:
         self.torch, self.threads = torch, threads
         self.model, _ = load_checkpoint(checkpoint)
         self.layers = self.model.layers
+        self.exits = tuple(range(1, self.layers + 1))
 
     def embed(self, batch: TokenBatch) -> tuple[Any, Any]:
         ids, mask, types = (

@@ -8,21 +8,24 @@ from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
 from exporters.options import ExportOptions
 from exporters.segments import cut
-from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, sha256, write_manifest
+from runtime.backends import open_backend
+from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, read_manifest, sha256, write_manifest
 from runtime.errors import BerxitError, InputError
-from runtime.golden import Golden, deviations, write_golden
+from runtime.golden import Golden, deviations, read_golden, write_golden
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.tokenization import Text, TextTokenizer
-from train.calibration import POLICY_FILE, read_policy
+from train.calibration import POLICY_FILE, CalibratedPolicy, choose_again, read_policy
 from train.checkpoint import load_checkpoint, read_samples, write_whole
 from train.modeling import MultiExitModel
 
@@ -78,24 +81,34 @@ def export(
     options = options.checked_for(target, writer)
     precision = str(options.precision)
     model, tokenizer = load_checkpoint(checkpoint)
-    segments = cut(model)
-    if hasattr(writer, "with_defaults"):
-        options = writer.with_defaults(options, segments)
-    longest = model.config.max_length
-    if options.lengths:  # no input is longer than the model takes, none is cut shorter than the longest of them
-        options = replace(options, lengths=tuple(sorted({min(length, longest) for length in options.lengths})))
-        longest = options.lengths[-1]
     calibrated = read_policy(checkpoint)
     if calibrated and calibrated.policy.layers != model.layers:
         raise BerxitError(
             f"{checkpoint / POLICY_FILE} is for {calibrated.policy.layers} layers, the model has {model.layers}:"
             " run berxit-calibrate again"
         )
+    segments = cut(model)
+    if options.exits == "auto":
+        placed = automatic_exits(checkpoint, target, options, calibrated, progress)
+        report(str(placed))
+        options = replace(options, exits=placed.exits)
+    if options.exits:
+        exits = checked_exits(options.exits, model.layers)
+        segments = segments.with_exits(exits)
+        if calibrated:
+            calibrated = choose_again(checkpoint, calibrated.calibration, exits)
+            report(f"calibrated for these exits: {calibrated.calibration.summary()}")
+    if hasattr(writer, "with_defaults"):
+        options = writer.with_defaults(options, segments)
+    longest = model.config.max_length
+    if options.lengths:  # no input is longer than the model takes, none is cut shorter than the longest of them
+        options = replace(options, lengths=tuple(sorted({min(length, longest) for length in options.lengths})))
+        longest = options.lengths[-1]
     with write_whole(output, force=force) as folder:
         shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
         golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder, longest)
         write_golden(golden, folder / "golden.json")
-        with progress(model.layers + 1) as bar:
+        with progress(len(segments.layers) + 1) as bar:
             written = writer.write_segments(segments, folder, options, bar)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -118,18 +131,47 @@ def export(
         backend = writer.checking_backend(folder, manifest, None)
         found = deviations(backend, golden, manifest.model.pad_token_id)
         atol = manifest.parity.atol
-        exits = [ExitParity(i, exit_.max_diff, exit_.psnr, atol) for i, exit_ in enumerate(found, start=1)]
-        for line in exits:
+        parity = [
+            ExitParity(layer, exit_.max_diff, exit_.psnr, atol)
+            for layer, exit_ in zip(manifest.exits, found, strict=True)
+        ]
+        for line in parity:
             report(str(line))
         if proof := getattr(writer, "PROOF", None):
             report(proof)
-        if bad := [line for line in exits if not line.good]:
+        if bad := [line for line in parity if not line.good]:
             raise BerxitError(
-                f"{len(bad)} of {len(exits)} exits differ from {checkpoint}: {bad[0]}. Nothing was written"
+                f"{len(bad)} of {len(parity)} exits differ from {checkpoint}: {bad[0]}. Nothing was written"
             )
-        manifest = replace(manifest, parity=replace(manifest.parity, max_diff=tuple(exit_.max_diff for exit_ in exits)))
+        manifest = replace(
+            manifest, parity=replace(manifest.parity, max_diff=tuple(exit_.max_diff for exit_ in parity))
+        )
         write_manifest(manifest, folder)
     return manifest
+
+
+def automatic_exits(
+    checkpoint: Path,
+    target: str,
+    options: ExportOptions,
+    calibrated: CalibratedPolicy | None,
+    progress: Progress,
+) -> Placement:
+    """Exits where they pay: measured on two bundles, one with all exits and one with the last only, on this machine.
+
+    Raises InputError for a checkpoint that was not calibrated: nobody knows where its inputs would leave.
+    """
+    if calibrated is None:
+        raise InputError(f"--exits auto needs to know where inputs leave: run berxit-calibrate {checkpoint} first")
+    layers = calibrated.policy.layers
+    with TemporaryDirectory() as scratch:
+        bundles = Path(scratch) / "all", Path(scratch) / "last"
+        export(checkpoint, target, bundles[0], options=replace(options, exits=()), progress=progress)
+        manifest = export(checkpoint, target, bundles[1], options=replace(options, exits=(layers,)))
+        both = [open_backend(bundle, read_manifest(bundle)) for bundle in bundles]
+        golden = read_golden(bundles[0], manifest)
+        costs = measure_costs(both[0], both[1], golden.one_by_one(manifest.model.pad_token_id), progress)
+    return place_exits(calibrated.calibration.histogram, costs)
 
 
 def target_module(target: str) -> ModuleType:

@@ -182,7 +182,12 @@ def layer_graph(
     """
     g = GraphWriter(opset, dtype)
     feed_head, hidden_size = segments.shared(segment), segments.hidden_size
-    hidden = _encoder_layer(g, segment.encoder, hidden_size)
+    hidden, encoders = "hidden_in", (*segment.before, segment.encoder)
+    prefixes: dict[int, str] = {}  # of weights: layers that share them name them alike
+    for place, encoder in enumerate(encoders):
+        prefix = prefixes.setdefault(id(encoder), f"{len(prefixes)}/" if prefixes else "")
+        output = "hidden_out" if place == len(encoders) - 1 else f"hidden_{place}"
+        hidden = _encoder_layer(g, encoder, hidden_size, hidden, prefix, output)
     if segments.pooling == "mean":
         pooled = g.op("Squeeze", g.op("MatMul", "token_weights", hidden), g.weight("last_axis", [1], np.int64))
     else:
@@ -207,12 +212,13 @@ def layer_graph(
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
 
 
-def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str:
+def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str, output: str) -> str:
+    """From ``hidden`` to ``output``, (B, S, d) both; ``prefix`` begins the names of its weights."""
     size = hidden_size // layer.heads
-    qkv = g.linear("qkv", "hidden_in", scaled_queries(layer, hidden_size))
-    parts = [f"{name}_flat" for name in ("queries", "keys", "values")]
+    qkv = g.linear(f"{prefix}qkv", hidden, scaled_queries(layer, hidden_size))
+    parts = [f"{qkv}_{name}" for name in ("queries", "keys", "values")]
     sizes = g.weight("qkv_sizes", [hidden_size] * 3, np.int64)
-    g.nodes.append(helper.make_node("Split", [qkv, sizes], parts, name="split_heads", axis=-1))
+    g.nodes.append(helper.make_node("Split", [qkv, sizes], parts, name=f"{qkv}_split", axis=-1))
     by_head = g.weight("by_head", [0, 0, layer.heads, size], np.int64)
     queries, keys, values = (
         g.op("Transpose", g.op("Reshape", part, by_head), perm=perm)
@@ -221,11 +227,11 @@ def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int) -> str
     weights = g.op("Softmax", g.op("Add", g.op("MatMul", queries, keys), "attention_bias"), axis=-1)
     context = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
     context = g.op("Reshape", context, g.weight("joined", [0, 0, hidden_size], np.int64))
-    attended = g.op("Add", g.linear("output", context, layer.output), "hidden_in")
-    attended = g.norm("attention_norm", attended, layer.attention_norm)
-    wide = g.activation(layer.activation, g.linear("up", attended, layer.up))
-    total = g.op("Add", g.linear("down", wide, layer.down), attended)
-    return g.norm("output_norm", total, layer.output_norm, output="hidden_out")
+    attended = g.op("Add", g.linear(f"{prefix}output", context, layer.output), hidden)
+    attended = g.norm(f"{prefix}attention_norm", attended, layer.attention_norm)
+    wide = g.activation(layer.activation, g.linear(f"{prefix}up", attended, layer.up))
+    total = g.op("Add", g.linear(f"{prefix}down", wide, layer.down), attended)
+    return g.norm(f"{prefix}output_norm", total, layer.output_norm, output=output)
 
 
 def _hidden(name: str, hidden_size: int, dtype: str) -> TensorInfo:

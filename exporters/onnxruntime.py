@@ -21,7 +21,7 @@ PRECISIONS = {"fp32": 1e-4, "int8": 2.0}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). Int8
 moves logits by up to 1.1 on the real models we tried, and scores by less than a point; 2 lets that pass and stops a
 segment that answers something else. What it costs in score, ``benchmarks/bundles.py`` tells."""
-OPTIONS: frozenset[str] = frozenset()
+OPTIONS: frozenset[str] = frozenset({"exits"})
 """Which of ExportOptions the target takes, beside precision."""
 
 
@@ -35,11 +35,12 @@ def write_graphs(segments: Segments, graphs: Iterable[OnnxSegment], folder: Path
     """Writes one graph after another, the embeddings first; layers that share their weights share a file."""
     (folder / "segments").mkdir()
     written: list[Segment] = []
-    bodies: dict[int, str] = {}
-    for layer, graph in enumerate(graphs):
-        name = f"layer_{layer:02d}" if layer else "embeddings"
-        if layer and segments.shared(segment := segments.layers[layer - 1]):
-            name = bodies.setdefault(id(segment.encoder), f"body_{len(bodies) + 1:02d}")
+    bodies: dict[tuple[int, ...], str] = {}
+    for segment, graph in zip((None, *segments.layers), graphs, strict=True):
+        layer = segment.layer if segment else 0
+        name = f"layer_{layer:02d}" if segment else "embeddings"
+        if segment and segments.shared(segment):
+            name = bodies.setdefault(segment.body, f"body_{len(bodies) + 1:02d}")
         written.append(_write(graph, layer, name, folder))
         bar.update(1)
     return tuple(written)

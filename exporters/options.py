@@ -21,8 +21,8 @@ class ExportOptions:
     """The oldest software that must be able to read it: jetpack6, ios18, ..."""
     layout: str | None = None
     """How hidden states lie in memory, where a target knows several."""
-    exits: tuple[int, ...] | str | None = None
-    """The layers that get an exit, or "auto"."""
+    exits: tuple[int, ...] | str = ()
+    """The layers that get an exit, beside the last; "auto": where measurement says that they pay. Empty: all."""
 
     def checked_for(self, target: str, writer: ModuleType) -> ExportOptions:
         """With the target's first precision filled in. Raises InputError for what the target does not take."""

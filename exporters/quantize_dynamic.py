@@ -34,7 +34,7 @@ def quantized(graph: OnnxSegment) -> OnnxSegment:
     nodes: list[onnx.NodeProto] = []
     rounded: dict[str, list[str]] = {}
     for node in graph.model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in PRODUCTS and node.input[1] in weights:
+        if node.op_type == "MatMul" and node.input[1].rpartition("/")[2] in PRODUCTS and node.input[1] in weights:
             nodes += _product(node, weights, rounded)
         elif node.op_type == "Gather" and node.input[0] in TABLES:
             nodes += _lookup(node, weights)
@@ -52,7 +52,8 @@ def _product(
 ) -> Iterator[onnx.NodeProto]:
     """x (B, S, in) @ W (in, out), with one scale per column of W and one for x."""
     (x, name), output = node.input, node.output[0]
-    weights[name], weights[f"{name}.scale"] = _int8(weights[name], axis=0)
+    if f"{name}.scale" not in weights:  # layers of one segment may share it
+        weights[name], weights[f"{name}.scale"] = _int8(weights[name], axis=0)
     if x not in rounded:  # DynamicQuantizeLinear: bytes, their scale, what stands for zero
         rounded[x] = [f"{x}.bytes", f"{x}.scale", f"{x}.zero"]
         yield helper.make_node("DynamicQuantizeLinear", [x], rounded[x], name=f"{x}.round")

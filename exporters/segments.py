@@ -1,4 +1,5 @@
-"""Canonical segments: embeddings, then one encoder layer with its exit at a time. All targets are built from these.
+"""Canonical segments: embeddings, then one encoder layer with its exit at a time; or several layers, where not all have
+an exit. All targets are built from these.
 
 token ids -> [embeddings] -> hidden 0 -> [layer 1] -> hidden 1 -> [layer 2] -> ...
                                           |                        |
@@ -7,7 +8,9 @@ token ids -> [embeddings] -> hidden 0 -> [layer 1] -> hidden 1 -> [layer 2] -> .
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,9 +37,16 @@ class ExitWeights:
 @dataclass(frozen=True)
 class LayerSegment:
     layer: int
-    """From 1."""
+    """From 1: the one that the exit reads."""
     encoder: LayerWeights
     exit: ExitWeights
+    before: tuple[LayerWeights, ...] = ()
+    """Layers without an exit, which run first."""
+
+    @property
+    def body(self) -> tuple[int, ...]:
+        """Which weights the layers have: equal where two segments share all of them (ALBERT)."""
+        return tuple(id(encoder) for encoder in (*self.before, self.encoder))
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,19 @@ class Segments:
     """Tokens of the longest input that training saw; the position table may have more rows."""
 
     def shared(self, segment: LayerSegment) -> bool:
-        """Whether another layer has the same encoder weights (ALBERT)."""
-        return sum(other.encoder is segment.encoder for other in self.layers) > 1
+        """Whether another segment has the same encoder weights (ALBERT)."""
+        return sum(other.body == segment.body for other in self.layers) > 1
+
+    def with_exits(self, exits: Sequence[int]) -> Segments:
+        """Fewer, longer segments: ``exits`` are the layers that keep theirs, ascending, the last one among them."""
+        ends = pairwise((0, *exits))
+        return replace(
+            self,
+            layers=tuple(
+                replace(self.layers[end - 1], before=tuple(each.encoder for each in self.layers[start : end - 1]))
+                for start, end in ends
+            ),
+        )
 
 
 def cut(model: MultiExitModel) -> Segments:

@@ -54,7 +54,7 @@ class BenchResult:
     self_check: float
     """The largest difference from the checkpoint over all exits of the golden inputs, on this device."""
     by_layer: dict[int, Measured]
-    """Exit layer -> what it costs when every input leaves there."""
+    """Layer with an exit -> what it costs when every input leaves there."""
     by_threshold: dict[float, Measured]
     criterion: str
     policy: Measured | None
@@ -119,8 +119,8 @@ class BenchResult:
             rows = [[each.backend, str(each.threads), f"{each.median_ms:.2f}"] for each in self.tuned]
             made.append(Table(["tried: back end", "threads", "ms at full depth, without tokenisation"], rows))
         if self.policy is not None:
-            share = [f"{count / self.policy.queries:.1%}" for count in self.policy.histogram]
-            header = ["leaves at layer", *map(str, range(1, self.layers + 1))]
+            share = [f"{self.policy.histogram[layer - 1] / self.policy.queries:.1%}" for layer in self.by_layer]
+            header = ["leaves at layer", *map(str, self.by_layer)]
             made.append(Table(header, [[f"{CALIBRATED} policy", *share]]))
         return made
 
@@ -175,8 +175,8 @@ def bench(
     inputs = examples.texts if examples else golden.inputs
     layers = manifest.model.layers
     before = devices.read_sensors()
-    tried = spread_thresholds(runner.policy, *stored_pass(runner, inputs), thresholds)
-    policies: dict[str, ExitPolicy] = {f"layer {i}": runner.policy.at_depth(i) for i in range(1, layers + 1)}
+    tried = spread_thresholds(runner.policy, manifest.exits, *stored_pass(runner, inputs), thresholds)
+    policies: dict[str, ExitPolicy] = {f"layer {i}": runner.policy.at_depth(i) for i in manifest.exits}
     policies.update({f"threshold {t}": runner.policy.with_threshold(t) for t in tried})
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
@@ -199,7 +199,7 @@ def bench(
         rounds=rounds,
         boundary="from text to answer, tokenisation included",
         self_check=largest,
-        by_layer={i: found[f"layer {i}"] for i in range(1, layers + 1)},
+        by_layer={i: found[f"layer {i}"] for i in manifest.exits},
         by_threshold={t: found[f"threshold {t}"] for t in tried},
         criterion=runner.policy.criterion,
         policy=found.get(CALIBRATED),

@@ -87,9 +87,10 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Segment:
-    """One step of the exit loop: the embeddings (layer 0), or one encoder layer with its exit."""
+    """One step of the exit loop: the embeddings (layer 0), or encoder layers up to one with an exit."""
 
     layer: int
+    """The last layer that it runs, whose exit it has; it starts after the segment before."""
     file: str
     """Relative to the bundle; a folder where that is what the back end loads (.mlpackage). Several layers may name one
     file: then the device loads it once (ALBERT)."""
@@ -110,7 +111,7 @@ class Parity:
     atol: float
     """The largest absolute difference that was allowed."""
     max_diff: tuple[float, ...]
-    """(n,) per layer, over logits and LTE certainty of the golden inputs."""
+    """Per exit, over logits and LTE certainty of the golden inputs."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Manifest:
     model: ModelInfo
     tokenizer: DataFile
     segments: tuple[Segment, ...]
-    """In the order of the loop: the embeddings first, then layers 1 to n."""
+    """In the order of the loop: the embeddings first, then up to each layer that has an exit, the last in any case."""
     policy: ExitPolicy
     calibration: dict[str, Any] | None
     """How the thresholds were chosen; None where they were not (the policy then never stops early)."""
@@ -137,6 +138,11 @@ class Manifest:
     """Input lengths that the segments take: pad to the next. Empty: any, up to the model's max_length."""
     max_batch: int | None = None
     """Rows that the segments take at once; None: any."""
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The layers that have an exit, ascending."""
+        return tuple(segment.layer for segment in self.segments[1:])
 
 
 def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
@@ -159,10 +165,11 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
     except InputError as error:  # the policy checks itself, but knows no file
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
     layers = [segment.layer for segment in manifest.segments]
-    if layers != list(range(manifest.model.layers + 1)) or manifest.policy.layers != manifest.model.layers:
+    n = manifest.model.layers
+    if layers != sorted({0, *layers, n}) or len(layers) < 2 or layers[-1] != n or manifest.policy.layers != n:
         raise BerxitError(
             f"{folder / MANIFEST}: {len(layers)} segments {layers} and a policy for {manifest.policy.layers} layers"
-            f" do not fit a model of {manifest.model.layers} layers. Export the bundle again"
+            f" do not fit a model of {n} layers. Export the bundle again"
         )
     for file, digest in sorted(files_of(manifest).items()):
         _check_file(folder, file, digest if verify else None)

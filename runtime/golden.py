@@ -37,6 +37,11 @@ class Golden:
         """All samples as one padded batch."""
         return TokenBatch.pad(self.input_ids, self.token_type_ids, pad_token_id)
 
+    def one_by_one(self, pad_token_id: int) -> list[TokenBatch]:
+        """Each sample as a batch of its own, without padding."""
+        rows = zip(self.input_ids, self.token_type_ids, strict=True)
+        return [TokenBatch.pad([ids], [types], pad_token_id) for ids, types in rows]
+
 
 def read_golden(bundle: Path | str, manifest: Manifest) -> Golden:
     path = Path(bundle) / manifest.golden.file
@@ -59,11 +64,11 @@ class Deviation:
 
 
 def deviations(backend: Backend, golden: Golden, pad_token_id: int) -> list[Deviation]:
-    """All samples in one batch through all layers: (n,)."""
+    """All samples in one batch through all layers: one per exit of the back end."""
     state = backend.embed(golden.batch(pad_token_id))
     logits_expected = np.array(golden.logits)
     found = []
-    for layer in range(1, backend.layers + 1):
+    for layer in backend.exits:
         state, logits, lte = backend.layer(layer, state)
         expected = logits_expected[:, layer - 1]
         off = [np.abs(logits - expected).max()]
@@ -77,5 +82,5 @@ def deviations(backend: Backend, golden: Golden, pad_token_id: int) -> list[Devi
 
 
 def differences(backend: Backend, golden: Golden, pad_token_id: int) -> list[float]:
-    """The largest absolute difference at each exit, over logits and LTE certainty of all samples in one batch: (n,)."""
+    """The largest absolute difference at each exit, over logits and LTE certainty of all samples in one batch."""
     return [deviation.max_diff for deviation in deviations(backend, golden, pad_token_id)]

@@ -22,6 +22,8 @@ class Backend(Protocol):
     """As in runtime.backends.BACKENDS."""
     layers: int
     """How many layers there are."""
+    exits: tuple[int, ...]
+    """After which layers a row can leave; the last layer is the last of them."""
     threads: int
     """CPU threads that a segment may use."""
 
@@ -29,7 +31,8 @@ class Backend(Protocol):
         """Runs the embeddings segment on B rows."""
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-        """Runs one layer's segment: the next state, logits (B, C), and LTE certainty (B,) or None."""
+        """Runs the segment that ends with ``layer``, one of ``exits``: the next state, logits (B, C), and LTE certainty
+        (B,) or None."""
 
     def keep(self, state: State, rows: Bools) -> State:
         """Drops the rows that have left: rows (B,) is True where the row goes on."""
@@ -64,11 +67,11 @@ class LayerResult(NamedTuple):
 
 
 def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[LayerResult]:
-    """Runs layer after layer and yields each one's results; rows leave as soon as the policy is satisfied."""
+    """Runs from exit to exit and yields each one's results; rows leave as soon as the policy is satisfied."""
     rows = np.arange(len(batch))
     memory: Memory | None = None
     state = backend.embed(batch)
-    for layer in range(1, backend.layers + 1):
+    for layer in backend.exits:
         state, logits, lte = backend.layer(layer, state)
         certainty, memory = policy.certainty(layer, logits, lte, memory)
         exits = policy.exits(layer, certainty)

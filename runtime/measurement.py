@@ -69,25 +69,28 @@ class Line:
 
 
 def stored_pass(runner: EarlyExitRunner, inputs: Sequence[Text]) -> tuple[npt.NDArray, npt.NDArray | None]:
-    """All exits of all inputs, one by one: logits (N, n, C), LTE (N, n) or None."""
+    """All E exits of all inputs, one by one: logits (N, E, C), LTE (N, E) or None."""
     logits, lte = [], []
     for text in inputs:
         state = runner.backend.embed(runner.tokenizer([text]))
-        for layer in range(1, runner.backend.layers + 1):
+        for layer in runner.backend.exits:
             state, layer_logits, layer_lte = runner.backend.layer(layer, state)
             logits.append(layer_logits[0])
             lte.append(None if layer_lte is None else layer_lte[0])
-    shape = (len(inputs), runner.backend.layers)
+    shape = (len(inputs), len(runner.backend.exits))
     return np.stack(logits).reshape(*shape, -1), None if lte[0] is None else np.array(lte).reshape(shape)
 
 
-def spread_thresholds(policy: ExitPolicy, logits: npt.NDArray, lte: npt.NDArray | None, count: int) -> list[float]:
+def spread_thresholds(
+    policy: ExitPolicy, exits: Sequence[int], logits: npt.NDArray, lte: npt.NDArray | None, count: int
+) -> list[float]:
     """Thresholds whose average exit layers lie as evenly as this data allows, cheapest first.
 
-    logits (N, n, C), lte (N, n) or None: a stored pass.
+    logits (N, E, C), lte (N, E) or None: a stored pass over the E ``exits``.
     """
-    if policy.layers == 1:
+    if len(exits) == 1:
         return []
+    policy = policy.at_exits(exits)
     if policy.criterion == "patience":
         return [float(k) for k in range(1, policy.layers)]
     certainty = certainties(policy, logits, lte)
@@ -98,8 +101,9 @@ def spread_thresholds(policy: ExitPolicy, logits: npt.NDArray, lte: npt.NDArray 
     candidates = np.array(middles)[np.linspace(0, len(middles) - 1, min(len(middles), 400)).astype(int)]
     if not CRITERIA[policy.criterion].higher_is_surer:
         candidates = candidates[::-1]
-    averages = np.array([exit_layers(policy.with_threshold(t), certainty).mean() for t in candidates])
-    wanted = np.linspace(1, policy.layers, count + 2)[1:-1]
+    layers = np.array(exits)
+    averages = np.array([layers[exit_layers(policy.with_threshold(t), certainty) - 1].mean() for t in candidates])
+    wanted = np.linspace(exits[0], exits[-1], count + 2)[1:-1]
     return [float(candidates[i]) for i in sorted({int(np.abs(averages - want).argmin()) for want in wanted})]
 
 

@@ -165,6 +165,11 @@ class ExitPolicy:
         """The same certainties, but every row leaves after layer ``depth``, sure or not."""
         return FixedDepth(self.criterion, self.thresholds, self.temperatures, self.tolerance, depth)
 
+    def at_exits(self, exits: Sequence[int]) -> ExitPolicy:
+        """For stored passes over these layers only: its layer i is ``exits[i - 1]``, the last one the model's last."""
+        thresholds = tuple(self.thresholds[layer - 1] for layer in exits[:-1])
+        return ExitPolicy(self.criterion, thresholds, tuple(self.temperatures[i - 1] for i in exits), self.tolerance)
+
     def check(self, *, regression: bool, lte: bool) -> None:
         """Raises InputError where the criterion cannot work on this model."""
         criterion = CRITERIA[self.criterion]

@@ -102,7 +102,7 @@ class EarlyExitRunner:
         """Answers one text, or one pair.
 
         ``threshold`` replaces the calibrated ones, at every layer. ``deadline_ms``: counted from the call; where it
-        comes before the model is sure, the deepest layer that fits answers, the first in any case.
+        comes before the model is sure, the deepest exit that fits answers, the first in any case.
 
         Raises InputError for an empty text or a threshold or deadline out of range.
         """
@@ -121,14 +121,14 @@ class EarlyExitRunner:
         start = time.perf_counter()
         self._check_parts(texts)
         batch = self.tokenizer(texts)
-        until = policy if deadline_ms is None else Deadline(policy, deadline_ms, start)
+        until = policy if deadline_ms is None else Deadline(policy, self.backend.exits, deadline_ms, start)
         answers: dict[int, Answer] = {}
         for result in exit_loop(self.backend, batch, until):
             answers.update(self._answers(until, result, result.exits, batch, start))
         return [answers[row] for row in range(len(batch))]
 
     def stream(self, text: str, text_pair: str | None = None) -> Iterator[Answer]:
-        """Answers after every layer, the shallowest first, to the last. Stop iterating whenever you have enough.
+        """Answers at every exit, the shallowest first, to the last. Stop iterating whenever you have enough.
 
         Raises InputError for an empty text, here and not at the first iteration.
         """

@@ -55,7 +55,7 @@ def tune(
     names = [info.name for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
     candidates = [(name, count) for name in names for count in ([threads] if threads else thread_counts())]
     golden = read_golden(bundle, manifest)
-    inputs = _one_by_one(golden, manifest.model.pad_token_id)
+    inputs = golden.one_by_one(manifest.model.pad_token_id)
     best: dict[tuple[str, int], float] = {}
     refused: dict[str, str] = {}
     with progress(2 * len(candidates)) as bar:
@@ -83,7 +83,7 @@ def thread_counts() -> list[int]:
 
 def full_depth(backend: Backend, batch: TokenBatch) -> None:
     state = backend.embed(batch)
-    for layer in range(1, backend.layers + 1):
+    for layer in backend.exits:
         state, _, _ = backend.layer(layer, state)
 
 
@@ -102,8 +102,3 @@ def _visit(backend: Backend, manifest: Manifest, golden: Golden, inputs: Sequenc
             full_depth(backend, batch)
             taken.append(1e3 * (time.perf_counter() - start))
     return float(np.median(taken))
-
-
-def _one_by_one(golden: Golden, pad_token_id: int) -> list[TokenBatch]:
-    rows = zip(golden.input_ids, golden.token_type_ids, strict=True)
-    return [TokenBatch.pad([ids], [types], pad_token_id) for ids, types in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """Beside the checkpoint's weights: the policy and the record of how it was chosen."""
+PASS_FILE = "calibration_pass.npz"
+"""What every exit said of the calibration data: an export with fewer exits chooses its threshold anew from it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Calibration:
     histogram: tuple[int, ...]
     """(n,) how many examples left at each layer."""
     threshold: float
+    keep: float
+    """The share of the last exit's score that was asked for."""
 
     def summary(self) -> str:
         return (
@@ -79,13 +84,21 @@ def calibrate(
     model, tokenizer = load_checkpoint(checkpoint)
     examples = task_of(model.config).read(path, split)
     predictions = predict(model, tokenizer, examples, batch_size, progress)
-    policy, point = keep_share(predictions, criterion or default_criterion(predictions), keep)
+    chosen = choose(predictions, criterion or default_criterion(predictions), keep, str(path), digest)
+    predictions.save(checkpoint / PASS_FILE)
+    write_policy(checkpoint, chosen)
+    return chosen.calibration
+
+
+def choose(predictions: Predictions, criterion: str, keep: float, data: str, data_sha256: str) -> CalibratedPolicy:
+    """The policy on a stored pass over ``data``. Raises as ``keep_share`` does."""
+    policy, point = keep_share(predictions, criterion, keep)
     calibration = Calibration(
         criterion=policy.criterion,
         rule=f"the cheapest threshold that keeps {keep:g} of the last exit's {predictions.metric}",
-        data=str(path),
-        data_sha256=digest,
-        examples=len(examples),
+        data=data,
+        data_sha256=data_sha256,
+        examples=len(predictions.labels),
         metric=predictions.metric,
         full_depth_score=layer_scores(predictions)[-1],
         score=point.score,
@@ -93,9 +106,20 @@ def calibrate(
         saved_layers=point.saved_layers,
         histogram=point.histogram,
         threshold=point.threshold,
+        keep=keep,
     )
-    write_policy(checkpoint, policy, calibration)
-    return calibration
+    return CalibratedPolicy(policy, calibration)
+
+
+def choose_again(checkpoint: Path, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
+    """The same rule on the same data for a model that has only these exits. Raises BerxitError without the pass."""
+    path = checkpoint / PASS_FILE
+    if not path.is_file():
+        raise BerxitError(
+            f"{path} is not there, which fewer exits need for their threshold: run berxit-calibrate again"
+        )
+    c = calibration
+    return choose(Predictions.load(path).at_exits(exits), c.criterion, c.keep, c.data, c.data_sha256)
 
 
 def keep_share(predictions: Predictions, criterion: str, keep: float) -> tuple[ExitPolicy, OperatingPoint]:
@@ -115,7 +139,7 @@ def keep_share(predictions: Predictions, criterion: str, keep: float) -> tuple[E
             f"the last exit's {predictions.metric} is {full:.3f} on this data: nothing to keep. Train longer"
         )
     best = min(good, key=lambda point: (point.average_exit_layer, -point.score))
-    return ExitPolicy.uniform(criterion, best.threshold, predictions.layers), best
+    return ExitPolicy.uniform(criterion, best.threshold, int(predictions.exit_layers[-1])), best
 
 
 @dataclass(frozen=True)
@@ -126,8 +150,8 @@ class CalibratedPolicy:
     calibration: Calibration
 
 
-def write_policy(checkpoint: Path, policy: ExitPolicy, calibration: Calibration) -> None:
-    write_json(asdict(CalibratedPolicy(policy, calibration)), checkpoint / POLICY_FILE)
+def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
+    write_json(asdict(chosen), checkpoint / POLICY_FILE)
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,23 @@ class Predictions:
     metric: str
     ids: npt.NDArray | None = None
     """(N,) which row of its file each example is, from 0; None in a pass that was made by hand."""
+    exits: tuple[int, ...] = ()
+    """(n,) the layers that were asked, ascending, the last one included; empty: all."""
 
     @property
     def layers(self) -> int:
         return self.logits.shape[1]
+
+    @property
+    def exit_layers(self) -> npt.NDArray[np.int64]:
+        """(n,) which layer of the model each of ours is."""
+        return np.array(self.exits or range(1, self.layers + 1))
+
+    def at_exits(self, exits: Sequence[int]) -> Predictions:
+        """The pass of a model that has no other exits than these layers: ascending, the last layer among them."""
+        columns = np.array(exits) - 1
+        lte = None if self.lte is None else self.lte[:, columns]
+        return replace(self, logits=self.logits[:, columns], lte=lte, exits=tuple(exits))
 
     @property
     def regression(self) -> bool:
@@ -122,7 +135,7 @@ class OperatingPoint:
     average_exit_layer: float
     score: float
     histogram: tuple[int, ...]
-    """(n,) how many examples left at each layer."""
+    """How many examples left at each of the model's layers."""
 
     @property
     def saved_layers(self) -> float:
@@ -136,9 +149,10 @@ def operating_point(
     """What the policy does on the stored pass; ``certainty`` (N, n) spares computing it again for another threshold."""
     if certainty is None:
         certainty = certainties(policy, predictions.logits, predictions.lte)
-    layers = exit_layers(policy, certainty)
-    chosen = np.take_along_axis(predictions.answers(), layers[:, None] - 1, axis=1)[:, 0]
-    histogram = np.bincount(layers - 1, minlength=predictions.layers)
+    places = exit_layers(policy, certainty)
+    chosen = np.take_along_axis(predictions.answers(), places[:, None] - 1, axis=1)[:, 0]
+    layers = predictions.exit_layers[places - 1]
+    histogram = np.bincount(layers - 1, minlength=predictions.exit_layers[-1])
     return OperatingPoint(
         policy.thresholds[0] if policy.thresholds else 0.0,
         float(layers.mean()),
@@ -158,10 +172,12 @@ def trade_off(
     policy = ExitPolicy.uniform(criterion, thresholds[0], n, tolerance)
     policy.check(regression=predictions.regression, lte=predictions.lte is not None)
     certainty = certainties(policy, predictions.logits, predictions.lte)
-    layers = exit_layers_at(policy, certainty, [float(t) for t in thresholds])
-    chosen = predictions.answers()[np.arange(layers.shape[1]), layers - 1]
-    histograms = np.stack([(layers == layer).sum(axis=1) for layer in range(1, n + 1)], axis=1)
-    averages = (histograms @ np.arange(1, n + 1)) / layers.shape[1]
+    places = exit_layers_at(policy, certainty, [float(t) for t in thresholds])
+    chosen = predictions.answers()[np.arange(places.shape[1]), places - 1]
+    layers = predictions.exit_layers
+    histograms = np.zeros((len(places), layers[-1]), dtype=np.int64)
+    histograms[:, layers - 1] = np.stack([(places == place).sum(axis=1) for place in range(1, n + 1)], axis=1)
+    averages = (histograms @ np.arange(1, layers[-1] + 1)) / places.shape[1]
     found = zip(thresholds, averages, scores(predictions.metric, chosen, predictions.labels), histograms, strict=True)
     return [OperatingPoint(float(t), float(a), float(s), tuple(int(c) for c in h)) for t, a, s, h in found]
 

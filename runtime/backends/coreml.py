@@ -62,18 +62,20 @@ class CoreMLBackend:
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int, open_function: Opener) -> None:
         self.layers = manifest.model.layers
+        self.exits = manifest.exits
         self.threads = threads
         self._lengths = manifest.lengths
         self._longest = manifest.model.max_length
         self._pad = manifest.model.pad_token_id
         steps = [_Step(s, open_function(folder / s.file, s.function)) for s in manifest.segments]
-        self._embeddings, *self._layers = steps
+        self._embeddings, *layers = steps
+        self._layers = dict(zip(self.exits, layers, strict=True))
 
     def embed(self, batch: TokenBatch) -> State:
         return State(tuple(self._embeddings.run(self._row(batch, i)) for i in range(len(batch))))
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-        step = self._layers[layer - 1]
+        step = self._layers[layer]
         found = [step.run(row) for row in state.rows]
         rows = tuple({**row, "hidden": new["hidden"]} for row, new in zip(state.rows, found, strict=True))
         logits = np.concatenate([new["logits"] for new in found])
@@ -87,7 +89,7 @@ class CoreMLBackend:
         for length in self._lengths or (self._longest,):
             for _ in range(WARM_UP):
                 state = self.embed(TokenBatch.pad([[self._pad] * length], [[0] * length], self._pad))
-                for layer in range(1, self.layers + 1):
+                for layer in self.exits:
                     state, _, _ = self.layer(layer, state)
 
     def _row(self, batch: TokenBatch, row: int) -> Tensors:

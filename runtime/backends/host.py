@@ -119,7 +119,9 @@ class HostBackend:
         for file in files[:1] if lazy else files:
             file.open()
         steps = [Step.of(segment, file, folder) for segment, file in zip(manifest.segments, files, strict=True)]
-        self._embeddings, *self._layers = steps
+        self._embeddings, *layers = steps
+        self.exits = manifest.exits
+        self._layers = dict(zip(self.exits, layers, strict=True))
         self._length_axes = {
             o.role: tuple(axis for axis, size in enumerate(o.shape) if size == "length")
             for o in manifest.segments[0].outputs
@@ -136,7 +138,7 @@ class HostBackend:
         return State(outputs, batch.lengths)
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-        outputs = self._layers[layer - 1].run(state.tensors)
+        outputs = self._layers[layer].run(state.tensors)
         next_state = State({**state.tensors, "hidden": outputs["hidden"]}, state.lengths)
         return next_state, outputs["logits"], outputs.get("lte")
 

@@ -18,6 +18,7 @@ class StoredBackend:
         self.logits = logits
         self.lte = lte
         self.layers = logits.shape[1]
+        self.exits = tuple(range(1, self.layers + 1))
         self.ran: list[tuple[int, list[int]]] = []
         """(layer, rows) of every layer that was run."""
 

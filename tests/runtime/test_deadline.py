@@ -30,7 +30,7 @@ class Clock:
 
 def layers_run(milliseconds: float, layer_seconds: float = 0.001, policy: ExitPolicy = NEVER_SURE) -> int:
     backend = StoredBackend(np.zeros((1, 4, 2), dtype=np.float32), None)
-    deadline = Deadline(policy, milliseconds, 0.0, Clock(layer_seconds))
+    deadline = Deadline(policy, backend.exits, milliseconds, 0.0, Clock(layer_seconds))
     return max(result.layer for result in exit_loop(backend, BATCH, deadline))
 
 
@@ -51,8 +51,17 @@ def test_a_sure_row_leaves_before_its_deadline() -> None:
 def test_the_slowest_layer_so_far_is_what_the_next_is_expected_to_take() -> None:
     times = iter([0.0, 0.001, 0.006, 0.007])  # layers of 1, 5 and 1 ms
     backend = StoredBackend(np.zeros((1, 4, 2), dtype=np.float32), None)
-    deadline = Deadline(NEVER_SURE, 13.0, 0.0, lambda: next(times))
+    deadline = Deadline(NEVER_SURE, backend.exits, 13.0, 0.0, lambda: next(times))
     assert max(result.layer for result in exit_loop(backend, BATCH, deadline)) == 3
+
+
+@pytest.mark.parametrize(("milliseconds", "layers"), [(7.9, 1), (8.1, 4), (100.0, 4)])
+def test_a_segment_of_several_layers_is_expected_to_take_as_many_times_one(milliseconds: float, layers: int) -> None:
+    times = iter([0.0, 0.002, 0.008])  # layer 1 took 2 ms; layers 2 to 4 may take 3 x 2 x 1.25 = 7.5 ms, until 9.5
+    backend = StoredBackend(np.zeros((1, 4, 2), dtype=np.float32), None)
+    backend.exits = (1, 4)
+    deadline = Deadline(NEVER_SURE, backend.exits, milliseconds + 1.5, 0.0, lambda: next(times))
+    assert max(result.layer for result in exit_loop(backend, BATCH, deadline)) == layers
 
 
 @pytest.mark.parametrize("milliseconds", [0.0, -1.0, float("nan")])

@@ -59,25 +59,35 @@ def test_thresholds_lie_evenly_the_cheapest_first(criterion: str) -> None:
     logits = rng.normal(size=(300, 5, 2)).astype(np.float32)
     lte = rng.random((300, 5)).astype(np.float32)
     policy = ExitPolicy.uniform(criterion, 0.5, layers=5)
-    thresholds = spread_thresholds(policy, logits, lte, 3)
+    thresholds = spread_thresholds(policy, range(1, 6), logits, lte, 3)
     measured = certainties(policy, logits, lte)
     averages = [exit_layers(policy.with_threshold(t), measured).mean() for t in thresholds]
     assert averages == pytest.approx([2, 3, 4], abs=0.1)
 
 
+def test_thresholds_lie_evenly_over_the_exits_that_there_are() -> None:
+    logits = np.random.default_rng(0).normal(size=(500, 3, 2)).astype(np.float32)
+    policy, exits = ExitPolicy.uniform("confidence", 0.5, layers=12), (2, 4, 12)
+    thresholds = spread_thresholds(policy, exits, logits, None, 3)
+    measured = certainties(policy.at_exits(exits), logits, None)
+    layers = np.array(exits)
+    found = [layers[exit_layers(policy.at_exits(exits).with_threshold(t), measured) - 1].mean() for t in thresholds]
+    assert found == pytest.approx([4.5, 7, 9.5], abs=0.2)
+
+
 def test_patience_tries_every_count_that_can_stop_early() -> None:
     policy = ExitPolicy.uniform("patience", 1, layers=5)
-    assert spread_thresholds(policy, np.zeros((3, 5, 2)), None, 7) == [1, 2, 3, 4]
+    assert spread_thresholds(policy, range(1, 6), np.zeros((3, 5, 2)), None, 7) == [1, 2, 3, 4]
 
 
 def test_a_model_that_is_always_equally_sure_has_no_thresholds_to_spread() -> None:
     policy = ExitPolicy.uniform("confidence", 0.5, layers=3)
-    assert spread_thresholds(policy, np.zeros((4, 3, 2), dtype=np.float32), None, 7) == []
+    assert spread_thresholds(policy, range(1, 4), np.zeros((4, 3, 2), dtype=np.float32), None, 7) == []
 
 
 def test_a_model_of_one_layer_has_no_thresholds_to_spread() -> None:
     policy = ExitPolicy.full_depth(1)
-    assert spread_thresholds(policy, np.random.default_rng(0).normal(size=(4, 1, 2)), None, 7) == []
+    assert spread_thresholds(policy, (1,), np.random.default_rng(0).normal(size=(4, 1, 2)), None, 7) == []
 
 
 def test_a_stored_pass_holds_every_exit_of_every_input(bundle: Path) -> None:

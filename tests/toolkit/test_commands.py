@@ -117,6 +117,21 @@ def test_what_is_said_goes_before_the_devices_profile(copy: Path) -> None:
     assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("onnxruntime", "fp32", [])
 
 
+def test_export_with_fewer_exits_calibrates_for_them(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", copy, "--target", "onnxruntime", "--exits", "2", "--quiet") == 0
+    said = capsys.readouterr().out
+    assert "calibrated for these exits: confidence threshold" in said
+    assert "layer 01" not in said
+    bundle = copy.with_name(f"{copy.name}-onnxruntime")
+    assert run("inspect", bundle) == 0
+    said = capsys.readouterr().out
+    assert "layers 1 to 2" in said
+    assert "| layer 3 " in said
+    assert run("bench", bundle, "--seconds", "0", "--queries", "1", "--quiet") == 0
+    header = next(line for line in capsys.readouterr().out.splitlines() if "leaves at layer" in line)
+    assert header.replace("|", " ").split() == ["leaves", "at", "layer", "2", "3"]
+
+
 def test_export_says_when_nothing_was_calibrated(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from runtime.errors import BerxitError, InputError
 from runtime.policies import ExitPolicy
 from train.calibration import POLICY_FILE, calibrate, keep_share, read_policy
 from train.checkpoint import load_checkpoint
-from train.evaluation import Predictions, operating_point, predict
+from train.evaluation import Predictions, operating_point, predict, trade_off
 from train.tasks import task_of
 
 
@@ -50,6 +50,31 @@ def test_the_cheapest_threshold_that_keeps_the_share_is_chosen() -> None:
 def test_entropy_finds_the_same_split_from_the_other_side() -> None:
     _, point = keep_share(ten_examples(), "entropy", 1.0)
     assert point.histogram == (8, 2)
+
+
+def test_with_fewer_exits_the_threshold_is_chosen_among_them() -> None:
+    predictions = ten_examples()
+    logits = np.stack([np.zeros((10, 2), np.float32), predictions.logits[:, 0], predictions.logits[:, 1]], axis=1)
+    logits[:, 0, 0] = 9.0  # layer 1 is always sure, and wrong
+    three = Predictions(logits, None, np.ones(10, int), "accuracy")
+    _, never = keep_share(three, "confidence", 1.0)
+    assert never.histogram == (0, 0, 10)
+    policy, point = keep_share(three.at_exits((2, 3)), "confidence", 1.0)
+    assert policy.layers == 3
+    assert (point.histogram, point.average_exit_layer) == ((0, 8, 2), pytest.approx(2.2))
+    assert point.saved_layers == pytest.approx(1 - 2.2 / 3)
+    again = operating_point(three.at_exits((2, 3)), policy.at_exits((2, 3)))
+    assert (again.histogram, again.average_exit_layer) == (point.histogram, pytest.approx(2.2))
+    _, point = keep_share(three.at_exits((3,)), "confidence", 1.0)
+    assert point.histogram == (0, 0, 10)
+
+
+def test_patience_counts_the_exits_that_there_are() -> None:
+    logits = np.zeros((1, 4, 2), np.float32)
+    logits[0, :, 1] = [1.0, -1.0, 1.0, 1.0]  # the layers say 1, 0, 1, 1
+    predictions = Predictions(logits, None, np.ones(1, int), "accuracy")
+    assert trade_off(predictions, "patience", [1.0])[0].histogram == (0, 0, 0, 1)
+    assert trade_off(predictions.at_exits((1, 3, 4)), "patience", [1.0])[0].histogram == (0, 0, 1, 0)
 
 
 def test_never_stopping_is_always_allowed() -> None:

@@ -22,6 +22,15 @@ def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | 
     return lengths
 
 
+def _exits(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | str:
+    if value == "auto":
+        return value
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"'{value}': give layers as 2,4,6, or auto") from None
+
+
 @click.command("export")
 @checkpoint_argument
 @click.option("--target", help="What will run it: onnxruntime, tensorrt, coreml. Or say --device.")
@@ -29,8 +38,8 @@ def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | 
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
 @click.option(
     "--precision",
-    help="onnxruntime: fp32; tensorrt: fp16, fp32, int8; coreml: fp16, fp32, int8, palette6, palette4. The first is the"
-    " default.",
+    help="onnxruntime: fp32, int8; tensorrt: fp16, fp32, int8; coreml: fp16, fp32, int8, palette6, palette4. The first"
+    " is the default.",
 )
 @click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128.")
 @click.option("--max-batch", type=click.IntRange(min=1), help="tensorrt: rows that an engine takes at once; 8.")
@@ -38,6 +47,11 @@ def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | 
     "--target-version",
     help="The oldest system that must run it. tensorrt: jetpack6 (default), jetpack5, tensorrt8.6, tensorrt10; coreml:"
     " ios18 (default), macos15, ios16.",
+)
+@click.option(
+    "--exits",
+    callback=_exits,
+    help="onnxruntime: the layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
 )
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
@@ -52,6 +66,7 @@ def command(
     lengths: tuple[int, ...],
     max_batch: int | None,
     target_version: str | None,
+    exits: tuple[int, ...] | str,
     layout: str | None,
     force: bool,
     quiet: bool,
@@ -78,7 +93,7 @@ def command(
         checkpoint,
         target,
         output,
-        options=ExportOptions(precision, lengths, max_batch, target_version, layout),
+        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits),
         force=force,
         progress=progress_bar("exporting", quiet),
         report=parity.append,

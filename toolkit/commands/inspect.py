@@ -37,18 +37,26 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums good"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
     ]
+    max_diff = dict(zip(manifest.exits, manifest.parity.max_diff, strict=True))
     lines = [f"{name:<12}{value}" for name, value in facts]
     segments = [
         [
-            "embeddings" if segment.layer == 0 else f"layer {segment.layer}",
+            _layers(before, segment.layer),
             segment.file,
             f"{sizes[segment.file] / 2**20:.1f}",
-            "" if segment.layer == 0 else f"{manifest.parity.max_diff[segment.layer - 1]:.1e}",
+            "" if segment.layer == 0 else f"{max_diff[segment.layer]:.1e}",
             "" if segment.layer in (0, model.layers) else f"{policy.thresholds[segment.layer - 1]:.4g}",
         ]
-        for segment in manifest.segments
+        for before, segment in zip((0, 0, *manifest.exits), manifest.segments, strict=False)
     ]
     return "\n".join([*lines, "", markdown_table(["segment", "file", "MiB", "max diff", "threshold"], segments)])
+
+
+def _layers(before: int, layer: int) -> str:
+    """What a segment runs that comes after layer ``before``."""
+    if layer == 0:
+        return "embeddings"
+    return f"layer {layer}" if layer == before + 1 else f"layers {before + 1} to {layer}"
 
 
 def _size(path: Path) -> int:

@@ -154,6 +154,7 @@ class TensorRtBackend:
             raise InputError(f"BERXIT_TENSORRT=graphs needs TensorRT 10, this is {api.title}")
         self.name = api.builder
         self.layers = manifest.model.layers
+        self.exits = manifest.exits
         self._manifest, self._api, self._cuda = manifest, api, cuda
         self._graphs, self._ahead = graphs, ahead
         self._lock = threading.Lock()

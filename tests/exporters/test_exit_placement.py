@@ -1,0 +1,204 @@
+"""Which exits are worth having, and bundles that have only those."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_backbone
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from exporters.exit_placement import Costs, checked_exits, measure_costs, place_exits
+from exporters.export import export
+from exporters.options import ExportOptions
+from runtime import EarlyExitRunner
+from runtime.backends import open_backend
+from runtime.bundle import read_manifest
+from runtime.errors import BerxitError, InputError
+from runtime.golden import read_golden
+from train.calibration import PASS_FILE, POLICY_FILE, read_policy
+from train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
+from train.evaluation import predict
+from train.modeling import MultiExitModel
+from train.tasks import task_of
+
+
+def cost_of(exits: tuple[int, ...], histogram: list[int], costs: Costs) -> float:
+    """Input by input: each leaves at the first exit from its own layer on."""
+    total = 0.0
+    for layer, count in enumerate(histogram, start=1):
+        leaves = next(exit_ for exit_ in exits if exit_ >= layer)
+        passed = sum(exit_ <= leaves for exit_ in exits)
+        total += count * (leaves * costs.layer_ms + passed * costs.exit_ms)
+    return total / sum(histogram)
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=7).filter(any),
+    st.floats(0.01, 10),
+    st.floats(0, 10),
+)
+def test_no_other_choice_of_exits_is_cheaper(histogram: list[int], layer_ms: float, exit_ms: float) -> None:
+    n, costs = len(histogram), Costs(layer_ms, exit_ms)
+    placed = place_exits(histogram, costs)
+    choices = [(*some, n) for k in range(n) for some in combinations(range(1, n), k)]
+    cheapest = min(cost_of(exits, histogram, costs) for exits in choices)
+    assert cost_of(placed.exits, histogram, costs) == pytest.approx(cheapest)
+    assert placed.milliseconds == pytest.approx(cheapest)
+    assert placed.all_milliseconds == pytest.approx(cost_of(tuple(range(1, n + 1)), histogram, costs))
+
+
+def test_free_exits_stay_where_somebody_leaves_and_dear_ones_go() -> None:
+    histogram = [10, 5, 5, 5, 5, 10]
+    assert place_exits(histogram, Costs(1.0, 0.0)).exits == (1, 2, 3, 4, 5, 6)
+    assert place_exits(histogram, Costs(1.0, 100.0)).exits == (6,)
+    assert place_exits([0, 90, 0, 0, 0, 10], Costs(1.0, 0.1)).exits == (2, 6)
+
+
+@pytest.mark.parametrize("asked", [(0, 2), (7,), (-1,), "some"])
+def test_exits_that_cannot_be_are_refused(asked: tuple[int, ...] | str) -> None:
+    with pytest.raises(InputError, match=r"--exits .*: give layers from 1 to 6 with commas between, or auto"):
+        checked_exits(asked, 6)
+
+
+def test_the_last_layer_always_has_an_exit() -> None:
+    assert checked_exits((4, 2, 2), 6) == (2, 4, 6)
+    assert checked_exits((6,), 6) == (6,)
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("family", ["bert", "albert", "distilbert", "mpnet"])
+def test_longer_segments_answer_as_short_ones(
+    family: str, precision: str, tmp_path: Path, backbone_folders: dict[str, Path]
+) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    model = MultiExitModel.from_backbone(backbone_folders[family], lte=True, max_length=32, pooling="mean", **labels)
+    record = TrainingRecord({}, "train.tsv", "0", 0, 0, 0.0, 0.0, "cpu", {})
+    save_checkpoint(folder, model, AutoTokenizer.from_pretrained(backbone_folders[family]), record, ["a cat", "a dog"])
+    for name, exits in (("all", ()), ("some", (2,))):
+        export(folder, "onnxruntime", tmp_path / name, options=ExportOptions(precision, exits=exits))
+    every, some = (EarlyExitRunner.load(tmp_path / name, threads=1) for name in ("all", "some"))
+    assert some.backend.exits == (2, model.layers)
+    assert [segment.layer for segment in some.manifest.segments] == [0, 2, model.layers]
+    for text in ("the big red dog ran under the tree", "a cat"):
+        for depth in (2, model.layers):
+            expected, found = (each.answer([text], each.policy.at_depth(depth))[0] for each in (every, some))
+            assert found.exit_layer == expected.exit_layer == depth
+            assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+        assert some.answer([text], some.policy.at_depth(1))[0].exit_layer == 2
+        assert [step.exit_layer for step in some.stream(text)] == [2, model.layers]
+
+
+def test_albert_stores_a_body_once_per_number_of_layers(tmp_path: Path, tokenizer_folder: Path) -> None:
+    backbone = tiny_backbone("albert")
+    backbone.config.num_hidden_layers = 6
+    backbone.save_pretrained(tmp_path / "albert")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.save_pretrained(tmp_path / "albert")
+    labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    model = MultiExitModel.from_backbone(tmp_path / "albert", lte=False, max_length=32, **labels)
+    (tmp_path / "checkpoint").mkdir()
+    record = TrainingRecord({}, "train.tsv", "0", 0, 0, 0.0, 0.0, "cpu", {})
+    save_checkpoint(tmp_path / "checkpoint", model, tokenizer, record, ["a cat"])
+    options = ExportOptions(exits=(2, 4))
+    manifest = export(tmp_path / "checkpoint", "onnxruntime", tmp_path / "bundle", options=options)
+    files = [segment.file for segment in manifest.segments]
+    assert files == ["segments/embeddings.onnx", *["segments/body_01.onnx"] * 3]
+    whole = export(tmp_path / "checkpoint", "onnxruntime", tmp_path / "whole")
+    sizes = [(tmp_path / name / "segments" / "body_01.onnx").stat().st_size for name in ("bundle", "whole")]
+    assert whole.segments[1].file == files[1]
+    assert sizes[0] < sizes[1] + 20_000  # two layers in one file, their weights once
+
+
+def test_the_threshold_is_chosen_again_for_the_exits_that_are_left(copy: Path, data_folder: Path) -> None:
+    before = read_policy(copy)
+    assert before is not None
+    bundle = copy.with_name("bundle")
+    manifest = export(copy, "onnxruntime", bundle, options=ExportOptions(exits=(2,)))
+    assert manifest.calibration is not None
+    assert manifest.calibration["histogram"][0] == 0
+    assert manifest.calibration["keep"] == before.calibration.keep
+    model, tokenizer = load_checkpoint(copy)
+    examples = task_of(model.config).read(data_folder, "dev")
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    layers = [runner.predict(str(text)).exit_layer for text in examples.texts]
+    assert np.bincount(layers, minlength=4)[1:].tolist() == list(manifest.calibration["histogram"])
+    assert predict(model, tokenizer, examples).at_exits((2, 3)).exit_layers.tolist() == [2, 3]
+
+
+def test_without_the_calibration_pass_one_is_told_to_calibrate(copy: Path) -> None:
+    (copy / PASS_FILE).unlink()
+    with pytest.raises(BerxitError, match=r"calibration_pass.npz is not there.*run berxit-calibrate again"):
+        export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
+    assert not copy.with_name("bundle").exists()
+    export(copy, "onnxruntime", copy.with_name("bundle"))  # all exits need no pass
+
+
+def test_auto_measures_and_says_what_it_found(copy: Path) -> None:
+    said: list[str] = []
+    manifest = export(
+        copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"), report=said.append
+    )
+    assert said[0].startswith("exits after layers ")
+    assert f"exits after layers {', '.join(map(str, manifest.exits))}: here a layer takes" in said[0]
+    assert manifest.exits[-1] == 3
+
+
+def test_auto_needs_a_calibrated_checkpoint(copy: Path) -> None:
+    (copy / POLICY_FILE).unlink()
+    with pytest.raises(InputError, match="--exits auto needs to know where inputs leave: run berxit-calibrate"):
+        export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"))
+    assert not copy.with_name("bundle").exists()
+
+
+def test_costs_are_above_zero_and_layers_cost_more_than_nothing(copy: Path, bundle: Path) -> None:
+    export(copy, "onnxruntime", copy.with_name("last"), options=ExportOptions(exits=(3,)))
+    every, last = (open_backend(b, read_manifest(b), 1) for b in (bundle, copy.with_name("last")))
+    ticks: list[int] = []
+
+    class Bar:
+        def update(self, count: int) -> None:
+            ticks.append(count)
+
+    from contextlib import contextmanager
+
+    @contextmanager
+    def progress(total: int):  # type: ignore[no-untyped-def]
+        assert total == 100
+        yield Bar()
+
+    manifest = read_manifest(bundle)
+    inputs = read_golden(bundle, manifest).one_by_one(manifest.model.pad_token_id)
+    costs = measure_costs(every, last, inputs, progress)
+    assert costs.layer_ms > 0
+    assert costs.exit_ms >= 0
+    assert sum(ticks) == 100
+
+
+def test_other_targets_refuse_it(copy: Path) -> None:
+    with pytest.raises(InputError, match="--exits does not go with target tensorrt"):
+        export(copy, "tensorrt", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
+
+
+def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -> None:
+    from exporters.segments import cut
+
+    model, _ = load_checkpoint(checkpoint)
+    segments = cut(model)
+    grouped = segments.with_exits((2, 3))
+    order = [encoder for segment in grouped.layers for encoder in (*segment.before, segment.encoder)]
+    assert [id(encoder) for encoder in order] == [id(segment.encoder) for segment in segments.layers]
+    assert all(after.layer > before.layer for before, after in pairwise(grouped.layers))
+    assert grouped.layers[0].exit is segments.layers[1].exit
