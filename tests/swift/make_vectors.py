@@ -7,121 +7,72 @@ Writes runtime/swift/Tests/EarlyExitTests/Vectors/. A test here holds the commit
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stored_backend import StoredBackend
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from small_models import MAX_LENGTH, MODELS, PAIRS, SINGLES, manifest_of, write_models
+from small_tokenizers import SIZES, small_tokenizers
 
-from runtime import EarlyExitRunner
-from runtime.bundle import (
-    DataFile,
-    Manifest,
-    ModelInfo,
-    Parity,
-    Segment,
-    TensorInfo,
-    sha256,
-    write_manifest,
-)
-from runtime.golden import Golden, write_golden
+from runtime.backends.coreml import CoreMLBackend
+from runtime.bundle import Manifest
+from runtime.deadline import Deadline
+from runtime.errors import InputError
 from runtime.policies import ExitPolicy, certainties, exit_layers
-from runtime.tokenization import Text, TextTokenizer
+from runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "runtime" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
-SIZES = {"wordpiece": 700, "bytes": 700, "unigram": 500}
-MAX_LENGTH = 16
 TEXTS: list[Text] = [
-    "turn the kitchen lights off",
+    *SINGLES,
     "  What's   the weather like tomorrow?\t",
     "Café au lait, s'il vous plaît — déjà vu!",
     "naïve coöperation (10:30 p.m.) costs $4.50, or 3,99 €",
     "日本語 and 中文 between words",
     "emoji 👩‍🚀🚀 and flags 🇫🇷",
     "Straße İstanbul ﬁne ½",
-    "a\u00a0non-breaking\u200bzero-width\ufeffspace",
+    "a\u00a0non-breaking\u200bzero-width\ufeffspace\u3000wide",
     "don't stop!!! ...really??",
+    "``quoted'' the older way",
+    "e\u0301te\u0301 q\u0308uiz か\u3099 ǅ ΣΊΣΥΦΟΣ",
+    "हिन्दी नमस्ते 한국어 العَرَبِيَّة",
+    "line\r\nbreak and a\x00null\x07bell",
+    "one  two   three    spaces",
     "pneumonoultramicroscopicsilicovolcanoconiosis " * 2,
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen",
     "[CLS] inside [SEP] the text [MASK]",
-    "<s> also </s> these <mask>",
-    ("play some jazz", "play a song by a jazz band"),
+    "<s> also </s> these <mask>, <pad>",
+    *PAIRS,
     ("a very long first half that goes on and on and on without an end", "short"),
     ("short", "a very long second half that goes on and on and on without an end"),
-    (
-        "both halves are rather long here so both of them are cut",
-        "and the other one is just as long as the first one was",
-    ),
 ]
 
 
 def vectors(folder: Path) -> None:
     """Fills ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, tokenizer in tokenizers().items():
-        tokenizer.save(str(folder / f"{kind}.json"))
-    write(folder / "tokenization.json", list(tokenization(folder)))
-    write(folder / "policies.json", list(policies()))
-    bundle(folder)
-
-
-def write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def tokenizers() -> dict[str, Tokenizer]:
-    """The three kinds of the families, small, trained on the sample utterances."""
     lines = (ROOT / "toolkit" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     words = [line.split("\t")[0] for line in lines] + [text for text in TEXTS if isinstance(text, str)]
-
-    piece = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=40))
-    piece.normalizer = normalizers.BertNormalizer(lowercase=True)
-    piece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    piece.train_from_iterator(
-        words, trainers.WordPieceTrainer(vocab_size=SIZES["wordpiece"], special_tokens=special, show_progress=False)
-    )
-    piece.post_processor = bert_template(piece, "[CLS]", "[SEP]")
-    piece.decoder = decoders.WordPiece()
-
-    pairs = Tokenizer(models.BPE())
-    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=SIZES["bytes"],
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    pairs.train_from_iterator(words, trainer)
-    pairs.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    pairs.decoder = decoders.ByteLevel()
-
-    unigram = Tokenizer(models.Unigram())
-    unigram.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
-    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
-    unigram.train_from_iterator(
-        words,
-        trainers.UnigramTrainer(
-            vocab_size=SIZES["unigram"],
-            special_tokens=["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
-            unk_token="<unk>",
-            show_progress=False,
-        ),
-    )
-    unigram.post_processor = bert_template(unigram, "[CLS]", "[SEP]")
-    unigram.decoder = decoders.Metaspace()
-    return {"wordpiece": piece, "bytes": pairs, "unigram": unigram}
+    for kind, tokenizer in small_tokenizers(words).items():
+        tokenizer.save(str(folder / f"{kind}.json"))
+    vectors_of_tokenizers(folder)
 
 
-def bert_template(tokenizer: Tokenizer, first: str, last: str) -> processors.TemplateProcessing:
-    ids = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
-    return processors.TemplateProcessing(
-        single=f"{first} $A {last}", pair=f"{first} $A {last} $B:1 {last}:1", special_tokens=ids
-    )
+def vectors_of_tokenizers(folder: Path) -> None:
+    """Fills ``folder``, where the tokenizers already are."""
+    write_models(folder)
+    manifest = manifest_of(MODELS[0], folder / "bundle", folder / "models" / MODELS[0].name)
+    for name, cases in {
+        "tokenization": tokenization(folder),
+        "policies": policies(),
+        "deadlines": deadlines(),
+        "padding": padding(manifest),
+    }.items():
+        text = json.dumps(list(cases), ensure_ascii=False, indent=1)
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def tokenization(folder: Path) -> Iterator[dict[str, Any]]:
@@ -172,78 +123,61 @@ def policies() -> Iterator[dict[str, Any]]:
             }
 
 
-def bundle(folder: Path) -> None:
-    """A bundle whose segments are stood in for, what they give, and what the runner answers to the texts."""
-    place, rng = folder / "bundle", np.random.default_rng(1)
-    (place / "segments").mkdir(parents=True, exist_ok=True)
-    (place / "tokenizer.json").write_bytes((folder / "wordpiece.json").read_bytes())
-    names = ("lights", "music", "weather")
-    texts = [text for text in TEXTS if isinstance(text, str)][:4]
-    logits = (rng.normal(size=(len(texts), 4, 3)) * 2).astype(np.float32)
-    lte = rng.uniform(size=(len(texts), 4)).astype(np.float32)
-    segments = []
-    for layer in range(5):
-        file = f"segments/{'embeddings' if layer == 0 else f'layer_{layer:02d}'}.mlpackage"
-        (place / file).mkdir(exist_ok=True)
-        (place / file / "model").write_text(f"layer {layer}\n", encoding="utf-8")
-        hidden = TensorInfo("hidden_out", "hidden", "float16", (1, "length", 8))
-        segments.append(Segment(layer, file, sha256(place / file), (), (hidden,)))
-    batch = TextTokenizer(place / "tokenizer.json", MAX_LENGTH, 0)(texts)
-    rows = [slice(0, int(length)) for length in batch.lengths]
-    write_golden(
-        Golden(
-            tuple((text,) for text in texts),
-            tuple(tuple(batch.input_ids[i, row].tolist()) for i, row in enumerate(rows)),
-            tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
-            logits.tolist(),
-            lte.tolist(),
-        ),
-        place / "golden.json",
-    )
-    manifest = Manifest(
-        schema_version=1,
-        target="coreml",
-        precision="fp16",
-        model=ModelInfo(
-            "bert", "custom", "classification", names, "accuracy", ("text",), "label", 4, 8, MAX_LENGTH, 0, True
-        ),
-        tokenizer=DataFile("tokenizer.json", sha256(place / "tokenizer.json")),
-        segments=tuple(segments),
-        policy=ExitPolicy("confidence", (0.8, 0.7, 0.6), (1.0, 1.5, 1.0, 0.7)),
-        calibration=None,
-        parity=Parity("PyTorch, fp32", 0.01, (0.0,) * 4),
-        golden=DataFile("golden.json", sha256(place / "golden.json")),
-        made_with={},
-        lengths=(8, 16),
-        max_batch=1,
-    )
-    write_manifest(manifest, place)
-    answers = []
-    for row, text in enumerate(texts):
-        backend = StoredBackend(logits[row : row + 1], lte[row : row + 1])
-        runner = EarlyExitRunner(
-            manifest,
-            TextTokenizer(place / "tokenizer.json", MAX_LENGTH, 0),
-            backend,  # type: ignore[arg-type]
-        )
-        for threshold in (None, 0.5, 0.95):
-            answer = runner.predict(text, threshold=threshold)
-            answers.append({"row": row, "threshold": threshold, **plain(answer)})
-        answers += [{"row": row, "stream": step, **plain(answer)} for step, answer in enumerate(runner.stream(text))]
-    write(folder / "answers.json", {"texts": texts, "answers": answers})
+def deadlines() -> Iterator[dict[str, Any]]:
+    """Exits, a deadline, and what the clock showed at the start and after each exit -> whether each exit answers."""
+    rng = np.random.default_rng(2)
+    for exits in ((1, 2, 3, 4, 5, 6), (2, 3, 6), (1, 6), (6,)):
+        for threshold in (1.0, 0.6):
+            for milliseconds in (4.0, 12.0, 25.0, 60.0):
+                policy = ExitPolicy.uniform("confidence", threshold, exits[-1])
+                took = rng.uniform(1e-3, 6e-3, size=len(exits)) * np.diff([0, *exits])
+                times = (100 + np.cumsum([0.0, *took])).tolist()
+                deadline = Deadline(policy, exits, milliseconds, times[0], iter(times).__next__)
+                certainty = rng.uniform(size=(len(exits), 1)).astype(np.float32)
+                stops = [deadline.exits(layer, sure) for layer, sure in zip(exits, certainty, strict=True)]
+                yield {
+                    "exits": exits,
+                    "thresholds": policy.thresholds,
+                    "milliseconds": milliseconds,
+                    "times": times,
+                    "certainty": certainty[:, 0].tolist(),
+                    "stops": [bool(stop[0]) for stop in stops],
+                }
 
 
-def plain(answer: Any) -> dict[str, Any]:
-    """An answer without its latency."""
-    return {
-        "label": answer.label,
-        "scores": answer.scores,
-        "exit_layer": answer.exit_layer,
-        "certainty": answer.certainty,
-        "truncated": answer.truncated,
-    }
+def padding(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """Lengths that segments take, and tokens -> what the embeddings get; None where the tokens are too many."""
+    model = dataclasses.replace(manifest.model, pad_token_id=1)
+    for lengths in ((), (16,), (16, 4, 8)):
+        for tokens in (1, 3, 4, 5, 8, 16, 17):
+            ids, types = list(range(2, tokens + 2)), [place % 2 for place in range(tokens)]
+            yield {
+                "lengths": lengths,
+                "pad_token_id": model.pad_token_id,
+                "input_ids": ids,
+                "token_type_ids": types,
+                "padded": padded(dataclasses.replace(manifest, model=model, lengths=lengths), ids, types),
+            }
+
+
+def padded(manifest: Manifest, ids: list[int], types: list[int]) -> dict[str, list[int]] | None:
+    """What CoreML's back end feeds to the embeddings segment."""
+    fed: dict[str, list[int]] = {}
+
+    def predict(feeds: dict[str, Any]) -> dict[str, Any]:
+        fed.update({name: array[0].tolist() for name, array in feeds.items()})
+        return {"hidden_out": 0.0, "attention_bias": 0.0}
+
+    backend = CoreMLBackend(Path(), manifest, 1, lambda package, function: predict)
+    try:
+        backend.embed(TokenBatch.pad([ids], [types], manifest.model.pad_token_id))
+    except InputError:
+        return None
+    return fed
 
 
 if __name__ == "__main__":
+    shutil.rmtree(VECTORS, ignore_errors=True)
+    VECTORS.mkdir(parents=True)
     vectors(VECTORS)
     print(f"written: {VECTORS}")

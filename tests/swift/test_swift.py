@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_vectors import ROOT, SIZES, VECTORS, bundle, policies, tokenization, write
+from make_vectors import ROOT, VECTORS, vectors_of_tokenizers
+from small_tokenizers import SIZES
 
-PACKAGE = ROOT / "runtime" / "swift"
-SOURCES = sorted(PACKAGE.rglob("*.swift"))
+SOURCES = [ROOT / "Package.swift", *sorted((ROOT / "runtime" / "swift").rglob("*.swift"))]
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,7 @@ def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vectors")
     for kind in SIZES:
         (folder / f"{kind}.json").write_bytes((VECTORS / f"{kind}.json").read_bytes())
-    write(folder / "tokenization.json", list(tokenization(folder)))
-    write(folder / "policies.json", list(policies()))
-    bundle(folder)
+    vectors_of_tokenizers(folder)
     return folder
 
 

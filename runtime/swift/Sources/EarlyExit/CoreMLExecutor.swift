@@ -4,26 +4,41 @@ import Foundation
 
 /// Runs a bundle's .mlpackage segments with CoreML: one MLModel for each function, each used by one thread at a time.
 public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
-    private let steps: [CoreMLStep]
+    /// Layer -> the segment that ends with it; 0: the embeddings.
+    private let steps: [Int: CoreMLStep]
     private let lengths: [Int]
     private let padTokenId: Int32
 
-    /// Compiles what is not in the cache yet, and loads every layer.
-    public init(bundle: ModelBundle, computeUnits: MLComputeUnits = .all) async throws {
+    /// Where segments run unless the app says otherwise: on iPhone and iPad on CPU and Neural Engine, elsewhere wherever
+    /// CoreML wants. The device profiles of `berxit-export` say the same.
+    public static var defaultComputeUnits: MLComputeUnits {
+        #if os(iOS) && !targetEnvironment(macCatalyst)
+        return .cpuAndNeuralEngine
+        #else
+        return .all
+        #endif
+    }
+
+    /// Compiles what is not in the cache yet, and loads every segment.
+    public init(bundle: ModelBundle, computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits) async throws {
         guard bundle.manifest.target == "coreml" else {
             throw EarlyExitError.failure(
                 "\(bundle.folder.path) was exported for '\(bundle.manifest.target)', this package runs coreml:"
                     + " berxit-export --target coreml")
         }
+        let cache = try CompiledModels.ofThisSystem()
         var loaded: [String: CoreMLModel] = [:]
-        var steps: [CoreMLStep] = []
+        var steps: [Int: CoreMLStep] = [:]
         for segment in bundle.manifest.segments {
             let key = "\(segment.file)#\(segment.function ?? "")"
             if loaded[key] == nil {
-                loaded[key] = try await CoreMLModel.load(segment, from: bundle, computeUnits: computeUnits)
+                loaded[key] = try await CoreMLModel.load(segment, from: bundle, cache: cache, computeUnits: computeUnits)
             }
-            if let model = loaded[key] { steps.append(try CoreMLStep(segment, model: model, bundle: bundle)) }
+            if let model = loaded[key] {
+                steps[segment.layer] = try CoreMLStep(segment, model: model, bundle: bundle)
+            }
         }
+        cache.removeStale()
         self.steps = steps
         lengths = bundle.manifest.lengths
         padTokenId = Int32(clamping: bundle.manifest.model.padTokenId)
@@ -31,12 +46,15 @@ public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
 
     public func embed(_ tokens: Tokens) throws -> any LayerRunner {
         let padded = try tokens.padded(toOneOf: lengths, padTokenId: padTokenId)
-        let made = try steps[0].run([
-            "input_ids": CoreMLExecutor.row(padded.inputIds),
-            "token_type_ids": CoreMLExecutor.row(padded.tokenTypeIds),
-            "attention_mask": CoreMLExecutor.row(padded.attentionMask),
-        ])
-        return CoreMLRun(steps: steps, tensors: made)
+        let run = CoreMLRun(
+            steps: steps,
+            tensors: [
+                "input_ids": CoreMLExecutor.row(padded.inputIds),
+                "token_type_ids": CoreMLExecutor.row(padded.tokenTypeIds),
+                "attention_mask": CoreMLExecutor.row(padded.attentionMask),
+            ])
+        try run.embeddings()
+        return run
     }
 
     /// (1, S) int32.
@@ -47,22 +65,33 @@ public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
 
 /// One input between two segments: what CoreML gave is passed on as it is, whatever its layout.
 private final class CoreMLRun: LayerRunner {
-    private let steps: [CoreMLStep]
-    /// Role -> what the next layer reads: hidden, and what the embeddings made for all layers.
+    private let steps: [Int: CoreMLStep]
+    /// Role -> what the next segment reads: hidden, and what the embeddings made for all layers.
     private var tensors: [String: MLFeatureValue]
 
-    init(steps: [CoreMLStep], tensors: [String: MLFeatureValue]) {
+    init(steps: [Int: CoreMLStep], tensors: [String: MLFeatureValue]) {
         self.steps = steps
         self.tensors = tensors
     }
 
+    func embeddings() throws {
+        tensors = try step(0).run(tensors)
+    }
+
     func layer(_ layer: Int) throws -> LayerOutput {
-        let made = try steps[layer].run(tensors)
+        let made = try step(layer).run(tensors)
         tensors["hidden"] = made["hidden"]
         guard let logits = made["logits"]?.multiArrayValue else {
             throw EarlyExitError.failure("layer \(layer) gave no logits. Export the bundle again")
         }
         return LayerOutput(logits: floats(logits), lte: made["lte"]?.multiArrayValue.map(floats)?.first)
+    }
+
+    private func step(_ layer: Int) throws -> CoreMLStep {
+        guard let step = steps[layer] else {
+            throw EarlyExitError.failure("no segment ends with layer \(layer). Export the bundle again")
+        }
+        return step
     }
 
     private func floats(_ array: MLMultiArray) -> [Float] {
@@ -117,7 +146,7 @@ private final class CoreMLModel: @unchecked Sendable {
     }
 
     static func load(
-        _ segment: Segment, from bundle: ModelBundle, computeUnits: MLComputeUnits
+        _ segment: Segment, from bundle: ModelBundle, cache: CompiledModels, computeUnits: MLComputeUnits
     ) async throws -> CoreMLModel {
         let name = [segment.file, segment.function].compactMap { $0 }.joined(separator: " ")
         let configuration = MLModelConfiguration()
@@ -130,7 +159,9 @@ private final class CoreMLModel: @unchecked Sendable {
             configuration.functionName = function
         }
         do {
-            let compiled = try await CompiledModels.url(of: bundle.url(of: segment.file), sum: segment.sha256)
+            let compiled = try await cache.url(sum: segment.sha256) {
+                try await MLModel.compileModel(at: bundle.url(of: segment.file))
+            }
             return CoreMLModel(name: name, model: try await MLModel.load(contentsOf: compiled, configuration: configuration))
         } catch {
             throw EarlyExitError.failure(
@@ -146,27 +177,6 @@ private final class CoreMLModel: @unchecked Sendable {
         } catch {
             throw EarlyExitError.failure(
                 "CoreML cannot run \(name): \(error.localizedDescription). Try other compute units")
-        }
-    }
-}
-
-/// .mlmodelc folders, compiled on this device once and kept in the caches folder under the sum of their .mlpackage.
-private enum CompiledModels {
-    static func url(of package: URL, sum: String) async throws -> URL {
-        let files = FileManager.default
-        let system = ProcessInfo.processInfo.operatingSystemVersion
-        let version = "\(system.majorVersion).\(system.minorVersion).\(system.patchVersion)"
-        let folder = try files.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
-            .appendingPathComponent("EarlyExit").appendingPathComponent(version)
-        let kept = folder.appendingPathComponent(sum).appendingPathExtension("mlmodelc")
-        if files.fileExists(atPath: kept.path) { return kept }
-        try files.createDirectory(at: folder, withIntermediateDirectories: true)
-        let compiled = try await MLModel.compileModel(at: package)
-        do {
-            try files.moveItem(at: compiled, to: kept)
-            return kept
-        } catch {
-            return files.fileExists(atPath: kept.path) ? kept : compiled  // another runner was faster; or no room to keep it
         }
     }
 }
@@ -192,13 +202,17 @@ extension EarlyExitRunner {
     /// Opens a bundle that `berxit-export --target coreml` wrote.
     ///
     /// The first time, it compiles the models, which takes seconds; later the compiled ones load from the caches folder.
-    /// `verify`: compare every file with its sha256 first.
+    /// `verify`: compare every file with its sha256 first. `warmUp`: run every segment at every length, so that the
+    /// first answer comes as fast as the others.
     public static func load(
-        _ folder: URL, computeUnits: MLComputeUnits = .all, verify: Bool = true
+        _ folder: URL, computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits, verify: Bool = true,
+        warmUp: Bool = true
     ) async throws -> EarlyExitRunner {
         let bundle = try ModelBundle(at: folder, verify: verify)
-        return try EarlyExitRunner(
+        let runner = try EarlyExitRunner(
             bundle: bundle, executor: try await CoreMLExecutor(bundle: bundle, computeUnits: computeUnits))
+        if warmUp { try runner.warmUp() }
+        return runner
     }
 }
 #endif

@@ -1,9 +1,10 @@
 import Dispatch
 
-/// A policy that also stops when the next layer might end too late. The first layer always runs and can answer.
+/// A policy that also stops when the next exit might come too late. The first exit is reached in any case.
 struct Deadline: StopRule {
     /// The next layer is expected to take up to this times the slowest one so far. Layers do the same work on the same
-    /// input, so a call's own layers tell better than any stored table what the next will take, here and now.
+    /// input, so a call's own layers tell better than any stored table what the next will take, here and now. A segment
+    /// of several layers takes as many times one.
     static let margin = 1.25
 
     private var policy: ExitPolicy
@@ -11,23 +12,35 @@ struct Deadline: StopRule {
     private let clock: () -> Double
     private var last: Double
     private var slowest = 0.0
+    /// Exit layer -> layers since the exit before, and layers to the next one.
+    private let gaps: [Int: Int]
+    private let ahead: [Int: Int]
 
-    /// `start` and `clock` are in seconds. Throws unless milliseconds is a number above 0.
-    init(policy: ExitPolicy, milliseconds: Double, start: Double, clock: @escaping () -> Double = now) throws {
+    /// `exits`: the layers that have one. `end` and `clock` are in seconds.
+    init(policy: ExitPolicy, exits: [Int], end: Double, clock: @escaping () -> Double = now) {
+        self.policy = policy
+        self.end = end
+        self.clock = clock
+        last = clock()
+        let sizes = zip(exits, [0] + exits).map(-)
+        gaps = Dictionary(uniqueKeysWithValues: zip(exits, sizes))
+        ahead = Dictionary(uniqueKeysWithValues: zip(exits, sizes.dropFirst()))
+    }
+
+    /// When a call that started at `start` (seconds) must be done. Throws unless milliseconds is a number above 0.
+    static func end(of milliseconds: Double, start: Double) throws -> Double {
         guard milliseconds > 0 else {
             throw EarlyExitError.input("deadlineMs is \(milliseconds): it must be above 0")
         }
-        self.policy = policy
-        self.clock = clock
-        end = start + milliseconds / 1e3
-        last = clock()
+        return start + milliseconds / 1e3
     }
 
     mutating func stops(after layer: Int, certainty: Float) -> Bool {
         let time = clock()
-        slowest = max(slowest, time - last)
+        slowest = max(slowest, (time - last) / Double(gaps[layer, default: 1]))
         last = time
-        return time + Deadline.margin * slowest > end || policy.stops(after: layer, certainty: certainty)
+        let next = Deadline.margin * slowest * Double(ahead[layer, default: 0])
+        return time + next > end || policy.stops(after: layer, certainty: certainty)
     }
 }
 

@@ -12,7 +12,7 @@ public struct Answer: Equatable, Sendable {
     public let exitLayer: Int
     /// What the exit criterion measured at that layer.
     public let certainty: Float
-    /// From the call to this answer, tokenisation included.
+    /// From the call to this answer, tokenisation included; in a batch with the texts before it.
     public let latencyMs: Double
     /// Whether the text was longer than the model takes, and was cut.
     public let truncated: Bool
@@ -39,40 +39,60 @@ public final class EarlyExitRunner: Sendable {
     /// Answers one text, or one pair.
     ///
     /// `threshold` replaces the calibrated ones, at every layer. `deadlineMs`: counted from the call; where it comes
-    /// before the model is sure, the deepest layer that fits answers, the first in any case. It blocks for the
+    /// before the model is sure, the deepest exit that fits answers, the first in any case. It blocks for the
     /// milliseconds that the model takes: call it off the main actor.
     ///
     /// Throws for an empty text, or a threshold or deadline out of range.
     public func predict(
         _ text: String, _ pair: String? = nil, threshold: Double? = nil, deadlineMs: Double? = nil
     ) throws -> Answer {
-        let start = now()
-        let policy = try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy
-        let tokens = try encode(text, pair)
-        let rule: any StopRule =
-            try deadlineMs.map { try Deadline(policy: policy, milliseconds: $0, start: start) } ?? policy
-        var loop = try ExitLoop(executor: executor, tokens: tokens, policy: policy, rule: rule)
-        while let step = try loop.next() {
-            if step.exits { return try answer(step, policy, tokens, start) }
-        }
-        preconditionFailure("the last layer always answers")
+        try answers([(text, pair)], threshold: threshold, deadlineMs: deadlineMs)[0]
     }
 
-    /// Answers after every layer, the shallowest first, to the last. A layer runs when its answer is asked for: leave
-    /// the `for try await` whenever you have enough.
+    /// Answers texts, in their order.
+    ///
+    /// CoreML's segments take one row, so the texts run one after another. `deadlineMs` is for all of them: each may
+    /// take an equal part of what the texts before it have left.
+    ///
+    /// Throws, before anything runs, where `predict` would for one of them, and for no texts.
+    public func predictBatch(
+        _ texts: [String], threshold: Double? = nil, deadlineMs: Double? = nil
+    ) throws -> [Answer] {
+        try answers(texts.map { ($0, nil) }, threshold: threshold, deadlineMs: deadlineMs)
+    }
+
+    /// The same for pairs.
+    public func predictBatch(
+        _ pairs: [(String, String)], threshold: Double? = nil, deadlineMs: Double? = nil
+    ) throws -> [Answer] {
+        try answers(pairs.map { ($0, $1) }, threshold: threshold, deadlineMs: deadlineMs)
+    }
+
+    /// Answers at every exit, the shallowest first, to the last. A layer runs when its answer is asked for: leave the
+    /// `for try await` whenever you have enough.
     ///
     /// Throws for an empty text, here and not at the first iteration.
     public func stream(_ text: String, _ pair: String? = nil) throws -> AsyncThrowingStream<Answer, Error> {
         let start = now()
-        let tokens = try encode(text, pair)
-        let policy = manifest.policy
+        let tokens = try encode(text, pair, named: "the text")
+        let (policy, exits) = (manifest.policy, manifest.exits)
         var loop: ExitLoop?
         return AsyncThrowingStream {
             if loop == nil {
                 loop = try ExitLoop(
-                    executor: self.executor, tokens: tokens, policy: policy, rule: FullDepth())
+                    executor: self.executor, tokens: tokens, exits: exits, policy: policy, rule: FullDepth())
             }
             return try loop?.next().map { try self.answer($0, policy, tokens, start) }
+        }
+    }
+
+    /// Runs every segment twice, at every length that the bundle names, before anyone waits for it: CoreML plans on the
+    /// first run. `load` does it unless told not to.
+    public func warmUp() throws {
+        let lengths = manifest.lengths.isEmpty ? [manifest.model.maxLength] : manifest.lengths
+        for length in lengths + lengths {
+            let run = try executor.embed(Tokens(repeating: Int32(clamping: manifest.model.padTokenId), count: length))
+            for layer in manifest.exits { _ = try run.layer(layer) }
         }
     }
 
@@ -83,17 +103,40 @@ public final class EarlyExitRunner: Sendable {
     @discardableResult
     public func verify() throws -> [Double] {
         let found = try bundle.readGolden().differences(
-            executor: executor, tokenizer: tokenizer, layers: manifest.model.layers)
-        guard let layer = found.indices.max(by: { found[$0] < found[$1] }), found[layer] > manifest.parity.atol else {
+            executor: executor, tokenizer: tokenizer, exits: manifest.exits)
+        guard let (layer, worst) = zip(manifest.exits, found).max(by: { $0.1 < $1.1 }), worst > manifest.parity.atol else {
             return found
         }
         throw EarlyExitError.failure(
-            "\(bundle.folder.path): on this device layer \(layer + 1) is \(found[layer]) off the checkpoint,"
+            "\(bundle.folder.path): on this device layer \(layer) is \(worst) off the checkpoint,"
                 + " \(manifest.parity.atol) allowed. Try other compute units, or export again with --precision fp32")
     }
 
+    private func answers(_ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?) throws -> [Answer] {
+        let start = now()
+        guard !texts.isEmpty else { throw EarlyExitError.input("the batch is empty: give at least one text") }
+        let (policy, exits) = (try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy, manifest.exits)
+        let end = try deadlineMs.map { try Deadline.end(of: $0, start: start) }
+        let rows = try texts.enumerated().map { row, text in
+            try encode(text.0, text.1, named: texts.count > 1 ? "text \(row)" : "the text")
+        }
+        return try rows.enumerated().map { row, tokens in
+            var rule: any StopRule = policy
+            if let end {
+                let begin = now()
+                let share = (end - begin) / Double(rows.count - row)
+                rule = Deadline(policy: policy, exits: exits, end: begin + share)
+            }
+            var loop = try ExitLoop(executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule)
+            while let step = try loop.next() {
+                if step.exits { return try answer(step, policy, tokens, start) }
+            }
+            preconditionFailure("the last exit always answers")
+        }
+    }
+
     /// A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess.
-    private func encode(_ text: String, _ pair: String?) throws -> Tokens {
+    private func encode(_ text: String, _ pair: String?, named name: String) throws -> Tokens {
         guard (pair != nil) == manifest.model.takesPairs else {
             let (takes, given) =
                 manifest.model.takesPairs ? ("pairs of texts", "one text") : ("single texts", "a pair")
@@ -101,7 +144,7 @@ public final class EarlyExitRunner: Sendable {
         }
         for part in [text, pair].compactMap({ $0 })
         where part.unicodeScalars.allSatisfy(\.properties.isWhitespace) {
-            throw EarlyExitError.input("the text is empty: give it at least one character that is not blank")
+            throw EarlyExitError.input("\(name) is empty: give it at least one character that is not blank")
         }
         return tokenizer.encode(text, pair)
     }

@@ -6,11 +6,11 @@ public protocol SegmentExecutor: Sendable {
 
 /// One input on its way through the layers. Used by one thread at a time.
 public protocol LayerRunner: AnyObject {
-    /// Runs the segment of `layer`, from 1; each layer once, in their order.
+    /// Runs the segment that ends with `layer`, one of the manifest's `exits`; each once, in their order.
     func layer(_ layer: Int) throws -> LayerOutput
 }
 
-/// What one layer says.
+/// What one exit says.
 public struct LayerOutput: Equatable, Sendable {
     /// One per class, or the value for regression.
     public let logits: [Float]
@@ -29,12 +29,12 @@ public protocol StopRule {
     mutating func stops(after layer: Int, certainty: Float) -> Bool
 }
 
-/// Runs every layer.
+/// Never before the last exit.
 struct FullDepth: StopRule {
     mutating func stops(after layer: Int, certainty: Float) -> Bool { false }
 }
 
-/// The exit loop: layer after layer, one for each call of `next`, until the rule is satisfied.
+/// The exit loop: exit after exit, one for each call of `next`, until the rule is satisfied.
 struct ExitLoop {
     struct Step {
         let layer: Int
@@ -48,23 +48,26 @@ struct ExitLoop {
     private let policy: ExitPolicy
     private var rule: any StopRule
     private var memory: ExitPolicy.Memory?
-    private var layer = 0
-    private var finished = false
+    /// The exits that are still to come.
+    private var ahead: ArraySlice<Int>
 
-    /// Runs the embeddings. `policy` measures certainty, `rule` decides on it.
-    init(executor: any SegmentExecutor, tokens: Tokens, policy: ExitPolicy, rule: any StopRule) throws {
+    /// Runs the embeddings. `exits`: the layers that have one. `policy` measures certainty, `rule` decides on it.
+    init(
+        executor: any SegmentExecutor, tokens: Tokens, exits: [Int], policy: ExitPolicy, rule: any StopRule
+    ) throws {
         self.policy = policy
         self.rule = rule
+        ahead = exits[...]
         run = try executor.embed(tokens)
     }
 
-    /// The next layer's result; nil after the one that answered.
+    /// The next exit's result; nil after the one that answered.
     mutating func next() throws -> Step? {
-        if finished { return nil }
-        layer += 1
+        guard let layer = ahead.popFirst() else { return nil }
         let output = try run.layer(layer)
         let certainty = try policy.certainty(layer: layer, output: output, memory: &memory)
-        finished = rule.stops(after: layer, certainty: certainty) || layer == policy.layers
-        return Step(layer: layer, logits: output.logits, certainty: certainty, exits: finished)
+        let exits = rule.stops(after: layer, certainty: certainty) || ahead.isEmpty
+        if exits { ahead = [] }
+        return Step(layer: layer, logits: output.logits, certainty: certainty, exits: exits)
     }
 }

@@ -5,7 +5,7 @@ struct Golden: Sendable {
     /// What the tokenizer must give for them, without padding.
     let inputIds: [[Int]]
     let tokenTypeIds: [[Int]]
-    /// B x n x classes.
+    /// B x n x classes; a bundle with fewer exits leaves the other layers out of account.
     let logits: [[[Double]]]
     /// B x n, where the model has the learned certainty.
     let lte: [[Double]]?
@@ -29,11 +29,12 @@ struct Golden: Sendable {
         try Fields.typed(json, \.array, at: place).map { try Fields.typed($0, type, at: place) }
     }
 
-    /// The largest absolute difference at each exit, over logits and learned certainty of all samples.
+    /// The largest absolute difference at each of `exits`, over logits and learned certainty of all samples.
     ///
     /// Throws where the tokenizer gives other ids than the checkpoint's did.
-    func differences(executor: any SegmentExecutor, tokenizer: Tokenizer, layers: Int) throws -> [Double] {
-        var largest = [Double](repeating: 0, count: layers)
+    func differences(executor: any SegmentExecutor, tokenizer: Tokenizer, exits: [Int]) throws -> [Double] {
+        let layers = exits.last ?? 0
+        var largest = [Double](repeating: 0, count: exits.count)
         for (row, text) in texts.enumerated() {
             let tokens = tokenizer.encode(text[0], text.count == 2 ? text[1] : nil)
             guard tokens.inputIds.map(Int.init) == inputIds[row],
@@ -46,7 +47,7 @@ struct Golden: Sendable {
                 throw Golden.misfit(row)
             }
             let run = try executor.embed(tokens)
-            for layer in 1...layers {
+            for (place, layer) in exits.enumerated() {
                 let output = try run.layer(layer)
                 let expected = logits[row][layer - 1]
                 guard expected.count == output.logits.count else { throw Golden.misfit(row) }
@@ -54,7 +55,7 @@ struct Golden: Sendable {
                 if let lte = lte?[row][layer - 1], let given = output.lte { found.append(abs(Double(given) - lte)) }
                 // NaN is near nothing
                 let worst = found.contains(where: \.isNaN) ? .infinity : found.max() ?? 0
-                largest[layer - 1] = max(largest[layer - 1], worst)
+                largest[place] = max(largest[place], worst)
             }
         }
         return largest

@@ -8,7 +8,7 @@ public struct Manifest: Sendable {
     public let model: ModelInfo
     public let tokenizer: DataFile
     public let golden: DataFile
-    /// In running order: the embeddings first, then layers 1 to n.
+    /// In the order of the loop: the embeddings first, then up to each layer that has an exit, the last in any case.
     public let segments: [Segment]
     public let policy: ExitPolicy
     /// Whether thresholds were chosen on data; otherwise the policy never stops early.
@@ -16,6 +16,9 @@ public struct Manifest: Sendable {
     public let parity: Parity
     /// Input lengths that the segments take: pad to the next. Empty: any, up to the model's.
     public let lengths: [Int]
+
+    /// The layers that have an exit, ascending.
+    public var exits: [Int] { segments.dropFirst().map(\.layer) }
 
     /// `place` names the file in errors.
     init(_ json: JSON, at place: String) throws {
@@ -33,7 +36,7 @@ public struct Manifest: Sendable {
                 "schema_version", "target", "precision", "model", "tokenizer", "segments", "policy", "calibration",
                 "parity", "golden", "made_with",
             ],
-            optional: ["lengths", "max_batch"])
+            optional: ["lengths", "max_batch", "threads", "scores"])
         target = try fields.get("target", \.string)
         precision = try fields.get("precision", \.string)
         model = try fields.one("model", ModelInfo.init)
@@ -45,6 +48,8 @@ public struct Manifest: Sendable {
         parity = try fields.one("parity", Parity.init)
         lengths = fields.has("lengths") ? try fields.list("lengths", \.int).sorted() : []
         _ = try fields.find("max_batch", \.int)  // this package runs one input at a time
+        _ = try fields.find("threads", \.int)  // CoreML chooses its own
+        _ = try fields.find("scores", \.object)
         _ = try fields.get("made_with", \.object)
 
         do {
@@ -52,10 +57,13 @@ public struct Manifest: Sendable {
         } catch let error as EarlyExitError {
             throw EarlyExitError.failure("\(place): policy: \(error.message). Export the bundle again")
         }
-        guard policy.layers == model.layers, segments.map(\.layer) == Array(0...model.layers) else {
+        let layers = segments.map(\.layer)
+        guard policy.layers == model.layers, layers.count > 1, layers.first == 0, layers.last == model.layers,
+            zip(layers, layers.dropFirst()).allSatisfy(<)
+        else {
             throw EarlyExitError.failure(
-                "\(place): \(segments.count) segments and a policy for \(policy.layers) layers do not fit a model of"
-                    + " \(model.layers) layers. Export the bundle again")
+                "\(place): \(layers.count) segments \(layers) and a policy for \(policy.layers) layers do not fit a"
+                    + " model of \(model.layers) layers. Export the bundle again")
         }
     }
 
@@ -119,8 +127,9 @@ public struct DataFile: Sendable {
     }
 }
 
-/// One step of the exit loop: the embeddings (layer 0), or one encoder layer with its exit.
+/// One step of the exit loop: the embeddings (layer 0), or encoder layers up to one with an exit.
 public struct Segment: Sendable {
+    /// The last layer that it runs, whose exit it has; it starts after the segment before.
     public let layer: Int
     public let file: String
     public let sha256: String
@@ -134,7 +143,12 @@ public struct Segment: Sendable {
     init(_ json: JSON, at place: String) throws {
         let fields = try Fields(
             json, at: place, needed: ["layer", "file", "sha256", "inputs", "outputs"],
-            optional: ["constants", "function"])
+            optional: ["constants", "function", "repeat"])
+        let times = try fields.find("repeat", \.int) ?? 1
+        guard times == 1 else {
+            throw EarlyExitError.failure(
+                "\(place): repeat is \(times), and CoreML runs a segment once in turn. Export again with --target coreml")
+        }
         layer = try fields.get("layer", \.int)
         file = try fields.get("file", \.string)
         sha256 = try fields.get("sha256", \.string)

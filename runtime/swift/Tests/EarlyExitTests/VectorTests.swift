@@ -3,7 +3,7 @@ import XCTest
 
 @testable import EarlyExit
 
-/// The Python runtime's answers (`PYTHONPATH=.:tests/runtime python tests/swift/make_vectors.py`): both runners must agree.
+/// Number by number what the Python runtime says.
 final class VectorTests: XCTestCase {
     func testTokenizersGiveTheSameIds() throws {
         struct Case: Decodable {
@@ -13,12 +13,42 @@ final class VectorTests: XCTestCase {
             let inputIds, tokenTypeIds: [Int32]
             let truncated: Bool
         }
-        for vector in try read("tokenization.json", as: [Case].self) {
-            let tokenizer = try Tokenizer(file: url("\(vector.tokenizer).json"), maxLength: vector.maxLength)
+        var tokenizers: [String: Tokenizer] = [:]
+        for vector in try Vectors.read("tokenization.json", as: [Case].self) {
+            let tokenizer =
+                try tokenizers[vector.tokenizer]
+                ?? Tokenizer(file: Vectors.url("\(vector.tokenizer).json"), maxLength: vector.maxLength)
+            tokenizers[vector.tokenizer] = tokenizer
             let tokens = tokenizer.encode(vector.texts[0], vector.texts.count > 1 ? vector.texts[1] : nil)
             XCTAssertEqual(tokens.inputIds, vector.inputIds, "\(vector.tokenizer): \(vector.texts)")
             XCTAssertEqual(tokens.tokenTypeIds, vector.tokenTypeIds, "\(vector.tokenizer): \(vector.texts)")
             XCTAssertEqual(tokens.truncated, vector.truncated, "\(vector.tokenizer): \(vector.texts)")
+        }
+        XCTAssertEqual(Set(tokenizers.keys), ["albert", "bert", "mpnet", "roberta", "unigram"])
+    }
+
+    func testInputsArePaddedAlike() throws {
+        struct Padded: Decodable {
+            let inputIds, tokenTypeIds, attentionMask: [Int32]
+        }
+        struct Case: Decodable {
+            let lengths: [Int]
+            let padTokenId: Int32
+            let inputIds, tokenTypeIds: [Int32]
+            let padded: Padded?
+        }
+        for vector in try Vectors.read("padding.json", as: [Case].self) {
+            var tokens = Tokens()
+            for (id, type) in zip(vector.inputIds, vector.tokenTypeIds) { tokens.append(id, type: type) }
+            guard let expected = vector.padded else {
+                assertFails(
+                    try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId), "more than the longest")
+                continue
+            }
+            let padded = try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId)
+            XCTAssertEqual(padded.inputIds, expected.inputIds)
+            XCTAssertEqual(padded.tokenTypeIds, expected.tokenTypeIds)
+            XCTAssertEqual(padded.attentionMask, expected.attentionMask)
         }
     }
 
@@ -31,7 +61,7 @@ final class VectorTests: XCTestCase {
             let lte, certainty: [Float]
             let exitLayer: Int
         }
-        for vector in try read("policies.json", as: [Case].self) {
+        for vector in try Vectors.read("policies.json", as: [Case].self) {
             let policy = try ExitPolicy(
                 criterion: XCTUnwrap(Criterion(rawValue: vector.criterion)), thresholds: vector.thresholds,
                 temperatures: vector.temperatures, tolerance: vector.tolerance)
@@ -42,132 +72,125 @@ final class VectorTests: XCTestCase {
                 XCTAssertEqual(certainty, vector.certainty[layer], accuracy: 1e-5, vector.criterion)
             }
             var loop = try ExitLoop(
-                executor: Stored(outputs: outputs), tokens: Tokens(), policy: policy, rule: policy)
+                executor: Stored([outputs]), tokens: Tokens(), exits: Array(1...policy.layers), policy: policy,
+                rule: policy)
             var last = 0
             while let step = try loop.next() { last = step.layer }
             XCTAssertEqual(last, vector.exitLayer, vector.criterion)
         }
     }
 
-    func testTheRunnerAnswersAlike() async throws {
-        struct Expected: Decodable {
-            let row: Int
-            let threshold: Double?
-            let stream: Int?
-            let label: String
-            let scores: [String: Float]
-            let exitLayer: Int
-            let certainty: Float
-            let truncated: Bool
+    func testDeadlinesStopAlike() throws {
+        struct Case: Decodable {
+            let exits: [Int]
+            let thresholds: [Double]
+            let milliseconds: Double
+            let times: [Double]
+            let certainty: [Float]
+            let stops: [Bool]
         }
-        struct Cases: Decodable {
-            let texts: [String]
+        for vector in try Vectors.read("deadlines.json", as: [Case].self) {
+            let policy = try ExitPolicy(
+                criterion: .confidence, thresholds: vector.thresholds,
+                temperatures: [Double](repeating: 1, count: vector.thresholds.count + 1))
+            var times = vector.times[...]
+            var deadline = Deadline(
+                policy: policy, exits: vector.exits,
+                end: try Deadline.end(of: vector.milliseconds, start: vector.times[0])
+            ) { times.removeFirst() }
+            let stops = zip(vector.exits, vector.certainty).map { deadline.stops(after: $0, certainty: $1) }
+            XCTAssertEqual(stops, vector.stops, "\(vector.milliseconds) ms, exits \(vector.exits)")
+        }
+        for milliseconds in [0, -1, Double.nan] {
+            assertFails(try Deadline.end(of: milliseconds, start: 0), "it must be above 0")
+        }
+    }
+
+    // MARK: Whole bundles
+
+    private struct Expected: Decodable {
+        let label: Label
+        let scores: [String: Float]
+        let exitLayer: Int
+        let certainty: Float
+        let truncated: Bool
+
+        enum Label: Decodable, Equatable {
+            case name(String)
+            case value(Float)
+
+            init(from decoder: Decoder) throws {
+                let container = try decoder.singleValueContainer()
+                let name = try? container.decode(String.self)
+                self = try name.map(Label.name) ?? .value(container.decode(Float.self))
+            }
+        }
+    }
+
+    private struct Cases: Decodable {
+        struct Batch: Decodable {
+            let threshold: Double?
             let answers: [Expected]
         }
-        let cases = try read("answers.json", as: Cases.self)
-        let bundle = try ModelBundle(at: url("bundle"))
-        let golden = try bundle.readGolden()
-        for (row, text) in cases.texts.enumerated() {
-            let runner = try EarlyExitRunner(bundle: bundle, executor: Stored(golden: golden, row: row))
-            var streamed: [Answer] = []
-            for try await answer in try runner.stream(text) { streamed.append(answer) }
-            for expected in cases.answers where expected.row == row {
-                let answer = try expected.stream.map { streamed[$0] } ?? runner.predict(text, threshold: expected.threshold)
-                XCTAssertEqual(answer.label, expected.label)
-                XCTAssertEqual(answer.exitLayer, expected.exitLayer)
-                XCTAssertEqual(answer.certainty, expected.certainty, accuracy: 1e-5)
-                XCTAssertEqual(answer.truncated, expected.truncated)
-                for (name, score) in expected.scores {
-                    XCTAssertEqual(try XCTUnwrap(answer.scores[name]), score, accuracy: 1e-5)
+        let texts: [[String]]
+        let batches: [Batch]
+        let streams: [[Expected]]
+    }
+
+    func testRunnersAnswerAlike() throws {
+        for name in try Vectors.models() {
+            let runner = try runner(name)
+            let cases = try Vectors.read("models/\(name)/answers.json", as: Cases.self)
+            let pairs = cases.texts.compactMap { $0.count == 2 ? ($0[0], $0[1]) : nil }
+            XCTAssertEqual(runner.manifest.model.takesPairs, !pairs.isEmpty, name)
+            for batch in cases.batches {
+                // one by one, then together: the executor gives out the rows in turn
+                let single = try cases.texts.map { text in
+                    try runner.predict(text[0], text.count == 2 ? text[1] : nil, threshold: batch.threshold)
+                }
+                let together =
+                    pairs.isEmpty
+                    ? try runner.predictBatch(cases.texts.map { $0[0] }, threshold: batch.threshold)
+                    : try runner.predictBatch(pairs, threshold: batch.threshold)
+                for answers in [single, together] {
+                    XCTAssertEqual(answers.count, batch.answers.count, name)
+                    for (answer, expected) in zip(answers, batch.answers) { assert(answer, is: expected, name) }
                 }
             }
         }
     }
 
-    func testADamagedBundleIsRefused() throws {
-        let copy = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
-        try FileManager.default.copyItem(at: url("bundle"), to: copy)
-        defer { try? FileManager.default.removeItem(at: copy) }
-        try Data("other".utf8).write(to: copy.appendingPathComponent("segments/layer_02.mlpackage/model"))
-        XCTAssertThrowsError(try ModelBundle(at: copy)) { error in
-            XCTAssertTrue(message(error).contains("checksum differs"), message(error))
-        }
-        XCTAssertNoThrow(try ModelBundle(at: copy, verify: false))
-        try FileManager.default.removeItem(at: copy.appendingPathComponent("tokenizer.json"))
-        XCTAssertThrowsError(try ModelBundle(at: copy, verify: false)) { error in
-            XCTAssertTrue(message(error).contains("'tokenizer.json' is missing"), message(error))
-        }
-    }
-
-    func testANewerSchemaAndAnUnknownKeyAreRefused() throws {
-        let text = try String(contentsOf: url("bundle/manifest.json"), encoding: .utf8)
-        let changes = [
-            ("\"schema_version\": 1", "\"schema_version\": 2", "is newer than 1"),
-            ("\"schema_version\": 1", "\"schema_version\": 1, \"colour\": 3", "unknown key 'colour'"),
-            ("\"criterion\": \"confidence\"", "\"criterion\": \"luck\"", "luck"),
-        ]
-        for (old, new, told) in changes {
-            XCTAssertTrue(text.contains(old), old)
-            let changed = text.replacingOccurrences(of: old, with: new)
-            XCTAssertThrowsError(try Manifest(JSON.parse(Array(changed.utf8)), at: "manifest.json")) { error in
-                XCTAssertTrue(message(error).contains(told), message(error))
+    func testStreamsAnswerAlikeAtEveryExit() async throws {
+        for name in try Vectors.models() {
+            let runner = try runner(name)
+            let cases = try Vectors.read("models/\(name)/answers.json", as: Cases.self)
+            for (text, stream) in zip(cases.texts, cases.streams) {
+                var answers: [Answer] = []
+                for try await answer in try runner.stream(text[0], text.count == 2 ? text[1] : nil) {
+                    answers.append(answer)
+                }
+                XCTAssertEqual(answers.map(\.exitLayer), runner.manifest.exits, name)
+                for (answer, expected) in zip(answers, stream) { assert(answer, is: expected, name) }
             }
         }
     }
 
-    func testADeadlineStopsAtTheFirstLayerThatLeavesNoTime() throws {
-        let policy = try ExitPolicy(criterion: .confidence, thresholds: [1, 1, 1], temperatures: [1, 1, 1, 1])
-        var time = 0.0
-        var rule = try Deadline(policy: policy, milliseconds: 50, start: 0) { time }
-        var stopped: [Bool] = []
-        for layer in 1...3 {
-            time += 0.016  // 16 ms a layer: after the second, 32 + 1.25 x 16 is more than 50
-            stopped.append(rule.stops(after: layer, certainty: 0.5))
+    private func assert(_ answer: Answer, is expected: Expected, _ name: String) {
+        switch expected.label {
+        case .name(let label):
+            XCTAssertEqual(answer.label, label, name)
+            XCTAssertNil(answer.value, name)
+            XCTAssertEqual(Set(answer.scores.keys), Set(expected.scores.keys), name)
+            for (label, score) in expected.scores {
+                XCTAssertEqual(answer.scores[label] ?? .nan, score, accuracy: 1e-5, name)
+            }
+        case .value(let value):
+            XCTAssertNil(answer.label, name)
+            XCTAssertEqual(answer.value ?? .nan, value, accuracy: 1e-5, name)
+            XCTAssertEqual(answer.scores, [:], name)
         }
-        XCTAssertEqual(stopped, [false, true, true])
-        XCTAssertThrowsError(try Deadline(policy: policy, milliseconds: 0, start: 0))
+        XCTAssertEqual(answer.exitLayer, expected.exitLayer, name)
+        XCTAssertEqual(answer.certainty, expected.certainty, accuracy: 1e-5, name)
+        XCTAssertEqual(answer.truncated, expected.truncated, name)
     }
-
-    func testAnEmptyTextAndAPairAreRefused() throws {
-        let bundle = try ModelBundle(at: url("bundle"))
-        let runner = try EarlyExitRunner(bundle: bundle, executor: Stored(golden: bundle.readGolden(), row: 0))
-        XCTAssertThrowsError(try runner.predict("  \n"))
-        XCTAssertThrowsError(try runner.predict("one", "two"))
-        XCTAssertThrowsError(try runner.predict("one", threshold: 1.5))
-    }
-
-    private func message(_ error: Error) -> String {
-        (error as? EarlyExitError)?.message ?? "\(error)"
-    }
-
-    private func url(_ name: String) -> URL {
-        Bundle.module.resourceURL!.appendingPathComponent("Vectors").appendingPathComponent(name)
-    }
-
-    private func read<T: Decodable>(_ name: String, as type: T.Type) throws -> T {
-        let decoder = JSONDecoder()
-        decoder.keyDecodingStrategy = .convertFromSnakeCase
-        return try decoder.decode(type, from: Data(contentsOf: url(name)))
-    }
-}
-
-/// Gives out what a model would say, layer by layer.
-final class Stored: SegmentExecutor, LayerRunner, @unchecked Sendable {
-    private let outputs: [LayerOutput]
-
-    init(outputs: [LayerOutput]) {
-        self.outputs = outputs
-    }
-
-    /// One of the bundle's golden inputs.
-    convenience init(golden: Golden, row: Int) {
-        self.init(
-            outputs: golden.logits[row].enumerated().map { layer, logits in
-                LayerOutput(logits: logits.map(Float.init), lte: golden.lte.map { Float($0[row][layer]) })
-            })
-    }
-
-    func embed(_ tokens: Tokens) -> any LayerRunner { self }
-
-    func layer(_ layer: Int) -> LayerOutput { outputs[layer - 1] }
 }

@@ -9,6 +9,13 @@ public struct Tokens: Equatable, Sendable {
 
     public var count: Int { inputIds.count }
 
+    init() {}
+
+    /// As many equal tokens, for what needs an input and no answer.
+    init(repeating id: Int32, count: Int) {
+        for _ in 0..<count { append(id, type: 0) }
+    }
+
     mutating func append(_ id: Int32, type: Int32) {
         inputIds.append(id)
         tokenTypeIds.append(type)

@@ -1,0 +1,187 @@
+"""Small bundles whose segments are stood in for: manifest, what every exit gives, what the Python runner answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from stored_backend import StoredBackend
+
+from runtime import EarlyExitRunner
+from runtime.bundle import DataFile, Manifest, ModelInfo, Parity, Segment, TensorInfo, sha256, write_manifest
+from runtime.golden import Golden, write_golden
+from runtime.json_data import write_json
+from runtime.policies import ExitPolicy
+from runtime.runner import Answer
+from runtime.tokenization import Text, TextTokenizer
+
+LAYERS = 6
+MAX_LENGTH = 16
+ALL = tuple(range(1, LAYERS + 1))
+PLAIN = (1.0,) * LAYERS
+WARM = (1.0, 1.5, 1.0, 0.7, 2.0, 0.5)
+SINGLES: list[Text] = [
+    "turn the kitchen lights off",
+    "What's   the weather like tomorrow?",
+    "play some jazz, please, and then something else that goes on and on and on",
+    "don't stop!!!",
+    "café",
+]
+PAIRS: list[Text] = [
+    ("play some jazz", "play a song by a jazz band"),
+    ("turn the lights off", "what is the weather like"),
+    ("a first half that goes on and on and on without an end", "and a second one that is about as long as it was"),
+    ("short", "shorter"),
+]
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """What a bundle is made of."""
+
+    name: str
+    policy: ExitPolicy
+    others: tuple[float, ...]
+    """Thresholds to ask for in place of the policy's."""
+    exits: tuple[int, ...] = ALL
+    labels: tuple[str, ...] = ("lights", "music", "weather")
+    """None for regression."""
+    pairs: bool = False
+
+    @property
+    def texts(self) -> list[Text]:
+        return PAIRS if self.pairs else SINGLES
+
+
+CONFIDENCE = ExitPolicy("confidence", (0.8, 0.7, 0.6, 0.7, 0.8), WARM)
+LTE = ExitPolicy("lte", (0.8, 0.6, 0.5, 0.4, 0.5), PLAIN)
+PATIENCE = ExitPolicy.uniform("patience", 1.0, LAYERS, tolerance=1.0)
+MODELS = (
+    SmallModel("confidence", CONFIDENCE, (0.5, 0.95)),
+    SmallModel("pairs", CONFIDENCE, (0.95,), labels=("same", "other"), pairs=True),
+    SmallModel("entropy", ExitPolicy("entropy", (0.3, 0.4, 0.5, 0.4, 0.3), WARM), (0.2, 0.9)),
+    SmallModel("lte", LTE, (0.7,)),
+    SmallModel("patience", PATIENCE, (2.0, 9.0)),
+    SmallModel("regression_lte", LTE, (0.9,), labels=()),
+    SmallModel("regression_patience", PATIENCE, (2.0,), labels=(), pairs=True),
+    SmallModel("fewer_exits", CONFIDENCE, (0.5, 0.95), exits=(2, 3, 6)),
+    SmallModel("fewer_exits_patience", PATIENCE, (2.0,), exits=(1, 4, 5, 6)),
+    SmallModel("one_exit", CONFIDENCE, (0.5,), exits=(6,)),
+)
+
+EMBEDDINGS = tuple(
+    TensorInfo(name, name, "int32", (1, "length")) for name in ("input_ids", "token_type_ids", "attention_mask")
+)
+HIDDEN_IN, HIDDEN_OUT = (
+    TensorInfo(name, "hidden", "float16", (1, "length", 8)) for name in ("hidden_in", "hidden_out")
+)
+BIAS = TensorInfo("attention_bias", "attention_bias", "float16", (1, 1, 1, "length"))
+
+
+def write_models(folder: Path) -> None:
+    """Fills ``folder``/bundle with what all have, and ``folder``/models/NAME with what each has."""
+    shared = folder / "bundle"
+    shared.mkdir()
+    (shared / "tokenizer.json").write_bytes((folder / "bert.json").read_bytes())
+    for layer in range(LAYERS + 1):
+        package = shared / package_of(layer)
+        package.mkdir(parents=True)
+        (package / "model").write_text(f"layer {layer}\n", encoding="utf-8")
+    for seed, model in enumerate(MODELS):
+        place = folder / "models" / model.name
+        place.mkdir(parents=True)
+        write_model(model, shared, place, np.random.default_rng(seed))
+
+
+def package_of(layer: int) -> str:
+    return f"segments/{'embeddings' if layer == 0 else f'layer_{layer:02d}'}.mlpackage"
+
+
+def write_model(model: SmallModel, shared: Path, place: Path, rng: np.random.Generator) -> None:
+    tokenizer = TextTokenizer(shared / "tokenizer.json", MAX_LENGTH, 0)
+    logits = (rng.normal(size=(len(model.texts), LAYERS, max(len(model.labels), 1))) * 2).astype(np.float32)
+    lte = rng.uniform(size=(len(model.texts), LAYERS)).astype(np.float32)
+    batch = tokenizer(model.texts)
+    rows = [slice(0, int(length)) for length in batch.lengths]
+    golden = Golden(
+        tuple(text if isinstance(text, tuple) else (text,) for text in model.texts),
+        tuple(tuple(batch.input_ids[i, row].tolist()) for i, row in enumerate(rows)),
+        tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
+        logits.tolist(),
+        lte.tolist(),
+    )
+    write_golden(golden, place / "golden.json")
+    manifest = manifest_of(model, shared, place)
+    write_manifest(manifest, place)
+    answers = {
+        "texts": golden.texts,
+        "batches": list(batches(model, manifest, tokenizer, logits, lte)),
+        "streams": list(streams(model, manifest, tokenizer, logits, lte)),
+    }
+    write_json(answers, place / "answers.json")
+
+
+def manifest_of(model: SmallModel, shared: Path, place: Path) -> Manifest:
+    """``shared`` has tokenizer and segments, ``place`` the golden inputs."""
+    outputs = (
+        HIDDEN_OUT,
+        TensorInfo("logits", "logits", "float32", (1, max(len(model.labels), 1))),
+        TensorInfo("lte", "lte", "float32", (1,)),
+    )
+    segments = [
+        Segment(layer, package_of(layer), sha256(shared / package_of(layer)), (HIDDEN_IN, BIAS), outputs)
+        for layer in model.exits
+    ]
+    embeddings = Segment(0, package_of(0), sha256(shared / package_of(0)), EMBEDDINGS, (HIDDEN_OUT, BIAS))
+    kind, metric = ("classification", "accuracy") if model.labels else ("regression", "spearman")
+    columns = ("first", "second") if model.pairs else ("text",)
+    info = ModelInfo("bert", "custom", kind, model.labels, metric, columns, "label", LAYERS, 8, MAX_LENGTH, 0, True)
+    return Manifest(
+        schema_version=1,
+        target="coreml",
+        precision="fp16",
+        model=info,
+        tokenizer=DataFile("tokenizer.json", sha256(shared / "tokenizer.json")),
+        segments=(embeddings, *segments),
+        policy=model.policy,
+        calibration=None,
+        parity=Parity("PyTorch, fp32", 0.01, (0.0,) * len(model.exits)),
+        golden=DataFile("golden.json", sha256(place / "golden.json")),
+        made_with={},
+        lengths=(8, MAX_LENGTH),
+        max_batch=1,
+    )
+
+
+def runner_of(
+    model: SmallModel, manifest: Manifest, tokenizer: TextTokenizer, logits: npt.NDArray, lte: npt.NDArray
+) -> EarlyExitRunner:
+    backend = StoredBackend(logits, lte)
+    backend.exits = model.exits
+    return EarlyExitRunner(manifest, tokenizer, backend)  # type: ignore[arg-type]
+
+
+def batches(model: SmallModel, *parts: Any) -> Iterator[dict[str, Any]]:
+    """Threshold (None: the policy's) -> the answers to all texts."""
+    runner = runner_of(model, *parts)
+    for threshold in (None, *model.others):
+        answers = runner.predict_batch(model.texts, threshold=threshold)
+        yield {"threshold": threshold, "answers": [plain(answer) for answer in answers]}
+
+
+def streams(
+    model: SmallModel, manifest: Manifest, tokenizer: TextTokenizer, logits: npt.NDArray, lte: npt.NDArray
+) -> Iterator[list[dict[str, Any]]]:
+    """Per text the answers at every exit."""
+    for row, text in enumerate(model.texts):
+        runner = runner_of(model, manifest, tokenizer, logits[row : row + 1], lte[row : row + 1])
+        yield [plain(answer) for answer in runner.stream(*(text if isinstance(text, tuple) else (text,)))]
+
+
+def plain(answer: Answer) -> dict[str, Any]:
+    """An answer without its latency."""
+    return {key: value for key, value in asdict(answer).items() if key != "latency_ms"}
