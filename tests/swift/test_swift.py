@@ -11,7 +11,11 @@ import pytest
 from make_vectors import ROOT, VECTORS, vectors_of_tokenizers
 from small_tokenizers import SIZES
 
-SOURCES = [ROOT / "Package.swift", *sorted((ROOT / "runtime" / "swift").rglob("*.swift"))]
+SOURCES = [
+    ROOT / "Package.swift",
+    *sorted((ROOT / "runtime" / "swift").rglob("*.swift")),
+    *sorted((ROOT / "tests" / "swift").rglob("*.swift")),
+]
 
 
 @pytest.fixture(scope="module")

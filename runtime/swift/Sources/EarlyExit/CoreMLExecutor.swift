@@ -20,13 +20,18 @@ public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
     }
 
     /// Compiles what is not in the cache yet, and loads every segment.
-    public init(bundle: ModelBundle, computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits) async throws {
+    public convenience init(
+        bundle: ModelBundle, computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits
+    ) async throws {
+        try await self.init(bundle: bundle, computeUnits: computeUnits, cache: CompiledModels.ofThisSystem())
+    }
+
+    init(bundle: ModelBundle, computeUnits: MLComputeUnits, cache: CompiledModels) async throws {
         guard bundle.manifest.target == "coreml" else {
             throw EarlyExitError.failure(
                 "\(bundle.folder.path) was exported for '\(bundle.manifest.target)', this package runs coreml:"
                     + " berxit-export --target coreml")
         }
-        let cache = try CompiledModels.ofThisSystem()
         var loaded: [String: CoreMLModel] = [:]
         var steps: [Int: CoreMLStep] = [:]
         for segment in bundle.manifest.segments {

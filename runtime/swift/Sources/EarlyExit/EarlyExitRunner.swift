@@ -25,7 +25,7 @@ public struct Answer: Equatable, Sendable {
 public final class EarlyExitRunner: Sendable {
     public let bundle: ModelBundle
     private let tokenizer: Tokenizer
-    private let executor: any SegmentExecutor
+    let executor: any SegmentExecutor
 
     /// Ties a bundle to whatever runs its segments; apps call `load`.
     public init(bundle: ModelBundle, executor: any SegmentExecutor) throws {

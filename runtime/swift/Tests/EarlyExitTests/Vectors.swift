@@ -10,10 +10,6 @@ enum Vectors {
         try FileManager.default.contentsOfDirectory(atPath: url("models").path).sorted()
     }
 
-    static func url(_ name: String) -> URL {
-        Bundle.module.resourceURL!.appendingPathComponent("Vectors").appendingPathComponent(name)
-    }
-
     static func read<T: Decodable>(_ name: String, as type: T.Type) throws -> T {
         let decoder = JSONDecoder()
         decoder.keyDecodingStrategy = .convertFromSnakeCase

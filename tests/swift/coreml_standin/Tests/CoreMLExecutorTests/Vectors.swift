@@ -1,0 +1,1 @@
+../../../../../runtime/swift/Tests/EarlyExitTests/Vectors.swift
