@@ -2,14 +2,17 @@
 
     PYTHONPATH=.:tests/runtime python tests/swift/make_vectors.py
 
-Writes runtime/swift/Tests/EarlyExitTests/Vectors/. A test here holds the committed files to what this writes today.
+Writes runtime/swift/Tests/EarlyExitTests/Vectors/ from the tokenizers that are there. --train makes these
+anew, others every time. A test here holds the committed files to what this writes today.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,16 +55,20 @@ TEXTS: list[Text] = [
 ]
 
 
-def vectors(folder: Path) -> None:
-    """Fills ``folder``."""
+def train_tokenizers(folder: Path) -> None:
+    """On the sample utterances."""
     lines = (ROOT / "toolkit" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     words = [line.split("\t")[0] for line in lines] + [text for text in TEXTS if isinstance(text, str)]
     for kind, tokenizer in small_tokenizers(words).items():
         tokenizer.save(str(folder / f"{kind}.json"))
-    vectors_of_tokenizers(folder)
 
 
-def vectors_of_tokenizers(folder: Path) -> None:
+def copy_tokenizers(source: Path, folder: Path) -> None:
+    for kind in SIZES:
+        shutil.copyfile(source / f"{kind}.json", folder / f"{kind}.json")
+
+
+def write_vectors(folder: Path) -> None:
     """Fills ``folder``, where the tokenizers already are."""
     write_models(folder)
     manifest = manifest_of(MODELS[0], folder / "bundle", folder / "models" / MODELS[0].name)
@@ -176,8 +183,22 @@ def padded(manifest: Manifest, ids: list[int], types: list[int]) -> dict[str, li
     return fed
 
 
-if __name__ == "__main__":
-    shutil.rmtree(VECTORS, ignore_errors=True)
-    VECTORS.mkdir(parents=True)
-    vectors(VECTORS)
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write what the Swift package must agree with.")
+    parser.add_argument("--train", action="store_true", help="make the small tokenizers anew")
+    train = parser.parse_args().train
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "Vectors"
+        folder.mkdir()
+        if train:
+            train_tokenizers(folder)
+        else:
+            copy_tokenizers(VECTORS, folder)
+        write_vectors(folder)
+        shutil.rmtree(VECTORS, ignore_errors=True)
+        shutil.copytree(folder, VECTORS)
     print(f"written: {VECTORS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 SIZES = {"bert": 500, "mpnet": 300, "roberta": 500, "albert": 500, "unigram": 300}
 RULES = {
@@ -36,7 +36,7 @@ def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
     made: dict[str, Any] = {
         "bert": BertTokenizer(),
         "mpnet": MPNetTokenizer(vocab=specials),
-        "roberta": RobertaTokenizer(),
+        "roberta": RobertaTokenizer(mask_token=AddedToken("<mask>", lstrip=True)),  # as roberta-base has it
         "albert": albert,
     }
     words = list(texts)

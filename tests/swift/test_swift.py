@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_vectors import ROOT, VECTORS, vectors_of_tokenizers
-from small_tokenizers import SIZES
+from make_vectors import ROOT, VECTORS, copy_tokenizers, write_vectors
 
 SOURCES = [
     ROOT / "Package.swift",
@@ -22,9 +21,8 @@ SOURCES = [
 def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written anew, from the committed tokenizers: training them again could differ with the library's version."""
     folder = tmp_path_factory.mktemp("vectors")
-    for kind in SIZES:
-        (folder / f"{kind}.json").write_bytes((VECTORS / f"{kind}.json").read_bytes())
-    vectors_of_tokenizers(folder)
+    copy_tokenizers(VECTORS, folder)
+    write_vectors(folder)
     return folder
 
 
