@@ -15,34 +15,28 @@ final class BundleTests: XCTestCase {
     }
 
     func testAManifestThatItCannotRunIsRefused() throws {
-        for (old, new, told) in [
-            ("\"schema_version\": 1", "\"schema_version\": 2", "is newer than 1"),
-            ("\"schema_version\": 1", "\"schema_version\": 1, \"colour\": 3", "unknown key 'colour'"),
-            ("\"criterion\": \"confidence\"", "\"criterion\": \"luck\"", "luck"),
-            ("\"layer\": 3,", "\"layer\": 3, \"repeat\": 2,", "segments[3]: repeat is 2"),
-            ("\"layer\": 3,", "\"layer\": 2,", "do not fit a model of 6 layers"),
-            ("\"layer\": 3,", "\"layer\": 7,", "do not fit a model of 6 layers"),
-            ("\"layer\": 0,", "\"layer\": 1,", "do not fit a model of 6 layers"),
-            ("\"layers\": 6", "\"layers\": 7", "do not fit a model of 7 layers"),
-        ] {
-            assertFails(try manifest { $0.replacing(old, by: new) }, told)
+        assertFails(try manifest { $0["schema_version"] = 2 }, "is newer than 1")
+        assertFails(try manifest { $0["schema_version"] = nil }, "no schema_version")
+        assertFails(try manifest { $0["colour"] = 3 }, "unknown key 'colour'")
+        assertFails(try manifest { $0["target"] = nil }, "key 'target' is missing")
+        assertFails(try manifest(policy: ["criterion": "luck"]), "unknown exit criterion 'luck'")
+        assertFails(try manifest(policy: ["temperatures": [1, 1, 1, 1, 1, 0]]), "temperatures must be finite")
+        assertFails(try manifest(segment: 3, ["repeat": 2]), "segments[3]: repeat is 2")
+        for (segment, layer) in [(3, 2), (3, 7), (0, 1), (6, 5)] {
+            assertFails(try manifest(segment: segment, ["layer": layer]), "do not fit a model of 6 layers")
         }
     }
 
     func testWhatANewerExportMayAddIsTaken() throws {
-        let manifest = try manifest { text in
-            text.replacing("\"threads\": null,", by: "").replacing("\"scores\": null,", by: "")
-                .replacing("\"repeat\": 1,", by: "")
-                .replacing(
-                    "\"schema_version\": 1,", by: "\"schema_version\": 1, \"threads\": 2, \"scores\": {\"bundle\": [0.5]},")
-                .replacing("\"layer\": 3,", by: "\"layer\": 3, \"repeat\": 1,")
-        }
-        XCTAssertEqual(manifest.exits, [1, 2, 3, 4, 5, 6])
+        XCTAssertEqual(try manifest(segment: 3, ["repeat": 1]).exits, [1, 2, 3, 4, 5, 6])
+        XCTAssertNoThrow(try manifest { $0["threads"] = 2 })
+        XCTAssertNoThrow(try manifest { $0["scores"] = ["bundle": [0.5]] })
         XCTAssertNoThrow(
-            try self.manifest { text in
-                text.replacing("\"threads\": null,", by: "").replacing("\"scores\": null,", by: "")
-                    .replacing("\"schema_version\": 1,", by: "\"schema_version\": 1, \"threads\": null, \"scores\": null,")
+            try manifest {
+                $0["threads"] = NSNull()
+                $0["scores"] = NSNull()
             })
+        assertFails(try manifest { $0["threads"] = "two" }, "threads: found what does not belong there")
     }
 
     func testExitsAreWhereTheSegmentsEnd() throws {
@@ -50,16 +44,27 @@ final class BundleTests: XCTestCase {
         XCTAssertEqual(try ModelBundle(at: bundleFolder("one_exit")).manifest.exits, [6])
     }
 
-    private func manifest(_ change: (String) -> String) throws -> Manifest {
-        let text = try String(contentsOf: Vectors.url("models/confidence/manifest.json"), encoding: .utf8)
-        let changed = change(text)
-        XCTAssertNotEqual(changed, text)
-        return try Manifest(JSON.parse(Array(changed.utf8)), at: "manifest.json")
+    /// The manifest of a bundle, changed.
+    private func manifest(_ change: (inout [String: Any]) -> Void) throws -> Manifest {
+        let data = try Data(contentsOf: Vectors.url("models/confidence/manifest.json"))
+        var members = try XCTUnwrap(JSONSerialization.jsonObject(with: data) as? [String: Any])
+        change(&members)
+        let changed = try JSONSerialization.data(withJSONObject: members)
+        return try Manifest(JSON.parse([UInt8](changed)), at: "manifest.json")
     }
-}
 
-extension String {
-    fileprivate func replacing(_ old: String, by new: String) -> String {
-        replacingOccurrences(of: old, with: new)
+    private func manifest(policy change: [String: Any]) throws -> Manifest {
+        try manifest { members in
+            let policy = members["policy"] as? [String: Any] ?? [:]
+            members["policy"] = policy.merging(change) { $1 }
+        }
+    }
+
+    private func manifest(segment: Int, _ change: [String: Any]) throws -> Manifest {
+        try manifest { members in
+            var segments = members["segments"] as? [[String: Any]] ?? []
+            segments[segment].merge(change) { $1 }
+            members["segments"] = segments
+        }
     }
 }
