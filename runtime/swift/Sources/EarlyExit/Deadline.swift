@@ -17,7 +17,7 @@ struct Deadline: StopRule {
     private let ahead: [Int: Int]
 
     /// `exits`: the layers that have one. `end` and `clock` are in seconds.
-    init(policy: ExitPolicy, exits: [Int], end: Double, clock: @escaping () -> Double = now) {
+    init(policy: ExitPolicy, exits: [Int], end: Double, clock: @escaping () -> Double) {
         self.policy = policy
         self.end = end
         self.clock = clock
@@ -45,6 +45,7 @@ struct Deadline: StopRule {
 }
 
 /// Seconds on a clock that never jumps.
+@Sendable
 func now() -> Double {
     Double(DispatchTime.now().uptimeNanoseconds) / 1e9
 }

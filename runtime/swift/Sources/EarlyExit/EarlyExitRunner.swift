@@ -24,13 +24,20 @@ public struct Answer: Equatable, Sendable {
 ///     try runner.predict("turn the kitchen lights off").label
 public final class EarlyExitRunner: Sendable {
     public let bundle: ModelBundle
-    private let tokenizer: Tokenizer
     let executor: any SegmentExecutor
+    private let tokenizer: Tokenizer
+    private let clock: @Sendable () -> Double
 
     /// Ties a bundle to whatever runs its segments; apps call `load`.
-    public init(bundle: ModelBundle, executor: any SegmentExecutor) throws {
+    public convenience init(bundle: ModelBundle, executor: any SegmentExecutor) throws {
+        try self.init(bundle: bundle, executor: executor, clock: now)
+    }
+
+    /// `clock` is in seconds.
+    init(bundle: ModelBundle, executor: any SegmentExecutor, clock: @escaping @Sendable () -> Double) throws {
         self.bundle = bundle
         self.executor = executor
+        self.clock = clock
         tokenizer = try bundle.readTokenizer()
     }
 
@@ -73,7 +80,7 @@ public final class EarlyExitRunner: Sendable {
     ///
     /// Throws for an empty text, here and not at the first iteration.
     public func stream(_ text: String, _ pair: String? = nil) throws -> AsyncThrowingStream<Answer, Error> {
-        let start = now()
+        let start = clock()
         let tokens = try encode(text, pair, named: "the text")
         let (policy, exits) = (manifest.policy, manifest.exits)
         var loop: ExitLoop?
@@ -113,7 +120,7 @@ public final class EarlyExitRunner: Sendable {
     }
 
     private func answers(_ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?) throws -> [Answer] {
-        let start = now()
+        let start = clock()
         guard !texts.isEmpty else { throw EarlyExitError.input("the batch is empty: give at least one text") }
         let (policy, exits) = (try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy, manifest.exits)
         let end = try deadlineMs.map { try Deadline.end(of: $0, start: start) }
@@ -123,9 +130,9 @@ public final class EarlyExitRunner: Sendable {
         return try rows.enumerated().map { row, tokens in
             var rule: any StopRule = policy
             if let end {
-                let begin = now()
+                let begin = clock()
                 let share = (end - begin) / Double(rows.count - row)
-                rule = Deadline(policy: policy, exits: exits, end: begin + share)
+                rule = Deadline(policy: policy, exits: exits, end: begin + share, clock: clock)
             }
             var loop = try ExitLoop(executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule)
             while let step = try loop.next() {
@@ -163,7 +170,7 @@ public final class EarlyExitRunner: Sendable {
             scores: named,
             exitLayer: step.layer,
             certainty: step.certainty,
-            latencyMs: 1e3 * (now() - start),
+            latencyMs: 1e3 * (clock() - start),
             truncated: tokens.truncated)
     }
 }
