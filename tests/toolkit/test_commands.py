@@ -73,7 +73,40 @@ def test_eval_writes_scores_and_tables(copy: Path, data_folder: Path, capsys: py
     assert {"predictions.npz", "eval.json", "eval.md"} <= written
     data = json.loads((copy / "eval-dev" / "eval.json").read_text(encoding="utf-8"))
     assert (data["criterion"], data["examples"]) == ("lte", 48)
-    assert "accuracy on 48 examples" in capsys.readouterr().out
+    assert list(data["curves"]) == ["confidence", "entropy", "lte", "patience"]
+    out = capsys.readouterr().out
+    assert "accuracy on 48 examples" in out
+    assert "| patience " in out
+
+
+def test_eval_of_another_file_keeps_the_dev_results(copy: Path, data_folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copy(data_folder / "dev.tsv", tmp_path / "test.tsv"))
+    assert run("eval", copy, "--data", other, "--quiet") == 0
+    assert [path.name for path in copy.glob("eval-*")] == ["eval-test"]
+
+
+def test_eval_of_mnli_is_of_both_its_dev_splits(copy: Path, data_folder: Path, tmp_path: Path) -> None:
+    for name in ("dev_matched", "dev_mismatched"):
+        shutil.copy(data_folder / "dev.tsv", tmp_path / f"{name}.tsv")
+    assert run("eval", copy, "--data", tmp_path, "--quiet") == 0
+    assert sorted(path.name for path in copy.glob("eval-*")) == ["eval-dev_matched", "eval-dev_mismatched"]
+    assert run("eval", copy, "--data", tmp_path, "--output", tmp_path / "out", "--quiet") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dev_matched", "dev_mismatched"]
+    assert run("eval", copy, "--data", tmp_path, "--split", "dev_mismatched", "--output", tmp_path / "one") == 0
+    assert (tmp_path / "one" / "eval.json").is_file()
+
+
+def test_eval_leaves_out_bad_rows_when_asked_to(
+    copy: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "dev.tsv"
+    bad.write_text((data_folder / "dev.tsv").read_text(encoding="utf-8") + "half\n", encoding="utf-8")
+    assert run("eval", copy, "--data", bad, "--quiet") == 2
+    assert "line 50: 1 columns where the header has 2" in one_line(capsys)
+    assert run("eval", copy, "--data", bad, "--skip-bad-rows", "--quiet") == 0
+    said = capsys.readouterr()
+    assert "left out 1 bad row of" in said.err
+    assert "accuracy on 48 examples" in said.out
 
 
 def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +116,33 @@ def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pyte
     policy = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["policy"]
     assert policy["criterion"] == "entropy"
     assert "entropy threshold" in capsys.readouterr().out
+
+
+def test_calibrate_takes_a_risk(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("calibrate", copy, "--data", data_folder, "--risk", 0.4, "--delta", 0.2, "--quiet") == 0
+    record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
+    assert record["asked"] == {"risk": 0.4, "delta": 0.2}
+    assert "by at most 0.4 on average, with probability 0.8" in capsys.readouterr().out
+
+
+def test_calibrate_takes_a_budget_from_a_bench(
+    copy: Path, bundle: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--queries", 1, "--seconds", 0, "--thresholds", 2, "--threads", 1, "--quiet"]
+    assert run("bench", bundle, "--output", tmp_path, *quick) == 0
+    path = tmp_path / "bench.json"
+    bench = json.loads(path.read_text(encoding="utf-8"))
+    bench["line"] = {"intercept_ms": 1.0, "ms_per_layer": 2.0, "r_squared": 1.0}  # so tiny a model is all noise
+    path.write_text(json.dumps(bench), encoding="utf-8")
+    budget = ["--budget-ms", 5.5, "--bench", path, "--quiet"]
+    assert run("calibrate", copy, "--data", data_folder, *budget) == 0
+    record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
+    assert record["asked"]["budget_ms"] == 5.5
+    assert record["average_exit_layer"] <= 2.25
+    assert "within 5.5 ms on average, by 1 ms + 2 ms per layer" in capsys.readouterr().out
+    assert run("export", copy, "--target", "onnxruntime", "--output", tmp_path / "b", "--quiet") == 0
+    assert run("inspect", tmp_path / "b") == 0
+    assert "within 5.5 ms on average" in capsys.readouterr().out
 
 
 def test_export_writes_a_bundle_beside_the_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +276,22 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "a batch of none": (["eval", "CHECKPOINT", "--data", "DATA", "--batch-size", "0"], "--batch-size"),
     "an unknown criterion": (["eval", "CHECKPOINT", "--data", "DATA", "--criterion", "luck", "--quiet"], "'luck'"),
     "a share above one": (["calibrate", "CHECKPOINT", "--data", "DATA", "--keep", "1.5", "--quiet"], "--keep 1.5"),
+    "two rules at once": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--keep", "0.9", "--risk", "0.1"],
+        "--keep and --risk exclude each other",
+    ),
+    "a probability without a risk": (["calibrate", "CHECKPOINT", "--data", "DATA", "--delta", "0.1"], "--delta goes"),
+    "a budget without a bench": (["calibrate", "CHECKPOINT", "--data", "DATA", "--budget-ms", "5"], "needs --bench"),
+    "a bench without a budget": (["calibrate", "CHECKPOINT", "--data", "DATA", "--bench", "b.json"], "--bench goes"),
+    "a bench that is not there": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--budget-ms", "5", "--bench", "b.json"],
+        "no bench at b.json",
+    ),
+    "a risk above one": (["calibrate", "CHECKPOINT", "--data", "DATA", "--risk", "1.5"], "--risk 1.5 is out of range"),
+    "too few examples for a risk": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--risk", "0.01", "--quiet"],
+        "needs at least 299 examples",
+    ),
     "the training file": (["calibrate", "CHECKPOINT", "--data", "DATA", "--split", "train"], "was trained on"),
     "a model folder that is not there": (
         ["train", "--model", "./none", "--task", "custom", "--data", "DATA", "--output", "O"],

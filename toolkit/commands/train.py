@@ -85,7 +85,7 @@ def command(
 
     if task_name != "custom":
         task = get_task(task_name)
-    data = data_for(task_name, data)
+    data = data_for(task_name, data, "train")
     if task_name == "custom":
         task = custom_task(
             data, text_columns or ("text",), label_column or "label", regression=regression, metric=metric
