@@ -31,7 +31,8 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     from runtime.bench import bench, write_result
     from toolkit.report import write_report
     from train.calibration import calibrate
-    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.fine_tuning import fine_tune
+    from train.options import TrainingOptions
     from train.rules import Keep
     from train.tasks import custom_task
 

@@ -257,7 +257,7 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "a missing option": (["train", "--task", "rte"], "--model"),
     "an unknown strategy": (
         ["train", "--model", "M", "--task", "custom", "--data", "DATA", "--output", "O", "--strategy", "luck"],
-        "unknown strategy 'luck'",
+        "unknown --strategy 'luck'",
     ),
     "an unknown exit head": (
         ["train", "--model", "MODEL", "--task", "custom", "--data", "DATA", "--output", "O", "--exit-head", "deep"],

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from runtime.errors import BerxitError, InputError
-from train import fine_tuning
+from train import fine_tuning, trainer
 from train.checkpoint import load_checkpoint
 from train.encoding import EncodedExamples
-from train.fine_tuning import ByLength, MultiExitTrainer, TrainingOptions, fine_tune, start_model, training_arguments
+from train.fine_tuning import fine_tune, start_model
 from train.objectives import Alternating, Raw
+from train.options import TrainingOptions
 from train.tasks import Task, custom_task
+from train.trainer import ByLength, MultiExitTrainer, training_arguments
 
 
 @pytest.fixture
@@ -188,7 +190,7 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strategy": "guess"}, "unknown strategy 'guess': choose one of raw, joint"),
+        ({"strategy": "guess"}, "unknown --strategy 'guess': choose one of raw, joint"),
         ({"epochs": 0}, "--epochs is 0: it must be above 0"),
         ({"max_steps": -1}, "--max-steps is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),
@@ -196,7 +198,7 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"head_learning_rate": 0.0}, r"--head-learning-rate is 0\.0"),
         ({"limit_train": 0}, "--limit-train is 0"),
-        ({"max_length": 3}, "--max-length is 3: too short"),
+        ({"max_length": 3}, "--max-length is 3: it must be 4 or more"),
         ({"seed": -1}, "--seed is -1"),
         ({"exit_head": "deep"}, "deep.*choose one of linear, pooler"),
         ({"pooling": "max"}, "max.*choose one of first, mean"),
@@ -286,7 +288,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 def test_a_run_interrupted_within_an_epoch_goes_on_to_the_same_weights(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    monkeypatch.setattr(fine_tuning, "SAVE_EVERY", 1)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
     whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True) / "model.safetensors")
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output", step=step)
     saved = [path.name for path in (tmp_path / ".output.training" / "stage-1").glob("checkpoint-*")]
@@ -378,7 +380,7 @@ def test_an_interrupted_run_with_other_options_is_not_mixed(
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
     other = replace(options, seed=1)
-    with pytest.raises(InputError, match="interrupted run with other options: --force drops it"):
+    with pytest.raises(InputError, match="interrupted run with other options or data: --force drops it"):
         fine_tune(task, data_folder, other, tmp_path / "output", quiet=True)
     fine_tune(task, data_folder, other, tmp_path / "output", quiet=True, force=True)
     record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from runtime.examples import Examples, find_split
 from runtime.progress import Progress, silent
 from train.checkpoint import load_checkpoint, read_config, read_record
 from train.evaluation import Predictions, best_device, layer_scores, predict
-from train.fine_tuning import TrainingOptions
+from train.options import TrainingOptions
 from train.tasks import task_of
 
 DEFAULTS = {field.name: field.default for field in fields(TrainingOptions) if field.name != "model"}
