@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -369,6 +374,101 @@ def test_a_failure_is_one_line_and_status_1(
     assert status_of(berxit, [str(places.get(argument, argument)) for argument in arguments]) == 1
     assert message in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+BAD_ROWS: dict[str, tuple[bytes, str]] = {
+    "a ragged row": (b"the cat\tcat\tcat\n", "line 98: 3 columns where the header has 2. Mend or delete it"),
+    "no UTF-8": (b"the caf\xe9\tcat\n", "line 98: not UTF-8"),
+    "an empty text": (b"\tcat\n", "line 98: column 'text' is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_one_line_and_leaves_nothing(
+    name: str,
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row, message = BAD_ROWS[name]
+    (tmp_path / "train.tsv").write_bytes((data_folder / "train.tsv").read_bytes() + row)
+    assert run("train", *train_arguments(backbone_folders["bert"], tmp_path, tmp_path / "checkpoint")) == 2
+    assert message in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]
+
+
+def test_a_loss_that_is_not_a_number_is_one_line_and_status_1(
+    backbone_folders: dict[str, Path], data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = train_arguments(backbone_folders["bert"], data_folder, tmp_path / "checkpoint")
+    assert run("train", *arguments, "--learning-rate", 1e30, "--max-steps", 10) == 1
+    assert "the loss is nan at step 10: lower --learning-rate" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from train.objectives import Alternating
+
+    arguments = [*train_arguments(backbone_folders["bert"], data_folder, tmp_path / "checkpoint"), "--max-steps", 10]
+    steps: list[int] = []
+    combine = Alternating.combine
+
+    def interrupted(self: Alternating, step: int, losses: Any) -> Any:
+        steps.append(step)
+        if len(steps) == 7:  # in the second of three epochs
+            os.kill(os.getpid(), signal.SIGINT)
+        return combine(self, step, losses)
+
+    monkeypatch.setattr(Alternating, "combine", interrupted)
+    assert run("train", *arguments) == 130
+    assert "interrupted: nothing half-written was left. The same command" in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [".checkpoint.training"]
+    assert run("train", *arguments) == 0
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 9, 10]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    record = json.loads((tmp_path / "checkpoint" / "training.json").read_text(encoding="utf-8"))
+    assert record["steps"] == 10
+
+
+def test_nothing_is_fetched_before_the_options_are_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("train.hub.fetch", lambda *_: pytest.fail("fetched"))
+    arguments = ["--model", "M", "--task", "rte", "--quiet"]
+    assert run("train", *arguments, "--output", tmp_path / "o", "--epochs", 0) == 2
+    assert "--epochs is 0" in one_line(capsys)
+    assert run("train", *arguments, "--output", tmp_path) == 2
+    assert "is there already" in one_line(capsys)
+
+
+def test_of_a_machines_processes_one_fetches_while_the_others_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    class Processes:
+        is_main_process = True
+
+        @contextmanager
+        def local_main_process_first(self) -> Iterator[None]:
+            done.append("others wait")
+            yield
+            done.append("others go on")
+
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("train.trainer.processes_here", Processes)
+    monkeypatch.setattr("train.hub.fetch", lambda task, split: done.append(f"fetch {task} {split}") or tmp_path)
+    monkeypatch.setattr("train.fine_tuning.fine_tune", lambda task, data, *_, **__: done.append("train"))
+    assert run("train", "--model", "M", "--task", "rte", "--output", tmp_path / "o") == 0
+    assert done == ["others wait", "fetch rte train", "others go on", "train"]
 
 
 def test_debug_shows_where_it_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,10 +177,24 @@ def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_probe(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
-    assert run("probe", make("joint"), "--data", data["classes"], "--output", tmp_path) == 0
+    path = make("joint")
+    assert run("probe", path, "--data", data["classes"], "--output", tmp_path) == 0
     (entry,) = written(tmp_path, "probe-pairs")["runs"]
-    counts = [entry["predicted"][name]["examples"] for name in ("other", "same")]
-    assert np.sum(counts, axis=0).tolist() == [48, 48, 48]
+    stored = Request([path], tmp_path, data["classes"])
+    (one,) = stored.models["bert-tiny"]
+    overlap = bleu_scores(stored.examples(one).texts)
+    powers = np.exp(one.predictions.logits.astype(np.float64))
+    confidence, answers = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.answers()
+    seen = 0
+    for number, name in enumerate(("other", "same")):
+        for layer in range(3):
+            rows = answers[:, layer] == number
+            assert entry["predicted"][name]["examples"][layer] == rows.sum()
+            expected = np.corrcoef(overlap[rows], confidence[rows, layer])[0, 1] if rows.sum() >= 10 else None
+            assert entry["predicted"][name]["correlation"][layer] == pytest.approx(expected, abs=1e-5)
+            seen += expected is not None
+    assert seen >= 3
+    assert entry["relative"] == pytest.approx([100 * score / one.full_depth for score in one.layer_scores])
 
 
 def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
@@ -188,7 +202,12 @@ def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     assert run("limit", *paths, "--data", data["classes"], "--output", tmp_path) == 0
     (line,) = written(tmp_path, "limit-pairs")["limit"]
     assert (line["model"], line["layers"]) == ("bert-tiny", [1, 2, 3])
-    assert all(0 <= score <= 1 for score in line["scores"])
+    stored = Request(paths, tmp_path, data["classes"])
+    assert line["scores"] == [stored.run(path).full_depth for path in paths[:3]]
+    report = (tmp_path / "limit-pairs.md").read_text(encoding="utf-8")
+    others = [f"{score:.4f}" for score in stored.run(paths[3]).layer_scores]
+    row = next(line for line in report.splitlines() if line.startswith("| bert-tiny, alternating, exit there"))
+    assert [cell.strip() for cell in row.split("|")[2:5]] == others
 
 
 def test_runtime(bundle: Path, data_folder: Path, tmp_path: Path) -> None:
