@@ -74,6 +74,7 @@ def fine_tune(
         one_of_many(processes.num_processes, report)
         state.prepare(run_key(task, options, train_file, processes.num_processes), force)
     processes.wait_for_everyone()
+    state.check_shared()
     progress = progress_bar("tokenising", quiet or not first)
     dataset = EncodedExamples(examples, tokenizer, options.max_length, progress)
     results = []

@@ -60,6 +60,13 @@ class RunState:
         self.folder.mkdir(parents=True)
         write_json(key, marker)
 
+    def check_shared(self) -> None:
+        """Raises BerxitError where this process cannot see what the first one has prepared."""
+        if not (self.folder / "run.json").is_file():
+            raise BerxitError(
+                f"{self.folder} is not to be seen from here: several machines need an --output that all of them share"
+            )
+
     def stage(self, number: int) -> Path:
         return self.folder / f"stage-{number}"
 

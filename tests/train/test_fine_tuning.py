@@ -335,6 +335,14 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
     assert kept.last_checkpoint(1) is not None
 
 
+def test_machines_that_share_no_output_are_told_so(tmp_path: Path) -> None:
+    state = RunState.beside(tmp_path / "output")
+    with pytest.raises(BerxitError, match="several machines need an --output that all of them share"):
+        state.check_shared()
+    state.prepare({"seed": 1}, force=False)
+    state.check_shared()
+
+
 def test_seconds_count_over_an_interruption(tmp_path: Path) -> None:
     write_json({"seconds": 100.0}, tmp_path / "seconds.json")
     assert 100 <= Stopwatch(str(tmp_path)).seconds < 101
