@@ -75,8 +75,7 @@ def fine_tune(
         state.prepare(run_key(task, options, train_file, processes.num_processes), force)
     processes.wait_for_everyone()
     state.check_shared()
-    progress = progress_bar("tokenising", quiet or not first)
-    dataset = EncodedExamples(examples, tokenizer, options.max_length, progress)
+    dataset = EncodedExamples(examples, tokenizer, options.max_length, progress_bar("tokenising", quiet or not first))
     results = []
     for number, objective in enumerate(stages, start=1):
         result = state.finished(number, model)  # an interrupted run had this stage behind it
@@ -90,17 +89,7 @@ def fine_tune(
             processes.wait_for_everyone()
         results.append(result)
     if first:
-        record = TrainingRecord(
-            options=asdict(options),
-            train_file=str(train_file),
-            train_sha256=sha256(train_file),
-            train_examples=len(examples),
-            steps=sum(result.steps for result in results),
-            seconds=round(sum(result.seconds for result in results), 1),
-            loss=results[-1].loss,
-            device=str(model.device),
-            versions={name: version(name) for name in ("torch", "transformers")},
-        )
+        record = record_of(options, train_file, len(examples), results, str(model.device))
         with write_whole(output, force=force) as folder:
             save_checkpoint(folder, model, tokenizer, record, samples)
         state.drop()
@@ -165,6 +154,23 @@ def train_stage(trainer: MultiExitTrainer, state: RunState, number: int) -> Stag
         state.drop()
         raise
     return StageResult(found.global_step, stopwatch.seconds, last_epochs_loss(trainer))
+
+
+def record_of(
+    options: TrainingOptions, train_file: Path, examples: int, results: list[StageResult], device: str
+) -> TrainingRecord:
+    """How the checkpoint came about, over all stages."""
+    return TrainingRecord(
+        options=asdict(options),
+        train_file=str(train_file),
+        train_sha256=sha256(train_file),
+        train_examples=examples,
+        steps=sum(result.steps for result in results),
+        seconds=round(sum(result.seconds for result in results), 1),
+        loss=results[-1].loss,
+        device=device,
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )
 
 
 def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
