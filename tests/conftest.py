@@ -116,6 +116,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
     """A tiny BERT fine-tuned with Alternating and LTE on ``data_folder``, calibrated. Copy it before changing it."""
     from train.calibration import calibrate
     from train.fine_tuning import TrainingOptions, fine_tune
+    from train.rules import Keep
     from train.tasks import custom_task
 
     output = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
@@ -123,7 +124,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
         str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
     )
     fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output, quiet=True)
-    calibrate(output, data_folder, criterion="confidence", keep=0.9)
+    calibrate(output, data_folder, criterion="confidence", rule=Keep(0.9))
     return output
 
 

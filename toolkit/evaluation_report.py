@@ -1,23 +1,37 @@
-"""What berxit-eval shows: the score of every exit, and the trade-off curve of a criterion."""
+"""What berxit-eval shows: the score of every exit, and the trade-off curve of every exit criterion."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 
 from runtime.errors import BerxitError
 from runtime.json_data import write_json
-from runtime.tables import markdown_table
+from runtime.tables import Table, markdown_table
+from train.curves import SAVED, Curve, area_above, curve_of
 from train.evaluation import (
     OperatingPoint,
     Predictions,
-    candidate_thresholds,
+    applicable_criteria,
     default_criterion,
     layer_scores,
-    trade_off,
+    operating_points,
 )
+from train.metrics import BESIDE
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A criterion's curve in a few numbers, relative to the last exit."""
+
+    relative_at_saved: dict[str, float | None]
+    """Share of saved layers -> relative score in percent, interpolated; None beyond the curve's ends."""
+    area_above: dict[str, float]
+    """Another criterion -> the area of this one's curve above that one's, in percent x layers."""
 
 
 @dataclass(frozen=True)
@@ -28,53 +42,131 @@ class Evaluation:
     examples: int
     layer_scores: tuple[float, ...]
     """(n,) the score when every example leaves at that layer."""
+    also: dict[str, tuple[float, ...]]
+    """The second score that GLUE reports beside the metric: its name -> (n,); empty where there is none."""
     criterion: str
-    curve: tuple[OperatingPoint, ...]
-    """Some 200 thresholds, from always to never stopping."""
+    """Whose thresholds the report lists."""
+    curves: dict[str, tuple[OperatingPoint, ...]]
+    """Criterion -> some 200 thresholds, from always to never stopping."""
+    summaries: dict[str, Summary]
+    """Criterion -> its curve in a few numbers; empty where the last exit's score is not above zero."""
+
+    @property
+    def curve(self) -> tuple[OperatingPoint, ...]:
+        return self.curves[self.criterion]
 
     def text(self) -> str:
-        """Both tables, as Markdown."""
-        full = self.layer_scores[-1]
-        layers = [
-            [str(layer), f"{score:.4f}", _relative(score, full)]
+        """All tables, as Markdown."""
+        parts = [
+            f"{self.metric} on {self.examples} examples; relative to the last exit",
+            markdown_table(*self._layers()),
+            markdown_table(*self._thresholds()),
+        ]
+        if self.summaries:
+            parts.append("relative score at equal saved layers; area of one curve above another, in percent x layers")
+            parts.append(markdown_table(*self._criteria()))
+        return "\n\n".join(parts)
+
+    def _layers(self) -> Table:
+        rows = [
+            [
+                str(layer),
+                f"{score:.4f}",
+                self._relative(score),
+                *(f"{also[layer - 1]:.4f}" for also in self.also.values()),
+            ]
             for layer, score in enumerate(self.layer_scores, start=1)
         ]
-        points = [
+        return Table(["exit layer", self.metric, "relative", *self.also], rows)
+
+    def _thresholds(self) -> Table:
+        rows = [
             [
                 f"{point.threshold:.4g}",
+                *([f"{point.tolerance:.3g}"] if self._searched else []),
                 f"{point.average_exit_layer:.2f}",
                 f"{point.saved_layers:.0%}",
                 f"{point.score:.4f}",
-                _relative(point.score, full),
+                self._relative(point.score),
             ]
             for point in self.spread(10)
         ]
-        return "\n\n".join(
+        columns = [f"{self.criterion} threshold", *(["tolerance"] if self._searched else [])]
+        return Table([*columns, "average exit layer", "saved layers", self.metric, "relative"], rows)
+
+    def _criteria(self) -> Table:
+        rows = [
             [
-                f"{self.metric} on {self.examples} examples; relative to the last exit",
-                markdown_table(["exit layer", self.metric, "relative"], layers),
-                markdown_table(
-                    [f"{self.criterion} threshold", "average exit layer", "saved layers", self.metric, "relative"],
-                    points,
-                ),
+                name,
+                *("-" if kept is None else f"{kept:.1f}%" for kept in summary.relative_at_saved.values()),
+                *("-" if other == name else f"{summary.area_above[other]:.2f}" for other in self.summaries),
             ]
-        )
+            for name, summary in self.summaries.items()
+        ]
+        saved = [f"at {share:.0%} saved" for share in SAVED]
+        return Table(["criterion", *saved, *(f"above {other}" for other in self.summaries)], rows)
+
+    def _relative(self, score: float) -> str:
+        full = self.layer_scores[-1]
+        return f"{score / full:.1%}" if full > 0 else "-"
 
     def spread(self, count: int) -> list[OperatingPoint]:
-        """Points of the curve whose average exit layers lie evenly, cheapest first."""
-        averages = np.array([point.average_exit_layer for point in self.curve])
+        """Points of the curve whose average exit layers lie evenly, cheapest first.
+
+        Where tolerances were searched, only of those points that no other beats at the same cost or less.
+        """
+        points = self.curve if not self._searched else _undominated(self.curve)
+        averages = np.array([point.average_exit_layer for point in points])
         wanted = np.linspace(averages.min(), averages.max(), count)
         chosen = {int(np.abs(averages - want).argmin()) for want in wanted}
-        return sorted((self.curve[i] for i in chosen), key=lambda point: point.average_exit_layer)
+        return sorted((points[i] for i in chosen), key=lambda point: point.average_exit_layer)
+
+    @property
+    def _searched(self) -> bool:
+        """Whether points of the curve differ in their tolerance, too: patience on regression."""
+        return len({point.tolerance for point in self.curve}) > 1
 
 
 def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluation:
-    """Everything from one stored pass."""
+    """Everything from one stored pass. Raises InputError for a ``criterion`` that cannot work on this model."""
     criterion = criterion or default_criterion(predictions)
-    curve = trade_off(predictions, criterion, candidate_thresholds(predictions, criterion))
+    names = applicable_criteria(predictions)
+    if criterion not in names:
+        operating_points(predictions, criterion)  # says why
+    points = {name: operating_points(predictions, name) for name in names}
+    scores = layer_scores(predictions)
+    curves = {name: curve_of(found, len(scores)) for name, found in points.items()}
+    also = [BESIDE[predictions.metric]] if predictions.metric in BESIDE else []
     return Evaluation(
-        predictions.metric, len(predictions.labels), tuple(layer_scores(predictions)), criterion, tuple(curve)
+        metric=predictions.metric,
+        examples=len(predictions.labels),
+        layer_scores=tuple(scores),
+        also={name: tuple(layer_scores(predictions, name)) for name in also},
+        criterion=criterion,
+        curves={name: tuple(found) for name, found in points.items()},
+        summaries=_summaries(curves, scores[-1]) if scores[-1] > 0 else {},
     )
+
+
+def _summaries(curves: dict[str, Curve], full: float) -> dict[str, Summary]:
+    relative = {name: curve.relative_to(full) for name, curve in curves.items()}
+    areas = {(a, b): area_above(relative[a], relative[b]).area for a, b in permutations(relative, 2)}
+    return {
+        name: Summary(
+            relative_at_saved={f"{share:g}": curve.at_saved(share) for share in SAVED},
+            area_above={b: area for (a, b), area in areas.items() if a == name},
+        )
+        for name, curve in relative.items()
+    }
+
+
+def _undominated(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+    """Cheapest first; each better than all before it."""
+    best: list[OperatingPoint] = []
+    for point in sorted(points, key=lambda point: (point.average_exit_layer, -point.score)):
+        if not best or point.score > best[-1].score:
+            best.append(point)
+    return best
 
 
 def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: Path) -> list[Path]:
@@ -95,7 +187,3 @@ def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: P
         if error.name != "matplotlib":
             raise
     return files
-
-
-def _relative(score: float, full: float) -> str:
-    return f"{score / full:.1%}" if full > 0 else "-"

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
 """Every input at the same layer; a criterion's thresholds; the calibrated policy."""
 
+CRITERIA = {
+    "confidence": ("#0072B2", "-"),
+    "entropy": ("#E69F00", "--"),
+    "lte": ("#009E73", "-."),
+    "patience": ("#CC79A7", ":"),
+}
+"""Exit criterion -> colour and dashes."""
+
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -82,15 +90,18 @@ def _score_panel(axes: Axes, result: BenchResult) -> None:
 
 
 def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
-    """Score against average exit layer: exit by exit, and along the criterion's thresholds."""
+    """Score against average exit layer: exit by exit, and along the thresholds of every criterion."""
+    from train.curves import curve_of  # brings torch, which a device that draws a bench does not have
+
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.8))
         layers = range(1, len(evaluation.layer_scores) + 1)
         axes.plot(
             layers, evaluation.layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples leave at one layer"
         )
-        points = sorted((p.average_exit_layer, p.score) for p in evaluation.curve)
-        axes.plot(*zip(*points, strict=True), "-", color=CURVE, lw=1.2, label=f"{evaluation.criterion} thresholds")
+        for name, points in evaluation.curves.items():
+            curve = curve_of(points, len(layers))
+            axes.plot(curve.layers, curve.scores, color=CRITERIA[name][0], ls=CRITERIA[name][1], lw=1.2, label=name)
         axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
         axes.legend(loc="lower right")
         return _save(figure, path)

@@ -31,7 +31,9 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     from runtime.bench import bench, write_result
     from toolkit.report import write_report
     from train.calibration import calibrate
-    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.fine_tuning import fine_tune
+    from train.options import TrainingOptions
+    from train.rules import Keep
     from train.tasks import custom_task
 
     start = time.monotonic()
@@ -50,7 +52,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
         )
         fine_tune(task, SAMPLE, options, checkpoint, force=True)
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):
-        chosen = calibrate(checkpoint, SAMPLE, keep=keep, progress=progress_bar("calibrating"))
+        chosen = calibrate(checkpoint, SAMPLE, rule=Keep(keep), progress=progress_bar("calibrating"))
         click.echo(chosen.summary())
     with _step(3, "export: one ONNX file per layer, every exit checked against the checkpoint"):
         export(checkpoint, "onnxruntime", bundle, force=True, progress=progress_bar("exporting"), report=click.echo)

@@ -1,8 +1,8 @@
-"""Chooses the threshold: the cheapest that keeps what the user asked for, on data that training has not seen."""
+"""Chooses the threshold by a rule, on data that training has not seen, and writes it with how it was chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,15 +13,8 @@ from runtime.json_data import parse, read_json, write_json
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from train.checkpoint import load_checkpoint, read_record
-from train.evaluation import (
-    OperatingPoint,
-    Predictions,
-    candidate_thresholds,
-    default_criterion,
-    layer_scores,
-    predict,
-    trade_off,
-)
+from train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
+from train.rules import Keep, Rule
 from train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
@@ -36,7 +29,7 @@ class Calibration:
 
     criterion: str
     rule: str
-    """What was asked for, in words: "keep 99% of the last exit's f1"."""
+    """What was asked for, in words: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
     data: str
     data_sha256: str
     examples: int
@@ -50,8 +43,8 @@ class Calibration:
     histogram: tuple[int, ...]
     """(n,) how many examples left at each layer."""
     threshold: float
-    keep: float
-    """The share of the last exit's score that was asked for."""
+    asked: Rule
+    """The same as ``rule``, in numbers."""
 
     def summary(self) -> str:
         return (
@@ -59,87 +52,6 @@ class Calibration:
             f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
             f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
         )
-
-
-def calibrate(
-    checkpoint: Path,
-    data: Path,
-    *,
-    split: str = "dev",
-    criterion: str | None = None,
-    keep: float = 0.99,
-    batch_size: int = 32,
-    progress: Progress = silent,
-) -> Calibration:
-    """Chooses the checkpoint's policy on a split of ``data`` and writes it beside the weights.
-
-    Raises InputError for the file that the checkpoint was trained on, or a criterion or share that cannot be.
-    """
-    path = find_split(data, split)
-    digest = sha256(path)
-    if digest == read_record(checkpoint).get("train_sha256"):
-        raise InputError(
-            f"{path} is what {checkpoint} was trained on: calibrate on data it has not seen, as --split dev"
-        )
-    model, tokenizer = load_checkpoint(checkpoint)
-    examples = task_of(model.config).read(path, split)
-    predictions = predict(model, tokenizer, examples, batch_size, progress)
-    chosen = choose(predictions, criterion or default_criterion(predictions), keep, str(path), digest)
-    predictions.save(checkpoint / PASS_FILE)
-    write_policy(checkpoint, chosen)
-    return chosen.calibration
-
-
-def choose(predictions: Predictions, criterion: str, keep: float, data: str, data_sha256: str) -> CalibratedPolicy:
-    """The policy on a stored pass over ``data``. Raises as ``keep_share`` does."""
-    policy, point = keep_share(predictions, criterion, keep)
-    calibration = Calibration(
-        criterion=policy.criterion,
-        rule=f"the cheapest threshold that keeps {keep:g} of the last exit's {predictions.metric}",
-        data=data,
-        data_sha256=data_sha256,
-        examples=len(predictions.labels),
-        metric=predictions.metric,
-        full_depth_score=layer_scores(predictions)[-1],
-        score=point.score,
-        average_exit_layer=point.average_exit_layer,
-        saved_layers=point.saved_layers,
-        histogram=point.histogram,
-        threshold=point.threshold,
-        keep=keep,
-    )
-    return CalibratedPolicy(policy, calibration)
-
-
-def choose_again(checkpoint: Path, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
-    """The same rule on the same data for a model that has only these exits. Raises BerxitError without the pass."""
-    path = checkpoint / PASS_FILE
-    if not path.is_file():
-        raise BerxitError(
-            f"{path} is not there, which fewer exits need for their threshold: run berxit-calibrate again"
-        )
-    c = calibration
-    return choose(Predictions.load(path).at_exits(exits), c.criterion, c.keep, c.data, c.data_sha256)
-
-
-def keep_share(predictions: Predictions, criterion: str, keep: float) -> tuple[ExitPolicy, OperatingPoint]:
-    """The cheapest threshold whose score is at least ``keep`` times the last exit's; never stopping always is one.
-
-    Raises InputError for a share outside (0, 1], or a criterion that cannot work here.
-    """
-    if not 0 < keep <= 1:
-        raise InputError(
-            f"--keep {keep} is out of range: the share of the last exit's score to keep is above 0, up to 1"
-        )
-    points = trade_off(predictions, criterion, candidate_thresholds(predictions, criterion))
-    full = points[-1].score  # the last candidate never stops early
-    good = [point for point in points if point.score >= keep * full]
-    if not good:  # only where the last exit's score is below zero, as a correlation can be
-        raise BerxitError(
-            f"the last exit's {predictions.metric} is {full:.3f} on this data: nothing to keep. Train longer"
-        )
-    best = min(good, key=lambda point: (point.average_exit_layer, -point.score))
-    return ExitPolicy.uniform(criterion, best.threshold, int(predictions.exit_layers[-1])), best
 
 
 @dataclass(frozen=True)
@@ -150,11 +62,88 @@ class CalibratedPolicy:
     calibration: Calibration
 
 
+def calibrate(
+    checkpoint: Path,
+    data: Path,
+    *,
+    split: str = "dev",
+    criterion: str | None = None,
+    rule: Rule = Keep(0.99),  # noqa: B008 - frozen
+    batch_size: int = 32,
+    skip_bad_rows: bool = False,
+    progress: Progress = silent,
+    report: Callable[[str], None] = lambda line: None,
+) -> Calibration:
+    """Chooses the checkpoint's policy on a split of ``data`` and writes it beside the weights.
+
+    ``report`` hears what was skipped. Raises InputError for the file that the checkpoint was trained on, or a criterion
+    or rule that cannot be met.
+    """
+    path = find_split(data, split)
+    digest = sha256(path)
+    if digest == read_record(checkpoint).get("train_sha256"):
+        raise InputError(
+            f"{path} is what {checkpoint} was trained on: calibrate on data it has not seen, as --split dev"
+        )
+    model, tokenizer = load_checkpoint(checkpoint, best_device())
+    examples = task_of(model.config).read(path, split, skip_bad_rows=skip_bad_rows)
+    if examples.skipped:
+        report(examples.skipped_line(path))
+    predictions = predict(model, tokenizer, examples, batch_size, progress)
+    chosen = choose(predictions, criterion or default_criterion(predictions), rule, str(path), digest)
+    predictions.save(checkpoint / PASS_FILE)
+    write_policy(checkpoint, chosen)
+    return chosen.calibration
+
+
+def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data_sha256: str) -> CalibratedPolicy:
+    """The policy that a rule chooses on a stored pass over ``data``. Raises as the rule's ``choose`` does."""
+    point = rule.choose(predictions, criterion)
+    calibration = Calibration(
+        criterion=criterion,
+        rule=rule.in_words(predictions.metric),
+        data=data,
+        data_sha256=data_sha256,
+        examples=len(predictions.labels),
+        metric=predictions.metric,
+        full_depth_score=layer_scores(predictions)[-1],
+        score=point.score,
+        average_exit_layer=point.average_exit_layer,
+        saved_layers=point.saved_layers,
+        histogram=point.histogram,
+        threshold=point.threshold,
+        asked=rule,
+    )
+    layers = int(predictions.exit_layers[-1])
+    return CalibratedPolicy(ExitPolicy.uniform(criterion, point.threshold, layers, point.tolerance), calibration)
+
+
+def choose_again(checkpoint: Path, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
+    """The same rule on the same data for a model that has only these exits. Raises BerxitError without the pass."""
+    path = checkpoint / PASS_FILE
+    if not path.is_file():
+        raise BerxitError(
+            f"{path} is not there, which fewer exits need for their threshold: run berxit-calibrate again"
+        )
+    c = calibration
+    return choose(Predictions.load(path).at_exits(exits), c.criterion, c.asked, c.data, c.data_sha256)
+
+
 def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
     write_json(asdict(chosen), checkpoint / POLICY_FILE)
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
-    """The checkpoint's policy and how it was chosen, or None where it was never calibrated."""
+    """The checkpoint's policy and how it was chosen, or None where it was never calibrated.
+
+    A record of before there were rules holds a bare ``keep``, which is one.
+    """
     path = checkpoint / POLICY_FILE
-    return parse(CalibratedPolicy, read_json(path), str(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    data = read_json(path)
+    record = data.get("calibration")
+    if isinstance(record, dict) and "keep" in record:
+        asked = {"keep": record["keep"]}
+        data["calibration"] = {**{name: record[name] for name in record if name != "keep"}, "asked": asked}
+    return parse(CalibratedPolicy, data, str(path))

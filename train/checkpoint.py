@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from runtime.errors import BerxitError, InputError
@@ -93,8 +94,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_checkpoint(folder: Path) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one."""
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer. Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one."""
     read_config(folder)
     try:
         model, loading = MultiExitModel.from_pretrained(str(folder), output_loading_info=True)
@@ -105,7 +106,7 @@ def load_checkpoint(folder: Path) -> tuple[MultiExitModel, PreTrainedTokenizerBa
         ) from error
     if loading["missing_keys"]:
         raise BerxitError(f"checkpoint {folder} lacks weights, the first is {sorted(loading['missing_keys'])[0]}")
-    return model.eval(), tokenizer
+    return model.eval().to(device), tokenizer
 
 
 def read_record(folder: Path) -> dict[str, Any]:

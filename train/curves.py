@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import BerxitError
-from train.evaluation import OperatingPoint
+from train.evaluation import OperatingPoint, Predictions, operating_points
+
+SAVED = (0.3, 0.5, 0.7)
+"""Shares of saved layers at which reports read a curve."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,21 @@ class Curve:
     def envelope(self) -> Curve:
         """The best that any point reaches at this cost or less."""
         return Curve(self.layers, np.maximum.accumulate(self.scores), self.depth)
+
+
+def criterion_curve(predictions: Predictions, criterion: str) -> Curve:
+    """The trade-off curve of a criterion, from a stored pass.
+
+    Patience on regression has two numbers to choose, patience and tolerance: its curve is the best that any pair
+    reaches at this cost or less, which favours patience. Raises InputError for a criterion that cannot work here.
+    """
+    return curve_of(operating_points(predictions, criterion), int(predictions.exit_layers[-1]))
+
+
+def curve_of(points: Sequence[OperatingPoint], depth: int) -> Curve:
+    """``criterion_curve``, through points that are there already."""
+    curve = Curve.of(points, depth)
+    return curve if len({point.tolerance for point in points}) == 1 else curve.envelope()
 
 
 def relative_score(score: npt.ArrayLike, reference: float) -> npt.NDArray:

@@ -13,11 +13,14 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from runtime.examples import Examples
-from runtime.policies import ExitPolicy, certainties, exit_layers, exit_layers_at
+from runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers, exit_layers_at
 from runtime.progress import Progress, silent
 from train.encoding import EncodedExamples
 from train.metrics import METRICS, scores
 from train.modeling import MultiExitModel
+
+TOLERANCE = 0.5
+"""Of patience on regression where nothing better was searched for: the policy's own default."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,36 @@ class Predictions:
         """(N, n) class numbers, or values for regression."""
         return self.logits[..., 0] if self.regression else self.logits.argmax(axis=-1)
 
-    def score(self, answers: npt.NDArray) -> float:
-        """The task's metric of answers (N,)."""
-        return METRICS[self.metric](answers, self.labels)
+    def score(self, answers: npt.NDArray, metric: str | None = None) -> float:
+        """The task's metric, or another, of answers (N,)."""
+        return METRICS[metric or self.metric](answers, self.labels)
 
     def save(self, path: Path) -> None:
+        """Whole or not at all: an interruption leaves what was there before."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         if self.lte is not None:
             arrays["lte"] = self.lte
         if self.ids is not None:
             arrays["ids"] = self.ids
-        np.savez_compressed(path, **arrays)
+        scratch = path.with_name(f".{path.stem}.partial.npz")
+        try:
+            np.savez_compressed(scratch, **arrays)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
         with np.load(path, allow_pickle=False) as file:
             lte, ids = (file[name] if name in file.files else None for name in ("lte", "ids"))
             return cls(file["logits"], lte, file["labels"], str(file["metric"]), ids)
+
+
+def best_device() -> torch.device:
+    """Where training and passes run: a GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 @torch.no_grad()
@@ -86,8 +102,8 @@ def predict(
     batch_size: int = 32,
     progress: Progress = silent,
 ) -> Predictions:
-    """Runs all layers on all examples once."""
-    encoded = EncodedExamples(examples, tokenizer, model.config.max_length)
+    """Runs all layers on all examples once, on the device where the model is."""
+    encoded = EncodedExamples(examples, tokenizer, model.config.max_length, progress)
     collate = DataCollatorWithPadding(tokenizer)
     model.eval()
     logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
@@ -106,10 +122,10 @@ def predict(
     return Predictions(logits, lte, examples.labels, model.config.metric, np.arange(len(examples)))
 
 
-def layer_scores(predictions: Predictions) -> list[float]:
-    """The score of each layer when all examples exit there: (n,)."""
+def layer_scores(predictions: Predictions, metric: str | None = None) -> list[float]:
+    """The score of each layer when all examples exit there, by the task's metric or another: (n,)."""
     answers = predictions.answers()
-    return [predictions.score(answers[:, layer]) for layer in range(predictions.layers)]
+    return [predictions.score(answers[:, layer], metric) for layer in range(predictions.layers)]
 
 
 def constant_score(predictions: Predictions) -> float:
@@ -136,6 +152,8 @@ class OperatingPoint:
     score: float
     histogram: tuple[int, ...]
     """How many examples left at each of the model's layers."""
+    tolerance: float = TOLERANCE
+    """Patience on regression: the largest difference that still counts as agreement, in label units."""
 
     @property
     def saved_layers(self) -> float:
@@ -158,28 +176,74 @@ def operating_point(
         float(layers.mean()),
         predictions.score(chosen),
         tuple(int(n) for n in histogram),
+        policy.tolerance,
     )
 
 
 def trade_off(
-    predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = 0.5
+    predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = TOLERANCE
 ) -> list[OperatingPoint]:
     """The curve of a criterion: one point per threshold, from the one stored pass, all of them at once.
 
     ``tolerance``: patience on regression. Raises InputError for a criterion or a threshold that cannot be.
     """
-    n = predictions.layers
-    policy = ExitPolicy.uniform(criterion, thresholds[0], n, tolerance)
-    policy.check(regression=predictions.regression, lte=predictions.lte is not None)
-    certainty = certainties(policy, predictions.logits, predictions.lte)
-    places = exit_layers_at(policy, certainty, [float(t) for t in thresholds])
-    chosen = predictions.answers()[np.arange(places.shape[1]), places - 1]
+    places = places_at(predictions, criterion, thresholds, tolerance)
+    chosen = answers_at(predictions, places)
     layers = predictions.exit_layers
     histograms = np.zeros((len(places), layers[-1]), dtype=np.int64)
-    histograms[:, layers - 1] = np.stack([(places == place).sum(axis=1) for place in range(1, n + 1)], axis=1)
+    counts = [(places == place).sum(axis=1) for place in range(1, predictions.layers + 1)]
+    histograms[:, layers - 1] = np.stack(counts, axis=1)
     averages = (histograms @ np.arange(1, layers[-1] + 1)) / places.shape[1]
     found = zip(thresholds, averages, scores(predictions.metric, chosen, predictions.labels), histograms, strict=True)
-    return [OperatingPoint(float(t), float(a), float(s), tuple(int(c) for c in h)) for t, a, s, h in found]
+    return [OperatingPoint(float(t), float(a), float(s), tuple(int(c) for c in h), tolerance) for t, a, s, h in found]
+
+
+def places_at(
+    predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = TOLERANCE
+) -> npt.NDArray[np.integer]:
+    """Which of the pass's exits (1 to n) each example leaves at, under each of T thresholds: (T, N).
+
+    Raises as ``trade_off`` does.
+    """
+    policy = ExitPolicy.uniform(criterion, thresholds[0], predictions.layers, tolerance)
+    policy.check(regression=predictions.regression, lte=predictions.lte is not None)
+    certainty = certainties(policy, predictions.logits, predictions.lte)
+    return exit_layers_at(policy, certainty, [float(t) for t in thresholds])
+
+
+def answers_at(predictions: Predictions, places: npt.NDArray) -> npt.NDArray:
+    """What is answered there: places (T, N) -> class numbers or values (T, N)."""
+    return predictions.answers()[np.arange(places.shape[1]), places - 1]
+
+
+def operating_points(predictions: Predictions, criterion: str) -> list[OperatingPoint]:
+    """All that a criterion offers on this data: its candidate thresholds; patience on regression under each tolerance.
+
+    Raises InputError for a criterion that cannot work here.
+    """
+    thresholds = candidate_thresholds(predictions, criterion)
+    tried = candidate_tolerances(predictions) if criterion == "patience" and predictions.regression else [TOLERANCE]
+    return [point for tolerance in tried for point in trade_off(predictions, criterion, thresholds, tolerance)]
+
+
+def applicable_criteria(predictions: Predictions) -> list[str]:
+    """The criteria that can work on this model, in the order of CRITERIA."""
+    return [
+        name
+        for name, criterion in CRITERIA.items()
+        if (criterion.for_regression or not predictions.regression)
+        and not (criterion.needs_lte and predictions.lte is None)
+    ]
+
+
+def candidate_tolerances(predictions: Predictions) -> list[float]:
+    """For patience on regression: the 10th to 90th percentile of how far neighbouring exits' answers differ.
+
+    A fixed number would mean something else on every scale of labels. A single exit has no neighbour: the default.
+    """
+    differences = np.abs(np.diff(predictions.answers(), axis=1))
+    spread = np.unique(np.quantile(differences, np.arange(0.1, 0.95, 0.1))) if differences.size else np.array([])
+    return [float(tolerance) for tolerance in spread if tolerance > 0] or [TOLERANCE]
 
 
 def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 200) -> list[float]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import BerxitError, InputError
+from runtime.examples import has_split
 from train.checkpoint import write_whole
-from train.tasks import TASKS, Task
+from train.tasks import HIDDEN, TASKS, Task
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
@@ -68,10 +69,11 @@ def cache_folder() -> Path:
     return Path(own) if own else home / "berxit"
 
 
-def fetch(task_name: str) -> Path:
+def fetch(task_name: str, split: str) -> Path:
     """The folder with a task's train.jsonl, dev.jsonl, ...; fetched from the hub if it is not there yet.
 
-    Raises InputError for a task that the hub does not have (custom), BerxitError where the hub cannot be reached.
+    Raises InputError for a task that the hub does not have (custom) or a split without labels, BerxitError where the
+    hub cannot be reached.
     """
     if task_name not in SOURCES:
         raise InputError(f"--data is missing: task '{task_name}' reads your own files")
@@ -80,8 +82,11 @@ def fetch(task_name: str) -> Path:
         source = SOURCES[task_name]
         loaded = _load(source)
         with write_whole(folder, force=False) as scratch:
-            for split, theirs in source.splits.items():
-                _write(TASKS[task_name], source, loaded[theirs], scratch / f"{split}.jsonl")
+            for ours, theirs in source.splits.items():
+                _write(TASKS[task_name], source, loaded[theirs], scratch / f"{ours}.jsonl")
+    if not has_split(folder, split):
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl")))
+        raise InputError(f"{task_name} has no {split} split with labels on the hub: choose --split from {there}")
     return folder
 
 
@@ -98,11 +103,11 @@ def _load(source: HubSource) -> Mapping[str, Iterable[Mapping[str, Any]]]:
 
 
 def _write(task: Task, source: HubSource, rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """One split in the task's own column names. Rows without a label (GLUE's test splits have -1) are left out."""
+    """One split in the task's own column names. Rows whose label is kept secret (GLUE's test splits) are left out."""
     with path.open("w", encoding="utf-8") as stream:
         for row in rows:
             label = row[source.label]
-            if task.labels and label == -1:
+            if label == HIDDEN:
                 continue
             texts = {ours: row[theirs] for ours, theirs in zip(task.text_columns, source.columns, strict=True)}
             stream.write(json.dumps({**texts, task.label_column: task.labels[label] if task.labels else label}) + "\n")

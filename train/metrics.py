@@ -28,6 +28,12 @@ METRICS: dict[str, Callable[[npt.NDArray, npt.NDArray], float]] = {
 """Name -> score(predictions (N,), labels (N,)): class numbers, or values for regression."""
 
 
+OF_CLASSES, OF_VALUES = ("accuracy", "f1"), ("pearson", "spearman")
+"""What scores classes (f1: two of them), and what scores values."""
+BESIDE = {"f1": "accuracy", "spearman": "pearson", "pearson": "spearman"}
+"""Metric -> the second score that GLUE reports beside it."""
+
+
 def scores(metric: str, predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDArray:
     """A metric of T sets of answers at once: predictions (T, N), labels (N,) -> (T,)."""
     if metric in _TOGETHER:

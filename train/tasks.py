@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from runtime.errors import InputError
 from runtime.examples import Examples, find_split, read_examples, read_rows
 from train.configuration import MultiExitConfig
-from train.metrics import METRICS
+from train.metrics import METRICS, OF_CLASSES, OF_VALUES
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,18 @@ class Task:
     def regression(self) -> bool:
         return not self.labels
 
-    def read(self, data: Path, split: str) -> Examples:
+    def read(self, data: Path, split: str, *, skip_bad_rows: bool = False) -> Examples:
         """A split of a folder, or a file. Raises InputError with file and line for anything that does not fit."""
         path = find_split(data, split)
-        return read_examples(path, self.text_columns, self.label_column, self.labels or None)
+        columns = self.text_columns, self.label_column
+        examples = read_examples(path, *columns, self.labels or None, skip_bad_rows=skip_bad_rows)
+        if self.name in TASKS and np.all(examples.labels == HIDDEN):
+            raise InputError(f"{path}: all labels are {HIDDEN}: they are kept secret for this split. Take --split dev")
+        return examples
 
+
+HIDDEN = -1
+"""What GLUE's test splits have for labels that are kept secret; no task has it for a label."""
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -70,20 +79,30 @@ def custom_task(
     *,
     regression: bool = False,
     metric: str | None = None,
+    skip_bad_rows: bool = False,
 ) -> Task:
-    """A task of the user's own. Class names are the labels that the training split has, in alphabetical order."""
+    """A task of the user's own. Class names are the labels that the training split has, in alphabetical order.
+
+    Raises InputError for a metric that does not fit the labels.
+    """
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
     metric = metric or ("spearman" if regression else "accuracy")
     if metric not in METRICS:
         raise InputError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
+    fitting, kind = (OF_VALUES, "regression") if regression else (OF_CLASSES, "classification")
+    if metric not in fitting:
+        raise InputError(f"--metric {metric} does not score {kind}: choose {' or '.join(fitting)}")
     task = Task("custom", tuple(text_columns), label_column, (), metric)
     if regression:
         return task
     path = find_split(data, "train")
-    labels = sorted({row[label_column].strip() for _, row in read_rows(path, (*text_columns, label_column))})
+    rows = read_rows(path, (*text_columns, label_column), [] if skip_bad_rows else None)
+    labels = sorted({row[label_column].strip() for _, row in rows})
     if len(labels) < 2:
         raise InputError(f"{path}: column '{label_column}' has one value only, '{labels[0]}': nothing to classify")
     if len(labels) > 500:
         raise InputError(f"{path}: column '{label_column}' has {len(labels)} values: for numbers add --regression")
+    if metric == "f1" and len(labels) > 2:
+        raise InputError(f"--metric f1 is of two classes, and {path} has {len(labels)}: take accuracy")
     return replace(task, labels=tuple(labels))

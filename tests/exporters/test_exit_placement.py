@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_the_threshold_is_chosen_again_for_the_exits_that_are_left(copy: Path, d
     manifest = export(copy, "onnxruntime", bundle, options=ExportOptions(exits=(2,)))
     assert manifest.calibration is not None
     assert manifest.calibration["histogram"][0] == 0
-    assert manifest.calibration["keep"] == before.calibration.keep
+    assert manifest.calibration["asked"] == asdict(before.calibration.asked)
     model, tokenizer = load_checkpoint(copy)
     examples = task_of(model.config).read(data_folder, "dev")
     runner = EarlyExitRunner.load(bundle, threads=1)

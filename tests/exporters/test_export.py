@@ -27,6 +27,7 @@ from train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
 from train.evaluation import predict
 from train.fine_tuning import TrainingOptions, fine_tune
 from train.modeling import MultiExitModel
+from train.rules import Keep
 from train.tasks import custom_task, task_of
 
 
@@ -241,7 +242,7 @@ def test_regression_works_from_file_to_answer(backbone_folders: dict, tmp_path: 
     checkpoint = fine_tune(task, data, options, tmp_path / "checkpoint", quiet=True)
     model, tokenizer = load_checkpoint(checkpoint)
     predictions = predict(model, tokenizer, task.read(data, "dev"))
-    chosen = calibrate(checkpoint, data, keep=0.5)
+    chosen = calibrate(checkpoint, data, rule=Keep(0.5))
     assert chosen.criterion == "lte"
     policy = read_policy(checkpoint)
     assert policy is not None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +78,40 @@ def test_eval_writes_scores_and_tables(copy: Path, data_folder: Path, capsys: py
     assert {"predictions.npz", "eval.json", "eval.md"} <= written
     data = json.loads((copy / "eval-dev" / "eval.json").read_text(encoding="utf-8"))
     assert (data["criterion"], data["examples"]) == ("lte", 48)
-    assert "accuracy on 48 examples" in capsys.readouterr().out
+    assert list(data["curves"]) == ["confidence", "entropy", "lte", "patience"]
+    out = capsys.readouterr().out
+    assert "accuracy on 48 examples" in out
+    assert "| patience " in out
+
+
+def test_eval_of_another_file_keeps_the_dev_results(copy: Path, data_folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copy(data_folder / "dev.tsv", tmp_path / "test.tsv"))
+    assert run("eval", copy, "--data", other, "--quiet") == 0
+    assert [path.name for path in copy.glob("eval-*")] == ["eval-test"]
+
+
+def test_eval_of_mnli_is_of_both_its_dev_splits(copy: Path, data_folder: Path, tmp_path: Path) -> None:
+    for name in ("dev_matched", "dev_mismatched"):
+        shutil.copy(data_folder / "dev.tsv", tmp_path / f"{name}.tsv")
+    assert run("eval", copy, "--data", tmp_path, "--quiet") == 0
+    assert sorted(path.name for path in copy.glob("eval-*")) == ["eval-dev_matched", "eval-dev_mismatched"]
+    assert run("eval", copy, "--data", tmp_path, "--output", tmp_path / "out", "--quiet") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dev_matched", "dev_mismatched"]
+    assert run("eval", copy, "--data", tmp_path, "--split", "dev_mismatched", "--output", tmp_path / "one") == 0
+    assert (tmp_path / "one" / "eval.json").is_file()
+
+
+def test_eval_leaves_out_bad_rows_when_asked_to(
+    copy: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "dev.tsv"
+    bad.write_text((data_folder / "dev.tsv").read_text(encoding="utf-8") + "half\n", encoding="utf-8")
+    assert run("eval", copy, "--data", bad, "--quiet") == 2
+    assert "line 50: 1 columns where the header has 2" in one_line(capsys)
+    assert run("eval", copy, "--data", bad, "--skip-bad-rows", "--quiet") == 0
+    said = capsys.readouterr()
+    assert "left out 1 bad row of" in said.err
+    assert "accuracy on 48 examples" in said.out
 
 
 def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +121,33 @@ def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pyte
     policy = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["policy"]
     assert policy["criterion"] == "entropy"
     assert "entropy threshold" in capsys.readouterr().out
+
+
+def test_calibrate_takes_a_risk(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("calibrate", copy, "--data", data_folder, "--risk", 0.4, "--delta", 0.2, "--quiet") == 0
+    record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
+    assert record["asked"] == {"risk": 0.4, "delta": 0.2}
+    assert "by at most 0.4 on average, with probability 0.8" in capsys.readouterr().out
+
+
+def test_calibrate_takes_a_budget_from_a_bench(
+    copy: Path, bundle: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--queries", 1, "--seconds", 0, "--thresholds", 2, "--threads", 1, "--quiet"]
+    assert run("bench", bundle, "--output", tmp_path, *quick) == 0
+    path = tmp_path / "bench.json"
+    bench = json.loads(path.read_text(encoding="utf-8"))
+    bench["line"] = {"intercept_ms": 1.0, "ms_per_layer": 2.0, "r_squared": 1.0}  # so tiny a model is all noise
+    path.write_text(json.dumps(bench), encoding="utf-8")
+    budget = ["--budget-ms", 5.5, "--bench", path, "--quiet"]
+    assert run("calibrate", copy, "--data", data_folder, *budget) == 0
+    record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
+    assert record["asked"]["budget_ms"] == 5.5
+    assert record["average_exit_layer"] <= 2.25
+    assert "within 5.5 ms on average, by 1 ms + 2 ms per layer" in capsys.readouterr().out
+    assert run("export", copy, "--target", "onnxruntime", "--output", tmp_path / "b", "--quiet") == 0
+    assert run("inspect", tmp_path / "b") == 0
+    assert "within 5.5 ms on average" in capsys.readouterr().out
 
 
 def test_export_writes_a_bundle_beside_the_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +262,7 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "a missing option": (["train", "--task", "rte"], "--model"),
     "an unknown strategy": (
         ["train", "--model", "M", "--task", "custom", "--data", "DATA", "--output", "O", "--strategy", "luck"],
-        "unknown strategy 'luck'",
+        "unknown --strategy 'luck'",
     ),
     "an unknown exit head": (
         ["train", "--model", "MODEL", "--task", "custom", "--data", "DATA", "--output", "O", "--exit-head", "deep"],
@@ -216,6 +281,22 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "a batch of none": (["eval", "CHECKPOINT", "--data", "DATA", "--batch-size", "0"], "--batch-size"),
     "an unknown criterion": (["eval", "CHECKPOINT", "--data", "DATA", "--criterion", "luck", "--quiet"], "'luck'"),
     "a share above one": (["calibrate", "CHECKPOINT", "--data", "DATA", "--keep", "1.5", "--quiet"], "--keep 1.5"),
+    "two rules at once": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--keep", "0.9", "--risk", "0.1"],
+        "--keep and --risk exclude each other",
+    ),
+    "a probability without a risk": (["calibrate", "CHECKPOINT", "--data", "DATA", "--delta", "0.1"], "--delta goes"),
+    "a budget without a bench": (["calibrate", "CHECKPOINT", "--data", "DATA", "--budget-ms", "5"], "needs --bench"),
+    "a bench without a budget": (["calibrate", "CHECKPOINT", "--data", "DATA", "--bench", "b.json"], "--bench goes"),
+    "a bench that is not there": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--budget-ms", "5", "--bench", "b.json"],
+        "no bench at b.json",
+    ),
+    "a risk above one": (["calibrate", "CHECKPOINT", "--data", "DATA", "--risk", "1.5"], "--risk 1.5 is out of range"),
+    "too few examples for a risk": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--risk", "0.01", "--quiet"],
+        "needs at least 299 examples",
+    ),
     "the training file": (["calibrate", "CHECKPOINT", "--data", "DATA", "--split", "train"], "was trained on"),
     "a model folder that is not there": (
         ["train", "--model", "./none", "--task", "custom", "--data", "DATA", "--output", "O"],
@@ -293,6 +374,101 @@ def test_a_failure_is_one_line_and_status_1(
     assert status_of(berxit, [str(places.get(argument, argument)) for argument in arguments]) == 1
     assert message in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+BAD_ROWS: dict[str, tuple[bytes, str]] = {
+    "a ragged row": (b"the cat\tcat\tcat\n", "line 98: 3 columns where the header has 2. Mend or delete it"),
+    "no UTF-8": (b"the caf\xe9\tcat\n", "line 98: not UTF-8"),
+    "an empty text": (b"\tcat\n", "line 98: column 'text' is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_one_line_and_leaves_nothing(
+    name: str,
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row, message = BAD_ROWS[name]
+    (tmp_path / "train.tsv").write_bytes((data_folder / "train.tsv").read_bytes() + row)
+    assert run("train", *train_arguments(backbone_folders["bert"], tmp_path, tmp_path / "checkpoint")) == 2
+    assert message in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]
+
+
+def test_a_loss_that_is_not_a_number_is_one_line_and_status_1(
+    backbone_folders: dict[str, Path], data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = train_arguments(backbone_folders["bert"], data_folder, tmp_path / "checkpoint")
+    assert run("train", *arguments, "--learning-rate", 1e30, "--max-steps", 10) == 1
+    assert "the loss is nan at step 10: lower --learning-rate" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from train.objectives import Alternating
+
+    arguments = [*train_arguments(backbone_folders["bert"], data_folder, tmp_path / "checkpoint"), "--max-steps", 10]
+    steps: list[int] = []
+    combine = Alternating.combine
+
+    def interrupted(self: Alternating, step: int, losses: Any) -> Any:
+        steps.append(step)
+        if len(steps) == 7:  # in the second of three epochs
+            os.kill(os.getpid(), signal.SIGINT)
+        return combine(self, step, losses)
+
+    monkeypatch.setattr(Alternating, "combine", interrupted)
+    assert run("train", *arguments) == 130
+    assert "interrupted: nothing half-written was left. The same command" in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [".checkpoint.training"]
+    assert run("train", *arguments) == 0
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 9, 10]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    record = json.loads((tmp_path / "checkpoint" / "training.json").read_text(encoding="utf-8"))
+    assert record["steps"] == 10
+
+
+def test_nothing_is_fetched_before_the_options_are_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("train.hub.fetch", lambda *_: pytest.fail("fetched"))
+    arguments = ["--model", "M", "--task", "rte", "--quiet"]
+    assert run("train", *arguments, "--output", tmp_path / "o", "--epochs", 0) == 2
+    assert "--epochs is 0" in one_line(capsys)
+    assert run("train", *arguments, "--output", tmp_path) == 2
+    assert "is there already" in one_line(capsys)
+
+
+def test_of_a_machines_processes_one_fetches_while_the_others_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    class Processes:
+        is_main_process = True
+
+        @contextmanager
+        def local_main_process_first(self) -> Iterator[None]:
+            done.append("others wait")
+            yield
+            done.append("others go on")
+
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("train.trainer.processes_here", Processes)
+    monkeypatch.setattr("train.hub.fetch", lambda task, split: done.append(f"fetch {task} {split}") or tmp_path)
+    monkeypatch.setattr("train.fine_tuning.fine_tune", lambda task, data, *_, **__: done.append("train"))
+    assert run("train", "--model", "M", "--task", "rte", "--output", tmp_path / "o") == 0
+    assert done == ["others wait", "fetch rte train", "others go on", "train"]
 
 
 def test_debug_shows_where_it_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

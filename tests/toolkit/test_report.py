@@ -14,11 +14,12 @@ import pytest
 
 from runtime import Answer
 from runtime.bench import BenchResult, bench
-from runtime.errors import BerxitError
+from runtime.errors import BerxitError, InputError
 from runtime.examples import read_examples
 from toolkit.evaluation_report import evaluate, write_evaluation
 from toolkit.report import write_report
 from train.calibration import read_policy
+from train.curves import Curve, area_above
 from train.evaluation import Predictions
 
 ANSWERS = [
@@ -138,6 +139,40 @@ def test_an_evaluation_has_every_layer_and_the_whole_curve(predictions: Predicti
         assert re.search(rf"\| {layer} +\| +{score:.4f} \| +{re.escape(relative)} \|", text)
 
 
+def test_an_evaluation_compares_all_criteria(predictions: Predictions) -> None:
+    evaluation = evaluate(predictions)
+    names = ["confidence", "entropy", *(["lte"] if predictions.lte is not None else []), "patience"]
+    assert list(evaluation.curves) == list(evaluation.summaries) == names
+    full = evaluation.layer_scores[-1]
+    curve = Curve.of(evaluation.curves["patience"], 3).relative_to(full)
+    summary = evaluation.summaries["patience"]
+    assert summary.relative_at_saved == {"0.3": curve.at(2.1), "0.5": curve.at(1.5), "0.7": None}
+    other = Curve.of(evaluation.curves["entropy"], 3).relative_to(full)
+    assert summary.area_above["entropy"] == pytest.approx(area_above(curve, other).area)
+    row = next(line for line in evaluation.text().splitlines() if line.startswith("| patience"))
+    assert f"{summary.area_above['entropy']:.2f}" in row
+
+
+def test_an_evaluation_of_values_has_no_class_criteria_and_a_second_score() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(size=40)
+    values = (truth[:, None] + rng.normal(size=(40, 3)) * [0.5, 0.2, 0.1]).astype(np.float32)[..., None]
+    evaluation = evaluate(Predictions(values, None, truth, "spearman"))
+    assert list(evaluation.curves) == ["patience"]
+    assert evaluation.also["pearson"][0] == pytest.approx(np.corrcoef(values[:, 0, 0], truth)[0, 1], abs=1e-6)
+    assert "| tolerance" in evaluation.text()
+    shown = [point.score for point in evaluation.spread(10)]
+    assert shown == sorted(shown)
+    with pytest.raises(InputError, match="needs class probabilities"):
+        evaluate(Predictions(values, None, truth, "spearman"), "entropy")
+
+
+def test_accuracy_stands_beside_f1(predictions: Predictions) -> None:
+    evaluation = evaluate(replace(predictions, metric="f1"))
+    assert evaluation.also == {"accuracy": evaluate(predictions).layer_scores}
+    assert evaluate(predictions).also == {}
+
+
 def test_spread_points_run_from_cheap_to_full(predictions: Predictions) -> None:
     averages = [point.average_exit_layer for point in evaluate(predictions).spread(5)]
     assert averages == sorted(averages)
@@ -156,7 +191,9 @@ def test_an_evaluation_is_written_to_be_read_again(predictions: Predictions, tmp
     assert all(path.stat().st_size > 0 for path in files)
     data = json.loads(files[1].read_text(encoding="utf-8"))
     assert data["layer_scores"] == list(evaluation.layer_scores)
-    assert len(data["curve"]) == len(evaluation.curve)
+    assert {name: len(curve) for name, curve in data["curves"].items()} == {
+        name: len(curve) for name, curve in evaluation.curves.items()
+    }
     again = Predictions.load(files[0])
     assert evaluate(again) == evaluation
     assert files[2].read_text(encoding="utf-8") == evaluation.text() + "\n"

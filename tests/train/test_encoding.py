@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from runtime.examples import Examples
+from train import encoding
 from train.encoding import EncodedExamples
 
 
@@ -55,3 +58,23 @@ def test_a_batch_is_padded_to_its_own_longest_row(tokenizer: PreTrainedTokenizer
     assert batch["input_ids"].shape == (2, 6)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
     assert batch["input_ids"][0, 4:].tolist() == [tokenizer.pad_token_id] * 2
+
+
+def test_many_rows_are_tokenised_in_parts_and_tell_how_far_it_is(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    @contextmanager
+    def bar(length: int) -> Iterator[object]:
+        told.append(length)
+        yield type("Bar", (), {"update": lambda self, n: told.append(n)})()
+
+    examples = Examples([("the cat", "sat"), ("a dog", "ran"), ("a big red dog", "is blue")], np.array([1, 0, 1]))
+    whole = EncodedExamples(examples, tokenizer, 16, bar)
+    assert told == []  # so few take no time
+    monkeypatch.setattr(encoding, "CHUNK", 2)
+    parts = EncodedExamples(examples, tokenizer, 16, bar)
+    assert told == [3, 2, 1]
+    assert [parts[row]["input_ids"] for row in range(3)] == [whole[row]["input_ids"] for row in range(3)]
+    assert parts.lengths == whole.lengths

@@ -6,19 +6,25 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import WORDS
+from conftest import ENCODERS, WORDS
+from pytest import MonkeyPatch
 from safetensors.torch import load_file
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from runtime.errors import BerxitError, InputError
-from train import fine_tuning
+from runtime.json_data import write_json
+from train import fine_tuning, trainer
 from train.checkpoint import load_checkpoint
 from train.encoding import EncodedExamples
-from train.fine_tuning import ByLength, MultiExitTrainer, TrainingOptions, fine_tune, start_model, training_arguments
+from train.fine_tuning import fine_tune, run_key, start_model
 from train.objectives import Alternating, Raw
+from train.options import TrainingOptions
+from train.resuming import RunState, Stopwatch
 from train.tasks import Task, custom_task
+from train.trainer import ByLength, MultiExitTrainer, training_arguments
 
 
 @pytest.fixture
@@ -128,28 +134,35 @@ def test_a_second_stage_changes_no_bit_of_what_the_first_left(
         assert torch.equal(weights, both[name]) == stands_still, name
 
 
-def test_a_run_interrupted_in_its_second_stage_goes_on_there(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("strategy", ["two-stage", "self-distillation"])
+def test_a_run_interrupted_within_its_second_stage_goes_on_there(
+    strategy: str, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    two = replace(options, strategy="two-stage", epochs=1)
-    fine_tune(task, data_folder, two, tmp_path / "whole", quiet=True)
-    stages: list[str] = []
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
+    two = replace(options, strategy=strategy)
+    whole = fine_tune(task, data_folder, two, tmp_path / "whole", quiet=True)
+    interrupt(monkeypatch, task, data_folder, two, tmp_path / "resumed", step=3, stage=2)
+    stages: list[tuple[str, bool]] = []
     train = MultiExitTrainer.train
 
-    def interrupted(self: MultiExitTrainer, **arguments: object) -> object:
-        stages.append(type(self.objective).__name__)
-        if stages == ["Raw", "OtherExits"]:
-            raise KeyboardInterrupt
-        return train(self, **arguments)
+    def note(self: MultiExitTrainer, resume_from_checkpoint: str | None) -> object:
+        stages.append((type(self.objective).__name__, resume_from_checkpoint is not None))
+        return train(self, resume_from_checkpoint=resume_from_checkpoint)
 
-    monkeypatch.setattr(MultiExitTrainer, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(task, data_folder, two, tmp_path / "resumed", quiet=True)
-    fine_tune(task, data_folder, two, tmp_path / "resumed", quiet=True)
-    assert stages == ["Raw", "OtherExits", "OtherExits"]
-    whole, resumed = (load_checkpoint(tmp_path / name)[0].state_dict() for name in ("whole", "resumed"))
-    first_stage = [name for name in whole if name.startswith(("backbone.", "heads.2."))]
-    assert all(torch.equal(whole[name], resumed[name]) for name in first_stage)
+    monkeypatch.setattr(MultiExitTrainer, "train", note)
+    resumed = fine_tune(task, data_folder, two, tmp_path / "resumed", quiet=True)
+    assert stages == [("OtherExits" if strategy == "two-stage" else "Distillation", True)]
+    assert difference(whole, resumed) <= 1e-6
+    records = [json.loads((folder / "training.json").read_text(encoding="utf-8")) for folder in (whole, resumed)]
+    assert records[0]["steps"] == records[1]["steps"] == 8  # both stages, all steps
+    assert records[0]["loss"] == pytest.approx(records[1]["loss"], abs=1e-4)
+
+
+def difference(first: Path, second: Path) -> float:
+    """The largest of any weight of two checkpoints."""
+    a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 def test_limit_takes_the_first_layers_of_the_encoder(
@@ -188,7 +201,7 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strategy": "guess"}, "unknown strategy 'guess': choose one of raw, joint"),
+        ({"strategy": "guess"}, "unknown --strategy 'guess': choose one of raw, joint"),
         ({"epochs": 0}, "--epochs is 0: it must be above 0"),
         ({"max_steps": -1}, "--max-steps is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),
@@ -196,7 +209,7 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"head_learning_rate": 0.0}, r"--head-learning-rate is 0\.0"),
         ({"limit_train": 0}, "--limit-train is 0"),
-        ({"max_length": 3}, "--max-length is 3: too short"),
+        ({"max_length": 3}, "--max-length is 3: it must be 4 or more"),
         ({"seed": -1}, "--seed is -1"),
         ({"exit_head": "deep"}, "deep.*choose one of linear, pooler"),
         ({"pooling": "max"}, "max.*choose one of first, mean"),
@@ -240,20 +253,21 @@ def test_an_output_that_is_there_is_kept(
 class Interrupt(TrainerCallback):
     """Ctrl-C at the end of an optimiser step, before it is saved."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, stage: int) -> None:
+        self.step, self.stage = step, stage
 
     def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-        if state.global_step == self.step:  # type: ignore[attr-defined]
+        here = args.output_dir.endswith(f"stage-{self.stage}")  # type: ignore[attr-defined]
+        if here and state.global_step == self.step:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: object, step: int = 3) -> None:
+def interrupt(monkeypatch: MonkeyPatch, *arguments: object, step: int = 3, stage: int = 1) -> None:
     """By default in the second epoch."""
 
     class Interrupted(MultiExitTrainer):
         def __init__(self, *positional: object, **named: object) -> None:
-            super().__init__(*positional, callbacks=[Interrupt(step)], **named)
+            super().__init__(*positional, callbacks=[Interrupt(step, stage)], **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
@@ -262,7 +276,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: object, step: int = 3
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True) / "model.safetensors")
     output = tmp_path / "output"
@@ -284,15 +298,116 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_run_interrupted_within_an_epoch_goes_on_to_the_same_weights(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch, step: int
 ) -> None:
-    monkeypatch.setattr(fine_tuning, "SAVE_EVERY", 1)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
     whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True) / "model.safetensors")
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output", step=step)
     saved = [path.name for path in (tmp_path / ".output.training" / "stage-1").glob("checkpoint-*")]
     assert saved == [f"checkpoint-{step - 1}"]
     resumed = load_file(fine_tune(task, data_folder, options, tmp_path / "output", quiet=True) / "model.safetensors")
     assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
+
+
+def test_a_checkpoint_that_was_half_saved_is_left_aside(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
+    whole = fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True)
+    interrupt(monkeypatch, task, data_folder, options, tmp_path / "output", step=3)
+    half = tmp_path / ".output.training" / "stage-1" / "checkpoint-3"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert difference(whole, fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)) <= 1e-6
+
+
+@pytest.mark.parametrize("change", [{"metric": "f1"}, {"labels": ("other", "cat")}, {"label_column": "text"}])
+def test_an_interrupted_run_of_another_task_is_not_mixed(
+    change: dict, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
+    kept = RunState.beside(tmp_path / "output")
+    train_file = data_folder / "train.tsv"
+    kept.prepare(run_key(task, options, train_file, 1), force=False)
+    for other in (run_key(replace(task, **change), options, train_file, 1), run_key(task, options, train_file, 2)):
+        with pytest.raises(InputError, match="interrupted run with other options or data: --force drops it"):
+            kept.prepare(other, force=False)
+    assert kept.last_checkpoint(1) is not None
+
+
+def test_machines_that_share_no_output_are_told_so(tmp_path: Path) -> None:
+    state = RunState.beside(tmp_path / "output")
+    with pytest.raises(BerxitError, match="several machines need an --output that all of them share"):
+        state.check_shared()
+    state.prepare({"seed": 1}, force=False)
+    state.check_shared()
+
+
+def test_seconds_count_over_an_interruption(tmp_path: Path) -> None:
+    write_json({"seconds": 100.0}, tmp_path / "seconds.json")
+    assert 100 <= Stopwatch(str(tmp_path)).seconds < 101
+    assert Stopwatch(None).seconds < 1
+
+
+def test_one_process_takes_one_gpu_and_says_so(
+    options: TrainingOptions, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    arguments = training_arguments(options, tmp_path, True, 32)
+    arguments._n_gpu = 4
+    assert trainer.on_one_device(arguments).n_gpu == 1
+    assert arguments.train_batch_size == options.batch_size
+    said: list[str] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    fine_tuning.one_of_many(1, said.append)
+    fine_tuning.one_of_many(4, said.append)
+    assert said == ["using 1 of 4 GPUs: torchrun --nproc-per-node 4 -m toolkit train ... uses them all"]
+
+
+def test_bad_rows_are_left_out_when_asked_to(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "dev"):
+        text = (data_folder / f"{split}.tsv").read_text(encoding="utf-8")
+        (tmp_path / f"{split}.tsv").write_text(text + "a\tb\tc\n", encoding="utf-8")
+    said: list[str] = []
+    brief = replace(options, max_steps=1, limit_train=None)
+    with pytest.raises(InputError, match=r"train\.tsv, line 98: 3 columns"):
+        fine_tune(task, tmp_path, brief, tmp_path / "output", quiet=True)
+    skip = replace(brief, skip_bad_rows=True)
+    output = fine_tune(task, tmp_path, skip, tmp_path / "output", quiet=True, report=said.append)
+    assert [line.partition(" of ")[0] for line in said] == ["left out 1 bad row"] * 2
+    record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+    assert (record["train_examples"], record["options"]["skip_bad_rows"]) == (96, True)
+
+
+def test_a_bad_dev_row_costs_no_training(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    (tmp_path / "train.tsv").write_bytes((data_folder / "train.tsv").read_bytes())
+    (tmp_path / "dev.tsv").write_text("text\tlabel\nthe cat\tfish\n", encoding="utf-8")
+    monkeypatch.setattr(MultiExitTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match=r"dev\.tsv, line 2: unknown label 'fish'"):
+        fine_tune(task, tmp_path, options, tmp_path / "output", quiet=True)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_every_family_is_fine_tuned(
+    family: str,
+    task: Task,
+    options: TrainingOptions,
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    brief = replace(options, model=str(backbone_folders[family]), max_steps=2, exit_head="pooler", pooling="mean")
+    fine_tuning.set_seed(brief.seed)
+    before = start_model(task, brief)[0].state_dict()
+    after = load_checkpoint(fine_tune(task, data_folder, brief, tmp_path / "output", quiet=True))[0].state_dict()
+    assert before.keys() == after.keys()
+    learnt = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {"lte.weight", *(f"heads.{layer}.classifier.weight" for layer in range(3))} <= learnt
+    assert any(name.startswith("backbone.") and "embeddings" in name for name in learnt)
 
 
 def test_every_epoch_has_an_order_of_its_own_that_the_seed_fixes() -> None:
@@ -308,10 +423,31 @@ def test_every_epoch_has_an_order_of_its_own_that_the_seed_fixes() -> None:
     assert orders[0] != orders[2]
 
 
-def test_bf16_trains(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
-    output = fine_tune(task, data_folder, replace(options, bf16=True), tmp_path / "output", quiet=True)
-    weights = load_file(output / "model.safetensors")
-    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float32"}
+def test_batches_of_about_one_length_are_padded_less() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 100, 640).tolist()
+
+    def padding(order: list[int]) -> int:
+        batches = [[lengths[row] for row in order[start : start + 8]] for start in range(0, len(order), 8)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    shuffled = rng.permutation(640).tolist()
+    grouped = list(ByLength(lengths, 8, seed=0))
+    assert sorted(grouped) == list(range(640))
+    assert padding(grouped) < 0.2 * padding(shuffled)
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16_computes_layers_in_half_and_keeps_weights_whole(
+    bf16: bool, dtype: torch.dtype, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    made = trainer_of(task, replace(options, bf16=bf16, epochs=1), data_folder, tmp_path, Alternating())
+    seen: set[torch.dtype] = set()
+    dense = made.model.backbone.encoder.layer[1].intermediate.dense
+    dense.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    made.train()
+    assert seen == {dtype}
+    assert {parameter.dtype for parameter in made.model.parameters()} == {torch.float32}
 
 
 def test_two_batches_make_one_step_of_their_mean(
@@ -337,7 +473,7 @@ def test_logs_are_tensorboards(task: Task, options: TrainingOptions, data_folder
 
 
 def test_regression_starts_from_the_mean_of_the_labels(
-    options: TrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: TrainingOptions, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     rows = "".join(f"the cat {word}\t{3.5 + sign}\n" for word in WORDS[:16] for sign in (-1.5, 1.5))
     (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
@@ -374,11 +510,11 @@ def test_the_first_steps_can_warm_up_the_last_exit(
 
 
 def test_an_interrupted_run_with_other_options_is_not_mixed(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
     other = replace(options, seed=1)
-    with pytest.raises(InputError, match="interrupted run with other options: --force drops it"):
+    with pytest.raises(InputError, match="interrupted run with other options or data: --force drops it"):
         fine_tune(task, data_folder, other, tmp_path / "output", quiet=True)
     fine_tune(task, data_folder, other, tmp_path / "output", quiet=True, force=True)
     record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
@@ -386,7 +522,7 @@ def test_an_interrupted_run_with_other_options_is_not_mixed(
 
 
 def test_the_record_keeps_the_last_epochs_loss(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     losses: list[float] = []
     combine = Alternating.combine

@@ -47,7 +47,7 @@ def test_a_task_is_fetched_once_and_read_like_files(name: str, monkeypatch: pyte
     asked = serve(monkeypatch, name)
     task = TASKS[name]
     for _ in range(2):
-        folder = fetch(name)
+        folder = fetch(name, "dev")
         for split in ("train", "dev"):
             examples = task.read(folder, split)
             assert len(examples) == 6
@@ -60,7 +60,7 @@ def test_a_task_is_fetched_once_and_read_like_files(name: str, monkeypatch: pyte
 
 def test_glue_comes_by_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serve(monkeypatch, "mrpc")
-    fetch("mrpc")
+    fetch("mrpc", "train")
     assert asked == [("nyu-mll/glue", "mrpc", None)]
     assert {name for name, source in SOURCES.items() if source.config == name} == TASKS.keys() - {"sick"}
 
@@ -73,21 +73,25 @@ def test_mnli_has_two_dev_splits(monkeypatch: pytest.MonkeyPatch) -> None:
         validation_matched=rows("mnli", 4),
         validation_mismatched=rows("mnli", 5),
     )
-    folder = fetch("mnli")
+    folder = fetch("mnli", "dev")
     assert [len(TASKS["mnli"].read(folder, split)) for split in ("dev", "dev_matched", "dev_mismatched")] == [4, 4, 5]
 
 
-def test_a_split_without_labels_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = rows("rte", 3).map(lambda row: {"label": -1})
-    serve(monkeypatch, "rte", train=rows("rte", 3), validation=rows("rte", 3), test=hidden)
-    assert sorted(path.name for path in fetch("rte").iterdir()) == ["dev.jsonl", "train.jsonl"]
+@pytest.mark.parametrize("name", ["rte", "stsb"])
+def test_a_split_whose_labels_are_secret_is_left_out_and_said_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    label = -1 if name == "rte" else -1.0
+    hidden = rows(name, 3).remove_columns("label").add_column("label", [label] * 3)
+    serve(monkeypatch, name, train=rows(name, 3), validation=rows(name, 3), test=hidden)
+    assert sorted(path.name for path in fetch(name, "dev").iterdir()) == ["dev.jsonl", "train.jsonl"]
+    with pytest.raises(InputError, match=f"{name} has no test split with labels on the hub: choose --split from dev"):
+        fetch(name, "test")
 
 
 def test_text_survives_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = 'caf\u00e9 "quoted"\ttab\nline \U0001f600'
     split = datasets.Dataset.from_dict({"sentence": [odd], "label": [1]})
     serve(monkeypatch, "sst2", train=split, validation=split, test=split)
-    assert json.loads((fetch("sst2") / "dev.jsonl").read_text(encoding="utf-8"))["sentence"] == odd
+    assert json.loads((fetch("sst2", "dev") / "dev.jsonl").read_text(encoding="utf-8"))["sentence"] == odd
 
 
 def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -96,7 +100,7 @@ def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(BerxitError, match=r"cannot fetch nyu-mll/glue from the hub: Couldn't reach.* Give --data"):
-        fetch("rte")
+        fetch("rte", "dev")
     assert not cache.exists()
 
 
@@ -104,10 +108,10 @@ def test_an_interrupted_fetch_leaves_nothing(monkeypatch: pytest.MonkeyPatch, ca
     broken = datasets.Dataset.from_dict({"sentence": ["a"], "label": [7]})  # no such class
     serve(monkeypatch, "sst2", train=rows("sst2", 2), validation=broken, test=broken)
     with pytest.raises(IndexError):
-        fetch("sst2")
+        fetch("sst2", "dev")
     assert list((cache / "data").iterdir()) == []
 
 
 def test_a_custom_task_is_not_on_the_hub() -> None:
     with pytest.raises(InputError, match="--data is missing: task 'custom' reads your own files"):
-        fetch("custom")
+        fetch("custom", "dev")

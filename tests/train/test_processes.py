@@ -1,4 +1,4 @@
-"""Training in several processes: torchrun over gloo, two of them on this machine's CPU."""
+"""Training in several processes: two of them on this machine's CPU over gloo, under torchrun and accelerate launch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from runtime.console import status_of
+from toolkit.cli import load
+
 ROOT = Path(__file__).parents[2]
 
 
-def berxit_train(*arguments: str, processes: int = 1) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "toolkit", "train", *arguments, "--quiet"]
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
+}
+"""What starts two processes; without GPUs, on the CPU."""
+
+
+def train_in_two(launcher: str, *arguments: str) -> None:
+    command = [sys.executable, *LAUNCHERS[launcher], "-m", "toolkit", "train", *arguments, "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -26,19 +37,32 @@ def losses(logs: Path) -> list[float]:
     return [event.value for event in EventAccumulator(str(logs)).Reload().Scalars("train/loss")]
 
 
-def test_two_processes_learn_what_one_does(still: str, data_folder: Path, tmp_path: Path) -> None:
-    """Alternating with LTE: odd steps do not reach the other exits, and the processes must not wait for them."""
+@pytest.mark.parametrize(
+    ("strategy", "launcher", "stages"), [("alternating", "torchrun", [""]), ("two-stage", "accelerate", ["1", "2"])]
+)
+def test_two_processes_learn_what_one_does(
+    strategy: str, launcher: str, stages: list[str], still: str, data_folder: Path, tmp_path: Path
+) -> None:
+    """With LTE. Odd steps of alternating, and either stage of two-stage, do not reach all exits, and the processes must
+    not wait for those."""
     from safetensors.torch import load_file
 
     common = ["--model", still, "--task", "custom", "--data", str(data_folder), "--max-length", "16", "--epochs", "2"]
-    for name, processes, batch in (("one", 1, "16"), ("two", 2, "8")):
-        places = ["--output", str(tmp_path / name), "--tensorboard", str(tmp_path / f"{name}-logs")]
-        berxit_train(*common, *places, "--learning-rate", "1e-3", "--batch-size", batch, processes=processes)
+    common += ["--learning-rate", "1e-3", "--strategy", strategy]
+
+    def places(name: str, batch: str) -> list[str]:
+        folders = ["--output", str(tmp_path / name), "--tensorboard", str(tmp_path / f"{name}-logs")]
+        return [*folders, "--batch-size", batch]
+
+    assert status_of(load("train"), [*common, *places("one", "16"), "--quiet"]) == 0
+    train_in_two(launcher, *common, *places("two", "8"))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-4
-    curves = [losses(tmp_path / f"{name}-logs") for name in ("one", "two")]
-    assert len(curves[0]) == 12
-    assert max(abs(a - b) for a, b in zip(*curves, strict=True)) <= 1e-4
+    for stage in stages:
+        folder = f"stage-{stage}" if stage else ""
+        curves = [losses(tmp_path / f"{name}-logs" / folder) for name in ("one", "two")]
+        assert len(curves[0]) == 12
+        assert max(abs(a - b) for a, b in zip(*curves, strict=True)) <= 1e-4
     records = [json.loads((tmp_path / name / "training.json").read_text(encoding="utf-8")) for name in ("one", "two")]
-    assert records[0]["steps"] == records[1]["steps"] == 12
+    assert records[0]["steps"] == records[1]["steps"] == 12 * len(stages)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one-logs", "two", "two-logs"]

@@ -10,7 +10,7 @@ from conftest import shared
 
 from runtime.errors import InputError
 from train.metrics import METRICS
-from train.tasks import TASKS, custom_task, get_task, task_of
+from train.tasks import TASKS, Task, custom_task, get_task, task_of
 
 
 def write(folder: Path, text: str, name: str = "train.tsv") -> Path:
@@ -102,6 +102,52 @@ def test_a_custom_metric_is_taken_or_refused(tmp_path: Path) -> None:
     assert custom_task(tmp_path, ("text",), "label", metric="f1").metric == "f1"
     with pytest.raises(InputError, match="unknown metric 'bleu': choose one of accuracy, f1, pearson, spearman"):
         custom_task(tmp_path, ("text",), "label", metric="bleu")
+
+
+@pytest.mark.parametrize(
+    ("regression", "metric", "message"),
+    [
+        (True, "accuracy", "--metric accuracy does not score regression: choose pearson or spearman"),
+        (True, "f1", "does not score regression"),
+        (False, "spearman", "--metric spearman does not score classification: choose accuracy or f1"),
+        (False, "f1", r"--metric f1 is of two classes, and .*train\.tsv has 3: take accuracy"),
+    ],
+)
+def test_a_metric_must_fit_the_labels(regression: bool, metric: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\t1\ny\t2\nz\t3\n")
+    with pytest.raises(InputError, match=message):
+        custom_task(tmp_path, ("text",), "label", regression=regression, metric=metric)
+
+
+def test_a_split_whose_labels_are_secret_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "sentence1\tsentence2\tscore\na\tb\t-1\nc\td\t-1.0\n", "test.tsv")
+    with pytest.raises(InputError, match=r"test\.tsv: all labels are -1: they are kept secret for this split"):
+        get_task("stsb").read(tmp_path, "test")
+
+
+def test_qqps_ragged_lines_are_left_out_when_asked_to(tmp_path: Path) -> None:
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    rows = "1\t2\t3\tWhy?\tHow?\t0\n4\t5\t6\tWhat\n7\t8\t9\tWho?\tWhom?\t1\n1\t2\t3\t\tHow?\t0\n1\t2\t3\ta\tb\tc\n"
+    write(tmp_path, header + rows)
+    with pytest.raises(InputError, match=r"line 3: 4 columns where the header has 6\. Mend or delete it"):
+        get_task("qqp").read(tmp_path, "train")
+    found = get_task("qqp").read(tmp_path, "train", skip_bad_rows=True)
+    assert (len(found), found.labels.tolist()) == (2, [0, 1])
+    where = f"{tmp_path / 'train.tsv'}, line"
+    assert [problem.removeprefix(where)[:22] for problem in found.skipped] == [
+        " 3: 4 columns where th",
+        " 5: column 'question1'",
+        " 6: unknown label 'c'.",
+    ]
+    assert found.head(1).skipped == found.skipped
+
+
+@pytest.mark.parametrize(("name", "text"), [("train.tsv", "a\tb\nc\n"), ("train.jsonl", '{"text": "a"}\n')])
+def test_a_file_of_bad_rows_alone_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    write(tmp_path, text if name.endswith("l") else text.replace("a\tb", "text\tlabel"), name)
+    task = Task("custom", ("text",), "label", ("0", "1"), "accuracy")
+    with pytest.raises(InputError, match=r"has no good row, the first is bad: .*line"):
+        task.read(tmp_path, "train", skip_bad_rows=True)
 
 
 @pytest.mark.parametrize("columns", [(), ("a", "b", "c")])

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from runtime.console import debug_option, progress_bar
+from runtime.examples import split_files
 from toolkit.commands.options import (
     PATH,
     batch_size_option,
@@ -15,6 +16,7 @@ from toolkit.commands.options import (
     data_option,
     hush_libraries,
     quiet_option,
+    skip_bad_rows_option,
     split_option,
 )
 
@@ -24,8 +26,9 @@ from toolkit.commands.options import (
 @data_option
 @split_option
 @batch_size_option
-@click.option("--criterion", help="Of the trade-off table.  [default: confidence; lte for regression]")
-@click.option("--output", type=PATH, help="Folder of the results.  [default: CHECKPOINT/eval-SPLIT]")
+@click.option("--criterion", help="Whose thresholds to list.  [default: confidence; lte for regression]")
+@click.option("--output", type=PATH, help="Folder of the results.  [default: CHECKPOINT/eval-FILE, as eval-dev]")
+@skip_bad_rows_option
 @quiet_option
 @debug_option
 def command(
@@ -35,23 +38,31 @@ def command(
     batch_size: int,
     criterion: str | None,
     output: Path | None,
+    skip_bad_rows: bool,
     quiet: bool,
 ) -> None:
-    """Score every exit of CHECKPOINT, and the trade-off between layers and score.
+    """Score every exit of CHECKPOINT, and the trade-off between layers and score by every exit criterion.
 
-    Writes predictions.npz (every exit's output for every example), eval.json, eval.md and eval.png.
+    Writes predictions.npz (every exit's output for every example), eval.json, eval.md and eval.png. Of MNLI, --split
+    dev is both its dev splits, one after the other.
     """
     hush_libraries()
     from toolkit.evaluation_report import evaluate, write_evaluation
     from train.checkpoint import load_checkpoint, read_config
-    from train.evaluation import predict
+    from train.evaluation import best_device, predict
     from train.tasks import task_of
 
-    data = data_for(read_config(checkpoint)["task"], data)
-    model, tokenizer = load_checkpoint(checkpoint)
-    examples = task_of(model.config).read(data, split)
-    predictions = predict(model, tokenizer, examples, batch_size, progress_bar("evaluating", quiet))
-    evaluation = evaluate(predictions, criterion)
-    click.echo("\n" + evaluation.text() + "\n")
-    files = write_evaluation(evaluation, predictions, output or checkpoint / f"eval-{split}")
-    click.echo(f"written: {', '.join(map(str, files))}")
+    data = data_for(read_config(checkpoint)["task"], data, split)
+    files = split_files(data, split)
+    model, tokenizer = load_checkpoint(checkpoint, best_device())
+    for file in files:
+        examples = task_of(model.config).read(file, split, skip_bad_rows=skip_bad_rows)
+        if examples.skipped:
+            click.echo(examples.skipped_line(file), err=True)
+        predictions = predict(model, tokenizer, examples, batch_size, progress_bar("evaluating", quiet))
+        evaluation = evaluate(predictions, criterion)
+        click.echo(f"\n{file}: {evaluation.text()}\n")
+        folder = output or checkpoint / f"eval-{file.stem}"
+        if output and len(files) > 1:
+            folder = output / file.stem
+        click.echo(f"written: {', '.join(map(str, write_evaluation(evaluation, predictions, folder)))}")

@@ -19,19 +19,22 @@ split_option = click.option("--split", default="dev", show_default=True, help="T
 batch_size_option = click.option(
     "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Rows of a pass."
 )
+skip_bad_rows_option = click.option(
+    "--skip-bad-rows", is_flag=True, help="Leave out rows that do not fit, and say how many, instead of refusing."
+)
 force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 
-def data_for(task_name: str, data: Path | None) -> Path:
-    """--data, or the task's data from the hub; says so when it has to be fetched."""
+def data_for(task_name: str, data: Path | None, split: str) -> Path:
+    """--data, or the task's data from the hub, with that split; says so when it has to be fetched."""
     from train.hub import cache_folder, fetch
 
     if data is not None:
         return data
     if not (cache_folder() / "data" / task_name).is_dir():
         click.echo(f"fetching {task_name} from the Hugging Face hub; --data takes local files instead", err=True)
-    return fetch(task_name)
+    return fetch(task_name, split)
 
 
 def hush_libraries() -> None:

@@ -63,7 +63,7 @@ def command(
     from train.checkpoint import read_config
 
     if name not in WITHOUT_DATA:
-        data = data_for(read_config(checkpoints[0])["task"], data)
+        data = data_for(read_config(checkpoints[0])["task"], data, split)
     request = Request(
         paths=checkpoints,
         output=output,

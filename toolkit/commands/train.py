@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from runtime.console import debug_option
-from toolkit.commands.options import PATH, data_for, data_option, force_option, hush_libraries, quiet_option
+from toolkit.commands.options import (
+    PATH,
+    data_for,
+    data_option,
+    force_option,
+    hush_libraries,
+    quiet_option,
+    skip_bad_rows_option,
+)
 
 
 @click.command("train")
@@ -42,6 +50,7 @@ from toolkit.commands.options import PATH, data_for, data_option, force_option, 
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
 @click.option("--metric", help="custom: accuracy, f1, pearson or spearman.")
+@skip_bad_rows_option
 @force_option
 @quiet_option
 @debug_option
@@ -73,27 +82,18 @@ def command(
     label_column: str | None,
     regression: bool,
     metric: str | None,
+    skip_bad_rows: bool,
     force: bool,
     quiet: bool,
 ) -> None:
     """Fine-tune an encoder so that every layer can answer."""
     hush_libraries()
-    from accelerate import PartialState
-
-    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.checkpoint import refuse_to_overwrite
+    from train.fine_tuning import fine_tune
+    from train.options import TrainingOptions
     from train.tasks import custom_task, get_task
+    from train.trainer import processes_here
 
-    if task_name != "custom":
-        task = get_task(task_name)
-    data = data_for(task_name, data)
-    if task_name == "custom":
-        task = custom_task(
-            data, text_columns or ("text",), label_column or "label", regression=regression, metric=metric
-        )
-    elif text_columns or label_column or regression or metric:
-        raise click.UsageError(
-            f"--text-column, --label-column, --regression and --metric go with --task custom, not {task_name}"
-        )
     options = TrainingOptions(
         model=model,
         strategy=strategy,
@@ -114,8 +114,39 @@ def command(
         max_length=max_length,
         seed=seed,
         limit_train=limit_train,
+        skip_bad_rows=skip_bad_rows,
     )
-    fine_tune(task, data, options, output, logs=tensorboard, force=force, quiet=quiet)
-    if PartialState().is_main_process:  # under torchrun, one of several
+    if task_name != "custom" and (text_columns or label_column or regression or metric):
+        get_task(task_name)
+        raise click.UsageError(
+            f"--text-column, --label-column, --regression and --metric go with --task custom, not {task_name}"
+        )
+    refuse_to_overwrite(output, force)
+    processes = processes_here()
+    if task_name == "custom":
+        data = data_for(task_name, data, "train")
+        task = custom_task(
+            data,
+            text_columns or ("text",),
+            label_column or "label",
+            regression=regression,
+            metric=metric,
+            skip_bad_rows=skip_bad_rows,
+        )
+    else:
+        task = get_task(task_name)
+        with processes.local_main_process_first():  # of a machine's processes one fetches, the others find it there
+            data = data_for(task_name, data, "train")
+    fine_tune(
+        task,
+        data,
+        options,
+        output,
+        logs=tensorboard,
+        force=force,
+        quiet=quiet,
+        report=lambda line: click.echo(line, err=True),
+    )
+    if processes.is_main_process:  # under torchrun, one of several
         click.echo(f"checkpoint: {output}")
         click.echo(f"next: berxit-calibrate {output} --data {data}")

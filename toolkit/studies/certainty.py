@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from runtime.errors import InputError
 from runtime.tables import Table
@@ -15,6 +16,7 @@ from toolkit.studies.request import Request, Run
 from train.curves import relative_score
 from train.evaluation import Predictions
 from train.metrics import METRICS
+from train.objectives import lte_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +37,7 @@ def study(request: Request) -> Findings:
             sure = run.predictions.lte
             relative = relative_score(np.array(run.layer_scores), reference.score)
             across = METRICS["pearson"](sure.mean(axis=0), relative)
-            within = [METRICS["pearson"](s, t) for s, t in zip(sure.T, lte_targets(run.predictions).T, strict=True)]
+            within = [METRICS["pearson"](s, t) for s, t in zip(sure.T, truth_of(run.predictions).T, strict=True)]
             quantiles = np.percentile(sure, QUANTILES, axis=0)
             name = _name(run)
             rows += [
@@ -67,11 +69,10 @@ def study(request: Request) -> Findings:
     )
 
 
-def lte_targets(stored: Predictions) -> npt.NDArray[np.float64]:
-    """What every certainty ought to be (equations 9 and 10): (N, n)."""
-    if stored.regression:
-        return np.asarray(1 - np.tanh(np.abs(stored.answers() - stored.labels[:, None])), dtype=np.float64)
-    return (stored.answers() == stored.labels[:, None]).astype(np.float64)
+def truth_of(stored: Predictions) -> npt.NDArray:
+    """What every certainty ought to be (equations 9 and 10): (N, n). The very targets of training."""
+    targets = lte_targets(torch.from_numpy(stored.logits), torch.from_numpy(stored.labels), stored.regression)
+    return np.asarray(targets.numpy())
 
 
 def _name(run: Run) -> str:

@@ -50,6 +50,7 @@ class Flops:
 
 def study(request: Request) -> Findings:
     counted: dict[str, list[Flops]] = {}
+    chosen: dict[str, int] = {}
     for path in request.paths:
         model, _ = load_checkpoint(path)
         longest = model.config.max_length
@@ -60,10 +61,10 @@ def study(request: Request) -> Findings:
         name = model_name_of(str(read_record(path).get("options", {}).get("model", path.name)))
         label = name if name not in counted else f"{name} ({path.name})"
         counted[label] = [count_flops(model, tokens) for tokens in lengths if tokens <= max(length, 128)]
-        chosen = length
+        chosen[label] = length
     rows = []
     for name, found in counted.items():
-        flops = next(f for f in found if f.tokens == min(chosen, found[-1].tokens))
+        flops = next(f for f in found if f.tokens == chosen[name])
         counts = [f"{value:,}" for value in (flops.embeddings, flops.layer, flops.classifier, flops.lte, flops.pooling)]
         rows.append(
             [

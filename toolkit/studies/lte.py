@@ -12,9 +12,8 @@ from runtime.tables import Table
 from toolkit.studies.findings import Findings, Panel
 from toolkit.studies.look import BLUE, GREEN, ORANGE, number, percent, plain
 from toolkit.studies.request import Request, by_label
-from toolkit.studies.tradeoff import curve_of, marks, saved_layers_axis
-from train.curves import Curve, area_above, mean_curve
-from train.evaluation import Predictions, candidate_thresholds, trade_off
+from toolkit.studies.tradeoff import marks, saved_layers_axis
+from train.curves import Curve, area_above, criterion_curve, mean_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +41,8 @@ def study(request: Request) -> Findings:
                 name: curve.relative_to(reference.score)
                 for name, curve in {
                     LINE: Curve.layer_wise(np.mean([run.layer_scores for run in same], axis=0).tolist()),
-                    PATIENCE: mean_curve([patience_curve(run.predictions) for run in same]),
-                    LTE: mean_curve([curve_of(run, "lte") for run in same]),
+                    PATIENCE: mean_curve([criterion_curve(run.predictions, "patience") for run in same]),
+                    LTE: mean_curve([criterion_curve(run.predictions, "lte") for run in same]),
                 }.items()
             }
             depth, name = same[0].predictions.layers, f"{model}, {label}"
@@ -83,17 +82,6 @@ PATIENCE_NOTE = (
     ", with tolerances at the 10th to 90th percentile of how far neighbouring layers differ; of all these the best"
     " at each cost or less, which favours patience"
 )
-
-
-def patience_curve(stored: Predictions) -> Curve:
-    """Patience at its best: for regression over a spread of tolerances, the best at each cost or less."""
-    thresholds = candidate_thresholds(stored, "patience")
-    if not stored.regression:
-        return Curve.of(trade_off(stored, "patience", thresholds), stored.layers)
-    differences = np.abs(np.diff(stored.answers(), axis=1))
-    tolerances = np.unique(np.quantile(differences, np.arange(0.1, 0.95, 0.1)))
-    points = [point for tolerance in tolerances for point in trade_off(stored, "patience", thresholds, tolerance)]
-    return Curve.of(points, stored.layers).envelope()
 
 
 def _areas(curves: dict[str, Curve], depth: int) -> Sequence[tuple[str, float, float]]:

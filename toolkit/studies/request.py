@@ -15,8 +15,8 @@ from runtime.errors import BerxitError, InputError
 from runtime.examples import Examples, find_split
 from runtime.progress import Progress, silent
 from train.checkpoint import load_checkpoint, read_config, read_record
-from train.evaluation import Predictions, layer_scores, predict
-from train.fine_tuning import TrainingOptions
+from train.evaluation import Predictions, best_device, layer_scores, predict
+from train.options import TrainingOptions
 from train.tasks import task_of
 
 DEFAULTS = {field.name: field.default for field in fields(TrainingOptions) if field.name != "model"}
@@ -80,7 +80,7 @@ class Request:
         if stored.is_file():
             predictions = _load(stored)
         else:
-            model, tokenizer = load_checkpoint(folder)
+            model, tokenizer = load_checkpoint(folder, best_device())
             examples = task_of(model.config).read(self.data_file, self.split)
             predictions = predict(model, tokenizer, examples, self.batch_size, self.bar(folder.name))
             _save(predictions, stored)
@@ -214,11 +214,8 @@ def _load(path: Path) -> Predictions:
 
 
 def _save(predictions: Predictions, path: Path) -> None:
-    """Whole or not at all: an interrupted study leaves no half pass."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(".partial.npz")
-        predictions.save(scratch)
-        scratch.replace(path)
+        predictions.save(path)
     except OSError as error:
         raise BerxitError(f"cannot write {path}: {error.strerror}. Choose another --output") from error

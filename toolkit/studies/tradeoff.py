@@ -11,14 +11,13 @@ import numpy as np
 from runtime.tables import Table
 from toolkit.studies.findings import Findings, Panel
 from toolkit.studies.look import GRAY, looks, number, percent, plain
-from toolkit.studies.request import Request, Run, by_label
-from train.curves import Area, Curve, area_above, mean_curve, relative_score
-from train.evaluation import Predictions, candidate_thresholds, constant_score, default_criterion, trade_off
+from toolkit.studies.request import Request, by_label
+from train.curves import SAVED, Area, Curve, area_above, criterion_curve, mean_curve, relative_score
+from train.evaluation import constant_score, default_criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SAVED = (0.3, 0.5, 0.7)
 KEPT = (99.0, 97.0, 94.0)
 """Percent of the reference, as in the paper's table 2."""
 
@@ -36,7 +35,9 @@ def study(request: Request) -> Findings:
         for label, same in by_label(runs).items():
             criterion = request.criterion or default_criterion(same[0].predictions)
             criteria.add(criterion)
-            curves[label] = mean_curve([curve_of(run, criterion).relative_to(reference.score) for run in same])
+            curves[label] = mean_curve(
+                [criterion_curve(run.predictions, criterion).relative_to(reference.score) for run in same]
+            )
         pairs = {(a, b): area_above(curves[a], curves[b]) for a, b in permutations(curves, 2)}
         for label, curve in curves.items():
             points.append([label, model, *_kept_at(curve), *_saved_at(curve)])
@@ -75,12 +76,6 @@ def study(request: Request) -> Findings:
         data={"criterion": said, "curves": data},
         panels=panels,
     )
-
-
-def curve_of(run: Run, criterion: str) -> Curve:
-    """A run's trade-off curve, from its stored pass."""
-    stored: Predictions = run.predictions
-    return Curve.of(trade_off(stored, criterion, candidate_thresholds(stored, criterion)), stored.layers)
 
 
 def _kept_at(curve: Curve) -> list[str]:

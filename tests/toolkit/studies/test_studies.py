@@ -17,14 +17,14 @@ from runtime.errors import BerxitError, InputError
 from tests.conftest import ENCODERS, WORDS
 from toolkit.cli import load
 from toolkit.studies import STUDIES, find_study
-from toolkit.studies.certainty import lte_targets
+from toolkit.studies.certainty import truth_of
 from toolkit.studies.flops import count_flops
 from toolkit.studies.limit import limit_scores
 from toolkit.studies.look import looks
-from toolkit.studies.lte import patience_curve
 from toolkit.studies.probe import bleu_scores, correlations
 from toolkit.studies.request import Request, Run, by_label, label_runs, model_name_of
 from train.checkpoint import TrainingRecord, save_checkpoint
+from train.curves import criterion_curve
 from train.evaluation import Predictions
 from train.modeling import MultiExitModel
 
@@ -77,7 +77,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
             lte=lte,
             strategy=strategy,
             task="pairs",
-            max_length=32,
+            max_length=options.pop("max_length", 32),
             **options,
         )
         with torch.no_grad():
@@ -154,7 +154,16 @@ def test_lte_of_values(make: Make, data: dict[str, Path], tmp_path: Path) -> Non
     assert line["curves"]["layer-wise"]["average_exit_layer"] == [1, 2, 3]
     ends = [line["curves"][name]["relative"][-1] for name in ("LTE", "layer-wise")]
     assert ends[0] == pytest.approx(ends[1])
-    assert line["areas"]["LTE, layer-wise, up to layer 1.5"]["above"] >= 0
+    lte, line_wise = (line["curves"][name] for name in ("LTE", "layer-wise"))
+    for until, what in ((3, "LTE, layer-wise"), (1.5, "LTE, layer-wise, up to layer 1.5")):
+        grid = np.linspace(1, until, 20_001)
+        difference = np.interp(grid, lte["average_exit_layer"], lte["relative"]) - np.interp(
+            grid, line_wise["average_exit_layer"], line_wise["relative"]
+        )
+        for side, values in (("above", difference), ("below", -difference)):
+            expected = (until - 1) * np.maximum(values, 0).mean()
+            assert line["areas"][what][side] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert max(line["areas"]["LTE, layer-wise"].values()) > 0.1
 
 
 def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
@@ -168,10 +177,24 @@ def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_probe(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
-    assert run("probe", make("joint"), "--data", data["classes"], "--output", tmp_path) == 0
+    path = make("joint")
+    assert run("probe", path, "--data", data["classes"], "--output", tmp_path) == 0
     (entry,) = written(tmp_path, "probe-pairs")["runs"]
-    counts = [entry["predicted"][name]["examples"] for name in ("other", "same")]
-    assert np.sum(counts, axis=0).tolist() == [48, 48, 48]
+    stored = Request([path], tmp_path, data["classes"])
+    (one,) = stored.models["bert-tiny"]
+    overlap = bleu_scores(stored.examples(one).texts)
+    powers = np.exp(one.predictions.logits.astype(np.float64))
+    confidence, answers = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.answers()
+    seen = 0
+    for number, name in enumerate(("other", "same")):
+        for layer in range(3):
+            rows = answers[:, layer] == number
+            assert entry["predicted"][name]["examples"][layer] == rows.sum()
+            expected = np.corrcoef(overlap[rows], confidence[rows, layer])[0, 1] if rows.sum() >= 10 else None
+            assert entry["predicted"][name]["correlation"][layer] == pytest.approx(expected, abs=1e-5)
+            seen += expected is not None
+    assert seen >= 3
+    assert entry["relative"] == pytest.approx([100 * score / one.full_depth for score in one.layer_scores])
 
 
 def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
@@ -179,7 +202,12 @@ def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     assert run("limit", *paths, "--data", data["classes"], "--output", tmp_path) == 0
     (line,) = written(tmp_path, "limit-pairs")["limit"]
     assert (line["model"], line["layers"]) == ("bert-tiny", [1, 2, 3])
-    assert all(0 <= score <= 1 for score in line["scores"])
+    stored = Request(paths, tmp_path, data["classes"])
+    assert line["scores"] == [stored.run(path).full_depth for path in paths[:3]]
+    report = (tmp_path / "limit-pairs.md").read_text(encoding="utf-8")
+    others = [f"{score:.4f}" for score in stored.run(paths[3]).layer_scores]
+    row = next(line for line in report.splitlines() if line.startswith("| bert-tiny, alternating, exit there"))
+    assert [cell.strip() for cell in row.split("|")[2:5]] == others
 
 
 def test_runtime(bundle: Path, data_folder: Path, tmp_path: Path) -> None:
@@ -195,6 +223,14 @@ def test_flops(make: Make, tmp_path: Path) -> None:
     assert run("flops", make("joint", lte=True), "--length", 20, "--output", tmp_path) == 0
     found = written(tmp_path, "flops")["models"]["bert-tiny"]
     assert [entry["tokens"] for entry in found] == [8, 16, 20, 32]
+
+
+def test_flops_of_models_that_take_other_lengths(make: Make, tmp_path: Path) -> None:
+    paths = [make("joint", max_length=20, seed=5), make("raw", max_length=12, seed=5)]
+    assert run("flops", *paths, "--output", tmp_path) == 0
+    report = (tmp_path / "flops.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in report.splitlines() if line.startswith("| bert-tiny")]
+    assert [row[2].strip() for row in rows] == ["20", "12"]
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -311,16 +347,16 @@ def test_limit_takes_the_last_exits_of_limit_and_raw() -> None:
 
 
 def test_what_certainty_ought_to_be() -> None:
-    assert lte_targets(hand_made("joint", [0.5, 0.8]).predictions).mean(axis=0).tolist() == [0.5, 0.8]
+    assert truth_of(hand_made("joint", [0.5, 0.8]).predictions).mean(axis=0) == pytest.approx([0.5, 0.8])
     values = Predictions(np.array([[[1.0], [3.0]]], np.float32), None, np.array([1.0]), "spearman")
-    assert lte_targets(values)[0] == pytest.approx([1, 1 - math.tanh(2)])
+    assert truth_of(values)[0] == pytest.approx([1, 1 - math.tanh(2)])
 
 
 def test_patience_of_values_is_given_its_best_tolerance() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=40)
     values = (truth[:, None] + rng.normal(size=(40, 4)) * [2, 1, 0.5, 0.1]).astype(np.float32)[..., None]
-    made = patience_curve(Predictions(values, None, truth, "spearman"))
+    made = criterion_curve(Predictions(values, None, truth, "spearman"), "patience")
     assert made.layers[-1] == 4
     assert np.all(np.diff(made.scores) >= 0)
     assert len(made.layers) > 4  # more than one point per patience

@@ -1,0 +1,278 @@
+"""What each rule chooses on passes worked out by hand, what it promises, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.errors import BerxitError, InputError
+from runtime.policies import ExitPolicy
+from train.calibration import choose
+from train.configuration import MultiExitConfig
+from train.evaluation import OperatingPoint, Predictions, operating_point, trade_off
+from train.rules import Budget, Keep, Risk, Rule, fixed_thresholds, hoeffding_bentkus, losses_at
+
+
+def chosen(rule: Rule, predictions: Predictions, criterion: str) -> tuple[ExitPolicy, OperatingPoint]:
+    """The policy that a rule chooses, and what it does on the same pass."""
+    policy = choose(predictions, criterion, rule, "data", "0").policy
+    return policy, rule.choose(predictions, criterion)
+
+
+def ten_examples() -> Predictions:
+    """Ten examples of class 1, two layers. The last is always right; the first is right where it is sure.
+
+    Confidence of layer 1: 0.60, 0.65, ... 1.05 is cut to 0.995; the two least sure ones are wrong there.
+    """
+    sure = np.minimum(0.60 + 0.05 * np.arange(10), 0.995)
+    margin = np.log(sure / (1 - sure))
+    margin[:2] *= -1
+    logits = np.zeros((10, 2, 2), np.float32)
+    logits[:, 0, 1], logits[:, 1, 1] = margin, 5.0
+    return Predictions(logits, None, np.ones(10, int), "accuracy")
+
+
+def test_the_cheapest_threshold_that_keeps_the_share_is_chosen() -> None:
+    policy, point = chosen(Keep(1.0), ten_examples(), "confidence")
+    assert 0.65 < policy.thresholds[0] < 0.70
+    assert (point.score, point.histogram) == (1.0, (8, 2))
+    policy, point = chosen(Keep(0.9), ten_examples(), "confidence")
+    assert 0.60 < policy.thresholds[0] < 0.65
+    assert (point.score, point.histogram) == (0.9, (9, 1))
+    _, point = chosen(Keep(0.8), ten_examples(), "confidence")
+    assert (point.score, point.histogram) == (0.8, (10, 0))
+
+
+def test_entropy_finds_the_same_split_from_the_other_side() -> None:
+    _, point = chosen(Keep(1.0), ten_examples(), "entropy")
+    assert point.histogram == (8, 2)
+
+
+def test_with_fewer_exits_the_threshold_is_chosen_among_them() -> None:
+    predictions = ten_examples()
+    logits = np.stack([np.zeros((10, 2), np.float32), predictions.logits[:, 0], predictions.logits[:, 1]], axis=1)
+    logits[:, 0, 0] = 9.0  # layer 1 is always sure, and wrong
+    three = Predictions(logits, None, np.ones(10, int), "accuracy")
+    _, never = chosen(Keep(1.0), three, "confidence")
+    assert never.histogram == (0, 0, 10)
+    policy, point = chosen(Keep(1.0), three.at_exits((2, 3)), "confidence")
+    assert policy.layers == 3
+    assert (point.histogram, point.average_exit_layer) == ((0, 8, 2), pytest.approx(2.2))
+    assert point.saved_layers == pytest.approx(1 - 2.2 / 3)
+    again = operating_point(three.at_exits((2, 3)), policy.at_exits((2, 3)))
+    assert (again.histogram, again.average_exit_layer) == (point.histogram, pytest.approx(2.2))
+    _, point = chosen(Keep(1.0), three.at_exits((3,)), "confidence")
+    assert point.histogram == (0, 0, 10)
+
+
+def test_patience_counts_the_exits_that_there_are() -> None:
+    logits = np.zeros((1, 4, 2), np.float32)
+    logits[0, :, 1] = [1.0, -1.0, 1.0, 1.0]  # the layers say 1, 0, 1, 1
+    predictions = Predictions(logits, None, np.ones(1, int), "accuracy")
+    assert trade_off(predictions, "patience", [1.0])[0].histogram == (0, 0, 0, 1)
+    assert trade_off(predictions.at_exits((1, 3, 4)), "patience", [1.0])[0].histogram == (0, 0, 1, 0)
+
+
+def test_never_stopping_is_always_allowed() -> None:
+    logits = np.zeros((6, 3, 2), np.float32)
+    logits[:, :2, 0], logits[:, 2, 1] = 9.0, 1.0  # the early layers are sure, and wrong
+    predictions = Predictions(logits, None, np.ones(6, int), "accuracy")
+    policy, point = chosen(Keep(1.0), predictions, "confidence")
+    assert (point.average_exit_layer, point.score) == (3.0, 1.0)
+    assert operating_point(predictions, policy) == point
+    _, patient = chosen(Keep(1.0), predictions, "patience")
+    assert patient.average_exit_layer == 3.0
+
+
+def test_of_two_that_cost_the_same_the_better_is_chosen() -> None:
+    values = np.array([[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [4.0, 4.0]], np.float32)[..., None]
+    lte = np.array([[0.9, 1], [0.1, 1], [0.2, 1], [0.8, 1]], np.float32)
+    predictions = Predictions(values, lte, np.array([1.0, 3.0, 2.0, 4.0]), "spearman")
+    _, point = chosen(Keep(1.0), predictions, "lte")
+    assert point.score == pytest.approx(1.0)
+    assert point.histogram == (2, 2)
+
+
+def test_a_last_exit_below_zero_has_nothing_to_keep() -> None:
+    values = np.array([[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]], np.float32)[..., None]
+    predictions = Predictions(values, None, np.array([1.0, 2.0, 3.0]), "spearman")
+    with pytest.raises(BerxitError, match="nothing to keep"):
+        chosen(Keep(0.9), predictions, "patience")
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, float("nan")])
+def test_a_share_out_of_range_is_refused(keep: float) -> None:
+    with pytest.raises(InputError, match=r"--keep .* is out of range"):
+        chosen(Keep(keep), ten_examples(), "confidence")
+
+
+def test_an_unknown_criterion_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown exit criterion 'luck'"):
+        chosen(Keep(0.9), ten_examples(), "luck")
+
+
+@pytest.mark.parametrize(
+    ("loss", "n", "risk", "expected"),
+    [
+        (0.0, 10, 0.5, 0.5**10),
+        (0.1, 10, 0.5, math.exp(-10 * (0.1 * math.log(0.2) + 0.9 * math.log(1.8)))),  # Hoeffding's is the smaller
+        (0.2, 100, 0.3, math.e * 0.0164629),  # Bentkus's is: e times P(Bin(100, 0.3) <= 20)
+        (0.6, 10, 0.5, 1.0),
+    ],
+)
+def test_a_p_value_by_hand(loss: float, n: int, risk: float, expected: float) -> None:
+    assert hoeffding_bentkus(loss, n, risk) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("delta", "histogram"),
+    [(0.3, (10, 0)), (0.1, (9, 1)), (0.02, (8, 2))],  # p-values at loss 0.2, 0.1, 0: 0.145, 0.025, 0.001
+)
+@pytest.mark.parametrize("criterion", ["confidence", "entropy"])
+def test_the_cheapest_threshold_whose_risk_is_proven_is_chosen(
+    criterion: str, delta: float, histogram: tuple[int, int]
+) -> None:
+    policy, point = chosen(Risk(0.5, delta), ten_examples(), criterion)
+    assert point.histogram == histogram
+    assert operating_point(ten_examples(), policy).histogram == histogram
+
+
+def test_the_risk_is_of_another_answer_than_the_last_exits() -> None:
+    wrong = Predictions(ten_examples().logits, None, np.zeros(10, int), "accuracy")  # the last exit is never right
+    assert chosen(Risk(0.5, 0.02), wrong, "confidence")[1].histogram == (8, 2)
+
+
+def test_no_threshold_is_tried_behind_one_that_fails() -> None:
+    sure = np.tile([0.7, 0.9, 0.99], (10, 1))
+    logits = np.zeros((10, 3, 2), np.float32)
+    logits[..., 1] = np.log(sure / (1 - sure)) * [1, -1, 1]  # layer 2 answers wrongly, and layers 1 and 3 rightly
+    predictions = Predictions(logits, None, np.ones(10, int), "accuracy")
+    assert chosen(Keep(1.0), predictions, "confidence")[1].histogram == (10, 0, 0)
+    assert chosen(Risk(0.5, 0.1), predictions, "confidence")[1].histogram == (0, 0, 10)
+
+
+def test_a_loss_of_values_is_their_distance_as_a_share_of_the_labels_range() -> None:
+    values = np.array([[1.0, 2.0], [9.0, 3.0], [4.0, 4.0], [5.0, 5.0]], np.float32)[..., None]
+    sure = np.array([[0.9, 1], [0.8, 1], [0.2, 1], [0.1, 1]], np.float32)
+    predictions = Predictions(values, sure, np.array([1.0, 5.0, 2.0, 4.0]), "spearman")
+    assert losses_at(predictions, "lte", [1.0, 0.85, 0.5]).tolist() == [0, 0.25 / 4, (0.25 + 1) / 4]
+
+
+@pytest.mark.parametrize("criterion", ["lte", "patience"])
+def test_a_risk_of_values_is_kept(criterion: str) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 5, 500)
+    values = (truth[:, None] + rng.normal(size=(500, 4)) * [1, 0.5, 0.2, 0.1]).astype(np.float32)[..., None]
+    sure = np.tile(np.array([0.2, 0.5, 0.8, 1.0], np.float32), (500, 1))
+    policy, point = chosen(Risk(0.1, 0.1), Predictions(values, sure, truth, "spearman"), criterion)
+    assert point.average_exit_layer < 4
+    assert losses_at(Predictions(values, sure, truth, "spearman"), criterion, [point.threshold], point.tolerance) < 0.1
+    assert policy.tolerance == point.tolerance
+
+
+def population(rows: int, seed: int) -> Predictions:
+    """Classes under three exits that agree with the last the oftener the surer they are."""
+    rng = np.random.default_rng(seed)
+    sure = rng.uniform(0.5, 1.0, (rows, 3))
+    agrees = rng.uniform(size=(rows, 3)) < sure
+    agrees[:, 2] = True
+    logits = np.zeros((rows, 3, 2), np.float32)
+    logits[..., 1] = np.log(sure / (1 - sure)) * np.where(agrees, 1, -1)
+    return Predictions(logits, None, np.ones(rows, int), "accuracy")
+
+
+def test_the_risk_is_exceeded_no_oftener_than_was_allowed() -> None:
+    everyone, rule, draws = population(20_000, 0), Risk(0.12, 0.2), 60
+    rng = np.random.default_rng(1)
+    exceeded, saved = 0, 0.0
+    for _ in range(draws):
+        rows = rng.integers(0, 20_000, 200)
+        drawn = Predictions(everyone.logits[rows], None, everyone.labels[rows], "accuracy")
+        point = rule.choose(drawn, "confidence")
+        exceeded += losses_at(everyone, "confidence", [point.threshold])[0] > rule.risk
+        saved += point.saved_layers / draws
+    assert exceeded <= draws * rule.delta  # by the empirical loss alone it would be about half of them
+    assert saved > 0.05
+
+
+def test_too_few_examples_prove_nothing() -> None:
+    with pytest.raises(InputError, match=r"--risk 0.01 --delta 0.05 needs at least 299 examples .* there are 10"):
+        chosen(Risk(0.01), ten_examples(), "confidence")
+    assert hoeffding_bentkus(0, 299, 0.01) <= 0.05 < hoeffding_bentkus(0, 298, 0.01)
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "entropy", "patience"])
+def test_fixed_thresholds_go_from_never_to_always(criterion: str) -> None:
+    thresholds = fixed_thresholds(criterion, population(50, 2))
+    layers = [point.average_exit_layer for point in trade_off(population(50, 2), criterion, thresholds)]
+    assert layers[0] == 3
+    assert layers[-1] < 3 if criterion == "patience" else layers[-1] == 1
+    assert np.all(np.diff(layers) <= 0)
+    assert thresholds == fixed_thresholds(criterion, population(80, 3))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])
+def test_a_risk_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match=r"--risk .* is out of range"):
+        Risk(value)
+    with pytest.raises(InputError, match=r"--delta .* is out of range"):
+        Risk(0.1, value)
+
+
+@pytest.mark.parametrize(("budget", "histogram"), [(9.0, (8, 2)), (3.45, (8, 2)), (3.25, (9, 1)), (3.0, (10, 0))])
+def test_the_best_score_within_the_budget_is_chosen(budget: float, histogram: tuple[int, int]) -> None:
+    rule = Budget(budget, intercept_ms=1.0, ms_per_layer=2.0, measured="a bench")  # 3 to 5 ms
+    _, point = chosen(rule, ten_examples(), "confidence")
+    assert point.histogram == histogram
+    assert rule.milliseconds(point) <= budget
+
+
+def test_a_budget_that_nothing_fits_says_what_the_least_is() -> None:
+    with pytest.raises(InputError, match=r"--budget-ms 2.9 is too little: the cheapest .* takes 3 ms"):
+        chosen(Budget(2.9, 1.0, 2.0, "a bench"), ten_examples(), "confidence")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match=r"--budget-ms .* is out of range"):
+        Budget(value, 1.0, 2.0, "a bench")
+
+
+def test_a_bench_is_read_and_must_be_of_this_model(checkpoint: Path, tmp_path: Path) -> None:
+    config = MultiExitConfig.from_pretrained(str(checkpoint))
+    line = {"intercept_ms": 0.5, "ms_per_layer": 0.25, "r_squared": 0.99}
+    whole = {"task": "custom", "layers": 3, "line": line, "device": "cpu", "backend": "onnxruntime"}
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    expected = Budget(2.0, 0.5, 0.25, "bench.json of cpu, onnxruntime")
+    assert Budget.of_bench(2.0, path, config) == Budget.of_bench(2.0, tmp_path, config) == expected
+    with pytest.raises(InputError, match=r"no bench at .*other\.json: --bench is the bench\.json"):
+        Budget.of_bench(2.0, tmp_path / "other.json", config)
+    for change, message in (
+        ({"task": "rte"}, "is of a 3-layer model for rte, the checkpoint has 3 layers for custom"),
+        ({"layers": 6}, "is of a 6-layer model for custom"),
+        ({"line": {**line, "ms_per_layer": -0.1}}, r"a layer costs -0\.1 ms .* quiet machine"),
+        ({"line": 3}, "line: expected an object"),
+    ):
+        path.write_text(json.dumps({**whole, **change}), encoding="utf-8")
+        with pytest.raises(BerxitError, match=message):
+            Budget.of_bench(2.0, path, config)
+    path.write_text(json.dumps({"task": "custom"}), encoding="utf-8")
+    with pytest.raises(BerxitError, match=r"is no bench\.json: it has no 'backend'"):
+        Budget.of_bench(2.0, path, config)
+
+
+def test_patience_on_values_searches_its_tolerance() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 1, 60)  # labels from 0 to 1: with a tolerance of 0.5 all neighbours agree
+    values = (truth[:, None] + rng.normal(size=(60, 4)) * [0.4, 0.2, 0.05, 0.02]).astype(np.float32)[..., None]
+    predictions = Predictions(values, None, truth, "spearman")
+    policy, point = chosen(Keep(0.98), predictions, "patience")
+    assert policy.tolerance == point.tolerance < 0.5
+    assert operating_point(predictions, policy).histogram == point.histogram
+    assert point.average_exit_layer < 4
+    assert trade_off(predictions, "patience", [1])[0].score < 0.98 * trade_off(predictions, "patience", [4])[0].score

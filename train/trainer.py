@@ -1,0 +1,165 @@
+"""transformers' Trainer with our objectives: learning rates, order of the rows, progress, and the paper's recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from runtime.errors import BerxitError
+from train.evaluation import best_device
+from train.objectives import Objective
+from train.options import TrainingOptions
+
+NAN_CHECK_EVERY = 10
+"""Optimiser steps. Looking at the loss makes a GPU wait, so not at every step; a loss that is NaN once stays so."""
+SAVE_EVERY = 1000
+"""Optimiser steps, or every epoch where that is sooner: what an interruption costs at most."""
+LOGS_PER_EPOCH = 20
+
+
+def processes_here() -> PartialState:
+    """This process among those that torchrun or accelerate launch started. Without ``cpu`` accelerate takes several
+    processes on a machine that has no GPU for one each."""
+    return PartialState(cpu=best_device().type == "cpu")
+
+
+class MultiExitTrainer(Trainer):
+    """Trainer whose loss is the strategy's. The alternation counts optimiser steps, not micro-batches."""
+
+    optimizer: Any
+
+    def __init__(
+        self, *arguments: Any, objective: Objective, head_learning_rate: float | None = None, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.objective = objective
+        self.head_learning_rate = head_learning_rate or self.args.learning_rate
+        self.model_accepts_loss_kwargs = False  # our losses are means over the batch
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW with a learning rate for the encoder and one for the exits."""
+        if self.optimizer is None:
+            named = [(name, p) for name, p in (model or self.model).named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for name, p in named if _in_encoder(name)], "lr": self.args.learning_rate},
+                {"params": [p for name, p in named if not _in_encoder(name)], "lr": self.head_learning_rate},
+            ]
+            groups = [group for group in groups if group["params"]]  # a stage may freeze all of one
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(groups, **{**options, "weight_decay": self.args.weight_decay})
+        return self.optimizer
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        step = self.state.global_step + 1
+        loss = self.objective.loss(step, outputs, labels, self.model.config.regression)
+        if step % NAN_CHECK_EVERY == 0:
+            check_loss(loss.item(), step)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of about the same length together; over all processes, so that none waits for another's long rows."""
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLength(self.train_dataset.lengths, rows, self.args.seed)  # type: ignore[union-attr]
+
+
+class ByLength(LengthGroupedSampler):
+    """transformers' sampler with an order that depends on seed and epoch alone, so that a run which resumes in the
+    middle of an epoch sees the rows that it has not seen, and all processes draw the same order."""
+
+    def __init__(self, lengths: list[int], rows: int, seed: int) -> None:
+        super().__init__(rows, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+
+class LossOnTheBar(ProgressCallback):
+    """Trainer's progress bar, with the loss at its end instead of a printed dictionary per epoch."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+def _in_encoder(name: str) -> bool:
+    return name.removeprefix("module.").startswith("backbone.")  # "module." is what data parallel wrappers add
+
+
+def training_arguments(options: TrainingOptions, state: Path, quiet: bool, examples: int) -> TrainingArguments:
+    """The paper's recipe: AdamW, linear decay without warm-up, no weight decay, gradients clipped at 1."""
+    rows = options.batch_size * options.gradient_accumulation * processes_here().num_processes
+    epoch = math.ceil(examples / rows)
+    arguments = TrainingArguments(
+        output_dir=str(state),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        bf16=options.bf16,
+        use_cpu=best_device().type == "cpu",
+        learning_rate=options.learning_rate,
+        weight_decay=0.0,
+        warmup_steps=0,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        optim="adamw_torch_fused",  # one pass over the weights; on a CPU five times faster than the default
+        seed=options.seed,
+        data_seed=options.seed,
+        save_strategy="steps",
+        save_steps=min(epoch, SAVE_EVERY),
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=max(1, epoch // LOGS_PER_EPOCH),
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=quiet,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every step reaches all that its stage trains; see Alternating
+    )
+    return on_one_device(arguments)
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """One process, one GPU. Trainer would spread a process over all GPUs that it sees by DataParallel, with another
+    batch than was asked for; several processes do that better (torchrun)."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def check_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise BerxitError(
+            f"the loss is {loss} at step {step}: lower --learning-rate, or look for bad values in the data"
+        )
+
+
+def tensorboard(logs: Path) -> TensorBoardCallback:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise BerxitError("--tensorboard: it is not installed here: pip install tensorboard") from None
+    return TensorBoardCallback(SummaryWriter(str(logs)))
+
+
+def last_epochs_loss(trainer: Trainer) -> float:
+    """The mean over the last epoch's logs."""
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    last = [log["loss"] for log in logs if log["epoch"] > logs[-1]["epoch"] - 1]
+    return float(sum(last) / len(last))
