@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from runtime.tables import plural
 OURS = "ours, ONNX Runtime fp32"
 OURS_INT8 = "ours, ONNX Runtime int8"
 EAGER = "PyTorch eager"
+MACHINE = "matrix products alone, {}"
+"""With a precision."""
 KEEP = 0.99
 """Of the fp32 model's score: who loses more is compared with nobody."""
 USED = 0.01
@@ -100,6 +101,8 @@ class Bar:
     limit: float | None = None
     at_most: bool = False
     """Else at least."""
+    claimed: bool = True
+    """False where none of ours keeps the score: then it does not hold, whatever was found."""
 
     @property
     def wanted(self) -> str:
@@ -113,8 +116,9 @@ class Bar:
     def margin(self) -> float:
         if self.limit is None:
             return float("inf")
-        margin = self.limit - self.found if self.at_most else self.found - self.limit
-        return float("-inf") if math.isnan(margin) else margin  # what was not measured does not hold
+        if not self.claimed:
+            return float("-inf")
+        return self.limit - self.found if self.at_most else self.found - self.limit
 
 
 def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
@@ -122,62 +126,71 @@ def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], s
     made: list[Bar] = []
     for run in measured.runs:
         for case in cases.values():
-            where = f"{case.name}, {plural(run.threads, 'thread')}"
             compared = _Compared(measured, run, case, specs, shape)
-            found = compared.batch() if case.together else compared.one_by_one()
-            made += [Bar(what, where, *rest) for what, *rest in found]
+            made += compared.batch() if case.together else compared.one_by_one()
     return [*made, *_scores(measured, specs), *_memory(measured, specs, shape)]
-
-
-Comparison = tuple[str, str, float, float | None, bool]
-"""what, against, found, limit, at_most"""
 
 
 @dataclass(frozen=True)
 class _Compared:
+    """One case with one number of threads."""
+
     measured: Measured
     run: Run
     case: Case
     specs: Sequence[Spec]
     shape: Shape
 
-    def one_by_one(self) -> Iterator[Comparison]:
-        run, case, names = self.run, self.case.name, {spec.name for spec in self.specs}
+    @property
+    def where(self) -> str:
+        return f"{self.case.name}, {plural(self.run.threads, 'thread')}"
+
+    def one_by_one(self) -> Iterator[Bar]:
+        yield from self._segments()
+        case, names = self.case.name, {spec.name for spec in self.specs}
         for precision, over_eager in (("fp32", 2.0), ("int8", 4.0)):
             mine = f"ours, ONNX Runtime {precision}"
-            graphs = self._having(kind="onnxruntime", precision=precision)
-            best = run.fastest(case, "full", graphs)
-            what = f"all segments / one graph, {precision}"
-            for graph in graphs:
-                value = run.ratio(case, ("full", mine), ("full", graph.name))
-                limit = self._segments_limit() if graph.name == best else None
-                yield what if graph.name == best else f"{what} (not the fastest)", graph.name, value, limit, True
-            value = run.ratio(case, ("full", mine), ("early", mine)) / self._layer_speed_up(mine)
-            yield f"wall-clock speed-up / layer speed-up, {precision}", mine, value, 0.95, False
+            value = self.run.ratio(case, ("full", mine), ("early", mine)) / self._layer_speed_up(mine)
+            yield Bar(f"wall-clock speed-up / layer speed-up, {precision}", self.where, mine, value, 0.95)
             if EAGER in names:
-                value = run.ratio(case, ("early", EAGER), ("early", mine))
-                yield f"eager early exit / ours, {precision}", EAGER, value, over_eager, False
-        value = run.ratio(case, ("full", OURS), ("full", OURS_INT8))
-        yield "fp32 segments / int8 segments", OURS, value, 2.0, False
+                value = self.run.ratio(case, ("early", EAGER), ("early", mine))
+                yield Bar(f"eager early exit / ours, {precision}", self.where, EAGER, value, over_eager)
+        value = self.run.ratio(case, ("full", OURS), ("full", OURS_INT8))
+        yield Bar("fp32 segments / int8 segments", self.where, OURS, value, 2.0)
+        yield from self._rivals()
+
+    def _segments(self) -> Iterator[Bar]:
+        """The fastest of the graphs is whom the bar is held against; the others are told beside."""
+        for precision in ("fp32", "int8"):
+            mine, graphs = f"ours, ONNX Runtime {precision}", self._graphs(precision)
+            best = self.run.fastest(self.case.name, "full", graphs)
+            for graph in graphs:
+                value = self.run.ratio(self.case.name, ("full", mine), ("full", graph.name))
+                limit = self._segments_limit() if graph.name == best else None
+                what = f"all segments / one graph, {precision}"
+                yield Bar(what, self.where, graph.name, value, limit, at_most=True)
+
+    def _rivals(self) -> Iterator[Bar]:
+        """Everybody's best: the fastest that keeps the score, of ours with early exit, of the others without."""
         ours = [spec for spec in self.specs if spec.ours]
         able = [spec for spec in ours if self.measured.keeps_score(spec)]
-        mine = run.fastest(case, "early", able or ours)
-        rivals = self._having(kind="onnxruntime", precision="int8"), self._having(kind="openvino")
-        for what, graphs, limit in (("int8", rivals[0], 1.5), ("OpenVINO", rivals[1], 1.3)):
-            rival = run.fastest(case, "full", [g for g in graphs if self.measured.keeps_score(g)] or graphs)
-            value = run.ratio(case, ("full", rival), ("early", mine))
-            if able:
-                yield f"one graph, {what} / our fastest, early exit", f"{rival} / {mine}", value, limit, False
-            else:  # nobody may claim it
-                lost = f"one graph, {what} / our fastest, early exit ({KEEP:.0%} of the score not kept)"
-                yield lost, f"{rival} / {mine}", float("nan"), limit, False
+        mine = self.run.fastest(self.case.name, "early", able or ours)
+        openvino = [spec for spec in self.specs if spec.kind == "openvino"]
+        for what, graphs, limit in (("int8", self._graphs("int8"), 1.5), ("OpenVINO", openvino, 1.3)):
+            those = [graph for graph in graphs if self.measured.keeps_score(graph)]
+            rival = self.run.fastest(self.case.name, "full", those or graphs)
+            value = self.run.ratio(self.case.name, ("full", rival), ("early", mine))
+            against = f"{rival} / {mine}" + ("" if able else f", which loses more than {1 - KEEP:.0%} of the score")
+            name = f"one graph, {what} / our fastest, early exit"
+            yield Bar(name, self.where, against, value, limit, claimed=bool(able))
 
-    def batch(self) -> Iterator[Comparison]:
+    def batch(self) -> Iterator[Bar]:
         for precision in ("fp32", "int8"):
             mine = f"ours, ONNX Runtime {precision}"
-            rival = self.run.fastest(self.case.name, "full", self._having(kind="onnxruntime", precision=precision))
+            rival = self.run.fastest(self.case.name, "full", self._graphs(precision))
             value = self.run.ratio(self.case.name, ("full", rival), ("early", mine)) / self._layer_speed_up(mine)
-            yield f"batch: one graph / ours, over n / average exit layer, {precision}", rival, value, 0.9, False
+            what = f"batch: one graph / ours, over n / average exit layer, {precision}"
+            yield Bar(what, self.where, rival, value, 0.9)
 
     def _segments_limit(self) -> float | None:
         """Promised for long inputs of large models and for inputs of the usual length of small ones."""
@@ -189,8 +202,8 @@ class _Compared:
     def _layer_speed_up(self, name: str) -> float:
         return self.shape.layers / self.run.average_exit_layer[f"{self.case.name} | {name}"]
 
-    def _having(self, **wanted: str) -> list[Spec]:
-        return [spec for spec in self.specs if all(getattr(spec, key) == value for key, value in wanted.items())]
+    def _graphs(self, precision: str) -> list[Spec]:
+        return [spec for spec in self.specs if spec.kind == "onnxruntime" and spec.precision == precision]
 
 
 def used_exits(scored: Scored) -> list[int]:
@@ -206,10 +219,9 @@ def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
     for layer in used_exits(int8):
         lost = 100 * (fp32.by_exit[layer - 1] - int8.by_exit[layer - 1])
         yield Bar("points that int8 loses at an exit in use", f"exit {layer}", OURS, lost, 0.5, at_most=True)
-    for spec in specs:
-        early = measured.scores[spec.name].early
-        if spec.ours and early is not None:
-            yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
+    for spec in (spec for spec in specs if spec.ours):
+        early = measured.scores[spec.name].early or 0.0
+        yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
 
 
 def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:

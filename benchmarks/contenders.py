@@ -29,7 +29,9 @@ from runtime.tokenization import TokenBatch
 SHALLOW = 3
 """The layer that nothing goes past where memory under lazy loading is measured."""
 TURN_S = 0.1
-"""A contender's turn lasts so long at least: many short calls, so that a moment's disturbance is not the result."""
+"""Seconds."""
+STATUS = Path("/proc/self/status")
+"""Where a process finds what it holds; there on Linux."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Case:
     """As one batch; else one row after another."""
     alike: bool = False
     """All rows are of one length, so that full depth is measured on one of them."""
+    turn_s: float = TURN_S
+    """A turn lasts so long at least: many short calls, so that a moment's disturbance is not the result."""
 
     @classmethod
     def of(
@@ -287,16 +291,16 @@ def time_early(contender: Any, case: Case) -> float:
 
 
 def _timed(calls: list[Callable[[], object]], case: Case) -> float:
-    """All calls, over and over for TURN_S. Before the clock one call, unless it takes as long as a turn: caches hold
+    """All calls, over and over for a turn. Before the clock one call, unless it takes as long as a turn: caches hold
     another process's data, threads sleep."""
     rows = len(case.ids) if case.together else len(calls)
     start = time.perf_counter()
     calls[0]()
     took = time.perf_counter() - start
-    if took > TURN_S and len(calls) == 1:
+    if took > case.turn_s and len(calls) == 1:
         return 1e3 * took / rows
     passes, start = 0, time.perf_counter()
-    while (took := time.perf_counter() - start) < TURN_S or not passes:
+    while (took := time.perf_counter() - start) < case.turn_s or not passes:
         for call in calls:
             call()
         passes += 1
@@ -336,10 +340,9 @@ def way(contender: MatrixProducts, case: Case) -> str:
 
 
 def resident(_contender: Any, _case: Case | None) -> float:
-    """MiB of memory that this process holds, as Linux counts them (VmRSS); NaN on other systems."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), float("nan"))
+    """MiB of memory that this process holds, as Linux counts them."""
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 TASKS: dict[str, Callable[..., Any]] = {

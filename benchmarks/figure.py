@@ -35,11 +35,13 @@ def draw(runs: Sequence[Run], specs: Sequence[Spec], cases: Mapping[str, Case], 
 
 def _panel(axes: Axes, run: Run, case: Case, specs: Sequence[Spec]) -> None:
     for task, color, label, shift in (("full", LAYERS, "full depth", -1), ("early", CURVE, "early exit", 1)):
-        found = [run.ms(case.name, task, spec.name) for spec in specs]
-        places = [place + shift * HEIGHT / 2 for place in range(len(specs))]
-        bars = axes.barh(places, [ms or 0.0 for ms in found], HEIGHT, color=color, label=label)
-        axes.bar_label(bars, [f"{ms:.3g}" if ms else "" for ms in found], padding=2, fontsize=6)
+        found = {i: ms for i, spec in enumerate(specs) if (ms := run.ms(case.name, task, spec.name))}
+        both = [all(run.ms(case.name, each, spec.name) for each in ("full", "early")) for spec in specs]
+        places = [i + shift * HEIGHT / 2 * both[i] for i in found]
+        bars = axes.barh(places, list(found.values()), HEIGHT, color=color, label=label)
+        axes.bar_label(bars, [f"{ms:.3g}" for ms in found.values()], padding=2, fontsize=6)
     axes.set_yticks(range(len(specs)), [spec.name for spec in specs])
+    axes.tick_params(axis="y", length=0)
     axes.set(ylim=(len(specs) - 0.5, -0.5), xlabel="ms per row")
     axes.margins(x=0.15)
     axes.set_title(f"{case.name}, {plural(run.threads, 'thread')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import openvino as ov
+from bars import MACHINE
 from contenders import Spec, has_bf16
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from products import Shape
@@ -68,7 +69,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
         Spec("onnxruntime", "one graph, ONNX Runtime fp32, our options", graph, "fp32", tuned=True),
         Spec("onnxruntime", "one graph, ONNX Runtime int8", int8_graph, "int8"),
         Spec("onnxruntime", "one graph, ONNX Runtime int8, our options", int8_graph, "int8", tuned=True),
-        Spec("onnxruntime", "one graph, ONNX Runtime int8, our options and int8", our_int8_graph, "int8", tuned=True),
+        Spec("onnxruntime", "one graph, ONNX Runtime, our int8 and options", our_int8_graph, "int8", tuned=True),
         Spec("openvino", "one graph, OpenVINO fp32", graph, "fp32"),
         *([Spec("openvino", "one graph, OpenVINO bf16", graph, "bf16")] if half else []),
         Spec("openvino", "one graph, OpenVINO int8", qdq_graph, "int8"),
@@ -78,7 +79,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
     precisions = ("fp32", "bf16", "int8") if half else ("fp32", "int8")
     return manifest, [
         *specs,
-        *(Spec("products", f"matrix products alone, {precision}", shape, precision) for precision in precisions),
+        *(Spec("products", MACHINE.format(precision), shape, precision) for precision in precisions),
     ]
 
 

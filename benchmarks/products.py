@@ -155,7 +155,6 @@ def _torch(threads: int) -> Any:
     import torch
 
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     return torch
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bars import OURS, OURS_INT8, Bar, Measured, Run, used_exits
+from bars import MACHINE, OURS, OURS_INT8, Bar, Measured, Run, used_exits
 from contenders import Case, Spec
 from products import Shape
 
@@ -44,16 +44,15 @@ def _ratios(made: Sequence[Bar], measured: Measured, cases: Mapping[str, Case]) 
     """Every ratio of times, case by case; the bars are among them."""
     places = [f"{case}, {plural(run.threads, 'thread')}" for run in measured.runs for case in cases]
     rows = []
-    for what, against in dict.fromkeys((bar.what.partition(" (not")[0], _fixed(bar)) for bar in made):
-        found = {bar.where: bar for bar in made if (bar.what.partition(" (not")[0], _fixed(bar)) == (what, against)}
-        if not found.keys().isdisjoint(places):
-            cells = [f"{found[place].found:.3f}" if place in found else "" for place in places]
-            rows.append([what, against, *cells])
+    told = [bar for bar in made if bar.where in places]
+    for what, against in dict.fromkeys((bar.what, _fixed(bar)) for bar in told):
+        found = {bar.where: bar.found for bar in told if (bar.what, _fixed(bar)) == (what, against)}
+        rows.append([what, against, *(f"{found[place]:.3f}" if place in found else "" for place in places)])
     return "## Ratios\n\n" + markdown_table(["what", "compared with", *places], rows)
 
 
 def _fixed(bar: Bar) -> str:
-    """Whom we are compared with, where it is the same in every case; else it is whoever is fastest."""
+    """Whom we are compared with, where that is told graph by graph; elsewhere it is whoever is fastest."""
     return bar.against if bar.what.startswith("all segments") else ""
 
 
@@ -79,13 +78,12 @@ def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
 def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
     """How near full depth comes to the matrix products alone, in the contender's own precision."""
     places = [(run, case) for run in measured.runs for case in cases.values()]
-    products = {spec.precision: spec for spec in specs if spec.kind == "products"}
     rows = []
     for spec in specs:
         cells = []
         for run, case in places:
             mine = run.ms(case.name, "full", spec.name)
-            limit = run.ms(case.name, "full", products[spec.precision].name)
+            limit = run.ms(case.name, "full", MACHINE.format(spec.precision))
             if mine is None or limit is None:
                 cells.append("")
             elif spec.kind == "products":

@@ -25,7 +25,7 @@ import click
 import numpy as np
 from bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
 from cases import Labelled, growing_cases, labelled, random_cases
-from contenders import Case, Spec, work
+from contenders import STATUS, Case, Spec, work
 
 import devices
 from runtime import BerxitError, ExitPolicy, InputError
@@ -55,7 +55,7 @@ ROUNDS = 3
 @click.option("--lengths", default="16,128", show_default=True, help="Tokens, for random weights.")
 @click.option("--threads", default="1,2", show_default=True, help="One number or several, one after the other.")
 @click.option("--seconds", default=90.0, show_default=True, help="For each: so long, and three rounds at least.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="What each process holds, too.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="What each process holds, too; on Linux.")
 @click.option("--quick", is_flag=True, help="A tiny model, two lengths, three rounds: does it run at all?")
 @click.option("--output", type=PATH, required=True, help="Folder of the results.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
@@ -103,9 +103,11 @@ def command(
             scores, cases = score(specs, rows, folder, max(counts), quiet)
         else:
             cases = random_cases(manifest, tokens, vocabulary)
+        if not seconds:
+            cases = {name: replace(case, turn_s=0.0) for name, case in cases.items()}
         found = [compare(specs, cases, count, seconds, quiet) for count in counts]
         differs = found[0][1]
-        held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory else {}
+        held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
         measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
     made = bars(measured, specs, cases, shape)
     inputs = f"{data}, {split}, {len(rows.examples)} rows" if rows else "random token ids"
