@@ -81,8 +81,8 @@ class Labelled:
         return float(METRICS[self.metric](answers, self.examples.labels))
 
     def policies(self, logits: Floats, lte: Floats | None, checkpoint: Path) -> tuple[ExitPolicy, ExitPolicy]:
-        """For each half, as ``berxit-calibrate`` chooses it on the other: logits (N, n, C), lte (N, n) or None.
-        Criterion and share are the checkpoint's, or the defaults where it is not calibrated."""
+        """For each half, as ``berxit-calibrate`` chooses it on the other: from the bundle's own answers, logits
+        (N, n, C), lte (N, n) or None. Criterion and share are the checkpoint's, or the defaults where it has none."""
         from train.calibration import choose, read_policy
         from train.evaluation import Predictions, default_criterion
 

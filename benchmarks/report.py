@@ -77,7 +77,13 @@ def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
 
 def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
     """How near full depth comes to the matrix products alone, in the contender's own precision."""
-    places = [(run, case) for run in measured.runs for case in cases.values()]
+    names = [spec.name for spec in specs if spec.kind == "products"]
+    places = [
+        (run, case)
+        for run in measured.runs
+        for case in cases.values()
+        if any(run.ms(case.name, "full", name) for name in names)
+    ]
     rows = []
     for spec in specs:
         cells = []
@@ -91,7 +97,10 @@ def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case
                 cells.append(f"{speed:.0f} GFLOP/s, {run.ways[f'{case.name} | {spec.name}']}")
             else:
                 cells.append(f"{limit / mine:.2f}")
-        rows.append([spec.name, *cells])
+        if any(cells):
+            rows.append([spec.name, *cells])
+    if not rows:
+        return ""
     header = ["", *(f"{case.name}, {plural(run.threads, 'thread')}" for run, case in places)]
     title = "## Full depth: the matrix products' share of the time"
     return f"{title}\n\n" + markdown_table(header, rows)

@@ -35,6 +35,8 @@ from runtime.tables import plural
 from toolkit.commands.options import PATH, hush_libraries
 
 if TYPE_CHECKING:
+    from products import Shape
+
     from runtime.bundle import Manifest
 
 # Every process of a contender imports this file. What takes memory is imported where it is used.
@@ -97,15 +99,15 @@ def command(
         manifest, specs = prepare(folder, scratch, progress_bar("exporting", quiet))
         vocabulary = read_config(folder)["backbone"]["vocab_size"]
         shape = shape_of(folder, manifest)
-        rows, scores = None, {}
+        rows, scores, policies = None, {}, {}
         if data is not None:
-            rows = labelled(specs[0].model, manifest, data, split, limit)
-            scores, cases = score(specs, rows, folder, max(counts), quiet)
+            rows = labelled(scratch / "fp32", manifest, data, split, limit)
+            scores, policies, cases = score(specs, rows, folder, max(counts), quiet)
         else:
             cases = random_cases(manifest, tokens, vocabulary)
         if not seconds:
             cases = {name: replace(case, turn_s=0.0) for name, case in cases.items()}
-        found = [compare(specs, cases, count, seconds, quiet) for count in counts]
+        found = [compare(specs, cases, policies, count, seconds, quiet) for count in counts]
         differs = found[0][1]
         held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
         measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
@@ -180,13 +182,22 @@ class Worker:
         return answer
 
 
+Policies = dict["Path | Shape", ExitPolicy]
+"""Spec.model -> its own policy, where that is not the case's: thresholds go with the numbers they were chosen on."""
+
+
 @contextmanager
-def workers_of(specs: Sequence[Spec], threads: int, cases: dict[str, Case], quiet: bool) -> Iterator[list[Worker]]:
+def workers_of(
+    specs: Sequence[Spec], threads: int, cases: dict[str, Case], policies: Policies, quiet: bool
+) -> Iterator[list[Worker]]:
     with ExitStack() as stack:
         workers = []
         with progress_bar("loading", quiet)(len(specs)) as bar:
             for spec in specs:
-                worker = Worker(spec, threads, cases)
+                own = {
+                    name: replace(case, policy=policies.get(spec.model, case.policy)) for name, case in cases.items()
+                }
+                worker = Worker(spec, threads, own)
                 stack.callback(worker.close)
                 workers.append(worker)
                 bar.update(1)
@@ -210,10 +221,15 @@ class Turn:
 
 
 def compare(
-    specs: Sequence[Spec], cases: dict[str, Case], threads: int, seconds: float, quiet: bool
+    specs: Sequence[Spec],
+    cases: dict[str, Case],
+    policies: Policies,
+    threads: int,
+    seconds: float,
+    quiet: bool,
 ) -> tuple[Run, dict[str, float]]:
     """Everyone in turns, there and back, until ``seconds`` are over; and how far each is off our fp32 segments."""
-    with workers_of(specs, threads, cases, quiet) as workers:
+    with workers_of(specs, threads, cases, policies, quiet) as workers:
         plan = [
             Turn(worker, task, case.name)
             for case in cases.values()
@@ -273,24 +289,25 @@ def _check(workers: Sequence[Worker], case: str) -> dict[str, float]:
 
 def score(
     specs: Sequence[Spec], rows: Labelled, checkpoint: Path, threads: int, quiet: bool
-) -> tuple[dict[str, Scored], dict[str, Case]]:
-    """Everyone's scores on all rows, and the cases to time. Nothing is timed here, and who must answer alike is asked
-    once: in fp32 all do, which ``compare`` checks."""
+) -> tuple[dict[str, Scored], Policies, dict[str, Case]]:
+    """Everyone's scores on all rows, each bundle's policy, and the cases to time. Who must answer alike is asked once:
+    in fp32 all do, which ``compare`` checks. Nothing is timed here."""
     asked = {spec.answers_like: spec for spec in reversed(specs) if spec.kind != "products"}
     found: dict[tuple[str, str], Scored] = {}
-    policies: tuple[ExitPolicy, ExitPolicy] | None = None
+    policies: dict[Path | Shape, tuple[ExitPolicy, ExitPolicy]] = {}
     cases: dict[str, Case] = {}
     with progress_bar("scoring", quiet)(len(asked)) as bar:
-        for spec in (spec for spec in specs if asked.get(spec.answers_like) == spec):
+        for spec in sorted(asked.values(), key=specs.index):
             worker = Worker(spec, threads, {"scores": rows.case})
             logits, lte = worker.ask("answers", "scores")
             worker.close()
             by_exit = [rows.score(logits[:, i]) for i in range(logits.shape[1])]
             early, leaving = None, []
             if spec.ours:
-                policies = policies or rows.policies(logits, lte, checkpoint)
-                layers = rows.leave(policies, logits, lte)
-                cases = cases or rows.timed(policies[1], layers)
+                if spec.model not in policies:
+                    policies[spec.model] = rows.policies(logits, lte, checkpoint)
+                layers = rows.leave(policies[spec.model], logits, lte)
+                cases = cases or rows.timed(policies[spec.model][1], layers)
                 early = rows.score(logits[np.arange(len(logits)), layers - 1])
                 leaving = np.bincount(layers - 1, minlength=logits.shape[1]).tolist()
             found[spec.answers_like] = Scored(by_exit[-1], by_exit, early, leaving)
@@ -300,7 +317,7 @@ def score(
         if spec.kind != "products":
             mine = found[spec.answers_like]
             scores[spec.name] = mine if spec.early else mine._replace(early=None, leaving=[])
-    return scores, cases
+    return scores, {model: second for model, (_, second) in policies.items()}, cases
 
 
 def measure_memory(

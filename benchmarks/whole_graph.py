@@ -25,10 +25,14 @@ def write_whole_graph(bundle: Path, segments: Sequence[Segment], output: Path) -
         part = onnx.load(str(bundle / segment.file))
         if not state:
             first = part
-        nodes += _renamed(part, segment, bundle, state, weights)
-        state.update({o.role: f"s{segment.layer}_{o.name}" for o in segment.outputs})
+        known = _weights(part, segment, bundle, weights)
+        for turn in range(getattr(segment, "repeat", 1)):
+            prefix = f"s{segment.layer}_{turn}_"
+            before = {each.name: state.get(each.role, each.name) for each in segment.inputs}
+            nodes += _renamed(part, prefix, {**before, **known})
+            state.update({o.role: prefix + o.name for o in segment.outputs})
     nodes, used = _needed(nodes, state["logits"])
-    logits = next(o for o in part.graph.output if f"s{segments[-1].layer}_{o.name}" == state["logits"])
+    logits = next(o for o in part.graph.output if prefix + o.name == state["logits"])
     logits.name = state["logits"]
     initializers = [tensor for name, tensor in weights.items() if name in used]
     inputs = [each for each in first.graph.input if each.name in used]
@@ -36,21 +40,26 @@ def write_whole_graph(bundle: Path, segments: Sequence[Segment], output: Path) -
     onnx.save(helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version), str(output))
 
 
-def _renamed(
-    part: onnx.ModelProto, segment: Segment, bundle: Path, state: dict[str, str], weights: dict[str, onnx.TensorProto]
-) -> list[onnx.NodeProto]:
-    """The segment's nodes under names of their own, tied to what came before; its weights go to ``weights``, under a
-    name of their file's."""
-    prefix = f"s{segment.layer}_"
-    known = {i.name: state.get(i.role, i.name) for i in segment.inputs}
+def _weights(
+    part: onnx.ModelProto, segment: Segment, bundle: Path, weights: dict[str, onnx.TensorProto]
+) -> dict[str, str]:
+    """Adds the segment's weights to ``weights``, under a name of their file's; what they were called -> that name."""
+    known = {}
     for tensor in part.graph.initializer:
-        shared = f"{Path(segment.file).stem}/{tensor.name}"
-        known[tensor.name], tensor.name, weights[shared] = shared, shared, tensor
+        known[tensor.name] = shared = f"{Path(segment.file).stem}/{tensor.name}"
+        tensor.name, weights[shared] = shared, tensor
     for name, file in segment.constants.items():  # what a shared body is fed becomes weights
-        known[name] = prefix + name
+        known[name] = f"s{segment.layer}_{name}"
         weights[known[name]] = numpy_helper.from_array(read_tensor(bundle, file).copy(), known[name])
+    return known
+
+
+def _renamed(part: onnx.ModelProto, prefix: str, known: dict[str, str]) -> list[onnx.NodeProto]:
+    """The segment's nodes under names of their own; ``known``: what came before, and its weights."""
     nodes = []
-    for i, node in enumerate(part.graph.node):
+    for i, original in enumerate(part.graph.node):
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
         node.name = f"{prefix}{i}_{node.name}"
         node.input[:] = [known.get(name, prefix + name) if name else "" for name in node.input]
         node.output[:] = [prefix + name for name in node.output]
