@@ -57,7 +57,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
     our_int8 = export(checkpoint, "onnxruntime", int8, options=ExportOptions(precision="int8"), progress=progress)
     write_whole_graph(bundle, manifest.segments, graph)
     write_whole_graph(int8, our_int8.segments, our_int8_graph)
-    logging.getLogger().setLevel(logging.ERROR)  # the next line logs advice that has been followed
+    logging.getLogger().setLevel(logging.ERROR)  # it advises a step before, which changes nothing here
     quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
     _write_qdq_graph(checkpoint, bundle, manifest, qdq_graph, progress)
     half = has_bf16(ov.Core())
