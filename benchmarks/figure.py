@@ -39,7 +39,9 @@ def _panel(axes: Axes, run: Run, case: Case, specs: Sequence[Spec]) -> None:
         both = [all(run.ms(case.name, each, spec.name) for each in ("full", "early")) for spec in specs]
         places = [i + shift * HEIGHT / 2 * both[i] for i in found]
         bars = axes.barh(places, list(found.values()), HEIGHT, color=color, label=label)
-        axes.bar_label(bars, [f"{ms:.3g}" for ms in found.values()], padding=2, fontsize=6)
+        axes.bar_label(
+            bars, [f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}" for ms in found.values()], padding=2, fontsize=6
+        )
     axes.set_yticks(range(len(specs)), [spec.name for spec in specs])
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(len(specs) - 0.5, -0.5), xlabel="ms per row")
