@@ -103,8 +103,8 @@ class Labelled:
         self, policies: tuple[ExitPolicy, ExitPolicy], logits: Floats, lte: Floats | None
     ) -> npt.NDArray[np.integer]:
         """(N,) the layer at which each row leaves under its half's policy."""
-        both = [exit_layers(policy, certainties(policy, logits, lte)) for policy in policies]
-        return np.where(self.half == 0, *both)
+        first, second = (exit_layers(policy, certainties(policy, logits, lte)) for policy in policies)
+        return np.where(self.half == 0, first, second)
 
     def timed(self, policy: ExitPolicy, layers: npt.NDArray[np.integer]) -> dict[str, Case]:
         """Rows of the second half for the times, under its ``policy``: 24 one by one, 32 as a batch. Evenly from those

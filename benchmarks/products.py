@@ -24,19 +24,19 @@ Run = Callable[[], object]
 
 
 class Product(NamedTuple):
-    """(rows, deep) @ (deep, wide), ``count`` of them at once."""
+    """(rows, deep) @ (deep, wide), ``pairs`` of them at once."""
 
     rows: int
     deep: int
     wide: int
-    count: int = 1
+    pairs: int = 1
     weights: bool = True
     """Whether the second operand is the model's own, known beforehand; else both are activations (attention)."""
 
     @property
     def flops(self) -> int:
         """Two per multiply-add."""
-        return 2 * self.count * self.rows * self.deep * self.wide
+        return 2 * self.pairs * self.rows * self.deep * self.wide
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Shape:
             ("intermediate_size", "hidden_dim"),
             ("num_attention_heads", "n_heads"),
         )
-        return cls(*(int(next(c[name] for name in pair if name in c)) for pair in names), last_alone)
+        layers, hidden, wide, heads = (int(next(c[name] for name in pair if name in c)) for pair in names)
+        return cls(layers, hidden, wide, heads, last_alone)
 
     def products(self, rows: int, tokens: int) -> Iterator[Product]:
         """Of ``rows`` inputs of ``tokens`` each at full depth, in order."""
@@ -145,7 +146,7 @@ def _packed(dtype: str, products: Sequence[Product], threads: int) -> Run:
         ops = torch.ops.onednn
         packed = ops.qlinear_prepack(weight.t().contiguous(), [product.rows, product.deep])
         scales, zeros = torch.ones(product.wide), torch.zeros(product.wide, dtype=torch.int32)
-        fixed = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        fixed: tuple[Any, ...] = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
         return partial(ops.qlinear_pointwise, x, 0.01, 128, *fixed)
 
     return _in_turn(torch, products, dtype, make_int8 if dtype == "int8" else make)
@@ -159,7 +160,7 @@ def _torch(threads: int) -> Any:
 
 
 def _operands(torch: Any, product: Product, dtype: str) -> list[Any]:
-    lead = () if product.weights else (product.count,)
+    lead = () if product.weights else (product.pairs,)
     sizes = (*lead, product.rows, product.deep), (*lead, product.deep, product.wide)
     kind = np.dtype(np.int8 if dtype == "int8" else np.float32)
     operands = [torch.from_numpy(_filled(size, kind)) for size in sizes]
@@ -191,7 +192,7 @@ def _onnxruntime(dtype: str, products: Sequence[Product], threads: int) -> Run:
     nodes, weights, inputs, outputs = [], [], {}, {}
     for i, product in enumerate(products):
         int8 = dtype == "int8" and product.weights
-        lead = () if product.weights else (product.count,)
+        lead = () if product.weights else (product.pairs,)
         left, right = (*lead, product.rows, product.deep), (*lead, product.deep, product.wide)
         names = [_name("left", left, int8), f"weight_{i}" if product.weights else _name("right", right, False)]
         inputs[names[0]] = _filled(left, np.uint8 if int8 else np.float32)

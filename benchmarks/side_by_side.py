@@ -99,7 +99,9 @@ def command(
         manifest, specs = prepare(folder, scratch, progress_bar("exporting", quiet))
         vocabulary = read_config(folder)["backbone"]["vocab_size"]
         shape = shape_of(folder, manifest)
-        rows, scores, policies = None, {}, {}
+        rows: Labelled | None = None
+        scores: dict[str, Scored] = {}
+        policies: Policies = {}
         if data is not None:
             rows = labelled(scratch / "fp32", manifest, data, split, limit)
             scores, policies, cases = score(specs, rows, folder, max(counts), quiet)
@@ -112,21 +114,22 @@ def command(
         held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
         measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
     made = bars(measured, specs, cases, shape)
-    inputs = f"{data}, {split}, {len(rows.examples)} rows" if rows else "random token ids"
+    inputs = f"{data.name}, {split}, {len(rows.examples)} rows" if rows and data else "random token ids"
+    model = checkpoint.name if checkpoint else f"random weights, {layers} layers, d = {hidden}"
     conditions = {
-        "model": str(checkpoint) if checkpoint else f"random weights, {layers} layers, d = {hidden}",
+        "model": model,
         "data": inputs,
         "machine": dataclasses.asdict(devices.this_machine()),
         "versions": {n: metadata.version(n) for n in ("berxit", "onnxruntime", "openvino", "torch", "numpy")},
         "before": dataclasses.asdict(before),
         "after": dataclasses.asdict(devices.read_sensors()),
     }
-    headline = f"{conditions['model']}; {inputs}; {devices.this_machine()}; one process per contender, in turns"
+    headline = f"{model}; {inputs}; {devices.this_machine()}; one process per contender, in turns"
     text = report(headline, made, measured, specs, cases, shape)
     output.mkdir(parents=True, exist_ok=True)
     write_json({**conditions, "bars": list(map(_told, made)), **_plain(measured)}, output / "side_by_side.json")
     (output / "side_by_side.md").write_text(text + "\n", encoding="utf-8")
-    draw(measured.runs, specs, cases, conditions["model"], output / "side_by_side.png")
+    draw(measured.runs, specs, cases, model, output / "side_by_side.png")
     click.echo(f"\n{text}\n\nwritten: {output}/side_by_side.json, .md and .png")
 
 
