@@ -1,47 +1,40 @@
-"""What side_by_side.py measured, as tables, and whether what this project promises holds."""
+"""What side_by_side.py measured, and whether what this project promises holds."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from contenders import SHALLOW, Case, Shape, Spec
+from contenders import SHALLOW, Case, Spec
+from products import Shape
 
-from runtime.tables import markdown_table
+from runtime.tables import plural
 
 OURS = "ours, ONNX Runtime fp32"
-LAZY = f"{OURS}, lazy, nothing past layer {SHALLOW}"
-MATMULS = "matrix products alone, torch fp32"
+OURS_INT8 = "ours, ONNX Runtime int8"
+EAGER = "PyTorch eager"
+MACHINE = "matrix products alone, {}"
+"""With a precision."""
+KEEP = 0.99
+"""Of the fp32 model's score: who loses more is compared with nobody."""
+USED = 0.01
+"""The policy uses an exit where at least this share of the rows leaves."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """Something that should hold, and what was found."""
+class Run:
+    """What was measured with one number of threads. Times are ms per row, one per round; contenders go by name."""
 
-    what: str
-    case: str
-    found: float
-    wanted: str
-    """At most or at least so much."""
-    holds: bool
-
-
-@dataclass(frozen=True)
-class Found:
-    """Everything that was measured. Times are ms per row, one per round; contenders go by their names."""
-
+    threads: int
     rounds: int
     times: dict[str, list[float]]
-    """ "CASE | TASK | NAME"; tasks: full (batch 1, full depth), early (batch 1, under the policy), batch."""
-    memory_mib: dict[str, float]
-    """What the process held in the end."""
-    differs: dict[str, float]
-    """Largest difference of a last-exit logit to our fp32 segments'."""
+    """ "CASE | TASK | NAME"; tasks: full depth, and early, under the policy."""
     average_exit_layer: dict[str, float]
-    """ "CASE | NAME": of the inputs of the case."""
-    scores: dict[str, float]
-    """ "NAME | full" and "NAME | early"; empty without labels."""
+    """ "CASE | NAME" """
+    ways: dict[str, str]
+    """ "CASE | NAME", of matrix products: what multiplies quickest."""
 
     def ms(self, case: str, task: str, name: str) -> float | None:
         """The median over the rounds; None where the contender had no part in it."""
@@ -53,125 +46,206 @@ class Found:
         pair = (self.times[f"{case} | {task} | {name}"] for task, name in (over, under))
         return statistics.median(a / b for a, b in zip(*pair, strict=True))
 
-
-def tables(found: Found, specs: Sequence[Spec], cases: dict[str, Case], shape: Shape) -> list[str]:
-    """One per case, then what each contender holds, in Markdown."""
-    made = []
-    for case, inputs in cases.items():
-        if case == "scores":
-            continue
-        tasks = ["batch"] if case.startswith("batch") else ["full", "early"]
-        tokens = [len(ids) for ids in inputs.ids[: inputs.full_rows]]
-        flops = statistics.fmean(shape.flops(n) for n in tokens)
-        limit = found.ms(case, tasks[0], MATMULS)
-        rows = []
-        for spec in specs:
-            first, *rest = (found.ms(case, task, spec.name) for task in tasks)
-            if first is None:
-                continue
-            early_batch = tasks == ["batch"] and spec.kind == "segments"  # it did not do all of the work
-            rows.append(
-                [
-                    spec.name,
-                    f"{first:.2f}",
-                    *(f"{ms:.2f}" if ms else "" for ms in rest),
-                    "" if early_batch else f"{flops / first / 1e6:.0f}",
-                    "" if early_batch or not limit else f"{limit / first:.2f}",
-                ]
-            )
-        names = ["ms per row"] if tasks == ["batch"] else ["ms at full depth", "ms with early exit"]
-        made.append(f"### {case}\n\n" + markdown_table(["", *names, "GFLOP/s", "of torch's matmuls, fp32"], rows))
-    return [*made, _what_each_is(found, specs, cases)]
+    def fastest(self, case: str, task: str, among: Sequence[Spec]) -> str:
+        return min((spec.name for spec in among), key=lambda name: self.ms(case, task, name) or float("inf"))
 
 
-def _what_each_is(found: Found, specs: Sequence[Spec], cases: dict[str, Case]) -> str:
-    scored = bool(found.scores)
-    case = "scores" if scored else next(iter(cases))
-    rows = []
-    for spec in specs:
-        if spec.name in found.differs:
-            cells: list[tuple[dict[str, float], str, str]] = [
-                (found.differs, spec.name, ".1e"),
-                (found.average_exit_layer, f"{case} | {spec.name}", ".2f"),
-                (found.memory_mib, spec.name, ".0f"),
-            ]
-            if scored:
-                cells += [(found.scores, f"{spec.name} | {task}", ".4f") for task in ("full", "early")]
-            rows.append([spec.name, *(format(of[key], style) if key in of else "" for of, key, style in cells)])
-    header = ["", "off our fp32", "average exit layer", "MiB resident"]
-    return "### Answers\n\n" + markdown_table(
-        [*header, *(["score, full depth", "score, early"] if scored else [])], rows
-    )
+class Scored(NamedTuple):
+    """A contender's answers to all rows."""
+
+    full: float
+    """The last exit's score."""
+    by_exit: list[float]
+    """(n,) every exit's, if all rows leave there; of the last only where there is no other."""
+    early: float | None
+    """Under the policy; None where it cannot stop early."""
+    leaving: list[int]
+    """(n,) rows that leave at each exit; empty where it cannot stop early."""
+
+    @property
+    def average_exit_layer(self) -> float:
+        return sum(layer * count for layer, count in enumerate(self.leaving, start=1)) / sum(self.leaving)
 
 
-def bars(found: Found, specs: Sequence[Spec], cases: dict[str, Case], shape: Shape) -> list[Bar]:
+@dataclass(frozen=True)
+class Measured:
+    """Everything."""
+
+    runs: list[Run]
+    differs: dict[str, float]
+    """Name -> largest difference of a last-exit logit to our fp32 segments'."""
+    memory_mib: dict[str, dict[str, float]]
+    """Name -> what its process has done so far -> what it holds."""
+    scores: dict[str, Scored] = field(default_factory=dict)
+    """By name; empty without labels."""
+    metric: str = ""
+
+    def keeps_score(self, spec: Spec) -> bool:
+        """Whether it keeps 99% of the fp32 model's score; taken as true where there are no scores."""
+        if not self.scores:
+            return True
+        mine = self.scores[spec.name]
+        return (mine.full if mine.early is None else mine.early) >= KEEP * self.scores[OURS].full
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something that should hold, and what was found; or a ratio that is told beside, with nothing wanted."""
+
+    what: str
+    where: str
+    """The case, and the threads."""
+    against: str
+    """Whom we are compared with."""
+    found: float
+    limit: float | None = None
+    at_most: bool = False
+    """Else at least."""
+    claimed: bool = True
+    """False where none of ours keeps the score: then it does not hold, whatever was found."""
+
+    @property
+    def wanted(self) -> str:
+        return "" if self.limit is None else f"{'<=' if self.at_most else '>='} {self.limit:g}"
+
+    @property
+    def holds(self) -> bool:
+        return self.margin >= 0
+
+    @property
+    def margin(self) -> float:
+        if self.limit is None:
+            return float("inf")
+        if not self.claimed:
+            return float("-inf")
+        return self.limit - self.found if self.at_most else self.found - self.limit
+
+
+def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
     """What the project promises of this target, for each case where it can be told."""
     made: list[Bar] = []
-    names = {spec.name for spec in specs}
-    ours = [spec for spec in specs if spec.ours]
+    for run in measured.runs:
+        for case in cases.values():
+            compared = _Compared(measured, run, case, specs, shape)
+            made += compared.batch() if case.together else compared.one_by_one()
+    return [*made, *_scores(measured, specs), *_memory(measured, specs, shape)]
 
-    def most(what: str, case: str, value: float, limit: float) -> None:
-        made.append(Bar(what, case, value, f"<= {limit:g}", value <= limit))
 
-    def least(what: str, case: str, value: float, limit: float) -> None:
-        made.append(Bar(what, case, value, f">= {limit:g}", value >= limit))
+@dataclass(frozen=True)
+class _Compared:
+    """One case with one number of threads."""
 
-    def layer_speed_up(case: str, name: str) -> float:
-        return shape.layers / found.average_exit_layer[f"{case} | {name}"]
+    measured: Measured
+    run: Run
+    case: Case
+    specs: Sequence[Spec]
+    shape: Shape
 
-    def fastest(case: str, task: str, among: Sequence[Spec]) -> Spec:
-        return min(among, key=lambda spec: found.ms(case, task, spec.name) or float("inf"))
+    @property
+    def where(self) -> str:
+        return f"{self.case.name}, {plural(self.run.threads, 'thread')}"
 
-    for case in (name for name in cases if name != "scores" and not name.startswith("batch")):
+    def one_by_one(self) -> Iterator[Bar]:
+        yield from self._segments()
+        case, names = self.case.name, {spec.name for spec in self.specs}
+        for precision, over_eager in (("fp32", 2.0), ("int8", 4.0)):
+            mine = f"ours, ONNX Runtime {precision}"
+            value = self.run.ratio(case, ("full", mine), ("early", mine)) / self._layer_speed_up(mine)
+            yield Bar(f"wall-clock speed-up / layer speed-up, {precision}", self.where, mine, value, 0.95)
+            if EAGER in names:
+                value = self.run.ratio(case, ("early", EAGER), ("early", mine))
+                yield Bar(f"eager early exit / ours, {precision}", self.where, EAGER, value, over_eager)
+        value = self.run.ratio(case, ("full", OURS), ("full", OURS_INT8))
+        yield Bar("fp32 segments / int8 segments", self.where, OURS, value, 2.0)
+        yield from self._rivals()
+
+    def _segments(self) -> Iterator[Bar]:
+        """The fastest of the graphs is whom the bar is held against; the others are told beside."""
         for precision in ("fp32", "int8"):
-            mine, graph = f"ours, ONNX Runtime {precision}", f"one graph, ONNX Runtime {precision}"
-            if mine in names:
-                wide = shape.hidden >= 768 and len(cases[case].ids[0]) >= 128
-                value = found.ratio(case, ("full", mine), ("full", graph))
-                most(f"all segments / one graph, {precision}", case, value, 1.03 if wide else 1.06)
-                value = found.ratio(case, ("full", mine), ("early", mine)) / layer_speed_up(case, mine)
-                least(f"wall-clock speed-up / layer speed-up, {precision}", case, value, 0.95)
-                if "PyTorch eager" in names:
-                    value = found.ratio(case, ("early", "PyTorch eager"), ("early", mine))
-                    least(f"eager early exit / ours, {precision}", case, value, 2 if precision == "fp32" else 4)
-        if "ours, ONNX Runtime int8" in names:
-            value = found.ratio(case, ("full", OURS), ("full", "ours, ONNX Runtime int8"))
-            least("fp32 segments / int8 segments", case, value, 2)
-        able = [spec for spec in ours if _keeps_score(found, spec)]
-        best = fastest(case, "early", able or ours)
-        rival = fastest(case, "full", [spec for spec in specs if spec.kind == "openvino"])
-        for what, graph, limit in (
-            ("one int8 graph", "one graph, ONNX Runtime int8", 1.5),
-            (rival.name, rival.name, 1.3),
-        ):
-            value = found.ratio(case, ("full", graph), ("early", best.name))
-            least(f"{what} / {best.name}, early exit", case, value, limit)
-            if not able:
-                lost = made.pop()
-                made.append(replace(lost, what=f"{lost.what} (99% of the score not kept)", holds=False))
-    for case in (name for name in cases if name.startswith("batch")):
-        value = found.ratio(case, ("batch", "one graph, ONNX Runtime fp32"), ("batch", OURS)) / layer_speed_up(
-            case, OURS
-        )
-        least("one graph / ours with regrouping, over n / average exit layer", case, value, 0.9)
-    if full := found.scores.get(f"{OURS} | full"):
-        for spec in ours:
-            least(f"score kept, {spec.name}", "scores", found.scores[f"{spec.name} | early"] / full, 0.99)
-    graph_mib = found.memory_mib["one graph, ONNX Runtime fp32"]
-    most("resident memory / one graph's, fp32", "whole process", found.memory_mib[OURS] / graph_mib, 1.1)
-    if shape.layers > SHALLOW:
-        what = f"resident memory / one graph's, lazy, nothing past layer {SHALLOW}"
-        most(what, "whole process", found.memory_mib[LAZY] / graph_mib, 0.5)
-    return made
+            mine, graphs = f"ours, ONNX Runtime {precision}", self._graphs(precision)
+            best = self.run.fastest(self.case.name, "full", graphs)
+            for graph in graphs:
+                value = self.run.ratio(self.case.name, ("full", mine), ("full", graph.name))
+                limit = self._segments_limit() if graph.name == best else None
+                what = f"all segments / one graph, {precision}"
+                yield Bar(what, self.where, graph.name, value, limit, at_most=True)
+
+    def _rivals(self) -> Iterator[Bar]:
+        """Everybody's best: the fastest that keeps the score, of ours with early exit, of the others without."""
+        ours = [spec for spec in self.specs if spec.ours]
+        able = [spec for spec in ours if self.measured.keeps_score(spec)]
+        mine = self.run.fastest(self.case.name, "early", able or ours)
+        openvino = [spec for spec in self.specs if spec.kind == "openvino"]
+        for what, graphs, limit in (("int8", self._graphs("int8"), 1.5), ("OpenVINO", openvino, 1.3)):
+            those = [graph for graph in graphs if self.measured.keeps_score(graph)]
+            rival = self.run.fastest(self.case.name, "full", those or graphs)
+            value = self.run.ratio(self.case.name, ("full", rival), ("early", mine))
+            against = f"{rival} / {mine}" + ("" if able else f", which loses more than {1 - KEEP:.0%} of the score")
+            name = f"one graph, {what} / our fastest, early exit"
+            yield Bar(name, self.where, against, value, limit, claimed=bool(able))
+
+    def batch(self) -> Iterator[Bar]:
+        for precision in ("fp32", "int8"):
+            mine = f"ours, ONNX Runtime {precision}"
+            rival = self.run.fastest(self.case.name, "full", self._graphs(precision))
+            value = self.run.ratio(self.case.name, ("full", rival), ("early", mine)) / self._layer_speed_up(mine)
+            what = f"batch: one graph / ours, over n / average exit layer, {precision}"
+            yield Bar(what, self.where, rival, value, 0.9)
+
+    def _segments_limit(self) -> float | None:
+        """Promised for long inputs of large models and for inputs of the usual length of small ones."""
+        tokens = statistics.fmean(map(len, self.case.ids))
+        if self.shape.hidden >= 768:
+            return 1.03 if tokens >= 128 else None
+        return 1.06 if self.shape.hidden >= 384 and tokens >= 32 else None
+
+    def _layer_speed_up(self, name: str) -> float:
+        return self.shape.layers / self.run.average_exit_layer[f"{self.case.name} | {name}"]
+
+    def _graphs(self, precision: str) -> list[Spec]:
+        return [spec for spec in self.specs if spec.kind == "onnxruntime" and spec.precision == precision]
 
 
-def _keeps_score(found: Found, spec: Spec) -> bool:
-    """Whether it keeps 99% of the fp32 model's score at full depth; taken as true where there are no scores."""
-    full = found.scores.get(f"{OURS} | full")
-    return full is None or found.scores[f"{spec.name} | early"] >= 0.99 * full
+def used_exits(scored: Scored) -> list[int]:
+    """The layers where at least one row in a hundred leaves, from 1."""
+    total = sum(scored.leaving)
+    return [layer for layer, count in enumerate(scored.leaving, start=1) if count >= USED * total]
 
 
-def bars_table(made: Sequence[Bar]) -> str:
-    rows = [[bar.what, bar.case, f"{bar.found:.3f}", bar.wanted, "yes" if bar.holds else "no"] for bar in made]
-    held = sum(bar.holds for bar in made)
-    return f"### {held} of {len(made)} bars hold\n\n" + markdown_table(["what", "case", "found", "bar", "holds"], rows)
+def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
+    if not measured.scores:
+        return
+    fp32, int8 = measured.scores[OURS], measured.scores[OURS_INT8]
+    for layer in used_exits(int8):
+        lost = 100 * (fp32.by_exit[layer - 1] - int8.by_exit[layer - 1])
+        yield Bar("points that int8 loses at an exit in use", f"exit {layer}", OURS, lost, 0.5, at_most=True)
+    for spec in (spec for spec in specs if spec.ours):
+        early = measured.scores[spec.name].early or 0.0
+        yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
+
+
+def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:
+    """The promise is for large models: in a small one Python and ONNX Runtime themselves are most of it."""
+    if not measured.memory_mib:
+        return
+    promised = shape.hidden >= 768
+    for precision in ("fp32", "int8"):
+        mine = f"ours, ONNX Runtime {precision}"
+        graphs = [s.name for s in specs if s.kind == "onnxruntime" and s.precision == precision]
+        graphs = [name for name in graphs if name in measured.memory_mib]
+        compared: list[tuple[str, str, float]] = [("resident memory / one graph's", mine, 1.1)]
+        if shape.layers > SHALLOW:
+            compared.append((f"resident memory / one graph's, lazy, nothing past layer {SHALLOW}", lazy(mine), 0.5))
+        for what, name, limit in compared:
+            for stage, held in measured.memory_mib[name].items():
+                leanest = min(graphs, key=_held_at(measured, stage))
+                value = held / measured.memory_mib[leanest][stage]
+                yield Bar(f"{what}, {precision}", stage, leanest, value, limit if promised else None, at_most=True)
+
+
+def _held_at(measured: Measured, stage: str) -> Callable[[str], float]:
+    return lambda name: measured.memory_mib[name][stage]
+
+
+def lazy(name: str) -> str:
+    return f"{name}, lazy, nothing past layer {SHALLOW}"

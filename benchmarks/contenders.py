@@ -1,30 +1,37 @@
 """What side_by_side.py compares. Each contender runs in a process of its own, and only while it is asked to.
 
 A contender answers a batch at full depth by its last exit; those that can stop early also run the exit loop. All see
-the same token ids and, where they stop early, the same policy code.
+the same token ids and, where they stop early, the same policy code. A process imports what its contender needs, and no
+more: what it holds is measured.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from products import MatrixProducts, Shape
 
 from runtime.backends import choose_backend, open_backend
 from runtime.bundle import Manifest, read_manifest
 from runtime.loop import Backend, exit_loop
-from runtime.policies import Bools, ExitPolicy, Floats
+from runtime.policies import Bools, ExitPolicy, Floats, Ints
 from runtime.tokenization import TokenBatch
 
 SHALLOW = 3
 """The layer that nothing goes past where memory under lazy loading is measured."""
+TURN_S = 0.1
+"""Seconds."""
+STATUS = Path("/proc/self/status")
+"""Where a process finds what it holds; there on Linux."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +51,34 @@ class Case:
 
     name: str
     ids: tuple[tuple[int, ...], ...]
+    """Token ids of each row."""
     types: tuple[tuple[int, ...], ...]
     policy: ExitPolicy
     pad: int
-    full_rows: int
-    """How many of the rows are enough to measure full depth: one, where all are of one length."""
+    together: bool = False
+    """As one batch; else one row after another."""
+    alike: bool = False
+    """All rows are of one length, so that full depth is measured on one of them."""
+    turn_s: float = TURN_S
+    """A turn lasts so long at least: many short calls, so that a moment's disturbance is not the result."""
 
-    def batch(self, rows: Sequence[int]) -> TokenBatch:
+    @classmethod
+    def of(
+        cls, name: str, ids: Sequence[Sequence[int]], policy: ExitPolicy, pad: int, types: Any = None, **how: bool
+    ) -> Case:
+        kinds = types if types is not None else [[0] * len(row) for row in ids]
+        return cls(name, tuple(map(tuple, ids)), tuple(map(tuple, kinds)), policy, pad, **how)
+
+    def calls(self, *, first: bool = False) -> list[tuple[TokenBatch, ExitPolicy]]:
+        """What a contender is given, call by call; ``first``: the first call only."""
+        rows = range(len(self.ids))
+        calls = [list(rows)] if self.together else [[row] for row in rows]
+        return [(self._batch(rows), self._policy_of(rows)) for rows in (calls[:1] if first else calls)]
+
+    def _batch(self, rows: Sequence[int]) -> TokenBatch:
         return TokenBatch.pad([self.ids[i] for i in rows], [self.types[i] for i in rows], self.pad)
 
-    def policy_of(self, rows: Sequence[int]) -> ExitPolicy:
+    def _policy_of(self, rows: Sequence[int]) -> ExitPolicy:
         if isinstance(self.policy, Schedule):
             depths = tuple(self.policy.depths[i] for i in rows)
             return Schedule(self.policy.criterion, self.policy.thresholds, self.policy.temperatures, depths=depths)
@@ -65,19 +90,30 @@ class Spec:
     """Which contender, on which files."""
 
     kind: str
-    """segments, onnxruntime (one graph), openvino (one graph), eager, or matmul."""
+    """segments, onnxruntime (one graph), openvino (one graph), eager, or products (matrix products alone)."""
     name: str
-    model: Path
-    """The bundle, the ONNX file, or the checkpoint."""
+    model: Path | Shape
+    """The bundle, the ONNX file, the checkpoint; of products the shape."""
     precision: str
-    early: bool
-    """Whether it can stop early."""
     backend: str | None = None
-    ours: bool = False
     lazy: bool = False
     """Layers are loaded when an input first gets there."""
     tuned: bool = False
     """One graph under the session options that our segments run with, instead of ONNX Runtime's own."""
+
+    @property
+    def ours(self) -> bool:
+        return self.kind == "segments"
+
+    @property
+    def early(self) -> bool:
+        """Whether it can stop early."""
+        return self.kind in ("segments", "eager")
+
+    @property
+    def answers_like(self) -> tuple[str, str]:
+        """Specs that have this in common give the same answers: whose scores are known, the others' are."""
+        return ("", "fp32") if self.precision == "fp32" else (f"{self.model} {self.kind}", self.precision)
 
 
 class Contender(Protocol):
@@ -96,15 +132,23 @@ class Segments:
         *_, last = exit_loop(self.backend, batch, self._all)
         return last.logits
 
-    def early(self, batch: TokenBatch, policy: ExitPolicy) -> tuple[npt.NDArray, Floats]:
-        """(B,) exit layers, (B, C) logits there."""
+    def early(self, batch: TokenBatch, policy: ExitPolicy) -> Ints:
+        """(B,) exit layers."""
         layers = np.zeros(len(batch), dtype=np.int64)
-        answers: dict[int, Floats] = {}
         for result in exit_loop(self.backend, batch, policy):
-            left = result.rows[result.exits]
-            layers[left] = result.layer
-            answers.update(zip(left.tolist(), result.logits[result.exits], strict=True))
-        return layers, np.stack([answers[row] for row in range(len(batch))])
+            layers[result.rows[result.exits]] = result.layer
+        return layers
+
+    def every_exit(self, batch: TokenBatch) -> tuple[Floats, Floats | None]:
+        """(B, n, C) logits; (B, n) learned certainty, or None."""
+        state = self.backend.embed(batch)
+        found = []
+        for layer in self.backend.exits:
+            state, logits, lte = self.backend.layer(layer, state)
+            found.append((logits, lte))
+        lte_too = found[0][1] is not None
+        lte_of_all = np.stack([lte for _, lte in found if lte is not None], axis=1) if lte_too else None
+        return np.stack([logits for logits, _ in found], axis=1), lte_of_all
 
 
 class OnnxGraph:
@@ -127,20 +171,29 @@ class OnnxGraph:
 
 
 class OpenVinoGraph:
+    """OpenVINO's own settings for one input after another, and as many threads as everybody has: where they run and
+    whether they are tied to cores it decides itself."""
+
     def __init__(self, path: Path, threads: int, precision: str) -> None:
         import openvino as ov
 
-        options = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        core = ov.Core()
+        options = {  # int8 is in the file; what surrounds it runs in the best that there is
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" or not has_bf16(core) else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
         }
-        compiled = ov.Core().compile_model(str(path), "CPU", options)
+        compiled = core.compile_model(str(path), "CPU", options)
         self.inputs = [port.get_any_name() for port in compiled.inputs]
         self.request = compiled.create_infer_request()
 
     def full(self, batch: TokenBatch) -> Floats:
         return self.request.infer({name: getattr(batch, name) for name in self.inputs}, share_inputs=True)[0]
+
+
+def has_bf16(core: Any) -> bool:
+    """Whether OpenVINO computes in bf16 on this CPU."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class EagerBackend:
@@ -201,69 +254,9 @@ class Eager(Segments):
         return model.heads[-1](model._pool([hidden], mask)[:, 0]).numpy()
 
 
-class MatMuls:
-    """The model's matrix multiplications alone, through torch.mm on weights of their own for every layer: what this
-    machine's matrix library needs for them."""
-
-    def __init__(self, checkpoint: Path, threads: int, precision: str) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.torch = torch
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.shape = Shape.of(checkpoint)
-        s = self.shape
-        sizes = [(s.hidden, 3 * s.hidden), (s.hidden, s.hidden), (s.hidden, s.wide), (s.wide, s.hidden)]
-        self.weights = [[torch.randn(*size).to(self.dtype) for size in sizes] for _ in range(s.layers)]
-        self.made: dict[tuple[int, int], tuple[Any, ...]] = {}
-
-    def full(self, batch: TokenBatch) -> Floats:
-        torch, s = self.torch, self.shape
-        rows, length = batch.input_ids.shape
-        if (rows, length) not in self.made:
-            heads, size = rows * s.heads, s.hidden // s.heads
-            shapes = [(rows * length, s.hidden), (rows * length, s.wide), (heads, length, size), (heads, size, length)]
-            self.made[rows, length] = tuple(torch.randn(*shape).to(self.dtype) for shape in shapes)
-        narrow, wide, queries, keys = self.made[rows, length]
-        for qkv, output, up, down in self.weights:
-            torch.mm(narrow, qkv)
-            scores = torch.bmm(queries, keys)
-            torch.bmm(scores, queries)
-            torch.mm(narrow, output)
-            torch.mm(narrow, up)
-            torch.mm(wide, down)
-        return np.zeros((rows, 1), dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a model's matrix multiplications depend on."""
-
-    layers: int
-    hidden: int
-    wide: int
-    heads: int
-
-    @classmethod
-    def of(cls, checkpoint: Path) -> Shape:
-        from train.checkpoint import read_config
-
-        c = read_config(checkpoint)["backbone"]
-        names = (  # as most families call them, and as DistilBERT does
-            ("num_hidden_layers", "n_layers"),
-            ("hidden_size", "dim"),
-            ("intermediate_size", "hidden_dim"),
-            ("num_attention_heads", "n_heads"),
-        )
-        return cls(*(int(next(c[name] for name in pair if name in c)) for pair in names))
-
-    def flops(self, tokens: int) -> int:
-        """Of one row's matrix multiplications at full depth; two per multiply-add."""
-        weights = 4 * self.hidden**2 + 2 * self.hidden * self.wide
-        return self.layers * (2 * tokens * weights + 4 * tokens**2 * self.hidden)
-
-
 def make(spec: Spec, threads: int) -> Contender:
+    if isinstance(spec.model, Shape):
+        return MatrixProducts(spec.model, threads, spec.precision)
     if spec.kind == "segments":
         manifest: Manifest = read_manifest(spec.model, verify=False)
         choose_backend(spec.model, manifest.target, spec.backend)
@@ -272,9 +265,7 @@ def make(spec: Spec, threads: int) -> Contender:
         return OnnxGraph(spec.model, threads, spec.tuned)
     if spec.kind == "openvino":
         return OpenVinoGraph(spec.model, threads, spec.precision)
-    if spec.kind == "eager":
-        return Eager(EagerBackend(spec.model, threads))
-    return MatMuls(spec.model, threads, spec.precision)
+    return Eager(EagerBackend(spec.model, threads))
 
 
 def work(spec: Spec, threads: int, cases: dict[str, Case], pipe: Connection) -> None:
@@ -284,49 +275,84 @@ def work(spec: Spec, threads: int, cases: dict[str, Case], pipe: Connection) -> 
         contender = make(spec, threads)
         pipe.send(("ready", None))
         while (task := pipe.recv()) is not None:
-            pipe.send(("done", _do(contender, cases[task[1]], task[0])))
+            pipe.send(("done", TASKS[task[0]](contender, cases.get(task[1]))))
     except Exception as error:  # its process ends; the parent tells why
         pipe.send(("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"))
 
 
-def _do(contender: Any, case: Case, task: str) -> Any:
-    """full, early, batch: milliseconds per row. answers: (N, C) logits at full depth; exits: (layers, logits).
-    shallow: as far as layer SHALLOW, for the memory that it takes."""
-    everyone = range(len(case.ids))
-    if task == "memory":
-        return _resident()
-    if task == "shallow":
-        depth = ExitPolicy.full_depth(contender.backend.layers).at_depth(min(SHALLOW, contender.backend.layers))
-        for rows in [everyone] if case.name.startswith("batch") else [[row] for row in everyone]:
-            contender.early(case.batch(rows), depth)
-        return None
-    if task == "answers":
-        return np.concatenate([contender.full(case.batch([row])) for row in everyone])
-    if task == "exits":
-        found = [contender.early(case.batch([row]), case.policy_of([row])) for row in everyone]
-        return np.concatenate([layers for layers, _ in found]), np.concatenate([logits for _, logits in found])
-    if task == "full":
-        calls = [[row] for row in everyone][: case.full_rows]
-    else:
-        calls = [[row] for row in everyone] if task == "early" else [list(everyone)]
-    early = task == "early" or (task == "batch" and isinstance(contender, Segments))
-    prepared = [(case.batch(rows), case.policy_of(rows)) for rows in calls]
+def time_full(contender: Any, case: Case) -> float:
+    """Milliseconds per row at full depth."""
+    return _timed([partial(contender.full, batch) for batch, _ in case.calls(first=case.alike)], case)
 
-    def call(batch: TokenBatch, policy: ExitPolicy) -> None:
-        if early:
-            contender.early(batch, policy)
-        else:
-            contender.full(batch)
 
-    call(*prepared[-1])  # caches hold another process's data, threads sleep: not counted
+def time_early(contender: Any, case: Case) -> float:
+    """Milliseconds per row under the case's policy."""
+    return _timed([partial(contender.early, *call) for call in case.calls()], case)
+
+
+def _timed(calls: list[Callable[[], object]], case: Case) -> float:
+    """All calls, over and over for a turn. Before the clock one call, unless it takes as long as a turn: caches hold
+    another process's data, threads sleep."""
+    rows = len(case.ids) if case.together else len(calls)
     start = time.perf_counter()
-    for one in prepared:
-        call(*one)
-    return 1e3 * (time.perf_counter() - start) / sum(map(len, calls))
+    calls[0]()
+    took = time.perf_counter() - start
+    if took > case.turn_s and len(calls) == 1:
+        return 1e3 * took / rows
+    passes, start = 0, time.perf_counter()
+    while (took := time.perf_counter() - start) < case.turn_s or not passes:
+        for call in calls:
+            call()
+        passes += 1
+    return 1e3 * took / passes / rows
 
 
-def _resident() -> float:
-    """MiB that this process holds."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), float("nan"))
+def answers(contender: Any, case: Case) -> tuple[Floats, Floats | None]:
+    """Row by row: (N, n, C) logits of every exit, or (N, 1, C) of one graph; (N, n) learned certainty, or None."""
+    if not isinstance(contender, Segments) or isinstance(contender, Eager):
+        return np.concatenate([contender.full(batch) for batch, _ in case.calls()])[:, None], None
+    found = [contender.every_exit(batch) for batch, _ in case.calls()]
+    lte = None if found[0][1] is None else np.concatenate([row for _, row in found if row is not None])
+    return np.concatenate([logits for logits, _ in found]), lte
+
+
+def exits(contender: Any, case: Case) -> Ints:
+    """(N,) where the rows leave."""
+    return np.concatenate([contender.early(*call) for call in case.calls()])
+
+
+def once(contender: Any, case: Case) -> None:
+    """At full depth, for the memory that it takes."""
+    for batch, _ in case.calls():
+        contender.full(batch)
+
+
+def shallow(contender: Segments, case: Case) -> None:
+    """As far as layer SHALLOW, for the memory that it takes."""
+    layers = contender.backend.layers
+    for batch, _ in case.calls():
+        contender.early(batch, ExitPolicy.full_depth(layers).at_depth(min(SHALLOW, layers)))
+
+
+def way(contender: MatrixProducts, case: Case) -> str:
+    """The quickest way to multiply, at the case's shape."""
+    return contender.way(case.calls(first=True)[0][0])
+
+
+def resident(_contender: Any, _case: Case | None) -> float:
+    """MiB of memory that this process holds, as Linux counts them."""
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "full": time_full,
+    "early": time_early,
+    "answers": answers,
+    "exits": exits,
+    "once": once,
+    "shallow": shallow,
+    "way": way,
+    "resident": resident,
+}
+"""What a process can be asked."""

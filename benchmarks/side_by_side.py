@@ -1,11 +1,11 @@
 """Early exit on this CPU beside what one would run instead, on the same weights, inputs and threads.
 
-    python benchmarks/side_by_side.py --threads 2 --output results/side-by-side              random weights, timing
-    python benchmarks/side_by_side.py --checkpoint ckpt --data SST-2/ --threads 2 --output results/side-by-side-sst2
+    python benchmarks/side_by_side.py --threads 1,2 --output side-by-side                          random weights, times
+    python benchmarks/side_by_side.py --checkpoint ckpt --data SST-2/ --threads 2 --output real    and scores
 
 Compared: our segments (ONNX Runtime and OpenVINO), the same model as one graph (ONNX Runtime fp32 and int8, OpenVINO
-fp32 and bf16), PyTorch eager with a Python exit loop, and the bare matrix multiplications through torch.mm. README.md
-here says how it is measured. Writes side_by_side.json and side_by_side.md to --output, whether the bars hold or not.
+fp32, bf16 and int8), PyTorch eager with a Python exit loop, and the bare matrix products. README.md here says how it is
+measured. Writes side_by_side.json, .md and .png to --output, whether the bars hold or not.
 """
 
 from __future__ import annotations
@@ -14,48 +14,50 @@ import dataclasses
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-import numpy.typing as npt
-from bars import LAZY, Found, bars, bars_table, tables
-from contenders import Case, Schedule, Shape, Spec, work
-from whole_graph import write_whole_graph
+from bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
+from cases import Labelled, growing_cases, labelled, random_cases
+from contenders import STATUS, Case, Spec, work
 
 import devices
 from runtime import BerxitError, ExitPolicy, InputError
-from runtime.bundle import read_manifest
 from runtime.console import debug_option, progress_bar, run
-from runtime.examples import Examples, find_split, read_examples
 from runtime.json_data import write_json
-from runtime.metrics import METRICS
 from runtime.tables import plural
-from runtime.tokenization import TextTokenizer
 from toolkit.commands.options import PATH, hush_libraries
 
-BATCH = 32
-Score = Callable[[npt.NDArray], float]
-"""(N, C) logits -> the task's metric."""
+if TYPE_CHECKING:
+    from products import Shape
+
+    from runtime.bundle import Manifest
+
+# Every process of a contender imports this file. What takes memory is imported where it is used.
+
 PAUSE_S = 0.01
 """Between two processes' turns, so that the threads of one have stopped spinning when the next starts."""
+ROUNDS = 3
+"""At least; the bare matrix products, which no ratio needs, take part in as many."""
 
 
 @click.command()
-@click.option("--checkpoint", type=PATH, help="Real weights, calibrated; else random ones of --layers and --hidden.")
+@click.option("--checkpoint", type=PATH, help="Real weights; else random ones of --layers and --hidden.")
 @click.option("--data", type=PATH, help="With --checkpoint: labelled inputs, for scores.")
 @click.option("--split", default="dev", show_default=True)
-@click.option("--limit", default=200, show_default=True, type=click.IntRange(min=8), help="Inputs taken from --data.")
+@click.option("--limit", type=click.IntRange(min=4), help="The first rows of --data only.  [default: all]")
 @click.option("--layers", default=12, show_default=True, type=click.IntRange(min=2))
 @click.option("--hidden", default=768, show_default=True, type=click.IntRange(min=64), help="A multiple of 64.")
-@click.option("--lengths", default="16,32,64,128", show_default=True, help="Tokens, for random weights.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
-@click.option("--seconds", default=300.0, show_default=True, help="Measure so long, and three rounds at least.")
+@click.option("--lengths", default="16,128", show_default=True, help="Tokens, for random weights.")
+@click.option("--threads", default="1,2", show_default=True, help="One number or several, one after the other.")
+@click.option("--seconds", default=90.0, show_default=True, help="For each: so long, and three rounds at least.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="What each process holds, too; on Linux.")
 @click.option("--quick", is_flag=True, help="A tiny model, two lengths, three rounds: does it run at all?")
 @click.option("--output", type=PATH, required=True, help="Folder of the results.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
@@ -64,12 +66,13 @@ def command(
     checkpoint: Path | None,
     data: Path | None,
     split: str,
-    limit: int,
+    limit: int | None,
     layers: int,
     hidden: int,
     lengths: str,
-    threads: int,
+    threads: str,
     seconds: float,
+    memory: bool,
     quick: bool,
     output: Path,
     quiet: bool,
@@ -77,150 +80,75 @@ def command(
     """Measure early exit on this CPU beside what one would run instead."""
     if (checkpoint is None) != (data is None):
         raise InputError("--checkpoint and --data go together: scores need both")
-    hush_libraries()
     if quick:
         layers, hidden, lengths, seconds = 3, 64, "8,16", 0.0
-    try:
-        tokens = [int(length) for length in lengths.split(",")]
-    except ValueError:
-        raise InputError(f"--lengths {lengths}: give numbers with commas between, 16,32") from None
+    tokens, counts = _numbers("--lengths", lengths), _numbers("--threads", threads)
     if hidden % 64:
         raise InputError(f"--hidden {hidden}: it must be a multiple of 64")
+    hush_libraries()
+    from figure import draw
+    from prepare import prepare, random_checkpoint, shape_of
+    from report import report
+
+    from train.checkpoint import read_config
+
     before = devices.read_sensors()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint or random_checkpoint(Path(scratch) / "checkpoint", layers, hidden, max(tokens))
-        specs = prepare(folder, Path(scratch), quiet)
-        examples = None
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        folder = checkpoint or random_checkpoint(scratch / "checkpoint", layers, hidden, max(128, *tokens))
+        manifest, specs = prepare(folder, scratch, progress_bar("exporting", quiet))
+        vocabulary = read_config(folder)["backbone"]["vocab_size"]
+        shape = shape_of(folder, manifest)
+        rows: Labelled | None = None
+        scores: dict[str, Scored] = {}
+        policies: Policies = {}
         if data is not None:
-            examples, cases = data_cases(specs[0].model, data, split, limit, folder)
+            rows = labelled(scratch / "fp32", manifest, data, split, limit)
+            scores, policies, cases = score(specs, rows, folder, max(counts), quiet)
         else:
-            cases = random_cases(specs[0].model, tokens)
-        shape = Shape.of(folder)
-        score = _scorer(specs[0].model, examples) if examples else None
-        found = compare(specs, cases, threads, seconds, score, quiet)
-    checked = bars(found, specs, cases, shape)
+            cases = random_cases(manifest, tokens, vocabulary)
+        if not seconds:
+            cases = {name: replace(case, turn_s=0.0) for name, case in cases.items()}
+        found = [compare(specs, cases, policies, count, seconds, quiet) for count in counts]
+        differs = found[0][1]
+        held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
+        measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
+    made = bars(measured, specs, cases, shape)
+    inputs = f"{data.name}, {split}, {len(rows.examples)} rows" if rows and data else "random token ids"
+    model = checkpoint.name if checkpoint else f"random weights, {layers} layers, d = {hidden}"
     conditions = {
-        "model": str(checkpoint) if checkpoint else f"random weights, {layers} layers, d = {hidden}",
-        "data": f"{data}, {split}, {len(examples)} inputs" if examples else "random token ids",
+        "model": model,
+        "data": inputs,
         "machine": dataclasses.asdict(devices.this_machine()),
-        "threads": threads,
         "versions": {n: metadata.version(n) for n in ("berxit", "onnxruntime", "openvino", "torch", "numpy")},
         "before": dataclasses.asdict(before),
         "after": dataclasses.asdict(devices.read_sensors()),
     }
-    headline = (
-        f"{conditions['model']}; {conditions['data']}; {devices.this_machine()}, {plural(threads, 'thread')};"
-        f" {plural(found.rounds, 'round')}, one process each, in turns"
-    )
-    text = "\n\n".join([headline, bars_table(checked), *tables(found, specs, cases, shape)])
+    headline = f"{model}; {inputs}; {devices.this_machine()}; one process per contender, in turns"
+    text = report(headline, made, measured, specs, cases, shape)
     output.mkdir(parents=True, exist_ok=True)
-    measured = {"bars": [dataclasses.asdict(bar) for bar in checked], **dataclasses.asdict(found)}
-    write_json({**conditions, **measured}, output / "side_by_side.json")
+    write_json({**conditions, "bars": list(map(_told, made)), **_plain(measured)}, output / "side_by_side.json")
     (output / "side_by_side.md").write_text(text + "\n", encoding="utf-8")
-    click.echo(f"\n{text}\n\nwritten: {output / 'side_by_side.json'}, {output / 'side_by_side.md'}")
+    draw(measured.runs, specs, cases, model, output / "side_by_side.png")
+    click.echo(f"\n{text}\n\nwritten: {output}/side_by_side.json, .md and .png")
 
 
-def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> Path:
-    """A BERT that has learned nothing: it takes as long as one that has."""
-    import torch
-    from transformers import BertConfig, BertTokenizer
-
-    from train.configuration import MultiExitConfig
-    from train.modeling import MultiExitModel
-
-    torch.manual_seed(0)
-    backbone = BertConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=max(512, longest),
-    )
-    config = MultiExitConfig(backbone=backbone, lte=False, max_length=longest)
-    MultiExitModel(config).save_pretrained(folder)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the"]
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    return folder
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise InputError(f"{option} {text}: give numbers with commas between, 16,32")
+    return numbers
 
 
-def prepare(checkpoint: Path, scratch: Path, quiet: bool) -> list[Spec]:
-    """Writes all that the contenders load. The first is our fp32 segments, which also is the reference's bundle."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    from exporters import onnxruntime as target
-    from exporters.export import export
-    from exporters.options import ExportOptions
-
-    bundle, graph, int8 = scratch / "fp32", scratch / "one_graph.onnx", scratch / "one_graph_int8.onnx"
-    export(checkpoint, "onnxruntime", bundle, progress=progress_bar("exporting", quiet))
-    write_whole_graph(bundle, graph)
-    quantize_dynamic(graph, int8, per_channel=True, weight_type=QuantType.QInt8)
-    specs = [Spec("segments", "ours, ONNX Runtime fp32", bundle, "fp32", True, "onnxruntime", ours=True)]
-    if "int8" in target.PRECISIONS:
-        export(checkpoint, "onnxruntime", scratch / "int8", options=ExportOptions(precision="int8"))
-        specs.append(Spec("segments", "ours, ONNX Runtime int8", scratch / "int8", "int8", True, "onnxruntime", True))
-    specs.append(Spec("segments", "ours, OpenVINO fp32", bundle, "fp32", True, "openvino", ours=True))
-    bf16 = _has_bf16()
-    if bf16:
-        specs.append(Spec("segments", "ours, OpenVINO bf16", bundle, "bf16", True, "openvino-bf16", ours=True))
-    specs += [
-        Spec("onnxruntime", "one graph, ONNX Runtime fp32", graph, "fp32", False),
-        Spec("onnxruntime", "one graph, ONNX Runtime fp32, our options", graph, "fp32", False, tuned=True),
-        Spec("onnxruntime", "one graph, ONNX Runtime int8", int8, "int8", False),
-        Spec("openvino", "one graph, OpenVINO fp32", graph, "fp32", False),
-    ]
-    if bf16:
-        specs.append(Spec("openvino", "one graph, OpenVINO bf16", graph, "bf16", False))
-    if read_manifest(bundle, verify=False).model.family in ("bert", "roberta"):
-        specs.append(Spec("eager", "PyTorch eager", checkpoint, "fp32", True))
-    else:
-        click.echo("PyTorch eager is left out: its loop by hand is for BERT and RoBERTa")
-    specs.append(Spec("matmul", "matrix products alone, torch fp32", checkpoint, "fp32", False))
-    if bf16:
-        specs.append(Spec("matmul", "matrix products alone, torch bf16", checkpoint, "bf16", False))
-    return specs
+def _told(bar: Bar) -> dict[str, Any]:
+    return {**dataclasses.asdict(bar), "holds": bar.holds if bar.limit is not None else None}
 
 
-def random_cases(bundle: Path, lengths: list[int]) -> dict[str, Case]:
-    """Per length one row for every layer, which leaves there; and a batch of 32."""
-    model = read_manifest(bundle, verify=False).model
-    rng = np.random.default_rng(0)
-    base = ExitPolicy.full_depth(model.layers)
-
-    def case(name: str, rows: int, length: int) -> Case:
-        ids = tuple(tuple(row) for row in rng.integers(1000, 20000, (rows, length)).tolist())
-        depths = tuple(1 + row % model.layers for row in range(rows))
-        policy = Schedule(base.criterion, base.thresholds, base.temperatures, depths=depths)
-        return Case(name, ids, ((0,) * length,) * rows, policy, model.pad_token_id, full_rows=2)
-
-    cases = {f"{n} tokens": case(f"{n} tokens", model.layers, n) for n in lengths}
-    middle = lengths[len(lengths) // 2 - 1] if len(lengths) > 1 else lengths[0]
-    name = f"batch of {BATCH}, {middle} tokens"
-    return {**cases, name: case(name, BATCH, middle)}
-
-
-def data_cases(bundle: Path, data: Path, split: str, limit: int, folder: Path) -> tuple[Examples, dict[str, Case]]:
-    """All inputs one by one for the scores; 24 of them for the times; 32 as a batch. The checkpoint's own policy."""
-    manifest = read_manifest(bundle, verify=False)
-    model = manifest.model
-    if manifest.calibration is None:
-        raise BerxitError(f"{folder} is not calibrated: berxit-calibrate {folder} --data ... --keep 0.99 on a copy")
-    path = find_split(data, split)
-    examples = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit)
-    tokenizer = TextTokenizer(bundle / manifest.tokenizer.file, model.max_length, model.pad_token_id)
-    batch = tokenizer(examples.texts)
-    rows = [slice(0, int(n)) for n in batch.lengths]
-    ids = [tuple(batch.input_ids[i, row].tolist()) for i, row in enumerate(rows)]
-    types = [tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)]
-
-    def case(name: str, count: int) -> Case:
-        step = max(1, len(ids) // count)
-        chosen = range(0, step * min(count, len(ids)), step)
-        take = tuple(ids[i] for i in chosen), tuple(types[i] for i in chosen)
-        return Case(name, *take, manifest.policy, model.pad_token_id, full_rows=count)
-
-    names = {"scores": len(ids), "inputs": 24, f"batch of {BATCH}, inputs": BATCH}
-    return examples, {name: case(name, count) for name, count in names.items()}
+def _plain(measured: Measured) -> dict[str, Any]:
+    return {**dataclasses.asdict(measured), "scores": {n: one._asdict() for n, one in measured.scores.items()}}
 
 
 class Worker:
@@ -257,103 +185,178 @@ class Worker:
         return answer
 
 
+Policies = dict["Path | Shape", ExitPolicy]
+"""Spec.model -> its own policy, where that is not the case's: thresholds go with the numbers they were chosen on."""
+
+
 @contextmanager
-def workers_of(specs: list[Spec], threads: int, cases: dict[str, Case], quiet: bool) -> Iterator[list[Worker]]:
+def workers_of(
+    specs: Sequence[Spec], threads: int, cases: dict[str, Case], policies: Policies, quiet: bool
+) -> Iterator[list[Worker]]:
     with ExitStack() as stack:
         workers = []
         with progress_bar("loading", quiet)(len(specs)) as bar:
             for spec in specs:
-                worker = Worker(spec, threads, cases)
+                own = {
+                    name: replace(case, policy=policies.get(spec.model, case.policy)) for name, case in cases.items()
+                }
+                worker = Worker(spec, threads, own)
                 stack.callback(worker.close)
                 workers.append(worker)
                 bar.update(1)
         yield workers
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Something that is measured once a round."""
+
+    worker: Worker
+    task: str
+    case: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.case} | {self.task} | {self.worker.spec.name}"
+
+    def take(self) -> float:
+        return self.worker.ask(self.task, self.case)
+
+
 def compare(
-    specs: list[Spec], cases: dict[str, Case], threads: int, seconds: float, score: Score | None, quiet: bool
-) -> Found:
-    """Everyone in turns, there and back, until ``seconds`` are over."""
-    timed = [name for name in cases if name != "scores"]
-    with workers_of(specs, threads, cases, quiet) as workers:
+    specs: Sequence[Spec],
+    cases: dict[str, Case],
+    policies: Policies,
+    threads: int,
+    seconds: float,
+    quiet: bool,
+) -> tuple[Run, dict[str, float]]:
+    """Everyone in turns, there and back, until ``seconds`` are over; and how far each is off our fp32 segments."""
+    with workers_of(specs, threads, cases, policies, quiet) as workers:
         plan = [
-            (worker, task, case)
-            for case in timed
-            for task in (("batch",) if case.startswith("batch") else ("full", "early"))
+            Turn(worker, task, case.name)
+            for case in cases.values()
+            for task in ("full", "early")
             for worker in workers
-            if _takes_part(worker.spec, task)
+            if _takes_part(worker.spec, task, case)
         ]
         with progress_bar("warming up", quiet)(len(plan)) as bar:
-            for worker, task, case in plan:
-                worker.ask(task, case)
+            for turn in plan:
+                turn.take()
                 bar.update(1)
-        checked = _check(workers, cases, score, quiet)
-        times: dict[str, list[float]] = {f"{case} | {task} | {w.spec.name}": [] for w, task, case in plan}
-        rounds, start = 0, time.perf_counter()
-        with progress_bar("measuring", quiet)(1000) as bar:
-            shown = 0
-            while rounds < 3 or time.perf_counter() - start < seconds:
-                for worker, task, case in plan if rounds % 2 == 0 else plan[::-1]:
-                    times[f"{case} | {task} | {worker.spec.name}"].append(worker.ask(task, case))
-                rounds += 1
-                share = max(rounds / 3 if seconds == 0 else 0, (time.perf_counter() - start) / max(seconds, 1e-9))
-                now = 1000 if rounds >= 3 and seconds == 0 else min(1000, int(1000 * min(share, 1)))
-                bar.update(now - shown)
-                shown = now
-        memory = {worker.spec.name: worker.ask("memory", timed[0]) for worker in workers}
-    lazy = replace(specs[0], name=LAZY, lazy=True)
-    with workers_of([lazy], threads, cases, quiet) as [worker]:
-        for case in timed:
-            worker.ask("shallow", case)
-        memory[LAZY] = worker.ask("memory", timed[0])
-    return Found(rounds, times, memory, *checked)
-
-
-def _takes_part(spec: Spec, task: str) -> bool:
-    if task == "full":
-        return True
-    return spec.early if task == "early" else spec.kind != "eager"
-
-
-def _check(
-    workers: list[Worker], cases: dict[str, Case], score: Score | None, quiet: bool
-) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Does everyone compute the same model? Differences to our fp32 segments, average exit layers and scores."""
-    case = "scores" if score else next(iter(cases))
-    differs: dict[str, float] = {}
-    exits: dict[str, float] = {}
-    scores: dict[str, float] = {}
-    reference = workers[0].ask("answers", case)
-    with progress_bar("comparing answers", quiet)(len(workers)) as bar:
+        differs = _check(workers, next(iter(cases)))
+        layers, ways = {}, {}
         for worker in workers:
+            for case in cases.values():
+                if _takes_part(worker.spec, "early", case):
+                    exits = worker.ask("exits", case.name)
+                    layers[f"{case.name} | {worker.spec.name}"] = float(exits.mean())
+                if worker.spec.kind == "products" and _takes_part(worker.spec, "full", case):
+                    ways[f"{case.name} | {worker.spec.name}"] = worker.ask("way", case.name)
+        times: dict[str, list[float]] = {turn.key: [] for turn in plan}
+        rounds, start = 0, time.perf_counter()
+        with progress_bar(f"measuring, {plural(threads, 'thread')}", quiet)(1000) as bar:
+            shown = 0
+            while rounds < ROUNDS or time.perf_counter() - start < seconds:
+                for turn in plan[:: 1 if rounds % 2 == 0 else -1]:
+                    if rounds < ROUNDS or turn.worker.spec.kind != "products":
+                        times[turn.key].append(turn.take())
+                rounds += 1
+                share = min(rounds / ROUNDS, (time.perf_counter() - start) / seconds if seconds else 1.0, 1.0)
+                bar.update(int(1000 * share) - shown)
+                shown = int(1000 * share)
+    return Run(threads, rounds, times, layers, ways), differs
+
+
+def _takes_part(spec: Spec, task: str, case: Case) -> bool:
+    if spec.kind == "products":  # packed anew for every shape
+        return task == "full" and (case.alike or case.together)
+    if case.together:
+        return task == "early" if spec.ours else task == "full" and spec.kind != "eager"
+    return task == "full" or spec.early
+
+
+def _check(workers: Sequence[Worker], case: str) -> dict[str, float]:
+    """Does everyone compute the same model? Raises BerxitError where one in fp32 does not."""
+    differs = {}
+    reference = workers[0].ask("answers", case)[0][:, -1]
+    for worker in workers:
+        spec = worker.spec
+        if spec.kind == "products":
+            continue
+        differs[spec.name] = float(np.abs(worker.ask("answers", case)[0][:, -1] - reference).max())
+        if spec.precision == "fp32" and not differs[spec.name] < 1e-2:
+            raise BerxitError(f"{spec.name} is {differs[spec.name]:.1e} off our fp32 segments: no comparison")
+    return differs
+
+
+def score(
+    specs: Sequence[Spec], rows: Labelled, checkpoint: Path, threads: int, quiet: bool
+) -> tuple[dict[str, Scored], Policies, dict[str, Case]]:
+    """Everyone's scores on all rows, each bundle's policy, and the cases to time. Who must answer alike is asked once:
+    in fp32 all do, which ``compare`` checks. Nothing is timed here."""
+    asked = {spec.answers_like: spec for spec in reversed(specs) if spec.kind != "products"}
+    found: dict[tuple[str, str], Scored] = {}
+    policies: dict[Path | Shape, tuple[ExitPolicy, ExitPolicy]] = {}
+    cases: dict[str, Case] = {}
+    with progress_bar("scoring", quiet)(len(asked)) as bar:
+        for spec in sorted(asked.values(), key=specs.index):
+            worker = Worker(spec, threads, {"scores": rows.case})
+            logits, lte = worker.ask("answers", "scores")
+            worker.close()
+            by_exit = [rows.score(logits[:, i]) for i in range(logits.shape[1])]
+            early, leaving = None, []
+            if spec.ours:
+                if spec.model not in policies:
+                    policies[spec.model] = rows.policies(logits, lte, checkpoint)
+                layers = rows.leave(policies[spec.model], logits, lte)
+                cases = cases or rows.timed(policies[spec.model][1], layers)
+                early = rows.score(logits[np.arange(len(logits)), layers - 1])
+                leaving = np.bincount(layers - 1, minlength=logits.shape[1]).tolist()
+            found[spec.answers_like] = Scored(by_exit[-1], by_exit, early, leaving)
             bar.update(1)
-            spec = worker.spec
-            if spec.kind == "matmul":
-                continue
-            full = worker.ask("answers", case)
-            differs[spec.name] = float(np.abs(full - reference).max())
-            if spec.precision == "fp32" and not differs[spec.name] < 1e-2:
-                raise BerxitError(f"{spec.name} is {differs[spec.name]:.1e} off our fp32 segments: no comparison")
-            if score:
-                scores[f"{spec.name} | full"] = score(full)
-            for each in cases if spec.early else ():
-                layers, early = worker.ask("exits", each)
-                exits[f"{each} | {spec.name}"] = float(layers.mean())
-                if score and each == "scores":
-                    scores[f"{spec.name} | early"] = score(early)
-    return differs, exits, scores
+    scores = {}
+    for spec in specs:
+        if spec.kind != "products":
+            mine = found[spec.answers_like]
+            scores[spec.name] = mine if spec.early else mine._replace(early=None, leaving=[])
+    return scores, {model: second for model, (_, second) in policies.items()}, cases
 
 
-def _scorer(bundle: Path, examples: Examples) -> Score:
-    model = read_manifest(bundle, verify=False).model
-    metric = METRICS[model.metric]
-    return lambda logits: float(metric(logits[:, 0] if model.regression else logits.argmax(axis=1), examples.labels))
+def measure_memory(
+    specs: Sequence[Spec], manifest: Manifest, vocabulary: int, threads: int, quiet: bool
+) -> dict[str, dict[str, float]]:
+    """What fresh processes hold, one at a time: loaded, after longer and longer inputs, after batches of them."""
+    singles, batches = growing_cases(manifest, vocabulary)
+    stages = {
+        "loaded": [],
+        f"after inputs of {_lengths(singles)}": singles,
+        f"after batches of {len(batches[0].ids)}, {_lengths(batches)}": batches,
+    }
+    cases = {case.name: case for case in (*singles, *batches)}
+    ours = [spec for spec in specs if spec.name in (OURS, OURS_INT8)]
+    asked = [
+        *ours,
+        *(replace(spec, name=lazy(spec.name), lazy=True) for spec in ours),
+        *(spec for spec in specs if spec.kind == "onnxruntime"),
+    ]
+    held: dict[str, dict[str, float]] = {}
+    with progress_bar("measuring memory", quiet)(len(asked)) as bar:
+        for spec in asked:
+            worker = Worker(spec, threads, cases)
+            held[spec.name] = {}
+            for stage, inputs in stages.items():
+                for case in inputs:
+                    worker.ask("shallow" if spec.lazy else "once", case.name)
+                held[spec.name][stage] = worker.ask("resident", "")
+            worker.close()
+            bar.update(1)
+    return held
 
 
-def _has_bf16() -> bool:
-    import openvino as ov
-
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def _lengths(cases: Sequence[Case]) -> str:
+    tokens = [len(case.ids[0]) for case in cases]
+    return f"{min(tokens)} to {max(tokens)} tokens"
 
 
 if __name__ == "__main__":

@@ -1,53 +1,66 @@
-"""A bundle's segments joined to one graph: the model as one exports it without exits, and its last exit only."""
+"""A bundle's segments joined to one graph: the model as one exports it without exits, and its last exit only.
+
+It computes what the last exit depends on and nothing else. Where the last segment computes the first token alone, so
+does the graph: neither side has an advantage that the other could have, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 from onnx import helper, numpy_helper
 
-from runtime.bundle import Segment, read_manifest, read_tensor
+from runtime.bundle import Segment, read_tensor
 
 
-def write_whole_graph(bundle: Path, output: Path) -> None:
-    """Token ids -> the last exit's logits, in one ONNX file. The bundle must be of the onnxruntime target."""
-    manifest = read_manifest(bundle, verify=False)
+def write_whole_graph(bundle: Path, segments: Sequence[Segment], output: Path) -> None:
+    """Token ids -> the last exit's logits, in one ONNX file. ``segments``: ONNX files below ``bundle``, in order.
+    Layers that are one file share their weights in the graph, too."""
     nodes: list[onnx.NodeProto] = []
     weights: dict[str, onnx.TensorProto] = {}
     state: dict[str, str] = {}
-    first = part = None
-    for segment in manifest.segments:
+    for segment in segments:
         part = onnx.load(str(bundle / segment.file))
-        first = first or part
-        nodes += _renamed(part, segment, bundle, state, weights)
-        state.update({o.role: f"s{segment.layer}_{o.name}" for o in segment.outputs})
-    assert first is not None
-    assert part is not None
+        if not state:
+            first = part
+        known = _weights(part, segment, bundle, weights)
+        for turn in range(getattr(segment, "repeat", 1)):
+            prefix = f"s{segment.layer}_{turn}_"
+            before = {each.name: state.get(each.role, each.name) for each in segment.inputs}
+            nodes += _renamed(part, prefix, {**before, **known})
+            state.update({o.role: prefix + o.name for o in segment.outputs})
     nodes, used = _needed(nodes, state["logits"])
-    logits = next(o for o in part.graph.output if f"s{manifest.model.layers}_{o.name}" == state["logits"])
+    logits = next(o for o in part.graph.output if prefix + o.name == state["logits"])
     logits.name = state["logits"]
     initializers = [tensor for name, tensor in weights.items() if name in used]
-    graph = helper.make_graph(nodes, "whole", list(first.graph.input), [logits], initializers)
+    inputs = [each for each in first.graph.input if each.name in used]
+    graph = helper.make_graph(nodes, "whole", inputs, [logits], initializers)
     onnx.save(helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version), str(output))
 
 
-def _renamed(
-    part: onnx.ModelProto, segment: Segment, bundle: Path, state: dict[str, str], weights: dict[str, onnx.TensorProto]
-) -> list[onnx.NodeProto]:
-    """The segment's nodes under names of their own, tied to what came before; its weights go to ``weights``."""
-    prefix = f"s{segment.layer}_"
-    known = {i.name: state.get(i.role, i.name) for i in segment.inputs}
+def _weights(
+    part: onnx.ModelProto, segment: Segment, bundle: Path, weights: dict[str, onnx.TensorProto]
+) -> dict[str, str]:
+    """Adds the segment's weights to ``weights``, under a name of their file's; what they were called -> that name."""
+    known = {}
     for tensor in part.graph.initializer:
-        known[tensor.name] = prefix + tensor.name
-        tensor.name = prefix + tensor.name
-        weights[tensor.name] = tensor
+        known[tensor.name] = shared = f"{Path(segment.file).stem}/{tensor.name}"
+        tensor.name, weights[shared] = shared, tensor
     for name, file in segment.constants.items():  # what a shared body is fed becomes weights
-        known[name] = prefix + name
+        known[name] = f"s{segment.layer}_{name}"
         weights[known[name]] = numpy_helper.from_array(read_tensor(bundle, file).copy(), known[name])
+    return known
+
+
+def _renamed(part: onnx.ModelProto, prefix: str, known: dict[str, str]) -> list[onnx.NodeProto]:
+    """The segment's nodes under names of their own; ``known``: what came before, and its weights."""
     nodes = []
-    for node in part.graph.node:
-        node.name = prefix + node.name
+    for i, original in enumerate(part.graph.node):
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        node.name = f"{prefix}{i}_{node.name}"
         node.input[:] = [known.get(name, prefix + name) if name else "" for name in node.input]
         node.output[:] = [prefix + name for name in node.output]
         nodes.append(node)

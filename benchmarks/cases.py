@@ -1,0 +1,139 @@
+"""The inputs that side_by_side.py measures on, and when they leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from contenders import Case, Schedule
+
+from runtime.bundle import Manifest
+from runtime.errors import BerxitError
+from runtime.examples import Examples, find_split, read_examples
+from runtime.metrics import METRICS
+from runtime.policies import ExitPolicy, Floats, certainties, exit_layers
+from runtime.tokenization import TextTokenizer
+
+BATCH = 32
+TIMED = 24
+"""Rows of real data that are timed one by one."""
+ROWS = 4
+"""Rows of random ids that are timed under the policy, where there are more layers than that."""
+GROWING = tuple(range(8, 129, 8)), (8, 32, 64, 128)
+"""Tokens of the inputs, and of the batches, that memory is measured after."""
+
+
+def random_cases(manifest: Manifest, lengths: list[int], vocabulary: int) -> dict[str, Case]:
+    """Per length a few rows that leave evenly over the layers; and a batch of 32."""
+    model = manifest.model
+    n = model.layers
+    rng = np.random.default_rng(0)
+    base = ExitPolicy.full_depth(n)
+    few = min(ROWS, n) if n >= 2 * ROWS else n
+    evenly = tuple(round((row + 0.5) * n / few + 0.5) for row in range(few))
+
+    def case(name: str, depths: tuple[int, ...], length: int, **how: bool) -> Case:
+        policy = Schedule(base.criterion, base.thresholds, base.temperatures, depths=depths)
+        ids = rng.integers(1, vocabulary, (len(depths), length)).tolist()
+        return Case.of(name, ids, policy, model.pad_token_id, **how)
+
+    cases = {f"{length} tokens": case(f"{length} tokens", evenly, length, alike=True) for length in lengths}
+    name = f"batch of {BATCH}, {min(lengths)} tokens"
+    return {**cases, name: case(name, tuple(1 + row % n for row in range(BATCH)), min(lengths), together=True)}
+
+
+def growing_cases(manifest: Manifest, vocabulary: int) -> tuple[list[Case], list[Case]]:
+    """Inputs, then batches, longer and longer, as far as the model takes them."""
+    rng = np.random.default_rng(1)
+    model = manifest.model
+    longest = model.max_length
+
+    def case(rows: int, length: int) -> Case:
+        ids = rng.integers(1, vocabulary, (rows, length)).tolist()
+        name = f"{rows} x {length} tokens"
+        return Case.of(name, ids, ExitPolicy.full_depth(model.layers), model.pad_token_id, together=True)
+
+    singles, batches = (sorted({min(length, longest) for length in lengths}) for lengths in GROWING)
+    return [case(1, length) for length in singles], [case(BATCH, length) for length in batches]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs with labels, in two halves: the policy of each half is chosen on the other one, so that every row is
+    scored by a policy that has not seen it."""
+
+    examples: Examples
+    case: Case
+    """All of them, one by one."""
+    regression: bool
+    metric: str
+
+    @property
+    def half(self) -> npt.NDArray[np.int64]:
+        """(N,) rows with an even number, 0, and with an odd one, 1."""
+        return np.arange(len(self.examples)) % 2
+
+    def score(self, logits: Floats) -> float:
+        """(N, C) -> the task's metric."""
+        answers = logits[:, 0] if self.regression else logits.argmax(axis=1)
+        return float(METRICS[self.metric](answers, self.examples.labels))
+
+    def policies(self, logits: Floats, lte: Floats | None, checkpoint: Path) -> tuple[ExitPolicy, ExitPolicy]:
+        """For each half, as ``berxit-calibrate`` chooses it on the other: from the bundle's own answers, logits
+        (N, n, C), lte (N, n) or None. Criterion and share are the checkpoint's, or the defaults where it has none."""
+        from train.calibration import choose, read_policy
+        from train.evaluation import Predictions, default_criterion
+
+        chosen = []
+        earlier = read_policy(checkpoint)
+        for half in (0, 1):
+            rows = self.half != half
+            part = Predictions(
+                logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
+            )
+            criterion, keep = default_criterion(part), 0.99
+            if earlier:
+                criterion, keep = earlier.calibration.criterion, earlier.calibration.keep
+            chosen.append(choose(part, criterion, keep, "half of the rows", "").policy)
+        return chosen[0], chosen[1]
+
+    def leave(
+        self, policies: tuple[ExitPolicy, ExitPolicy], logits: Floats, lte: Floats | None
+    ) -> npt.NDArray[np.integer]:
+        """(N,) the layer at which each row leaves under its half's policy."""
+        first, second = (exit_layers(policy, certainties(policy, logits, lte)) for policy in policies)
+        return np.where(self.half == 0, first, second)
+
+    def timed(self, policy: ExitPolicy, layers: npt.NDArray[np.integer]) -> dict[str, Case]:
+        """Rows of the second half for the times, under its ``policy``: 24 one by one, 32 as a batch. Evenly from those
+        rows sorted by exit layer (``layers``, (N,)), then length, so that they leave where all do."""
+        case = self.case
+        rows = sorted(np.flatnonzero(self.half == 1), key=lambda row: (layers[row], len(case.ids[row])))
+
+        def take(name: str, count: int, **how: bool) -> Case:
+            count = min(count, len(rows))
+            chosen = [int(rows[int((place + 0.5) * len(rows) / count)]) for place in range(count)]
+            np.random.default_rng(0).shuffle(chosen)
+            ids, types = [case.ids[row] for row in chosen], [case.types[row] for row in chosen]
+            return Case.of(name, ids, policy, case.pad, types, **how)
+
+        batch = f"batch of {BATCH}, inputs"
+        return {"inputs": take("inputs", TIMED), batch: take(batch, BATCH, together=True)}
+
+
+def labelled(bundle: Path, manifest: Manifest, data: Path, split: str, limit: int | None) -> Labelled:
+    """The first ``limit`` rows of a split, all for None. Raises InputError for data that cannot be read, BerxitError
+    for less than two rows per half."""
+    model = manifest.model
+    path = find_split(data, split)
+    examples = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit)
+    if len(examples) < 4:
+        raise BerxitError(f"{path}: {len(examples)} rows cannot be halved to calibrate on: give at least 4")
+    batch = TextTokenizer(bundle / manifest.tokenizer.file, model.max_length, model.pad_token_id)(examples.texts)
+    rows = [slice(0, int(n)) for n in batch.lengths]
+    ids = [batch.input_ids[i, row].tolist() for i, row in enumerate(rows)]
+    types = [batch.token_type_ids[i, row].tolist() for i, row in enumerate(rows)]
+    case = Case.of("scores", ids, ExitPolicy.full_depth(model.layers), model.pad_token_id, types)
+    return Labelled(examples, case, model.regression, model.metric)

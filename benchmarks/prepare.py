@@ -1,0 +1,105 @@
+"""All that the contenders of side_by_side.py load, written from one checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import openvino as ov
+from bars import MACHINE
+from contenders import Spec, has_bf16
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from products import Shape
+from whole_graph import write_whole_graph
+
+from exporters.export import export
+from exporters.onnx_graph import embeddings_graph, layer_graph
+from exporters.onnxruntime import write_graphs
+from exporters.options import ExportOptions
+from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_scales, quantized
+from exporters.segments import cut
+from runtime.bundle import Manifest
+from runtime.golden import read_golden
+from runtime.progress import Progress
+from train.checkpoint import load_checkpoint
+
+
+def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> Path:
+    """A BERT that has learned nothing: it takes as long as one that has."""
+    import torch
+    from transformers import BertConfig, BertTokenizer
+
+    from train.configuration import MultiExitConfig
+    from train.modeling import MultiExitModel
+
+    torch.manual_seed(0)
+    backbone = BertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=max(512, longest),
+    )
+    config = MultiExitConfig(backbone=backbone, lte=False, max_length=longest)
+    MultiExitModel(config).save_pretrained(folder)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the"]
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manifest, list[Spec]]:
+    """Writes everything below ``scratch``. The first contender is our fp32 segments, the bundle of that manifest."""
+    bundle, int8 = scratch / "fp32", scratch / "int8"
+    graph, int8_graph, our_int8_graph, qdq_graph = (
+        scratch / f"{name}.onnx" for name in ("fp32", "int8", "our_int8", "qdq")
+    )
+    manifest = export(checkpoint, "onnxruntime", bundle, progress=progress)
+    our_int8 = export(checkpoint, "onnxruntime", int8, options=ExportOptions(precision="int8"), progress=progress)
+    write_whole_graph(bundle, manifest.segments, graph)
+    write_whole_graph(int8, our_int8.segments, our_int8_graph)
+    logging.getLogger().setLevel(logging.ERROR)  # it advises a step before, which changes nothing here
+    quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
+    _write_qdq_graph(checkpoint, bundle, manifest, qdq_graph, progress)
+    half = has_bf16(ov.Core())
+    best = "bf16" if half else "fp32"
+    shape = shape_of(checkpoint, manifest)
+    specs = [
+        Spec("segments", "ours, ONNX Runtime fp32", bundle, "fp32", "onnxruntime"),
+        Spec("segments", "ours, ONNX Runtime int8", int8, "int8", "onnxruntime"),
+        Spec("segments", f"ours, OpenVINO {best}", bundle, best, "openvino-bf16" if half else "openvino"),
+        Spec("onnxruntime", "one graph, ONNX Runtime fp32", graph, "fp32"),
+        Spec("onnxruntime", "one graph, ONNX Runtime fp32, our options", graph, "fp32", tuned=True),
+        Spec("onnxruntime", "one graph, ONNX Runtime int8", int8_graph, "int8"),
+        Spec("onnxruntime", "one graph, ONNX Runtime int8, our options", int8_graph, "int8", tuned=True),
+        Spec("onnxruntime", "one graph, ONNX Runtime, our int8 and options", our_int8_graph, "int8", tuned=True),
+        Spec("openvino", "one graph, OpenVINO fp32", graph, "fp32"),
+        *([Spec("openvino", "one graph, OpenVINO bf16", graph, "bf16")] if half else []),
+        Spec("openvino", "one graph, OpenVINO int8", qdq_graph, "int8"),
+    ]
+    if manifest.model.family in ("bert", "roberta"):  # its loop by hand is for these
+        specs.append(Spec("eager", "PyTorch eager", checkpoint, "fp32"))
+    precisions = ("fp32", "bf16", "int8") if half else ("fp32", "int8")
+    return manifest, [
+        *specs,
+        *(Spec("products", MACHINE.format(precision), shape, precision) for precision in precisions),
+    ]
+
+
+def shape_of(checkpoint: Path, manifest: Manifest) -> Shape:
+    """The last segment may give no hidden state: it then computes the first token alone."""
+    return Shape.of(checkpoint, last_alone=all(output.role != "hidden" for output in manifest.segments[-1].outputs))
+
+
+def _write_qdq_graph(checkpoint: Path, bundle: Path, manifest: Manifest, output: Path, progress: Progress) -> None:
+    """Int8 as OpenVINO computes it: QuantizeLinear and DequantizeLinear around the products, static scales from the
+    samples in the bundle. (Dynamic int8, as ONNX Runtime has it, OpenVINO multiplies in float.)"""
+    model, _ = load_checkpoint(checkpoint)
+    segments = cut(model)
+    samples = read_golden(bundle, manifest).batch(manifest.model.pad_token_id)
+    graphs = [embeddings_graph(segments, opset=DEQUANTIZED_WEIGHTS)]
+    for segment, scales in zip(segments.layers, activation_scales(segments, samples), strict=True):
+        graphs.append(quantized(layer_graph(segments, segment, opset=DEQUANTIZED_WEIGHTS), scales))
+    folder = output.with_suffix("")
+    folder.mkdir()
+    with progress(len(graphs)) as bar:
+        write_whole_graph(folder, write_graphs(segments, graphs, folder, bar), output)

@@ -1,0 +1,50 @@
+"""The joined graph is the same model, and stores once what the bundle stores once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from whole_graph import write_whole_graph
+
+from exporters.export import export
+from exporters.options import ExportOptions
+from runtime import EarlyExitRunner
+from train.fine_tuning import TrainingOptions, fine_tune
+from train.tasks import custom_task
+
+TEXTS = ["the cat sat on the mat", "a dog"]
+
+
+def check_answers(bundle: Path, graph: Path) -> None:
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    assert len(session.get_outputs()) == 1
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    batch = runner.tokenizer(TEXTS)
+    state = runner.backend.embed(batch)
+    for layer in runner.backend.exits:
+        state, logits, _ = runner.backend.layer(layer, state)
+    found = session.run(None, {i.name: getattr(batch, i.name) for i in session.get_inputs()})[0]
+    np.testing.assert_allclose(found, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_joined_graph_answers_as_the_last_exit(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle", options=ExportOptions(precision=precision))
+    write_whole_graph(tmp_path / "bundle", manifest.segments, tmp_path / "whole.onnx")
+    check_answers(tmp_path / "bundle", tmp_path / "whole.onnx")
+
+
+def test_layers_that_are_one_file_share_their_weights(
+    backbone_folders: dict[str, Path], data_folder: Path, tmp_path: Path
+) -> None:
+    options = TrainingOptions(str(backbone_folders["albert"]), max_steps=2, batch_size=4, max_length=32)
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, tmp_path / "albert", quiet=True)
+    manifest = export(tmp_path / "albert", "onnxruntime", tmp_path / "bundle")
+    write_whole_graph(tmp_path / "bundle", manifest.segments, tmp_path / "whole.onnx")
+    names = [tensor.name for tensor in onnx.load(str(tmp_path / "whole.onnx")).graph.initializer]
+    assert [name for name in names if name.endswith("/up.weight")] == ["body_01/up.weight"]
+    check_answers(tmp_path / "bundle", tmp_path / "whole.onnx")
