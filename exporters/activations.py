@@ -55,15 +55,15 @@ def product_inputs(
     for segment, graph in layers:
         watched = onnx.ModelProto()
         watched.CopyFrom(graph.model)
-        products = {n.input[1]: n.input[0] for n in watched.graph.node if n.op_type == "MatMul"}
-        sources = {name: x for name, x in products.items() if name.rpartition("/")[2] in weights}
-        inner = sorted(set(sources.values()) - {"hidden_in"})
+        products = [n.input for n in watched.graph.node if n.op_type == "MatMul"]
+        products = [(x, name) for x, name in products if name.rpartition("/")[2] in weights]
+        inner = sorted({x for x, _ in products} - {"hidden_in"})
         watched.graph.output.extend(helper.make_tensor_value_info(x, TensorProto.FLOAT, None) for x in inner)
         session = _session(watched)
         mine = found.setdefault(segment.body, {})
         for _ in range(segment.repeat):
             passes = [{"hidden_in": state["hidden"], **_values(session, graph, state)} for state in states]
-            for name, x in sources.items():
+            for x, name in products:
                 rows = np.concatenate([values[x].reshape(-1, values[x].shape[-1]) for values in passes])
                 activations = Activations(np.abs(rows).max(axis=0), _some(rows))
                 mine[name] = mine[name].and_(activations) if name in mine else activations

@@ -98,7 +98,7 @@ def export(
             f"{checkpoint / POLICY_FILE} is for {calibrated.policy.layers} layers, the model has {model.layers}:"
             " run berxit-calibrate again"
         )
-    segments = cut(model)
+    segments, placed = cut(model), None
     if options.exits == "auto":
         placed = automatic_exits(checkpoint, target, options, calibrated, progress)
         report(str(placed))
@@ -145,6 +145,11 @@ def export(
             device_tokenizer = TextTokenizer(folder / "tokenizer.json", longest, manifest.model.pad_token_id)
             task = task_of(model.config)
             manifest = _scored(manifest, backend, device_tokenizer, task, checkpoint, calibrated, progress, report)
+        if placed and manifest.calibration:
+            placed = placed.under(manifest.calibration["histogram"])
+            manifest.calibration["placement"] = asdict(placed)
+            if manifest.scores:
+                report(f"expected with this threshold: {placed.expected_ms:.2f} ms per input")
         write_manifest(manifest, folder)
     return manifest
 
@@ -221,7 +226,8 @@ def automatic_exits(
         both = [open_backend(bundle, read_manifest(bundle)) for bundle in bundles]
         golden = read_golden(bundles[0], manifest)
         costs = measure_costs(both[0], both[1], golden.one_by_one(manifest.model.pad_token_id), progress)
-    return place_exits(calibrated.calibration.histogram, costs)
+    calibration = calibrated.calibration
+    return place_exits(layers, lambda exits: choose_again(checkpoint, calibration, exits).calibration.histogram, costs)
 
 
 def target_module(target: str) -> ModuleType:

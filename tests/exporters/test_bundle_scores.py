@@ -116,7 +116,8 @@ def test_only_exits_that_the_policy_uses_count() -> None:
     assert scores.losses == pytest.approx((0.10, 0.004, -0.01))
     said = in_words(scores, (1, 2, 3), (0, 7, 3), "int8")
     assert said == (
-        "int8 costs at most 0.40 points of f1 at an exit that the policy uses (layer 2), on the 1000 examples of dev.tsv"
+        "int8 costs at most 0.40 points of f1 at an exit that the policy uses (layer 2), on the"
+        " 1000 examples of dev.tsv"
     )
     assert in_words(scores, (1, 2, 3), (0, 0, 10), "int8").startswith("int8 costs no f1 at any exit that the policy")
     assert in_words(scores, (1, 2, 3), (1, 7, 2), "int8").endswith(": more than 0.5, compare with another precision")
