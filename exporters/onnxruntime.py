@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from exporters.activations import product_inputs, samples_of
+from exporters.half_weights import halved
 from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
 from exporters.options import ExportOptions
 from exporters.quantize_dynamic import PRODUCTS, quantized
@@ -17,9 +18,10 @@ from runtime.backends.onnxruntime import open_backend as checking_backend  # noq
 from runtime.bundle import Segment, TensorFile, sha256
 from runtime.progress import Bar
 
-PRECISIONS = {"fp32": 1e-4, "int8": 2.0}
+PRECISIONS = {"fp32": 1e-4, "int8": 2.0, "fp16": 1e-2}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). Int8
-moves single logits by up to 1.1 on the real models we tried; what holds it is LEAST_PSNR, and its measured score."""
+moves single logits by up to 1.1 on the real models we tried; what holds it is LEAST_PSNR, and its measured score. fp16
+is how weights are stored; computed is in float32."""
 LEAST_PSNR = {"int8": 20.0}
 """Precision -> dB: rounding may make up a tenth of the largest logit, root mean square. Real models reach 30 to 46; an
 exit that answers something else is below 10."""
@@ -31,8 +33,8 @@ OPTIONS: frozenset[str] = frozenset({"exits"})
 
 def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
-    int8 = options.precision == "int8"
-    return write_graphs(segments, _int8_graphs(segments, folder) if int8 else _graphs(segments), folder, bar)
+    graphs = _int8_graphs(segments, folder) if options.precision == "int8" else _graphs(segments)
+    return write_graphs(segments, map(halved, graphs) if options.precision == "fp16" else graphs, folder, bar)
 
 
 def _graphs(segments: Segments) -> Iterator[OnnxSegment]:
