@@ -45,6 +45,15 @@ def test_a_layers_four_products_are_int8_and_its_exit_is_not(segments: Segments)
     assert weights["classifier.weight"].dtype == weights["lte.weight"].dtype == np.float32
 
 
+def test_a_pooler_is_int8_what_answers_is_not(backbone_folders: dict[str, Path]) -> None:
+    pooling = cut(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, exit_head="pooler"))
+    weights = initializers(quantized(layer_graph(pooling, pooling.layers[0])).model)
+    assert {name for name, value in weights.items() if value.dtype == np.int8} == {*FOUR, "pooler.weight"}
+    shared_body = cut(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, exit_head="pooler"))
+    fed = quantized(layer_graph(shared_body, shared_body.layers[0]))
+    assert fed.constants["pooler.weight"].dtype == np.float32  # fed at every layer, since they share the file
+
+
 def test_a_weight_is_no_further_off_than_half_a_step_of_its_column(segments: Segments) -> None:
     before = initializers(layer_graph(segments, segments.layers[0]).model)
     after = initializers(quantized(layer_graph(segments, segments.layers[0])).model)
