@@ -3,7 +3,8 @@
     python benchmarks/bundles.py BUNDLE BUNDLE... --data DATA [--split dev] [--threads 1] [--rounds 3]
 
 The first bundle is what the others are compared with (int8 with fp32, say). Inputs go in one at a time, and every input
-goes to all bundles before the next one does, so that what disturbs the machine disturbs all of them.
+goes to all bundles before the next one does, so that what disturbs the machine disturbs all of them. Scores are of the
+exits that all of them have.
 
 The floor of int8: a quarter of fp32's bytes; on a CPU with VNNI or dot-product instructions a quarter of its time in
 the matrix products, on AVX2 alone half of it; attention and norms as before.
@@ -38,7 +39,8 @@ def command(bundles: tuple[Path, ...], data: Path, split: str, limit: int | None
     model = runners[0].manifest.model
     path = find_split(data, split)
     examples = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit)
-    outputs = np.zeros((len(bundles), len(examples), model.layers))
+    exits = tuple(sorted(set.intersection(*({*runner.backend.exits} for runner in runners))))
+    outputs = np.zeros((len(bundles), len(examples), len(exits)))
     times: list[list[float]] = [[] for _ in bundles]
     with progress_bar("running")(rounds * len(examples)) as bar:
         for _ in range(rounds):
@@ -47,9 +49,11 @@ def command(bundles: tuple[Path, ...], data: Path, split: str, limit: int | None
                     start = time.perf_counter()
                     batch = runner.tokenizer([text])
                     state = runner.backend.embed(batch)
-                    for layer in range(1, model.layers + 1):
+                    for layer in runner.backend.exits:
                         state, logits, _ = runner.backend.layer(layer, state)
-                        outputs[which, row, layer - 1] = logits[0, 0] if model.regression else logits[0].argmax()
+                        if layer in exits:
+                            answer = logits[0, 0] if model.regression else logits[0].argmax()
+                            outputs[which, row, exits.index(layer)] = answer
                     times[which].append(1e3 * (time.perf_counter() - start))
                 bar.update(1)
     metric = METRICS[model.metric]
@@ -66,7 +70,7 @@ def command(bundles: tuple[Path, ...], data: Path, split: str, limit: int | None
     ]
     click.echo(f"\n{len(examples)} rows of {path.name}, {rounds} rounds, batch 1, {threads} threads, full depth\n")
     click.echo(markdown_table(["bundle", "MiB", "median ms", "faster than the first"], facts))
-    by_layer = [[str(layer), *(f"{mine[layer - 1]:.4f}" for mine in scores)] for layer in range(1, model.layers + 1)]
+    by_layer = [[str(layer), *(f"{mine[place]:.4f}" for mine in scores)] for place, layer in enumerate(exits)]
     click.echo("\n" + markdown_table([f"{model.metric} of exit", *(bundle.name for bundle in bundles)], by_layer))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,23 +26,33 @@ class Costs:
     exit_ms: float
     """Head, decision, and that a segment ends there."""
 
+    def milliseconds(self, exits: Sequence[int], histogram: Sequence[int]) -> float:
+        """What an average input is expected to take, embeddings and tokenisation aside, when ``histogram`` (n,) says
+        how many leave after each layer, which are among ``exits``."""
+        layers = np.arange(1, len(histogram) + 1)
+        passed = np.searchsorted(exits, layers, side="right")
+        return float(np.asarray(histogram) @ (layers * self.layer_ms + passed * self.exit_ms) / sum(histogram))
+
 
 @dataclass(frozen=True)
 class Placement:
-    """Which exits are worth having."""
+    """Which exits are worth having, and what an average input is expected to take with them."""
 
     exits: tuple[int, ...]
     costs: Costs
-    milliseconds: float
-    """What an average input is expected to take with them, embeddings and tokenisation aside."""
-    all_milliseconds: float
-    """The same with an exit after every layer."""
+    expected_ms: float
+    all_exits_ms: float
+    """The same with an exit after every layer, and the threshold that goes with them."""
+
+    def under(self, histogram: Sequence[int]) -> Placement:
+        """The same exits where so many leave after each of the model's layers."""
+        return replace(self, expected_ms=self.costs.milliseconds(self.exits, histogram))
 
     def __str__(self) -> str:
         return (
             f"exits after layers {', '.join(map(str, self.exits))}: here a layer takes {self.costs.layer_ms:.3f} ms and"
-            f" an exit {self.costs.exit_ms:.3f} ms; expected {self.milliseconds:.2f} ms per input instead of"
-            f" {self.all_milliseconds:.2f} with all exits"
+            f" an exit {self.costs.exit_ms:.3f} ms; expected {self.expected_ms:.2f} ms per input instead of"
+            f" {self.all_exits_ms:.2f} with all exits"
         )
 
 
@@ -53,8 +63,35 @@ def checked_exits(asked: Sequence[int] | str, layers: int) -> tuple[int, ...]:
     return tuple(sorted({*asked, layers}))
 
 
-def place_exits(histogram: Sequence[int], costs: Costs) -> Placement:
-    """The exits under which an average input takes the least time.
+Histogram = Callable[[tuple[int, ...]], Sequence[int]]
+"""Exits -> (n,) how many inputs leave after each layer, under the threshold that is chosen for these exits."""
+
+
+def place_exits(layers: int, histogram: Histogram, costs: Costs) -> Placement:
+    """The exits under which an average input takes the least time, each choice with its own threshold.
+
+    Where the threshold stays, ``cheapest_at`` finds them; but fewer exits get another threshold, so that is only where
+    the search starts, beside all exits: it adds or drops one exit at a time for as long as that pays.
+    """
+    known: dict[tuple[int, ...], float] = {}
+
+    def cost(exits: tuple[int, ...]) -> float:
+        if exits not in known:
+            known[exits] = costs.milliseconds(exits, histogram(exits))
+        return known[exits]
+
+    def neighbours(exits: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [tuple(sorted({*exits} ^ {layer, layers} | {layers})) for layer in range(1, layers)]
+
+    every = tuple(range(1, layers + 1))
+    best = min((every, cheapest_at(histogram(every), costs)), key=cost)
+    while (nearby := min(neighbours(best), key=cost, default=best)) != best and cost(nearby) < cost(best):
+        best = nearby
+    return Placement(best, costs, cost(best), cost(every))
+
+
+def cheapest_at(histogram: Sequence[int], costs: Costs) -> tuple[int, ...]:
+    """The exits under which an average input takes the least time at one and the same threshold.
 
     ``histogram``: how many inputs leave after each of the n layers while all have an exit. An input whose exit is gone
     leaves at the next one. By dynamic programming over the last exit so far: a segment from layer a to layer b costs
@@ -70,8 +107,7 @@ def place_exits(histogram: Sequence[int], costs: Costs) -> Placement:
     exits = [n]
     while before[exits[0]]:
         exits.insert(0, before[exits[0]])
-    with_all = float(past[:n].sum() * (costs.layer_ms + costs.exit_ms))
-    return Placement(tuple(exits), costs, best[n], with_all)
+    return tuple(exits)
 
 
 def measure_costs(every: Backend, last: Backend, inputs: Sequence[TokenBatch], progress: Progress) -> Costs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from exporters.bundle_scores import bundle_pass, calibration_pass, calibration_texts, compare, in_words
 from exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
 from exporters.options import ExportOptions
 from exporters.segments import cut
@@ -22,12 +24,14 @@ from runtime.backends import open_backend
 from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, read_manifest, sha256, write_manifest
 from runtime.errors import BerxitError, InputError
 from runtime.golden import Golden, deviations, read_golden, write_golden
+from runtime.loop import Backend
 from runtime.policies import ExitPolicy
 from runtime.progress import Progress, silent
 from runtime.tokenization import Text, TextTokenizer
-from train.calibration import POLICY_FILE, CalibratedPolicy, choose_again, read_policy
+from train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy
 from train.checkpoint import load_checkpoint, read_samples, write_whole
 from train.modeling import MultiExitModel
+from train.tasks import Task, task_of
 
 TARGETS = {"onnxruntime": "exporters.onnxruntime", "tensorrt": "exporters.tensorrt", "coreml": "exporters.coreml"}
 """Target -> the module that writes it. A new target is one line here and one module with
@@ -38,7 +42,9 @@ write_segments(segments, folder, options, bar)      writes the files, returns wh
 checking_backend(folder, manifest, threads)         runs what was written, here and now, for the parity check
 
 and, where it differs from the others, PACKAGES (what wrote it), MAX_BATCH (rows a segment takes), PROOF (what the
-parity check says, and what it does not) and with_defaults(options, segments), which fills in what is left open.
+parity check says, and what it does not), LEAST_PSNR (precision -> dB that every exit's logits must reach), SCORED (the
+precisions whose scores are measured on the calibration data) and with_defaults(options, segments), which fills in what
+is left open.
 """
 
 
@@ -51,10 +57,11 @@ class ExitParity:
     psnr: float
     """In dB, of the logits."""
     atol: float
+    least_psnr: float = -math.inf
 
     @property
     def good(self) -> bool:
-        return self.max_diff <= self.atol  # False for NaN
+        return self.max_diff <= self.atol and self.psnr >= self.least_psnr  # False for NaN
 
     def __str__(self) -> str:
         mark = "✓" if self.good else "x"
@@ -69,13 +76,17 @@ def export(
     *,
     options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     force: bool = False,
+    scores: bool = True,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Writes the bundle ``output`` for a target, whole or not at all.
 
-    ``report`` hears every line of the parity check. Raises InputError for an unknown target or precision or an output
-    that is there, BerxitError for a checkpoint that cannot be read or an exit that differs from it.
+    ``scores``: run what a precision may change over the calibration data, measure what it costs, and choose the
+    thresholds from what it says. ``report`` hears every line of the parity check.
+
+    Raises InputError for an unknown target or precision or an output that is there, BerxitError for a checkpoint that
+    cannot be read or an exit that differs from it.
     """
     writer = target_module(target)
     options = options.checked_for(target, writer)
@@ -87,7 +98,7 @@ def export(
             f"{checkpoint / POLICY_FILE} is for {calibrated.policy.layers} layers, the model has {model.layers}:"
             " run berxit-calibrate again"
         )
-    segments = cut(model)
+    segments, placed = cut(model), None
     if options.exits == "auto":
         placed = automatic_exits(checkpoint, target, options, calibrated, progress)
         report(str(placed))
@@ -129,25 +140,69 @@ def export(
             },
         )
         backend = writer.checking_backend(folder, manifest, None)
-        found = deviations(backend, golden, manifest.model.pad_token_id)
-        atol = manifest.parity.atol
-        parity = [
-            ExitParity(layer, exit_.max_diff, exit_.psnr, atol)
-            for layer, exit_ in zip(manifest.exits, found, strict=True)
-        ]
-        for line in parity:
-            report(str(line))
-        if proof := getattr(writer, "PROOF", None):
-            report(proof)
-        if bad := [line for line in parity if not line.good]:
-            raise BerxitError(
-                f"{len(bad)} of {len(parity)} exits differ from {checkpoint}: {bad[0]}. Nothing was written"
-            )
-        manifest = replace(
-            manifest, parity=replace(manifest.parity, max_diff=tuple(exit_.max_diff for exit_ in parity))
-        )
+        manifest = _checked(manifest, writer, backend, golden, checkpoint, report)
+        if scores and calibrated and precision in getattr(writer, "SCORED", ()):
+            device_tokenizer = TextTokenizer(folder / "tokenizer.json", longest, manifest.model.pad_token_id)
+            task = task_of(model.config)
+            manifest = _scored(manifest, backend, device_tokenizer, task, checkpoint, calibrated, progress, report)
+        if placed and manifest.calibration:
+            placed = placed.under(manifest.calibration["histogram"])
+            manifest.calibration["placement"] = asdict(placed)
+            if manifest.scores:
+                report(f"expected with this threshold: {placed.expected_ms:.2f} ms per input")
         write_manifest(manifest, folder)
     return manifest
+
+
+def _checked(
+    manifest: Manifest,
+    writer: ModuleType,
+    backend: Backend,
+    golden: Golden,
+    checkpoint: Path,
+    report: Callable[[str], None],
+) -> Manifest:
+    """With every exit's difference from the checkpoint. Raises BerxitError where one is too large."""
+    atol, least_psnr = manifest.parity.atol, getattr(writer, "LEAST_PSNR", {}).get(manifest.precision, -math.inf)
+    found = deviations(backend, golden, manifest.model.pad_token_id)
+    parity = [
+        ExitParity(layer, exit_.max_diff, exit_.psnr, atol, least_psnr)
+        for layer, exit_ in zip(manifest.exits, found, strict=True)
+    ]
+    for line in parity:
+        report(str(line))
+    if proof := getattr(writer, "PROOF", None):
+        report(proof)
+    if bad := [line for line in parity if not line.good]:
+        raise BerxitError(f"{len(bad)} of {len(parity)} exits differ from {checkpoint}: {bad[0]}. Nothing was written")
+    return replace(manifest, parity=replace(manifest.parity, max_diff=tuple(exit_.max_diff for exit_ in parity)))
+
+
+def _scored(
+    manifest: Manifest,
+    backend: Backend,
+    tokenizer: TextTokenizer,
+    task: Task,
+    checkpoint: Path,
+    calibrated: CalibratedPolicy,
+    progress: Progress,
+    report: Callable[[str], None],
+) -> Manifest:
+    """With every exit's score on the calibration data beside the checkpoint's, and thresholds of its own; as it is,
+    and ``report`` told why, where that data is not there any more."""
+    c = calibrated.calibration
+    try:
+        expected = calibration_pass(checkpoint, c, manifest.exits)
+        texts = calibration_texts(expected, c, task)
+    except BerxitError as error:
+        report(f"what {manifest.precision} costs was not measured, the thresholds are the checkpoint's: {error}")
+        return manifest
+    found = bundle_pass(backend, tokenizer, texts, expected, progress)
+    scores = compare(expected, found, c)
+    chosen = choose(found, c.criterion, c.keep, c.data, c.data_sha256)
+    report(in_words(scores, manifest.exits, chosen.calibration.histogram, manifest.precision))
+    report(f"calibrated on its own answers: {chosen.calibration.summary()}")
+    return replace(manifest, policy=chosen.policy, calibration=asdict(chosen.calibration), scores=scores)
 
 
 def automatic_exits(
@@ -166,12 +221,13 @@ def automatic_exits(
     layers = calibrated.policy.layers
     with TemporaryDirectory() as scratch:
         bundles = Path(scratch) / "all", Path(scratch) / "last"
-        export(checkpoint, target, bundles[0], options=replace(options, exits=()), progress=progress)
-        manifest = export(checkpoint, target, bundles[1], options=replace(options, exits=(layers,)))
+        export(checkpoint, target, bundles[0], options=replace(options, exits=()), scores=False, progress=progress)
+        manifest = export(checkpoint, target, bundles[1], options=replace(options, exits=(layers,)), scores=False)
         both = [open_backend(bundle, read_manifest(bundle)) for bundle in bundles]
         golden = read_golden(bundles[0], manifest)
         costs = measure_costs(both[0], both[1], golden.one_by_one(manifest.model.pad_token_id), progress)
-    return place_exits(calibrated.calibration.histogram, costs)
+    calibration = calibrated.calibration
+    return place_exits(layers, lambda exits: choose_again(checkpoint, calibration, exits).calibration.histogram, costs)
 
 
 def target_module(target: str) -> ModuleType:

@@ -6,6 +6,7 @@ stay dynamic by construction, opset and layout are ours to choose, and twelve la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -173,21 +174,32 @@ def _relative_bias(g: GraphWriter, bias: Array, length: str) -> str:
 
 
 def layer_graph(
-    segments: Segments, segment: LayerSegment, *, opset: int = OPSET, dtype: str = "float32"
+    segments: Segments,
+    segment: LayerSegment,
+    *,
+    opset: int = OPSET,
+    dtype: str = "float32",
+    short_end: bool = False,
 ) -> OnnxSegment:
     """hidden_in (B, S, d) and what embeddings_graph gave -> hidden_out (B, S, d), logits (B, C), lte (B,).
 
     Where layers share their encoder weights the head's are inputs, so that these layers can share one file. The encoder
     layer computes in ``dtype``; the exit in float32, since thresholds are compared with what it says.
+
+    ``short_end``: after the model's last layer nobody reads the hidden states, so where its exit pools the first token
+    only that one is computed, and there is no hidden_out. Keys and values are still needed of all tokens.
     """
     g = GraphWriter(opset, dtype)
     feed_head, hidden_size = segments.shared(segment), segments.hidden_size
     hidden, encoders = "hidden_in", (*segment.before, segment.encoder)
+    first_only = short_end and segment is segments.layers[-1] and segments.pooling == "first" and not feed_head
     prefixes: dict[int, str] = {}  # of weights: layers that share them name them alike
     for place, encoder in enumerate(encoders):
         prefix = prefixes.setdefault(id(encoder), f"{len(prefixes)}/" if prefixes else "")
-        output = "hidden_out" if place == len(encoders) - 1 else f"hidden_{place}"
-        hidden = _encoder_layer(g, encoder, hidden_size, hidden, prefix, output)
+        last = place == len(encoders) - 1
+        output = "hidden_out" if last else f"hidden_{place}"
+        attention = _first_query if last and first_only else _attention
+        hidden = _encoder_layer(g, encoder, hidden_size, hidden, prefix, output, attention)
     if segments.pooling == "mean":
         pooled = g.op("Squeeze", g.op("MatMul", "token_weights", hidden), g.weight("last_axis", [1], np.int64))
     else:
@@ -198,10 +210,8 @@ def layer_graph(
     if segment.exit.pooler is not None:
         answer = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, fed=feed_head))
     g.op("Identity", g.linear("classifier", answer, segment.exit.classifier, fed=feed_head), output="logits")
-    declared = [
-        _hidden("hidden_out", hidden_size, dtype),
-        TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)),
-    ]
+    declared = [] if first_only else [_hidden("hidden_out", hidden_size, dtype)]
+    declared.append(TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)))
     if segment.exit.lte is not None:
         certainty = g.op("Sigmoid", g.linear("lte", pooled, segment.exit.lte))
         g.op("Squeeze", certainty, g.weight("last_axis", [1], np.int64), output="lte")
@@ -212,26 +222,61 @@ def layer_graph(
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
 
 
-def _encoder_layer(g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str, output: str) -> str:
+Attention = Callable[[GraphWriter, LayerWeights, int, str, str], tuple[str, str]]
+"""(graph, layer, d, hidden, prefix) -> what the queries' tokens gather (B, Q, d), and their hidden states (B, Q, d)."""
+
+
+def _encoder_layer(
+    g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str, output: str, attention: Attention
+) -> str:
     """From ``hidden`` to ``output``, (B, S, d) both; ``prefix`` begins the names of its weights."""
-    size = hidden_size // layer.heads
-    qkv = g.linear(f"{prefix}qkv", hidden, scaled_queries(layer, hidden_size))
-    parts = [f"{qkv}_{name}" for name in ("queries", "keys", "values")]
-    sizes = g.weight("qkv_sizes", [hidden_size] * 3, np.int64)
-    g.nodes.append(helper.make_node("Split", [qkv, sizes], parts, name=f"{qkv}_split", axis=-1))
-    by_head = g.weight("by_head", [0, 0, layer.heads, size], np.int64)
-    queries, keys, values = (
-        g.op("Transpose", g.op("Reshape", part, by_head), perm=perm)
-        for part, perm in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
-    )
-    weights = g.op("Softmax", g.op("Add", g.op("MatMul", queries, keys), "attention_bias"), axis=-1)
-    context = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
-    context = g.op("Reshape", context, g.weight("joined", [0, 0, hidden_size], np.int64))
+    context, hidden = attention(g, layer, hidden_size, hidden, prefix)
     attended = g.op("Add", g.linear(f"{prefix}output", context, layer.output), hidden)
     attended = g.norm(f"{prefix}attention_norm", attended, layer.attention_norm)
     wide = g.activation(layer.activation, g.linear(f"{prefix}up", attended, layer.up))
     total = g.op("Add", g.linear(f"{prefix}down", wide, layer.down), attended)
     return g.norm(f"{prefix}output_norm", total, layer.output_norm, output=output)
+
+
+def _attention(g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str) -> tuple[str, str]:
+    """Every token asks every token."""
+    qkv = g.linear(f"{prefix}qkv", hidden, scaled_queries(layer, hidden_size))
+    parts = _split(g, qkv, ("queries", "keys", "values"), hidden_size)
+    return _gathered(g, layer, hidden_size, parts, "attention_bias"), hidden
+
+
+def _first_query(g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str) -> tuple[str, str]:
+    """Only the first token asks."""
+    qkv, place = scaled_queries(layer, hidden_size), g.weight("first_row", [0], np.int64)
+    first = g.op("Gather", hidden, place, axis=1)
+    queries, others = (
+        Linear(np.ascontiguousarray(qkv.weight[:, columns]), qkv.bias[columns])
+        for columns in (slice(hidden_size), slice(hidden_size, None))
+    )
+    asked = g.linear(f"{prefix}queries", first, queries)
+    keys_values = g.linear(f"{prefix}keys_values", hidden, others)
+    bias = g.op("Gather", "attention_bias", place, axis=2)  # (B, 1 or heads, 1, S)
+    parts = [asked, *_split(g, keys_values, ("keys", "values"), hidden_size)]
+    return _gathered(g, layer, hidden_size, parts, bias), first
+
+
+def _split(g: GraphWriter, x: str, names: tuple[str, ...], hidden_size: int) -> list[str]:
+    parts = [f"{x}_{name}" for name in names]
+    sizes = g.weight(f"{len(names)}_parts", [hidden_size] * len(names), np.int64)
+    g.nodes.append(helper.make_node("Split", [x, sizes], parts, name=f"{x}_split", axis=-1))
+    return parts
+
+
+def _gathered(g: GraphWriter, layer: LayerWeights, hidden_size: int, parts: list[str], bias: str) -> str:
+    """What the queries (B, Q, d) gather from the values, by their likeness to the keys (both (B, S, d)): (B, Q, d)."""
+    by_head = g.weight("by_head", [0, 0, layer.heads, hidden_size // layer.heads], np.int64)
+    queries, keys, values = (
+        g.op("Transpose", g.op("Reshape", part, by_head), perm=perm)
+        for part, perm in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+    )
+    weights = g.op("Softmax", g.op("Add", g.op("MatMul", queries, keys), bias), axis=-1)
+    context = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
+    return g.op("Reshape", context, g.weight("joined", [0, 0, hidden_size], np.int64))
 
 
 def _hidden(name: str, hidden_size: int, dtype: str) -> TensorInfo:

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy.typing as npt
 import onnx
 
+from exporters.activations import product_inputs, samples_of
+from exporters.half_weights import halved
 from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
 from exporters.options import ExportOptions
-from exporters.quantize_dynamic import quantized
+from exporters.quantize_dynamic import PRODUCTS, quantized
 from exporters.segments import Segments
 from runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
 from runtime.bundle import Segment, TensorFile, sha256
 from runtime.progress import Bar
 
-PRECISIONS = {"fp32": 1e-4, "int8": 2.0}
+PRECISIONS = {"fp32": 1e-4, "int8": 2.0, "fp16": 1e-2}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). Int8
-moves logits by up to 1.1 on the real models we tried, and scores by less than a point; 2 lets that pass and stops a
-segment that answers something else. What it costs in score, ``benchmarks/bundles.py`` tells."""
+moves single logits by up to 1.1 on the real models we tried; what holds it is LEAST_PSNR, and its measured score. fp16
+is how weights are stored; computed is in float32."""
+LEAST_PSNR = {"int8": 20.0}
+"""Precision -> dB: rounding may make up a tenth of the largest logit, root mean square. Real models reach 30 to 46; an
+exit that answers something else is below 10."""
+SCORED = frozenset({"int8"})
+"""What may change an answer: its scores are measured, and its thresholds chosen from its own answers."""
 OPTIONS: frozenset[str] = frozenset({"exits"})
 """Which of ExportOptions the target takes, beside precision."""
 
 
 def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
-    graphs = chain([embeddings_graph(segments)], (layer_graph(segments, segment) for segment in segments.layers))
-    return write_graphs(segments, map(quantized, graphs) if options.precision == "int8" else graphs, folder, bar)
+    graphs = _int8_graphs(segments, folder) if options.precision == "int8" else _graphs(segments)
+    return write_graphs(segments, map(halved, graphs) if options.precision == "fp16" else graphs, folder, bar)
+
+
+def _graphs(segments: Segments) -> Iterator[OnnxSegment]:
+    yield embeddings_graph(segments)
+    for segment in segments.layers:
+        yield layer_graph(segments, segment, short_end=True)
+
+
+def _int8_graphs(segments: Segments, folder: Path) -> Iterator[OnnxSegment]:
+    """Two passes over the graphs, since layers that share a file must agree on what comes to its products."""
+    embeddings, *layers = _graphs(segments)
+    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples_of(folder), PRODUCTS)
+    yield quantized(embeddings)
+    for segment, graph in zip(segments.layers, layers, strict=True):
+        yield quantized(graph, inputs[segment.body])
 
 
 def write_graphs(segments: Segments, graphs: Iterable[OnnxSegment], folder: Path, bar: Bar) -> tuple[Segment, ...]:
@@ -41,12 +62,12 @@ def write_graphs(segments: Segments, graphs: Iterable[OnnxSegment], folder: Path
         name = f"layer_{layer:02d}" if segment else "embeddings"
         if segment and segments.shared(segment):
             name = bodies.setdefault(segment.body, f"body_{len(bodies) + 1:02d}")
-        written.append(_write(graph, layer, name, folder))
+        written.append(_write(graph, layer, name, folder, segment.repeat if segment else 1))
         bar.update(1)
     return tuple(written)
 
 
-def _write(graph: OnnxSegment, layer: int, name: str, folder: Path) -> Segment:
+def _write(graph: OnnxSegment, layer: int, name: str, folder: Path, repeat: int) -> Segment:
     file = f"segments/{name}.onnx"
     if not (folder / file).exists():
         onnx.save(graph.model, str(folder / file))
@@ -54,7 +75,7 @@ def _write(graph: OnnxSegment, layer: int, name: str, folder: Path) -> Segment:
         tensor: _write_tensor(value, f"segments/layer_{layer:02d}.{tensor}.bin", folder)
         for tensor, value in graph.constants.items()
     }
-    return Segment(layer, file, sha256(folder / file), graph.inputs, graph.outputs, constants)
+    return Segment(layer, file, sha256(folder / file), graph.inputs, graph.outputs, constants, repeat=repeat)
 
 
 def _write_tensor(value: npt.NDArray, file: str, folder: Path) -> TensorFile:

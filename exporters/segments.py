@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class LayerSegment:
     exit: ExitWeights
     before: tuple[LayerWeights, ...] = ()
     """Layers without an exit, which run first."""
+    repeat: int = 1
+    """How often all of this runs in turn, before the exit answers (ALBERT, whose layers are the same)."""
 
     @property
     def body(self) -> tuple[int, ...]:
@@ -67,14 +70,16 @@ class Segments:
 
     def with_exits(self, exits: Sequence[int]) -> Segments:
         """Fewer, longer segments: ``exits`` are the layers that keep theirs, ascending, the last one among them."""
-        ends = pairwise((0, *exits))
-        return replace(
-            self,
-            layers=tuple(
-                replace(self.layers[end - 1], before=tuple(each.encoder for each in self.layers[start : end - 1]))
-                for start, end in ends
-            ),
-        )
+        layers = [
+            replace(self.layers[end - 1], before=tuple(each.encoder for each in self.layers[start : end - 1]))
+            for start, end in pairwise((0, *exits))
+        ]
+        if len({id(each.encoder) for each in self.layers}) == 1:  # one body, as long as fits into all, run repeatedly
+            unit = gcd(*(1 + len(each.before) for each in layers))
+            layers = [
+                replace(each, before=each.before[: unit - 1], repeat=(1 + len(each.before)) // unit) for each in layers
+            ]
+        return replace(self, layers=tuple(layers))
 
 
 def cut(model: MultiExitModel) -> Segments:

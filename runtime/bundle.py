@@ -101,6 +101,8 @@ class Segment:
     """Input name -> the tensor to feed there: what differs between layers that share one file."""
     function: str | None = None
     """Which function of the file it is, where one file holds several (CoreML)."""
+    repeat: int = 1
+    """How often the file runs in turn, its hidden state fed back to it; the last run's answer counts (ALBERT)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,23 @@ class Parity:
     """The largest absolute difference that was allowed."""
     max_diff: tuple[float, ...]
     """Per exit, over logits and LTE certainty of the golden inputs."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each exit scores on the calibration data: the checkpoint's, and this bundle's own."""
+
+    data: str
+    examples: int
+    metric: str
+    checkpoint: tuple[float, ...]
+    """Per exit."""
+    bundle: tuple[float, ...]
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Per exit: what it loses to the checkpoint's, below zero where it gains."""
+        return tuple(before - after for before, after in zip(self.checkpoint, self.bundle, strict=True))
 
 
 @dataclass(frozen=True)
@@ -138,6 +157,8 @@ class Manifest:
     """Input lengths that the segments take: pad to the next. Empty: any, up to the model's max_length."""
     max_batch: int | None = None
     """Rows that the segments take at once; None: any."""
+    scores: Scores | None = None
+    """What its precision costs; None where that was not measured."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -171,6 +192,12 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
             f"{folder / MANIFEST}: {len(layers)} segments {layers} and a policy for {manifest.policy.layers} layers"
             f" do not fit a model of {n} layers. Export the bundle again"
         )
+    for segment in manifest.segments:
+        if segment.repeat < 1:
+            raise BerxitError(
+                f"{folder / MANIFEST}: segment of layer {segment.layer}: repeat is {segment.repeat}, and must be at"
+                " least 1. Export the bundle again"
+            )
     for file, digest in sorted(files_of(manifest).items()):
         _check_file(folder, file, digest if verify else None)
     return manifest
@@ -186,7 +213,13 @@ def files_of(manifest: Manifest) -> dict[str, str]:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    write_json(dataclasses.asdict(manifest), folder / MANIFEST)
+    data = dataclasses.asdict(manifest)
+    if manifest.scores is None:  # readers older than this key, and than repeat, refuse what they do not know
+        del data["scores"]
+    for segment in data["segments"]:
+        if segment["repeat"] == 1:
+            del segment["repeat"]
+    write_json(data, folder / MANIFEST)
 
 
 def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:

@@ -82,6 +82,7 @@ class Step:
     inputs: dict[str, str]
     output_roles: tuple[str, ...]
     constants: dict[str, npt.NDArray]
+    repeat: int = 1
 
     @classmethod
     def of(cls, segment: Segment, run_file: SegmentFile, folder: Path) -> Step:
@@ -90,12 +91,16 @@ class Step:
             inputs={i.role: i.name for i in segment.inputs if i.name not in segment.constants},
             output_roles=tuple(o.role for o in segment.outputs),
             constants={name: read_tensor(folder, tensor) for name, tensor in segment.constants.items()},
+            repeat=segment.repeat,
         )
 
     def run(self, feeds: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:
-        named = {name: feeds[role] for role, name in self.inputs.items()}
-        named.update(self.constants)
-        return dict(zip(self.output_roles, self.run_file(named), strict=True))
+        outputs: dict[str, npt.NDArray] = {}
+        for _ in range(self.repeat):
+            named = {name: outputs.get(role, feeds[role]) for role, name in self.inputs.items()}
+            named.update(self.constants)
+            outputs = dict(zip(self.output_roles, self.run_file(named), strict=True))
+        return outputs
 
 
 class HostBackend:
@@ -139,8 +144,8 @@ class HostBackend:
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
         outputs = self._layers[layer].run(state.tensors)
-        next_state = State({**state.tensors, "hidden": outputs["hidden"]}, state.lengths)
-        return next_state, outputs["logits"], outputs.get("lte")
+        hidden = outputs.get("hidden", state.tensors["hidden"])  # the last segment may give none: nobody reads it
+        return State({**state.tensors, "hidden": hidden}, state.lengths), outputs["logits"], outputs.get("lte")
 
     def keep(self, state: State, rows: Bools) -> State:
         lengths = state.lengths[rows]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from exporters.exit_placement import Costs, checked_exits, measure_costs, place_exits
+from exporters.exit_placement import Costs, cheapest_at, checked_exits, measure_costs, place_exits
 from exporters.export import export
 from exporters.options import ExportOptions
 from runtime import EarlyExitRunner
@@ -39,6 +39,18 @@ def cost_of(exits: tuple[int, ...], histogram: list[int], costs: Costs) -> float
     return total / sum(histogram)
 
 
+def all_choices(n: int) -> list[tuple[int, ...]]:
+    return [(*some, n) for k in range(n) for some in combinations(range(1, n), k)]
+
+
+def leaving(exits: tuple[int, ...], histogram: list[int]) -> list[int]:
+    """How many leave after each layer where the threshold stays: at the next exit."""
+    found = [0] * len(histogram)
+    for layer, count in enumerate(histogram, start=1):
+        found[next(exit_ for exit_ in exits if exit_ >= layer) - 1] += count
+    return found
+
+
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=7).filter(any),
     st.floats(0.01, 10),
@@ -46,19 +58,41 @@ def cost_of(exits: tuple[int, ...], histogram: list[int], costs: Costs) -> float
 )
 def test_no_other_choice_of_exits_is_cheaper(histogram: list[int], layer_ms: float, exit_ms: float) -> None:
     n, costs = len(histogram), Costs(layer_ms, exit_ms)
-    placed = place_exits(histogram, costs)
-    choices = [(*some, n) for k in range(n) for some in combinations(range(1, n), k)]
-    cheapest = min(cost_of(exits, histogram, costs) for exits in choices)
-    assert cost_of(placed.exits, histogram, costs) == pytest.approx(cheapest)
-    assert placed.milliseconds == pytest.approx(cheapest)
-    assert placed.all_milliseconds == pytest.approx(cost_of(tuple(range(1, n + 1)), histogram, costs))
+    cheapest = min(cost_of(exits, histogram, costs) for exits in all_choices(n))
+    assert cost_of(cheapest_at(histogram, costs), histogram, costs) == pytest.approx(cheapest)
+    placed = place_exits(n, lambda exits: leaving(exits, histogram), costs)
+    assert placed.expected_ms == pytest.approx(cheapest)
+    assert placed.all_exits_ms == pytest.approx(cost_of(tuple(range(1, n + 1)), histogram, costs))
+
+
+@given(st.integers(2, 6), st.integers(0, 99), st.floats(0.01, 2), st.floats(0, 2))
+def test_where_the_threshold_moves_with_the_exits_no_single_change_pays(
+    n: int, seed: int, layer_ms: float, exit_ms: float
+) -> None:
+    rng, costs = np.random.default_rng(seed), Costs(layer_ms, exit_ms)
+    histograms = {exits: leaving(exits, rng.integers(1, 20, n).tolist()) for exits in all_choices(n)}
+    placed = place_exits(n, histograms.__getitem__, costs)
+    assert placed.expected_ms == pytest.approx(costs.milliseconds(placed.exits, histograms[placed.exits]))
+    assert placed.expected_ms <= placed.all_exits_ms
+    for layer in range(1, n):
+        other = tuple(sorted({*placed.exits} ^ {layer}))
+        assert costs.milliseconds(other, histograms[other]) >= placed.expected_ms
+
+
+def test_an_exit_stays_where_all_others_would_wait_without_it() -> None:
+    histograms = {(1, 2): [80, 20], (2,): [0, 100]}
+    assert cheapest_at(histograms[1, 2], Costs(1.0, 1.0)) == (1, 2)
+    moved = {(1, 2): [10, 90], (2,): [0, 100]}  # with this threshold hardly any leaves after layer 1
+    placed = place_exits(2, moved.__getitem__, Costs(1.0, 1.0))
+    assert (placed.exits, placed.expected_ms, placed.all_exits_ms) == ((2,), 3.0, 3.8)
+    assert placed.under([0, 50]).expected_ms == 3.0
 
 
 def test_free_exits_stay_where_somebody_leaves_and_dear_ones_go() -> None:
     histogram = [10, 5, 5, 5, 5, 10]
-    assert place_exits(histogram, Costs(1.0, 0.0)).exits == (1, 2, 3, 4, 5, 6)
-    assert place_exits(histogram, Costs(1.0, 100.0)).exits == (6,)
-    assert place_exits([0, 90, 0, 0, 0, 10], Costs(1.0, 0.1)).exits == (2, 6)
+    assert cheapest_at(histogram, Costs(1.0, 0.0)) == (1, 2, 3, 4, 5, 6)
+    assert cheapest_at(histogram, Costs(1.0, 100.0)) == (6,)
+    assert cheapest_at([0, 90, 0, 0, 0, 10], Costs(1.0, 0.1)) == (2, 6)
 
 
 @pytest.mark.parametrize("asked", [(0, 2), (7,), (-1,), "some"])
@@ -102,25 +136,48 @@ def test_longer_segments_answer_as_short_ones(
         assert [step.exit_layer for step in some.stream(text)] == [2, model.layers]
 
 
-def test_albert_stores_a_body_once_per_number_of_layers(tmp_path: Path, tokenizer_folder: Path) -> None:
+@pytest.fixture
+def deep_albert(tmp_path: Path, tokenizer_folder: Path) -> Path:
+    """A checkpoint of an ALBERT of six layers."""
     backbone = tiny_backbone("albert")
     backbone.config.num_hidden_layers = 6
     backbone.save_pretrained(tmp_path / "albert")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.save_pretrained(tmp_path / "albert")
     labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
-    model = MultiExitModel.from_backbone(tmp_path / "albert", lte=False, max_length=32, **labels)
+    model = MultiExitModel.from_backbone(tmp_path / "albert", lte=True, max_length=32, exit_head="pooler", **labels)
     (tmp_path / "checkpoint").mkdir()
     record = TrainingRecord({}, "train.tsv", "0", 0, 0, 0.0, 0.0, "cpu", {})
-    save_checkpoint(tmp_path / "checkpoint", model, tokenizer, record, ["a cat"])
-    options = ExportOptions(exits=(2, 4))
-    manifest = export(tmp_path / "checkpoint", "onnxruntime", tmp_path / "bundle", options=options)
-    files = [segment.file for segment in manifest.segments]
-    assert files == ["segments/embeddings.onnx", *["segments/body_01.onnx"] * 3]
-    whole = export(tmp_path / "checkpoint", "onnxruntime", tmp_path / "whole")
-    sizes = [(tmp_path / name / "segments" / "body_01.onnx").stat().st_size for name in ("bundle", "whole")]
-    assert whole.segments[1].file == files[1]
-    assert sizes[0] < sizes[1] + 20_000  # two layers in one file, their weights once
+    save_checkpoint(tmp_path / "checkpoint", model, tokenizer, record, ["a cat", "a big dog ran"])
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("exits", "repeats", "layers_in_the_file"),
+    [((2, 4, 6), [1, 1, 1], 2), ((2, 3, 6), [2, 1, 3], 1), ((2, 6), [1, 2], 2), ((1,), [1, 5], 1)],
+)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_albert_stores_its_body_once_and_repeats_it(
+    precision: str, exits: tuple[int, ...], repeats: list[int], layers_in_the_file: int, deep_albert: Path
+) -> None:
+    options = ExportOptions(precision, exits=exits)
+    some = export(deep_albert, "onnxruntime", deep_albert.with_name("some"), options=options)
+    every = export(deep_albert, "onnxruntime", deep_albert.with_name("all"), options=ExportOptions(precision))
+    assert [segment.file for segment in some.segments[1:]] == ["segments/body_01.onnx"] * len(repeats)
+    assert [segment.repeat for segment in some.segments] == [1, *repeats]
+    sizes = [(deep_albert.with_name(name) / "segments" / "body_01.onnx").stat().st_size for name in ("some", "all")]
+    assert sizes[0] < sizes[1] + 25_000 * (layers_in_the_file - 1) + 1  # nodes, and no weights
+    assert [segment.repeat for segment in every.segments] == [1] * 7
+    runners = [EarlyExitRunner.load(deep_albert.with_name(name), threads=1) for name in ("some", "all")]
+    for text in ("the big red dog ran under the tree", "a cat"):
+        for depth in some.exits:
+            found, expected = (each.answer([text], each.policy.at_depth(depth))[0] for each in runners)
+            assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+
+
+def test_other_models_never_repeat(copy: Path) -> None:
+    manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
+    assert [segment.repeat for segment in manifest.segments] == [1, 1, 1]
 
 
 def test_the_threshold_is_chosen_again_for_the_exits_that_are_left(copy: Path, data_folder: Path) -> None:
@@ -155,6 +212,13 @@ def test_auto_measures_and_says_what_it_found(copy: Path) -> None:
     assert said[0].startswith("exits after layers ")
     assert f"exits after layers {', '.join(map(str, manifest.exits))}: here a layer takes" in said[0]
     assert manifest.exits[-1] == 3
+    assert manifest.calibration is not None
+    placement = manifest.calibration["placement"]
+    assert tuple(placement["exits"]) == manifest.exits
+    costs = Costs(**placement["costs"])
+    assert placement["expected_ms"] == costs.milliseconds(manifest.exits, manifest.calibration["histogram"])
+    assert f"expected {placement['expected_ms']:.2f} ms per input" in said[0]
+    assert placement["expected_ms"] <= placement["all_exits_ms"]
 
 
 def test_auto_needs_a_calibrated_checkpoint(copy: Path) -> None:

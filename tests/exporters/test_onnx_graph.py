@@ -93,6 +93,35 @@ def test_every_segment_equals_pytorch(family: str, pooling: str, exit_head: str,
             check(model, runner, batch_of(lengths), 1e-5)
 
 
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_short_end_answers_the_same_without_hidden_states(family: str, backbone_folders: dict) -> None:
+    segments = cut(MultiExitModel.from_backbone(backbone_folders[family], lte=True, exit_head="pooler"))
+    last = segments.layers[-1]
+    long, short = (layer_graph(segments, last, short_end=short_end) for short_end in (False, True))
+    if family == "albert":  # its last layer is the same file as the others
+        assert short.model == long.model
+        return
+    assert [output.role for output in short.outputs] == ["logits", "lte"]
+    first, *_ = layer_graph(segments, segments.layers[0], short_end=True).outputs
+    assert first.role == "hidden"
+    heads = next((i.shape[1] for i in long.inputs if i.role == "attention_bias"), 1)
+    rng = np.random.default_rng(0)
+    for lengths in BATCHES:
+        rows, length = len(lengths), max(lengths)
+        bias = np.zeros((rows, int(heads), length if heads != 1 else 1, length), np.float32)
+        bias[:, :, :, 1:] = rng.normal(size=bias[:, :, :, 1:].shape)
+        feeds = {"hidden_in": rng.normal(size=(rows, length, 32)).astype(np.float32), "attention_bias": bias}
+        expected = session_of(long).run(["logits", "lte"], feeds)
+        for one, other in zip(expected, session_of(short).run(["logits", "lte"], feeds), strict=True):
+            assert np.abs(one - other).max() <= 1e-5
+
+
+def test_a_mean_needs_all_tokens_to_the_end(backbone_folders: dict) -> None:
+    segments = cut(MultiExitModel.from_backbone(backbone_folders["bert"], pooling="mean"))
+    last = segments.layers[-1]
+    assert layer_graph(segments, last, short_end=True).model == layer_graph(segments, last).model
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu_new", "gelu_pytorch_tanh"])
 def test_other_activations_equal_pytorch(activation: str, backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["bert"], lte=True)

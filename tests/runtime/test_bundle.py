@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime.bundle import TensorFile, files_of, read_manifest, read_tensor, sha256, write_manifest
+from runtime.bundle import Scores, TensorFile, files_of, read_manifest, read_tensor, sha256, write_manifest
 from runtime.errors import BerxitError
 
 Data = dict[str, Any]
@@ -42,6 +43,24 @@ def test_what_is_written_is_read_back(bundle: Path, copy: Path) -> None:
     (copy / "manifest.json").unlink()
     write_manifest(manifest, copy)
     assert read_manifest(copy) == manifest
+
+
+def test_newer_keys_are_written_only_where_they_say_something(bundle: Path, copy: Path) -> None:
+    data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert "scores" not in data  # an older reader refuses what it does not know
+    assert not any("repeat" in segment for segment in data["segments"])
+    manifest = read_manifest(bundle)
+    scores = Scores("dev.tsv", 48, "accuracy", (0.5, 0.6, 0.7), (0.5, 0.5, 0.75))
+    last = replace(manifest.segments[-1], repeat=3)
+    write_manifest(replace(manifest, scores=scores, segments=(*manifest.segments[:-1], last)), copy)
+    read = read_manifest(copy)
+    assert (read.scores, [segment.repeat for segment in read.segments]) == (scores, [1, 1, 1, 3])
+
+
+def test_a_segment_runs_at_least_once(copy: Path) -> None:
+    change(copy, lambda data: data["segments"][2].update(repeat=0))
+    with pytest.raises(BerxitError, match="segment of layer 2: repeat is 0, and must be at least 1"):
+        read_manifest(copy)
 
 
 def test_every_file_of_the_bundle_is_accounted_for(bundle: Path) -> None:

@@ -38,8 +38,8 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
 @click.option(
     "--precision",
-    help="onnxruntime: fp32, int8; tensorrt: fp16, fp32, int8; coreml: fp16, fp32, int8, palette6, palette4. The first"
-    " is the default.",
+    help="onnxruntime: fp32, int8, fp16; tensorrt: fp16, fp32, int8; coreml: fp16, fp32, int8, palette6, palette4. The"
+    " first is the default.",
 )
 @click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128.")
 @click.option("--max-batch", type=click.IntRange(min=1), help="tensorrt: rows that an engine takes at once; 8.")
@@ -52,6 +52,12 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
     "--exits",
     callback=_exits,
     help="onnxruntime: the layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
+)
+@click.option(
+    "--scores/--no-scores",
+    default=True,
+    help="int8 on onnxruntime: run the calibration data through the bundle, say what it costs, and choose the threshold"
+    " from what it says.  [default: --scores]",
 )
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
@@ -67,6 +73,7 @@ def command(
     max_batch: int | None,
     target_version: str | None,
     exits: tuple[int, ...] | str,
+    scores: bool,
     layout: str | None,
     force: bool,
     quiet: bool,
@@ -95,6 +102,7 @@ def command(
         output,
         options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits),
         force=force,
+        scores=scores,
         progress=progress_bar("exporting", quiet),
         report=parity.append,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from runtime.bundle import Manifest, files_of, read_manifest
+from runtime.bundle import Manifest, Segment, files_of, read_manifest
 from runtime.console import debug_option
 from runtime.tables import markdown_table
 from toolkit.commands.options import PATH
@@ -33,30 +33,51 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         ("target", f"{manifest.target}, {manifest.precision}"),
         ("exits when", _policy(manifest)),
         ("calibrated", _calibration(manifest)),
+        ("score", _scores(manifest)),
         ("parity", f"within {max(manifest.parity.max_diff):.1e} of {manifest.parity.reference} at every exit"),
         ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums good"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
     ]
     max_diff = dict(zip(manifest.exits, manifest.parity.max_diff, strict=True))
-    lines = [f"{name:<12}{value}" for name, value in facts]
+    lines = [f"{name:<12}{value}" for name, value in facts if value]
+    scores = manifest.scores
+    scored = (
+        dict(zip(manifest.exits, zip(scores.checkpoint, scores.bundle, strict=True), strict=True)) if scores else {}
+    )
     segments = [
         [
-            _layers(before, segment.layer),
+            _layers(before, segment),
             segment.file,
             f"{sizes[segment.file] / 2**20:.1f}",
             "" if segment.layer == 0 else f"{max_diff[segment.layer]:.1e}",
             "" if segment.layer in (0, model.layers) else f"{policy.thresholds[segment.layer - 1]:.4g}",
+            *([f"{score:.4f}" for score in scored.get(segment.layer, ())] or [""] * 2 if scores else []),
         ]
         for before, segment in zip((0, 0, *manifest.exits), manifest.segments, strict=False)
     ]
-    return "\n".join([*lines, "", markdown_table(["segment", "file", "MiB", "max diff", "threshold"], segments)])
+    header = ["segment", "file", "MiB", "max diff", "threshold"]
+    header += [f"{model.metric} of the checkpoint", f"{model.metric} here"] if scores else []
+    return "\n".join([*lines, "", markdown_table(header, segments)])
 
 
-def _layers(before: int, layer: int) -> str:
+def _scores(manifest: Manifest) -> str:
+    """What the precision costs where rows leave; nothing where it was not measured."""
+    scores, record = manifest.scores, manifest.calibration
+    if scores is None or record is None:
+        return ""
+    losses = zip(manifest.exits, scores.losses, strict=True)
+    loss, layer = max((loss, layer) for layer, loss in losses if record["histogram"][layer - 1])
+    cost = f"loses at most {100 * loss:.2f} points (layer {layer})" if loss > 0 else "loses nothing"
+    return f"an exit that the policy uses {cost} to the checkpoint, on {scores.examples} examples"
+
+
+def _layers(before: int, segment: Segment) -> str:
     """What a segment runs that comes after layer ``before``."""
-    if layer == 0:
+    if segment.layer == 0:
         return "embeddings"
-    return f"layer {layer}" if layer == before + 1 else f"layers {before + 1} to {layer}"
+    one = segment.layer == before + 1
+    layers = f"layer {segment.layer}" if one else f"layers {before + 1} to {segment.layer}"
+    return layers if segment.repeat == 1 else f"{layers}, the file {segment.repeat} times"
 
 
 def _size(path: Path) -> int:

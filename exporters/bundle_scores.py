@@ -1,0 +1,82 @@
+"""What a precision costs: the written bundle over the calibration data, exit by exit beside the checkpoint.
+
+The thresholds are then chosen again from what the bundle said, since they are compared with its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from runtime.bundle import Scores, sha256
+from runtime.errors import BerxitError
+from runtime.loop import Backend
+from runtime.progress import Progress
+from runtime.tokenization import Text, TextTokenizer
+from train.calibration import PASS_FILE, Calibration
+from train.evaluation import Predictions, layer_scores
+from train.tasks import Task
+
+NOTABLE = 0.005
+"""Half a point: an exit that loses more is worth a word."""
+
+
+def calibration_pass(checkpoint: Path, calibration: Calibration, exits: Sequence[int]) -> Predictions:
+    """What the checkpoint said of the calibration data at these exits. Raises BerxitError where that is not stored."""
+    path = checkpoint / PASS_FILE
+    if not path.is_file():
+        raise BerxitError(f"{path} is not there: run berxit-calibrate again")
+    return Predictions.load(path).at_exits(exits)
+
+
+def calibration_texts(expected: Predictions, calibration: Calibration, task: Task) -> list[Text]:
+    """The texts of the pass, in its order. Raises BerxitError where the data is gone or is not what it was."""
+    path = Path(calibration.data)
+    if not path.is_file():
+        raise BerxitError(f"{path} is not there any more")
+    if sha256(path) != calibration.data_sha256:
+        raise BerxitError(f"{path} is not what it was at calibration: run berxit-calibrate again")
+    examples = task.read(path, "")
+    rows = np.arange(len(expected.labels)) if expected.ids is None else expected.ids
+    if rows.max(initial=-1) >= len(examples) or not np.array_equal(examples.labels[rows], expected.labels):
+        raise BerxitError(f"{path} does not fit {PASS_FILE}: run berxit-calibrate again")
+    return [examples.texts[row] for row in rows]
+
+
+def bundle_pass(
+    backend: Backend, tokenizer: TextTokenizer, texts: Sequence[Text], expected: Predictions, progress: Progress
+) -> Predictions:
+    """What the bundle says of the same texts at the same exits: one at a time, as a device is asked."""
+    logits = np.empty_like(expected.logits)
+    lte = None if expected.lte is None else np.empty_like(expected.lte)
+    with progress(len(texts)) as bar:
+        for row, text in enumerate(texts):
+            state = backend.embed(tokenizer([text]))
+            for place, layer in enumerate(backend.exits):
+                state, said, certainty = backend.layer(layer, state)
+                logits[row, place] = said[0]
+                if lte is not None and certainty is not None:
+                    lte[row, place] = certainty[0]
+            bar.update(1)
+    return replace(expected, logits=logits, lte=lte)
+
+
+def compare(expected: Predictions, found: Predictions, calibration: Calibration) -> Scores:
+    """Every exit's score in both passes."""
+    before, after = (tuple(layer_scores(predictions)) for predictions in (expected, found))
+    return Scores(calibration.data, len(expected.labels), expected.metric, before, after)
+
+
+def in_words(scores: Scores, exits: Sequence[int], histogram: Sequence[int], precision: str) -> str:
+    """The largest loss where rows leave: ``histogram`` says how many do after each of the model's layers."""
+    used = {layer: loss for layer, loss in zip(exits, scores.losses, strict=True) if histogram[layer - 1]}
+    worst = max(used, key=lambda layer: used[layer])
+    where = f"on the {scores.examples} examples of {scores.data}"
+    if used[worst] <= 0:
+        return f"{precision} costs no {scores.metric} at any exit that the policy uses, {where}"
+    lost = f"{precision} costs at most {100 * used[worst]:.2f} points of {scores.metric}"
+    said = f"{lost} at an exit that the policy uses (layer {worst}), {where}"
+    return said if used[worst] <= NOTABLE else f"{said}: more than {100 * NOTABLE:.1f}, compare with another precision"

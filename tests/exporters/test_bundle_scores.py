@@ -1,0 +1,123 @@
+"""What int8 costs: measured on the calibration data, written into the manifest, and the threshold chosen from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters.bundle_scores import in_words
+from exporters.export import export
+from exporters.options import ExportOptions
+from runtime import EarlyExitRunner
+from runtime.bundle import Manifest, Scores, read_manifest
+from runtime.metrics import METRICS
+from train.calibration import PASS_FILE, calibrate, read_policy
+from train.checkpoint import load_checkpoint
+from train.evaluation import Predictions, layer_scores
+from train.tasks import task_of
+
+INT8 = ExportOptions(precision="int8")
+
+
+@pytest.fixture
+def calibrated(checkpoint: Path, data_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint, and the data that it was calibrated on: copies of both."""
+    data = Path(shutil.copytree(data_folder, tmp_path / "data"))
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    calibrate(copy, data, criterion="confidence", keep=0.9)
+    return copy, data
+
+
+def exported(checkpoint: Path, options: ExportOptions = INT8, **more: bool) -> tuple[Manifest, list[str]]:
+    said: list[str] = []
+    bundle = checkpoint.with_name("bundle")
+    export(checkpoint, "onnxruntime", bundle, options=options, force=True, report=said.append, **more)
+    return read_manifest(bundle), said
+
+
+@pytest.mark.parametrize("exits", [(), (2,)])
+def test_the_scores_are_those_of_the_checkpoint_and_of_the_bundle_as_it_runs(
+    calibrated: tuple[Path, Path], exits: tuple[int, ...]
+) -> None:
+    checkpoint, data = calibrated
+    manifest, said = exported(checkpoint, ExportOptions(precision="int8", exits=exits))
+    layers = (exits and (2, 3)) or (1, 2, 3)
+    assert manifest.exits == layers
+    expected = layer_scores(Predictions.load(checkpoint / PASS_FILE).at_exits(layers))
+    scores = manifest.scores
+    assert scores is not None
+    assert scores.checkpoint == pytest.approx(expected)
+    model, _ = load_checkpoint(checkpoint)
+    examples = task_of(model.config).read(data, "dev")
+    runner = EarlyExitRunner.load(checkpoint.with_name("bundle"), threads=1)
+    for layer, score in zip(layers, scores.bundle, strict=True):
+        answers = [runner.answer([text], runner.policy.at_depth(layer))[0] for text in examples.texts]
+        labels = np.array([model.config.labels.index(str(answer.label)) for answer in answers])
+        assert METRICS["accuracy"](labels, examples.labels) == pytest.approx(score)
+    policy_layers = [runner.predict(str(text)).exit_layer for text in examples.texts]
+    assert manifest.calibration is not None
+    assert np.bincount(policy_layers, minlength=4)[1:].tolist() == list(manifest.calibration["histogram"])
+    assert any(line.startswith("int8 costs ") for line in said)
+    assert any(line.startswith("calibrated on its own answers: confidence threshold") for line in said)
+
+
+def test_what_computes_as_the_checkpoint_needs_no_scores(calibrated: tuple[Path, Path]) -> None:
+    manifest, said = exported(calibrated[0], ExportOptions(precision="fp32"))
+    assert manifest.scores is None
+    assert not any("costs" in line for line in said)
+
+
+def _gone(checkpoint: Path, data: Path) -> None:
+    shutil.rmtree(data)
+
+
+def _changed(checkpoint: Path, data: Path) -> None:
+    (data / "dev.tsv").write_text("text\tlabel\nthe cat\tcat\n", encoding="utf-8")
+
+
+def _no_pass(checkpoint: Path, data: Path) -> None:
+    (checkpoint / PASS_FILE).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_gone, "dev.tsv is not there any more"),
+        (_changed, "dev.tsv is not what it was at calibration: run berxit-calibrate again"),
+        (_no_pass, "calibration_pass.npz is not there: run berxit-calibrate again"),
+    ],
+)
+def test_without_the_data_one_line_says_so(
+    calibrated: tuple[Path, Path], spoil: Callable[[Path, Path], None], reason: str
+) -> None:
+    spoil(*calibrated)
+    manifest, said = exported(calibrated[0])
+    before = read_policy(calibrated[0])
+    assert before is not None
+    assert manifest.scores is None
+    assert manifest.policy == before.policy
+    (line,) = [line for line in said if "costs" in line]
+    assert line.startswith("what int8 costs was not measured, the thresholds are the checkpoint's: ")
+    assert line.endswith(reason)
+
+
+def test_it_can_be_left_out(calibrated: tuple[Path, Path]) -> None:
+    manifest, said = exported(calibrated[0], scores=False)
+    assert manifest.scores is None
+    assert not any("costs" in line for line in said)
+
+
+def test_only_exits_that_the_policy_uses_count() -> None:
+    scores = Scores("dev.tsv", 1000, "f1", (0.80, 0.85, 0.90), (0.70, 0.846, 0.91))
+    assert scores.losses == pytest.approx((0.10, 0.004, -0.01))
+    said = in_words(scores, (1, 2, 3), (0, 7, 3), "int8")
+    assert said == (
+        "int8 costs at most 0.40 points of f1 at an exit that the policy uses (layer 2), on the"
+        " 1000 examples of dev.tsv"
+    )
+    assert in_words(scores, (1, 2, 3), (0, 0, 10), "int8").startswith("int8 costs no f1 at any exit that the policy")
+    assert in_words(scores, (1, 2, 3), (1, 7, 2), "int8").endswith(": more than 0.5, compare with another precision")
