@@ -175,7 +175,10 @@ def _checked(
         report(proof)
     if bad := [line for line in parity if not line.good]:
         raise BerxitError(f"{len(bad)} of {len(parity)} exits differ from {checkpoint}: {bad[0]}. Nothing was written")
-    return replace(manifest, parity=replace(manifest.parity, max_diff=tuple(exit_.max_diff for exit_ in parity)))
+    max_diff = tuple(exit_.max_diff for exit_ in parity)
+    if least_psnr > -math.inf:  # the first tolerance says little: what a device may be off is twice what we were
+        atol = min(atol, 2 * max(max_diff))
+    return replace(manifest, parity=replace(manifest.parity, atol=atol, max_diff=max_diff))
 
 
 def _scored(

@@ -14,6 +14,7 @@ from conftest import WORDS, shared
 from transformers import AutoTokenizer
 
 from exporters import export as export_module
+from exporters import onnxruntime as onnxruntime_target
 from exporters.export import ExitParity, export
 from exporters.options import ExportOptions
 from exporters.segments import Segments, cut
@@ -140,6 +141,16 @@ def test_exits_that_differ_stop_the_export(copy: Path, tmp_path: Path, monkeypat
 def test_an_exit_that_is_not_a_number_never_passes() -> None:
     assert not ExitParity(1, float("nan"), float("nan"), 1e-4).good
     assert ExitParity(1, 1e-4, 80.0, 1e-4).good
+    assert not ExitParity(1, 1e-4, float("nan"), 1e-4, least_psnr=20).good
+
+
+def test_an_exit_with_too_much_noise_never_passes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_target, "LEAST_PSNR", {"int8": 200.0})
+    with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*Nothing was written"):
+        export(checkpoint, "onnxruntime", tmp_path / "bundle", options=ExportOptions(precision="int8"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_uncalibrated_bundle_never_stops_early(copy: Path, tmp_path: Path) -> None:

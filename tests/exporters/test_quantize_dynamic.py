@@ -151,6 +151,7 @@ def test_an_int8_bundle_answers_as_the_float_one(checkpoint: Path, bundle: Path,
     manifest = export(checkpoint, "onnxruntime", tmp_path / "int8", options=ExportOptions(precision="int8"))
     assert manifest.precision == "int8"
     assert 1e-4 < max(manifest.parity.max_diff) < 0.5
+    assert manifest.parity.atol == 2 * max(manifest.parity.max_diff)  # for a device: 2.0 would let anything pass
     texts = ["the cat sat", "a dog ran", "big red tree", "the small cat"]
     small, plain = EarlyExitRunner.load(tmp_path / "int8"), EarlyExitRunner.load(bundle)
     assert [a.label for a in small.predict_batch(texts)] == [a.label for a in plain.predict_batch(texts)]

@@ -197,6 +197,29 @@ def test_export_with_fewer_exits_calibrates_for_them(copy: Path, capsys: pytest.
     assert header.replace("|", " ").split() == ["leaves", "at", "layer", "2", "3"]
 
 
+def test_export_in_int8_says_what_it_costs_and_inspect_shows_it(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    int8 = ["export", copy, "--target", "onnxruntime", "--precision", "int8", "--quiet", "--output", tmp_path / "int8"]
+    assert run(*int8) == 0
+    said = capsys.readouterr().out
+    assert "int8 costs " in said
+    assert "calibrated on its own answers: confidence threshold" in said
+    assert run("inspect", tmp_path / "int8") == 0
+    said = capsys.readouterr().out
+    assert "an exit that the policy uses loses " in said
+    header = next(line for line in said.splitlines() if line.startswith("| segment"))
+    assert [cell.strip() for cell in header.split("|")[-3:-1]] == ["accuracy of the checkpoint", "accuracy here"]
+    scores = json.loads((tmp_path / "int8" / "manifest.json").read_text(encoding="utf-8"))["scores"]
+    row = next(line for line in said.splitlines() if line.startswith("| layer 2"))
+    shown = [cell.strip() for cell in row.split("|")[-3:-1]]
+    assert shown == [f"{scores['checkpoint'][1]:.4f}", f"{scores['bundle'][1]:.4f}"]
+    assert run(*int8, "--force", "--no-scores") == 0
+    assert "costs" not in capsys.readouterr().out
+    assert run("inspect", tmp_path / "int8") == 0
+    assert "the policy uses" not in capsys.readouterr().out
+
+
 def test_export_says_when_nothing_was_calibrated(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
