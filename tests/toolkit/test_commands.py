@@ -450,7 +450,11 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
         return combine(self, step, losses)
 
     monkeypatch.setattr(Alternating, "combine", interrupted)
-    assert run("train", *arguments) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert run("train", *arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "interrupted: nothing half-written was left. The same command" in one_line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == [".checkpoint.training"]
     assert run("train", *arguments) == 0
