@@ -120,6 +120,7 @@ def export(
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
             lengths=options.lengths,
             max_batch=options.max_batch or getattr(writer, "MAX_BATCH", None),
+            threads=options.threads,
             calibration=asdict(calibrated.calibration) if calibrated else None,
             parity=Parity("PyTorch, fp32", writer.PRECISIONS[precision], ()),
             golden=DataFile("golden.json", sha256(folder / "golden.json")),

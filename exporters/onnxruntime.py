@@ -21,7 +21,7 @@ PRECISIONS = {"fp32": 1e-4, "int8": 2.0}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). Int8
 moves logits by up to 1.1 on the real models we tried, and scores by less than a point; 2 lets that pass and stops a
 segment that answers something else. What it costs in score, ``benchmarks/bundles.py`` tells."""
-OPTIONS: frozenset[str] = frozenset({"exits"})
+OPTIONS: frozenset[str] = frozenset({"exits", "threads"})
 """Which of ExportOptions the target takes, beside precision."""
 
 

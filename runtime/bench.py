@@ -218,7 +218,9 @@ def bench(
 @click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
 @click.option("--backend", help="What runs the segments, where several can.  [default: the first installed]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the usable cores by default, at most 4.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the bundle's, or the cores, at most 4]"
+)
 @click.option("--tune", "tuning", is_flag=True, help="Try the installed back ends and thread counts; take the fastest.")
 @click.option("--thresholds", default=7, show_default=True, type=click.IntRange(min=1), help="How many to try.")
 @click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="At least, per point.")

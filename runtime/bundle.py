@@ -138,6 +138,8 @@ class Manifest:
     """Input lengths that the segments take: pad to the next. Empty: any, up to the model's max_length."""
     max_batch: int | None = None
     """Rows that the segments take at once; None: any."""
+    threads: int | None = None
+    """CPU threads to run it with unless the caller says otherwise; None: what the device does by default."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -171,6 +173,10 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
             f"{folder / MANIFEST}: {len(layers)} segments {layers} and a policy for {manifest.policy.layers} layers"
             f" do not fit a model of {n} layers. Export the bundle again"
         )
+    if manifest.threads is not None and manifest.threads < 1:
+        raise BerxitError(
+            f"{folder / MANIFEST}: threads is {manifest.threads}: it must be at least 1. Export the bundle again"
+        )
     for file, digest in sorted(files_of(manifest).items()):
         _check_file(folder, file, digest if verify else None)
     return manifest
@@ -186,7 +192,10 @@ def files_of(manifest: Manifest) -> dict[str, str]:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    write_json(dataclasses.asdict(manifest), folder / MANIFEST)
+    data = dataclasses.asdict(manifest)
+    if manifest.threads is None:  # readers older than this key refuse what they do not know
+        del data["threads"]
+    write_json(data, folder / MANIFEST)
 
 
 def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -42,6 +43,16 @@ def test_what_is_written_is_read_back(bundle: Path, copy: Path) -> None:
     (copy / "manifest.json").unlink()
     write_manifest(manifest, copy)
     assert read_manifest(copy) == manifest
+
+
+def test_threads_are_written_where_the_bundle_asks_for_some(bundle: Path, copy: Path) -> None:
+    assert "threads" not in json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    asking = dataclasses.replace(read_manifest(bundle), threads=3)
+    write_manifest(asking, copy)
+    assert read_manifest(copy) == asking
+    change(copy, lambda data: data.update(threads=0))
+    with pytest.raises(BerxitError, match=r"manifest\.json: threads is 0: it must be at least 1"):
+        read_manifest(copy)
 
 
 def test_every_file_of_the_bundle_is_accounted_for(bundle: Path) -> None:

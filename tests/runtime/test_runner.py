@@ -12,6 +12,8 @@ import pytest
 from stored_backend import StoredBackend
 
 from runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
+from runtime.bundle import read_manifest, write_manifest
+from runtime.placement import choose_device
 from runtime.policies import softmax
 from runtime.runner import parts
 from runtime.tokenization import Text, TokenBatch
@@ -279,3 +281,15 @@ def test_an_unknown_device_is_refused(bundle: Path) -> None:
 def test_less_than_one_thread_is_refused(bundle: Path, threads: int) -> None:
     with pytest.raises(InputError, match=f"threads is {threads}"):
         EarlyExitRunner.load(bundle, threads=threads)
+
+
+def test_threads_are_the_callers_else_the_bundles_else_the_devices(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Path(shutil.copytree(bundle, tmp_path / "asking"))
+    write_manifest(dataclasses.replace(read_manifest(bundle), threads=3), asking)
+    profile = dataclasses.replace(choose_device("cpu", "onnxruntime"), threads=2)
+    monkeypatch.setattr("runtime.runner.choose_device", lambda *_: profile)
+    assert EarlyExitRunner.load(asking, threads=1).backend.threads == 1
+    assert EarlyExitRunner.load(asking).backend.threads == 3
+    assert EarlyExitRunner.load(bundle).backend.threads == 2

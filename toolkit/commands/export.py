@@ -53,6 +53,9 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
     callback=_exits,
     help="onnxruntime: the layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
 )
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="onnxruntime: CPU threads that the bundle asks for.  [default: none]"
+)
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
@@ -67,6 +70,7 @@ def command(
     max_batch: int | None,
     target_version: str | None,
     exits: tuple[int, ...] | str,
+    threads: int | None,
     layout: str | None,
     force: bool,
     quiet: bool,
@@ -93,7 +97,7 @@ def command(
         checkpoint,
         target,
         output,
-        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits),
+        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads),
         force=force,
         progress=progress_bar("exporting", quiet),
         report=parity.append,
