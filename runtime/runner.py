@@ -77,10 +77,10 @@ class EarlyExitRunner:
         ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``backend``: what runs the
         segments, where several can; by default the first that is installed. ``threads``: for CPU back ends; by default
         what the bundle asks for, else the device's profile, else the cores of this machine, at most four. ``verify``:
-        check every file against its sha256 first (1 s per GB). ``tune``: measure the installed back ends and thread
-        counts on the golden inputs first, some seconds, and take the fastest for this runner; ``backend`` and
-        ``threads`` fix one of them. ``lazy``: open a layer when an input first gets there, so that layers which none
-        needs take no memory; that input waits for it (CPU back ends).
+        check every file against its sha256 first (1 s per GB). ``tune``: take the fastest of the installed back ends
+        and thread counts, measured on the golden inputs when the bundle is first opened so, some seconds; ``backend``
+        and ``threads`` fix one of them. ``lazy``: open a layer when an input first gets there, so that layers which
+        none needs take no memory; that input waits for it (CPU back ends).
 
         Raises BerxitError where the bundle is damaged or this machine cannot run it.
         """
@@ -91,7 +91,7 @@ class EarlyExitRunner:
             folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
         )
         if tune:
-            fastest = tuning.tune(folder, manifest, backend=backend, threads=threads)[0]
+            fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads)
             backend, threads = fastest.backend, fastest.threads
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
         return cls(manifest, tokenizer, open_backend(folder, manifest, threads, backend=backend, lazy=lazy), profile)
