@@ -45,29 +45,33 @@ class Pace:
         self._next += 1
 
 
-class Deadline:
-    """``policy``, for one call, until ``milliseconds`` after ``start``. The first exit is reached in any case.
+def end_of(milliseconds: float, start: float) -> float:
+    """When a call that started at ``start``, in seconds, must be done. Raises InputError unless that is later."""
+    if not milliseconds > 0:
+        raise InputError(f"deadline_ms is {milliseconds}: it must be above 0")
+    return start + milliseconds / 1e3
 
-    ``exits``: the layers that have one. ``start`` and ``clock`` are in seconds. ``pace``: what the runner has learned.
-    ``opening``: the seconds that an input would wait for a layer's file; by default none. Raises InputError unless
-    milliseconds is a number above 0.
+
+class Deadline:
+    """``policy`` until ``end``: it also stops where the next exit is expected after that. The first exit is reached in
+    any case.
+
+    ``exits``: the layers that have one. ``pace``: what the runner has learned. ``opening``: the seconds that an input
+    would wait for a layer's file; by default none. ``end`` and ``clock`` are in seconds.
     """
 
     def __init__(
         self,
         policy: ExitPolicy,
         exits: Sequence[int],
-        milliseconds: float,
-        start: float,
+        end: float,
         pace: Pace,
         opening: Callable[[int], float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if not milliseconds > 0:
-            raise InputError(f"deadline_ms is {milliseconds}: it must be above 0")
         self.policy = policy
         self.temperatures = policy.temperatures
-        self._end = start + milliseconds / 1e3 - RESERVE_S
+        self._end = end
         self._pace = pace
         self._margin = pace.margin
         self._opening = opening or (lambda layer: 0.0)

@@ -13,7 +13,7 @@ from devices import Device
 from runtime import tuning
 from runtime.backends import open_backend
 from runtime.bundle import Manifest, read_manifest
-from runtime.deadline import Deadline, Pace
+from runtime.deadline import RESERVE_S, Deadline, Pace, end_of
 from runtime.errors import InputError
 from runtime.loop import Backend, LayerResult, Policy, exit_loop
 from runtime.placement import choose_device
@@ -120,7 +120,7 @@ class EarlyExitRunner:
         """Answers texts (or pairs, as tuples) in their order, however many.
 
         They go through the layers in parts of similar length, the shortest first. Rows that exit leave; the rest go on.
-        A deadline is one for all: a part that starts when it has passed is answered by the first exit.
+        A deadline is one for all: what is left of it is shared by the tokens that are left.
         """
         policy = self.policy if threshold is None else self.policy.with_threshold(threshold)
         return self.answer(texts, policy, deadline_ms)
@@ -128,12 +128,16 @@ class EarlyExitRunner:
     def answer(self, texts: Sequence[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Answer]:
         """``predict_batch`` under another policy than the bundle's."""
         start = time.perf_counter()
+        end = None if deadline_ms is None else end_of(deadline_ms, start)
         self._check_texts(texts)
         batch = self.tokenizer(texts)
         answers: dict[int, Answer] = {}
+        left = batch.lengths.sum()
         for rows in parts(batch.lengths, getattr(self.backend, "tokens_at_once", TOKENS_AT_ONCE)):
             part = batch if len(rows) == len(batch) else batch.take(rows)
-            until = policy if deadline_ms is None else self._deadline(policy, deadline_ms, start)
+            tokens = part.lengths.sum()
+            until = policy if end is None else self._deadline(policy, end, tokens / left)
+            left -= tokens
             for result in exit_loop(self.backend, part, until):
                 if result.exits.any():
                     places = rows[result.rows[result.exits]].tolist()
@@ -155,9 +159,11 @@ class EarlyExitRunner:
             for result in exit_loop(self.backend, batch, policy)
         )
 
-    def _deadline(self, policy: ExitPolicy, milliseconds: float, start: float) -> Deadline:
+    def _deadline(self, policy: ExitPolicy, end: float, share: float) -> Deadline:
+        """For a part of a call that must be done at ``end``: ``share`` of what is left."""
+        now = time.perf_counter()
         opening = getattr(self.backend, "opening_seconds", None)  # back ends that can be lazy have it
-        return Deadline(policy, self.backend.exits, milliseconds, start, self._pace, opening)
+        return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._pace, opening)
 
     def _check_texts(self, texts: Sequence[Text]) -> None:
         """A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess."""

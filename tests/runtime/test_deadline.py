@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,13 +28,11 @@ def layers_run(
     opening: Callable[[int], float] | None = None,
     exits: tuple[int, ...] = (1, 2, 3, 4),
 ) -> int:
-    """The last layer that is run until ``milliseconds``, the reserve not counted: segments take ``layers_ms``."""
+    """The last layer that is run until ``milliseconds``: segments take ``layers_ms``."""
     backend = StoredBackend(np.zeros((1, 4, 2), dtype=np.float32), None)
     backend.exits = exits
     times = iter(np.cumsum([0.0, *layers_ms]) / 1e3)
-    deadline = Deadline(
-        policy, exits, milliseconds + 1e3 * RESERVE_S, 0.0, pace or Pace(), opening, lambda: float(next(times))
-    )
+    deadline = Deadline(policy, exits, milliseconds / 1e3, pace or Pace(), opening, lambda: float(next(times)))
     return max(result.layer for result in exit_loop(backend, BATCH, deadline))
 
 
@@ -122,3 +121,22 @@ def test_a_runner_with_all_the_time_in_the_world_answers_as_without_a_deadline(b
     without, within = runner.predict("the cat sat"), runner.predict("the cat sat", deadline_ms=1e6)
     assert (without.label, without.exit_layer) == (within.label, within.exit_layer)
     assert runner.predict("the cat sat", threshold=1.0, deadline_ms=1e-6).exit_layer == 1
+
+
+def test_parts_of_a_batch_share_what_is_left_of_the_deadline(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still: every part is given its tokens' share."""
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    runner.backend.tokens_at_once = 8  # type: ignore[attr-defined]
+    ends = []
+
+    class Noted(Deadline):
+        def __init__(self, policy: ExitPolicy, exits: tuple[int, ...], end: float, *more: Any) -> None:
+            ends.append(end)
+            super().__init__(policy, exits, end, *more)
+
+    monkeypatch.setattr("runtime.runner.Deadline", Noted)
+    monkeypatch.setattr("runtime.runner.time.perf_counter", lambda: 100.0)
+    texts = ["cat", "the cat", "the cat sat on the mat"]  # 3, 4 and 8 tokens; the short ones go together
+    answers = runner.predict_batch(texts, deadline_ms=15_000)
+    assert [end - 100 + RESERVE_S for end in ends] == pytest.approx([7.0, 15.0])
+    assert len(answers) == 3
