@@ -132,12 +132,15 @@ class EarlyExitRunner:
         self._check_texts(texts)
         batch = self.tokenizer(texts)
         answers: dict[int, Answer] = {}
-        left = batch.lengths.sum()
-        for rows in parts(batch.lengths, getattr(self.backend, "tokens_at_once", TOKENS_AT_ONCE)):
+        lengths = batch.lengths
+        left = int(lengths.sum())
+        for rows in parts(lengths, getattr(self.backend, "tokens_at_once", TOKENS_AT_ONCE)):
             part = batch if len(rows) == len(batch) else batch.take(rows)
-            tokens = part.lengths.sum()
-            until = policy if end is None else self._deadline(policy, end, tokens / left)
-            left -= tokens
+            until: Policy = policy
+            if end is not None:
+                tokens = int(lengths[rows].sum())
+                until = self._deadline(policy, end, tokens / left)
+                left -= tokens
             for result in exit_loop(self.backend, part, until):
                 if result.exits.any():
                     places = rows[result.rows[result.exits]].tolist()
