@@ -123,7 +123,11 @@ class HostBackend:
         """``lazy``: a layer's file is opened when an input first gets there, and not before."""
         self.layers = manifest.model.layers
         self.threads = threads
-        files = [SegmentFile(partial(open_file, segment)) for segment in manifest.segments]
+        known: dict[Hashable, SegmentFile] = {}  # what layers share is open for all of them
+        files = [
+            known.setdefault((s.file, tuple(o.name for o in s.outputs)), SegmentFile(partial(open_file, s)))
+            for s in manifest.segments
+        ]
         for file in files[:1] if lazy else files:
             file.open()
         steps = [Step.of(segment, file, folder) for segment, file in zip(manifest.segments, files, strict=True)]

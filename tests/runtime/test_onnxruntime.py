@@ -133,6 +133,16 @@ def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest
     assert (first != second).any()
 
 
+def test_what_layers_share_is_open_for_all_of_them(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+    again = dataclasses.replace(manifest.segments[1], layer=2)
+    shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
+    lazy = open_backend(bundle, shared, 1, lazy=True)
+    lazy.layer(1, lazy.embed(read_golden(bundle, manifest).batch(0)))
+    assert opened == ["embeddings", "layer_01"]
+    assert lazy.opening_seconds(2) == 0.0  # type: ignore[attr-defined]
+    assert lazy.opening_seconds(3) > 0.0  # type: ignore[attr-defined]
+
+
 def test_runners_of_one_bundle_share_its_sessions(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     backends = [open_backend(bundle, manifest, 1) for _ in range(3)]
     assert opened == ["embeddings", "layer_01", "layer_02", "layer_03"]
