@@ -2,7 +2,7 @@
 
 from devices.catalogue import DEVICES, Device
 from devices.machine import Machine, default_threads, this_machine, usable_cores
-from devices.sensors import Reading, read_sensors
+from devices.sensors import Reading, read_sensors, resident_mib
 
 __all__ = [
     "DEVICES",
@@ -13,6 +13,7 @@ __all__ = [
     "find",
     "read_sensors",
     "recognise",
+    "resident_mib",
     "this_machine",
     "usable_cores",
 ]

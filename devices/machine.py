@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -52,10 +53,46 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def default_threads() -> int:
+def default_threads(root: Path = Path("/")) -> int:
     """CPU threads for one small model at batch 1: a layer of some hundred thousand multiplications per token has no
-    work for more than four, and the app around us wants its cores."""
-    return min(4, usable_cores())
+    work for more than four, and the app around us wants its cores. Two threads of one core share what multiplies, and
+    beyond a container's quota all threads are stopped together: neither counts. ``root``: where /proc and /sys are."""
+    return max(1, int(min(4, physical_cores(root), cpu_quota(root))))
+
+
+def physical_cores(root: Path = Path("/")) -> int:
+    """Cores this process may use, where the system tells which CPUs are threads of one core; else its CPUs."""
+    if not hasattr(os, "sched_getaffinity"):
+        return usable_cores()
+    cpus = root / "sys/devices/system/cpu"
+    siblings = (_read(str(cpus / f"cpu{cpu}/topology/thread_siblings_list")) for cpu in os.sched_getaffinity(0))
+    told = [text for text in siblings if text]
+    return len(set(told)) if told else usable_cores()
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """CPUs whose time this process' control groups grant it (docker --cpus); infinite where they set no limit."""
+    granted = [math.inf]
+    for line in _read(str(root / "proc/self/cgroup")).splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")  # version 1 names its controllers, 2 does not
+        path = top / group.lstrip("/")
+        for folder in (path, *path.parents):
+            if folder.is_relative_to(top):
+                granted.append(_granted(folder))
+    return min(granted)
+
+
+def _granted(group: Path) -> float:
+    limits = _read(str(group / "cpu.max")).split()
+    limits = limits or [_read(str(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period")]
+    try:
+        quota, period = map(int, limits)
+    except ValueError:  # "max", or no such file
+        return math.inf
+    return quota / period if quota > 0 and period > 0 else math.inf
 
 
 def _read(path: str) -> str:

@@ -30,7 +30,7 @@ def read_sensors() -> Reading:
         temperature_c=max(temperatures) / 1e3 if temperatures else None,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         governor=_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        peak_memory_mib=_peak_memory_mib(),
+        peak_memory_mib=_memory_mib("VmHWM"),
     )
 
 
@@ -52,8 +52,13 @@ def _cpuinfo_mhz() -> float | None:
     return sum(clocks) / len(clocks) if clocks else None
 
 
-def _peak_memory_mib() -> float | None:
+def resident_mib() -> float | None:
+    """The memory that this process holds now."""
+    return _memory_mib("VmRSS")
+
+
+def _memory_mib(kind: str) -> float | None:
     for line in (_text("/proc/self/status") or "").splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(kind):
             return float(line.split()[1]) / 1024
     return None

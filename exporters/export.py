@@ -131,6 +131,7 @@ def export(
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
             lengths=options.lengths,
             max_batch=options.max_batch or getattr(writer, "MAX_BATCH", None),
+            threads=options.threads,
             calibration=asdict(calibrated.calibration) if calibrated else None,
             parity=Parity("PyTorch, fp32", writer.PRECISIONS[precision], ()),
             golden=DataFile("golden.json", sha256(folder / "golden.json")),
@@ -202,7 +203,7 @@ def _scored(
         return manifest
     found = bundle_pass(backend, tokenizer, texts, expected, progress)
     scores = compare(expected, found, c)
-    chosen = choose(found, c.criterion, c.keep, c.data, c.data_sha256)
+    chosen = choose(found, c.criterion, c.asked, c.data, c.data_sha256)
     report(in_words(scores, manifest.exits, chosen.calibration.histogram, manifest.precision))
     report(f"calibrated on its own answers: {chosen.calibration.summary()}")
     return replace(manifest, policy=chosen.policy, calibration=asdict(chosen.calibration), scores=scores)

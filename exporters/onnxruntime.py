@@ -27,7 +27,7 @@ LEAST_PSNR = {"int8": 20.0}
 exit that answers something else is below 10."""
 SCORED = frozenset({"int8"})
 """What may change an answer: its scores are measured, and its thresholds chosen from its own answers."""
-OPTIONS: frozenset[str] = frozenset({"exits"})
+OPTIONS: frozenset[str] = frozenset({"exits", "threads"})
 """Which of ExportOptions the target takes, beside precision."""
 
 

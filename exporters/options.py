@@ -24,6 +24,9 @@ class ExportOptions:
     exits: tuple[int, ...] | str = ()
     """The layers that get an exit, beside the last; "auto": where measurement says that they pay. Empty: all."""
 
+    threads: int | None = None
+    """CPU threads that the bundle asks for, unless its user says otherwise."""
+
     def checked_for(self, target: str, writer: ModuleType) -> ExportOptions:
         """With the target's first precision filled in. Raises InputError for what the target does not take."""
         for field in fields(self):

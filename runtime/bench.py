@@ -63,6 +63,11 @@ class BenchResult:
     before: devices.Reading
     after: devices.Reading
     versions: dict[str, str]
+    lazy: bool = False
+    """Whether layers were loaded when an input first got there."""
+    memory_mib: float | None = None
+    """What the process held once every input had been answered under the bundle's own policy, before anything else was
+    run: under ``lazy`` without the layers that none needed."""
     tuned: tuple[Tried, ...] = ()
     """With --tune: every back end and thread count that was tried, the fastest first; it ran what is measured here."""
 
@@ -124,6 +129,13 @@ class BenchResult:
             made.append(Table(header, [[f"{CALIBRATED} policy", *share]]))
         return made
 
+    def _memory(self) -> str:
+        return (
+            f"{self.memory_mib:.0f} MiB resident once every input was answered"
+            f" {'as calibrated' if self.policy else 'at full depth'},"
+            f" {'with the layers that they needed (lazy)' if self.lazy else 'with all layers'}"
+        )
+
     def text(self) -> str:
         """The whole report, as Markdown."""
         lines = [
@@ -133,6 +145,7 @@ class BenchResult:
             f" {plural(self.threads, 'thread')}; {plural(self.inputs, 'input')}, {plural(self.rounds, 'round')},"
             f" batch 1; {self.boundary}",
             *([f"tuned: the fastest here is {self.tuned[0]}"] if self.tuned else []),
+            *([self._memory()] if self.memory_mib is not None else []),
             *(markdown_table(*table) for table in self.tables()),
             f"latency = {self.line.intercept_ms:.2f} ms + {self.line.ms_per_layer:.2f} ms x average exit layer,"
             f" R^2 = {self.line.r_squared:.4f}; exits within {self.self_check:.0e} of the checkpoint on this device",
@@ -148,6 +161,7 @@ def bench(
     backend: str | None = None,
     threads: int | None = None,
     tuned: tuple[Tried, ...] = (),
+    lazy: bool = False,
     thresholds: int = 7,
     queries: int = 200,
     seconds: float = 10.0,
@@ -158,13 +172,18 @@ def bench(
 
     ``thresholds``: how many to try, spread over the average exit layers that the data allows. ``queries`` and
     ``seconds``: the least each operating point, and the whole, is measured. ``tuned``: what ``tune`` found; its fastest
-    runs the bundle.
+    runs the bundle. ``lazy``: as in ``EarlyExitRunner.load``; it changes what memory is measured, not the times, which
+    are taken with all layers loaded.
     """
     if tuned:
         backend, threads = tuned[0].backend, tuned[0].threads
-    runner = EarlyExitRunner.load(bundle, device, backend=backend, threads=threads)
+    runner = EarlyExitRunner.load(bundle, device, backend=backend, threads=threads, lazy=lazy)
     manifest = runner.manifest
     golden = read_golden(bundle, manifest)
+    inputs = examples.texts if examples else golden.inputs
+    for text in inputs:
+        runner.answer([text], runner.policy)
+    memory = devices.resident_mib()
     largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id)))
     allowed = allowed_difference(manifest, runner.backend.name)
     if not largest <= allowed:
@@ -172,7 +191,6 @@ def bench(
             f"{bundle}: on this device an exit is {largest:.1e} off the checkpoint, {allowed:.0e} allowed:"
             " its numbers would mean nothing. Export the bundle again, or upgrade the back end"
         )
-    inputs = examples.texts if examples else golden.inputs
     layers = manifest.model.layers
     before = devices.read_sensors()
     tried = spread_thresholds(runner.policy, manifest.exits, *stored_pass(runner, inputs), thresholds)
@@ -207,6 +225,8 @@ def bench(
         before=before,
         after=devices.read_sensors(),
         versions=_versions(),
+        lazy=lazy,
+        memory_mib=memory,
         tuned=tuned,
     )
 
@@ -218,8 +238,13 @@ def bench(
 @click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
 @click.option("--backend", help="What runs the segments, where several can.  [default: the first installed]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the usable cores by default, at most 4.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the bundle's, or the cores, at most 4]"
+)
 @click.option("--tune", "tuning", is_flag=True, help="Try the installed back ends and thread counts; take the fastest.")
+@click.option(
+    "--lazy", is_flag=True, help="Load a layer when an input first gets there, and see what memory that saves."
+)
 @click.option("--thresholds", default=7, show_default=True, type=click.IntRange(min=1), help="How many to try.")
 @click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="At least, per point.")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0), help="At least, in all.")
@@ -235,6 +260,7 @@ def command(
     backend: str | None,
     threads: int | None,
     tuning: bool,
+    lazy: bool,
     thresholds: int,
     queries: int,
     seconds: float,
@@ -263,6 +289,7 @@ def command(
         backend=backend,
         threads=threads,
         tuned=tuned,
+        lazy=lazy,
         thresholds=thresholds,
         queries=queries,
         seconds=seconds,

@@ -159,6 +159,8 @@ class Manifest:
     """Rows that the segments take at once; None: any."""
     scores: Scores | None = None
     """What its precision costs; None where that was not measured."""
+    threads: int | None = None
+    """CPU threads to run it with unless the caller says otherwise; None: what the device does by default."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -198,6 +200,10 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
                 f"{folder / MANIFEST}: segment of layer {segment.layer}: repeat is {segment.repeat}, and must be at"
                 " least 1. Export the bundle again"
             )
+    if manifest.threads is not None and manifest.threads < 1:
+        raise BerxitError(
+            f"{folder / MANIFEST}: threads is {manifest.threads}: it must be at least 1. Export the bundle again"
+        )
     for file, digest in sorted(files_of(manifest).items()):
         _check_file(folder, file, digest if verify else None)
     return manifest
@@ -219,6 +225,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     for segment in data["segments"]:
         if segment["repeat"] == 1:
             del segment["repeat"]
+    if manifest.threads is None:  # readers older than this key refuse what they do not know
+        del data["threads"]
     write_json(data, folder / MANIFEST)
 
 

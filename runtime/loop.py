@@ -16,7 +16,10 @@ State = Any
 
 
 class Backend(Protocol):
-    """What the loop needs of a machine that can run segments. Safe to call from several threads."""
+    """What the loop needs of a machine that can run segments. Safe to call from several threads.
+
+    It may also say what a runner can use: ``tokens_at_once`` and ``opening_seconds(layer)``, as HostBackend does.
+    """
 
     name: str
     """As in runtime.backends.BACKENDS."""

@@ -13,12 +13,15 @@ from devices import Device
 from runtime import tuning
 from runtime.backends import open_backend
 from runtime.bundle import Manifest, read_manifest
-from runtime.deadline import Deadline
+from runtime.deadline import RESERVE_S, Deadline, Pace, end_of
 from runtime.errors import InputError
 from runtime.loop import Backend, LayerResult, Policy, exit_loop
 from runtime.placement import choose_device
-from runtime.policies import Bools, ExitPolicy, softmax
+from runtime.policies import Bools, ExitPolicy, Ints, softmax
 from runtime.tokenization import Text, TextTokenizer, TokenBatch
+
+TOKENS_AT_ONCE = 16384
+"""Tokens of a batch that go through the layers together, padding included, where the back end names no number."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class EarlyExitRunner:
         self.tokenizer = tokenizer
         self.backend = backend
         self.device = device
+        self._pace = Pace()
 
     @classmethod
     def load(
@@ -71,11 +75,12 @@ class EarlyExitRunner:
         """Opens a bundle on this machine.
 
         ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``backend``: what runs the
-        segments, where several can; by default the first that is installed. ``threads``: for CPU back ends, by
-        default the usable cores, at most four. ``verify``: check every file against its sha256 first (1 s per GB).
-        ``tune``: measure the installed back ends and thread counts on the golden inputs first, some seconds, and take
-        the fastest for this runner; ``backend`` and ``threads`` fix one of them. ``lazy``: open a layer when an input
-        first gets there, so that layers which none needs take no memory; that input waits for it (CPU back ends).
+        segments, where several can; by default the first that is installed. ``threads``: for CPU back ends; by default
+        what the bundle asks for, else the device's profile, else the cores of this machine, at most four. ``verify``:
+        check every file against its sha256 first (1 s per GB). ``tune``: take the fastest of the installed back ends
+        and thread counts, measured on the golden inputs when the bundle is first opened so, some seconds; ``backend``
+        and ``threads`` fix one of them. ``lazy``: open a layer when an input first gets there, so that layers which
+        none needs take no memory; that input waits for it (CPU back ends).
 
         Raises BerxitError where the bundle is damaged or this machine cannot run it.
         """
@@ -86,9 +91,9 @@ class EarlyExitRunner:
             folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
         )
         if tune:
-            fastest = tuning.tune(folder, manifest, backend=backend, threads=threads)[0]
+            fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads)
             backend, threads = fastest.backend, fastest.threads
-        threads = profile.threads if threads is None else threads
+        threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
         return cls(manifest, tokenizer, open_backend(folder, manifest, threads, backend=backend, lazy=lazy), profile)
 
     def predict(
@@ -112,19 +117,34 @@ class EarlyExitRunner:
     def predict_batch(
         self, texts: Sequence[Text], *, threshold: float | None = None, deadline_ms: float | None = None
     ) -> list[Answer]:
-        """Answers texts (or pairs, as tuples) together, in their order. Rows that exit leave; the rest go on."""
+        """Answers texts (or pairs, as tuples) in their order, however many.
+
+        They go through the layers in parts of similar length, the shortest first. Rows that exit leave; the rest go on.
+        A deadline is one for all: what is left of it is shared by the tokens that are left.
+        """
         policy = self.policy if threshold is None else self.policy.with_threshold(threshold)
         return self.answer(texts, policy, deadline_ms)
 
     def answer(self, texts: Sequence[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Answer]:
         """``predict_batch`` under another policy than the bundle's."""
         start = time.perf_counter()
-        self._check_parts(texts)
+        end = None if deadline_ms is None else end_of(deadline_ms, start)
+        self._check_texts(texts)
         batch = self.tokenizer(texts)
-        until = policy if deadline_ms is None else Deadline(policy, self.backend.exits, deadline_ms, start)
         answers: dict[int, Answer] = {}
-        for result in exit_loop(self.backend, batch, until):
-            answers.update(self._answers(until, result, result.exits, batch, start))
+        lengths = batch.lengths
+        left = int(lengths.sum())
+        for rows in parts(lengths, getattr(self.backend, "tokens_at_once", TOKENS_AT_ONCE)):
+            part = batch if len(rows) == len(batch) else batch.take(rows)
+            until: Policy = policy
+            if end is not None:
+                tokens = int(lengths[rows].sum())
+                until = self._deadline(policy, end, tokens / left)
+                left -= tokens
+            for result in exit_loop(self.backend, part, until):
+                if result.exits.any():
+                    places = rows[result.rows[result.exits]].tolist()
+                    answers.update(zip(places, self._answers(until, result, result.exits, part, start), strict=True))
         return [answers[row] for row in range(len(batch))]
 
     def stream(self, text: str, text_pair: str | None = None) -> Iterator[Answer]:
@@ -134,7 +154,7 @@ class EarlyExitRunner:
         """
         start = time.perf_counter()
         texts: list[Text] = [text if text_pair is None else (text, text_pair)]
-        self._check_parts(texts)
+        self._check_texts(texts)
         batch = self.tokenizer(texts)
         policy = self.policy.at_depth(self.backend.layers)
         return (
@@ -142,7 +162,13 @@ class EarlyExitRunner:
             for result in exit_loop(self.backend, batch, policy)
         )
 
-    def _check_parts(self, texts: Sequence[Text]) -> None:
+    def _deadline(self, policy: ExitPolicy, end: float, share: float) -> Deadline:
+        """For a part of a call that must be done at ``end``: ``share`` of what is left."""
+        now = time.perf_counter()
+        opening = getattr(self.backend, "opening_seconds", None)  # back ends that can be lazy have it
+        return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._pace, opening)
+
+    def _check_texts(self, texts: Sequence[Text]) -> None:
         """A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess."""
         pairs = len(self.manifest.model.text_columns) == 2
         for text in texts:
@@ -152,19 +178,30 @@ class EarlyExitRunner:
 
     def _answers(
         self, policy: Policy, result: LayerResult, which: Bools, batch: TokenBatch, start: float
-    ) -> dict[int, Answer]:
-        """Place in the batch -> answer, for the rows of a layer's result that ``which`` (B,) marks."""
-        if not which.any():
-            return {}
+    ) -> list[Answer]:
+        """For the rows of a layer's result that ``which`` (B,) marks, in their order."""
         model = self.manifest.model
         milliseconds = 1e3 * (time.perf_counter() - start)
         logits = result.logits[which]
         names = ("value",) if model.regression else model.labels
         rows = result.rows[which].tolist()
         values = logits if model.regression else softmax(logits / np.float32(policy.temperatures[result.layer - 1]))
-        answers = {}
+        answers = []
         for row, scores, certainty in zip(rows, values.tolist(), result.certainty[which].tolist(), strict=True):
             label = scores[0] if model.regression else names[scores.index(max(scores))]
             named = dict(zip(names, scores, strict=True))
-            answers[row] = Answer(label, named, result.layer, float(certainty), milliseconds, batch.truncated[row])
+            answers.append(Answer(label, named, result.layer, float(certainty), milliseconds, batch.truncated[row]))
         return answers
+
+
+def parts(lengths: Ints, tokens: int) -> list[Ints]:
+    """The rows of a batch in parts of at most so many ``tokens`` when padded, the shortest first: lengths (B,) ->
+    places in the batch. One part keeps the order; a row is never cut."""
+    if len(lengths) * lengths.max() <= tokens:
+        return [np.arange(len(lengths))]
+    order = np.argsort(lengths, kind="stable")
+    cuts = [0]
+    for place, length in enumerate(lengths[order].tolist()):
+        if place > cuts[-1] and (place + 1 - cuts[-1]) * length > tokens:
+            cuts.append(place)
+    return np.split(order, cuts[1:])

@@ -51,6 +51,12 @@ class TokenBatch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def take(self, rows: npt.NDArray[np.integer]) -> TokenBatch:
+        """These rows, in this order, without padding that none of them needs."""
+        here = np.ix_(rows, np.arange(self.lengths[rows].max()))
+        truncated = tuple(self.truncated[row] for row in rows) if self.truncated else ()
+        return TokenBatch(self.input_ids[here], self.token_type_ids[here], self.attention_mask[here], truncated)
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(B,) tokens per row without padding."""

@@ -1,24 +1,28 @@
 """Which back end and how many threads are fastest here: measured on the bundle's golden inputs, at full depth, batch 1.
 
 One candidate is loaded at a time, so that tuning needs no more memory than running. All are visited twice, there and
-back, so that a slow moment of the machine seldom falls on one alone. Nothing is written: what wins on one device means
-nothing on the next, and a bundle is the same everywhere.
+back, so that a slow moment of the machine seldom falls on one alone. What wins on one device means nothing on the next,
+and a bundle is the same everywhere: the winner is remembered in the device's cache folder, never in the bundle.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
-from devices import default_threads
+from devices import default_threads, this_machine
 from runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
-from runtime.bundle import Manifest
+from runtime.bundle import Manifest, files_of
 from runtime.errors import BerxitError
 from runtime.golden import Golden, differences, read_golden
+from runtime.json_data import parse, read_json, write_json
 from runtime.loop import Backend
 from runtime.progress import Progress, silent
 from runtime.tokenization import TokenBatch
@@ -73,6 +77,33 @@ def tune(
     if not tried:
         raise BerxitError(f"{bundle}: nothing here can run it: {next(iter(refused.values()))}")
     return tuple(sorted(tried, key=lambda each: each.median_ms))
+
+
+def fastest(bundle: Path, manifest: Manifest, *, backend: str | None = None, threads: int | None = None) -> Tried:
+    """The first of ``tune``, measured once: it is remembered under the bundle's files, the machine, its back ends and
+    what is fixed. Where it cannot be written it is measured again next time. Raises as ``tune`` does."""
+    from runtime.backends.tensorrt.engines import cache_folder  # its package takes time to import
+
+    packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
+    depends = (sorted(files_of(manifest).items()), str(this_machine()), thread_counts(), _versions(packages))
+    digest = sha256(repr((depends, backend, threads)).encode()).hexdigest()[:24]
+    file = cache_folder() / "tuned" / f"{digest}.json"
+    with suppress(BerxitError):  # not there, or damaged
+        remembered: Tried = parse(Tried, read_json(file), str(file))
+        return remembered
+    found = tune(bundle, manifest, backend=backend, threads=threads)[0]
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(asdict(found), file)
+    return found
+
+
+def _versions(packages: Iterable[str]) -> list[str]:
+    found = []
+    for name in sorted(packages):
+        with suppress(PackageNotFoundError):  # a package that another distribution brings
+            found.append(f"{name} {version(name)}")
+    return found
 
 
 def thread_counts() -> list[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ class SegmentFile:
     def __init__(self, open_file: Callable[[], Run]) -> None:
         self._open_file = open_file
         self._run: Run | None = None
+        self.seconds = 0.0
+        """What opening it took."""
 
     @property
     def is_open(self) -> bool:
@@ -45,7 +49,9 @@ class SegmentFile:
 
     def open(self) -> Run:
         if self._run is None:
+            start = time.perf_counter()
             self._run = self._open_file()
+            self.seconds = time.perf_counter() - start
         return self._run
 
     def __call__(self, named: dict[str, npt.NDArray]) -> Sequence[npt.NDArray]:
@@ -107,6 +113,8 @@ class HostBackend:
     """The loop's Backend, over whatever ``open_file`` makes of a segment's file."""
 
     name: str
+    tokens_at_once = 1024
+    """Tokens of a large batch that a CPU computes together; what it computes of more no longer fits its caches."""
 
     def __init__(
         self,
@@ -120,7 +128,11 @@ class HostBackend:
         """``lazy``: a layer's file is opened when an input first gets there, and not before."""
         self.layers = manifest.model.layers
         self.threads = threads
-        files = [SegmentFile(partial(open_file, segment)) for segment in manifest.segments]
+        known: dict[Hashable, SegmentFile] = {}  # what layers share is open for all of them
+        files = [
+            known.setdefault((s.file, tuple(o.name for o in s.outputs)), SegmentFile(partial(open_file, s)))
+            for s in manifest.segments
+        ]
         for file in files[:1] if lazy else files:
             file.open()
         steps = [Step.of(segment, file, folder) for segment, file in zip(manifest.segments, files, strict=True)]
@@ -147,14 +159,20 @@ class HostBackend:
         hidden = outputs.get("hidden", state.tensors["hidden"])  # the last segment may give none: nobody reads it
         return State({**state.tensors, "hidden": hidden}, state.lengths), outputs["logits"], outputs.get("lte")
 
+    def opening_seconds(self, layer: int) -> float:
+        """What an input waits for the file of ``layer``: nothing where it is open, else as long as the slowest layer
+        took that is; infinity where none is."""
+        if self._layers[layer].run_file.is_open:
+            return 0.0
+        return max((s.run_file.seconds for s in self._layers.values() if s.run_file.is_open), default=math.inf)
+
     def keep(self, state: State, rows: Bools) -> State:
         lengths = state.lengths[rows]
         longest = int(lengths.max())  # padding that no remaining row needs goes too
-        kept = {role: _cut(array[rows], self._length_axes[role], longest) for role, array in state.tensors.items()}
+        kept = {role: _cut(array, self._length_axes[role], longest)[rows] for role, array in state.tensors.items()}
         return State(kept, lengths)
 
 
 def _cut(array: npt.NDArray, axes: tuple[int, ...], length: int) -> npt.NDArray:
-    """The first ``length`` along each of ``axes``, as an array of its own."""
-    places = tuple(slice(length) if axis in axes else slice(None) for axis in range(array.ndim))
-    return np.ascontiguousarray(array[places])
+    """A view of the first ``length`` along each of ``axes``: cut first, or rows are copied twice."""
+    return array[tuple(slice(length) if axis in axes else slice(None) for axis in range(array.ndim))]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -127,9 +128,11 @@ def test_cores_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 3), (4, 4), (64, 4)])
-def test_threads_are_the_cores_but_no_more_than_four(monkeypatch: pytest.MonkeyPatch, cores: int, threads: int) -> None:
+def test_threads_are_the_cores_but_no_more_than_four(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: cores)
-    assert default_threads() == threads
+    assert default_threads(tmp_path) == threads  # no /proc, no /sys
 
 
 def test_a_command_or_file_that_is_not_there_gives_an_empty_fact(tmp_path: Path) -> None:
@@ -179,3 +182,67 @@ def test_what_runs_coreml_says_how(device: devices.Device) -> None:
         assert list(device.lengths) == sorted(set(device.lengths))
     else:
         assert device.compute_units is None
+
+
+def files(root: Path, **contents: str) -> Path:
+    for path, text in contents.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n", encoding="utf-8")
+    return root
+
+
+def siblings(root: Path, *groups: str) -> Path:
+    """CPU i shares its core with ``groups[i]``."""
+    return files(
+        root, **{f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": text for i, text in enumerate(groups)}
+    )
+
+
+def test_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert machine.physical_cores(tmp_path) == 4  # nothing told
+    siblings(tmp_path, "0,2", "1,3", "0,2", "1,3")
+    assert machine.physical_cores(tmp_path) == 2
+    assert default_threads(tmp_path) == 2
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2}, raising=False)
+    assert default_threads(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("contents", "quota", "threads"),
+    [
+        ({}, math.inf, 4),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, math.inf, 4),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "250000 100000"}, 2.5, 2),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5, 1),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "nonsense"}, math.inf, 4),
+        (  # a group of the parent's is a limit too
+            {
+                "proc/self/cgroup": "0::/pod/app",
+                "sys/fs/cgroup/pod/app/cpu.max": "max 100000",
+                "sys/fs/cgroup/pod/cpu.max": "300000 100000",
+            },
+            3.0,
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "7:cpuset:/\n4:cpu,cpuacct:/docker/1\n0::/",
+                "sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            2.0,
+            2,
+        ),
+    ],
+)
+def test_a_quota_limits_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: dict[str, str], quota: float, threads: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    files(tmp_path, **contents)
+    assert machine.cpu_quota(tmp_path) == quota
+    assert default_threads(tmp_path) == threads

@@ -18,6 +18,7 @@ from runtime.metrics import METRICS
 from train.calibration import PASS_FILE, calibrate, read_policy
 from train.checkpoint import load_checkpoint
 from train.evaluation import Predictions, layer_scores
+from train.rules import Keep
 from train.tasks import task_of
 
 INT8 = ExportOptions(precision="int8")
@@ -28,7 +29,7 @@ def calibrated(checkpoint: Path, data_folder: Path, tmp_path: Path) -> tuple[Pat
     """A checkpoint, and the data that it was calibrated on: copies of both."""
     data = Path(shutil.copytree(data_folder, tmp_path / "data"))
     copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-    calibrate(copy, data, criterion="confidence", keep=0.9)
+    calibrate(copy, data, criterion="confidence", rule=Keep(0.9))
     return copy, data
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporters import onnxruntime
+from exporters import onnxruntime, tensorrt
 from exporters.options import ExportOptions
 from runtime.errors import InputError
 
@@ -21,3 +21,9 @@ def test_a_precision_the_target_has_not_is_refused() -> None:
 def test_an_option_of_another_target_is_refused() -> None:
     with pytest.raises(InputError, match="--target-version does not go with target onnxruntime"):
         ExportOptions(target_version="ios18").checked_for("onnxruntime", onnxruntime)
+
+
+def test_threads_are_for_what_runs_on_a_cpu() -> None:
+    assert ExportOptions(threads=2).checked_for("onnxruntime", onnxruntime).threads == 2
+    with pytest.raises(InputError, match="--threads does not go with target tensorrt"):
+        ExportOptions(threads=2).checked_for("tensorrt", tensorrt)

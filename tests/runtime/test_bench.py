@@ -11,10 +11,12 @@ import pytest
 
 import devices
 import runtime.bench
+from runtime.backends import host, onnxruntime
 from runtime.bench import BenchResult, bench, command
 from runtime.console import status_of
 from runtime.errors import BerxitError
 from runtime.measurement import Latency, Line, Measured
+from runtime.policies import ExitPolicy
 
 LAPTOP = devices.Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
 SHORT = ["--queries", "1", "--seconds", "0", "--thresholds", "3", "--threads", "1", "--quiet"]
@@ -85,6 +87,8 @@ def test_the_json_says_what_was_measured_and_how(found: dict[str, Any], bundle: 
     assert found["machine"]["cores"] == devices.usable_cores()
     assert {"python", "numpy", "onnxruntime"} <= set(found["versions"])
     assert 0 <= found["self_check"] < 1e-3
+    assert found["lazy"] is False
+    assert found["memory_mib"] is None or found["memory_mib"] > 10
 
 
 def test_every_exit_is_measured(found: dict[str, Any]) -> None:
@@ -150,6 +154,34 @@ def test_the_tables_hold_every_point() -> None:
         ["calibrated", "1.50", "25%", "3.20", "3.21", "3.22", "3.23", "1.25x", "0.7600"],
     ]
     assert exits.rows == [["calibrated policy", "50.0%", "50.0%"]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_memory_is_told_and_lazy_loads_before_it_what_inputs_need(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    opened: list[str] = []
+    real = onnxruntime.open_session
+
+    def noted(path: Path, *arguments: object) -> object:
+        opened.append(path.stem)
+        return real(path, *arguments)
+
+    def resident() -> float:
+        loaded.append(len(opened))
+        return 123.4
+
+    monkeypatch.setattr(onnxruntime, "open_session", noted)
+    monkeypatch.setattr(host, "_opened", type(host._opened)())
+    monkeypatch.setattr(devices, "resident_mib", resident)
+    monkeypatch.setattr(ExitPolicy, "exits", lambda self, layer, certainty: certainty > -1)  # all leave at once
+    short = {"threads": 1, "thresholds": 1, "queries": 1, "seconds": 0, "warmup": 1}
+    result = bench(bundle, lazy=True, **short)  # type: ignore[arg-type]
+    assert loaded == [2]
+    assert len(opened) == 4
+    assert (result.lazy, result.memory_mib) == (True, 123.4)
+    assert "123 MiB resident once every input was answered as calibrated, with the layers that" in result.text()
 
 
 def test_without_data_the_golden_inputs_are_measured(bundle: Path) -> None:

@@ -63,6 +63,16 @@ def test_a_segment_runs_at_least_once(copy: Path) -> None:
         read_manifest(copy)
 
 
+def test_threads_are_written_where_the_bundle_asks_for_some(bundle: Path, copy: Path) -> None:
+    assert "threads" not in json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    asking = replace(read_manifest(bundle), threads=3)
+    write_manifest(asking, copy)
+    assert read_manifest(copy) == asking
+    change(copy, lambda data: data.update(threads=0))
+    with pytest.raises(BerxitError, match=r"manifest\.json: threads is 0: it must be at least 1"):
+        read_manifest(copy)
+
+
 def test_every_file_of_the_bundle_is_accounted_for(bundle: Path) -> None:
     there = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert set(files_of(read_manifest(bundle))) == there - {"manifest.json"}

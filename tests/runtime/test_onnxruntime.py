@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from runtime.errors import BerxitError, InputError
 from runtime.golden import read_golden
 from runtime.runner import EarlyExitRunner
 from runtime.tokenization import TokenBatch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,16 @@ def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest
     assert (first != second).any()
 
 
+def test_what_layers_share_is_open_for_all_of_them(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+    again = dataclasses.replace(manifest.segments[1], layer=2)
+    shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
+    lazy = open_backend(bundle, shared, 1, lazy=True)
+    lazy.layer(1, lazy.embed(read_golden(bundle, manifest).batch(0)))
+    assert opened == ["embeddings", "layer_01"]
+    assert lazy.opening_seconds(2) == 0.0  # type: ignore[attr-defined]
+    assert lazy.opening_seconds(3) > 0.0  # type: ignore[attr-defined]
+
+
 def test_runners_of_one_bundle_share_its_sessions(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     backends = [open_backend(bundle, manifest, 1) for _ in range(3)]
     assert opened == ["embeddings", "layer_01", "layer_02", "layer_03"]
@@ -183,6 +196,46 @@ def test_lazy_is_refused_by_a_back_end_that_cannot(
     monkeypatch.setitem(BACKENDS, "onnxruntime", (dataclasses.replace(BACKENDS["onnxruntime"][0], lazy=False),))
     with pytest.raises(InputError, match="back end 'onnxruntime' opens all layers at once: leave lazy away"):
         open_backend(bundle, manifest, lazy=True)
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+from runtime.backends import open_backend
+from runtime.bundle import read_manifest
+from runtime.tokenization import TokenBatch
+from runtime.tuning import full_depth
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+def rows(count, length):
+    return TokenBatch.pad([[2] * length] * count, [[0] * length] * count, 0)
+
+backend = open_backend(Path(sys.argv[1]), read_manifest(sys.argv[1]), 1)
+full_depth(backend, rows(1, 32))
+before = resident()
+for length in range(2, 33):
+    full_depth(backend, rows(1000, length))
+varied = resident() - before
+full_depth(backend, rows(1, 32))
+after = resident() - before
+full_depth(backend, rows(1000, 32))
+print(varied, after, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_memory_does_not_grow_with_every_length_and_is_given_back_after_a_large_batch(bundle: Path) -> None:
+    """In a process of its own: the arena is shared."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(bundle)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    varied, after, longest = map(float, done.stdout.split())
+    assert longest > 16  # MiB: enough to be seen
+    assert varied < 3 * longest
+    assert after < longest / 2
 
 
 def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:

@@ -12,8 +12,11 @@ import pytest
 from stored_backend import StoredBackend
 
 from runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
+from runtime.bundle import read_manifest, write_manifest
+from runtime.placement import choose_device
 from runtime.policies import softmax
-from runtime.tokenization import Text
+from runtime.runner import parts
+from runtime.tokenization import Text, TokenBatch
 
 TEXTS: list[Text] = [
     "the cat sat on the mat",
@@ -73,6 +76,48 @@ def test_a_batch_keeps_its_order(runner: EarlyExitRunner) -> None:
     back = runner.predict_batch(TEXTS[::-1], threshold=0.7)[::-1]
     for one, other in zip(forth, back, strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 24, 40])
+def test_a_batch_in_parts_answers_in_order(
+    runner: EarlyExitRunner, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    whole = runner.predict_batch(TEXTS, threshold=0.7)
+    monkeypatch.setattr(runner.backend, "tokens_at_once", tokens)
+    for one, other in zip(runner.predict_batch(TEXTS, threshold=0.7), whole, strict=True):
+        assert_same(one, other)
+    assert [answer.truncated for answer in runner.predict_batch(["cat", LONG, "a dog"])] == [False, True, False]
+
+
+def test_parts_hold_rows_of_similar_length_and_so_many_tokens_at_most() -> None:
+    lengths = np.array([30, 3, 8, 4, 40, 8, 3])
+    assert [part.tolist() for part in parts(lengths, 16)] == [[1, 6, 3], [2, 5], [0], [4]]
+    assert [part.tolist() for part in parts(lengths, 7 * 40)] == [[0, 1, 2, 3, 4, 5, 6]]
+    assert [part.tolist() for part in parts(np.array([9]), 1)] == [[0]]
+    many = np.random.default_rng(0).integers(1, 129, 10_000)
+    cut = parts(many, 1024)
+    assert sorted(np.concatenate(cut).tolist()) == list(range(10_000))
+    assert max(len(part) * many[part].max() for part in cut) <= 1024
+    assert sum(len(part) * many[part].max() for part in cut) < 1.1 * many.sum()
+
+
+def test_however_many_texts_so_many_tokens_go_through_a_layer(
+    runner: EarlyExitRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    embed = runner.backend.embed
+
+    def noted(batch: TokenBatch) -> Any:
+        shapes.append(batch.input_ids.shape)
+        return embed(batch)
+
+    monkeypatch.setattr(runner.backend, "embed", noted)
+    answers = runner.predict_batch(TEXTS * 100, threshold=0.0)
+    assert len(answers) == 600
+    assert max(rows * length for rows, length in shapes) <= 1024
+    assert sum(rows for rows, _ in shapes) == 600
+    latencies = [answer.latency_ms for answer in answers]
+    assert latencies[1] < latencies[2]  # the short ones go first; the clock is the call's
 
 
 def test_a_pair_is_answered_as_a_pair(bundle: Path) -> None:
@@ -236,3 +281,15 @@ def test_an_unknown_device_is_refused(bundle: Path) -> None:
 def test_less_than_one_thread_is_refused(bundle: Path, threads: int) -> None:
     with pytest.raises(InputError, match=f"threads is {threads}"):
         EarlyExitRunner.load(bundle, threads=threads)
+
+
+def test_threads_are_the_callers_else_the_bundles_else_the_devices(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Path(shutil.copytree(bundle, tmp_path / "asking"))
+    write_manifest(dataclasses.replace(read_manifest(bundle), threads=3), asking)
+    profile = dataclasses.replace(choose_device("cpu", "onnxruntime"), threads=2)
+    monkeypatch.setattr("runtime.runner.choose_device", lambda *_: profile)
+    assert EarlyExitRunner.load(asking, threads=1).backend.threads == 1
+    assert EarlyExitRunner.load(asking).backend.threads == 3
+    assert EarlyExitRunner.load(bundle).backend.threads == 2

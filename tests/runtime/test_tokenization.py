@@ -129,3 +129,13 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(BerxitError, match=r"cannot read tokenizer .*tokenizer\.json"):
         TextTokenizer(tmp_path / "tokenizer.json", 12, 0)
+
+
+def test_rows_are_taken_without_padding_that_none_of_them_needs() -> None:
+    batch = TokenBatch.pad([[5], [6, 7, 8, 9], [6, 7]], [[0], [0, 0, 1, 1], [0, 1]], 3, (False, True, False))
+    some = batch.take(np.array([2, 0]))
+    assert some.input_ids.tolist() == [[6, 7], [5, 3]]
+    assert some.token_type_ids.tolist() == [[0, 1], [0, 0]]
+    assert some.attention_mask.tolist() == [[1, 1], [1, 0]]
+    assert some.truncated == (False, False)
+    assert batch.take(np.array([1])).truncated == (True,)

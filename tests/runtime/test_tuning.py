@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from runtime.bundle import Manifest, read_manifest
 from runtime.console import status_of
 from runtime.errors import BerxitError, InputError
 from runtime.runner import EarlyExitRunner
-from runtime.tuning import thread_counts, tune
+from runtime.tuning import fastest, thread_counts, tune
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,38 @@ def test_the_fastest_comes_first(bundle: Path, manifest: Manifest, slow_on_two_t
     assert slow_on_two_threads == [*there, *back]
 
 
-def test_a_runner_takes_the_fastest(bundle: Path, slow_on_two_threads: list[tuple[str, int]]) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_the_fastest_is_remembered_for_bundle_and_machine(
+    bundle: Path, manifest: Manifest, cache: Path, slow_on_two_threads: list[tuple[str, int]]
+) -> None:
+    found = fastest(bundle, manifest, backend="onnxruntime")
+    opened = len(slow_on_two_threads)
+    assert fastest(bundle, manifest, backend="onnxruntime") == found
+    assert len(slow_on_two_threads) == opened
+    other = dataclasses.replace(manifest, golden=dataclasses.replace(manifest.golden, sha256="0"))
+    fastest(bundle, other, backend="onnxruntime", threads=1)
+    assert len(slow_on_two_threads) == opened + 2
+    for file in (cache / "tuned").iterdir():
+        file.write_text("{}", encoding="utf-8")
+    assert fastest(bundle, manifest, backend="onnxruntime").threads == found.threads  # damaged: measured again
+    assert len(slow_on_two_threads) == 2 * opened + 2
+
+
+def test_where_nothing_can_be_written_it_is_measured_again(
+    bundle: Path, manifest: Manifest, cache: Path, slow_on_two_threads: list[tuple[str, int]]
+) -> None:
+    (cache / "tuned").touch()  # a file where the folder should be
+    for _ in range(2):
+        assert fastest(bundle, manifest, backend="onnxruntime").threads == 1
+    assert len(slow_on_two_threads) == 8
+
+
+def test_a_runner_takes_the_fastest(bundle: Path, cache: Path, slow_on_two_threads: list[tuple[str, int]]) -> None:
     runner = EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")
     assert (runner.backend.name, runner.backend.threads) == ("onnxruntime", 1)
     assert EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime", threads=2).backend.threads == 2

@@ -23,7 +23,7 @@ from small_tokenizers import SIZES, small_tokenizers
 
 from runtime.backends.coreml import CoreMLBackend
 from runtime.bundle import Manifest
-from runtime.deadline import Deadline
+from runtime.deadline import Deadline, Pace, end_of
 from runtime.errors import InputError
 from runtime.policies import ExitPolicy, certainties, exit_layers
 from runtime.tokenization import Text, TextTokenizer, TokenBatch
@@ -139,7 +139,8 @@ def deadlines() -> Iterator[dict[str, Any]]:
                 policy = ExitPolicy.uniform("confidence", threshold, exits[-1])
                 took = rng.uniform(1e-3, 6e-3, size=len(exits)) * np.diff([0, *exits])
                 times = (100 + np.cumsum([0.0, *took])).tolist()
-                deadline = Deadline(policy, exits, milliseconds, times[0], iter(times).__next__)
+                end = end_of(milliseconds, times[0])
+                deadline = Deadline(policy, exits, end, Pace(), clock=iter(times).__next__)  # of a new runner
                 certainty = rng.uniform(size=(len(exits), 1)).astype(np.float32)
                 stops = [deadline.exits(layer, sure) for layer, sure in zip(exits, certainty, strict=True)]
                 yield {

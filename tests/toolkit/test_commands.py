@@ -183,11 +183,12 @@ def test_what_is_said_goes_before_the_devices_profile(copy: Path) -> None:
 
 
 def test_export_with_fewer_exits_calibrates_for_them(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("export", copy, "--target", "onnxruntime", "--exits", "2", "--quiet") == 0
+    assert run("export", copy, "--target", "onnxruntime", "--exits", "2", "--threads", "1", "--quiet") == 0
     said = capsys.readouterr().out
     assert "calibrated for these exits: confidence threshold" in said
     assert "layer 01" not in said
     bundle = copy.with_name(f"{copy.name}-onnxruntime")
+    assert json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["threads"] == 1
     assert run("inspect", bundle) == 0
     said = capsys.readouterr().out
     assert "layers 1 to 2" in said

@@ -59,6 +59,9 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
     help="int8 on onnxruntime: run the calibration data through the bundle, say what it costs, and choose the threshold"
     " from what it says.  [default: --scores]",
 )
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="onnxruntime: CPU threads that the bundle asks for.  [default: none]"
+)
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
@@ -74,6 +77,7 @@ def command(
     target_version: str | None,
     exits: tuple[int, ...] | str,
     scores: bool,
+    threads: int | None,
     layout: str | None,
     force: bool,
     quiet: bool,
@@ -100,7 +104,7 @@ def command(
         checkpoint,
         target,
         output,
-        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits),
+        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads),
         force=force,
         scores=scores,
         progress=progress_bar("exporting", quiet),

@@ -1,0 +1,222 @@
+"""Are deadlines met, and how deep do answers get in time? And how long does an app wait for ``import runtime``?
+
+    python benchmarks/deadline.py BUNDLE [--data DATA] [--threads 2] [--calls 1000] --output deadline
+
+The 99th percentile of what the first exit takes is measured on the inputs. Then every input is asked under deadlines of
+1, 1.5, 2 and 4 times that, which take turns, by a policy that is never sure, so that the deadline alone stops it. The
+first exit without a deadline takes turns with them: what it misses of its own 99th percentile nothing can meet. Time is
+taken outside, around ``predict``. The import is timed in fresh processes. README.md here says more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+import numpy as np
+
+import devices
+from runtime import EarlyExitRunner
+from runtime.console import debug_option, progress_bar, run
+from runtime.examples import find_split, read_examples
+from runtime.golden import read_golden
+from runtime.json_data import write_json
+from runtime.tables import markdown_table, plural
+from runtime.tokenization import Text
+
+FACTORS = (1.0, 1.5, 2.0, 4.0)
+"""Deadlines, over the 99th percentile of the first exit."""
+MET = 0.99
+IMPORT_S = 0.25
+HEAVY = ("torch", "transformers", "onnx")
+IMPORT = f"""
+import json, sys, time
+start = time.perf_counter()
+import runtime
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted(set({HEAVY!r}) & set(sys.modules))]))
+"""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How calls under one deadline went."""
+
+    deadline: str
+    deadline_ms: float
+    met: float
+    """The share that was answered in time."""
+    average_exit_layer: float
+    p50_ms: float
+    p99_ms: float
+    holds: bool | None
+    """Whether enough were; None where that is no promise."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """``import runtime`` in fresh processes."""
+
+    seconds: tuple[float, ...]
+    heavy: tuple[str, ...]
+    """What it loaded that it must not."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def holds(self) -> bool:
+        return self.median <= IMPORT_S and not self.heavy
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Inputs; the bundle's golden inputs by default.")
+@click.option("--split", default="dev", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
+@click.option("--backend", help="What runs the segments.  [default: the first installed]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--calls", default=1000, show_default=True, type=click.IntRange(min=1), help="Per deadline.")
+@click.option("--imports", default=11, show_default=True, type=click.IntRange(min=1), help="Fresh processes.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@debug_option
+def command(
+    bundle: Path,
+    data: Path | None,
+    split: str,
+    limit: int | None,
+    backend: str | None,
+    threads: int | None,
+    calls: int,
+    imports: int,
+    output: Path,
+    quiet: bool,
+) -> None:
+    """Measure whether deadlines are met by BUNDLE on this machine."""
+    runner = EarlyExitRunner.load(bundle, backend=backend, threads=threads)
+    model = runner.manifest.model
+    inputs: Sequence[Text] = read_golden(bundle, runner.manifest).inputs
+    if data is not None:
+        path = find_split(data, split)
+        inputs = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit).texts
+    before = devices.read_sensors()
+    imported = time_imports(imports)
+    with progress_bar("measuring", quiet)(calls * (len(FACTORS) + 2)) as bar:
+        for text in inputs:  # a length that is new costs more, once
+            call(runner, text, 1e6)
+        first = []
+        for i in range(calls):
+            first.append(call(runner, inputs[i % len(inputs)], None)[0])
+            bar.update(1)
+        p99 = float(np.percentile(first, 99))
+        kept = measure(runner, inputs, p99, calls, bar.update)
+    conditions = {
+        "bundle": str(bundle),
+        "backend": runner.backend.name,
+        "threads": runner.backend.threads,
+        "layers": runner.backend.layers,
+        "inputs": len(inputs),
+        "calls": calls,
+        "machine": dataclasses.asdict(devices.this_machine()),
+        "versions": {name: metadata.version(name) for name in ("berxit", "numpy", "tokenizers")},
+        "before": dataclasses.asdict(before),
+        "after": dataclasses.asdict(devices.read_sensors()),
+    }
+    text = "\n\n".join(
+        [
+            f"{bundle} by {runner.backend.name}; {devices.this_machine()}, {plural(runner.backend.threads, 'thread')};"
+            f" {plural(len(inputs), 'input')}, {calls} calls each, in turns;"
+            f" the first exit's p50 is {np.median(first):.2f} ms, its p99 {p99:.2f} ms",
+            _table(kept),
+            f"import runtime: {1e3 * imported.median:.0f} ms, median of {len(imported.seconds)} fresh processes"
+            f" ({'holds' if imported.holds else 'does not hold'}: <= {1e3 * IMPORT_S:.0f} ms, without"
+            f" {', '.join(HEAVY)}{'; it loads ' + ', '.join(imported.heavy) if imported.heavy else ''})",
+        ]
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    measured = {
+        "first_exit_p99_ms": p99,
+        "deadlines": [dataclasses.asdict(each) for each in kept],
+        "import": {**dataclasses.asdict(imported), "median": imported.median, "holds": imported.holds},
+    }
+    write_json({**conditions, **measured}, output / "deadline.json")
+    (output / "deadline.md").write_text(text + "\n", encoding="utf-8")
+    click.echo(f"\n{text}\n\nwritten: {output / 'deadline.json'}, {output / 'deadline.md'}")
+
+
+def measure(
+    runner: EarlyExitRunner, inputs: Sequence[Text], p99: float, calls: int, advance: Callable[[int], None]
+) -> list[Kept]:
+    """The first exit without a deadline, then every deadline: ``calls`` calls each, in shuffled turns."""
+    order = random.Random(0)
+    ways = {"the first exit, no deadline": None, **{f"{factor:g} x p99": factor * p99 for factor in FACTORS}}
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
+    for i in range(calls):
+        for name in order.sample(list(ways), len(ways)):
+            found[name].append(call(runner, inputs[i % len(inputs)], ways[name]))
+        advance(len(ways))
+    return [
+        _kept(name, ways[name] or p99, calls_of, promised=ways[name] is not None) for name, calls_of in found.items()
+    ]
+
+
+def call(runner: EarlyExitRunner, text: Text, deadline_ms: float | None) -> tuple[float, int]:
+    """Milliseconds by the clock outside, and the exit layer; without a deadline the first exit's."""
+    parts = text if isinstance(text, tuple) else (text,)
+    depth = runner.backend.exits[0] if deadline_ms is None else runner.backend.layers
+    runner.policy = runner.policy.at_depth(depth)
+    start = time.perf_counter()
+    answer = runner.predict(*parts, deadline_ms=deadline_ms)
+    return 1e3 * (time.perf_counter() - start), answer.exit_layer
+
+
+def time_imports(processes: int) -> Import:
+    found = []
+    for _ in range(processes):
+        done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+    heavy = {name for _, names in found for name in names}
+    return Import(tuple(seconds for seconds, _ in found), tuple(sorted(heavy)))
+
+
+def _kept(deadline: str, milliseconds: float, calls: Sequence[tuple[float, int]], promised: bool) -> Kept:
+    taken, layers = (np.array(column) for column in zip(*calls, strict=True))
+    met = float((taken <= milliseconds).mean())
+    p50, p99 = np.percentile(taken, [50, 99])
+    holds = met >= MET if promised else None
+    return Kept(deadline, milliseconds, met, float(layers.mean()), float(p50), float(p99), holds)
+
+
+def _table(kept: Sequence[Kept]) -> str:
+    holds = {True: "yes", False: "no", None: ""}
+    return markdown_table(
+        ["deadline", "ms", "met", "average exit layer", "p50 ms", "p99 ms", f"{MET:.0%} met"],
+        [
+            [
+                each.deadline,
+                f"{each.deadline_ms:.2f}",
+                f"{each.met:.1%}",
+                f"{each.average_exit_layer:.2f}",
+                f"{each.p50_ms:.2f}",
+                f"{each.p99_ms:.2f}",
+                holds[each.holds],
+            ]
+            for each in kept
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run(command)
