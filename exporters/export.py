@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from devices import recognise, this_machine
 from exporters.bundle_scores import bundle_pass, calibration_pass, calibration_texts, compare, in_words
 from exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
 from exporters.options import ExportOptions
@@ -214,8 +215,14 @@ def automatic_exits(
 ) -> Placement:
     """Exits where they pay: measured on two bundles, one with all exits and one with the last only, on this machine.
 
-    Raises InputError for a checkpoint that was not calibrated: nobody knows where its inputs would leave.
+    Raises InputError for a checkpoint that was not calibrated: nobody knows where its inputs would leave; and on a
+    machine that does not run the target.
     """
+    here = recognise(this_machine())
+    if target not in here.targets:
+        raise InputError(
+            f"--exits auto measures here, and a {here.name} does not run {target}: name them, as --exits 2,4"
+        )
     if calibrated is None:
         raise InputError(f"--exits auto needs to know where inputs leave: run berxit-calibrate {checkpoint} first")
     layers = calibrated.policy.layers

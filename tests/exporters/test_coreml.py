@@ -17,11 +17,12 @@ import torch
 from conftest import ENCODERS, shared
 from test_export import checkpoint_of
 
+from devices import find
 from exporters import coreml
 from exporters import export as export_module
 from exporters.coreml import checking_backend
 from exporters.export import export
-from exporters.mil_executor import open_package, ops_of
+from exporters.mil_executor import open_package, ops_of, types_of
 from exporters.options import ExportOptions
 from exporters.segments import Segments, cut
 from runtime.bundle import Manifest, files_of, read_manifest, sha256
@@ -68,7 +69,7 @@ def hidden_gap(checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROW
         with torch.no_grad():
             expected = model(row, torch.ones_like(row), types, output_hidden_states=True)
         state = backend.embed(TokenBatch.pad([ids], types.tolist(), manifest.model.pad_token_id))
-        for layer in range(manifest.model.layers + 1):
+        for layer in (0, *manifest.exits):
             if layer:
                 state, logits, lte = backend.layer(layer, state)
                 exits += [np.abs(logits - expected.logits[:, layer - 1].numpy()).max()]
@@ -114,7 +115,7 @@ def test_the_default_is_one_package_of_functions_in_fp16(made: Checkpoint, tmp_p
     assert [segment.function for segment in manifest.segments] == names
     assert set(open_package(tmp_path / "bundle/segments/model.mlpackage")) == set(names)
     hidden = next(o for o in manifest.segments[0].outputs if o.role == "hidden")
-    assert (hidden.dtype, hidden.shape) == ("float16", (1, "length", 32))
+    assert (hidden.dtype, hidden.shape) == ("float32", (1, "length", 32))
     outputs = {o.role: (o.dtype, o.shape) for o in manifest.segments[1].outputs}
     assert outputs["logits"] == ("float32", (1, 2))
     assert outputs["lte"] == ("float32", (1,))
@@ -140,7 +141,58 @@ def test_the_neural_engines_layout_is_convolutions_without_transpositions(made: 
     ops = ops_of(tmp_path / "bundle/segments/model.mlpackage")["layer_01"]
     assert ops.count("conv") == 6  # qkv, output, up, down, classifier, lte
     assert not {"linear", "transpose"} & set(ops)
-    assert manifest.segments[1].inputs[0].shape == (1, 32, 1, "length")
+    assert (manifest.segments[1].inputs[0].dtype, manifest.segments[1].inputs[0].shape) == (
+        "float16", (1, 32, 1, "length"),
+    )  # fmt: skip
+
+
+def test_only_the_neural_engines_layout_keeps_hidden_states_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
+    gaps = {}
+    for layout in ("tokens", "ane"):
+        export(made("bert"), "coreml", tmp_path / layout, options=ExportOptions(layout=layout))
+        types = types_of(tmp_path / layout / "segments/model.mlpackage")["layer_02"]
+        assert {types[f"layer_02_{norm}"] for norm in ("attention_norm", "output_norm")} == {
+            np.float32 if layout == "tokens" else np.float16
+        }
+        assert {types[f"layer_02_{product}"] for product in ("qkv", "output", "up", "down")} == {np.float16}
+        gaps[layout] = hidden_gap(made("bert"), tmp_path / layout)[0]
+    assert gaps["tokens"] < 0.8 * gaps["ane"]
+
+
+@pytest.mark.parametrize(("version", "layout"), [("ios18", "tokens"), ("ios16", "ane")])
+def test_layers_without_an_exit_run_in_the_next_ones_segment(
+    version: str, layout: str, made: Checkpoint, tmp_path: Path
+) -> None:
+    checkpoint = made("bert")
+    options = ExportOptions("fp32", target_version=version, layout=layout, exits=(2,))
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)
+    assert manifest.exits == (2, 3)
+    states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
+    assert states <= LIMITS["fp32"]
+    assert exits <= LIMITS["fp32"]
+
+
+def test_exits_are_only_measured_where_coreml_runs(
+    made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "recognise", lambda machine: find("cpu"))
+    with pytest.raises(InputError, match="--exits auto measures here, and a cpu does not run coreml: name them"):
+        export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(exits="auto"))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("version", ["ios18", "ios16"])
+def test_a_segment_of_several_albert_layers_holds_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
+    checkpoint, stored = made("albert"), {}
+    for exits in ((1, 2, 3), (3,)):
+        bundle = tmp_path / f"{len(exits)} exits"
+        manifest = export(checkpoint, "coreml", bundle, options=ExportOptions(target_version=version, exits=exits))
+        stored[manifest.exits] = sum(file.stat().st_size for file in bundle.rglob("weight.bin"))
+        assert hidden_gap(checkpoint, bundle)[0] <= LIMITS["fp16"]
+    if version == "ios18":
+        assert stored[3,] <= stored[1, 2, 3]
+    else:  # one package with a body, beside the embeddings, instead of three
+        assert stored[3,] < 0.6 * stored[1, 2, 3]
 
 
 def size(folder: Path) -> int:

@@ -51,7 +51,7 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--exits",
     callback=_exits,
-    help="onnxruntime: the layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
+    help="onnxruntime, coreml: the layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
 )
 @click.option(
     "--scores/--no-scores",
