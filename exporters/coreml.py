@@ -31,6 +31,7 @@ comes first: it is what Apple's Neural Engine computes in, and half the download
 OPTIONS = frozenset({"lengths", "max_batch", "target_version", "layout", "exits"})
 """Which of ExportOptions the target takes, beside precision."""
 PACKAGES = ("coremltools",)
+EVERY_LENGTH = True
 MAX_BATCH = 1
 PROOF = (
     "verified: graph and weights of every saved package, executed in numpy. Apple's runtime was not run here:"
