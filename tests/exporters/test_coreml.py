@@ -18,7 +18,7 @@ from conftest import ENCODERS, shared
 from test_export import checkpoint_of
 
 from devices import find
-from exporters import coreml
+from exporters import coreml, mil_weights
 from exporters import export as export_module
 from exporters.coreml import checking_backend
 from exporters.export import export
@@ -204,18 +204,20 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def test_an_albert_body_is_stored_once(tokenizer_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "layout"), [("fp32", "tokens"), ("fp16", "tokens"), ("fp16", "ane")])
+def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_folder: Path, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(
         shared("models", "rxnmapper-albert"), tmp_path / "albert", tokenizer=tokenizer_folder, layers=6
     )
-    options = ExportOptions("fp32")
+    options = ExportOptions(precision, layout=layout)
     manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)
     model, _ = load_checkpoint(checkpoint)
-    once = 4 * sum(parameter.numel() for parameter in model.parameters())  # one body, all heads, embeddings
+    parameters = sum(parameter.numel() for parameter in model.parameters())  # one body, all heads, embeddings
+    once = np.dtype(np.float32 if precision == "fp32" else np.float16).itemsize * parameters
     assert size(tmp_path / "bundle" / manifest.segments[0].file) <= 1.1 * once
     states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
-    assert states <= 1e-5
-    assert exits <= 1e-5
+    assert states <= LIMITS[precision]
+    assert exits <= LIMITS[precision]
 
 
 def test_real_bert_in_fp16_stays_near(tmp_path: Path) -> None:
@@ -250,6 +252,33 @@ def test_int8_takes_half_of_fp16_on_real_weights(tokenizer_folder: Path, tmp_pat
     assert max(manifest.parity.max_diff) <= manifest.parity.atol
 
 
+@pytest.mark.parametrize(
+    ("family", "precision", "version", "layout", "op"),
+    [
+        ("roberta", "int8", "ios16", "ane", "constexpr_affine_dequantize"),
+        ("distilbert", "palette6", "ios18", "ane", "constexpr_lut_to_dense"),
+        ("albert", "palette4", "ios16", "tokens", "constexpr_lut_to_dense"),
+    ],
+)
+def test_compressed_weights_in_every_form(
+    family: str,
+    precision: str,
+    version: str,
+    layout: str,
+    op: str,
+    made: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mil_weights, "SMALLEST", 1000)  # the tiny models' matrices have 1024 elements and more
+    options = ExportOptions(precision, target_version=version, layout=layout)
+    manifest = export(made(family), "coreml", tmp_path / "bundle", options=options)
+    for segment in manifest.segments[1:]:
+        ops = ops_of(tmp_path / "bundle" / segment.file)[segment.function or "main"]
+        assert ops.count(op) == 4  # qkv, output, up, down; exits stay as they are
+        assert ops.count("conv" if layout == "ane" else "linear") == 6
+
+
 @pytest.mark.parametrize("precision", ["palette6", "palette4"])
 def test_palettes_are_smaller_and_near(precision: str, made: Checkpoint, tmp_path: Path) -> None:
     sizes = {}
@@ -275,6 +304,19 @@ def test_exits_that_differ_stop_the_export(made: Checkpoint, tmp_path: Path, mon
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(checkpoint, "coreml", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_exits_below_the_floor_of_psnr_stop_the_export(
+    made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(coreml.LEAST_PSNR, "fp16", 120.0)  # as if float32
+    with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*PSNR \d+ dB \(at least: 120\)\. Nothing was written"):
+        export(made("bert"), "coreml", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_every_precision_has_its_floors() -> None:
+    assert set(coreml.LEAST_PSNR) == set(coreml.PRECISIONS)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +345,10 @@ def test_lengths_end_where_the_model_does(made: Checkpoint, tmp_path: Path) -> N
     assert (manifest.lengths, manifest.model.max_length) == ((8,), 8)
     golden = json.loads((tmp_path / "short" / "golden.json").read_text(encoding="utf-8"))
     assert max(len(ids) for ids in golden["input_ids"]) <= 8
+    golden = json.loads((tmp_path / "long" / "golden.json").read_text(encoding="utf-8"))
+    counts = [len(ids) for ids in golden["input_ids"]]  # what the export checked, and a device will: every length
+    assert any(16 < count <= 32 for count in counts)
+    assert any(count <= 16 for count in counts)
 
 
 def test_a_package_takes_the_lengths_it_names_and_no_other(made: Checkpoint, tmp_path: Path) -> None:
