@@ -27,11 +27,15 @@ class Device:
     power_modes: tuple[str, ...] = ()
     """What ``nvpmodel`` offers, the strongest last: say which one a number was measured in."""
     lengths: tuple[int, ...] = ()
-    """Input lengths to prepare bundles for, as far as the model goes; empty: any. The Neural Engine wants them."""
+    """Input lengths to prepare bundles for, as far as the model goes; empty: any. The Neural Engine wants them. They go
+    with ``target_version``: an older system may take no list of lengths."""
+    layout: str | None = None
+    """How hidden states lie best, where a target knows several."""
     target_version: str | None = None
     """The oldest system to export for; Xavier ends with JetPack 5."""
     compute_units: str | None = None
-    """What CoreML may use, as coremltools names it: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY."""
+    """What CoreML should use, as coremltools names it: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY. Chosen where a bundle is
+    loaded: on a Mac this is the back end's default, an app says it to the Swift package."""
 
 
 def _board(*words: str) -> Callable[[Machine], bool]:
@@ -88,9 +92,9 @@ DEVICES: tuple[Device, ...] = (
     Device("mac", "Mac", ("coreml", "onnxruntime"), "fp16",
            _macos, "run this command on a Mac", target_version="macos15", compute_units="ALL"),
     Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE,
-           lengths=_POWERS_OF_TWO, target_version="ios18", compute_units="CPU_AND_NE"),
+           lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
     Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE,
-           lengths=_POWERS_OF_TWO, target_version="ios18", compute_units="CPU_AND_NE"),
+           lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
     Device("cpu", "any machine, on its CPU", ("onnxruntime",), "fp32",
            _any, "run this command on any machine"),
 )  # fmt: skip

@@ -28,9 +28,12 @@ from runtime.progress import Bar
 PRECISIONS = {"fp16": 2e-2, "fp32": 1e-4, **{name: chosen.tolerance for name, chosen in COMPRESSIONS.items()}}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). fp16
 comes first: it is what Apple's Neural Engine computes in, and half the download; float32 runs on CPU and GPU only."""
-OPTIONS = frozenset({"lengths", "max_batch", "target_version", "layout"})
+LEAST_PSNR = {"fp32": 90.0, "fp16": 45.0, "int8": 25.0, "palette6": 20.0, "palette4": 10.0}
+"""And the PSNR in dB that its logits must reach, whatever their size; docs/coreml.md has what trained models have."""
+OPTIONS = frozenset({"lengths", "max_batch", "target_version", "layout", "exits"})
 """Which of ExportOptions the target takes, beside precision."""
 PACKAGES = ("coremltools",)
+EVERY_LENGTH = True
 MAX_BATCH = 1
 PROOF = (
     "verified: graph and weights of every saved package, executed in numpy. Apple's runtime was not run here:"
@@ -64,20 +67,21 @@ def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar
     """
     version, form = VERSIONS[_version(options)], _form(options, segments)
     (folder / "segments").mkdir()
-    written: list[tuple[str, MilSegment]] = []
+    written: list[tuple[int, str, MilSegment]] = []
     with _little_garbage(), tempfile.TemporaryDirectory(prefix="berxit-") as scratch:
         packages = Path(scratch) if version.multifunction else folder / "segments"
         for segment in (None, *segments.layers):
-            name = "embeddings" if segment is None else f"layer_{segment.layer:02d}"
+            layer = segment.layer if segment else 0
+            name = f"layer_{layer:02d}" if segment else "embeddings"
             made = layer_model(segments, segment, form) if segment else embeddings_model(segments, form)
             made.model.save(str(packages / f"{name}.mlpackage"))
-            written.append((name, made))
+            written.append((layer, name, made))
             bar.update(1)
         if version.multifunction:
-            _join([name for name, _ in written], packages, folder / "segments" / "model.mlpackage")
+            _join([name for _, name, _ in written], packages, folder / "segments" / "model.mlpackage")
     digests: dict[str, str] = {}
     described = []
-    for layer, (name, made) in enumerate(written):
+    for layer, name, made in written:
         file = f"segments/{'model' if version.multifunction else name}.mlpackage"
         digests.setdefault(file, sha256(folder / file))
         function = name if version.multifunction else None

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from devices import recognise, this_machine
 from exporters.bundle_scores import bundle_pass, calibration_pass, calibration_texts, compare, in_words
 from exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
+from exporters.golden_samples import of_every_length
 from exporters.options import ExportOptions
 from exporters.segments import cut
 from runtime.backends import open_backend
@@ -43,8 +45,8 @@ checking_backend(folder, manifest, threads)         runs what was written, here 
 
 and, where it differs from the others, PACKAGES (what wrote it), MAX_BATCH (rows a segment takes), PROOF (what the
 parity check says, and what it does not), LEAST_PSNR (precision -> dB that every exit's logits must reach), SCORED (the
-precisions whose scores are measured on the calibration data) and with_defaults(options, segments), which fills in what
-is left open.
+precisions whose scores are measured on the calibration data), EVERY_LENGTH (whether golden inputs must come in each of
+the lengths) and with_defaults(options, segments), which fills in what is left open.
 """
 
 
@@ -65,7 +67,8 @@ class ExitParity:
 
     def __str__(self) -> str:
         mark = "✓" if self.good else "x"
-        off = f"max diff {self.max_diff:.1e} (atol: {self.atol:.0e}), PSNR {self.psnr:.0f} dB"
+        least = f" (at least: {self.least_psnr:.0f})" if math.isfinite(self.least_psnr) else ""
+        off = f"max diff {self.max_diff:.1e} (atol: {self.atol:.0e}), PSNR {self.psnr:.0f} dB{least}"
         return f"-[{mark}] layer {self.layer:02d}: {off}"
 
 
@@ -117,7 +120,11 @@ def export(
         longest = options.lengths[-1]
     with write_whole(output, force=force) as folder:
         shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
-        golden = make_golden(model, tokenizer, read_samples(checkpoint) or _plain_samples(model), folder, longest)
+        samples = read_samples(checkpoint) or _plain_samples(model)
+        device_tokenizer = TextTokenizer(folder / "tokenizer.json", longest, int(tokenizer.pad_token_id))
+        if getattr(writer, "EVERY_LENGTH", False):
+            samples = of_every_length(samples, options.lengths, device_tokenizer)
+        golden = make_golden(model, tokenizer, samples, folder, longest)
         write_golden(golden, folder / "golden.json")
         with progress(len(segments.layers) + 1) as bar:
             written = writer.write_segments(segments, folder, options, bar)
@@ -143,7 +150,6 @@ def export(
         backend = writer.checking_backend(folder, manifest, None)
         manifest = _checked(manifest, writer, backend, golden, checkpoint, report)
         if scores and calibrated and precision in getattr(writer, "SCORED", ()):
-            device_tokenizer = TextTokenizer(folder / "tokenizer.json", longest, manifest.model.pad_token_id)
             task = task_of(model.config)
             manifest = _scored(manifest, backend, device_tokenizer, task, checkpoint, calibrated, progress, report)
         if placed and manifest.calibration:
@@ -218,8 +224,14 @@ def automatic_exits(
 ) -> Placement:
     """Exits where they pay: measured on two bundles, one with all exits and one with the last only, on this machine.
 
-    Raises InputError for a checkpoint that was not calibrated: nobody knows where its inputs would leave.
+    Raises InputError for a checkpoint that was not calibrated: nobody knows where its inputs would leave; and on a
+    machine that does not run the target.
     """
+    here = recognise(this_machine())
+    if target not in here.targets:
+        raise InputError(
+            f"--exits auto measures here, and a {here.name} does not run {target}: name them, as --exits 2,4"
+        )
     if calibrated is None:
         raise InputError(f"--exits auto needs to know where inputs leave: run berxit-calibrate {checkpoint} first")
     layers = calibrated.policy.layers

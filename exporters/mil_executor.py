@@ -53,6 +53,10 @@ class MilFunction:
             values.update(step.run(values))
         return {name: values[var].astype(dtype) for name, var, dtype in self.outputs}
 
+    def types(self) -> dict[str, Any]:
+        """The name of each tensor that is computed -> its number type, as numpy's."""
+        return {var.name: _numpy_type(var) for step in self._steps for var in step.outputs}
+
     def _check(self, feeds: Arrays) -> None:
         if set(feeds) != set(self.inputs):
             raise BerxitError(f"the function takes {', '.join(self.inputs)}, and was given {', '.join(feeds)}")
@@ -77,6 +81,11 @@ def ops_of(path: Path) -> dict[str, list[str]]:
         name: [op.type for block in function.block_specializations.values() for op in block.operations]
         for name, function in spec.mlProgram.functions.items()
     }
+
+
+def types_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Function -> the name of each tensor that its ops give -> its number type."""
+    return {name: function.types() for name, function in open_package(path).items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ which the Neural Engine prefers: every linear layer a 1x1 convolution, and atten
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ class Form:
 
     @property
     def dtype(self) -> type[np.floating]:
-        """Of weights, arithmetic and hidden states. Logits and LTE are float32 always."""
+        """Of weights and arithmetic; the layout says of what hidden states are. Logits and LTE are float32 always."""
         return np.float32 if self.precision == "fp32" else np.float16
 
     @property
@@ -83,16 +83,16 @@ def embeddings_model(segments: Segments, form: Form) -> MilSegment:
     outputs = [layout.hidden("hidden", segments.hidden_size), *_carried(segments, form)]
 
     def write(fed: dict[str, Var]) -> list[Var]:
-        # The sum and its norm in float32: three small numbers, whose rounding the norm would multiply by some twenty.
+        # Three small numbers in float32, whatever the layout: the norm would multiply their rounding by some twenty.
         total = _cast(mb.gather(x=layout.weight(weights.words), indices=fed["input_ids"], axis=0), np.float32)
         if weights.types is not None:
             kinds = mb.gather(x=layout.weight(weights.types), indices=fed["token_type_ids"], axis=0)
             total = mb.add(x=total, y=_cast(kinds, np.float32))
         positions = _first(layout.weight(weights.positions[: form.max_length]), (0,), fed, form)
         total = mb.add(x=total, y=_cast(positions, np.float32))
-        hidden = _cast(TokensFirst(np.float32).norm("norm", total, weights.norm), form.dtype)
+        hidden = TokensFirst(form.dtype).norm("norm", total, weights.norm)
         if weights.projection is not None:
-            hidden = TokensFirst(form.dtype).linear("projection", hidden, weights.projection)
+            hidden = TokensFirst(form.dtype).linear("projection", _cast(hidden, form.dtype), weights.projection)
         mask = _cast(fed["attention_mask"], form.dtype)
         masked = mb.mul(x=mb.sub(x=form.dtype(1), y=mask), y=form.dtype(MASKED))
         relative = weights.relative_bias
@@ -100,9 +100,10 @@ def embeddings_model(segments: Segments, form: Form) -> MilSegment:
         if relative is not None:
             table = layout.weight(_by_query_and_key(relative, form.max_length))
             bias = mb.add(x=bias, y=_first(table, (1, 2), fed, form), name="attention_bias")
-        found = [layout.enter("hidden", hidden), bias]
+        found = [layout.enter("hidden", _cast(hidden, layout.residual)), bias]
         if segments.pooling == "mean":
-            shares = mb.real_div(x=mask, y=mb.reduce_sum(x=mask, axes=[1], keep_dims=True))
+            counted = _cast(fed["attention_mask"], layout.residual)
+            shares = mb.real_div(x=counted, y=mb.reduce_sum(x=counted, axes=[1], keep_dims=True))
             found.append(mb.expand_dims(x=shares, axes=[1], name="token_weights"))
         return found
 
@@ -110,7 +111,8 @@ def embeddings_model(segments: Segments, form: Form) -> MilSegment:
 
 
 def layer_model(segments: Segments, segment: LayerSegment, form: Form) -> MilSegment:
-    """hidden_in and what embeddings_model gave -> hidden_out, logits (1, C), lte (1,)."""
+    """hidden_in and what embeddings_model gave -> hidden_out, logits (1, C), lte (1,), of the layer that has the exit;
+    those before it run in the same program."""
     layout, head = form.layout, segment.exit
     inputs = (layout.hidden("hidden_in", segments.hidden_size), *_carried(segments, form))
     outputs = [
@@ -121,8 +123,12 @@ def layer_model(segments: Segments, segment: LayerSegment, form: Form) -> MilSeg
         outputs.append(TensorInfo("lte", "lte", "float32", (1,)))
 
     def write(fed: dict[str, Var]) -> list[Var]:
-        hidden = _encoder_layer(layout, fed["hidden_in"], fed["attention_bias"], segment.encoder, segments.hidden_size)
-        pooled = layout.pool(hidden, fed.get("token_weights"))
+        hidden, encoders = fed["hidden_in"], (*segment.before, segment.encoder) * segment.repeat
+        for i, weights in enumerate(encoders, start=segment.layer - len(encoders) + 1):
+            name = f"layer_{i:02d}"
+            hidden = _encoder_layer(name, layout, hidden, fed["attention_bias"], weights, segments.hidden_size)
+        hidden = mb.identity(x=hidden, name="hidden_out")
+        pooled = _cast(layout.pool(hidden, fed.get("token_weights")), form.dtype)
         answer = pooled
         if head.pooler is not None:
             answer = mb.tanh(x=layout.linear("pooler", pooled, head.pooler))
@@ -139,6 +145,14 @@ def layer_model(segments: Segments, segment: LayerSegment, form: Form) -> MilSeg
 class Layout(Protocol):
     """How hidden states lie, and what follows from it."""
 
+    @property
+    def dtype(self) -> type[np.floating]:
+        """Of weights, and of what is computed with them."""
+
+    @property
+    def residual(self) -> type[np.floating]:
+        """Of the hidden states, within a segment and from one to the next: sums, norms, and what exits pool."""
+
     def weight(self, value: npt.NDArray) -> npt.NDArray:
         """In the program's number type."""
 
@@ -150,7 +164,8 @@ class Layout(Protocol):
 
     def linear(self, name: str, x: Var, linear: Linear) -> Var: ...
 
-    def norm(self, name: str, x: Var, norm: Norm) -> Var: ...
+    def norm(self, name: str, x: Var, norm: Norm) -> Var:
+        """In the type of ``residual``, as ``x`` is."""
 
     def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
         """Queries, keys and values side by side, and the bias (1, 1, 1, S) -> their attention, heads joined."""
@@ -164,12 +179,14 @@ class TokensFirst:
     """Hidden states (1, S, d)."""
 
     dtype: type[np.floating]
+    residual: ClassVar[type[np.floating]] = np.float32
+    """Whatever the weights are in: hidden states are as large as 10, where float16's steps are 8e-3 wide."""
 
     def weight(self, value: npt.NDArray) -> npt.NDArray:
         return np.asarray(value, dtype=self.dtype, order="C")
 
     def hidden(self, name: str, hidden_size: int) -> TensorInfo:
-        return TensorInfo(name, "hidden", np.dtype(self.dtype).name, (1, "length", hidden_size))
+        return TensorInfo(name, "hidden", np.dtype(self.residual).name, (1, "length", hidden_size))
 
     def enter(self, name: str, rows: Var) -> Var:
         return mb.identity(x=rows, name=name)
@@ -178,7 +195,7 @@ class TokensFirst:
         return mb.linear(x=x, weight=self.weight(linear.weight.T), bias=self.weight(linear.bias), name=name)
 
     def norm(self, name: str, x: Var, norm: Norm) -> Var:
-        return _norm(name, x, norm, self.dtype, axis=-1)
+        return _norm(name, x, norm, self.residual, axis=-1)
 
     def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
         queries, keys, values = (
@@ -202,11 +219,16 @@ class ChannelsFirst:
 
     dtype: type[np.floating]
 
+    @property
+    def residual(self) -> type[np.floating]:
+        """The Neural Engine computes in float16 only: a float32 op would leave for the CPU, and come back."""
+        return self.dtype
+
     def weight(self, value: npt.NDArray) -> npt.NDArray:
         return np.asarray(value, dtype=self.dtype, order="C")
 
     def hidden(self, name: str, hidden_size: int) -> TensorInfo:
-        return TensorInfo(name, "hidden", np.dtype(self.dtype).name, (1, hidden_size, 1, "length"))
+        return TensorInfo(name, "hidden", np.dtype(self.residual).name, (1, hidden_size, 1, "length"))
 
     def enter(self, name: str, rows: Var) -> Var:
         return mb.expand_dims(x=mb.transpose(x=rows, perm=[0, 2, 1]), axes=[2], name=name)
@@ -216,7 +238,7 @@ class ChannelsFirst:
         return mb.conv(x=x, weight=kernel, bias=self.weight(linear.bias), pad_type="valid", name=name)
 
     def norm(self, name: str, x: Var, norm: Norm) -> Var:
-        return _norm(name, x, norm, self.dtype, axis=1)
+        return _norm(name, x, norm, self.residual, axis=1)
 
     def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
         queries, keys, values = (
@@ -233,16 +255,22 @@ class ChannelsFirst:
         return mb.slice_by_index(x=hidden, begin=[0, 0, 0, 0], end=[1, hidden.shape[1], 1, 1])
 
 
-def _encoder_layer(layout: Layout, x: Var, bias: Var, layer: LayerWeights, hidden_size: int) -> Var:
+def _encoder_layer(name: str, layout: Layout, x: Var, bias: Var, layer: LayerWeights, hidden_size: int) -> Var:
+    """Hidden state in, hidden state out."""
+
+    def add_and_norm(kind: str, new: Var, old: Var, norm: Norm) -> Var:
+        total = mb.add(x=_cast(new, layout.residual), y=old)
+        return layout.norm(f"{name}_{kind}", total, norm)
+
     size = hidden_size // layer.heads
-    qkv = layout.linear("qkv", x, scaled_queries(layer, hidden_size))
+    qkv = layout.linear(f"{name}_qkv", _cast(x, layout.dtype), scaled_queries(layer, hidden_size))
     context = layout.attend(qkv, bias, layer.heads, size)
-    attended = layout.norm(
-        "attention_norm", mb.add(x=layout.linear("output", context, layer.output), y=x), layer.attention_norm
+    attended = add_and_norm(
+        "attention_norm", layout.linear(f"{name}_output", context, layer.output), x, layer.attention_norm
     )
-    wide = _activation(layer.activation, layout.linear("up", attended, layer.up))
-    total = mb.add(x=layout.linear("down", wide, layer.down), y=attended)
-    return layout.norm("hidden_out", total, layer.output_norm)
+    up = layout.linear(f"{name}_up", _cast(attended, layout.dtype), layer.up)
+    down = layout.linear(f"{name}_down", _activation(layer.activation, up), layer.down)
+    return add_and_norm("output_norm", down, attended, layer.output_norm)
 
 
 def _activation(name: str, x: Var) -> Var:
@@ -287,7 +315,8 @@ def _carried(segments: Segments, form: Form) -> list[TensorInfo]:
     shape = (1, 1, 1, "length") if relative is None else (1, len(relative), "length", "length")
     carried = [TensorInfo("attention_bias", "attention_bias", form.float_name, shape)]
     if segments.pooling == "mean":
-        carried.append(TensorInfo("token_weights", "token_weights", form.float_name, (1, 1, "length")))
+        name = np.dtype(form.layout.residual).name
+        carried.append(TensorInfo("token_weights", "token_weights", name, (1, 1, "length")))
     return carried
 
 

@@ -28,11 +28,12 @@ SMALLEST = 2048
 
 
 def weights_pass(precision: str) -> ct.PassPipeline:
-    """What a conversion does beside writing the program down: compresses its matrices and tables, or nothing at all for
-    fp16 and fp32. (None of coremltools' usual passes: there is nothing to fuse, and one of them would guard every
-    look-up against ids below 0.)"""
+    """What a conversion does beside writing the program down: keeps what several layers share once (ALBERT), and
+    compresses matrices and tables. (None of coremltools' other passes: there is nothing to fuse, and one of them would
+    guard every look-up against ids below 0.)"""
+    once = "common::const_deduplication"
     if precision not in COMPRESSIONS:
-        return ct.PassPipeline.EMPTY
+        return ct.PassPipeline(pass_names=[once], pipeline_name=precision)
     chosen, tools = COMPRESSIONS[precision], ct.optimize.coreml
     how: Any
     if chosen.palette:
@@ -41,6 +42,6 @@ def weights_pass(precision: str) -> ct.PassPipeline:
     else:
         name = "compression::linear_quantize_weights"
         how = tools.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=SMALLEST)
-    pipeline = ct.PassPipeline(pass_names=[name], pipeline_name=precision)
+    pipeline = ct.PassPipeline(pass_names=[once, name], pipeline_name=precision)
     pipeline.set_options(name, {"config": tools.OptimizationConfig(global_config=how)})
     return pipeline

@@ -80,7 +80,19 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "pip install onnxruntime-gpu; on a Jetson take the wheel for your JetPack",
         ),
     ),
-    "coreml": (BackendInfo("coreml", "runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),),
+    "coreml": (
+        BackendInfo("coreml", "runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),
+        *(
+            BackendInfo(
+                f"coreml-{units}",
+                "runtime.backends.coreml",
+                "coremltools",
+                "pip install 'berxit[coreml]'",
+                options={"units": units},
+            )
+            for units in ("ne", "gpu", "cpu")
+        ),
+    ),
 }
 """Target name in the manifest -> the back ends that run it, the one to take first."""
 

@@ -1,5 +1,8 @@
 """CoreML through coremltools, on a Mac: one model per segment, or one function of a multifunction package each.
 
+A package is compiled once, and kept compiled in the cache folder, under its sha256: the next runner only loads it.
+coremltools' ``MLModel`` would compile anew for every function, and raise at the first prediction what went wrong then.
+
 A segment takes one row, of any length up to the model's or of the lengths that the manifest names: the state holds each
 row's tensors by themselves, padded to the next of those lengths, and leaves the loop with its row.
 """
@@ -7,9 +10,12 @@ row's tensors by themselves, padded to the next of those lengths, and leaves the
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import NamedTuple
 
@@ -17,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from devices import default_threads, find
+from runtime.backends.tensorrt.engines import cache_folder
 from runtime.bundle import Manifest, Segment
 from runtime.errors import BerxitError, InputError
 from runtime.policies import Bools, Floats
@@ -28,6 +35,8 @@ Predict = Callable[[Tensors], Tensors]
 Opener = Callable[[Path, str | None], Predict]
 """Package and function name (None: the package has one) -> that function, loaded."""
 
+UNITS = {"ne": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
+"""Compute units, as our back ends are called (coreml-ne, ...) -> as coremltools calls them."""
 WARM_UP = 2
 """Runs of every segment and length before the first answer: CoreML plans on the first."""
 
@@ -56,11 +65,12 @@ class _Step:
 
 
 class CoreMLBackend:
-    """Runs segments row by row; the loop's Backend. ``open_function`` loads them."""
+    """Runs segments row by row; the loop's Backend. ``open_function`` loads them, for ``units`` of UNITS."""
 
-    name = "coreml"
-
-    def __init__(self, folder: Path, manifest: Manifest, threads: int, open_function: Opener) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, threads: int, open_function: Opener, units: str | None = None
+    ) -> None:
+        self.name = f"coreml-{units}" if units else "coreml"
         self.layers = manifest.model.layers
         self.exits = manifest.exits
         self.threads = threads
@@ -108,33 +118,79 @@ class CoreMLBackend:
         }
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> CoreMLBackend:
-    """Raises BerxitError where this machine is no Mac, or CoreML cannot load a package."""
+def open_backend(folder: Path, manifest: Manifest, threads: int | None, units: str | None = None) -> CoreMLBackend:
+    """``units``: of UNITS, what CoreML may use; None: what the Mac's device profile says.
+
+    Raises BerxitError where this machine is no Mac, or CoreML cannot compile, load or run a package.
+    """
     if platform.system() != "Darwin":
         raise BerxitError(
             f"{folder} needs CoreML, which only Apple's systems have, and this is {platform.system()}: run it on a Mac,"
             " or in an app on iPhone or iPad. Its graph and weights were verified when it was exported"
         )
-    backend = CoreMLBackend(folder, manifest, threads or default_threads(), open_function)
+    backend = CoreMLBackend(folder, manifest, threads or default_threads(), _opener(folder, manifest, units), units)
     backend.warm_up()
     return backend
 
 
-def open_function(package: Path, function: str | None) -> Predict:
-    """Loads one function of a package with coremltools, for the compute units that the device profile names."""
+def _opener(folder: Path, manifest: Manifest, units: str | None) -> Opener:
     import coremltools as ct
 
     mac = find("mac")
-    units = ct.ComputeUnit[mac.compute_units] if mac and mac.compute_units else ct.ComputeUnit.ALL
+    chosen = ct.ComputeUnit[UNITS[units] if units else (mac and mac.compute_units) or "ALL"]
+    sums = {folder / segment.file: segment.sha256 for segment in manifest.segments}
+    compiled: dict[Path, Path] = {}
+
+    def open_function(package: Path, function: str | None) -> Predict:
+        what = f"{package}{f', function {function}' if function else ''}"
+        if package not in compiled:
+            with _told(f"cannot compile {package}", "Update macOS, or export for this one: --target-version ios16"):
+                compiled[package] = compile_package(package, sums[package])
+        with _told(f"cannot load {what}", f"Update macOS, or remove {compiled[package]} and try again"):
+            model = ct.models.CompiledMLModel(str(compiled[package]), chosen, function)
+
+        def predict(feeds: Tensors) -> Tensors:
+            with _told(f"cannot run {what} on {chosen.name}", "Try other compute units: --backend coreml-cpu"):
+                return model.predict(feeds)
+
+        return predict
+
+    return open_function
+
+
+def compile_package(package: Path, digest: str) -> Path:
+    """The compiled package (.mlmodelc), from the cache folder where it is there; whole there, or not at all.
+
+    ``digest``: the package's sha256. Another system compiles anew. Raises BerxitError where the cache cannot be
+    written, and what coremltools raises for a package that cannot be compiled.
+    """
+    from coremltools.models.utils import compile_model
+
+    kept = cache_folder() / "coreml" / f"macOS-{platform.mac_ver()[0]}" / f"{digest}.mlmodelc"
+    if kept.exists():
+        return kept
+    compiled = Path(compile_model(str(package)))  # in a temporary folder of the system's
     try:
-        model = ct.models.MLModel(str(package), compute_units=units, function_name=function)
-    except Exception as error:  # CoreML's errors come as bare RuntimeError and Exception
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent) as scratch:
+            moved = Path(shutil.move(compiled, Path(scratch) / kept.name))
+            if not kept.exists():  # or another process was faster
+                moved.rename(kept)
+    except OSError as error:
+        raise BerxitError(f"cannot write {kept}: {error.strerror}. Set BERXIT_CACHE to a folder with room") from error
+    return kept
+
+
+@contextmanager
+def _told(what: str, mend: str) -> Iterator[None]:
+    """CoreML's errors, which come as bare RuntimeError and Exception, as one line."""
+    try:
+        yield
+    except BerxitError:
+        raise
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BerxitError(
-            f"CoreML cannot load {package}{f', function {function}' if function else ''}: {reason}. Update macOS, or"
-            " export for an older one with --target-version ios16"
-        ) from error
-    return model.predict
+        raise BerxitError(f"CoreML {what}: {reason}. {mend}") from error
 
 
 def _fill(values: npt.NDArray, length: int, filler: int) -> npt.NDArray[np.int32]:

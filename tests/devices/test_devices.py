@@ -180,6 +180,7 @@ def test_what_runs_coreml_says_how(device: devices.Device) -> None:
         assert device.compute_units in ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
         assert device.target_version in ("ios18", "macos15", "ios16")
         assert list(device.lengths) == sorted(set(device.lengths))
+        assert device.layout == ("ane" if device.compute_units == "CPU_AND_NE" else None)
     else:
         assert device.compute_units is None
 

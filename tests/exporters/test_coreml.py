@@ -17,11 +17,12 @@ import torch
 from conftest import ENCODERS, shared
 from test_export import checkpoint_of
 
-from exporters import coreml
+from devices import find
+from exporters import coreml, mil_weights
 from exporters import export as export_module
 from exporters.coreml import checking_backend
 from exporters.export import export
-from exporters.mil_executor import open_package, ops_of
+from exporters.mil_executor import open_package, ops_of, types_of
 from exporters.options import ExportOptions
 from exporters.segments import Segments, cut
 from runtime.bundle import Manifest, files_of, read_manifest, sha256
@@ -56,10 +57,15 @@ def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> Checkpoint:
     return make
 
 
-def hidden_gap(checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROWS) -> tuple[float, float]:
-    """The largest difference of a hidden state, and of logits and LTE, to PyTorch, over all layers and rows."""
+def hidden_gap(
+    checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROWS, *, exact: bool = False
+) -> tuple[float, float]:
+    """The largest difference of a hidden state, and of logits and LTE, to PyTorch, over all layers and rows; ``exact``:
+    to PyTorch in float64, whose own rounding does not count."""
     manifest = read_manifest(bundle)
     model, _ = load_checkpoint(checkpoint)
+    if exact:
+        model.double()
     backend = checking_backend(bundle, manifest, None)
     states, exits = [], []
     for ids in rows:
@@ -68,7 +74,7 @@ def hidden_gap(checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROW
         with torch.no_grad():
             expected = model(row, torch.ones_like(row), types, output_hidden_states=True)
         state = backend.embed(TokenBatch.pad([ids], types.tolist(), manifest.model.pad_token_id))
-        for layer in range(manifest.model.layers + 1):
+        for layer in (0, *manifest.exits):
             if layer:
                 state, logits, lte = backend.layer(layer, state)
                 exits += [np.abs(logits - expected.logits[:, layer - 1].numpy()).max()]
@@ -114,7 +120,7 @@ def test_the_default_is_one_package_of_functions_in_fp16(made: Checkpoint, tmp_p
     assert [segment.function for segment in manifest.segments] == names
     assert set(open_package(tmp_path / "bundle/segments/model.mlpackage")) == set(names)
     hidden = next(o for o in manifest.segments[0].outputs if o.role == "hidden")
-    assert (hidden.dtype, hidden.shape) == ("float16", (1, "length", 32))
+    assert (hidden.dtype, hidden.shape) == ("float32", (1, "length", 32))
     outputs = {o.role: (o.dtype, o.shape) for o in manifest.segments[1].outputs}
     assert outputs["logits"] == ("float32", (1, 2))
     assert outputs["lte"] == ("float32", (1,))
@@ -140,25 +146,78 @@ def test_the_neural_engines_layout_is_convolutions_without_transpositions(made: 
     ops = ops_of(tmp_path / "bundle/segments/model.mlpackage")["layer_01"]
     assert ops.count("conv") == 6  # qkv, output, up, down, classifier, lte
     assert not {"linear", "transpose"} & set(ops)
-    assert manifest.segments[1].inputs[0].shape == (1, 32, 1, "length")
+    assert (manifest.segments[1].inputs[0].dtype, manifest.segments[1].inputs[0].shape) == (
+        "float16", (1, 32, 1, "length"),
+    )  # fmt: skip
+
+
+def test_only_the_neural_engines_layout_keeps_hidden_states_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
+    gaps = {}
+    for layout in ("tokens", "ane"):
+        export(made("bert"), "coreml", tmp_path / layout, options=ExportOptions(layout=layout))
+        types = types_of(tmp_path / layout / "segments/model.mlpackage")["layer_02"]
+        assert {types[f"layer_02_{norm}"] for norm in ("attention_norm", "output_norm")} == {
+            np.float32 if layout == "tokens" else np.float16
+        }
+        assert {types[f"layer_02_{product}"] for product in ("qkv", "output", "up", "down")} == {np.float16}
+        gaps[layout] = hidden_gap(made("bert"), tmp_path / layout)[0]
+    assert gaps["tokens"] < 0.8 * gaps["ane"]
+
+
+@pytest.mark.parametrize(("version", "layout"), [("ios18", "tokens"), ("ios16", "ane")])
+def test_layers_without_an_exit_run_in_the_next_ones_segment(
+    version: str, layout: str, made: Checkpoint, tmp_path: Path
+) -> None:
+    checkpoint = made("bert")
+    options = ExportOptions("fp32", target_version=version, layout=layout, exits=(2,))
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)
+    assert manifest.exits == (2, 3)
+    states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
+    assert states <= LIMITS["fp32"]
+    assert exits <= LIMITS["fp32"]
+
+
+def test_exits_are_only_measured_where_coreml_runs(
+    made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "recognise", lambda machine: find("cpu"))
+    with pytest.raises(InputError, match="--exits auto measures here, and a cpu does not run coreml: name them"):
+        export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(exits="auto"))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("version", ["ios18", "ios16"])
+def test_a_segment_of_several_albert_layers_holds_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
+    checkpoint, stored = made("albert"), {}
+    for exits in ((1, 2, 3), (3,)):
+        bundle = tmp_path / f"{len(exits)} exits"
+        manifest = export(checkpoint, "coreml", bundle, options=ExportOptions(target_version=version, exits=exits))
+        stored[manifest.exits] = sum(file.stat().st_size for file in bundle.rglob("weight.bin"))
+        assert hidden_gap(checkpoint, bundle)[0] <= LIMITS["fp16"]
+    if version == "ios18":
+        assert stored[3,] <= stored[1, 2, 3]
+    else:  # one package with a body, beside the embeddings, instead of three
+        assert stored[3,] < 0.6 * stored[1, 2, 3]
 
 
 def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def test_an_albert_body_is_stored_once(tokenizer_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "layout"), [("fp32", "tokens"), ("fp16", "tokens"), ("fp16", "ane")])
+def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_folder: Path, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(
         shared("models", "rxnmapper-albert"), tmp_path / "albert", tokenizer=tokenizer_folder, layers=6
     )
-    options = ExportOptions("fp32")
+    options = ExportOptions(precision, layout=layout)
     manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)
     model, _ = load_checkpoint(checkpoint)
-    once = 4 * sum(parameter.numel() for parameter in model.parameters())  # one body, all heads, embeddings
+    parameters = sum(parameter.numel() for parameter in model.parameters())  # one body, all heads, embeddings
+    once = np.dtype(np.float32 if precision == "fp32" else np.float16).itemsize * parameters
     assert size(tmp_path / "bundle" / manifest.segments[0].file) <= 1.1 * once
     states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
-    assert states <= 1e-5
-    assert exits <= 1e-5
+    assert states <= LIMITS[precision]
+    assert exits <= LIMITS[precision]
 
 
 def test_real_bert_in_fp16_stays_near(tmp_path: Path) -> None:
@@ -193,6 +252,33 @@ def test_int8_takes_half_of_fp16_on_real_weights(tokenizer_folder: Path, tmp_pat
     assert max(manifest.parity.max_diff) <= manifest.parity.atol
 
 
+@pytest.mark.parametrize(
+    ("family", "precision", "version", "layout", "op"),
+    [
+        ("roberta", "int8", "ios16", "ane", "constexpr_affine_dequantize"),
+        ("distilbert", "palette6", "ios18", "ane", "constexpr_lut_to_dense"),
+        ("albert", "palette4", "ios16", "tokens", "constexpr_lut_to_dense"),
+    ],
+)
+def test_compressed_weights_in_every_form(
+    family: str,
+    precision: str,
+    version: str,
+    layout: str,
+    op: str,
+    made: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mil_weights, "SMALLEST", 1000)  # the tiny models' matrices have 1024 elements and more
+    options = ExportOptions(precision, target_version=version, layout=layout)
+    manifest = export(made(family), "coreml", tmp_path / "bundle", options=options)
+    for segment in manifest.segments[1:]:
+        ops = ops_of(tmp_path / "bundle" / segment.file)[segment.function or "main"]
+        assert ops.count(op) == 4  # qkv, output, up, down; exits stay as they are
+        assert ops.count("conv" if layout == "ane" else "linear") == 6
+
+
 @pytest.mark.parametrize("precision", ["palette6", "palette4"])
 def test_palettes_are_smaller_and_near(precision: str, made: Checkpoint, tmp_path: Path) -> None:
     sizes = {}
@@ -218,6 +304,19 @@ def test_exits_that_differ_stop_the_export(made: Checkpoint, tmp_path: Path, mon
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(checkpoint, "coreml", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_exits_below_the_floor_of_psnr_stop_the_export(
+    made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(coreml.LEAST_PSNR, "fp16", 120.0)  # as if float32
+    with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*PSNR \d+ dB \(at least: 120\)\. Nothing was written"):
+        export(made("bert"), "coreml", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_every_precision_has_its_floors() -> None:
+    assert set(coreml.LEAST_PSNR) == set(coreml.PRECISIONS)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +345,10 @@ def test_lengths_end_where_the_model_does(made: Checkpoint, tmp_path: Path) -> N
     assert (manifest.lengths, manifest.model.max_length) == ((8,), 8)
     golden = json.loads((tmp_path / "short" / "golden.json").read_text(encoding="utf-8"))
     assert max(len(ids) for ids in golden["input_ids"]) <= 8
+    golden = json.loads((tmp_path / "long" / "golden.json").read_text(encoding="utf-8"))
+    counts = [len(ids) for ids in golden["input_ids"]]  # what the export checked, and a device will: every length
+    assert any(16 < count <= 32 for count in counts)
+    assert any(count <= 16 for count in counts)
 
 
 def test_a_package_takes_the_lengths_it_names_and_no_other(made: Checkpoint, tmp_path: Path) -> None:

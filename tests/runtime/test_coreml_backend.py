@@ -1,10 +1,14 @@
-"""CoreML's back end, with a stand-in for coremltools' MLModel that executes the saved package in numpy: its answers
-must be right, and it refuses what CoreML would."""
+"""CoreML's back end, with coremltools as it is and a stand-in for the native part below it, which only a Mac has: it
+executes the saved package in numpy. Answers must be right, and it refuses what CoreML would."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
+import tempfile
 import threading
+import types
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +18,7 @@ import pytest
 import devices
 from runtime.backends import coreml as backend_module
 from runtime.backends import open_backend
-from runtime.backends.coreml import CoreMLBackend, Tensors
+from runtime.backends.coreml import Tensors
 from runtime.bundle import Manifest, read_manifest
 from runtime.errors import BerxitError, InputError
 from runtime.golden import differences, read_golden
@@ -27,31 +31,53 @@ ct = pytest.importorskip("coremltools", reason="coremltools is not installed her
 MAC = devices.Machine("Darwin", "arm64", "Apple M2", 8, 16.0, "", "")
 
 
-class NumpyModel:
-    """What a Mac's MLModel does with a package, in numpy."""
+class Proxy:
+    """coremltools' ``_MLModelProxy`` (coremltools 9.0, libcoremlpython): a compiled model, or a function of one.
 
-    loaded: ClassVar[list[tuple[str, str | None, Any]]] = []
-    calls: ClassVar[list[tuple[str | None, dict[str, tuple[int, ...]]]]] = []
+    Errors are RuntimeError, as pybind makes them. Arrays are float32 on both sides: coremltools turns float16 inputs
+    into that, and CoreML takes and gives either.
+    """
+
+    compiled: ClassVar[list[str]] = []
+    loaded: ClassVar[list[tuple[str, str, str]]] = []
+    calls: ClassVar[list[tuple[str, dict[str, tuple[int, ...]]]]] = []
     packages: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, path: str, compute_units: Any, function_name: str | None = None) -> None:
+    @staticmethod
+    def compileModel(package: str) -> str:  # noqa: N802
+        """.mlpackage -> a .mlmodelc in a temporary folder; here it holds the place of what it was made from."""
+        if not (Path(package) / "Manifest.json").is_file():
+            raise RuntimeError(f'Error compiling model: "{package} is not a package.".\nsecond line')
+        made = Path(tempfile.mkdtemp(), "model.mlmodelc")
+        made.mkdir()
+        (made / "source").write_text(package, encoding="utf-8")
+        Proxy.compiled.append(package)
+        return str(made)
+
+    def __init__(self, path: str, units: str, function: str, hints: dict[str, str], asset: Any) -> None:
         from exporters.mil_executor import open_package
 
-        if path not in self.packages:
-            self.packages[path] = open_package(Path(path))
-        functions = self.packages[path]
-        if function_name is None and len(functions) > 1:
-            raise RuntimeError("a multifunction package needs a function name")
-        self.name, self.function = function_name, functions[function_name or "main"]
+        assert (hints, asset) == ({}, None)
+        try:
+            package = (Path(path) / "source").read_text(encoding="utf-8")
+        except OSError:
+            raise RuntimeError(f"Error loading model: {path}: no such file\nsecond line") from None
+        functions = self.packages.setdefault(package, open_package(Path(package)))
+        if function and function not in functions:
+            raise RuntimeError(f"Error loading model: no function {function}")
+        self.name = function
+        self.function = functions[function] if function else next(iter(functions.values()))
         self.busy = threading.Lock()
-        self.loaded.append((path, function_name, compute_units))
+        self.loaded.append((package, function, units))
 
-    def predict(self, feeds: Tensors) -> Tensors:
+    def predict(self, feeds: Tensors, state: Any) -> Tensors:
+        assert state is None
         if not self.busy.acquire(blocking=False):
             raise RuntimeError("two predictions at once on one model")
         try:
+            assert all(array.dtype in (np.float32, np.int32) for array in feeds.values())
             self.calls.append((self.name, {name: array.shape for name, array in feeds.items()}))
-            return self.function(feeds)
+            return {name: array.astype(np.float32) for name, array in self.function(feeds).items()}
         finally:
             self.busy.release()
 
@@ -69,19 +95,28 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture
-def mac(monkeypatch: pytest.MonkeyPatch) -> type[NumpyModel]:
-    """This machine, taken for a Mac."""
+def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Proxy]:
+    """This machine, taken for a Mac: all of coremltools is the real one, up to its native part."""
+    from coremltools.models import _compiled_model, utils
+
     monkeypatch.setattr(devices, "this_machine", lambda: MAC)
     monkeypatch.setattr(backend_module.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(ct.models, "MLModel", NumpyModel)
-    NumpyModel.loaded.clear()
-    NumpyModel.calls.clear()
-    return NumpyModel
+    monkeypatch.setattr(backend_module.platform, "mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
+    native = types.ModuleType("coremltools.libcoremlpython")
+    native._MLModelProxy = Proxy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, native.__name__, native)
+    monkeypatch.setattr(_compiled_model, "_MLModelProxy", Proxy)
+    for module in (_compiled_model, utils):
+        monkeypatch.setattr(module, "_macos_version", lambda: (15, 1))
+    for noted in (Proxy.compiled, Proxy.loaded, Proxy.calls):
+        noted.clear()
+    return Proxy
 
 
 @pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
 def test_a_mac_answers_as_the_evaluation_said(
-    name: str, bundles: dict[str, Path], mac: type[NumpyModel], checkpoint: Path, data_folder: Path
+    name: str, bundles: dict[str, Path], mac: type[Proxy], checkpoint: Path, data_folder: Path
 ) -> None:
     from train.checkpoint import load_checkpoint
     from train.evaluation import predict
@@ -102,37 +137,60 @@ def test_a_mac_answers_as_the_evaluation_said(
 
 
 @pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
-def test_golden_inputs_come_out_as_they_went_in(name: str, bundles: dict[str, Path], mac: type[NumpyModel]) -> None:
+def test_golden_inputs_come_out_as_they_went_in(name: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles[name])
     backend = open_backend(bundles[name], manifest)
     golden = read_golden(bundles[name], manifest)
     assert max(differences(backend, golden, manifest.model.pad_token_id)) <= manifest.parity.atol
 
 
-def test_functions_of_one_package_are_loaded_by_name(bundles: dict[str, Path], mac: type[NumpyModel]) -> None:
+def test_functions_of_one_package_are_loaded_by_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["any"], read_manifest(bundles["any"]))
+    assert [Path(path).name for path in mac.compiled] == ["model.mlpackage"]
     assert {Path(path).name for path, _, _ in mac.loaded} == {"model.mlpackage"}
     assert [function for _, function, _ in mac.loaded] == ["embeddings", "layer_01", "layer_02", "layer_03"]
     profile = devices.find("mac")
     assert profile is not None
-    assert {units.name for _, _, units in mac.loaded} == {profile.compute_units}
+    assert {units for _, _, units in mac.loaded} == {profile.compute_units}
 
 
-def test_packages_of_one_function_are_loaded_without_a_name(bundles: dict[str, Path], mac: type[NumpyModel]) -> None:
-    open_backend(bundles["ios16"], read_manifest(bundles["ios16"]))
-    assert [Path(path).stem for path, _, _ in mac.loaded] == ["embeddings", "layer_01", "layer_02", "layer_03"]
-    assert {function for _, function, _ in mac.loaded} == {None}
+@pytest.mark.parametrize(
+    ("name", "units"), [("coreml-ne", "CPU_AND_NE"), ("coreml-gpu", "CPU_AND_GPU"), ("coreml-cpu", "CPU_ONLY")]
+)
+def test_compute_units_are_a_back_end_each(name: str, units: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    runner = EarlyExitRunner.load(bundles["any"], backend=name)
+    assert {used for _, _, used in mac.loaded} == {units}
+    assert runner.backend.name == name
 
 
-def test_every_segment_and_length_is_warm_before_the_first_answer(
-    bundles: dict[str, Path], mac: type[NumpyModel]
+def test_a_compiled_package_is_kept_for_the_next_runner(
+    bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    manifest = read_manifest(bundles["any"])
+    kept = tmp_path / "cache" / "coreml" / "macOS-15.1"
+    for _ in range(2):
+        open_backend(bundles["any"], manifest)
+        assert [path.name for path in kept.iterdir()] == [f"{manifest.segments[0].sha256}.mlmodelc"]
+    assert len(mac.compiled) == 1
+    monkeypatch.setattr(backend_module.platform, "mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
+    open_backend(bundles["any"], manifest)  # another system compiles anew
+    assert len(mac.compiled) == 2
+
+
+def test_packages_of_one_function_are_loaded_without_a_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    open_backend(bundles["ios16"], read_manifest(bundles["ios16"]))
+    assert [Path(path).stem for path in mac.compiled] == ["embeddings", "layer_01", "layer_02", "layer_03"]
+    assert [Path(path).stem for path, _, _ in mac.loaded] == ["embeddings", "layer_01", "layer_02", "layer_03"]
+    assert {function for _, function, _ in mac.loaded} == {""}
+
+
+def test_every_segment_and_length_is_warm_before_the_first_answer(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["fixed"], read_manifest(bundles["fixed"]))
     run = {(name, shapes["attention_bias"][-1]) for name, shapes in mac.calls if "attention_bias" in shapes}
     assert run == {(f"layer_{layer:02d}", length) for layer in (1, 2, 3) for length in (8, 16)}
 
 
-def test_a_row_is_padded_to_the_next_length(bundles: dict[str, Path], mac: type[NumpyModel]) -> None:
+def test_a_row_is_padded_to_the_next_length(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles["fixed"])
     backend = open_backend(bundles["fixed"], manifest)
     rows = [[2, 6, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, *[6] * 7, 3]]
@@ -142,7 +200,7 @@ def test_a_row_is_padded_to_the_next_length(bundles: dict[str, Path], mac: type[
     assert [row["hidden"].shape for row in state.rows] == [(1, 32, 1, 8), (1, 32, 1, 8), (1, 32, 1, 16)]
 
 
-def test_a_row_longer_than_any_length_is_refused(bundles: dict[str, Path], mac: type[NumpyModel]) -> None:
+def test_a_row_longer_than_any_length_is_refused(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     backend = open_backend(bundles["fixed"], read_manifest(bundles["fixed"]))
     with pytest.raises(InputError, match=r"17 tokens is longer than the bundle takes \(16\)"):
         backend.embed(TokenBatch.pad([[2] * 17], [[0] * 17], 0))
@@ -150,7 +208,7 @@ def test_a_row_longer_than_any_length_is_refused(bundles: dict[str, Path], mac: 
     assert runner.predict("the cat sat on the mat " * 8).truncated
 
 
-def test_keep_drops_the_rows_that_left(bundles: dict[str, Path], mac: type[NumpyModel]) -> None:
+def test_keep_drops_the_rows_that_left(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     backend = open_backend(bundles["any"], read_manifest(bundles["any"]))
     rows = [[2, 6, 7, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, 9, 3]]
     state, _, _ = backend.layer(1, backend.embed(TokenBatch.pad(rows, [[0] * len(row) for row in rows], 0)))
@@ -162,7 +220,7 @@ def test_keep_drops_the_rows_that_left(bundles: dict[str, Path], mac: type[Numpy
     np.testing.assert_array_equal(lte, all_lte[[0, 2]])
 
 
-def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: type[NumpyModel]) -> None:
+def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     runner = EarlyExitRunner.load(bundles["any"])
     expected = runner.predict("the cat sat").scores
     found: list[Any] = []
@@ -182,18 +240,62 @@ def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: ty
     assert found == [expected] * 40
 
 
-def test_a_package_that_cannot_be_loaded_is_named(
-    bundles: dict[str, Path], mac: type[NumpyModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Error compiling model\nsecond line")
-
-    monkeypatch.setattr(ct.models, "MLModel", fails)
+def test_a_package_that_cannot_be_compiled_is_named(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+    manifest = read_manifest(bundles["any"])
+    bundle = shutil.copytree(bundles["any"], tmp_path / "bundle")
+    (bundle / manifest.segments[0].file / "Manifest.json").unlink()
     with pytest.raises(
-        BerxitError, match=r"cannot load .*model\.mlpackage, function embeddings: Error compil"
+        BerxitError, match=r"CoreML cannot compile .*model\.mlpackage: Error compiling.*ios16"
+    ) as failure:
+        open_backend(bundle, manifest)
+    assert "\n" not in str(failure.value)
+    assert not list((tmp_path / "cache").rglob("*.mlmodelc"))
+
+
+def test_a_function_that_cannot_be_loaded_is_named(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    manifest = read_manifest(bundles["any"])
+    open_backend(bundles["any"], manifest)
+    *others, last = manifest.segments
+    wrong = dataclasses.replace(manifest, segments=(*others, dataclasses.replace(last, function="layer_09")))
+    with pytest.raises(
+        BerxitError, match=r"CoreML cannot load .*, function layer_09: Error loading model: no function"
+    ):
+        open_backend(bundles["any"], wrong)
+
+
+def test_a_damaged_compiled_package_can_be_removed(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+    manifest = read_manifest(bundles["any"])
+    open_backend(bundles["any"], manifest)
+    kept = next((tmp_path / "cache").rglob("*.mlmodelc"))
+    (kept / "source").unlink()
+    with pytest.raises(BerxitError, match=rf"cannot load .*no such file. Update macOS, or remove {kept}") as failure:
+        open_backend(bundles["any"], manifest)
+    assert "\n" not in str(failure.value)
+    shutil.rmtree(kept)
+    open_backend(bundles["any"], manifest)
+
+
+def test_a_prediction_that_fails_is_told_in_one_line(
+    bundles: dict[str, Path], mac: type[Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Proxy, feeds: Tensors, state: Any) -> Tensors:
+        raise RuntimeError("Unable to compute the prediction\nsecond line")
+
+    monkeypatch.setattr(Proxy, "predict", fails)
+    with pytest.raises(
+        BerxitError, match=r"function embeddings on ALL: Unable to compute.*--backend coreml-cpu"
     ) as failure:
         open_backend(bundles["any"], read_manifest(bundles["any"]))
     assert "\n" not in str(failure.value)
+
+
+def test_a_cache_that_cannot_be_written_is_told(
+    bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BerxitError, match="Set BERXIT_CACHE to a folder with room"):
+        open_backend(bundles["any"], read_manifest(bundles["any"]))
 
 
 def test_elsewhere_than_on_a_mac_one_line_says_what_is_missing(
@@ -209,7 +311,3 @@ def test_elsewhere_than_on_a_mac_one_line_says_what_is_missing(
     monkeypatch.setattr(devices, "this_machine", lambda: dataclasses.replace(MAC, system="Linux"))
     with pytest.raises(InputError, match="exported for 'coreml', device 'cpu' runs onnxruntime"):
         EarlyExitRunner.load(bundles["any"])
-
-
-def test_the_back_end_knows_its_name() -> None:
-    assert CoreMLBackend.name == "coreml"

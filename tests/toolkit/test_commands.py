@@ -174,6 +174,17 @@ def test_export_for_a_device_takes_its_profile(copy: Path, capsys: pytest.Captur
         f"| segments/model.mlpackage | {package / 2**20:.1f} |" in capsys.readouterr().out
     )  # of its files, all of them
     assert package > 2**16  # or the folder's own size would pass
+    hidden = next(o for o in manifest["segments"][1]["outputs"] if o["role"] == "hidden")
+    assert (hidden["dtype"], hidden["shape"]) == ("float16", [1, 32, 1, "length"])  # the Neural Engine's layout
+
+
+@pytest.mark.parametrize("device", ["iphone", "ipad"])
+def test_a_phone_with_an_older_system_gets_a_bundle_too(device: str, copy: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+    assert run("export", copy, "--device", device, "--target-version", "ios16", "--quiet") == 0
+    manifest = json.loads((copy.with_name("checkpoint-coreml") / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["lengths"], manifest["model"]["max_length"]) == ([], 32)
+    assert manifest["segments"][1]["file"] == "segments/layer_01.mlpackage"
 
 
 def test_what_is_said_goes_before_the_devices_profile(copy: Path) -> None:

