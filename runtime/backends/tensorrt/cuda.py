@@ -44,8 +44,8 @@ class Cuda:
             from cuda.bindings import runtime
         except ImportError as error:
             raise BerxitError(
-                "this needs cuda-python, which is not installed here: pip install 'cuda-python>=12.6.1,<14'"
-                " (the release of your CUDA: 12.6 on JetPack 6)"
+                "this needs cuda-python, which is not installed here: pip install 'cuda-python>=12.6.1,<14', below 13"
+                " where CUDA is 12, as on JetPack 6"
             ) from error
         cuda = cls(runtime)
         if cuda.call("cudaGetDeviceCount")[0] < 1:
