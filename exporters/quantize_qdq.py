@@ -33,14 +33,15 @@ def activation_scales(segments: Segments, batch: TokenBatch) -> Sequence[Scales]
     """Layer by layer, from a float32 pass over ``batch``: the largest value is 127 steps. Cutting outliers off for
     finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
 
-    Layers that share their weights share their scales, the largest of them.
+    Segments that share their file share their scales, the largest of them; so do layers that share their weights within
+    a segment.
     """
     found: list[dict[str, float]] = []
-    for values in _products(segments, batch):
-        found.append({name: float(np.abs(value).max()) / 127 or 1.0 for name, value in values.items()})
+    for largest in _products(segments, batch):
+        found.append({name: value / 127 or 1.0 for name, value in largest.items()})
     for segment, scales in zip(segments.layers, found, strict=True):
         for other, more in zip(segments.layers, found, strict=True):
-            if other.encoder is segment.encoder:
+            if other.body == segment.body:
                 scales.update({name: max(scale, more[name]) for name, scale in scales.items()})
     return found
 
@@ -55,23 +56,24 @@ def quantized(graph: OnnxSegment, scales: Scales) -> OnnxSegment:
     constants: dict[str, npt.NDArray] = {}
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in scales:
-            name = node.input[1]
-            weight = numpy_helper.to_array(weights[name])
-            constants |= {
-                f"{name}.input_scale": np.array(scales[name], weight.dtype),
-                f"{name}.input_zero": np.array(0, np.int8),
-                f"{name}.scale": _weight_scale(weight),
-                f"{name}.zero": np.zeros(weight.shape[1], np.int8),
-            }
-            nodes += _rounded(node.input[0], f"{name}.input_scale", f"{name}.input_zero", f"{name}.input")
+            name, rounded = node.input[1], f"{node.output[0]}.input"
             ends = (f"{name}.scale", f"{name}.zero", f"{name}.rounded")
-            if opset >= DEQUANTIZED_WEIGHTS:
-                stored = np.round(weight.astype(np.float64) / constants[ends[0]]).clip(-127, 127).astype(np.int8)
-                weights[name].CopyFrom(numpy_helper.from_array(stored, name))
-                nodes.append(helper.make_node("DequantizeLinear", [name, *ends[:2]], [ends[2]], axis=1))
-            else:
-                nodes += _rounded(name, *ends, axis=1)
-            node.input[0], node.input[1] = f"{name}.input", ends[2]
+            nodes += _rounded(node.input[0], f"{name}.input_scale", f"{name}.input_zero", rounded)
+            node.input[0], node.input[1] = rounded, ends[2]
+            if ends[0] not in constants:  # else a layer before in this segment has the same weights
+                weight = numpy_helper.to_array(weights[name])
+                constants |= {
+                    f"{name}.input_scale": np.array(scales[name], weight.dtype),
+                    f"{name}.input_zero": np.array(0, np.int8),
+                    ends[0]: _weight_scale(weight),
+                    ends[1]: np.zeros(weight.shape[1], np.int8),
+                }
+                if opset >= DEQUANTIZED_WEIGHTS:
+                    stored = np.round(weight.astype(np.float64) / constants[ends[0]]).clip(-127, 127).astype(np.int8)
+                    weights[name].CopyFrom(numpy_helper.from_array(stored, name))
+                    nodes.append(helper.make_node("DequantizeLinear", [name, *ends[:2]], [ends[2]], axis=1))
+                else:
+                    nodes += _rounded(name, *ends, axis=1)
         nodes.append(node)
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # they die with the list below
     del model.graph.node[:]
@@ -95,8 +97,8 @@ def _weight_scale(weight: npt.NDArray) -> npt.NDArray:
     return np.maximum(scale, float(np.finfo(weight.dtype).tiny)).astype(weight.dtype)
 
 
-def _products(segments: Segments, batch: TokenBatch) -> Iterator[dict[str, npt.NDArray]]:
-    """Layer by layer: weight of a product -> the activations (tokens, in) that it is multiplied by."""
+def _products(segments: Segments, batch: TokenBatch) -> Iterator[dict[str, float]]:
+    """Segment by segment: weight of a product -> the largest activation that it is multiplied by."""
     tensors: dict[str, npt.NDArray] = {
         "input_ids": batch.input_ids,
         "token_type_ids": batch.token_type_ids,
@@ -109,15 +111,21 @@ def _products(segments: Segments, batch: TokenBatch) -> Iterator[dict[str, npt.N
         graph = layer_graph(segments, segment)
         watched = onnx.ModelProto()
         watched.CopyFrom(graph.model)
-        sources = {
-            n.input[1]: n.input[0] for n in watched.graph.node if n.op_type == "MatMul" and n.input[1] in PRODUCTS
-        }
-        inner = set(sources.values()) - {"hidden_in"}
+        products = [(n.input[1], n.input[0]) for n in watched.graph.node if n.op_type == "MatMul" and _is_product(n)]
+        inner = {source for _, source in products} - {"hidden_in"}
         watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
         found = _run(watched, graph, tensors)
         found["hidden_in"] = tensors["hidden"]
-        yield {name: found[source][real] for name, source in sources.items()}
+        largest: dict[str, float] = {}
+        for name, source in products:
+            largest[name] = max(largest.get(name, 0.0), float(np.abs(found[source][real]).max()))
+        yield largest
         tensors["hidden"] = found["hidden"]
+
+
+def _is_product(node: onnx.NodeProto) -> bool:
+    """Whether a matrix product is by one of PRODUCTS, in whichever of the segment's layers."""
+    return str(node.input[1]).rpartition("/")[2] in PRODUCTS
 
 
 def _run(model: onnx.ModelProto, graph: OnnxSegment, tensors: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:

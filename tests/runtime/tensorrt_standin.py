@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from exporters.bfloat16 import rounded_in_float32
+
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
 )
@@ -412,6 +414,10 @@ class ICudaEngine(Guarded):
     def __init__(self, model: bytes, profiles: list[dict]) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        graph = onnx.load_from_string(model)
+        if any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer):
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            model = rounded_in_float32(graph).SerializeToString()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._profiles = profiles
         self._taken: set[int] = set()

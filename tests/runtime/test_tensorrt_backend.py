@@ -31,6 +31,7 @@ from runtime.policies import ExitPolicy
 from runtime.tokenization import TokenBatch
 
 PACKAGE = Path(backend.__file__).parent
+OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
 ORIN = Gpu("Stand-in", (8, 7), 8)
 
 
@@ -61,6 +62,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone
         "fp32": (checkpoint, ExportOptions("fp32", (8, 16, 32), 3)),
         "fp16": (checkpoint, ExportOptions("fp16", (16, 32), 4)),
         "int8": (checkpoint, ExportOptions("int8", (32,), 2)),
+        "bf16": (checkpoint, ExportOptions("bf16", (16, 32), 4)),
+        "exits": (checkpoint, ExportOptions("fp32", (8, 32), 3, exits=(2, 3))),
+        "exits-albert": (folder / "albert-checkpoint", ExportOptions("int8", (32,), 3, exits=(1, 3))),
+        "last": (checkpoint, ExportOptions("fp16", (16, 32), 4, exits=(3,))),
         "old": (checkpoint, ExportOptions("fp16", (16, 32), 4, "jetpack5")),
         "old-int8": (checkpoint, ExportOptions("int8", (32,), 4, "tensorrt8.6")),
         "albert": (folder / "albert-checkpoint", ExportOptions("fp32", (16, 32), 4)),
@@ -139,11 +144,28 @@ def test_every_version_answers_as_the_checkpoint(version: str, kind: str, bundle
     assert max(off) <= {"fp16": 2e-2, "albert": 1e-5, "int8": 0.5}[kind]
 
 
-OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
+@pytest.mark.parametrize("version", ["10.3.0", "11.4.0.106", "rtx1.7"])
+def test_bfloat16_answers_as_the_checkpoint(version: str, bundles: dict, tmp_path: Path) -> None:
+    manifest = read_manifest(bundles["bf16"])
+    found = Machine(version, tmp_path).open(bundles["bf16"])
+    off = differences(found, read_golden(bundles["bf16"], manifest), manifest.model.pad_token_id)
+    assert 1e-3 < max(off) <= 0.2
+
+
+@pytest.mark.parametrize(("kind", "exits"), [("exits", (2, 3)), ("exits-albert", (1, 3)), ("last", (3,))])
+def test_bundles_with_fewer_exits_answer_as_the_checkpoint(
+    kind: str, exits: tuple[int, ...], bundles: dict, tmp_path: Path
+) -> None:
+    manifest = read_manifest(bundles[kind])
+    for options in OPTIONS:
+        found = Machine("10.3.0", tmp_path).open(bundles[kind], **options)
+        assert found.exits == manifest.exits == exits
+        off = differences(found, read_golden(bundles[kind], manifest), manifest.model.pad_token_id)
+        assert max(off) <= {"exits": 1e-5, "exits-albert": 0.5, "last": 2e-2}[kind]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
-@pytest.mark.parametrize("kind", ["fp32", "albert"])
+@pytest.mark.parametrize("kind", ["fp32", "albert", "exits"])
 def test_rows_that_leave_change_no_other(kind: str, options: dict, bundles: dict, machine: Machine) -> None:
     folder = bundles[kind]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
