@@ -16,19 +16,20 @@ import pytest
 from conftest import SHARED
 from tensorrt_standin import NAMES, TensorRt, World, cuda_runtime
 
-from runtime.backends import open_backend
+from runtime.backends import BACKENDS, open_backend
 from runtime.backends.onnxruntime import open_backend as open_onnxruntime
 from runtime.backends.tensorrt import TensorRtBackend, backend, engines
 from runtime.backends.tensorrt.cuda import Cuda, Gpu
 from runtime.backends.tensorrt.engines import EngineCache, cache_folder, key_of, prepare_engines
 from runtime.backends.tensorrt.plan import ALIGNMENT, plan_for
-from runtime.backends.tensorrt.versions import Api, load
+from runtime.backends.tensorrt.versions import BUILDERS, Api, load
 from runtime.bundle import Manifest, read_manifest
 from runtime.errors import BerxitError, InputError
 from runtime.golden import differences, read_golden
 from runtime.loop import Backend, exit_loop
 from runtime.policies import ExitPolicy
 from runtime.tokenization import TokenBatch
+from runtime.tuning import tune
 
 PACKAGE = Path(backend.__file__).parent
 OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
@@ -376,7 +377,7 @@ def test_an_input_longer_than_the_lengths_is_refused(bundles: dict, machine: Mac
 
 
 def test_graphs_need_tensorrt_10(bundles: dict, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"graphs needs TensorRT 10, this is TensorRT 8\.6\.1"):
+    with pytest.raises(InputError, match=r"tensorrt-graphs needs TensorRT 10, this is TensorRT 8\.6\.1"):
         Machine("8.6.1", tmp_path).open(bundles["old"], graphs=True)
 
 
@@ -574,21 +575,36 @@ def test_without_tensorrt_one_line_says_how_to_get_it(monkeypatch: pytest.Monkey
         load("tensorrt")
 
 
+def test_a_builder_is_looked_for_under_every_name_that_it_comes_under() -> None:
+    for info in BACKENDS["tensorrt"]:
+        for builder, modules in BUILDERS.items():
+            if info.name == builder or info.name.removeprefix(f"{builder}-") in ("graphs", "ahead", "graphs-ahead"):
+                assert {info.package, info.other_package} - {None} == set(modules)
+    other = dataclasses.replace(BACKENDS["tensorrt"][0], package="no_such_module", other_package="json")
+    assert other.installed
+    assert not dataclasses.replace(other, other_package=None).installed
+
+
 def test_a_bundle_opens_through_the_registry(
     bundles: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     machine = Machine("10.3.0", tmp_path)
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
     monkeypatch.setattr(backend, "load", lambda builder: machine.api)
-    monkeypatch.setattr(backend.Cuda, "open", lambda: machine.cuda)
+    monkeypatch.setattr(backend.Cuda, "open", lambda: Cuda(cuda_runtime(machine.world)))
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__spec__=SimpleNamespace()))
     folder = shutil.copytree(bundles["fp32"], tmp_path / "bundle")
     found = open_backend(folder, read_manifest(folder), backend="tensorrt")
     assert found.name == "tensorrt"
     assert "builds 4 of 4 engines for Stand-in" in capsys.readouterr().err
-    monkeypatch.setenv("BERXIT_TENSORRT", "graphs,fast")
-    with pytest.raises(InputError, match="BERXIT_TENSORRT names fast: it knows graphs and ahead"):
-        open_backend(folder, read_manifest(folder), backend="tensorrt")
+    for name in ("tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"):
+        assert open_backend(folder, read_manifest(folder), backend=name).name == name
+    with pytest.raises(InputError, match="no back end 'tensorrt-fast' runs bundles for tensorrt"):
+        open_backend(folder, read_manifest(folder), backend="tensorrt-fast")
+    tried = tune(folder, read_manifest(folder), seconds=0)
+    names = {"tensorrt", "tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"}
+    assert names <= {each.backend for each in tried}
+    assert {each.threads for each in tried} == {1}
     assert engines.WORKSPACE_MIB > 0
 
 

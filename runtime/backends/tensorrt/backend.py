@@ -6,7 +6,6 @@ back. Everything runs on one stream, under one lock, and all contexts share one 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +31,6 @@ from runtime.console import progress_bar
 from runtime.errors import BerxitError, InputError
 from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
-
-OPTIONS = ("graphs", "ahead")
-"""What BERXIT_TENSORRT may name, with commas. graphs: a single row's layers are CUDA graphs. ahead: layer i + 1 starts
-while exit i is being judged. Both off: only a measurement on your GPU can say that they pay."""
 
 
 class _Context:
@@ -173,7 +168,9 @@ class _Held:
 class TensorRtBackend:
     """Runs engines; the loop's Backend. A state may be used once: its memory belongs to the next.
 
-    What it holds on the GPU is given back by ``close``, or when nobody has the back end any more.
+    What it holds on the GPU is given back by ``close``, or when nobody has the back end any more. ``graphs``: a single
+    row's layers are CUDA graphs. ``ahead``: layer i + 1 starts while exit i is being judged. Both are off unless asked
+    for: only a measurement on the GPU at hand can say that they pay.
     """
 
     threads = 1
@@ -193,8 +190,8 @@ class TensorRtBackend:
     ) -> None:
         """``cuda`` is this back end's own from now on. ``kernels``: what ``keep_kernels`` was last given."""
         if graphs and not api.shares_profiles:
-            raise InputError(f"BERXIT_TENSORRT=graphs needs TensorRT 10, this is {api.title}")
-        self.name = api.builder
+            raise InputError(f"back end {api.builder}-graphs needs TensorRT 10, this is {api.title}")
+        self.name = "-".join([api.builder, *["graphs"] * graphs, *["ahead"] * ahead])
         self.layers = manifest.model.layers
         self.exits = manifest.exits
         self._manifest, self._api, self._cuda = manifest, api, cuda
@@ -357,11 +354,10 @@ class TensorRtBackend:
         return _Context(self._api, context, segment, profile, self._memory, self._stream)
 
 
-def open_with(builder: str, folder: Path, manifest: Manifest) -> TensorRtBackend:
+def open_with(
+    builder: str, folder: Path, manifest: Manifest, *, graphs: bool = False, ahead: bool = False
+) -> TensorRtBackend:
     """Builds the engines that are missing, and opens them. Raises BerxitError where TensorRT or a GPU is missing."""
-    chosen = [name for name in os.environ.get("BERXIT_TENSORRT", "").split(",") if name]
-    if unknown := set(chosen) - set(OPTIONS):
-        raise InputError(f"BERXIT_TENSORRT names {', '.join(sorted(unknown))}: it knows {' and '.join(OPTIONS)}")
     api, cuda, cache = load(builder), Cuda.open(), EngineCache(cache_folder())
     gpu = cuda.gpu()
     engines = prepare_engines(
@@ -380,8 +376,8 @@ def open_with(builder: str, folder: Path, manifest: Manifest) -> TensorRtBackend
         api,
         cuda,
         engines,
-        graphs="graphs" in chosen,
-        ahead="ahead" in chosen,
+        graphs=graphs,
+        ahead=ahead,
         kernels=cache.read_kept("kernels", api, gpu),
         keep_kernels=partial(cache.write_kept, "kernels", api, gpu),
     )
