@@ -15,7 +15,7 @@ from exporters.bfloat16 import RoundingBackend, with_float32_borders
 from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
 from exporters.onnxruntime import write_graphs
 from exporters.options import ExportOptions
-from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_scales, quantized
+from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_reach, quantized
 from exporters.segments import Segments
 from runtime.backends.host import HostBackend
 from runtime.backends.onnxruntime import open_backend
@@ -73,12 +73,12 @@ def graphs_of(segments: Segments, options: ExportOptions, folder: Path) -> Itera
     half = options.precision == "fp16" or (int8 and opset >= DEQUANTIZED_WEIGHTS)
     bfloat16 = options.precision == "bf16"
     dtype = "bfloat16" if bfloat16 else "float16" if half else "float32"
-    scales = activation_scales(segments, _samples(folder)) if int8 else []
+    reach = activation_reach(segments, _samples(folder)) if int8 else []
     embeddings = embeddings_graph(segments, opset=opset, dtype=dtype)
     yield with_float32_borders(embeddings) if bfloat16 else embeddings
     for i, segment in enumerate(segments.layers):
         graph = layer_graph(segments, segment, opset=opset, dtype=dtype)
-        yield quantized(graph, scales[i]) if int8 else with_float32_borders(graph) if bfloat16 else graph
+        yield quantized(graph, reach[i]) if int8 else with_float32_borders(graph) if bfloat16 else graph
 
 
 def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> HostBackend:
