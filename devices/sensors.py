@@ -4,6 +4,8 @@ that a throttled or busy run can be told from a slow one. A sensor that is not t
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ class Reading:
     """The CPU's frequency governor."""
     peak_memory_mib: float | None
     """The most resident memory this process has had."""
+    power_mode: str | None = None
+    """What a Jetson is set to, as ``nvpmodel -q`` names it: 15W, MAXN, ..."""
 
 
 def read_sensors() -> Reading:
@@ -31,6 +35,7 @@ def read_sensors() -> Reading:
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         governor=_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         peak_memory_mib=_memory_mib("VmHWM"),
+        power_mode=_power_mode(),
     )
 
 
@@ -62,3 +67,15 @@ def _memory_mib(kind: str) -> float | None:
         if line.startswith(kind):
             return float(line.split()[1]) / 1024
     return None
+
+
+def _power_mode() -> str | None:
+    """From the line ``NV Power Mode: MODE_15W``. Old releases answer the superuser only: None then."""
+    if not shutil.which("nvpmodel"):
+        return None
+    try:
+        told = subprocess.run(("nvpmodel", "-q"), capture_output=True, text=True, timeout=2, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    modes = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("NV Power Mode")]
+    return modes[0].removeprefix("MODE_") if modes and modes[0] else None

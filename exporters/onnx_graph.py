@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import ml_dtypes  # noqa: F401 - with it numpy knows "bfloat16"
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -23,7 +24,12 @@ from train.backbones.weights import Array, Linear, Norm
 OPSET = 17
 """The first with LayerNormalization; ONNX Runtime since 1.12 and TensorRT since 8.6 take it."""
 
-_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int32": TensorProto.INT32}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int32": TensorProto.INT32,
+}
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """Int8 as TensorRT reads it: QuantizeLinear and DequantizeLinear around the four large matrix products of a layer.
 
-Symmetric throughout: weights per output channel, activations per tensor, biases as they are. The scales of activations
-come from the samples that the checkpoint carries.
+Symmetric throughout: weights per output channel, activations per tensor, biases as they are. How far activations reach
+is read off the samples that the checkpoint carries. A few of BERT's channels reach much farther than the others, and a
+step for all would leave the others few levels: so channels are divided by what makes them more even, and the weights
+multiplied by it (SmoothQuant, Xiao et al. 2023, equations 3 and 4).
 """
 
 from __future__ import annotations
@@ -25,28 +27,32 @@ PRODUCTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
 DEQUANTIZED_WEIGHTS = 19
 """From this opset on weights are stored in int8. Before it TensorRT (8) quantises float weights itself."""
 
-Scales = Mapping[str, float]
-"""Weight of a product -> how large one int8 step of the activation before it is."""
+MIGRATED = 0.85
+"""SmoothQuant's alpha: how much of the channels' unevenness goes over to the weights. The paper takes 0.5; MiniLM-L6
+and bge-small want more: docs/tensorrt.md has the numbers."""
+QUIET = 1e-3
+"""A channel counts as reaching this far at least, as a share of the farthest: float16 must hold the division."""
+
+Reach = Mapping[str, npt.NDArray]
+"""Weight of a product -> how far each channel of the activation before it reaches, (in,)."""
 
 
-def activation_scales(segments: Segments, batch: TokenBatch) -> Sequence[Scales]:
-    """Layer by layer, from a float32 pass over ``batch``: the largest value is 127 steps. Cutting outliers off for
-    finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
+def activation_reach(segments: Segments, batch: TokenBatch) -> Sequence[Reach]:
+    """Segment by segment, from a float32 pass over ``batch``: the largest value of each channel. Cutting outliers off
+    for finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
 
-    Layers that share their weights share their scales, the largest of them.
+    Segments that share their file share the farthest reach; so do layers that share their weights within a segment.
     """
-    found: list[dict[str, float]] = []
-    for values in _products(segments, batch):
-        found.append({name: float(np.abs(value).max()) / 127 or 1.0 for name, value in values.items()})
-    for segment, scales in zip(segments.layers, found, strict=True):
+    found = list(_products(segments, batch))
+    for segment, reach in zip(segments.layers, found, strict=True):
         for other, more in zip(segments.layers, found, strict=True):
-            if other.encoder is segment.encoder:
-                scales.update({name: max(scale, more[name]) for name, scale in scales.items()})
+            if other.body == segment.body:
+                reach.update({name: np.maximum(largest, more[name]) for name, largest in reach.items()})
     return found
 
 
-def quantized(graph: OnnxSegment, scales: Scales) -> OnnxSegment:
-    """The layer with its products in int8; everything else stays in the type that it had."""
+def quantized(graph: OnnxSegment, reach: Reach) -> OnnxSegment:
+    """The segment with its products in int8; everything else stays in the type that it had."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -54,24 +60,30 @@ def quantized(graph: OnnxSegment, scales: Scales) -> OnnxSegment:
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, npt.NDArray] = {}
     for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in scales:
-            name = node.input[1]
-            weight = numpy_helper.to_array(weights[name])
-            constants |= {
-                f"{name}.input_scale": np.array(scales[name], weight.dtype),
-                f"{name}.input_zero": np.array(0, np.int8),
-                f"{name}.scale": _weight_scale(weight),
-                f"{name}.zero": np.zeros(weight.shape[1], np.int8),
-            }
-            nodes += _rounded(node.input[0], f"{name}.input_scale", f"{name}.input_zero", f"{name}.input")
-            ends = (f"{name}.scale", f"{name}.zero", f"{name}.rounded")
-            if opset >= DEQUANTIZED_WEIGHTS:
-                stored = np.round(weight.astype(np.float64) / constants[ends[0]]).clip(-127, 127).astype(np.int8)
-                weights[name].CopyFrom(numpy_helper.from_array(stored, name))
-                nodes.append(helper.make_node("DequantizeLinear", [name, *ends[:2]], [ends[2]], axis=1))
-            else:
-                nodes += _rounded(name, *ends, axis=1)
-            node.input[0], node.input[1] = f"{name}.input", ends[2]
+        if node.op_type == "MatMul" and node.input[1] in reach:
+            name, even = node.input[1], f"{node.output[0]}.even"
+            rounded, ends = f"{node.output[0]}.input", (f"{name}.scale", f"{name}.zero", f"{name}.rounded")
+            nodes.append(helper.make_node("Mul", [node.input[0], f"{name}.input_factor"], [even]))
+            nodes += _rounded(even, f"{name}.input_scale", f"{name}.input_zero", rounded)
+            node.input[0], node.input[1] = rounded, ends[2]
+            if ends[0] not in constants:  # else a layer before in this segment has the same weights
+                weight = numpy_helper.to_array(weights[name])
+                factors, step = _evened(reach[name], weight)
+                weight = (weight * factors[:, None]).astype(weight.dtype)
+                constants |= {
+                    f"{name}.input_factor": (1 / factors).astype(weight.dtype),
+                    f"{name}.input_scale": np.array(step, weight.dtype),
+                    f"{name}.input_zero": np.array(0, np.int8),
+                    ends[0]: _weight_scale(weight),
+                    ends[1]: np.zeros(weight.shape[1], np.int8),
+                }
+                if opset >= DEQUANTIZED_WEIGHTS:
+                    stored = np.round(weight.astype(np.float64) / constants[ends[0]]).clip(-127, 127).astype(np.int8)
+                    weights[name].CopyFrom(numpy_helper.from_array(stored, name))
+                    nodes.append(helper.make_node("DequantizeLinear", [name, *ends[:2]], [ends[2]], axis=1))
+                else:
+                    weights[name].CopyFrom(numpy_helper.from_array(weight, name))
+                    nodes += _rounded(name, *ends, axis=1)
         nodes.append(node)
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # they die with the list below
     del model.graph.node[:]
@@ -89,6 +101,17 @@ def _rounded(x: str, scale: str, zero: str, output: str, axis: int | None = None
     ]
 
 
+def _evened(reach: npt.NDArray, weight: npt.NDArray) -> tuple[npt.NDArray, float]:
+    """(in,) what an activation's channels are divided by and the rows of its weight (in, out) multiplied by; and how
+    large one int8 step of the activation is then."""
+    rows = np.abs(weight.astype(np.float64)).max(axis=1)
+    farthest, heaviest = float(reach.max()) or 1.0, float(rows.max()) or 1.0
+    channels = np.maximum(reach.astype(np.float64), QUIET * farthest)
+    factors = channels**MIGRATED / np.maximum(rows, QUIET * heaviest) ** (1 - MIGRATED)
+    factors /= np.exp(np.log(factors).mean())
+    return factors, float((channels / factors).max()) / 127
+
+
 def _weight_scale(weight: npt.NDArray) -> npt.NDArray:
     """(out,) for a weight (in, out): its largest value in a channel is 127 steps."""
     scale = np.abs(weight.astype(np.float64)).max(axis=0) / 127
@@ -96,7 +119,7 @@ def _weight_scale(weight: npt.NDArray) -> npt.NDArray:
 
 
 def _products(segments: Segments, batch: TokenBatch) -> Iterator[dict[str, npt.NDArray]]:
-    """Layer by layer: weight of a product -> the activations (tokens, in) that it is multiplied by."""
+    """Segment by segment: weight of a product -> the largest activation of each channel that it is multiplied by."""
     tensors: dict[str, npt.NDArray] = {
         "input_ids": batch.input_ids,
         "token_type_ids": batch.token_type_ids,
@@ -109,15 +132,22 @@ def _products(segments: Segments, batch: TokenBatch) -> Iterator[dict[str, npt.N
         graph = layer_graph(segments, segment)
         watched = onnx.ModelProto()
         watched.CopyFrom(graph.model)
-        sources = {
-            n.input[1]: n.input[0] for n in watched.graph.node if n.op_type == "MatMul" and n.input[1] in PRODUCTS
-        }
-        inner = set(sources.values()) - {"hidden_in"}
+        products = [(n.input[1], n.input[0]) for n in watched.graph.node if n.op_type == "MatMul" and _is_product(n)]
+        inner = {source for _, source in products} - {"hidden_in"}
         watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
         found = _run(watched, graph, tensors)
         found["hidden_in"] = tensors["hidden"]
-        yield {name: found[source][real] for name, source in sources.items()}
+        largest: dict[str, npt.NDArray] = {}
+        for name, source in products:
+            reach = np.abs(found[source][real]).max(axis=0)
+            largest[name] = np.maximum(largest.get(name, reach), reach)
+        yield largest
         tensors["hidden"] = found["hidden"]
+
+
+def _is_product(node: onnx.NodeProto) -> bool:
+    """Whether a matrix product is by one of PRODUCTS, in whichever of the segment's layers."""
+    return str(node.input[1]).rpartition("/")[2] in PRODUCTS
 
 
 def _run(model: onnx.ModelProto, graph: OnnxSegment, tensors: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:

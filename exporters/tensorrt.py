@@ -10,29 +10,34 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from devices import default_threads
+from exporters.bfloat16 import RoundingBackend, with_float32_borders
 from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
 from exporters.onnxruntime import write_graphs
 from exporters.options import ExportOptions
-from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_scales, quantized
+from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_reach, quantized
 from exporters.segments import Segments
-from runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
-from runtime.bundle import Segment
+from runtime.backends.host import HostBackend
+from runtime.backends.onnxruntime import open_backend
+from runtime.bundle import Manifest, Segment
 from runtime.errors import InputError
 from runtime.golden import Golden
 from runtime.json_data import parse, read_json
 from runtime.progress import Bar
 from runtime.tokenization import TokenBatch
 
-PRECISIONS = {"fp16": 5e-2, "fp32": 1e-4, "int8": 2.0}
+PRECISIONS = {"fp16": 5e-2, "fp32": 1e-4, "bf16": 5e-1, "int8": 2.0}
 """Precision -> how far an exit may be from the checkpoint's (absolute, logits and LTE), in ONNX Runtime here and in
 TensorRT on the device. docs/tensorrt.md has what was found, and why these."""
-OPTIONS = frozenset({"lengths", "max_batch", "target_version"})
+OPTIONS = frozenset({"lengths", "max_batch", "target_version", "exits"})
 
 OPSETS = {"jetpack5": 16, "tensorrt8.6": 17, "jetpack6": 19, "tensorrt10": 19, "tensorrt11": 19, "tensorrt-rtx": 19}
 """The oldest TensorRT that must read the files -> their opset. JetPack 5 has TensorRT 8.5, which knows
 no LayerNormalization (opset 17); JetPack 6 has 10.3. Opset 19 brings QuantizeLinear on float16."""
+WITHOUT_BFLOAT16 = ("jetpack5", "tensorrt8.6")
 PROOF = (
-    "checked: the very files, in ONNX Runtime on this CPU. TensorRT's own numbers are checked on the device, by bench"
+    "checked: the very files, in ONNX Runtime on this CPU; of bf16, which it cannot compute, the same graphs in float32"
+    " with every result rounded to bfloat16. TensorRT's own numbers are checked on the device, by bench"
 )
 LENGTHS = (16, 32, 64, 128, 256, 512)
 MAX_BATCH = 8
@@ -43,6 +48,10 @@ def with_defaults(options: ExportOptions, segments: Segments) -> ExportOptions:
     version = options.target_version or "jetpack6"
     if version not in OPSETS:
         raise InputError(f"--target-version '{version}': target tensorrt knows {', '.join(OPSETS)}")
+    if options.precision == "bf16" and version in WITHOUT_BFLOAT16:
+        raise InputError(
+            f"--precision bf16: TensorRT 8 has no bfloat16, --target-version {version} takes fp16, fp32 or int8"
+        )
     longest = segments.max_length
     lengths = options.lengths or (*(length for length in LENGTHS if length < longest), longest)
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
@@ -62,12 +71,21 @@ def graphs_of(segments: Segments, options: ExportOptions, folder: Path) -> Itera
     opset = OPSETS[str(options.target_version)]
     int8 = options.precision == "int8"
     half = options.precision == "fp16" or (int8 and opset >= DEQUANTIZED_WEIGHTS)
-    dtype = "float16" if half else "float32"
-    scales = activation_scales(segments, _samples(folder)) if int8 else []
-    yield embeddings_graph(segments, opset=opset, dtype=dtype)
+    bfloat16 = options.precision == "bf16"
+    dtype = "bfloat16" if bfloat16 else "float16" if half else "float32"
+    reach = activation_reach(segments, _samples(folder)) if int8 else []
+    embeddings = embeddings_graph(segments, opset=opset, dtype=dtype)
+    yield with_float32_borders(embeddings) if bfloat16 else embeddings
     for i, segment in enumerate(segments.layers):
         graph = layer_graph(segments, segment, opset=opset, dtype=dtype)
-        yield quantized(graph, scales[i]) if int8 else graph
+        yield quantized(graph, reach[i]) if int8 else with_float32_borders(graph) if bfloat16 else graph
+
+
+def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> HostBackend:
+    """What runs the files here and now: ONNX Runtime, or for bf16 what comes nearest to them on a CPU."""
+    if manifest.precision == "bf16":
+        return RoundingBackend(folder, manifest, threads or default_threads())
+    return open_backend(folder, manifest, threads)
 
 
 def _samples(folder: Path) -> TokenBatch:

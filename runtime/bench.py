@@ -345,13 +345,13 @@ def _latency(point: Measured) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
+    """Of what ran, under the names of the packages that brought it: module tensorrt_rtx_bindings comes as
+    tensorrt-rtx-cu13-bindings, onnxruntime perhaps as onnxruntime-gpu."""
+    brought_by = metadata.packages_distributions()
+    modules = {name for known in BACKENDS.values() for info in known for name in (info.package, info.other_package)}
+    packages = {package for module in modules if module for package in brought_by.get(module, ())}
     found = {"python": platform.python_version()}
-    for name in (
-        "berxit",
-        "numpy",
-        "tokenizers",
-        *sorted({info.package for known in BACKENDS.values() for info in known}),
-    ):
+    for name in ("berxit", "numpy", "tokenizers", *sorted(packages), "cuda-python"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

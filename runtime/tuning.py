@@ -56,8 +56,12 @@ def tune(
     machine cannot run, or whose exits are off the checkpoint, is left out; raises BerxitError where none remains.
     """
     choose_backend(bundle, manifest.target, backend)  # an unknown name, or nothing installed, is told as in load
-    names = [info.name for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
-    candidates = [(name, count) for name in names for count in ([threads] if threads else thread_counts())]
+    installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
+    candidates = [
+        (info.name, count)
+        for info in installed
+        for count in ([threads] if threads else thread_counts() if info.cpu else [1])
+    ]
     golden = read_golden(bundle, manifest)
     inputs = golden.one_by_one(manifest.model.pad_token_id)
     best: dict[tuple[str, int], float] = {}

@@ -5,11 +5,11 @@ A new one is one module here and one entry in BACKENDS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.bundle import Manifest
 from runtime.errors import BerxitError, InputError
@@ -26,17 +26,30 @@ class BackendInfo:
     package: str
     """What it imports; not there -> the user is told how to install it."""
     install: str
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     """What ``open_backend`` is told besides, where one module is several back ends."""
     atol: float = 0.0
     """How far an exit may be off the checkpoint where the back end computes in less than the files hold; else the
     bundle's own tolerance stands."""
     lazy: bool = False
     """Whether its ``open_backend`` takes ``lazy``: open a layer when an input first gets there."""
+    other_package: str | None = None
+    """Another name that the package may be installed under."""
+    cpu: bool = True
+    """Whether it computes on the CPU, so that threads matter."""
 
     @property
     def installed(self) -> bool:
-        return find_spec(self.package) is not None
+        return any(find_spec(name) is not None for name in (self.package, self.other_package) if name)
+
+
+def _tensorrt(
+    name: str, module: str, package: str, install: str, other_package: str | None = None
+) -> list[BackendInfo]:
+    """As it is, with CUDA graphs, with the next layer started ahead, with both: which pays, ``--tune`` measures."""
+    plain = BackendInfo(name, module, package, install, other_package=other_package, cpu=False)
+    more = (("graphs",), ("ahead",), ("graphs", "ahead"))
+    return [plain, *(replace(plain, name="-".join((name, *m)), options=dict.fromkeys(m, True)) for m in more)]
 
 
 BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
@@ -60,24 +73,26 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
         ),
     ),
     "tensorrt": (
-        BackendInfo(
+        *_tensorrt(
             "tensorrt",
             "runtime.backends.tensorrt",
             "tensorrt",
             "JetPack brings it to a Jetson (python3-libnvinfer); on a desktop pip install 'berxit[tensorrt]', or"
             " 'berxit[tensorrt-rtx]' or onnxruntime-gpu, which run the bundle too",
         ),
-        BackendInfo(
+        *_tensorrt(
             "tensorrt-rtx",
             "runtime.backends.tensorrt.rtx",
             "tensorrt_rtx_bindings",
             "pip install 'berxit[tensorrt-rtx]'",
+            other_package="tensorrt_rtx",
         ),
         BackendInfo(
             "onnxruntime-gpu",
             "runtime.backends.onnxruntime_gpu",
             "onnxruntime",
             "pip install onnxruntime-gpu; on a Jetson take the wheel for your JetPack",
+            cpu=False,
         ),
     ),
     "coreml": (

@@ -3,37 +3,50 @@ ONNX. Tensors go over the host between segments, so this costs more per layer th
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from runtime.backends.host import State
-from runtime.backends.onnxruntime import OnnxRuntimeBackend, Providers
-from runtime.backends.tensorrt.engines import cache_folder
-from runtime.bundle import Manifest
+from runtime.backends.host import HostBackend, Run, State, opened_once
+from runtime.backends.onnxruntime import Providers, open_session
+from runtime.backends.tensorrt.engines import cache_folder, rows_of
+from runtime.backends.tensorrt.plan import shape_of
+from runtime.bundle import Manifest, Segment
 from runtime.errors import BerxitError
+from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
 
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+HALF = ("fp16", "int8")
+"""What the TensorRT provider computes. Not fp32: it has no switch for TF32, which keeps 10 bits of a number (ONNX
+Runtime's issue 26029); the CUDA provider has one. Not bf16: only the newest know it."""
 
 
-def providers(available: list[str], precision: str) -> Providers:
-    """What to run with, the best first; the CPU only for what a GPU provider leaves over. Raises BerxitError."""
-    cache = str(cache_folder() / "onnxruntime")
-    options: dict[str, dict[str, Any]] = {
-        "TensorrtExecutionProvider": {
+def providers(available: list[str], manifest: Manifest, segment: Segment) -> Providers:
+    """What to run the segment with, the best first; the CPU only for what a GPU provider leaves over.
+
+    Raises BerxitError where there is no GPU provider for it.
+    """
+    options: dict[str, dict[str, Any]] = {"CUDAExecutionProvider": {"use_tf32": False}}  # exits are float32
+    if manifest.precision in HALF:
+        options["TensorrtExecutionProvider"] = {
             "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": cache,
+            "trt_engine_cache_path": str(engine_folder(manifest)),
             "trt_timing_cache_enable": True,
-            "trt_timing_cache_path": cache,
-            "trt_fp16_enable": precision in ("fp16", "int8"),
-            "trt_int8_enable": precision == "int8",
-        },
-        "CUDAExecutionProvider": {"use_tf32": precision != "fp32"},
-    }
-    chosen = [(name, options[name]) for name in PROVIDERS if name in available]
+            "trt_timing_cache_path": str(engine_folder(manifest)),
+            "trt_fp16_enable": True,
+            "trt_int8_enable": manifest.precision == "int8",
+            "trt_profile_min_shapes": _shapes(segment, 1, manifest.lengths[0]),
+            "trt_profile_opt_shapes": _shapes(segment, 1, manifest.lengths[-1]),
+            "trt_profile_max_shapes": _shapes(segment, rows_of(manifest), manifest.lengths[-1]),
+        }
+    chosen = [(name, options[name]) for name in PROVIDERS if name in available and name in options]
     if not chosen:
         raise BerxitError(
             "this needs tensorrt, or an onnxruntime with the TensorRT or CUDA provider, and the onnxruntime here has"
@@ -43,34 +56,75 @@ def providers(available: list[str], precision: str) -> Providers:
     return [*chosen, "CPUExecutionProvider"]
 
 
-class OnnxRuntimeGpuBackend(OnnxRuntimeBackend):
-    """Pads inputs to the bundle's lengths and leaves them so: the TensorRT provider builds an engine per shape."""
+def engine_folder(manifest: Manifest) -> Path:
+    """Where the TensorRT provider keeps this bundle's engines. It tells engines apart by the names in a graph, which a
+    model that was trained again does not change: so every bundle has a folder, named by all that its engines hold."""
+    files = [segment.sha256 for segment in manifest.segments]
+    held = json.dumps([files, manifest.precision, manifest.lengths, rows_of(manifest)])
+    return cache_folder() / "onnxruntime" / sha256(held.encode()).hexdigest()[:24]
+
+
+def _shapes(segment: Segment, rows: int, length: int) -> str:
+    """The segment's inputs that vary, as ``name:1x16,...``."""
+    varying = [tensor for tensor in segment.inputs if any(isinstance(size, str) for size in tensor.shape)]
+    return ",".join(f"{tensor.name}:{'x'.join(map(str, shape_of(tensor, rows, length)))}" for tensor in varying)
+
+
+class OnnxRuntimeGpuBackend:
+    """The loop's Backend. Pads inputs to the bundle's lengths and leaves them so: every new shape costs a GPU provider
+    time. The rows of a call go in parts of ``max_batch``, the most that an engine takes."""
 
     name = "onnxruntime-gpu"
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int, chosen: Providers) -> None:
-        super().__init__(folder, manifest, threads, chosen)
-        self._lengths = manifest.lengths
+    def __init__(
+        self, folder: Path, manifest: Manifest, threads: int, providers_of: Callable[[Segment], Providers]
+    ) -> None:
+        self.layers, self.exits, self.threads = manifest.model.layers, manifest.exits, threads
+        self.providers: list[str] = []
+        """What the sessions really run on."""
+
+        def open_file(segment: Segment) -> Run:
+            chosen, path = providers_of(segment), folder / segment.file
+            key = (path.resolve(), segment.sha256, threads, repr(chosen))
+            session = opened_once(key, lambda: open_session(path, threads, chosen))
+            self.providers = session.get_providers()
+            return partial(session.run, [output.name for output in segment.outputs])
+
+        self._part = HostBackend(folder, manifest, threads, open_file)
+        self._lengths, self._rows = manifest.lengths, rows_of(manifest)
         self._pad_token_id = manifest.model.pad_token_id
 
-    def embed(self, batch: TokenBatch) -> State:
+    def embed(self, batch: TokenBatch) -> tuple[State, ...]:
         longest = batch.input_ids.shape[1]
         length = next((length for length in self._lengths if length >= longest), longest)
         width = ((0, 0), (0, length - longest))
-        state = super().embed(
-            TokenBatch(
-                np.pad(batch.input_ids, width, constant_values=self._pad_token_id),
-                np.pad(batch.token_type_ids, width),
-                np.pad(batch.attention_mask, width),
-            )
-        )
-        return state._replace(lengths=np.full(len(batch), length))
+        ids = np.pad(batch.input_ids, width, constant_values=self._pad_token_id)
+        types, mask = np.pad(batch.token_type_ids, width), np.pad(batch.attention_mask, width)
+        rows = [slice(start, start + self._rows) for start in range(0, len(batch), self._rows)]
+        states = [self._part.embed(TokenBatch(ids[part], types[part], mask[part])) for part in rows]
+        return tuple(state._replace(lengths=np.full(len(state.lengths), length)) for state in states)
+
+    def layer(self, layer: int, state: tuple[State, ...]) -> tuple[tuple[State, ...], Floats, Floats | None]:
+        states, logits, lte = zip(*(self._part.layer(layer, part) for part in state), strict=True)
+        return states, np.concatenate(logits), None if lte[0] is None else np.concatenate(lte)
+
+    def keep(self, state: tuple[State, ...], rows: Bools) -> tuple[State, ...]:
+        stay = np.split(rows, np.cumsum([len(part.lengths) for part in state])[:-1])
+        return tuple(self._part.keep(part, kept) for part, kept in zip(state, stay, strict=True) if kept.any())
 
 
 def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeGpuBackend:
     """Raises BerxitError where onnxruntime has no GPU provider, or could not start the one it has."""
-    chosen = providers(ort.get_available_providers(), manifest.precision)
-    backend = OnnxRuntimeGpuBackend(folder, manifest, threads or 1, chosen)
+    available = ort.get_available_providers()
+    providers(available, manifest, manifest.segments[0])  # before a folder is made for nothing
+    engines = engine_folder(manifest)
+    try:
+        engines.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BerxitError(
+            f"cannot write {engines}: {error.strerror}. Set BERXIT_CACHE to a folder with room"
+        ) from error
+    backend = OnnxRuntimeGpuBackend(folder, manifest, threads or 1, partial(providers, available, manifest))
     if not set(backend.providers) & set(PROVIDERS):
         raise BerxitError(
             f"onnxruntime {ort.__version__} runs {folder} on the CPU though it has a GPU provider: its CUDA, cuDNN or"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,29 @@ def test_sensors_that_are_not_there_are_none(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sensors, "_text", lambda path: None)
     monkeypatch.setattr(sensors, "_numbers", lambda folder, pattern: [])
     monkeypatch.delattr(sensors.os, "getloadavg", raising=False)
-    assert read_sensors() == devices.Reading(None, None, None, None, None)
+    monkeypatch.setattr(sensors.shutil, "which", lambda name: None)
+    assert read_sensors() == devices.Reading(None, None, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("script", "mode"),
+    [
+        ("echo 'NV Power Mode: MODE_15W'; echo 2", "15W"),
+        ("echo 'NVPM WARN: fan mode is not set!'; echo 'NV Power Mode: MAXN SUPER'; echo 0", "MAXN SUPER"),
+        ("echo 'NVPM ERROR: only root may ask' >&2; exit 1", None),
+        ("exec sleep 60", None),
+        ("echo 'NV Power Mode:'", None),
+    ],
+)
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvpmodel is a shell script")
+def test_a_jetson_tells_its_power_mode(
+    script: str, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "nvpmodel"
+    command.write_text(f'#!/bin/sh\n[ "$1" = -q ] || exit 2\n{script}\n', encoding="ascii")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert read_sensors().power_mode == mode
 
 
 def test_sensors_are_read_in_their_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from exporters.bfloat16 import rounded_in_float32
+
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
 )
@@ -34,17 +36,35 @@ class World:
     def __init__(self) -> None:
         self.blocks: dict[int, np.ndarray] = {}
         self.pinned: dict[int, np.ndarray] = {}
+        self.made: set[tuple[str, object]] = set()
+        """Streams, events and graphs that were not given back."""
+        self.gone: list[str] = []
+        """What was given back, in order."""
         self.queue: list[Work] = []
         self.capture: list[Work] | None = None
         self.built: list[str] = []
         """Files that engines were built from."""
         self.copies_out = 0
         self.launched = 0
+        self.allocated = 0
+        self.contexts = 0
+        self.refuses: set[str] = set()
+        """Calls that answer no."""
 
     def allocate(self, size: int) -> int:
-        address = 0x7F00_0000_0000 + 0x1_0000_0000 * len(self.blocks)
+        address = 0x7F00_0000_0000 + 0x1_0000_0000 * self.allocated
+        self.allocated += 1
         self.blocks[address] = np.full(size, RUBBISH, np.uint8)
         return address
+
+    def give_back(self, kind: str, thing: object, things: Any) -> tuple:
+        """Fails, as CUDA does, for what it does not know."""
+        if thing not in things:
+            return (1,)
+        assert kind == "graph" or not self.queue, f"{kind} given back while the GPU works"
+        things.discard(thing) if isinstance(things, set) else things.pop(thing)
+        self.gone.append(kind)
+        return (0,)
 
     def at(self, address: int, size: int) -> np.ndarray:
         """So many bytes of the GPU's memory, from one allocation."""
@@ -59,6 +79,9 @@ class World:
                 return block[address - start : address - start + size]
         raise AssertionError(f"{address:#x} is no pinned host memory of {size} bytes")
 
+    def is_pinned(self, address: int) -> bool:
+        return any(start <= address < start + len(block) for start, block in self.pinned.items())
+
     def enqueue(self, work: Work) -> None:
         (self.queue if self.capture is None else self.capture).append(work)
 
@@ -69,6 +92,10 @@ class World:
             work()
             if work is until:
                 return
+
+
+class Event:
+    mark: Work | None = None
 
 
 def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
@@ -88,12 +115,12 @@ def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
             world.at(to, size)[:] = world.at(source, size)
 
     def memcpy_async(to: int, source: int, size: int, kind: Any, stream: int) -> tuple:
-        world.enqueue(lambda: copy(to, source, size, kind))
-        return (0,)
-
-    def memcpy(to: int, source: int, size: int, kind: Any) -> tuple:
-        assert kind == kinds.cudaMemcpyHostToDevice
-        world.at(to, size)[:] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(source))
+        assert stream == 77
+        if kind == kinds.cudaMemcpyHostToDevice and not world.is_pinned(source):  # goes through memory of the driver's
+            staged = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(source)).copy()
+            world.enqueue(lambda: world.at(to, size).__setitem__(slice(None), staged))
+        else:
+            world.enqueue(lambda: copy(to, source, size, kind))
         return (0,)
 
     def malloc_host(size: int) -> tuple:
@@ -101,12 +128,12 @@ def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
         world.pinned[block.ctypes.data] = block
         return 0, block.ctypes.data
 
-    def record(event: SimpleNamespace, stream: int) -> tuple:
+    def record(event: Event, stream: int) -> tuple:
         event.mark = lambda: None
         world.enqueue(event.mark)
         return (0,)
 
-    def event_synchronize(event: SimpleNamespace) -> tuple:
+    def event_synchronize(event: Event) -> tuple:
         if any(work is event.mark for work in world.queue):
             world.run(until=event.mark)
         return (0,)
@@ -116,14 +143,26 @@ def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
         return (0,)
 
     def end_capture(stream: int) -> tuple:
-        graph, world.capture = world.capture, None
-        return 0, graph
+        works, world.capture = world.capture, None
+        if "execute_async_v3" in world.refuses:
+            return 901, None
+        return 0, made("graph", tuple(works))
 
-    def launch(graph: list[Work], stream: int) -> tuple:
+    def instantiate(graph: tuple[Work, ...], flags: int) -> tuple:
+        return (801, None) if "cudaGraphInstantiate" in world.refuses else (0, made("launchable", graph))
+
+    def launch(graph: tuple[Work, ...], stream: int) -> tuple:
         world.launched += 1
         for work in graph:
             world.enqueue(work)
         return (0,)
+
+    def made(kind: str, thing: Any) -> Any:
+        world.made.add((kind, thing))
+        return thing
+
+    def gives_back(kind: str) -> Callable[[Any], tuple]:
+        return lambda thing: world.give_back(kind, (kind, thing), world.made)
 
     return SimpleNamespace(
         cudaMemcpyKind=kinds,
@@ -133,20 +172,26 @@ def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
         cudaGetDeviceCount=lambda: (0, 1),
         cudaGetDeviceProperties=lambda index: (
             0,
-            SimpleNamespace(name=b"Stand-in", major=capability[0], minor=capability[1]),
+            SimpleNamespace(name=b"Stand-in", major=capability[0], minor=capability[1], multiProcessorCount=8),
         ),
-        cudaStreamCreateWithFlags=lambda flags: (0, 77),
-        cudaEventCreateWithFlags=lambda flags: (0, SimpleNamespace(mark=None)),
+        cudaGetLastError=lambda: (0,),
+        cudaStreamCreateWithFlags=lambda flags: (0, made("stream", 77)),
+        cudaStreamDestroy=gives_back("stream"),
+        cudaEventCreateWithFlags=lambda flags: (0, made("event", Event())),
+        cudaEventDestroy=gives_back("event"),
         cudaMalloc=lambda size: (0, world.allocate(size)),
+        cudaFree=lambda address: world.give_back("memory", address, world.blocks),
         cudaMallocHost=malloc_host,
-        cudaMemcpy=memcpy,
+        cudaFreeHost=lambda address: world.give_back("pinned", address, world.pinned),
         cudaMemcpyAsync=memcpy_async,
         cudaStreamSynchronize=lambda stream: (world.run(), (0,))[1],
         cudaEventRecord=record,
         cudaEventSynchronize=event_synchronize,
         cudaStreamBeginCapture=begin_capture,
         cudaStreamEndCapture=end_capture,
-        cudaGraphInstantiate=lambda graph, flags: (0, graph),
+        cudaGraphDestroy=gives_back("graph"),
+        cudaGraphInstantiate=instantiate,
+        cudaGraphExecDestroy=gives_back("launchable"),
         cudaGraphLaunch=launch,
     )
 
@@ -167,6 +212,9 @@ class Guarded:
             raise AttributeError(f"this TensorRT has no {type(self).__name__}.{name}")
         object.__setattr__(self, name, value)
 
+    def _answers(self, call: str) -> bool:
+        return call not in self._module.world.refuses
+
 
 class ILogger(Guarded):
     def __init__(self) -> None: ...
@@ -186,13 +234,15 @@ class IOptimizationProfile(Guarded):
 
     def set_shape(self, name: str, least: tuple, usual: tuple, most: tuple) -> None:
         assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)), "an inverted profile"
+        if not self._answers("set_shape"):
+            raise ValueError(name)
         self._shapes[name] = (least, usual, most)
 
 
 class IBuilderConfig(Guarded):
     def __init__(self) -> None:
         self._profiles: list[dict] = []
-        self._flags: set[Any] = set()
+        self._flags: set[Any] = {"TF32"}  # as in every version
         self._cache: Any = None
         self._capabilities: dict[int, Any] = {}
 
@@ -203,10 +253,16 @@ class IBuilderConfig(Guarded):
     def set_flag(self, flag: Any) -> None:
         self._flags.add(flag)
 
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(flag)
+
     def create_timing_cache(self, data: bytes) -> Any:
-        return self._module.classes["ITimingCache"](data)
+        assert not self._module.rtx, "deprecated, and asks for a GPU"
+        return None if data == b"damaged" else self._module.classes["ITimingCache"](data)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        if cache._data == b"of another version" or not self._answers("set_timing_cache"):
+            return False
         self._cache = cache
         return True
 
@@ -214,6 +270,8 @@ class IBuilderConfig(Guarded):
         return self._cache
 
     def add_optimization_profile(self, profile: Any) -> int:
+        if not self._answers("add_optimization_profile"):
+            return -1
         self._profiles.append(profile._shapes)
         return len(self._profiles) - 1
 
@@ -222,10 +280,51 @@ class IBuilderConfig(Guarded):
         return index < self.num_compute_capabilities
 
 
+class ITensor(Guarded):
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+
+    dtype = property(lambda self: self._dtype)
+
+
+class ILayer(Guarded):
+    def __init__(self, kind: str, dtype: str) -> None:
+        self._kind, self._dtype, self._precision = kind, dtype, None
+
+    type = property(lambda self: self._kind)
+    precision = property(lambda self: self._precision, lambda self, value: setattr(self, "_precision", value))
+
+    def get_output(self, index: int) -> ITensor:
+        return self._module.classes["ITensor"](self._dtype)
+
+
+LAYERS = {
+    "MatMul": "MATRIX_MULTIPLY", "Add": "ELEMENTWISE", "Sub": "ELEMENTWISE", "Mul": "ELEMENTWISE",
+    "Div": "ELEMENTWISE", "Pow": "ELEMENTWISE", "ReduceMean": "REDUCE", "ReduceSum": "REDUCE", "Sqrt": "UNARY",
+    "Erf": "UNARY", "Tanh": "ACTIVATION", "Sigmoid": "ACTIVATION", "Relu": "ACTIVATION",
+}  # fmt: skip
+"""ONNX operator -> the kind of layer that TensorRT makes of it, where it computes."""
+DATA_TYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
+
+
 class INetworkDefinition(Guarded):
     def __init__(self, flags: int) -> None:
         self._flags = flags
         self._model: Any = None
+        self._layers: list[ILayer] | None = None
+
+    num_layers = property(lambda self: len(self._model.graph.node))
+
+    def get_layer(self, index: int) -> ILayer:
+        if self._layers is None:
+            graph = onnx.shape_inference.infer_shapes(self._model).graph
+            types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
+            made = self._module.classes["ILayer"]
+            self._layers = [
+                made(LAYERS.get(node.op_type, "OTHER"), DATA_TYPES.get(types[node.output[0]], "OTHER"))
+                for node in graph.node
+            ]
+        return self._layers[index]
 
 
 class OnnxParser(Guarded):
@@ -247,6 +346,15 @@ class OnnxParser(Guarded):
             return False
         self._network._model, self._network._path = model, path
         return True
+
+
+def layers_of(network: Any) -> list[Any]:
+    return [network.get_layer(i) for i in range(network.num_layers)]
+
+
+def exact(layer: Any) -> bool:
+    """Whether it computes, and in float32."""
+    return layer._kind in LAYERS.values() and layer._dtype == "FLOAT"
 
 
 class Builder(Guarded):
@@ -271,17 +379,25 @@ class Builder(Guarded):
                 int8 and module.BuilderFlag.INT8 not in config._flags
             ):
                 return None
+            if half:
+                assert "OBEY_PRECISION_CONSTRAINTS" in config._flags or not any(map(exact, layers_of(network)))
+                assert all(layer._precision == "FLOAT" for layer in layers_of(network) if exact(layer))
         dynamic = [i.name for i in model.graph.input if any(d.dim_param for d in i.type.tensor_type.shape.dim)]
         if not config._profiles or any(set(profile) != set(dynamic) for profile in config._profiles):
             return None
+        assert "TF32" not in config._flags, "float32 would be computed with 10 bits"
         module.world.built.append(Path(network._path).name)
-        config._cache._data += b"t"
+        if not module.rtx:
+            config._cache._data += b"t"
         return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles))
 
 
 class Runtime(Guarded):
     def __init__(self, logger: Any) -> None:
         self._logger = logger
+
+    def __del__(self) -> None:
+        self._module.world.gone.append("runtime")
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
         try:
@@ -298,31 +414,75 @@ class ICudaEngine(Guarded):
     def __init__(self, model: bytes, profiles: list[dict]) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        graph = onnx.load_from_string(model)
+        if any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer):
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            model = rounded_in_float32(graph).SerializeToString()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._profiles = profiles
         self._taken: set[int] = set()
         self._memory = 1000 + len(model) % 777
 
+    def __del__(self) -> None:
+        self._module.world.gone.append("engine")
+
     device_memory_size = property(lambda self: self._memory)
     device_memory_size_v2 = property(lambda self: self._memory)
 
-    def create_execution_context(self, strategy: Any = "STATIC") -> Any:
+    def create_runtime_config(self) -> Any:
+        return self._module.classes["IRuntimeConfig"]()
+
+    def create_execution_context(self, how: Any = "STATIC") -> Any:
+        strategy = how if isinstance(how, str) else how._strategy
         assert strategy == "USER_MANAGED", "a context with memory of its own"
-        return self._module.classes["IExecutionContext"](self)
+        return self._module.classes["IExecutionContext"](self, None if isinstance(how, str) else how._cache)
 
     def create_execution_context_without_device_memory(self) -> Any:
         return self._module.classes["IExecutionContext"](self)
 
 
+class IRuntimeCache(Guarded):
+    def __init__(self) -> None:
+        self._data = b""
+
+    def serialize(self) -> bytes:
+        return self._data
+
+    def deserialize(self, data: bytes) -> bool:
+        if not data.startswith(b"k"):
+            return False
+        self._data = data
+        return True
+
+
+class IRuntimeConfig(Guarded):
+    def __init__(self) -> None:
+        self._strategy, self._cache = "STATIC", None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return self._module.classes["IRuntimeCache"]()
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self._cache = cache
+        return self._answers("set_runtime_cache")
+
+
 class IExecutionContext(Guarded):
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
+    def __init__(self, engine: Any, kernels: Any = None) -> None:
+        self._engine, self._kernels = engine, kernels
+        self._module.world.contexts += 1
         self._profile: dict | None = None
         self._shapes: dict[str, tuple] = {}
         self._addresses: dict[str, int] = {}
         self._activations: tuple[int, int] | None = None
         self._warm = self._captured = False
         self._inputs = {i.name: i for i in engine._session.get_inputs()}
+
+    def __del__(self) -> None:
+        self._module.world.gone.append("context")
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self._engine._memory
@@ -331,6 +491,8 @@ class IExecutionContext(Guarded):
     device_memory = property(fset=lambda self, address: setattr(self, "_activations", (address, self._engine._memory)))
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        if not self._answers("set_optimization_profile_async"):
+            return False
         if self._module.major < 10:
             assert index not in self._engine._taken, "two contexts on one profile, before TensorRT 10"
         self._engine._taken.add(index)
@@ -349,7 +511,7 @@ class IExecutionContext(Guarded):
         assert not self._captured, "a context was changed after its graph was captured"
         assert address % 256 == 0, f"{name} is not aligned"
         self._addresses[name] = address
-        return True
+        return self._answers("set_tensor_address")
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 77
@@ -359,7 +521,11 @@ class IExecutionContext(Guarded):
             return False
         if world.capture is not None:
             assert self._warm, "captured before it ran with these shapes"
+            if not self._answers("execute_async_v3"):
+                return False
             self._captured = True
+        if not self._warm and self._kernels is not None:
+            self._kernels._data += b"k"
         self._warm = True
         addresses, activations = dict(self._addresses), self._activations
         dtypes = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
@@ -381,8 +547,8 @@ class IExecutionContext(Guarded):
 
 
 IMPLEMENTED = (
-    ILogger, ITimingCache, IOptimizationProfile, IBuilderConfig, INetworkDefinition, OnnxParser, Builder, Runtime,
-    ICudaEngine, IExecutionContext,
+    ILogger, ITimingCache, IOptimizationProfile, IBuilderConfig, ITensor, ILayer, INetworkDefinition, OnnxParser,
+    Builder, Runtime, ICudaEngine, IRuntimeCache, IRuntimeConfig, IExecutionContext,
 )  # fmt: skip
 
 
@@ -392,6 +558,7 @@ class TensorRt:
     def __init__(self, version: str, world: World) -> None:
         names = NAMES[version]
         self.__version__ = version.removeprefix("rtx")
+        self.rtx = version.startswith("rtx")
         self.major = 11 if version.startswith("rtx") else int(version.partition(".")[0])
         self.world = world
         self.classes = {
@@ -401,8 +568,8 @@ class TensorRt:
         for name in ("Builder", "Runtime", "OnnxParser"):
             setattr(self, name, self.classes[name])
         self.ILogger = type("ILogger", (self.classes["ILogger"],), {"ERROR": 1, "INTERNAL_ERROR": 0})
-        self.MemoryPoolType = SimpleNamespace(**{name: name for name in names["MemoryPoolType"]})
-        self.BuilderFlag = SimpleNamespace(**{name: name for name in names["BuilderFlag"]})
+        for name in ("MemoryPoolType", "BuilderFlag", "DataType", "LayerType"):
+            setattr(self, name, SimpleNamespace(**{member: member for member in names[name]}))
         flags = names["NetworkDefinitionCreationFlag"]
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**{name: i for i, name in enumerate(flags)})
         for name in ("ExecutionContextAllocationStrategy", "ComputeCapability"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 
 from exporters.export import export
 from exporters.options import ExportOptions
-from runtime.backends import open_backend
-from runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, providers
-from runtime.bundle import read_manifest
+from runtime.backends import open_backend as open_named
+from runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, engine_folder, open_backend, providers
+from runtime.bundle import Manifest, read_manifest
 from runtime.errors import BerxitError
 from runtime.golden import differences, read_golden
 
@@ -24,34 +25,102 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     return output
 
 
-def test_the_best_provider_comes_first() -> None:
-    available = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
-    chosen = providers(available, "fp16")
-    assert [name if isinstance(name, str) else name[0] for name in chosen] == available[::-1]
-    options = dict(entry for entry in chosen if not isinstance(entry, str))
-    assert options["TensorrtExecutionProvider"]["trt_fp16_enable"]
-    assert not options["TensorrtExecutionProvider"]["trt_int8_enable"]
-    assert not dict(e for e in providers(available, "fp32") if not isinstance(e, str))["CUDAExecutionProvider"][
-        "use_tf32"
+AVAILABLE = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+
+
+def options_of(manifest: Manifest, place: int = 1) -> dict[str, dict]:
+    chosen = providers(AVAILABLE, manifest, manifest.segments[place])
+    assert chosen[-1] == "CPUExecutionProvider"
+    return dict(entry for entry in chosen if not isinstance(entry, str))
+
+
+def test_the_best_provider_comes_first(folder: Path) -> None:
+    half = replace(read_manifest(folder), precision="fp16")
+    assert list(options_of(half)) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    options = options_of(half)["TensorrtExecutionProvider"]
+    assert options["trt_fp16_enable"]
+    assert not options["trt_int8_enable"]
+    assert options_of(replace(half, precision="int8"))["TensorrtExecutionProvider"]["trt_int8_enable"]
+    assert [entry[0] for entry in providers(AVAILABLE[:2], half, half.segments[1])[:1]] == ["CUDAExecutionProvider"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_the_tensorrt_provider_would_round_goes_to_cuda(precision: str, folder: Path) -> None:
+    manifest = replace(read_manifest(folder), precision=precision)
+    assert options_of(manifest) == {"CUDAExecutionProvider": {"use_tf32": False}}
+
+
+def test_every_bundle_has_its_own_engines(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The provider tells engines apart by names alone: weights, precision and shapes must be in the folder's."""
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
+    manifest = replace(read_manifest(folder), precision="fp16")
+    again = replace(manifest.segments[2], sha256="0" * 64)
+    others = [
+        replace(manifest, segments=(*manifest.segments[:2], again, *manifest.segments[3:])),
+        replace(manifest, precision="int8"),
+        replace(manifest, lengths=(32,)),
+        replace(manifest, max_batch=1),
     ]
-    assert [entry[0] for entry in providers(available[:2], "int8")[:1]] == ["CUDAExecutionProvider"]
+    folders = {engine_folder(each) for each in (manifest, *others)}
+    assert len(folders) == 5
+    assert engine_folder(read_manifest(folder)) == engine_folder(replace(manifest, precision="fp32"))
+    options = options_of(manifest)["TensorrtExecutionProvider"]
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(engine_folder(manifest))
+    assert engine_folder(manifest).parent == tmp_path / "onnxruntime"
+
+
+def test_one_engine_takes_all_lengths_and_rows(folder: Path) -> None:
+    manifest = replace(read_manifest(folder), precision="fp16")
+    options = options_of(manifest, place=0)["TensorrtExecutionProvider"]
+    names = [tensor.name for tensor in manifest.segments[0].inputs]
+    for bound, shape in (("min", "1x8"), ("opt", "1x32"), ("max", "8x32")):
+        assert options[f"trt_profile_{bound}_shapes"] == ",".join(f"{name}:{shape}" for name in names)
+    layer = options_of(manifest)["TensorrtExecutionProvider"]["trt_profile_max_shapes"]
+    assert layer == "hidden_in:8x32x32,attention_bias:8x1x1x32,token_weights:8x1x32"
+
+
+def test_a_cache_that_cannot_be_written_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: AVAILABLE)
+    with pytest.raises(BerxitError, match="Set BERXIT_CACHE to a folder with room"):
+        open_backend(folder, read_manifest(folder), None)
 
 
 def test_without_a_gpu_provider_one_line_says_how_to_get_one(folder: Path) -> None:
     if set(onnxruntime.get_available_providers()) & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
         pytest.skip("this onnxruntime has a GPU provider")
     with pytest.raises(BerxitError, match=r"needs tensorrt, or an onnxruntime with .* pip install onnxruntime-gpu"):
-        open_backend(folder, read_manifest(folder), backend="onnxruntime-gpu")
+        open_named(folder, read_manifest(folder), backend="onnxruntime-gpu")
 
 
 def test_inputs_are_padded_to_the_lengths_and_stay_so(folder: Path) -> None:
     manifest = read_manifest(folder)
-    backend = OnnxRuntimeGpuBackend(folder, manifest, 1, ("CPUExecutionProvider",))
+    backend = OnnxRuntimeGpuBackend(folder, manifest, 1, lambda segment: ("CPUExecutionProvider",))
     golden = read_golden(folder, manifest)
     assert max(differences(backend, golden, 0)) <= 1e-5
     batch = golden.batch(0)
     state = backend.embed(batch)
     assert 8 < batch.input_ids.shape[1] < 32
-    assert state.tensors["hidden"].shape == (len(batch), 32, 32)
+    assert [part.tensors["hidden"].shape for part in state] == [(8, 32, 32)] * 4
     kept = backend.keep(state, np.arange(len(batch)) == int(batch.lengths.argmin()))
-    assert kept.tensors["hidden"].shape == (1, 32, 32)
+    assert [part.tensors["hidden"].shape for part in kept] == [(1, 32, 32)]
+
+
+def test_more_rows_than_an_engine_takes_go_in_parts(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    golden = read_golden(folder, manifest)
+    batch = golden.batch(0)
+    whole, parts = (
+        OnnxRuntimeGpuBackend(folder, replace(manifest, max_batch=rows), 1, lambda segment: ("CPUExecutionProvider",))
+        for rows in (len(batch), 1 + len(batch) // 2)
+    )
+    states = [backend.embed(batch) for backend in (whole, parts)]
+    assert [len(state) for state in states] == [1, 2]
+    stay = np.arange(len(batch)) != 1
+    for layer in manifest.exits:
+        found = [backend.layer(layer, state) for backend, state in zip((whole, parts), states, strict=True)]
+        for one, other in zip(found[0][1:], found[1][1:], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        states = [backend.keep(each[0], stay) for backend, each in zip((whole, parts), found, strict=True)]
+        stay = np.arange(sum(stay)) != 0

@@ -16,22 +16,24 @@ import pytest
 from conftest import SHARED
 from tensorrt_standin import NAMES, TensorRt, World, cuda_runtime
 
-from runtime.backends import open_backend
+from runtime.backends import BACKENDS, open_backend
 from runtime.backends.onnxruntime import open_backend as open_onnxruntime
 from runtime.backends.tensorrt import TensorRtBackend, backend, engines
 from runtime.backends.tensorrt.cuda import Cuda, Gpu
 from runtime.backends.tensorrt.engines import EngineCache, cache_folder, key_of, prepare_engines
 from runtime.backends.tensorrt.plan import ALIGNMENT, plan_for
-from runtime.backends.tensorrt.versions import Api, load
+from runtime.backends.tensorrt.versions import BUILDERS, Api, load
 from runtime.bundle import Manifest, read_manifest
 from runtime.errors import BerxitError, InputError
 from runtime.golden import differences, read_golden
 from runtime.loop import Backend, exit_loop
 from runtime.policies import ExitPolicy
 from runtime.tokenization import TokenBatch
+from runtime.tuning import tune
 
 PACKAGE = Path(backend.__file__).parent
-ORIN = Gpu("Stand-in", (8, 7))
+OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
+ORIN = Gpu("Stand-in", (8, 7), 8)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone
         "fp32": (checkpoint, ExportOptions("fp32", (8, 16, 32), 3)),
         "fp16": (checkpoint, ExportOptions("fp16", (16, 32), 4)),
         "int8": (checkpoint, ExportOptions("int8", (32,), 2)),
+        "bf16": (checkpoint, ExportOptions("bf16", (16, 32), 4)),
+        "exits": (checkpoint, ExportOptions("fp32", (8, 32), 3, exits=(2, 3))),
+        "exits-albert": (folder / "albert-checkpoint", ExportOptions("int8", (32,), 3, exits=(1, 3))),
+        "last": (checkpoint, ExportOptions("fp16", (16, 32), 4, exits=(3,))),
         "old": (checkpoint, ExportOptions("fp16", (16, 32), 4, "jetpack5")),
         "old-int8": (checkpoint, ExportOptions("int8", (32,), 4, "tensorrt8.6")),
         "albert": (folder / "albert-checkpoint", ExportOptions("fp32", (16, 32), 4)),
@@ -139,11 +145,28 @@ def test_every_version_answers_as_the_checkpoint(version: str, kind: str, bundle
     assert max(off) <= {"fp16": 2e-2, "albert": 1e-5, "int8": 0.5}[kind]
 
 
-OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
+@pytest.mark.parametrize("version", ["10.3.0", "11.4.0.106", "rtx1.7"])
+def test_bfloat16_answers_as_the_checkpoint(version: str, bundles: dict, tmp_path: Path) -> None:
+    manifest = read_manifest(bundles["bf16"])
+    found = Machine(version, tmp_path).open(bundles["bf16"])
+    off = differences(found, read_golden(bundles["bf16"], manifest), manifest.model.pad_token_id)
+    assert 1e-3 < max(off) <= 0.2
+
+
+@pytest.mark.parametrize(("kind", "exits"), [("exits", (2, 3)), ("exits-albert", (1, 3)), ("last", (3,))])
+def test_bundles_with_fewer_exits_answer_as_the_checkpoint(
+    kind: str, exits: tuple[int, ...], bundles: dict, tmp_path: Path
+) -> None:
+    manifest = read_manifest(bundles[kind])
+    for options in OPTIONS:
+        found = Machine("10.3.0", tmp_path).open(bundles[kind], **options)
+        assert found.exits == manifest.exits == exits
+        off = differences(found, read_golden(bundles[kind], manifest), manifest.model.pad_token_id)
+        assert max(off) <= {"exits": 1e-5, "exits-albert": 0.5, "last": 2e-2}[kind]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
-@pytest.mark.parametrize("kind", ["fp32", "albert"])
+@pytest.mark.parametrize("kind", ["fp32", "albert", "exits"])
 def test_rows_that_leave_change_no_other(kind: str, options: dict, bundles: dict, machine: Machine) -> None:
     folder = bundles[kind]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
@@ -174,9 +197,9 @@ def test_the_stand_in_notices_what_is_left_out(
     folder = bundles["fp32"]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
     found = machine.open(folder)
-    monkeypatch.setattr(machine.cuda, call, lambda *arguments: None)
     batch = random_batch(3, rows=3)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), monkeypatch.context() as patch:
+        patch.setattr(machine.cuda, call, lambda *arguments: None)
         try:
             wrong = answers(found, batch, 3)
         except Exception:  # rubbish token ids are refused by the embeddings' Gather
@@ -224,12 +247,119 @@ def test_loops_that_take_turns_keep_their_own_memory(bundles: dict, machine: Mac
 
 def test_memory_comes_back_when_a_loop_is_left(bundles: dict, machine: Machine) -> None:
     found = machine.open(bundles["fp32"])
-    blocks = len(machine.world.blocks)
-    for seed in range(5):
-        loop = exit_loop(found, random_batch(seed, rows=1), ExitPolicy.full_depth(3, False))
+    blocks = []
+    for _ in range(5):
+        loop = exit_loop(found, random_batch(1, rows=1), ExitPolicy.full_depth(3, False))
         next(loop)
         del loop
-    assert len(machine.world.blocks) == blocks
+        blocks.append(len(machine.world.blocks))
+    assert blocks == blocks[:1] * 5
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
+@pytest.mark.parametrize("how", ["close", "forget"])
+def test_what_a_runner_held_is_given_back_in_order(how: str, options: dict, bundles: dict, machine: Machine) -> None:
+    found = machine.open(bundles["albert"], **options)
+    for rows in (1, 3):
+        answers(found, random_batch(rows, rows), 1)
+    world = machine.world
+    assert world.blocks
+    assert world.pinned
+    assert world.made
+    world.gone.clear()
+    if how == "close":
+        found.close()
+        found.close()  # twice is once
+        with pytest.raises(BerxitError, match=r"this runner was closed .* load the bundle again"):
+            found.embed(random_batch(1, 1))
+    else:
+        del found
+    assert not world.blocks
+    assert not world.pinned
+    assert not world.made
+    order = list(dict.fromkeys(world.gone))
+    assert order.index("context") < order.index("engine") < order.index("runtime") < order.index("memory")
+    assert world.gone.count("context") == world.contexts
+    if options.get("graphs"):
+        assert order[0] == "launchable"
+
+
+def test_a_runner_that_does_not_open_leaves_nothing_behind(bundles: dict, machine: Machine) -> None:
+    built = machine.prepare(bundles["fp32"])
+    built["segments/layer_03.onnx"] = b"damaged"
+    with pytest.raises(BerxitError, match="cannot load the engine"):
+        TensorRtBackend(bundles["fp32"], read_manifest(bundles["fp32"]), machine.api, machine.cuda, built)
+    assert not machine.world.made
+    assert not machine.world.blocks
+
+
+def test_contexts_are_made_for_the_lengths_that_are_used(bundles: dict, machine: Machine) -> None:
+    found = machine.open(bundles["fp32"])
+    assert machine.world.contexts == 0
+    for _ in range(2):
+        answers(found, random_batch(1, rows=2, longest=8), 1)
+        assert machine.world.contexts == 4
+    answers(found, random_batch(1, rows=2, longest=32), 1)
+    assert machine.world.contexts == 8
+
+
+def test_an_upload_has_arrived_when_it_returns(machine: Machine) -> None:
+    array = np.arange(1000, dtype=np.float32)
+    address = machine.cuda.upload(array, machine.cuda.stream())
+    np.testing.assert_array_equal(machine.world.at(address, array.nbytes).view(np.float32), array)
+
+
+@pytest.mark.parametrize("fails", ["execute_async_v3", "cudaGraphInstantiate"])
+def test_what_cannot_be_a_graph_runs_without(fails: str, bundles: dict, machine: Machine) -> None:
+    folder = bundles["fp32"]
+    reference = open_onnxruntime(folder, read_manifest(folder), 1)
+    found = machine.open(folder, graphs=True)
+    machine.world.refuses.add(fails)
+    for seed in range(4):
+        batch = random_batch(seed, rows=1)
+        assert_same(answers(found, batch, seed), answers(reference, batch, seed))
+    assert machine.world.capture is None
+    assert machine.world.launched == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("set_optimization_profile_async", r"refused profile 1 of segments/embeddings\.onnx"),
+        ("set_tensor_address", r"refused an address for input_ids of segments/embeddings\.onnx"),
+        ("add_optimization_profile", "refused an optimisation profile"),
+        ("set_shape", r"refused the shapes \(1, 8\) to \(3, 8\) of input input_ids"),
+        ("set_timing_cache", "refused an empty timing cache"),
+    ],
+)
+def test_a_call_that_answers_no_is_told(call: str, said: str, bundles: dict, machine: Machine) -> None:
+    machine.world.refuses.add(call)
+    with pytest.raises(BerxitError, match=rf"TensorRT 10\.3\.0 {said}: .*berxit-build --force"):
+        machine.open(bundles["fp32"]).embed(random_batch(1, rows=1))
+
+
+def test_what_rtx_compiled_is_kept_for_the_next_process(bundles: dict, tmp_path: Path) -> None:
+    folder, kept = bundles["fp32"], [b""]
+    manifest = read_manifest(folder)
+    for expected in (b"kkkk", b"kkkkkkkk"):  # the stand-in adds one per context that first runs
+        rtx = Machine("rtx1.7", tmp_path)
+        found = TensorRtBackend(
+            folder, manifest, rtx.api, rtx.cuda, rtx.prepare(folder), kernels=kept[-1], keep_kernels=kept.append
+        )
+        answers(found, random_batch(1, rows=1), 1)
+        list(exit_loop(found, random_batch(1, rows=1), ExitPolicy.full_depth(3, False)))
+        found.close()
+        assert kept[-1] == expected
+    rtx = Machine("rtx1.7", tmp_path)
+    found = TensorRtBackend(
+        folder, manifest, rtx.api, rtx.cuda, rtx.prepare(folder), kernels=b"of another GPU", keep_kernels=kept.append
+    )
+    list(exit_loop(found, random_batch(1, rows=1), ExitPolicy.full_depth(3, False)))
+    found.close()
+    assert kept[-1] == b"kkkk"
+    rtx.world.refuses.add("set_runtime_cache")
+    with pytest.raises(BerxitError, match="refused a runtime cache"):
+        rtx.open(folder).embed(random_batch(1, rows=1))
 
 
 def test_a_state_goes_on_once(bundles: dict, machine: Machine) -> None:
@@ -247,7 +377,7 @@ def test_an_input_longer_than_the_lengths_is_refused(bundles: dict, machine: Mac
 
 
 def test_graphs_need_tensorrt_10(bundles: dict, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"graphs needs TensorRT 10, this is TensorRT 8\.6\.1"):
+    with pytest.raises(InputError, match=r"tensorrt-graphs needs TensorRT 10, this is TensorRT 8\.6\.1"):
         Machine("8.6.1", tmp_path).open(bundles["old"], graphs=True)
 
 
@@ -259,7 +389,14 @@ def test_engines_are_built_once(bundles: dict, machine: Machine) -> None:
     assert machine.world.built == ["embeddings.onnx", "layer_01.onnx", "layer_02.onnx", "layer_03.onnx"]
     machine.prepare(bundles["fp32"])
     assert len(machine.world.built) == 4
-    assert machine.cache.read_timings(machine.api, ORIN) == b"tttt"  # one cache, carried from engine to engine
+    assert machine.cache.read_kept("timing", machine.api, ORIN) == b"tttt"  # one cache, carried from engine to engine
+
+
+@pytest.mark.parametrize("kept", [b"damaged", b"of another version"])
+def test_a_timing_cache_that_does_not_fit_is_begun_anew(kept: bytes, bundles: dict, machine: Machine) -> None:
+    machine.cache.write_kept("timing", machine.api, ORIN, kept)
+    machine.prepare(bundles["fp32"])
+    assert machine.cache.read_kept("timing", machine.api, ORIN) == b"tttt"
 
 
 def test_a_shared_body_is_one_engine(bundles: dict, machine: Machine) -> None:
@@ -282,14 +419,14 @@ def test_an_engine_is_built_anew_when_its_key_differs(bundles: dict, machine: Ma
     others = [
         dataclasses.replace(key, **{name: value})
         for name, value in {
-            "gpu": "Other", "capability": (8, 6), "precision": "fp16", "segment": "0", "builder": "x", "version": "9",
-            "lengths": (1,), "max_batch": 99,
+            "gpu": "Other", "capability": (8, 6), "multiprocessors": 16, "precision": "fp16", "segment": "0",
+            "builder": "x", "version": "9", "lengths": (1,), "max_batch": 99, "recipe": 1,
         }.items()
     ]  # fmt: skip
     assert {field.name for field in dataclasses.fields(key)} == {
         name for other in others for name in dataclasses.asdict(key) if getattr(other, name) != getattr(key, name)
     }
-    assert len({key.digest, *(other.digest for other in others)}) == 9
+    assert len({key.digest, *(other.digest for other in others)}) == 11
 
 
 def test_rtx_engines_fit_every_gpu_of_a_capability(bundles: dict, tmp_path: Path) -> None:
@@ -368,6 +505,52 @@ def test_the_names_are_the_recorded_ones() -> None:
             assert set(names) == wanted[kind] & members, f"{version} {kind}"
 
 
+def test_a_name_that_a_version_lacks_fails_the_test(bundles: dict, tmp_path: Path) -> None:
+    for version, kind, name in (
+        ("8.6.1", "ICudaEngine", "device_memory_size_v2"),
+        ("10.3.0", "IExecutionContext", "execute_async_v2"),
+        ("11.4.0.106", "ICudaEngine", "create_execution_context_without_device_memory"),
+        ("11.4.0.106", "IBuilderConfig", "max_workspace_size"),
+        ("11.4.0.106", "IRuntimeConfig", "create_runtime_cache"),
+    ):
+        made = object.__new__(TensorRt(version, World()).classes[kind])
+        with pytest.raises(AttributeError, match=f"this TensorRT has no {kind}.{name}"):
+            getattr(made, name)
+        with pytest.raises(AttributeError, match=f"this TensorRT has no {kind}.{name}"):
+            setattr(made, name, 1)
+    module = TensorRt("11.4.0.106", World())
+    assert not hasattr(module.BuilderFlag, "FP16")
+    assert not hasattr(module.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH")
+    assert not hasattr(module, "ComputeCapability")
+
+
+def test_code_for_another_version_fails_on_this_one(
+    bundles: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Api, "shares_profiles", False)
+    Machine("10.3.0", tmp_path).open(bundles["fp32"]).embed(random_batch(1, rows=1))
+    with pytest.raises(AttributeError, match="create_execution_context_without_device_memory"):
+        Machine("11.4.0.106", tmp_path).open(bundles["fp32"]).embed(random_batch(1, rows=1))
+
+
+def test_float32_is_float32(bundles: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in builds nothing in TF32, and holds TensorRT 8 to what the file computes in float32."""
+    real = Api.set_precision
+
+    def forgets(self: Api, config: object, network: object, precision: str) -> None:
+        real(self, config, network, precision)
+        config._flags.add("TF32")  # type: ignore[attr-defined]
+
+    for version, name in (("8.6.1", "old"), ("10.3.0", "fp16"), ("11.4.0.106", "fp32"), ("rtx1.7", "fp32")):
+        Machine(version, tmp_path / "one").prepare(bundles[name])
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match="with 10 bits"):
+            patch.setattr(Api, "set_precision", forgets)
+            Machine(version, tmp_path / "two").prepare(bundles[name])
+    monkeypatch.setattr(Api, "_float32_layers", lambda self, network: [])
+    with pytest.raises(AssertionError):
+        Machine("8.6.1", tmp_path / "three").prepare(bundles["old"])
+
+
 def test_cuda_python_has_every_function_that_is_called() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed here")
     called = set(re.findall(r'"(cuda[A-Z]\w+)"|_runtime\.(cuda[A-Z]\w+)', (PACKAGE / "cuda.py").read_text("utf-8")))
@@ -392,21 +575,36 @@ def test_without_tensorrt_one_line_says_how_to_get_it(monkeypatch: pytest.Monkey
         load("tensorrt")
 
 
+def test_a_builder_is_looked_for_under_every_name_that_it_comes_under() -> None:
+    for info in BACKENDS["tensorrt"]:
+        for builder, modules in BUILDERS.items():
+            if info.name == builder or info.name.removeprefix(f"{builder}-") in ("graphs", "ahead", "graphs-ahead"):
+                assert {info.package, info.other_package} - {None} == set(modules)
+    other = dataclasses.replace(BACKENDS["tensorrt"][0], package="no_such_module", other_package="json")
+    assert other.installed
+    assert not dataclasses.replace(other, other_package=None).installed
+
+
 def test_a_bundle_opens_through_the_registry(
     bundles: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     machine = Machine("10.3.0", tmp_path)
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
     monkeypatch.setattr(backend, "load", lambda builder: machine.api)
-    monkeypatch.setattr(backend.Cuda, "open", lambda: machine.cuda)
+    monkeypatch.setattr(backend.Cuda, "open", lambda: Cuda(cuda_runtime(machine.world)))
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__spec__=SimpleNamespace()))
     folder = shutil.copytree(bundles["fp32"], tmp_path / "bundle")
     found = open_backend(folder, read_manifest(folder), backend="tensorrt")
     assert found.name == "tensorrt"
     assert "builds 4 of 4 engines for Stand-in" in capsys.readouterr().err
-    monkeypatch.setenv("BERXIT_TENSORRT", "graphs,fast")
-    with pytest.raises(InputError, match="BERXIT_TENSORRT names fast: it knows graphs and ahead"):
-        open_backend(folder, read_manifest(folder), backend="tensorrt")
+    for name in ("tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"):
+        assert open_backend(folder, read_manifest(folder), backend=name).name == name
+    with pytest.raises(InputError, match="no back end 'tensorrt-fast' runs bundles for tensorrt"):
+        open_backend(folder, read_manifest(folder), backend="tensorrt-fast")
+    tried = tune(folder, read_manifest(folder), seconds=0)
+    names = {"tensorrt", "tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"}
+    assert names <= {each.backend for each in tried}
+    assert {each.threads for each in tried} == {1}
     assert engines.WORKSPACE_MIB > 0
 
 
@@ -428,8 +626,15 @@ def test_cuda_python_takes_what_it_is_given() -> None:
         lambda: cuda.wait(77),
         lambda: cuda.mark(runtime.cudaEvent_t(0), 77),
         lambda: cuda.wait_for(runtime.cudaEvent_t(0)),
-        lambda: cuda.start_capture(77),
-        lambda: cuda.end_capture(77),
+        lambda: cuda.capture(lambda: None, 77),
+        lambda: cuda.call("cudaStreamEndCapture", 77),
+        lambda: cuda.call("cudaGraphInstantiate", runtime.cudaGraph_t(0), 0),
+        lambda: cuda.call("cudaGraphDestroy", runtime.cudaGraph_t(0)),
+        lambda: cuda.call("cudaGraphExecDestroy", runtime.cudaGraphExec_t(0)),
+        lambda: cuda.call("cudaEventDestroy", runtime.cudaEvent_t(0)),
+        lambda: cuda.call("cudaStreamDestroy", 77),
+        lambda: cuda.call("cudaFree", 256),
+        lambda: cuda.call("cudaFreeHost", 256),
         lambda: cuda.launch(runtime.cudaGraphExec_t(0), 77),
     )
     for call in calls:

@@ -18,5 +18,7 @@ from runtime.bundle import Manifest
 __all__ = ["TensorRtBackend", "open_backend"]
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> TensorRtBackend:
-    return open_with("tensorrt", folder, manifest)
+def open_backend(
+    folder: Path, manifest: Manifest, threads: int | None, *, graphs: bool = False, ahead: bool = False
+) -> TensorRtBackend:
+    return open_with("tensorrt", folder, manifest, graphs=graphs, ahead=ahead)

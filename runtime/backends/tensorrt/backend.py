@@ -6,14 +6,16 @@ back. Everything runs on one stream, under one lock, and all contexts share one 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import click
 import numpy as np
@@ -23,27 +25,23 @@ import devices
 from runtime.backends.tensorrt.cuda import Cuda
 from runtime.backends.tensorrt.engines import EngineCache, cache_folder, prepare_engines, rows_of
 from runtime.backends.tensorrt.plan import Plan, plan_for, shape_of
-from runtime.backends.tensorrt.versions import Api, load
+from runtime.backends.tensorrt.versions import Api, Kernels, load
 from runtime.bundle import Manifest, Segment, read_tensor
 from runtime.console import progress_bar
 from runtime.errors import BerxitError, InputError
 from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
 
-OPTIONS = ("graphs", "ahead")
-"""What BERXIT_TENSORRT may name, with commas. graphs: a single row's layers are CUDA graphs. ahead: layer i + 1 starts
-while exit i is being judged. Both off: only a measurement on your GPU can say that they pay."""
 
+class _Context:
+    """A segment at one input length. What is bound already is not bound again."""
 
-class _Step:
-    """A segment at one input length, in a context of its own. What is bound already is not bound again."""
-
-    def __init__(self, api: Api, engine: Any, segment: Segment, profile: int, memory: tuple[int, int], stream: int):
-        self._api, self._context = api, api.context(engine)
+    def __init__(self, api: Api, context: Any, segment: Segment, profile: int, memory: tuple[int, int], stream: int):
+        self._api, self._context = api, context
         if self._context is None:
             raise BerxitError(f"{api.title} made no execution context for {segment.file}: is the GPU's memory full?")
         api.set_memory(self._context, *memory)
-        self._context.set_optimization_profile_async(profile, stream)
+        api.must(self._context.set_optimization_profile_async(profile, stream), f"profile {profile} of {segment.file}")
         self._segment = segment
         self._bound: dict[str, int] = {}
         self._rows = 0
@@ -58,7 +56,8 @@ class _Step:
             self._rows = rows
         for name, address in addresses.items():
             if self._bound.get(name) != address:
-                self._context.set_tensor_address(name, address)
+                done = self._context.set_tensor_address(name, address)
+                self._api.must(done, f"an address for {name} of {self._segment.file}")
                 self._bound[name] = address
         if not self._context.execute_async_v3(stream):
             raise BerxitError(
@@ -76,19 +75,16 @@ class _Slot:
         self.done = (cuda.event(), cuda.event())
         self.turn = 0
         """Grows with every step, so that a state that has been used up can be told."""
-        self.graphs: dict[int, tuple[Any, _Step]] = {}
-        """Layer -> its CUDA graph for a single row, and the step whose context the graph was taken from."""
+        self.graphs: dict[int, tuple[Any, _Context] | None] = {}
+        """Step -> its CUDA graph for a single row, and the context that the graph was taken from; None where it cannot
+        be a graph."""
         self.addresses = [
             dict(fed)
-            | {
-                i.name: self._at(plan.input_place(i.role, segment.layer))
-                for i in segment.inputs
-                if i.role != "constant"
-            }
-            | {o.name: self._at(plan.output_place(o.role, segment.layer)) for o in segment.outputs}
-            for segment, fed in zip(segments, constants, strict=True)
+            | {i.name: self._at(plan.input_place(i.role, step)) for i in segment.inputs if i.role != "constant"}
+            | {o.name: self._at(plan.output_place(o.role, step)) for o in segment.outputs}
+            for step, (segment, fed) in enumerate(zip(segments, constants, strict=True))
         ]
-        """Layer (0: the embeddings) -> tensor name -> where it lies on the GPU."""
+        """Step (0: the embeddings) -> tensor name -> where it lies on the GPU."""
 
     def _at(self, place: str) -> int:
         return self.device + self.plan.places[place].offset
@@ -122,9 +118,9 @@ class _Part:
     rows: int
     turn: int
     done: int = 0
-    """Layers that have been asked for."""
+    """Steps that have been asked for: segments after the embeddings."""
     ahead: bool = False
-    """Whether the layer after these is running already."""
+    """Whether the step after these is running already."""
 
     @property
     def slot(self) -> _Slot:
@@ -134,8 +130,48 @@ class _Part:
 State = tuple[_Part, ...]
 
 
+@dataclass
+class _Held:
+    """What a runner holds on the GPU, and how it is given back: what was made from another thing before that thing."""
+
+    cuda: Cuda
+    stream: int
+    keep_kernels: Callable[[bytes], None]
+    kernels: Kernels
+    slots: list[_Slot] = field(default_factory=list)
+    contexts: dict[tuple[str, int], _Context] = field(default_factory=dict)
+    """Segment file and input length -> its context."""
+    engines: dict[str, Any] = field(default_factory=dict)
+    """Segment file -> its engine."""
+    runtimes: list[Any] = field(default_factory=list)
+    """What read the engines; they live no longer than it does."""
+
+    def give_back(self) -> None:
+        """Passes over what fails: there is nobody left to tell."""
+        with suppress(BerxitError):
+            self.cuda.wait(self.stream)
+        with suppress(BerxitError):
+            if grown := self.kernels.grown():
+                self.keep_kernels(grown)
+        for slot in self.slots:
+            for graph, _ in filter(None, slot.graphs.values()):
+                self.cuda.free_graph(graph)
+            slot.graphs.clear()
+        self.slots.clear()
+        self.contexts.clear()
+        self.kernels = Kernels()
+        self.engines.clear()
+        self.runtimes.clear()
+        self.cuda.close()
+
+
 class TensorRtBackend:
-    """Runs engines; the loop's Backend. A state may be used once: its memory belongs to the next."""
+    """Runs engines; the loop's Backend. A state may be used once: its memory belongs to the next.
+
+    What it holds on the GPU is given back by ``close``, or when nobody has the back end any more. ``graphs``: a single
+    row's layers are CUDA graphs. ``ahead``: layer i + 1 starts while exit i is being judged. Both are off unless asked
+    for: only a measurement on the GPU at hand can say that they pay.
+    """
 
     threads = 1
 
@@ -149,31 +185,37 @@ class TensorRtBackend:
         *,
         graphs: bool = False,
         ahead: bool = False,
+        kernels: bytes = b"",
+        keep_kernels: Callable[[bytes], None] = lambda content: None,
     ) -> None:
+        """``cuda`` is this back end's own from now on. ``kernels``: what ``keep_kernels`` was last given."""
         if graphs and not api.shares_profiles:
-            raise InputError(f"BERXIT_TENSORRT=graphs needs TensorRT 10, this is {api.title}")
-        self.name = api.builder
+            raise InputError(f"back end {api.builder}-graphs needs TensorRT 10, this is {api.title}")
+        self.name = "-".join([api.builder, *["graphs"] * graphs, *["ahead"] * ahead])
         self.layers = manifest.model.layers
         self.exits = manifest.exits
         self._manifest, self._api, self._cuda = manifest, api, cuda
         self._graphs, self._ahead = graphs, ahead
         self._lock = threading.Lock()
         self._stream = cuda.stream()
+        self._held = _Held(cuda, self._stream, keep_kernels, Kernels(kernels))
+        self._give_back = finalize(self, self._held.give_back)
         runtime = api.trt.Runtime(api.logger)
-        self._runtime = runtime  # engines live no longer than what read them
-        self._engines = {file: _deserialized(api, runtime, file, data) for file, data in engines.items()}
-        size = max(api.memory_size(engine) for engine in self._engines.values())
+        self._held.runtimes.append(runtime)
+        for file, data in engines.items():
+            self._held.engines[file] = _deserialized(api, runtime, file, data)
+        size = max(api.memory_size(engine) for engine in self._held.engines.values())
         self._memory = (cuda.allocate(size), size)
         self._constants = [
-            {name: cuda.upload(read_tensor(folder, tensor)) for name, tensor in segment.constants.items()}
+            {name: cuda.upload(read_tensor(folder, tensor), self._stream) for name, tensor in segment.constants.items()}
             for segment in manifest.segments
         ]
-        self._steps: dict[tuple[str, int], _Step] = {}
         self._free: dict[int, deque[_Slot]] = defaultdict(deque)
-        for length in manifest.lengths:  # so that the first query does not pay for it
-            self._free[length].append(self._slot(length))
-            for segment in manifest.segments:
-                self._step(segment, length)
+
+    def close(self) -> None:
+        """Gives back memory, engines and stream on the GPU; what is asked of the back end then is refused."""
+        with self._lock:
+            self._give_back()
 
     def embed(self, batch: TokenBatch) -> State:
         rows = rows_of(self._manifest)
@@ -184,31 +226,40 @@ class TensorRtBackend:
                 f"an input of {longest} tokens is longer than the bundle takes ({self._manifest.lengths[-1]}): export"
                 f" again with --lengths up to {longest}, or shorten the text"
             )
-        with self._lock:
+        with self._at_work():
             return tuple(self._embed(batch, slice(i, i + rows), length) for i in range(0, len(batch), rows))
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-        with self._lock:
-            state = tuple(self._run(layer, part) for part in state)
+        step = 1 + self.exits.index(layer)
+        with self._at_work():
+            state = tuple(self._run(step, part) for part in state)
             if self._ahead:
                 for part in state:
-                    self._cuda.wait_for(part.slot.done[layer % 2])
+                    self._cuda.wait_for(part.slot.done[step % 2])
             else:
                 self._cuda.wait(self._stream)
-            logits = np.concatenate([self._answer("logits", layer, part) for part in state])
+            logits = np.concatenate([self._answer("logits", step, part) for part in state])
             if not self._manifest.model.lte:
                 return state, logits, None
-            return state, logits, np.concatenate([self._answer("lte", layer, part) for part in state])
+            return state, logits, np.concatenate([self._answer("lte", step, part) for part in state])
 
     def keep(self, state: State, rows: Bools) -> State:
         kept, start = [], 0
-        with self._lock:
+        with self._at_work():
             for part in state:
                 stay = np.flatnonzero(rows[start : start + part.rows])
                 start += part.rows
                 if len(stay):
                     kept.append(self._compact(part, stay))
         return tuple(kept)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """One caller at a time. Raises BerxitError where all has been given back."""
+        with self._lock:
+            if not self._give_back.alive:
+                raise BerxitError("this runner was closed and has nothing left on the GPU: load the bundle again")
+            yield
 
     def _embed(self, batch: TokenBatch, rows: slice, length: int) -> _Part:
         slot = self._free[length].popleft() if self._free[length] else self._slot(length)
@@ -225,44 +276,44 @@ class TensorRtBackend:
             view[:, width:] = self._manifest.model.pad_token_id if tensor.role == "input_ids" else 0
         slot.turn += 1
         self._cuda.copy_in(slot.device, slot.host, slot.plan.inputs.stop, self._stream)
-        self._step(segment, length).enqueue(slot.addresses[0], given, length, self._stream)
+        self._context(segment, length).enqueue(slot.addresses[0], given, length, self._stream)
         return _Part(lease, given, slot.turn)
 
-    def _run(self, layer: int, part: _Part) -> _Part:
-        """Enqueues the layer with the way back of its answers, unless it is running already; and perhaps the next."""
+    def _run(self, step: int, part: _Part) -> _Part:
+        """Enqueues the step with the way back of its answers, unless it is running already; and perhaps the next."""
         slot = self._next_turn(part)
         if not part.ahead:
-            self._enqueue(layer, slot, part.rows)
-        ahead = self._ahead and layer < self.layers
+            self._enqueue(step, slot, part.rows)
+        ahead = self._ahead and step < len(self.exits)
         if ahead:
-            self._enqueue(layer + 1, slot, part.rows)
-        return _Part(part.lease, part.rows, slot.turn, layer, ahead)
+            self._enqueue(step + 1, slot, part.rows)
+        return _Part(part.lease, part.rows, slot.turn, step, ahead)
 
-    def _enqueue(self, layer: int, slot: _Slot, rows: int) -> None:
-        if rows == 1 and layer in slot.graphs:
-            self._cuda.launch(slot.graphs[layer][0], self._stream)
-        elif rows == 1 and self._graphs:
-            # A context may not be changed once a graph was taken from it: it is this layer's and this slot's for ever.
-            step = self._new_step(self._manifest.segments[layer], slot.plan.length)
-            self._enqueue_step(step, layer, slot, rows)
-            self._cuda.start_capture(self._stream)
-            self._enqueue_step(step, layer, slot, rows)
-            slot.graphs[layer] = (self._cuda.end_capture(self._stream), step)
+    def _enqueue(self, step: int, slot: _Slot, rows: int) -> None:
+        segment, length = self._manifest.segments[step], slot.plan.length
+        if rows == 1 and self._graphs and step not in slot.graphs:
+            # A context may not be changed once a graph was taken from it: it is this step's and this slot's for ever.
+            context = self._new_context(segment, length)
+            self._enqueue_in(context, step, slot, rows)
+            graph = self._cuda.capture(lambda: self._enqueue_in(context, step, slot, rows), self._stream)
+            slot.graphs[step] = None if graph is None else (graph, context)
+        elif rows == 1 and (captured := slot.graphs.get(step)):
+            self._cuda.launch(captured[0], self._stream)
         else:
-            self._enqueue_step(self._step(self._manifest.segments[layer], slot.plan.length), layer, slot, rows)
+            self._enqueue_in(self._context(segment, length), step, slot, rows)
         if self._ahead:
-            self._cuda.mark(slot.done[layer % 2], self._stream)
+            self._cuda.mark(slot.done[step % 2], self._stream)
 
-    def _enqueue_step(self, step: _Step, layer: int, slot: _Slot, rows: int) -> None:
-        step.enqueue(slot.addresses[layer], rows, slot.plan.length, self._stream)
-        outputs = slot.plan.outputs[layer % 2]
+    def _enqueue_in(self, context: _Context, step: int, slot: _Slot, rows: int) -> None:
+        context.enqueue(slot.addresses[step], rows, slot.plan.length, self._stream)
+        outputs = slot.plan.outputs[step % 2]
         size = outputs.stop - outputs.start
         self._cuda.copy_out(slot.host + outputs.start, slot.device + outputs.start, size, self._stream)
 
-    def _answer(self, role: str, layer: int, part: _Part) -> Floats:
-        tensor = next(output for output in self._manifest.segments[layer].outputs if output.role == role)
+    def _answer(self, role: str, step: int, part: _Part) -> Floats:
+        tensor = next(output for output in self._manifest.segments[step].outputs if output.role == role)
         shape = shape_of(tensor, part.rows, part.slot.plan.length)
-        return part.slot.view(f"{role}.{layer % 2}", shape, tensor.dtype).copy()
+        return part.slot.view(f"{role}.{step % 2}", shape, tensor.dtype).copy()
 
     def _compact(self, part: _Part, stay: npt.NDArray[np.int64]) -> _Part:
         """Moves the rows that go on to the front, one by one: a row never overlaps the place of another. What was
@@ -285,38 +336,51 @@ class TensorRtBackend:
 
     def _slot(self, length: int) -> _Slot:
         plan = plan_for(self._manifest, rows_of(self._manifest), length)
-        return _Slot(self._cuda, plan, self._manifest.segments, self._constants)
+        slot = _Slot(self._cuda, plan, self._manifest.segments, self._constants)
+        self._held.slots.append(slot)
+        return slot
 
-    def _step(self, segment: Segment, length: int) -> _Step:
-        """One context per engine and input length, whatever the number of layers and callers: before TensorRT 10 an
-        optimisation profile takes no more."""
+    def _context(self, segment: Segment, length: int) -> _Context:
+        """One per engine and input length, made when an input first has that length, whatever the number of layers and
+        callers: before TensorRT 10 an optimisation profile takes no more."""
         place = (segment.file, length)
-        if place not in self._steps:
-            self._steps[place] = self._new_step(segment, length)
-        return self._steps[place]
+        if place not in self._held.contexts:
+            self._held.contexts[place] = self._new_context(segment, length)
+        return self._held.contexts[place]
 
-    def _new_step(self, segment: Segment, length: int) -> _Step:
+    def _new_context(self, segment: Segment, length: int) -> _Context:
+        context = self._api.context(self._held.engines[segment.file], self._held.kernels)
         profile = self._manifest.lengths.index(length)
-        return _Step(self._api, self._engines[segment.file], segment, profile, self._memory, self._stream)
+        return _Context(self._api, context, segment, profile, self._memory, self._stream)
 
 
-def open_with(builder: str, folder: Path, manifest: Manifest) -> TensorRtBackend:
+def open_with(
+    builder: str, folder: Path, manifest: Manifest, *, graphs: bool = False, ahead: bool = False
+) -> TensorRtBackend:
     """Builds the engines that are missing, and opens them. Raises BerxitError where TensorRT or a GPU is missing."""
-    chosen = [name for name in os.environ.get("BERXIT_TENSORRT", "").split(",") if name]
-    if unknown := set(chosen) - set(OPTIONS):
-        raise InputError(f"BERXIT_TENSORRT names {', '.join(sorted(unknown))}: it knows {' and '.join(OPTIONS)}")
-    api, cuda = load(builder), Cuda.open()
+    api, cuda, cache = load(builder), Cuda.open(), EngineCache(cache_folder())
+    gpu = cuda.gpu()
     engines = prepare_engines(
         folder,
         manifest,
         api,
-        cuda.gpu(),
-        EngineCache(cache_folder()),
+        gpu,
+        cache,
         workspace_mib=devices.recognise(devices.this_machine()).workspace_mib,
         progress=progress_bar("building engines"),
         report=lambda line: click.echo(line, err=True),
     )
-    return TensorRtBackend(folder, manifest, api, cuda, engines, graphs="graphs" in chosen, ahead="ahead" in chosen)
+    return TensorRtBackend(
+        folder,
+        manifest,
+        api,
+        cuda,
+        engines,
+        graphs=graphs,
+        ahead=ahead,
+        kernels=cache.read_kept("kernels", api, gpu),
+        keep_kernels=partial(cache.write_kept, "kernels", api, gpu),
+    )
 
 
 def _deserialized(api: Api, runtime: Any, file: str, data: bytes) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,13 +22,20 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     """Compute capability: (8, 7) on an Orin."""
+    multiprocessors: int = 0
+    """All Orin boards have one name and one compute capability; this tells them apart. 0 where unknown."""
 
 
 class Cuda:
-    """``runtime``: cuda.bindings.runtime, whose functions answer (error, value, ...)."""
+    """``runtime``: cuda.bindings.runtime, whose functions answer (error, value, ...).
+
+    Owns the streams, events and memory that it hands out, until ``close``.
+    """
 
     def __init__(self, runtime: ModuleType) -> None:
         self._runtime: Any = runtime
+        self._owned: list[tuple[str, Any]] = []
+        """What gives a thing back, and the thing."""
 
     @classmethod
     def open(cls) -> Cuda:
@@ -35,8 +44,8 @@ class Cuda:
             from cuda.bindings import runtime
         except ImportError as error:
             raise BerxitError(
-                "this needs cuda-python, which is not installed here: pip install 'cuda-python>=12.6' (the release of"
-                " your CUDA: 12.6 on JetPack 6)"
+                "this needs cuda-python, which is not installed here: pip install 'cuda-python>=12.6.1,<14', below 13"
+                " where CUDA is 12, as on JetPack 6"
             ) from error
         cuda = cls(runtime)
         if cuda.call("cudaGetDeviceCount")[0] < 1:
@@ -54,30 +63,46 @@ class Cuda:
     def gpu(self) -> Gpu:
         properties = self.call("cudaGetDeviceProperties", 0)[0]
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-        return Gpu(name.rstrip("\x00"), (int(properties.major), int(properties.minor)))
+        capability = (int(properties.major), int(properties.minor))
+        return Gpu(name.rstrip("\x00"), capability, int(properties.multiProcessorCount))
 
     def stream(self) -> int:
-        return int(self.call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)[0])
+        stream = int(self.call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)[0])
+        return self._own("cudaStreamDestroy", stream)
 
     def event(self) -> Any:
-        return self.call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)[0]
+        event = self.call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)[0]
+        return self._own("cudaEventDestroy", event)
 
     def allocate(self, size: int) -> int:
-        """Bytes on the GPU, for as long as the process lives."""
-        return int(self.call("cudaMalloc", max(size, 1))[0])
+        """Bytes on the GPU."""
+        return self._own("cudaFree", int(self.call("cudaMalloc", max(size, 1))[0]))
 
     def pinned(self, size: int) -> tuple[int, npt.NDArray[np.uint8]]:
         """Bytes on the host that the GPU copies from and to by itself: address, and a view of them."""
-        address = int(self.call("cudaMallocHost", size)[0])
+        address = self._own("cudaFreeHost", int(self.call("cudaMallocHost", size)[0]))
         return address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
-    def upload(self, array: npt.NDArray) -> int:
-        """A copy of the array on the GPU; done when this returns."""
+    def upload(self, array: npt.NDArray, stream: int) -> int:
+        """A copy of the array on the GPU; done when this returns. On the stream that will read it: a plain cudaMemcpy
+        from pageable memory may return before the GPU has the last bytes, and our stream would not wait for them."""
         contiguous = np.ascontiguousarray(array)
         address = self.allocate(contiguous.nbytes)
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self.call("cudaMemcpy", address, contiguous.ctypes.data, contiguous.nbytes, kind)
+        self.copy_in(address, contiguous.ctypes.data, contiguous.nbytes, stream)
+        self.wait(stream)
         return address
+
+    def close(self) -> None:
+        """Gives everything back, the youngest first. What CUDA does not take any more is passed over: the driver gives
+        it back with the process."""
+        while self._owned:
+            free, thing = self._owned.pop()
+            with suppress(BerxitError):
+                self.call(free, thing)
+
+    def _own(self, free: str, thing: Any) -> Any:
+        self._owned.append((free, thing))
+        return thing
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
         self.call("cudaMemcpyAsync", device, host, size, self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
@@ -98,14 +123,28 @@ class Cuda:
     def wait_for(self, event: Any) -> None:
         self.call("cudaEventSynchronize", event)
 
-    def start_capture(self, stream: int) -> None:
+    def capture(self, enqueue: Callable[[], None], stream: int) -> Any | None:
+        """What ``enqueue`` puts on the stream, as one graph to launch; it does not run now. None where something in it
+        cannot be captured; the stream is as it was then, too. The caller frees the graph."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", stream, mode)
-
-    def end_capture(self, stream: int) -> Any:
-        """What was enqueued since, as one graph to launch."""
-        graph = self.call("cudaStreamEndCapture", stream)[0]
-        return self.call("cudaGraphInstantiate", graph, 0)[0]
+        graph = launchable = None
+        try:
+            try:
+                enqueue()
+            finally:  # whatever happened, the capture ends
+                graph = self.call("cudaStreamEndCapture", stream)[0]
+            launchable = self.call("cudaGraphInstantiate", graph, 0)[0]
+        except BerxitError:
+            self._runtime.cudaGetLastError()  # forgotten: TensorRT would take it for its own
+        finally:
+            if graph is not None:
+                self.call("cudaGraphDestroy", graph)
+        return launchable
 
     def launch(self, graph: Any, stream: int) -> None:
         self.call("cudaGraphLaunch", graph, stream)
+
+    def free_graph(self, graph: Any) -> None:
+        with suppress(BerxitError):
+            self.call("cudaGraphExecDestroy", graph)

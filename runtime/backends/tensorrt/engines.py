@@ -19,6 +19,8 @@ from runtime.bundle import Manifest, Segment
 from runtime.errors import BerxitError
 from runtime.progress import Progress, silent
 
+RECIPE = 2
+"""How engines are built from a file: it grows when that changes, so that older engines are built anew. 2: no TF32."""
 WORKSPACE_MIB = 1024
 """What the builder may use for tactics, unless the device's profile says otherwise."""
 
@@ -40,11 +42,14 @@ class EngineKey:
     gpu: str
     """The GPU's name; empty where an engine fits every GPU of the compute capability (TensorRT-RTX)."""
     capability: tuple[int, int]
+    multiprocessors: int
+    """0 where an engine fits every GPU of the compute capability."""
     precision: str
     lengths: tuple[int, ...]
     max_batch: int
     segment: str
     """sha256 of the segment file."""
+    recipe: int = RECIPE
 
     @property
     def digest(self) -> str:
@@ -71,15 +76,16 @@ class EngineCache:
     def forget(self, key: EngineKey) -> None:
         self.path(key).unlink(missing_ok=True)
 
-    def timing_path(self, api: Api, gpu: Gpu) -> Path:
+    def kept_path(self, kind: str, api: Api, gpu: Gpu) -> Path:
+        """``kind``: timing (what the builder measured), or kernels (what TensorRT-RTX compiled when it ran)."""
         name = sha256(repr((api.builder, api.version, gpu)).encode()).hexdigest()[:24]
-        return self.folder / f"{name}.timing"
+        return self.folder / f"{name}.{kind}"
 
-    def read_timings(self, api: Api, gpu: Gpu) -> bytes:
-        return _read(self.timing_path(api, gpu)) or b""
+    def read_kept(self, kind: str, api: Api, gpu: Gpu) -> bytes:
+        return _read(self.kept_path(kind, api, gpu)) or b""
 
-    def write_timings(self, api: Api, gpu: Gpu, timings: bytes) -> None:
-        _write(self.timing_path(api, gpu), timings)
+    def write_kept(self, kind: str, api: Api, gpu: Gpu, content: bytes) -> None:
+        _write(self.kept_path(kind, api, gpu), content)
 
 
 def key_of(manifest: Manifest, segment: Segment, api: Api, gpu: Gpu) -> EngineKey:
@@ -88,6 +94,7 @@ def key_of(manifest: Manifest, segment: Segment, api: Api, gpu: Gpu) -> EngineKe
         api.version,
         "" if api.ahead_of_time else gpu.name,
         gpu.capability,
+        0 if api.ahead_of_time else gpu.multiprocessors,
         manifest.precision,
         manifest.lengths,
         rows_of(manifest),
@@ -144,13 +151,11 @@ def _build_one(
     parser = api.parse(network, folder / segment.file)
     config = builder.create_builder_config()
     api.set_workspace(config, workspace_mib)
-    api.set_precision(config, manifest.precision)
+    api.set_precision(config, network, manifest.precision)
     api.set_capability(config, gpu.capability)
-    timings = config.create_timing_cache(cache.read_timings(api, gpu))
-    if timings is not None:  # identical layers are timed once
-        config.set_timing_cache(timings, False)
-    for profile in profiles(builder, manifest, segment):
-        config.add_optimization_profile(profile)
+    timings = api.timing_cache(config, cache.read_kept("timing", api, gpu))  # identical layers are timed once
+    for profile in profiles(api, builder, manifest, segment):
+        api.add_profile(config, profile)
     engine = builder.build_serialized_network(network, config)
     del parser
     if engine is None:
@@ -159,18 +164,18 @@ def _build_one(
             " (--workspace), or export with a --target-version or --precision that it knows"
         )
     if timings is not None:
-        cache.write_timings(api, gpu, bytes(memoryview(config.get_timing_cache().serialize())))
+        cache.write_kept("timing", api, gpu, bytes(memoryview(config.get_timing_cache().serialize())))
     return bytes(memoryview(engine))
 
 
-def profiles(builder: Any, manifest: Manifest, segment: Segment) -> Iterator[Any]:
+def profiles(api: Api, builder: Any, manifest: Manifest, segment: Segment) -> Iterator[Any]:
     """One per input length, tuned for a single row: fixed lengths give kernels that a range of lengths would not."""
     for length in manifest.lengths:
         profile = builder.create_optimization_profile()
         for tensor in segment.inputs:
             if any(isinstance(size, str) for size in tensor.shape):
-                one = shape_of(tensor, 1, length)
-                profile.set_shape(tensor.name, one, one, shape_of(tensor, rows_of(manifest), length))
+                rows = (1, rows_of(manifest))
+                api.set_shape(profile, tensor.name, *(shape_of(tensor, count, length) for count in rows))
         yield profile
 
 

@@ -27,8 +27,8 @@ class Place:
 class Plan:
     """The block of one input length, for up to ``rows`` rows.
 
-    Two hidden states take turns: layer i reads hidden (i - 1) % 2 and writes hidden i % 2. So do two sets of outputs:
-    a layer can run ahead while the one before is being judged.
+    Two hidden states take turns: step i, the i-th segment after the embeddings, reads hidden (i - 1) % 2 and writes
+    hidden i % 2. So do two sets of outputs: a step can run ahead while the one before is being judged.
     """
 
     rows: int
@@ -46,11 +46,11 @@ class Plan:
         """Inputs and outputs stand first: the host needs no room for more."""
         return self.outputs[1].stop
 
-    def input_place(self, role: str, layer: int) -> str:
-        return f"hidden.{(layer - 1) % 2}" if role == "hidden" else role
+    def input_place(self, role: str, step: int) -> str:
+        return f"hidden.{(step - 1) % 2}" if role == "hidden" else role
 
-    def output_place(self, role: str, layer: int) -> str:
-        return f"{role}.{layer % 2}" if role in ("hidden", "logits", "lte") else role
+    def output_place(self, role: str, step: int) -> str:
+        return f"{role}.{step % 2}" if role in ("hidden", "logits", "lte") else role
 
 
 def plan_for(manifest: Manifest, rows: int, length: int) -> Plan:

@@ -8,5 +8,7 @@ from runtime.backends.tensorrt.backend import TensorRtBackend, open_with
 from runtime.bundle import Manifest
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> TensorRtBackend:
-    return open_with("tensorrt-rtx", folder, manifest)
+def open_backend(
+    folder: Path, manifest: Manifest, threads: int | None, *, graphs: bool = False, ahead: bool = False
+) -> TensorRtBackend:
+    return open_with("tensorrt-rtx", folder, manifest, graphs=graphs, ahead=ahead)

@@ -87,13 +87,31 @@ class Api:
         flag = flags.STRONGLY_TYPED if self.strongly_typed else flags.EXPLICIT_BATCH
         return builder.create_network(1 << int(flag))
 
-    def set_precision(self, config: Any, precision: str) -> None:
-        """What a weakly typed network may compute in; the types in the file are the whole story otherwise."""
+    def set_precision(self, config: Any, network: Any, precision: str) -> None:
+        """What the parsed network may compute in. TF32 is on by default in every version and keeps 10 bits of a number:
+        it is off, because exits are float32 in all precisions. The types in the file are the rest of the story from 10
+        on; before, the builder is told what it may use, and holds to float32 what the file computes in it."""
+        flags = self.trt.BuilderFlag
+        config.clear_flag(flags.TF32)
         if self.strongly_typed:
             return
-        flags = self.trt.BuilderFlag
         for flag in {"fp16": (flags.FP16,), "int8": (flags.INT8, flags.FP16)}.get(precision, ()):
             config.set_flag(flag)
+        if precision == "fp16" and (exact := self._float32_layers(network)):
+            config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+            for layer in exact:
+                layer.precision = self.trt.DataType.FLOAT
+
+    def _float32_layers(self, network: Any) -> list[Any]:
+        """The layers of a float16 file that compute in float32: exits, and norms in parts. Empty where none is said to
+        compute in float16: then the types tell nothing, and holding all to float32 would undo the precision."""
+        known = self.trt.LayerType
+        computing = (known.MATRIX_MULTIPLY, known.ELEMENTWISE, known.REDUCE, known.UNARY, known.ACTIVATION)
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        typed = [(layer, layer.get_output(0).dtype) for layer in layers if layer.type in computing]
+        if self.trt.DataType.HALF not in {dtype for _, dtype in typed}:
+            return []
+        return [layer for layer, dtype in typed if dtype == self.trt.DataType.FLOAT]
 
     def set_capability(self, config: Any, capability: tuple[int, int]) -> None:
         """For which GPUs, where that can be chosen. Raises InputError for one that it cannot build for."""
@@ -106,6 +124,39 @@ class Api:
             raise InputError(f"{self.title} cannot build for compute capability {name[2:]}: it knows {names}")
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(known, name), 0)
+
+    def timing_cache(self, config: Any, timings: bytes) -> Any | None:
+        """The timing cache that the build will use and add to: it holds ``timings``, or nothing where these are of
+        another TensorRT or damaged. None where nothing is timed: TensorRT-RTX builds without a GPU, and has these calls
+        only for old code. Raises BerxitError."""
+        if self.ahead_of_time:
+            return None
+        for content in dict.fromkeys((timings, b"")):
+            cache = config.create_timing_cache(content)
+            if cache is not None and config.set_timing_cache(cache, False):
+                return cache
+        raise self.refused("an empty timing cache")
+
+    def set_shape(self, profile: Any, name: str, least: tuple[int, ...], most: tuple[int, ...]) -> None:
+        """An input's smallest shape, which kernels are tuned for, and its largest. Raises BerxitError."""
+        try:
+            profile.set_shape(name, least, least, most)
+        except ValueError as error:
+            raise self.refused(f"the shapes {least} to {most} of input {name}") from error
+
+    def add_profile(self, config: Any, profile: Any) -> None:
+        """Raises BerxitError."""
+        if config.add_optimization_profile(profile) < 0:
+            raise self.refused("an optimisation profile")
+
+    def refused(self, what: str) -> BerxitError:
+        """For a call that answered no."""
+        return BerxitError(f"{self.title} refused {what}: {self.said()}. Run again, or berxit-build --force")
+
+    def must(self, done: bool, what: str) -> None:
+        """Raises BerxitError where a call answered no."""
+        if not done:
+            raise self.refused(what)
 
     def set_workspace(self, config: Any, mib: int) -> None:
         config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, mib << 20)
@@ -120,8 +171,10 @@ class Api:
             )
         return parser
 
-    def context(self, engine: Any) -> Any:
+    def context(self, engine: Any, kernels: Kernels) -> Any:
         """An execution context without activation memory of its own."""
+        if self.ahead_of_time:
+            return engine.create_execution_context(kernels.config(self, engine))
         if self.shares_profiles:
             return engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         return engine.create_execution_context_without_device_memory()
@@ -139,3 +192,32 @@ class Api:
             context.set_device_memory(address, size)
         else:
             context.device_memory = address
+
+
+class Kernels:
+    """What TensorRT-RTX compiles for its GPU when a context first runs, for all engines of a runner together. Kept from
+    one process to the next, it spares that wait. TensorRT compiles when it builds: there this stays empty."""
+
+    def __init__(self, kept: bytes = b"") -> None:
+        self._kept = kept
+        self._cache: Any = None
+        self._configs: list[Any] = []  # they stay as long as the contexts made from them
+
+    def config(self, api: Api, engine: Any) -> Any:
+        """How to make a context of the engine. Raises BerxitError."""
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(api.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._kept and not self._cache.deserialize(self._kept):  # of another driver or GPU: compiled again
+                self._kept = b""
+        api.must(config.set_runtime_cache(self._cache), "a runtime cache")
+        self._configs.append(config)
+        return config
+
+    def grown(self) -> bytes | None:
+        """What is to be kept now; None where it is what was kept before."""
+        if self._cache is None:
+            return None
+        found = bytes(memoryview(self._cache.serialize()))
+        return found if found != self._kept else None

@@ -1,0 +1,146 @@
+"""The exit loop on CUDA graphs of PyTorch: what a layer and a decision cost on a GPU, where no TensorRT engine can run.
+
+Layer by layer as the TensorRT back end does it: one graph per layer, with its exit and one small copy of the logits to
+the host, which then decides. The layers are transformers' own, BERT's and RoBERTa's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from runtime.errors import BerxitError
+from runtime.policies import softmax
+from train.modeling import MultiExitModel
+
+TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-1}
+"""How far an exit may be from the model's own forward pass in float32."""
+WARM_UP = 10
+Work = Callable[[], None]
+Capture = Callable[[Work], Work]
+"""From work on the GPU to a function that does it again at once."""
+
+
+@dataclass(frozen=True)
+class LoopCost:
+    """Medians, in milliseconds, of one row: from ids on the host to logits on the host."""
+
+    dtype: str
+    """Of the layers; the exits are float32."""
+    length: int
+    """Tokens."""
+    queries: int
+    ms_by_exit_layer: dict[int, float]
+    """Stopping after layer k, having decided after every layer before."""
+    ms_per_layer: float
+    """The slope of these, by least squares."""
+    ms_unbroken: float
+    """All layers, one exit, nobody waits in between."""
+    ms_per_decision: float
+    """What asking after a layer adds: (full depth - unbroken) / (layers - 1)."""
+    max_diff: float
+    """The largest difference of an exit from the model's own forward pass in float32."""
+
+    def __str__(self) -> str:
+        full = self.ms_by_exit_layer[max(self.ms_by_exit_layer)]
+        return (
+            f"{full:.2f} ms at full depth, {1e3 * self.ms_per_layer:.0f} us a layer of which"
+            f" {1e3 * self.ms_per_decision:.0f} us for the decision; without exits {self.ms_unbroken:.2f} ms"
+        )
+
+
+def captured(work: Work) -> Work:
+    """A CUDA graph; the work runs some times beforehand, as PyTorch asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+class GraphLoop:
+    """The model's exit loop for one row of given ids (1, S): fixed buffers, and graphs that read and write them."""
+
+    def __init__(
+        self, model: MultiExitModel, ids: torch.Tensor, device: str, dtype: torch.dtype, capture: Capture, wait: Work
+    ) -> None:
+        self.model, self.wait = model, wait
+        self.model.to(device).backbone.to(dtype)
+        pinned = device == "cuda"
+        self.given = ids.pin_memory() if pinned else ids.clone()
+        self.ids = ids.to(device)
+        self.state = torch.zeros(1, ids.shape[1], model.hidden_size, dtype=dtype, device=device)
+        self.answers = torch.zeros(model.layers, model.config.num_labels, pin_memory=pinned)
+        """(n, C) on the host."""
+        self.embedding = capture(self._embed)
+        self.steps = [capture(lambda n=n: (self._layer(n), self._answer(n))) for n in range(model.layers)]
+        self.bare = [capture(lambda n=n: self._layer(n)) for n in range(model.layers)]
+        self.last = capture(lambda: self._answer(model.layers - 1))
+
+    def early(self, exit_layer: int) -> float:
+        """Milliseconds to stop after ``exit_layer``."""
+        start = time.perf_counter()
+        self.embedding()
+        for number in range(exit_layer):
+            self.steps[number]()
+            self.wait()
+            float(softmax(self.answers[number].numpy()[None]).max())  # how sure: what the host decides by
+        return 1e3 * (time.perf_counter() - start)
+
+    def unbroken(self) -> float:
+        """Milliseconds of all layers and the last exit."""
+        start = time.perf_counter()
+        self.embedding()
+        for step in self.bare:
+            step()
+        self.last()
+        self.wait()
+        return 1e3 * (time.perf_counter() - start)
+
+    def _embed(self) -> None:
+        self.ids.copy_(self.given, non_blocking=True)
+        self.state.copy_(self.model.backbone.embeddings(input_ids=self.ids))
+
+    def _layer(self, number: int) -> None:
+        self.state.copy_(self.model.backbone.encoder.layer[number](self.state, None))
+
+    def _answer(self, number: int) -> None:
+        pooled = self.model._pool([self.state.float()], None)[:, 0]
+        self.answers[number].copy_(self.model.heads[number](pooled)[0], non_blocking=True)
+
+
+@torch.no_grad()
+def exit_loop_cost(
+    model: MultiExitModel, device: str, dtype: str, length: int, queries: int, capture: Capture, wait: Work
+) -> LoopCost:
+    """Every exit layer ``queries`` times, in turns. Raises BerxitError where an exit is off the model's own forward
+    pass: then its times mean nothing."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, model.config.backbone.vocab_size, (1, length), generator=generator)
+    expected = model.eval().to("cpu", torch.float32)(ids, torch.ones_like(ids)).logits[0].numpy()
+    loop, depth = GraphLoop(model, ids, device, getattr(torch, dtype), capture, wait), model.layers
+    loop.early(depth)
+    off = float(np.abs(loop.answers.numpy() - expected).max())
+    if not off <= TOLERANCE[dtype]:
+        raise BerxitError(f"an exit is {off:.1e} off the model's own forward pass: its times would mean nothing")
+    times: dict[int, list[float]] = {exit_layer: [] for exit_layer in range(1, depth + 1)}
+    straight: list[float] = []
+    for _ in range(WARM_UP + queries):
+        for exit_layer, values in times.items():
+            values.append(loop.early(exit_layer))
+        straight.append(loop.unbroken())
+    medians = {exit_layer: statistics.median(values[WARM_UP:]) for exit_layer, values in times.items()}
+    whole = statistics.median(straight[WARM_UP:])
+    slope = float(np.polyfit(list(medians), list(medians.values()), 1)[0])
+    decision = (medians[depth] - whole) / (depth - 1)
+    return LoopCost(dtype, length, queries, medians, slope, whole, decision, off)

@@ -1,0 +1,232 @@
+"""What runs on this machine's NVIDIA GPU, and what a layer of the exit loop costs there.
+
+    python benchmarks/gpu_check.py --output results/gpu-check                   random weights, base size
+    python benchmarks/gpu_check.py --model MODEL --output results/gpu-check     a pre-trained encoder (BERT or RoBERTa)
+    python benchmarks/gpu_check.py --bundle bundle --output results/gpu-check   a bundle that is there; without PyTorch
+
+One after the other, each whether or not another failed: some steps of training, an export in every precision of target
+tensorrt, every back end that this target has on every bundle (checked against the checkpoint at every exit, then
+measured by berxit-bench), and the exit loop on CUDA graphs of PyTorch, which stands in for engines where none can run.
+Writes gpu_check.json and gpu_check.md to --output, with the reason of everything that did not run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+import devices
+from runtime.backends import BACKENDS
+from runtime.bench import bench
+from runtime.console import debug_option, run
+from runtime.errors import BerxitError
+from runtime.json_data import write_json
+from runtime.tables import markdown_table
+from toolkit.commands.options import PATH, hush_libraries
+from toolkit.quickstart import SAMPLE
+
+NOTHING_HERE = "no NVIDIA GPU here: run this on a Jetson, or on a machine whose nvidia-smi shows one"
+STEPS = 20
+Outcome = tuple[str, dict[str, Any]]
+"""In a few words, and all of it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that was tried."""
+
+    name: str
+    ran: bool
+    said: str
+    """In a few words what came out, or why it did not run."""
+    found: dict[str, Any]
+    seconds: float
+
+
+@click.command()
+@click.option("--model", type=PATH, help="Folder of a pre-trained encoder; else one with random weights.")
+@click.option("--bundle", "bundles", type=PATH, multiple=True, help="Try the back ends on this bundle, and no more.")
+@click.option("--layers", default=12, show_default=True, type=click.IntRange(min=2), help="Of random weights.")
+@click.option("--hidden", default=768, show_default=True, type=click.IntRange(min=64), help="A multiple of 64.")
+@click.option("--lengths", default="32,128", show_default=True, help="Tokens, for the exit loop on CUDA graphs.")
+@click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="At least, per point.")
+@click.option("--output", type=PATH, required=True, help="Folder of the results.")
+@debug_option
+def command(
+    model: Path | None, bundles: tuple[Path, ...], layers: int, hidden: int, lengths: str, queries: int, output: Path
+) -> None:
+    """Try everything that this project can do on an NVIDIA GPU, and write down what happened."""
+    if not gpu_name():
+        raise BerxitError(NOTHING_HERE)
+    tokens = [int(length) for length in lengths.split(",")]
+    before, parts = devices.read_sensors(), []
+
+    def attempt(name: str, work: Callable[[], Outcome]) -> bool:
+        parts.append(attempted(name, work))
+        click.echo(f"{'ran' if parts[-1].ran else 'did not run'}: {name}: {parts[-1].said}")
+        return parts[-1].ran
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        ready = list(bundles)
+        if not bundles:
+            hush_libraries()
+            encoder = model or random_encoder(folder / "encoder", layers, hidden)
+            if attempt(f"training, {STEPS} steps", lambda: train(encoder, folder / "checkpoint")):
+                for precision in ("fp32", "fp16", "bf16", "int8"):
+                    bundle = folder / precision
+                    if attempt(f"export {precision}", lambda p=precision: export_in(p, folder / "checkpoint", folder)):
+                        ready.append(bundle)
+                for dtype in ("float32", "float16", "bfloat16"):
+                    for length in tokens:
+                        attempt(
+                            f"exit loop on CUDA graphs of PyTorch, {dtype}, {length} tokens",
+                            lambda d=dtype, n=length: loop_on_gpu(folder / "checkpoint", d, n, queries),
+                        )
+        for bundle in ready:
+            for info in BACKENDS["tensorrt"]:
+                if info.options and not info.installed:
+                    continue  # a variant of what was told to be missing
+                attempt(f"back end {info.name}, {bundle.name}", lambda b=bundle, i=info: measured(b, i.name, queries))
+    conditions = {
+        "gpu": gpu_name(),
+        "machine": dataclasses.asdict(devices.this_machine()),
+        "model": str(model) if model else f"random weights, {layers} layers, d = {hidden}",
+        "versions": versions(),
+        "before": dataclasses.asdict(before),
+        "after": dataclasses.asdict(devices.read_sensors()),
+    }
+    for path in write(conditions, parts, output):
+        click.echo(f"written: {path}")
+
+
+def gpu_name() -> str:
+    """As the driver, the board or PyTorch tells it; empty without a GPU."""
+    machine = devices.this_machine()
+    if machine.gpu or devices.recognise(machine).name.startswith("jetson"):
+        return machine.gpu or machine.board
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return ""
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+
+
+def attempted(name: str, work: Callable[[], Outcome]) -> Part:
+    """Whatever goes wrong is a finding, not the end."""
+    start = time.perf_counter()
+    try:
+        said, found = work()
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        said = reason if isinstance(error, BerxitError) else f"{type(error).__name__}: {reason}"
+        return Part(name, False, said, {}, time.perf_counter() - start)
+    return Part(name, True, said, found, time.perf_counter() - start)
+
+
+def random_encoder(folder: Path, layers: int, hidden: int) -> Path:
+    """A BERT that has learned nothing, with the sample data's words: it takes as long as one that has."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    torch.manual_seed(0)
+    words = sorted(set((SAMPLE / "train.tsv").read_text(encoding="utf-8").lower().split()))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab={word: place for place, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+def train(encoder: Path, checkpoint: Path) -> Outcome:
+    """Some steps on the sample data, by the trainer that berxit-train uses. It takes the GPU by itself."""
+    from runtime.json_data import read_json
+    from train.fine_tuning import TrainingOptions, fine_tune
+    from train.tasks import custom_task
+
+    options = TrainingOptions(str(encoder), max_steps=STEPS, batch_size=16, max_length=128)
+    fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint, quiet=True)
+    record = read_json(checkpoint / "training.json")
+    return f"on {record['device']}, {record['seconds'] / record['steps'] * 1e3:.0f} ms a step", record
+
+
+def export_in(precision: str, checkpoint: Path, folder: Path) -> Outcome:
+    from exporters.export import export
+    from exporters.options import ExportOptions
+
+    options = ExportOptions(precision, lengths=(32, 128), target_version="tensorrt10")
+    manifest = export(checkpoint, "tensorrt", folder / precision, options=options)
+    largest = max(manifest.parity.max_diff)
+    return f"exits within {largest:.1e} of the checkpoint, by ONNX Runtime on the CPU", {"max_diff": largest}
+
+
+def measured(bundle: Path, backend: str, queries: int) -> Outcome:
+    """Checks every exit on this device, then measures; engines that are missing are built first."""
+    result = bench(bundle, backend=backend, queries=queries, seconds=0.0, thresholds=1)
+    said = (
+        f"exits within {result.self_check:.1e} of the checkpoint; {result.full_depth.latency.p50:.2f} ms at full depth,"
+        f" {1e3 * result.line.ms_per_layer:.0f} us a layer"
+    )
+    return said, dataclasses.asdict(result)
+
+
+def loop_on_gpu(checkpoint: Path, dtype: str, length: int, queries: int) -> Outcome:
+    import torch
+    from cuda_graph_loop import captured, exit_loop_cost
+
+    from train.checkpoint import load_checkpoint
+
+    model, _ = load_checkpoint(checkpoint)
+    cost = exit_loop_cost(model, "cuda", dtype, length, queries, captured, torch.cuda.synchronize)
+    return str(cost), dataclasses.asdict(cost)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in (
+        "berxit",
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "tensorrt",
+        "tensorrt-rtx-cu13-bindings",
+        "cuda-python",
+        "numpy",
+    ):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(conditions: dict[str, Any], parts: Sequence[Part], output: Path) -> list[Path]:
+    """gpu_check.json and gpu_check.md."""
+    output.mkdir(parents=True, exist_ok=True)
+    files = [output / "gpu_check.json", output / "gpu_check.md"]
+    write_json({**conditions, "parts": [dataclasses.asdict(part) for part in parts]}, files[0])
+    rows = [[part.name, "ran" if part.ran else "did not run", part.said.replace("|", "/")] for part in parts]
+    told = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    text = [f"{conditions['gpu']}; {conditions['model']}; {told}", markdown_table(["tried", "", "what came out"], rows)]
+    files[1].write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    return files
+
+
+if __name__ == "__main__":
+    run(command)
