@@ -38,8 +38,8 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
 @click.option(
     "--precision",
-    help="onnxruntime: fp32, int8, fp16; tensorrt: fp16, fp32, bf16, int8; coreml: fp16, fp32, int8, palette6, palette4."
-    " The first is the default.",
+    help="onnxruntime: fp32, int8, fp16; tensorrt: fp16, fp32, bf16, int8; coreml: fp16, fp32, int8, palette6,"
+    " palette4. The first is the default.",
 )
 @click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128.")
 @click.option("--max-batch", type=click.IntRange(min=1), help="tensorrt: rows that an engine takes at once; 8.")
