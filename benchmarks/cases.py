@@ -82,9 +82,10 @@ class Labelled:
 
     def policies(self, logits: Floats, lte: Floats | None, checkpoint: Path) -> tuple[ExitPolicy, ExitPolicy]:
         """For each half, as ``berxit-calibrate`` chooses it on the other: from the bundle's own answers, logits
-        (N, n, C), lte (N, n) or None. Criterion and share are the checkpoint's, or the defaults where it has none."""
+        (N, n, C), lte (N, n) or None. Criterion and rule are the checkpoint's, or the defaults where it has none."""
         from train.calibration import choose, read_policy
         from train.evaluation import Predictions, default_criterion
+        from train.rules import Keep
 
         chosen = []
         earlier = read_policy(checkpoint)
@@ -93,10 +94,9 @@ class Labelled:
             part = Predictions(
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
-            criterion, keep = default_criterion(part), 0.99
-            if earlier:
-                criterion, keep = earlier.calibration.criterion, earlier.calibration.keep
-            chosen.append(choose(part, criterion, keep, "half of the rows", "").policy)
+            criterion = earlier.calibration.criterion if earlier else default_criterion(part)
+            rule = earlier.calibration.asked if earlier else Keep()
+            chosen.append(choose(part, criterion, rule, "half of the rows", "").policy)
         return chosen[0], chosen[1]
 
     def leave(

@@ -35,7 +35,8 @@ class Predictions:
     """(N,)"""
     metric: str
     ids: npt.NDArray | None = None
-    """(N,) which row of its file each example is, from 0; None in a pass that was made by hand."""
+    """(N,) which row of its file each example is, from 0, rows that were left out not counted; None in a pass that was
+    made by hand."""
     exits: tuple[int, ...] = ()
     """(n,) the layers that were asked, ascending, the last one included; empty: all."""
 
