@@ -81,10 +81,11 @@ class Labelled:
         return float(METRICS[self.metric](answers, self.examples.labels))
 
     def policies(self, logits: Floats, lte: Floats | None, checkpoint: Path) -> tuple[ExitPolicy, ExitPolicy]:
-        """For each half, as ``berxit-calibrate`` chooses it on the other: from the bundle's own answers, logits
-        (N, n, C), lte (N, n) or None. Criterion and share are the checkpoint's, or the defaults where it has none."""
+        """For each half, chosen on the other as ``berxit-calibrate --keep 0.99`` does, from the bundle's own answers:
+        logits (N, n, C), lte (N, n) or None. The criterion is the checkpoint's, or the default where it has none."""
         from train.calibration import choose, read_policy
         from train.evaluation import Predictions, default_criterion
+        from train.rules import Keep
 
         chosen = []
         earlier = read_policy(checkpoint)
@@ -93,10 +94,8 @@ class Labelled:
             part = Predictions(
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
-            criterion, keep = default_criterion(part), 0.99
-            if earlier:
-                criterion, keep = earlier.calibration.criterion, earlier.calibration.keep
-            chosen.append(choose(part, criterion, keep, "half of the rows", "").policy)
+            criterion = earlier.policy.criterion if earlier else default_criterion(part)
+            chosen.append(choose(part, criterion, Keep(0.99), "half of the rows", "").policy)
         return chosen[0], chosen[1]
 
     def leave(
