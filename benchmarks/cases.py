@@ -81,8 +81,8 @@ class Labelled:
         return float(METRICS[self.metric](answers, self.examples.labels))
 
     def policies(self, logits: Floats, lte: Floats | None, checkpoint: Path) -> tuple[ExitPolicy, ExitPolicy]:
-        """For each half, as ``berxit-calibrate`` chooses it on the other: from the bundle's own answers, logits
-        (N, n, C), lte (N, n) or None. Criterion and rule are the checkpoint's, or the defaults where it has none."""
+        """For each half, chosen on the other as ``berxit-calibrate --keep 0.99`` does, from the bundle's own answers:
+        logits (N, n, C), lte (N, n) or None. The criterion is the checkpoint's, or the default where it has none."""
         from train.calibration import choose, read_policy
         from train.evaluation import Predictions, default_criterion
         from train.rules import Keep
@@ -94,9 +94,8 @@ class Labelled:
             part = Predictions(
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
-            criterion = earlier.calibration.criterion if earlier else default_criterion(part)
-            rule = earlier.calibration.asked if earlier else Keep()
-            chosen.append(choose(part, criterion, rule, "half of the rows", "").policy)
+            criterion = earlier.policy.criterion if earlier else default_criterion(part)
+            chosen.append(choose(part, criterion, Keep(0.99), "half of the rows", "").policy)
         return chosen[0], chosen[1]
 
     def leave(

@@ -16,7 +16,7 @@ from exporters.export import export
 from exporters.onnx_graph import embeddings_graph, layer_graph
 from exporters.onnxruntime import write_graphs
 from exporters.options import ExportOptions
-from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_scales, quantized
+from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_reach, quantized
 from exporters.segments import cut
 from runtime.bundle import Manifest
 from runtime.golden import read_golden
@@ -54,7 +54,8 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
         scratch / f"{name}.onnx" for name in ("fp32", "int8", "our_int8", "qdq")
     )
     manifest = export(checkpoint, "onnxruntime", bundle, progress=progress)
-    our_int8 = export(checkpoint, "onnxruntime", int8, options=ExportOptions(precision="int8"), progress=progress)
+    options = ExportOptions(precision="int8")
+    our_int8 = export(checkpoint, "onnxruntime", int8, options=options, scores=False, progress=progress)
     write_whole_graph(bundle, manifest.segments, graph)
     write_whole_graph(int8, our_int8.segments, our_int8_graph)
     logging.getLogger().setLevel(logging.ERROR)  # it advises a step before, which changes nothing here
@@ -97,8 +98,10 @@ def _write_qdq_graph(checkpoint: Path, bundle: Path, manifest: Manifest, output:
     segments = cut(model)
     samples = read_golden(bundle, manifest).batch(manifest.model.pad_token_id)
     graphs = [embeddings_graph(segments, opset=DEQUANTIZED_WEIGHTS)]
-    for segment, scales in zip(segments.layers, activation_scales(segments, samples), strict=True):
-        graphs.append(quantized(layer_graph(segments, segment, opset=DEQUANTIZED_WEIGHTS), scales))
+    for segment, reach in zip(segments.layers, activation_reach(segments, samples), strict=True):
+        graph = layer_graph(segments, segment, opset=DEQUANTIZED_WEIGHTS, short_end=True)
+        parts = dict.fromkeys(("queries.weight", "keys_values.weight"), reach["qkv.weight"])  # of a short end
+        graphs.append(quantized(graph, {**reach, **parts}))
     folder = output.with_suffix("")
     folder.mkdir()
     with progress(len(graphs)) as bar:

@@ -15,7 +15,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -161,9 +161,16 @@ class Worker:
         self._process = context.Process(target=work, args=(spec, threads, cases, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self._answer()
+        self._loaded = False
+
+    def wait(self) -> None:
+        """Until it has loaded."""
+        if not self._loaded:
+            self._loaded = True
+            self._answer()
 
     def ask(self, task: str, case: str) -> Any:
+        self.wait()
         time.sleep(PAUSE_S)
         self._pipe.send((task, case))
         return self._answer()
@@ -203,6 +210,8 @@ def workers_of(
                 worker = Worker(spec, threads, own)
                 stack.callback(worker.close)
                 workers.append(worker)
+            for worker in workers:
+                worker.wait()
                 bar.update(1)
         yield workers
 
@@ -301,9 +310,8 @@ def score(
     cases: dict[str, Case] = {}
     with progress_bar("scoring", quiet)(len(asked)) as bar:
         for spec in sorted(asked.values(), key=specs.index):
-            worker = Worker(spec, threads, {"scores": rows.case})
-            logits, lte = worker.ask("answers", "scores")
-            worker.close()
+            with closing(Worker(spec, threads, {"scores": rows.case})) as worker:
+                logits, lte = worker.ask("answers", "scores")
             by_exit = [rows.score(logits[:, i]) for i in range(logits.shape[1])]
             early, leaving = None, []
             if spec.ours:
@@ -343,13 +351,12 @@ def measure_memory(
     held: dict[str, dict[str, float]] = {}
     with progress_bar("measuring memory", quiet)(len(asked)) as bar:
         for spec in asked:
-            worker = Worker(spec, threads, cases)
             held[spec.name] = {}
-            for stage, inputs in stages.items():
-                for case in inputs:
-                    worker.ask("shallow" if spec.lazy else "once", case.name)
-                held[spec.name][stage] = worker.ask("resident", "")
-            worker.close()
+            with closing(Worker(spec, threads, cases)) as worker:
+                for stage, inputs in stages.items():
+                    for case in inputs:
+                        worker.ask("shallow" if spec.lazy else "once", case.name)
+                    held[spec.name][stage] = worker.ask("resident", "")
             bar.update(1)
     return held
 

@@ -26,7 +26,7 @@ def write_whole_graph(bundle: Path, segments: Sequence[Segment], output: Path) -
         if not state:
             first = part
         known = _weights(part, segment, bundle, weights)
-        for turn in range(getattr(segment, "repeat", 1)):
+        for turn in range(segment.repeat):
             prefix = f"s{segment.layer}_{turn}_"
             before = {each.name: state.get(each.role, each.name) for each in segment.inputs}
             nodes += _renamed(part, prefix, {**before, **known})

@@ -38,12 +38,17 @@ def test_the_joined_graph_answers_as_the_last_exit(checkpoint: Path, tmp_path: P
     check_answers(tmp_path / "bundle", tmp_path / "whole.onnx")
 
 
-def test_layers_that_are_one_file_share_their_weights(
-    backbone_folders: dict[str, Path], data_folder: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def albert(backbone_folders: dict[str, Path], data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = tmp_path_factory.mktemp("albert") / "checkpoint"
     options = TrainingOptions(str(backbone_folders["albert"]), max_steps=2, batch_size=4, max_length=32)
-    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, tmp_path / "albert", quiet=True)
-    manifest = export(tmp_path / "albert", "onnxruntime", tmp_path / "bundle")
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, checkpoint, quiet=True)
+    return checkpoint
+
+
+@pytest.mark.parametrize("exits", [(), (2, 3)], ids=["every layer", "a body that is run twice"])
+def test_layers_that_are_one_file_share_their_weights(albert: Path, tmp_path: Path, exits: tuple[int, ...]) -> None:
+    manifest = export(albert, "onnxruntime", tmp_path / "bundle", options=ExportOptions(exits=exits))
     write_whole_graph(tmp_path / "bundle", manifest.segments, tmp_path / "whole.onnx")
     names = [tensor.name for tensor in onnx.load(str(tmp_path / "whole.onnx")).graph.initializer]
     assert [name for name in names if name.endswith("/up.weight")] == ["body_01/up.weight"]
