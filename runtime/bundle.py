@@ -220,13 +220,12 @@ def files_of(manifest: Manifest) -> dict[str, str]:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     data = dataclasses.asdict(manifest)
-    if manifest.scores is None:  # readers older than this key, and than repeat, refuse what they do not know
-        del data["scores"]
+    for key in ("threads", "scores"):  # readers older than these, and than repeat, refuse what they do not know
+        if data[key] is None:
+            del data[key]
     for segment in data["segments"]:
         if segment["repeat"] == 1:
             del segment["repeat"]
-    if manifest.threads is None:  # readers older than this key refuse what they do not know
-        del data["threads"]
     write_json(data, folder / MANIFEST)
 
 
