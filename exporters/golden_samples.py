@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from runtime.tokenization import Text, TextTokenizer
@@ -16,21 +17,23 @@ def of_every_length(samples: Sequence[Text], lengths: Sequence[int], tokenizer: 
     found = list(samples)
     for shorter, length in pairwise((0, *lengths)):
         if not any(shorter < tokens <= length for tokens in taken):
-            text = _longer_than(shorter, samples, tokenizer)
-            if tokenizer([text]).lengths[0] in range(shorter + 1, length + 1):
-                found.append(text)
+            longer = _longer_than(shorter, samples, tokenizer)
+            found += [text for text in longer if tokenizer([text]).lengths[0] in range(shorter + 1, length + 1)][:1]
     return found
 
 
-def _longer_than(tokens: int, samples: Sequence[Text], tokenizer: TextTokenizer) -> Text:
-    """The shortest beginning of the samples, one after the other and over again, that has more tokens."""
+def _longer_than(tokens: int, samples: Sequence[Text], tokenizer: TextTokenizer) -> Iterator[Text]:
+    """The shortest beginnings of the samples, one after the other and over again, that have more tokens: cut between
+    words, and cut anywhere, for languages without blanks."""
     parts = [part.strip() for sample in samples for part in ((sample,) if isinstance(sample, str) else sample)]
     words = " ".join(parts) + " "
     words *= 1 + 16 * (tokens + 1) // len(words)
     pair = isinstance(samples[0], tuple)
 
-    def text(characters: int) -> Text:
-        return (words[:characters], words[:characters]) if pair else words[:characters]
+    def text(end: int) -> Text:
+        return (words[:end], words[:end]) if pair else words[:end]
 
-    ends = range(1, len(words))
-    return text(1 + bisect_left(ends, tokens + 1, key=lambda end: int(tokenizer([text(end)]).lengths[0])))
+    for ends in ([word.end() for word in re.finditer(r"\S+", words)], range(1, len(words))):
+        place = bisect_left(ends, tokens + 1, key=lambda end: int(tokenizer([text(end)]).lengths[0]))
+        if place < len(ends):
+            yield text(ends[place])

@@ -29,6 +29,13 @@ def test_every_length_gets_a_sample(samples: list[Text], tokenizer: TextTokenize
     padded_to = [min(length for length in lengths if length >= tokens) for tokens in tokenizer(found).lengths]
     assert sorted(set(padded_to)) == list(lengths)
     assert len(found) == len(samples) + len(lengths) - len(set(padded_to[: len(samples)]))
+    assert 1 not in tokenizer(found).input_ids  # [UNK]: words stay whole
+
+
+def test_a_language_without_blanks_is_cut_anywhere(tokenizer: TextTokenizer) -> None:
+    found = of_every_length(["東京は日本の首都です"], (8, 16, 24, 32), tokenizer)
+    places = [(tokens - 1) // 8 for tokens in tokenizer(found).lengths]
+    assert sorted(places) == [0, 1, 2, 3]
 
 
 def test_samples_that_are_enough_stay_as_they_are(tokenizer: TextTokenizer) -> None:
