@@ -202,7 +202,7 @@ def _scored(
     and ``report`` told why, where that data is not there any more."""
     c = calibrated.calibration
     try:
-        expected = calibration_pass(checkpoint, c, manifest.exits)
+        expected = calibration_pass(checkpoint, manifest.exits)
         texts = calibration_texts(expected, c, task)
     except BerxitError as error:
         report(f"what {manifest.precision} costs was not measured, the thresholds are the checkpoint's: {error}")
