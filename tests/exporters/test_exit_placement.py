@@ -257,11 +257,6 @@ def test_costs_are_above_zero_and_layers_cost_more_than_nothing(copy: Path, bund
     assert sum(ticks) == 100
 
 
-def test_other_targets_refuse_it(copy: Path) -> None:
-    with pytest.raises(InputError, match="--exits does not go with target tensorrt"):
-        export(copy, "tensorrt", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
-
-
 def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -> None:
     from exporters.segments import cut
 
