@@ -24,7 +24,7 @@ NOTABLE = 0.005
 """Half a point: an exit that loses more is worth a word."""
 
 
-def calibration_pass(checkpoint: Path, calibration: Calibration, exits: Sequence[int]) -> Predictions:
+def calibration_pass(checkpoint: Path, exits: Sequence[int]) -> Predictions:
     """What the checkpoint said of the calibration data at these exits. Raises BerxitError where that is not stored."""
     path = checkpoint / PASS_FILE
     if not path.is_file():

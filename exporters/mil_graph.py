@@ -123,7 +123,7 @@ def layer_model(segments: Segments, segment: LayerSegment, form: Form) -> MilSeg
         outputs.append(TensorInfo("lte", "lte", "float32", (1,)))
 
     def write(fed: dict[str, Var]) -> list[Var]:
-        hidden, encoders = fed["hidden_in"], (*segment.before, segment.encoder) * segment.repeat
+        hidden, encoders = fed["hidden_in"], (*segment.before, segment.encoder)
         for i, weights in enumerate(encoders, start=segment.layer - len(encoders) + 1):
             name = f"layer_{i:02d}"
             hidden = _encoder_layer(name, layout, hidden, fed["attention_bias"], weights, segments.hidden_size)

@@ -33,6 +33,7 @@ OPTIONS: frozenset[str] = frozenset({"exits", "threads"})
 
 def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
+    segments = segments.repeating()
     graphs = _int8_graphs(segments, folder) if options.precision == "int8" else _graphs(segments)
     return write_graphs(segments, map(halved, graphs) if options.precision == "fp16" else graphs, folder, bar)
 

@@ -70,15 +70,26 @@ class Segments:
 
     def with_exits(self, exits: Sequence[int]) -> Segments:
         """Fewer, longer segments: ``exits`` are the layers that keep theirs, ascending, the last one among them."""
-        layers = [
-            replace(self.layers[end - 1], before=tuple(each.encoder for each in self.layers[start : end - 1]))
-            for start, end in pairwise((0, *exits))
-        ]
-        if len({id(each.encoder) for each in self.layers}) == 1:  # one body, as long as fits into all, run repeatedly
-            unit = gcd(*(1 + len(each.before) for each in layers))
-            layers = [
-                replace(each, before=each.before[: unit - 1], repeat=(1 + len(each.before)) // unit) for each in layers
-            ]
+        ends = pairwise((0, *exits))
+        return replace(
+            self,
+            layers=tuple(
+                replace(self.layers[end - 1], before=tuple(each.encoder for each in self.layers[start : end - 1]))
+                for start, end in ends
+            ),
+        )
+
+    def repeating(self) -> Segments:
+        """The same, where all layers have the same weights (ALBERT): one body for all segments, as many layers as go
+        into each of them, which a segment runs repeatedly. For back ends that know ``repeat``."""
+        if len({encoder for segment in self.layers for encoder in segment.body}) > 1:
+            return self
+        counts = [len(segment.body) for segment in self.layers]
+        unit = gcd(*counts)
+        layers = (
+            replace(segment, before=segment.before[: unit - 1], repeat=count // unit)
+            for segment, count in zip(self.layers, counts, strict=True)
+        )
         return replace(self, layers=tuple(layers))
 
 

@@ -175,6 +175,11 @@ def test_albert_stores_its_body_once_and_repeats_it(
             assert found.scores == pytest.approx(expected.scores, abs=1e-5)
 
 
+def test_a_back_end_that_cannot_repeat_is_not_asked_to(deep_albert: Path) -> None:
+    manifest = export(deep_albert, "tensorrt", deep_albert.with_name("trt"), options=ExportOptions(exits=(2, 3, 6)))
+    assert [segment.repeat for segment in manifest.segments] == [1, 1, 1, 1]
+
+
 def test_other_models_never_repeat(copy: Path) -> None:
     manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
     assert [segment.repeat for segment in manifest.segments] == [1, 1, 1]
@@ -250,11 +255,6 @@ def test_costs_are_above_zero_and_layers_cost_more_than_nothing(copy: Path, bund
     assert costs.layer_ms > 0
     assert costs.exit_ms >= 0
     assert sum(ticks) == 100
-
-
-def test_other_targets_refuse_it(copy: Path) -> None:
-    with pytest.raises(InputError, match="--exits does not go with target tensorrt"):
-        export(copy, "tensorrt", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
 
 
 def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -> None:

@@ -142,6 +142,8 @@ def test_an_exit_that_is_not_a_number_never_passes() -> None:
     assert not ExitParity(1, float("nan"), float("nan"), 1e-4).good
     assert ExitParity(1, 1e-4, 80.0, 1e-4).good
     assert not ExitParity(1, 1e-4, float("nan"), 1e-4, least_psnr=20).good
+    assert not ExitParity(1, float("nan"), 80.0, 1e-4, least_psnr=20).good
+    assert ExitParity(1, 5e-7, 10.0, 1e-4, least_psnr=20).good  # tiny logits, and golden.json has six decimals
 
 
 def test_an_exit_with_too_much_noise_never_passes(

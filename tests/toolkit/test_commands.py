@@ -209,6 +209,17 @@ def test_export_with_fewer_exits_calibrates_for_them(copy: Path, capsys: pytest.
     assert header.replace("|", " ").split() == ["leaves", "at", "layer", "2", "3"]
 
 
+def test_inspect_shows_what_placed_exits_were_to_bring(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--target", "onnxruntime", "--exits", "auto", "--quiet", "--output", tmp_path / "b"]
+    assert run("export", copy, *arguments) == 0
+    placed = json.loads((tmp_path / "b" / "manifest.json").read_text(encoding="utf-8"))["calibration"]["placement"]
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "b") == 0
+    assert f"automatically: {placed['expected_ms']:.2f} ms expected per input" in capsys.readouterr().out
+
+
 def test_export_in_int8_says_what_it_costs_and_inspect_shows_it(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         ("target", f"{manifest.target}, {manifest.precision}"),
         ("exits when", _policy(manifest)),
         ("calibrated", _calibration(manifest)),
+        ("placed", _placement(manifest)),
         ("score", _scores(manifest)),
         ("parity", f"within {max(manifest.parity.max_diff):.1e} of {manifest.parity.reference} at every exit"),
         ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums good"),
@@ -58,6 +59,15 @@ def describe(bundle: Path, manifest: Manifest) -> str:
     header = ["segment", "file", "MiB", "max diff", "threshold"]
     header += [f"{model.metric} of the checkpoint", f"{model.metric} here"] if scores else []
     return "\n".join([*lines, "", markdown_table(header, segments)])
+
+
+def _placement(manifest: Manifest) -> str:
+    """What exits that were placed automatically were expected to bring; nothing for others."""
+    placed = (manifest.calibration or {}).get("placement")
+    if placed is None:
+        return ""
+    expected, every = placed["expected_ms"], placed["all_exits_ms"]
+    return f"automatically: {expected:.2f} ms expected per input where it was exported, {every:.2f} with all exits"
 
 
 def _scores(manifest: Manifest) -> str:
