@@ -28,8 +28,8 @@ DEQUANTIZED_WEIGHTS = 19
 """From this opset on weights are stored in int8. Before it TensorRT (8) quantises float weights itself."""
 
 MIGRATED = 0.85
-"""SmoothQuant's alpha: how much of the channels' unevenness goes over to the weights. The paper takes 0.5; MiniLM-L6
-and bge-small want more: docs/tensorrt.md has the numbers."""
+"""SmoothQuant's alpha: how much of the channels' unevenness goes over to the weights. With the paper's 0.5 the product
+after the activation gets worse, in MiniLM-L6 and bge-small: docs/tensorrt.md has the numbers."""
 QUIET = 1e-3
 """A channel counts as reaching this far at least, as a share of the farthest: float16 must hold the division."""
 
