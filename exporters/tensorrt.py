@@ -27,6 +27,10 @@ from runtime.progress import Bar
 PRECISIONS = {"fp16": 5e-2, "fp32": 1e-4, "bf16": 5e-1, "int8": 2.0}
 """Precision -> how far an exit may be from the checkpoint's (absolute, logits and LTE), in ONNX Runtime here and in
 TensorRT on the device. docs/tensorrt.md has what was found, and why these."""
+LEAST_PSNR = {"int8": 20.0}
+"""Precision -> dB, as for ONNX Runtime's int8: an exit that answers something else is below 10."""
+SCORED = frozenset({"int8"})
+"""What may change an answer: its scores are measured, and its thresholds chosen from its own answers."""
 OPTIONS = frozenset({"lengths", "max_batch", "target_version", "exits"})
 
 OPSETS = {"jetpack5": 16, "tensorrt8.6": 17, "jetpack6": 19, "tensorrt10": 19, "tensorrt11": 19, "tensorrt-rtx": 19}

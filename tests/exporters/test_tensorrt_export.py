@@ -271,6 +271,7 @@ def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoin
     assert manifest.lengths == (16, 32)
     assert [line[:4] for line in lines[:3]] == ["-[✓]"] * 3
     assert lines[3].startswith("checked: the very files, in ONNX Runtime")
+    assert (manifest.scores is not None) == (precision == "int8")
     assert max(manifest.parity.max_diff) <= {"fp32": 1e-5, "fp16": 2e-2, "bf16": 0.2, "int8": 0.5}[precision]
     from exporters.tensorrt import checking_backend
 
