@@ -8,18 +8,16 @@ multiplied by it (SmoothQuant, Xiao et al. 2023, equations 3 and 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
-from exporters.segments import Segments
-from runtime.tokenization import TokenBatch
+from exporters.activations import Activations
+from exporters.onnx_graph import OnnxSegment
 
 PRODUCTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
 """The weights whose products run in int8: everything in a layer that has weights; the attention itself has none."""
@@ -28,31 +26,18 @@ DEQUANTIZED_WEIGHTS = 19
 """From this opset on weights are stored in int8. Before it TensorRT (8) quantises float weights itself."""
 
 MIGRATED = 0.85
-"""SmoothQuant's alpha: how much of the channels' unevenness goes over to the weights. The paper takes 0.5; MiniLM-L6
-and bge-small want more: docs/tensorrt.md has the numbers."""
+"""SmoothQuant's alpha: how much of the channels' unevenness goes over to the weights. With the paper's 0.5 the product
+after the activation gets worse, in MiniLM-L6 and bge-small: docs/tensorrt.md has the numbers."""
 QUIET = 1e-3
 """A channel counts as reaching this far at least, as a share of the farthest: float16 must hold the division."""
 
-Reach = Mapping[str, npt.NDArray]
-"""Weight of a product -> how far each channel of the activation before it reaches, (in,)."""
 
+def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegment:
+    """The segment with its products in int8; everything else stays in the type that it had. Cutting outliers off for
+    finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
 
-def activation_reach(segments: Segments, batch: TokenBatch) -> Sequence[Reach]:
-    """Segment by segment, from a float32 pass over ``batch``: the largest value of each channel. Cutting outliers off
-    for finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
-
-    Segments that share their file share the farthest reach; so do layers that share their weights within a segment.
+    ``inputs``: name of a weight -> what comes to its product.
     """
-    found = list(_products(segments, batch))
-    for segment, reach in zip(segments.layers, found, strict=True):
-        for other, more in zip(segments.layers, found, strict=True):
-            if other.body == segment.body:
-                reach.update({name: np.maximum(largest, more[name]) for name, largest in reach.items()})
-    return found
-
-
-def quantized(graph: OnnxSegment, reach: Reach) -> OnnxSegment:
-    """The segment with its products in int8; everything else stays in the type that it had."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -60,7 +45,7 @@ def quantized(graph: OnnxSegment, reach: Reach) -> OnnxSegment:
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, npt.NDArray] = {}
     for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in reach:
+        if node.op_type == "MatMul" and node.input[1] in inputs:
             name, even = node.input[1], f"{node.output[0]}.even"
             rounded, ends = f"{node.output[0]}.input", (f"{name}.scale", f"{name}.zero", f"{name}.rounded")
             nodes.append(helper.make_node("Mul", [node.input[0], f"{name}.input_factor"], [even]))
@@ -68,7 +53,7 @@ def quantized(graph: OnnxSegment, reach: Reach) -> OnnxSegment:
             node.input[0], node.input[1] = rounded, ends[2]
             if ends[0] not in constants:  # else a layer before in this segment has the same weights
                 weight = numpy_helper.to_array(weights[name])
-                factors, step = _evened(reach[name], weight)
+                factors, step = _evened(inputs[name].largest, weight)
                 weight = (weight * factors[:, None]).astype(weight.dtype)
                 constants |= {
                     f"{name}.input_factor": (1 / factors).astype(weight.dtype),
@@ -116,45 +101,3 @@ def _weight_scale(weight: npt.NDArray) -> npt.NDArray:
     """(out,) for a weight (in, out): its largest value in a channel is 127 steps."""
     scale = np.abs(weight.astype(np.float64)).max(axis=0) / 127
     return np.maximum(scale, float(np.finfo(weight.dtype).tiny)).astype(weight.dtype)
-
-
-def _products(segments: Segments, batch: TokenBatch) -> Iterator[dict[str, npt.NDArray]]:
-    """Segment by segment: weight of a product -> the largest activation of each channel that it is multiplied by."""
-    tensors: dict[str, npt.NDArray] = {
-        "input_ids": batch.input_ids,
-        "token_type_ids": batch.token_type_ids,
-        "attention_mask": batch.attention_mask,
-    }
-    real = batch.attention_mask.astype(bool)
-    graph = embeddings_graph(segments)
-    tensors |= _run(graph.model, graph, tensors)
-    for segment in segments.layers:
-        graph = layer_graph(segments, segment)
-        watched = onnx.ModelProto()
-        watched.CopyFrom(graph.model)
-        products = [(n.input[1], n.input[0]) for n in watched.graph.node if n.op_type == "MatMul" and _is_product(n)]
-        inner = {source for _, source in products} - {"hidden_in"}
-        watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
-        found = _run(watched, graph, tensors)
-        found["hidden_in"] = tensors["hidden"]
-        largest: dict[str, npt.NDArray] = {}
-        for name, source in products:
-            reach = np.abs(found[source][real]).max(axis=0)
-            largest[name] = np.maximum(largest.get(name, reach), reach)
-        yield largest
-        tensors["hidden"] = found["hidden"]
-
-
-def _is_product(node: onnx.NodeProto) -> bool:
-    """Whether a matrix product is by one of PRODUCTS, in whichever of the segment's layers."""
-    return str(node.input[1]).rpartition("/")[2] in PRODUCTS
-
-
-def _run(model: onnx.ModelProto, graph: OnnxSegment, tensors: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:
-    """Role (or name, where an output has no role) -> value."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    feeds = {i.name: tensors[i.role] for i in graph.inputs if i.role != "constant"}
-    roles = {output.name: output.role for output in graph.outputs}
-    names = [output.name for output in session.get_outputs()]
-    values = session.run(names, {**feeds, **graph.constants})
-    return {roles.get(name, name): value for name, value in zip(names, values, strict=True)}

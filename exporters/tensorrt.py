@@ -11,24 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from devices import default_threads
+from exporters.activations import product_inputs, samples_of
 from exporters.bfloat16 import RoundingBackend, with_float32_borders
 from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
 from exporters.onnxruntime import write_graphs
 from exporters.options import ExportOptions
-from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_reach, quantized
+from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, PRODUCTS, quantized
 from exporters.segments import Segments
 from runtime.backends.host import HostBackend
 from runtime.backends.onnxruntime import open_backend
 from runtime.bundle import Manifest, Segment
 from runtime.errors import InputError
-from runtime.golden import Golden
-from runtime.json_data import parse, read_json
 from runtime.progress import Bar
-from runtime.tokenization import TokenBatch
 
 PRECISIONS = {"fp16": 5e-2, "fp32": 1e-4, "bf16": 5e-1, "int8": 2.0}
 """Precision -> how far an exit may be from the checkpoint's (absolute, logits and LTE), in ONNX Runtime here and in
 TensorRT on the device. docs/tensorrt.md has what was found, and why these."""
+LEAST_PSNR = {"int8": 20.0}
+"""Precision -> dB, as for ONNX Runtime's int8: an exit that answers something else is below 10."""
+SCORED = frozenset({"int8"})
+"""What may change an answer: its scores are measured, and its thresholds chosen from its own answers."""
 OPTIONS = frozenset({"lengths", "max_batch", "target_version", "exits"})
 
 OPSETS = {"jetpack5": 16, "tensorrt8.6": 17, "jetpack6": 19, "tensorrt10": 19, "tensorrt11": 19, "tensorrt-rtx": 19}
@@ -73,12 +75,13 @@ def graphs_of(segments: Segments, options: ExportOptions, folder: Path) -> Itera
     half = options.precision == "fp16" or (int8 and opset >= DEQUANTIZED_WEIGHTS)
     bfloat16 = options.precision == "bf16"
     dtype = "bfloat16" if bfloat16 else "float16" if half else "float32"
-    reach = activation_reach(segments, _samples(folder)) if int8 else []
+    plain = ((segment, layer_graph(segments, segment)) for segment in segments.layers)
+    inputs = product_inputs(embeddings_graph(segments), plain, samples_of(folder), PRODUCTS) if int8 else {}
     embeddings = embeddings_graph(segments, opset=opset, dtype=dtype)
     yield with_float32_borders(embeddings) if bfloat16 else embeddings
-    for i, segment in enumerate(segments.layers):
+    for segment in segments.layers:
         graph = layer_graph(segments, segment, opset=opset, dtype=dtype)
-        yield quantized(graph, reach[i]) if int8 else with_float32_borders(graph) if bfloat16 else graph
+        yield quantized(graph, inputs[segment.body]) if int8 else with_float32_borders(graph) if bfloat16 else graph
 
 
 def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> HostBackend:
@@ -86,8 +89,3 @@ def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> H
     if manifest.precision == "bf16":
         return RoundingBackend(folder, manifest, threads or default_threads())
     return open_backend(folder, manifest, threads)
-
-
-def _samples(folder: Path) -> TokenBatch:
-    golden: Golden = parse(Golden, read_json(folder / "golden.json"), str(folder / "golden.json"))
-    return golden.batch(pad_token_id=0)  # what pads does not count: its activations are left out

@@ -18,7 +18,7 @@ from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, 
 from exporters.export import export
 from exporters.onnx_graph import OnnxSegment
 from exporters.options import ExportOptions
-from exporters.quantize_qdq import PRODUCTS, _evened, activation_reach
+from exporters.quantize_qdq import PRODUCTS, _evened
 from exporters.segments import Segments, cut
 from exporters.tensorrt import OPSETS, graphs_of, with_defaults
 from runtime.backends.tensorrt.cuda import Gpu
@@ -136,10 +136,12 @@ def test_tensorrt_builds_every_segment_of_a_tiny_model(  # type: ignore[no-untyp
 def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-def]
     family: str, precision: str, rtx, tmp_path: Path
 ) -> None:
-    segments = cut(multi_exit(tiny_backbone(family), tmp_path)).with_exits((1, 3))
-    embeddings, one, two = written(segments, ExportOptions(precision), tmp_path)
-    assert build(rtx, embeddings, tmp_path, precision) > 0
-    assert build(rtx, one, tmp_path, precision) < build(rtx, two, tmp_path, precision)
+    exits = (1, 3) if family == "bert" else (3,)
+    segments = cut(multi_exit(tiny_backbone(family), tmp_path)).with_exits(exits)
+    sizes = [build(rtx, graph, tmp_path, precision) for graph in written(segments, ExportOptions(precision), tmp_path)]
+    assert len(sizes) == 1 + len(exits)
+    if family == "bert":
+        assert sizes[1] < sizes[2]
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
@@ -224,25 +226,10 @@ def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
         assert all(weights[f"{name}.bias"].dtype != np.int8 for name in ("qkv", "up", "down"))
 
 
-def test_layers_that_share_weights_share_their_reach(tmp_path: Path) -> None:
+def test_layers_that_share_weights_share_a_file(tmp_path: Path) -> None:
     segments = cut(multi_exit(tiny_backbone("albert"), tmp_path))
-    first, *others = activation_reach(segments, samples())
-    for reach in others:
-        assert list(reach) == list(first) == list(PRODUCTS)
-        assert all((reach[name] == first[name]).all() for name in first)
     _, *graphs = written(segments, ExportOptions("int8"), tmp_path)
     assert len({graph.model.SerializeToString() for graph in graphs}) == 1
-
-
-def test_padding_does_not_count_for_the_scales(tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
-    batch = samples()
-    wider = TokenBatch(
-        *(np.pad(a, ((0, 0), (0, 7))) for a in (batch.input_ids, batch.token_type_ids, batch.attention_mask))
-    )
-    for one, other in zip(activation_reach(segments, batch), activation_reach(segments, wider), strict=True):
-        for name in PRODUCTS:
-            np.testing.assert_allclose(one[name], other[name], rtol=1e-3)
 
 
 def test_uneven_channels_are_evened_out_and_the_product_stays(tmp_path: Path) -> None:
@@ -284,6 +271,7 @@ def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoin
     assert manifest.lengths == (16, 32)
     assert [line[:4] for line in lines[:3]] == ["-[✓]"] * 3
     assert lines[3].startswith("checked: the very files, in ONNX Runtime")
+    assert (manifest.scores is not None) == (precision == "int8")
     assert max(manifest.parity.max_diff) <= {"fp32": 1e-5, "fp16": 2e-2, "bf16": 0.2, "int8": 0.5}[precision]
     from exporters.tensorrt import checking_backend
 

@@ -66,6 +66,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone
         "bf16": (checkpoint, ExportOptions("bf16", (16, 32), 4)),
         "exits": (checkpoint, ExportOptions("fp32", (8, 32), 3, exits=(2, 3))),
         "exits-albert": (folder / "albert-checkpoint", ExportOptions("int8", (32,), 3, exits=(1, 3))),
+        "repeat": (folder / "albert-checkpoint", ExportOptions("fp32", (8, 32), 3, exits=(1, 3))),
         "last": (checkpoint, ExportOptions("fp16", (16, 32), 4, exits=(3,))),
         "old": (checkpoint, ExportOptions("fp16", (16, 32), 4, "jetpack5")),
         "old-int8": (checkpoint, ExportOptions("int8", (32,), 4, "tensorrt8.6")),
@@ -163,10 +164,13 @@ def test_bundles_with_fewer_exits_answer_as_the_checkpoint(
         assert found.exits == manifest.exits == exits
         off = differences(found, read_golden(bundles[kind], manifest), manifest.model.pad_token_id)
         assert max(off) <= {"exits": 1e-5, "exits-albert": 0.5, "last": 2e-2}[kind]
+    assert [segment.repeat for segment in manifest.segments[1:]] == (
+        [1, 2] if kind == "exits-albert" else [1] * len(exits)
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
-@pytest.mark.parametrize("kind", ["fp32", "albert", "exits"])
+@pytest.mark.parametrize("kind", ["fp32", "albert", "exits", "repeat"])
 def test_rows_that_leave_change_no_other(kind: str, options: dict, bundles: dict, machine: Machine) -> None:
     folder = bundles[kind]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)

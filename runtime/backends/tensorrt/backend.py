@@ -24,7 +24,7 @@ import numpy.typing as npt
 import devices
 from runtime.backends.tensorrt.cuda import Cuda
 from runtime.backends.tensorrt.engines import EngineCache, cache_folder, prepare_engines, rows_of
-from runtime.backends.tensorrt.plan import Plan, plan_for, shape_of
+from runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
 from runtime.backends.tensorrt.versions import Api, Kernels, load
 from runtime.bundle import Manifest, Segment, read_tensor
 from runtime.console import progress_bar
@@ -68,23 +68,26 @@ class _Context:
 class _Slot:
     """Memory for the rows of one call at one input length, on the GPU and pinned on the host."""
 
-    def __init__(self, cuda: Cuda, plan: Plan, segments: Sequence[Segment], constants: Sequence[Mapping[str, int]]):
+    def __init__(self, cuda: Cuda, plan: Plan, manifest: Manifest, constants: Sequence[Mapping[str, int]]):
         self.plan = plan
         self.device = cuda.allocate(plan.size)
         self.host, self._bytes = cuda.pinned(plan.host_size)
         self.done = (cuda.event(), cuda.event())
         self.turn = 0
         """Grows with every step, so that a state that has been used up can be told."""
-        self.graphs: dict[int, tuple[Any, _Context] | None] = {}
-        """Step -> its CUDA graph for a single row, and the context that the graph was taken from; None where it cannot
-        be a graph."""
+        self.graphs: dict[int, tuple[Any, list[_Context]] | None] = {}
+        """Step -> its CUDA graph for a single row, and the contexts that the graph was taken from, one per run; None
+        where it cannot be a graph."""
         self.addresses = [
             dict(fed)
-            | {i.name: self._at(plan.input_place(i.role, step)) for i in segment.inputs if i.role != "constant"}
-            | {o.name: self._at(plan.output_place(o.role, step)) for o in segment.outputs}
-            for step, (segment, fed) in enumerate(zip(segments, constants, strict=True))
+            | {i.name: self._at(plan.input_place(i.role, run)) for i in segment.inputs if i.role != "constant"}
+            | {o.name: self._at(plan.output_place(o.role, step, run)) for o in segment.outputs}
+            for step, (segment, fed, runs) in enumerate(
+                zip(manifest.segments, constants, runs_of(manifest), strict=True)
+            )
+            for run in runs
         ]
-        """Step (0: the embeddings) -> tensor name -> where it lies on the GPU."""
+        """Run (0: the embeddings) -> tensor name -> where it lies on the GPU."""
 
     def _at(self, place: str) -> int:
         return self.device + self.plan.places[place].offset
@@ -195,6 +198,7 @@ class TensorRtBackend:
         self.layers = manifest.model.layers
         self.exits = manifest.exits
         self._manifest, self._api, self._cuda = manifest, api, cuda
+        self._runs = runs_of(manifest)
         self._graphs, self._ahead = graphs, ahead
         self._lock = threading.Lock()
         self._stream = cuda.stream()
@@ -284,7 +288,8 @@ class TensorRtBackend:
         slot = self._next_turn(part)
         if not part.ahead:
             self._enqueue(step, slot, part.rows)
-        ahead = self._ahead and step < len(self.exits)
+        # Several runs would write over what the step starts from, and rows that leave make it start again.
+        ahead = self._ahead and step < len(self.exits) and len(self._runs[step + 1]) == 1
         if ahead:
             self._enqueue(step + 1, slot, part.rows)
         return _Part(part.lease, part.rows, slot.turn, step, ahead)
@@ -292,20 +297,21 @@ class TensorRtBackend:
     def _enqueue(self, step: int, slot: _Slot, rows: int) -> None:
         segment, length = self._manifest.segments[step], slot.plan.length
         if rows == 1 and self._graphs and step not in slot.graphs:
-            # A context may not be changed once a graph was taken from it: it is this step's and this slot's for ever.
-            context = self._new_context(segment, length)
-            self._enqueue_in(context, step, slot, rows)
-            graph = self._cuda.capture(lambda: self._enqueue_in(context, step, slot, rows), self._stream)
-            slot.graphs[step] = None if graph is None else (graph, context)
+            # A context may not be changed once a graph was taken from it: it is this run's and this slot's for ever.
+            contexts = [self._new_context(segment, length) for _ in self._runs[step]]
+            self._enqueue_in(contexts, step, slot, rows)
+            graph = self._cuda.capture(lambda: self._enqueue_in(contexts, step, slot, rows), self._stream)
+            slot.graphs[step] = None if graph is None else (graph, contexts)
         elif rows == 1 and (captured := slot.graphs.get(step)):
             self._cuda.launch(captured[0], self._stream)
         else:
-            self._enqueue_in(self._context(segment, length), step, slot, rows)
+            self._enqueue_in([self._context(segment, length)] * segment.repeat, step, slot, rows)
         if self._ahead:
             self._cuda.mark(slot.done[step % 2], self._stream)
 
-    def _enqueue_in(self, context: _Context, step: int, slot: _Slot, rows: int) -> None:
-        context.enqueue(slot.addresses[step], rows, slot.plan.length, self._stream)
+    def _enqueue_in(self, contexts: Sequence[_Context], step: int, slot: _Slot, rows: int) -> None:
+        for context, run in zip(contexts, self._runs[step], strict=True):
+            context.enqueue(slot.addresses[run], rows, slot.plan.length, self._stream)
         outputs = slot.plan.outputs[step % 2]
         size = outputs.stop - outputs.start
         self._cuda.copy_out(slot.host + outputs.start, slot.device + outputs.start, size, self._stream)
@@ -320,7 +326,7 @@ class TensorRtBackend:
         started ahead ran with the old rows and is forgotten; its input is still there."""
         slot = self._next_turn(part)
         carried = [o.role for o in self._manifest.segments[0].outputs if o.role != "hidden"]
-        for place in (f"hidden.{part.done % 2}", *carried):
+        for place in (f"hidden.{self._runs[part.done][-1] % 2}", *carried):
             for to, row in enumerate(stay.tolist()):
                 if to != row:
                     self._cuda.move(
@@ -336,7 +342,7 @@ class TensorRtBackend:
 
     def _slot(self, length: int) -> _Slot:
         plan = plan_for(self._manifest, rows_of(self._manifest), length)
-        slot = _Slot(self._cuda, plan, self._manifest.segments, self._constants)
+        slot = _Slot(self._cuda, plan, self._manifest, self._constants)
         self._held.slots.append(slot)
         return slot
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import prod
 
 import numpy as np
@@ -27,8 +28,9 @@ class Place:
 class Plan:
     """The block of one input length, for up to ``rows`` rows.
 
-    Two hidden states take turns: step i, the i-th segment after the embeddings, reads hidden (i - 1) % 2 and writes
-    hidden i % 2. So do two sets of outputs: a step can run ahead while the one before is being judged.
+    Step i is the i-th segment after the embeddings, one run of its file or several (ALBERT). Two hidden states take
+    turns: run k of the loop reads hidden (k - 1) % 2 and writes hidden k % 2. So do two sets of outputs, step by step:
+    a step can run ahead while the one before is being judged.
     """
 
     rows: int
@@ -46,11 +48,19 @@ class Plan:
         """Inputs and outputs stand first: the host needs no room for more."""
         return self.outputs[1].stop
 
-    def input_place(self, role: str, step: int) -> str:
-        return f"hidden.{(step - 1) % 2}" if role == "hidden" else role
+    def input_place(self, role: str, run: int) -> str:
+        return f"hidden.{(run - 1) % 2}" if role == "hidden" else role
 
-    def output_place(self, role: str, step: int) -> str:
-        return f"{role}.{step % 2}" if role in ("hidden", "logits", "lte") else role
+    def output_place(self, role: str, step: int, run: int) -> str:
+        if role == "hidden":
+            return f"hidden.{run % 2}"
+        return f"{role}.{step % 2}" if role in ("logits", "lte") else role
+
+
+def runs_of(manifest: Manifest) -> tuple[range, ...]:
+    """Step -> its runs, counted through the whole loop; the embeddings are step 0 and run 0."""
+    ends = list(accumulate(segment.repeat for segment in manifest.segments))
+    return tuple(range(start, end) for start, end in pairwise((0, *ends)))
 
 
 def plan_for(manifest: Manifest, rows: int, length: int) -> Plan:
