@@ -30,6 +30,8 @@ PRECISIONS = {"fp16": 2e-2, "fp32": 1e-4, **{name: chosen.tolerance for name, ch
 comes first: it is what Apple's Neural Engine computes in, and half the download; float32 runs on CPU and GPU only."""
 LEAST_PSNR = {"fp32": 70.0, "fp16": 45.0, "int8": 25.0, "palette6": 20.0, "palette4": 10.0}
 """And the PSNR in dB that its logits must reach, whatever their size; docs/coreml.md has what trained models have."""
+SCORED = frozenset(COMPRESSIONS)
+"""What may change an answer: its scores are measured, in numpy, and its thresholds chosen from its own answers."""
 OPTIONS = frozenset({"lengths", "max_batch", "target_version", "layout", "exits"})
 """Which of ExportOptions the target takes, beside precision."""
 PACKAGES = ("coremltools",)

@@ -28,6 +28,7 @@ from exporters.segments import Segments, cut
 from runtime.bundle import Manifest, files_of, read_manifest, sha256
 from runtime.errors import BerxitError, InputError
 from runtime.tokenization import TokenBatch
+from train.calibration import read_policy
 from train.checkpoint import load_checkpoint
 from train.modeling import MultiExitModel
 
@@ -277,6 +278,20 @@ def test_compressed_weights_in_every_form(
         ops = ops_of(tmp_path / "bundle" / segment.file)[segment.function or "main"]
         assert ops.count(op) == 4  # qkv, output, up, down; exits stay as they are
         assert ops.count("conv" if layout == "ane" else "linear") == 6
+
+
+def test_compressed_weights_choose_their_own_threshold(checkpoint: Path, data_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=ExportOptions("palette4"), report=said.append)
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    assert manifest.scores is not None
+    assert (manifest.scores.examples, manifest.scores.data) == (48, str(data_folder / "dev.tsv"))
+    assert len(manifest.scores.bundle) == 3
+    assert manifest.policy.thresholds != calibrated.policy.thresholds
+    assert said[-1].startswith("calibrated on its own answers: ")
+    stored = read_manifest(tmp_path / "bundle")
+    assert (stored.policy, stored.scores) == (manifest.policy, manifest.scores)
 
 
 @pytest.mark.parametrize("precision", ["palette6", "palette4"])

@@ -56,8 +56,8 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--scores/--no-scores",
     default=True,
-    help="int8 on onnxruntime: run the calibration data through the bundle, say what it costs, and choose the threshold"
-    " from what it says.  [default: --scores]",
+    help="int8 on onnxruntime, int8 and palettes on coreml: run the calibration data through the bundle, say what it"
+    " costs, and choose the threshold from what it says.  [default: --scores]",
 )
 @click.option(
     "--threads", type=click.IntRange(min=1), help="onnxruntime: CPU threads that the bundle asks for.  [default: none]"
