@@ -221,14 +221,6 @@ def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_fo
     assert exits <= LIMITS[precision]
 
 
-def test_real_bert_in_fp16_stays_near(tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(shared("models", "bge-small-en"), tmp_path / "checkpoint", layers=3)
-    export(checkpoint, "coreml", tmp_path / "bundle")
-    states, exits = hidden_gap(checkpoint, tmp_path / "bundle")
-    assert states <= LIMITS["fp16"]
-    assert exits <= LIMITS["fp16"]
-
-
 def test_an_albert_body_is_stored_once_in_int8_too(backbone_folders: dict, tmp_path: Path) -> None:
     sizes = []
     for layers in (1, 3):
