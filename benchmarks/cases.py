@@ -80,9 +80,11 @@ class Labelled:
         answers = logits[:, 0] if self.regression else logits.argmax(axis=1)
         return float(METRICS[self.metric](answers, self.examples.labels))
 
-    def policies(self, logits: Floats, lte: Floats | None, checkpoint: Path) -> tuple[ExitPolicy, ExitPolicy]:
-        """For each half, chosen on the other as ``berxit-calibrate --keep 0.99`` does, from the bundle's own answers:
-        logits (N, n, C), lte (N, n) or None. The criterion is the checkpoint's, or the default where it has none."""
+    def policies(
+        self, logits: Floats, lte: Floats | None, checkpoint: Path, keep: float = 0.99
+    ) -> tuple[ExitPolicy, ExitPolicy]:
+        """For each half, chosen on the other as ``berxit-calibrate --keep`` does, from the bundle's own answers: logits
+        (N, n, C), lte (N, n) or None. The criterion is the checkpoint's, or the default where it has none."""
         from train.calibration import choose, read_policy
         from train.evaluation import Predictions, default_criterion
         from train.rules import Keep
@@ -95,7 +97,7 @@ class Labelled:
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
             criterion = earlier.policy.criterion if earlier else default_criterion(part)
-            chosen.append(choose(part, criterion, Keep(0.99), "half of the rows", "").policy)
+            chosen.append(choose(part, criterion, Keep(keep), "half of the rows", "").policy)
         return chosen[0], chosen[1]
 
     def leave(

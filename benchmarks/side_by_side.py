@@ -52,6 +52,7 @@ ROUNDS = 3
 @click.option("--data", type=PATH, help="With --checkpoint: labelled inputs, for scores.")
 @click.option("--split", default="dev", show_default=True)
 @click.option("--limit", type=click.IntRange(min=4), help="The first rows of --data only.  [default: all]")
+@click.option("--keep", default=0.99, show_default=True, help="Calibrate to keep so much, on the other half of --data.")
 @click.option("--layers", default=12, show_default=True, type=click.IntRange(min=2))
 @click.option("--hidden", default=768, show_default=True, type=click.IntRange(min=64), help="A multiple of 64.")
 @click.option("--lengths", default="16,128", show_default=True, help="Tokens, for random weights.")
@@ -67,6 +68,7 @@ def command(
     data: Path | None,
     split: str,
     limit: int | None,
+    keep: float,
     layers: int,
     hidden: int,
     lengths: str,
@@ -104,7 +106,7 @@ def command(
         policies: Policies = {}
         if data is not None:
             rows = labelled(scratch / "fp32", manifest, data, split, limit)
-            scores, policies, cases = score(specs, rows, folder, max(counts), quiet)
+            scores, policies, cases = score(specs, rows, folder, keep, max(counts), quiet)
         else:
             cases = random_cases(manifest, tokens, vocabulary)
         if not seconds:
@@ -114,7 +116,11 @@ def command(
         held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
         measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
     made = bars(measured, specs, cases, shape)
-    inputs = f"{data.name}, {split}, {len(rows.examples)} rows" if rows and data else "random token ids"
+    inputs = (
+        f"{data.name}, {split}, {len(rows.examples)} rows, calibrated to keep {keep:g}"
+        if rows and data
+        else "random token ids"
+    )
     model = checkpoint.name if checkpoint else f"random weights, {layers} layers, d = {hidden}"
     conditions = {
         "model": model,
@@ -300,7 +306,7 @@ def _check(workers: Sequence[Worker], case: str) -> dict[str, float]:
 
 
 def score(
-    specs: Sequence[Spec], rows: Labelled, checkpoint: Path, threads: int, quiet: bool
+    specs: Sequence[Spec], rows: Labelled, checkpoint: Path, keep: float, threads: int, quiet: bool
 ) -> tuple[dict[str, Scored], Policies, dict[str, Case]]:
     """Everyone's scores on all rows, each bundle's policy, and the cases to time. Who must answer alike is asked once:
     in fp32 all do, which ``compare`` checks. Nothing is timed here."""
@@ -316,7 +322,7 @@ def score(
             early, leaving = None, []
             if spec.ours:
                 if spec.model not in policies:
-                    policies[spec.model] = rows.policies(logits, lte, checkpoint)
+                    policies[spec.model] = rows.policies(logits, lte, checkpoint, keep)
                 layers = rows.leave(policies[spec.model], logits, lte)
                 cases = cases or rows.timed(policies[spec.model][1], layers)
                 early = rows.score(logits[np.arange(len(logits)), layers - 1])
