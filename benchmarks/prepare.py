@@ -12,14 +12,14 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from products import Shape
 from whole_graph import write_whole_graph
 
+from exporters.activations import product_inputs, samples_of
 from exporters.export import export
 from exporters.onnx_graph import embeddings_graph, layer_graph
 from exporters.onnxruntime import write_graphs
 from exporters.options import ExportOptions
-from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, activation_reach, quantized
+from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, PRODUCTS, quantized
 from exporters.segments import cut
 from runtime.bundle import Manifest
-from runtime.golden import read_golden
 from runtime.progress import Progress
 from train.checkpoint import load_checkpoint
 
@@ -60,7 +60,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
     write_whole_graph(int8, our_int8.segments, our_int8_graph)
     logging.getLogger().setLevel(logging.ERROR)  # it advises a step before, which changes nothing here
     quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
-    _write_qdq_graph(checkpoint, bundle, manifest, qdq_graph, progress)
+    _write_qdq_graph(checkpoint, bundle, qdq_graph, progress)
     half = has_bf16(ov.Core())
     best = "bf16" if half else "fp32"
     shape = shape_of(checkpoint, manifest)
@@ -91,17 +91,17 @@ def shape_of(checkpoint: Path, manifest: Manifest) -> Shape:
     return Shape.of(checkpoint, last_alone=all(output.role != "hidden" for output in manifest.segments[-1].outputs))
 
 
-def _write_qdq_graph(checkpoint: Path, bundle: Path, manifest: Manifest, output: Path, progress: Progress) -> None:
+def _write_qdq_graph(checkpoint: Path, bundle: Path, output: Path, progress: Progress) -> None:
     """Int8 as OpenVINO computes it: QuantizeLinear and DequantizeLinear around the products, static scales from the
     samples in the bundle. (Dynamic int8, as ONNX Runtime has it, OpenVINO multiplies in float.)"""
     model, _ = load_checkpoint(checkpoint)
     segments = cut(model)
-    samples = read_golden(bundle, manifest).batch(manifest.model.pad_token_id)
-    graphs = [embeddings_graph(segments, opset=DEQUANTIZED_WEIGHTS)]
-    for segment, reach in zip(segments.layers, activation_reach(segments, samples), strict=True):
-        graph = layer_graph(segments, segment, opset=DEQUANTIZED_WEIGHTS, short_end=True)
-        parts = dict.fromkeys(("queries.weight", "keys_values.weight"), reach["qkv.weight"])  # of a short end
-        graphs.append(quantized(graph, {**reach, **parts}))
+    embeddings = embeddings_graph(segments, opset=DEQUANTIZED_WEIGHTS)
+    layers = [layer_graph(segments, each, opset=DEQUANTIZED_WEIGHTS, short_end=True) for each in segments.layers]
+    products = (*PRODUCTS, "queries.weight", "keys_values.weight")  # the last two of a short end
+    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples_of(bundle), products)
+    graphs = [embeddings]
+    graphs += [quantized(graph, inputs[each.body]) for each, graph in zip(segments.layers, layers, strict=True)]
     folder = output.with_suffix("")
     folder.mkdir()
     with progress(len(graphs)) as bar:
