@@ -64,6 +64,7 @@ def with_defaults(options: ExportOptions, segments: Segments) -> ExportOptions:
 
 def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
+    segments = segments.repeating()
     return write_graphs(segments, graphs_of(segments, options, folder), folder, bar)
 
 
