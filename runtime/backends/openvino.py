@@ -72,8 +72,8 @@ def open_backend(
 
 @cache
 def the_core() -> ov.Core:
-    """One for the process. With the last one goes OpenVINO's CPU plug-in, which leaves the main thread a signal stack
-    that is no more (2026.4): the next Ctrl-C would then end the process by SIGSEGV."""
+    """One for the process. Each has a CPU plug-in of its own, and the one that goes last leaves the main thread the
+    signal stack of one that went before (OpenVINO 2026.4): the next Ctrl-C would end the process by SIGSEGV."""
     return ov.Core()
 
 

@@ -144,8 +144,10 @@ from pathlib import Path
 from runtime.backends import open_backend
 from runtime.bundle import read_manifest
 
-for _ in range(2):
-    open_backend(Path(sys.argv[1]), read_manifest(sys.argv[1]), 1, backend="openvino")
+folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
+backends = [open_backend(folder, manifest, threads, backend="openvino") for threads in (1, 2)]
+while backends:
+    backends.pop(0)
     gc.collect()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
@@ -156,7 +158,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-def test_an_app_can_be_interrupted_after_its_runner_is_gone(bundle: Path) -> None:
+def test_an_app_can_be_interrupted_after_its_runners_are_gone(bundle: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED, str(bundle)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "interrupted")
