@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy.typing as npt
@@ -43,7 +44,7 @@ class OpenVinoBackend(HostBackend):
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int, precision: str, *, lazy: bool = False) -> None:
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
-        core = ov.Core()
+        core = the_core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BerxitError("this CPU has no bf16: run the bundle with --backend openvino")
         options = {
@@ -67,6 +68,13 @@ def open_backend(
 ) -> OpenVinoBackend:
     """``precision``: f32 or bf16, what the segments compute in, whatever their files hold."""
     return OpenVinoBackend(folder, manifest, threads or default_threads(), precision, lazy=lazy)
+
+
+@cache
+def the_core() -> ov.Core:
+    """One for the process. Each has a CPU plug-in of its own, and the one that goes last leaves the main thread the
+    signal stack of one that went before (OpenVINO 2026.4): the next Ctrl-C would end the process by SIGSEGV."""
+    return ov.Core()
 
 
 def _compile(core: ov.Core, path: Path, options: dict[str, object]) -> ov.CompiledModel:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +20,12 @@ from runtime.golden import differences, read_golden
 from runtime.runner import EarlyExitRunner
 from runtime.tokenization import TokenBatch
 
-ov = pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+
+from runtime.backends.openvino import the_core
 
 TEXTS = ["the cat sat on the mat", "a dog", "the big red dog ran under the tree and it was not a cat"]
-HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+HAS_BF16 = "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +133,35 @@ def test_without_bf16_it_is_refused(bundle: Path, manifest: Manifest, monkeypatc
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32"]
 
-    monkeypatch.setattr("runtime.backends.openvino.ov.Core", OldCore)
+    monkeypatch.setattr("runtime.backends.openvino.the_core", OldCore)
     with pytest.raises(BerxitError, match="this CPU has no bf16: run the bundle with --backend openvino"):
         open_backend(bundle, manifest, 1, backend="openvino-bf16")
+
+
+INTERRUPTED = """
+import gc, os, signal, sys
+from pathlib import Path
+from runtime.backends import open_backend
+from runtime.bundle import read_manifest
+
+folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
+backends = [open_backend(folder, manifest, threads, backend="openvino") for threads in (1, 2)]
+while backends:
+    backends.pop(0)
+    gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_an_app_can_be_interrupted_after_its_runners_are_gone(bundle: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(bundle)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all"])
