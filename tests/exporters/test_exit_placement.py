@@ -175,9 +175,10 @@ def test_albert_stores_its_body_once_and_repeats_it(
             assert found.scores == pytest.approx(expected.scores, abs=1e-5)
 
 
-def test_a_back_end_that_cannot_repeat_is_not_asked_to(deep_albert: Path) -> None:
+def test_tensorrt_repeats_one_body_too(deep_albert: Path) -> None:
     manifest = export(deep_albert, "tensorrt", deep_albert.with_name("trt"), options=ExportOptions(exits=(2, 3, 6)))
-    assert [segment.repeat for segment in manifest.segments] == [1, 1, 1, 1]
+    assert [segment.repeat for segment in manifest.segments] == [1, 2, 1, 3]
+    assert len({segment.file for segment in manifest.segments}) == 2
 
 
 def test_other_models_never_repeat(copy: Path) -> None:
