@@ -107,7 +107,11 @@ def test_an_interruption_leaves_the_old_policy_and_its_pass(
         patch.setattr("numpy.savez_compressed", interrupted)
         with pytest.raises(KeyboardInterrupt):
             calibrate(copy, data_folder, rule=Keep(0.5))
-    monkeypatch.setattr("json.dumps", interrupted)
+
+    def stopped(data: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("json.dumps", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_json({}, copy / POLICY_FILE)
     assert {name: (copy / name).read_bytes() for name in before} == before
