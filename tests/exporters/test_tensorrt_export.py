@@ -163,11 +163,23 @@ def test_tensorrt_builds_base_size(  # type: ignore[no-untyped-def]
         assert build(rtx, layer, tmp_path, precision, (128,) if place else (16, 128)) > 0.9 * weight_bytes(layer)
 
 
-def test_tensorrt_builds_twelve_layers(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    segments = cut(multi_exit(base_backbone("bert", layers=12), tmp_path, pooling="first"))
-    sizes = [build(rtx, graph, tmp_path, "fp16", (128,)) for graph in written(segments, ExportOptions(), tmp_path)]
-    assert len(sizes) == 13
-    assert min(sizes[1:]) > 2 * 12 * 768 * 768
+@pytest.fixture(scope="module", params=["bert", "roberta", "albert", "distilbert"])
+def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int, Segments]:
+    """A family at base size with all its layers: twelve, DistilBERT six."""
+    family, layers = request.param, 6 if request.param == "distilbert" else 12
+    model = multi_exit(base_backbone(family, layers), tmp_path_factory.mktemp("deep"), pooling="first")
+    return family, layers, cut(model)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensorrt_builds_every_layer_of_base_size(  # type: ignore[no-untyped-def]
+    deep: tuple[str, int, Segments], precision: str, rtx, tmp_path: Path
+) -> None:
+    family, layers, segments = deep
+    graphs = different(written(segments, ExportOptions(precision), tmp_path))
+    sizes = [build(rtx, graph, tmp_path, precision, (128,)) for graph in graphs]
+    assert len(sizes) == 1 + (1 if family == "albert" else layers)
+    assert min(sizes[1:]) > 12 * 768 * 768 * {"fp32": 4, "fp16": 2, "int8": 1}[precision] * 0.9
 
 
 def test_a_file_that_tensorrt_cannot_read_is_told_in_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
