@@ -18,10 +18,10 @@ from exporters.onnxruntime import write_graphs
 from exporters.options import ExportOptions
 from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, PRODUCTS, quantized
 from exporters.segments import Segments
-from runtime.backends.host import HostBackend
 from runtime.backends.onnxruntime import open_backend
 from runtime.bundle import Manifest, Segment
 from runtime.errors import InputError
+from runtime.loop import Backend
 from runtime.progress import Bar
 
 PRECISIONS = {"fp16": 5e-2, "fp32": 1e-4, "bf16": 5e-1, "int8": 2.0}
@@ -85,7 +85,7 @@ def graphs_of(segments: Segments, options: ExportOptions, folder: Path) -> Itera
         yield quantized(graph, inputs[segment.body]) if int8 else with_float32_borders(graph) if bfloat16 else graph
 
 
-def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> HostBackend:
+def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> Backend:
     """What runs the files here and now: ONNX Runtime, or for bf16 what comes nearest to them on a CPU."""
     if manifest.precision == "bf16":
         return RoundingBackend(folder, manifest, threads or default_threads())

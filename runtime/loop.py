@@ -12,7 +12,8 @@ from runtime.policies import Bools, Certainty, Floats, Ints, Memory
 from runtime.tokenization import TokenBatch
 
 State = Any
-"""What a back end carries from layer to layer (hidden states, masks, device buffers); the loop never looks inside."""
+"""What a back end carries from layer to layer (hidden states, masks, device buffers); the loop never looks inside, and
+uses each once: the next may lie in the same memory."""
 
 
 class Backend(Protocol):

@@ -20,7 +20,7 @@ import numpy as np
 from devices import default_threads, this_machine
 from runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
 from runtime.bundle import Manifest, files_of
-from runtime.errors import BerxitError
+from runtime.errors import BerxitError, InputError
 from runtime.golden import Golden, differences, read_golden
 from runtime.json_data import parse, read_json, write_json
 from runtime.loop import Backend
@@ -53,10 +53,16 @@ def tune(
     """Every installed back end under every thread count that makes sense here, the fastest first.
 
     ``backend`` and ``threads`` fix one of them. ``seconds``: the least that a visit measures. A back end that this
-    machine cannot run, or whose exits are off the checkpoint, is left out; raises BerxitError where none remains.
+    machine cannot run, or whose exits are off the checkpoint, is left out, and so is one that changes the process.
+    Raises InputError where that is the one asked for, BerxitError where none remains.
     """
     choose_backend(bundle, manifest.target, backend)  # an unknown name, or nothing installed, is told as in load
     installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
+    if backend is not None and not installed[0].tunable:
+        raise InputError(
+            f"back end '{backend}' cannot be tuned: this process keeps what is tried. Say --threads, without --tune"
+        )
+    installed = [info for info in installed if info.tunable]
     candidates = [
         (info.name, count)
         for info in installed

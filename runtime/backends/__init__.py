@@ -37,6 +37,8 @@ class BackendInfo:
     """Another name that the package may be installed under."""
     cpu: bool = True
     """Whether it computes on the CPU, so that threads matter."""
+    tunable: bool = True
+    """Whether trying it leaves the process as it was."""
 
     @property
     def installed(self) -> bool:
@@ -60,6 +62,15 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "onnxruntime",
             "pip install 'berxit[onnxruntime]'",
             lazy=True,
+        ),
+        BackendInfo(
+            "onnxruntime-pool",
+            "runtime.backends.onnxruntime",
+            "onnxruntime",
+            "pip install 'berxit[onnxruntime]'",
+            options={"one_pool": True},
+            lazy=True,
+            tunable=False,
         ),
         BackendInfo("openvino", "runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'", lazy=True),
         BackendInfo(

@@ -1,4 +1,4 @@
-"""What back ends share whose tensors lie in the host's memory: they differ only in what runs a file."""
+"""What back ends share that open the segments' files on this machine, and the one whose tensors are numpy's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.bundle import Manifest, Segment, read_tensor
+from runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
 from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
 
@@ -25,37 +25,28 @@ Run = Callable[[dict[str, npt.NDArray]], Sequence[npt.NDArray]]
 """A loaded segment file: its inputs by name -> its outputs, in the manifest's order. Called from several threads."""
 
 
-class State(NamedTuple):
-    """B rows on their way through the layers."""
-
-    tensors: dict[str, npt.NDArray]
-    """Role -> what the next layer reads: hidden (B, S, d), and what the embeddings made for all layers."""
-    lengths: npt.NDArray[np.int64]
-    """(B,) tokens per row."""
+Opened = TypeVar("Opened")
 
 
-class SegmentFile:
-    """A segment's file, opened at its first run unless ``open`` is called before."""
+class SegmentFile(Generic[Opened]):
+    """A segment's file, and what it is once it is open."""
 
-    def __init__(self, open_file: Callable[[], Run]) -> None:
+    def __init__(self, open_file: Callable[[], Opened]) -> None:
         self._open_file = open_file
-        self._run: Run | None = None
+        self._opened: Opened | None = None
         self.seconds = 0.0
         """What opening it took."""
 
     @property
     def is_open(self) -> bool:
-        return self._run is not None
+        return self._opened is not None
 
-    def open(self) -> Run:
-        if self._run is None:
+    def open(self) -> Opened:
+        if self._opened is None:
             start = time.perf_counter()
-            self._run = self._open_file()
+            self._opened = self._open_file()
             self.seconds = time.perf_counter() - start
-        return self._run
-
-    def __call__(self, named: dict[str, npt.NDArray]) -> Sequence[npt.NDArray]:
-        return self.open()(named)
+        return self._opened
 
 
 _opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
@@ -80,20 +71,59 @@ def _give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+class FilesBackend(Generic[Opened]):
+    """What a back end has whose layers are files that can be opened one by one."""
+
+    name: str
+    tokens_at_once = 1024
+    """Tokens of a large batch that a CPU computes together; what it computes of more no longer fits its caches."""
+
+    def __init__(
+        self, manifest: Manifest, threads: int, open_file: Callable[[Segment], Opened], *, lazy: bool = False
+    ) -> None:
+        """``lazy``: a layer's file is opened when an input first gets there, and not before."""
+        self.layers, self.exits = manifest.model.layers, manifest.exits
+        self.threads = threads
+        known: dict[Hashable, SegmentFile[Opened]] = {}  # what layers share is open for all of them
+        self._files = [
+            known.setdefault((s.file, tuple(o.name for o in s.outputs)), SegmentFile(partial(open_file, s)))
+            for s in manifest.segments
+        ]
+        for file in self._files[:1] if lazy else self._files:
+            file.open()
+        self._file_of = dict(zip(self.exits, self._files[1:], strict=True))
+
+    def opening_seconds(self, layer: int) -> float:
+        """What an input waits for the file of ``layer``: nothing where it is open, else as long as the slowest layer
+        took that is; infinity where none is."""
+        if self._file_of[layer].is_open:
+            return 0.0
+        return max((file.seconds for file in self._file_of.values() if file.is_open), default=math.inf)
+
+
+class State(NamedTuple):
+    """B rows on their way through the layers."""
+
+    tensors: dict[str, npt.NDArray]
+    """Role -> what the next layer reads: hidden (B, S, d), and what the embeddings made for all layers."""
+    lengths: npt.NDArray[np.int64]
+    """(B,) tokens per row."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A segment: roles (hidden, logits, ...) tied to the names in its file."""
 
-    run_file: SegmentFile
+    file: SegmentFile[Run]
     inputs: dict[str, str]
     output_roles: tuple[str, ...]
     constants: dict[str, npt.NDArray]
     repeat: int = 1
 
     @classmethod
-    def of(cls, segment: Segment, run_file: SegmentFile, folder: Path) -> Step:
+    def of(cls, segment: Segment, file: SegmentFile[Run], folder: Path) -> Step:
         return cls(
-            run_file,
+            file,
             inputs={i.role: i.name for i in segment.inputs if i.name not in segment.constants},
             output_roles=tuple(o.role for o in segment.outputs),
             constants={name: read_tensor(folder, tensor) for name, tensor in segment.constants.items()},
@@ -105,16 +135,12 @@ class Step:
         for _ in range(self.repeat):
             named = {name: outputs.get(role, feeds[role]) for role, name in self.inputs.items()}
             named.update(self.constants)
-            outputs = dict(zip(self.output_roles, self.run_file(named), strict=True))
+            outputs = dict(zip(self.output_roles, self.file.open()(named), strict=True))
         return outputs
 
 
-class HostBackend:
-    """The loop's Backend, over whatever ``open_file`` makes of a segment's file."""
-
-    name: str
-    tokens_at_once = 1024
-    """Tokens of a large batch that a CPU computes together; what it computes of more no longer fits its caches."""
+class HostBackend(FilesBackend[Run]):
+    """The loop's Backend, over whatever ``open_file`` makes of a segment's file; its tensors are numpy arrays."""
 
     def __init__(
         self,
@@ -125,24 +151,11 @@ class HostBackend:
         *,
         lazy: bool = False,
     ) -> None:
-        """``lazy``: a layer's file is opened when an input first gets there, and not before."""
-        self.layers = manifest.model.layers
-        self.threads = threads
-        known: dict[Hashable, SegmentFile] = {}  # what layers share is open for all of them
-        files = [
-            known.setdefault((s.file, tuple(o.name for o in s.outputs)), SegmentFile(partial(open_file, s)))
-            for s in manifest.segments
-        ]
-        for file in files[:1] if lazy else files:
-            file.open()
-        steps = [Step.of(segment, file, folder) for segment, file in zip(manifest.segments, files, strict=True)]
+        super().__init__(manifest, threads, open_file, lazy=lazy)
+        steps = [Step.of(segment, file, folder) for segment, file in zip(manifest.segments, self._files, strict=True)]
         self._embeddings, *layers = steps
-        self.exits = manifest.exits
         self._layers = dict(zip(self.exits, layers, strict=True))
-        self._length_axes = {
-            o.role: tuple(axis for axis, size in enumerate(o.shape) if size == "length")
-            for o in manifest.segments[0].outputs
-        }
+        self._length_axes = {o.role: length_axes(o) for o in manifest.segments[0].outputs}
 
     def embed(self, batch: TokenBatch) -> State:
         outputs = self._embeddings.run(
@@ -159,20 +172,18 @@ class HostBackend:
         hidden = outputs.get("hidden", state.tensors["hidden"])  # the last segment may give none: nobody reads it
         return State({**state.tensors, "hidden": hidden}, state.lengths), outputs["logits"], outputs.get("lte")
 
-    def opening_seconds(self, layer: int) -> float:
-        """What an input waits for the file of ``layer``: nothing where it is open, else as long as the slowest layer
-        took that is; infinity where none is."""
-        if self._layers[layer].run_file.is_open:
-            return 0.0
-        return max((s.run_file.seconds for s in self._layers.values() if s.run_file.is_open), default=math.inf)
-
     def keep(self, state: State, rows: Bools) -> State:
         lengths = state.lengths[rows]
         longest = int(lengths.max())  # padding that no remaining row needs goes too
-        kept = {role: _cut(array, self._length_axes[role], longest)[rows] for role, array in state.tensors.items()}
+        kept = {role: cut(array, self._length_axes[role], longest)[rows] for role, array in state.tensors.items()}
         return State(kept, lengths)
 
 
-def _cut(array: npt.NDArray, axes: tuple[int, ...], length: int) -> npt.NDArray:
+def length_axes(tensor: TensorInfo) -> tuple[int, ...]:
+    """The axes along which a tensor is as long as the inputs."""
+    return tuple(axis for axis, size in enumerate(tensor.shape) if size == "length")
+
+
+def cut(array: npt.NDArray, axes: tuple[int, ...], length: int) -> npt.NDArray:
     """A view of the first ``length`` along each of ``axes``: cut first, or rows are copied twice."""
     return array[tuple(slice(length) if axis in axes else slice(None) for axis in range(array.ndim))]

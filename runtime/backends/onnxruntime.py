@@ -4,90 +4,136 @@ Sessions as ONNX Runtime makes them get in each other's way. What is done about 
 as long and hold as much as one graph:
 
 - A session's threads spin after every run and starve the next session's; 12 segments then take ten times what one
-  graph takes. ``session.force_spinning_stop`` ends the spinning with the run. Unlike a process-wide pool of threads it
-  changes nothing for the app around us.
+  graph takes. ``session.force_spinning_stop`` ends the spinning with the run, and changes nothing for the app around
+  us. What is left is that threads fall asleep with a segment's end and are woken by the next one's start. One pool for
+  the whole process has no such ends (``onnxruntime-pool``), but ONNX Runtime then refuses the app's own sessions unless
+  they use the pool, too: so one must ask for it.
 - Every session has an arena of its own for what it computes, which is cold in the cache when its turn comes. All of
   ours share one (``shared_arena``), and take from it tensor by tensor instead of in one block per session. What a large
   batch took is given back with the next small one.
+- Their inputs and outputs lie in memory that stays, tied to them once per shape (``workspace.py``).
 - Residual and norm, fused, take 4 to 6 times as long as apart (ONNX Runtime 1.32: that kernel has no vector
   instructions). The fusion is off.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from devices import default_threads
-from runtime.backends.host import HostBackend, Run, opened_once
-from runtime.bundle import Manifest, Segment
+from runtime.backends.host import FilesBackend, cut, length_axes, opened_once
+from runtime.backends.workspace import IDLE, BoundStep, Buffers, Lease, Workspace
+from runtime.bundle import Manifest, Segment, TensorFile, read_tensor
 from runtime.errors import BerxitError
+from runtime.policies import Bools, Floats
+from runtime.tokenization import TokenBatch
 
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
 """ONNX Runtime's execution providers, the best first; with their options, where they have any."""
 CPU: Providers = ("CPUExecutionProvider",)
-LARGE = 512
-"""Tokens that a batch may have, padding included, without having the arena's memory given back after it."""
 
 
-class OnnxRuntimeBackend(HostBackend):
-    """Runs segments with ONNX Runtime, on the CPU unless told otherwise; the loop's Backend."""
+class BoundState(NamedTuple):
+    """B rows on their way through the layers. The next state takes its memory: use each once."""
 
-    name = "onnxruntime"
+    lease: Lease
+    buffers: Buffers
+    side: int
+    """Where in them the hidden states are."""
+    lengths: npt.NDArray[np.int64]
+    """(B,) tokens per row."""
+
+
+class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
+    """Runs segments with ONNX Runtime on the CPU; the loop's Backend."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, threads: int, providers: Providers = CPU, *, lazy: bool = False
+        self, folder: Path, manifest: Manifest, threads: int, *, lazy: bool = False, one_pool: bool = False
     ) -> None:
-        self.providers: list[str] = []
-        """What the sessions really run on."""
-        if providers is not CPU:
-            self.tokens_at_once = 16 * HostBackend.tokens_at_once
+        """``one_pool``: with the process's threads instead of every session's own."""
+        self.name = "onnxruntime-pool" if one_pool else "onnxruntime"
+        if one_pool:
+            start_pool(threads)
+        threads_of_session = None if one_pool else threads
 
-        def open_file(segment: Segment) -> Run:
+        def open_file(segment: Segment) -> ort.InferenceSession:
             path = folder / segment.file
-            key = (path.resolve(), segment.sha256, threads, repr(providers))
-            session = opened_once(key, lambda: open_session(path, threads, providers))
-            self.providers = session.get_providers()
-            outputs = [output.name for output in segment.outputs]
-            if segment.layer == 0 and providers is CPU:
-                return _Embeddings(session, outputs)
-            return partial(session.run, outputs)
+            key = (path.resolve(), segment.sha256, threads_of_session)
+            session: ort.InferenceSession = opened_once(key, lambda: open_session(path, threads_of_session))
+            return session
 
-        super().__init__(folder, manifest, threads, open_file, lazy=lazy)
-
-
-class _Embeddings:
-    """Runs the first segment, and has the first small batch after a large one give back what that took."""
-
-    def __init__(self, session: ort.InferenceSession, outputs: list[str]) -> None:
-        self._session, self._outputs = session, outputs
+        super().__init__(manifest, threads, open_file, lazy=lazy)
+        self._embeddings, *layers = (
+            BoundStep(segment, file, {name: _constant(folder, t) for name, t in segment.constants.items()})
+            for segment, file in zip(manifest.segments, self._files, strict=True)
+        )
+        self._layers = dict(zip(self.exits, layers, strict=True))
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._large = False
+        self._idle: deque[Workspace] = deque(maxlen=IDLE)
 
-    def __call__(self, named: dict[str, npt.NDArray]) -> Sequence[npt.NDArray]:
-        large = max(array.size for array in named.values()) > LARGE
-        options = self._shrink if self._large and not large else None
-        self._large = large
-        return self._session.run(self._outputs, named, options)
+    def embed(self, batch: TokenBatch) -> BoundState:
+        lease, step = Lease(self._idle), self._embeddings
+        give_back = lease.workspace.begin(*batch.input_ids.shape)
+        buffers = lease.workspace.buffers(*batch.input_ids.shape)
+        for tensor in step.segment.inputs:
+            buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
+        step.run(buffers, 1, self._shrink if give_back else None)
+        return BoundState(lease, buffers, 0, batch.lengths)
+
+    def layer(self, layer: int, state: BoundState) -> tuple[BoundState, Floats, Floats | None]:
+        step, side = self._layers[layer], state.side
+        for _ in range(step.segment.repeat):
+            step.run(state.buffers, side)
+            side = 1 - side
+        said = {t.role: state.buffers.array(t, side).copy() for t in step.segment.outputs if t.role != "hidden"}
+        return state._replace(side=side), said["logits"], said.get("lte")
+
+    def keep(self, state: BoundState, rows: Bools) -> BoundState:
+        lengths = state.lengths[rows]
+        longest = int(lengths.max())  # padding that no remaining row needs goes too
+        buffers = state.lease.workspace.buffers(len(lengths), longest)
+        side = 1 - state.side
+        for tensor in self._embeddings.segment.outputs:
+            before = cut(state.buffers.array(tensor, state.side), length_axes(tensor), longest)
+            after = buffers.array(tensor, side)
+            if tensor.role == "hidden":  # row by row: it is large, and a copy in between would be another
+                for place, row in enumerate(np.flatnonzero(rows)):
+                    after[place] = before[row]
+            else:
+                after[...] = before[rows]  # a copy first: both are in one place
+        return BoundState(state.lease, buffers, side, lengths)
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None, *, lazy: bool = False) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(folder, manifest, threads or default_threads(), lazy=lazy)
+def open_backend(
+    folder: Path, manifest: Manifest, threads: int | None, *, lazy: bool = False, one_pool: bool = False
+) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(folder, manifest, threads or default_threads(), lazy=lazy, one_pool=one_pool)
 
 
-def open_session(path: Path, threads: int, providers: Providers = CPU) -> ort.InferenceSession:
-    """Raises BerxitError for a file that ONNX Runtime does not take."""
+def _constant(folder: Path, tensor: TensorFile) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(read_tensor(folder, tensor)))
+
+
+def open_session(path: Path, threads: int | None, providers: Providers = CPU) -> ort.InferenceSession:
+    """``threads``: None takes the process's pool. Raises BerxitError for a file that ONNX Runtime does not take."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is None:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     if providers is CPU:
         shared_arena()
         options.enable_mem_pattern = False
@@ -111,3 +157,33 @@ def shared_arena() -> None:
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     no_limit, powers_of_two, default = 0, 0, -1
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, powers_of_two, default, default))
+
+
+_pool: list[int] = []
+"""The threads of the process's pool, once there is one."""
+_pool_starts = threading.Lock()
+
+
+def start_pool(threads: int) -> None:
+    """One pool of threads for all sessions of this process; one that the app has started already serves as well.
+
+    Raises BerxitError where we started one of another size: there can be one.
+    """
+    with _pool_starts:
+        if not _pool:
+            try:
+                ort.set_global_thread_pool_sizes(threads, 1)
+            except AttributeError as error:
+                raise BerxitError(
+                    f"onnxruntime {ort.__version__} has no pool for the process: upgrade it, or take"
+                    " --backend onnxruntime"
+                ) from error
+            except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
+                if "already been created" not in str(error):
+                    raise
+            _pool.append(threads)
+    if _pool[0] != threads:
+        raise BerxitError(
+            f"this process has its pool of {_pool[0]} threads already, and {threads} are asked for: ask for"
+            f" {_pool[0]}, or take --backend onnxruntime"
+        )

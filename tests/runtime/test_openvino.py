@@ -59,7 +59,7 @@ def test_every_exit_agrees_with_the_checkpoint(family: str, family_bundle, data_
     golden = read_golden(bundle, manifest)
     assert max(differences(backend, golden, manifest.model.pad_token_id)) < 1e-5
     if family == "albert":
-        assert len({id(step.run_file.open().__self__) for step in backend._layers.values()}) == 1  # type: ignore[attr-defined]
+        assert len({id(step.file.open().__self__) for step in backend._layers.values()}) == 1  # type: ignore[attr-defined]
 
 
 def test_runners_share_compiled_models_and_lazy_waits_for_an_input(bundle: Path, manifest: Manifest) -> None:
@@ -67,9 +67,9 @@ def test_runners_share_compiled_models_and_lazy_waits_for_an_input(bundle: Path,
     batch = read_golden(bundle, manifest).batch(0)
     _, logits, _ = first.layer(1, first.embed(batch))
     layers = [first._layers[i] for i in (1, 2, 3)]  # type: ignore[attr-defined]
-    assert [step.run_file.is_open for step in layers] == [True, False, False]
+    assert [step.file.is_open for step in layers] == [True, False, False]
     np.testing.assert_array_equal(second.layer(1, second.embed(batch))[1], logits)
-    assert second._layers[1].run_file.open().__self__ is layers[0].run_file.open().__self__  # type: ignore[attr-defined]
+    assert second._layers[1].file.open().__self__ is layers[0].file.open().__self__  # type: ignore[attr-defined]
 
 
 def test_it_answers_as_onnx_runtime_does_while_rows_leave(bundle: Path) -> None:
