@@ -6,6 +6,7 @@ import ctypes
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +70,27 @@ def _give_back_freed_memory() -> None:
     """What reading a file took and freed stays with glibc's malloc until it is told: half as much as a layer again."""
     with suppress(OSError, TypeError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+Room = TypeVar("Room")
+IDLE = 4
+"""Rooms that are kept for the next calls. More only live while as many threads ask at once."""
+
+
+class Lease(Generic[Room]):
+    """What one call computes in, for as long as somebody holds this: calls from several threads, and streams that are
+    left half read, each have a room of their own."""
+
+    def __init__(self, idle: deque[Room], make: Callable[[], Room]) -> None:
+        self._idle = idle
+        try:
+            self.room = idle.pop()
+        except IndexError:
+            self.room = make()
+
+    def __del__(self) -> None:
+        if hasattr(self, "room"):  # it could be made
+            self._idle.append(self.room)
 
 
 class FilesBackend(Generic[Opened]):

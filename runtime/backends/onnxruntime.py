@@ -30,8 +30,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from devices import default_threads
-from runtime.backends.host import FilesBackend, cut, length_axes, opened_once
-from runtime.backends.workspace import IDLE, BoundStep, Buffers, Lease, Workspace
+from runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
+from runtime.backends.workspace import BoundStep, Buffers, Workspace
 from runtime.bundle import Manifest, Segment, TensorFile, read_tensor
 from runtime.errors import BerxitError
 from runtime.policies import Bools, Floats
@@ -45,7 +45,7 @@ CPU: Providers = ("CPUExecutionProvider",)
 class BoundState(NamedTuple):
     """B rows on their way through the layers. The next state takes its memory: use each once."""
 
-    lease: Lease
+    lease: Lease[Workspace]
     buffers: Buffers
     side: int
     """Where in them the hidden states are."""
@@ -82,9 +82,9 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
         self._idle: deque[Workspace] = deque(maxlen=IDLE)
 
     def embed(self, batch: TokenBatch) -> BoundState:
-        lease, step = Lease(self._idle), self._embeddings
-        give_back = lease.workspace.begin(*batch.input_ids.shape)
-        buffers = lease.workspace.buffers(*batch.input_ids.shape)
+        lease, step = Lease(self._idle, Workspace), self._embeddings
+        give_back = lease.room.begin(*batch.input_ids.shape)
+        buffers = lease.room.buffers(*batch.input_ids.shape)
         for tensor in step.segment.inputs:
             buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
         step.run(buffers, 1, self._shrink if give_back else None)
@@ -101,7 +101,7 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
     def keep(self, state: BoundState, rows: Bools) -> BoundState:
         lengths = state.lengths[rows]
         longest = int(lengths.max())  # padding that no remaining row needs goes too
-        buffers = state.lease.workspace.buffers(len(lengths), longest)
+        buffers = state.lease.room.buffers(len(lengths), longest)
         side = 1 - state.side
         for tensor in self._embeddings.segment.outputs:
             before = cut(state.buffers.array(tensor, state.side), length_axes(tensor), longest)

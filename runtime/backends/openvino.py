@@ -2,44 +2,87 @@
 
 OpenVINO compiles a segment once for every batch and length. It computes in fp32 unless told otherwise, so that it
 answers as the checkpoint does; ``openvino-bf16`` is the same in bf16, twice as fast where the CPU has bf16 and refused
-where it has not.
+where it has not. What a segment writes is read where it lies by the next: every infer request has memory of its own.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from devices import default_threads
-from runtime.backends.host import HostBackend, Run, opened_once
-from runtime.bundle import Manifest, Segment
+from runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
+from runtime.bundle import Manifest, Segment, read_tensor
 from runtime.errors import BerxitError
+from runtime.policies import Bools, Floats
+from runtime.tokenization import TokenBatch
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A compiled file and its idle infer requests: one is enough unless several threads ask at once."""
+class Step:
+    """A segment, its compiled file, and what is always fed to it."""
 
-    compiled: ov.CompiledModel
-    idle: deque[ov.InferRequest] = field(default_factory=deque)
-
-    def run(self, named: dict[str, npt.NDArray]) -> tuple[npt.NDArray, ...]:
-        """The outputs in the file's order. Copies, because the next run of the request writes over its own."""
-        try:
-            request = self.idle.pop()
-        except IndexError:
-            request = self.compiled.create_infer_request()
-        found = request.infer(named, share_inputs=True, share_outputs=False)
-        self.idle.append(request)
-        return found.to_tuple()
+    segment: Segment
+    file: SegmentFile[ov.CompiledModel]
+    constants: dict[str, ov.Tensor]
 
 
-class OpenVinoBackend(HostBackend):
+class Request:
+    """A step's infer request: reads tensors by role, and owns what it writes until it runs again."""
+
+    def __init__(self, step: Step) -> None:
+        compiled = step.file.open()
+        self._request = compiled.create_infer_request()
+        places = {name: place for place, port in enumerate(compiled.inputs) for name in port.get_names()}
+        for name, tensor in step.constants.items():
+            self._request.set_input_tensor(places[name], tensor)
+        fed = [tensor for tensor in step.segment.inputs if tensor.name not in step.constants]
+        self._inputs = [(places[tensor.name], tensor.role) for tensor in fed]
+        places = {name: place for place, port in enumerate(compiled.outputs) for name in port.get_names()}
+        self._outputs = [(places[tensor.name], tensor.role) for tensor in step.segment.outputs]
+
+    def run(self, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
+        for place, role in self._inputs:
+            self._request.set_input_tensor(place, tensors[role])
+        self._request.infer()
+        return {role: self._request.get_output_tensor(place) for place, role in self._outputs}
+
+
+class Chain:
+    """The infer requests of one call at a time, made when they are first needed."""
+
+    def __init__(self) -> None:
+        self._requests: dict[int, tuple[Request, ...]] = {}
+
+    def run(self, step: Step, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
+        """The tensors with those that the step wrote. A step that repeats has two requests: none reads its own."""
+        layer, repeat = step.segment.layer, step.segment.repeat
+        if layer not in self._requests:
+            self._requests[layer] = tuple(Request(step) for _ in range(min(repeat, 2)))
+        requests = self._requests[layer]
+        for turn in range(repeat):
+            tensors = {**tensors, **requests[turn % 2].run(tensors)}
+        return tensors
+
+
+@dataclass(frozen=True)
+class TensorState:
+    """B rows on their way through the layers. The chain writes over it with its next input."""
+
+    lease: Lease[Chain]
+    tensors: dict[str, ov.Tensor]
+    """Role -> what the next layer reads: hidden (B, S, d), and what the embeddings made for all layers."""
+    lengths: npt.NDArray[np.int64]
+    """(B,) tokens per row."""
+
+
+class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
     """Runs segments with OpenVINO's CPU plug-in; the loop's Backend."""
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int, precision: str, *, lazy: bool = False) -> None:
@@ -54,13 +97,43 @@ class OpenVinoBackend(HostBackend):
             "ENABLE_CPU_PINNING": False,  # the app around us may be busy on the cores we would be tied to
         }
 
-        def open_file(segment: Segment) -> Run:
+        def open_file(segment: Segment) -> ov.CompiledModel:
             path = folder / segment.file
             key = (path.resolve(), segment.sha256, threads, precision)
-            model: _Model = opened_once(key, lambda: _Model(_compile(core, path, options)))
-            return model.run
+            return opened_once(key, partial(_compile, core, path, options))
 
-        super().__init__(folder, manifest, threads, open_file, lazy=lazy)
+        super().__init__(manifest, threads, open_file, lazy=lazy)
+        self._embeddings, *layers = (
+            Step(segment, file, {name: ov.Tensor(read_tensor(folder, t)) for name, t in segment.constants.items()})
+            for segment, file in zip(manifest.segments, self._files, strict=True)
+        )
+        self._layers = dict(zip(self.exits, layers, strict=True))
+        self._length_axes = {o.role: length_axes(o) for o in manifest.segments[0].outputs}
+        self._idle: deque[Chain] = deque(maxlen=IDLE)
+
+    def embed(self, batch: TokenBatch) -> TensorState:
+        lease = Lease(self._idle, Chain)
+        ids = {t.role: _tensor(getattr(batch, t.role)) for t in self._embeddings.segment.inputs}
+        made = lease.room.run(self._embeddings, ids)
+        return TensorState(lease, {role: made[role] for role in self._length_axes}, batch.lengths)
+
+    def layer(self, layer: int, state: TensorState) -> tuple[TensorState, Floats, Floats | None]:
+        tensors = state.lease.room.run(self._layers[layer], state.tensors)
+        lte = tensors["lte"].data.copy() if "lte" in tensors else None
+        return replace(state, tensors=tensors), tensors["logits"].data.copy(), lte
+
+    def keep(self, state: TensorState, rows: Bools) -> TensorState:
+        lengths = state.lengths[rows]
+        longest = int(lengths.max())  # padding that no remaining row needs goes too
+        kept = {
+            role: _tensor(cut(state.tensors[role].data, axes, longest)[rows])
+            for role, axes in self._length_axes.items()
+        }
+        return TensorState(state.lease, kept, lengths)
+
+
+def _tensor(array: npt.NDArray) -> ov.Tensor:
+    return ov.Tensor(np.ascontiguousarray(array), shared_memory=True)
 
 
 def open_backend(

@@ -8,7 +8,7 @@ places, since no session can write over what it reads.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,6 @@ SHAPES = 64
 """Shapes that stay tied: lengths of single inputs, mostly. The one not used for longest goes."""
 LARGE = 512
 """Tokens that a batch may have, padding included, without having its memory given back after it."""
-IDLE = 4
-"""Workspaces that are kept for the next calls. More only live while as many threads ask at once."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +110,3 @@ class Workspace:
             newest = next(reversed(self._shapes))
             self._shapes = OrderedDict([(newest, self._shapes[newest])])  # the others are tied to the smaller place
         return place[:size].view(dtype).reshape(shape)
-
-
-class Lease:
-    """A workspace for as long as somebody holds this: calls from several threads, and streams that are left half read,
-    each have one of their own."""
-
-    def __init__(self, idle: deque[Workspace]) -> None:
-        self._idle = idle
-        try:
-            self.workspace = idle.pop()
-        except IndexError:
-            self.workspace = Workspace()
-
-    def __del__(self) -> None:
-        self._idle.append(self.workspace)

@@ -37,14 +37,15 @@ def manifest(bundle: Path) -> Manifest:
 def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path]):  # type: ignore[no-untyped-def]
     """Family -> a bundle of an untrained model of it."""
     from exporters.export import export
+    from exporters.options import ExportOptions
     from train.fine_tuning import TrainingOptions, fine_tune
     from train.tasks import custom_task
 
-    def make(family: str, data: Path) -> Path:
+    def make(family: str, data: Path, exits: tuple[int, ...] = ()) -> Path:
         folder = tmp_path_factory.mktemp(f"openvino-{family}")
         options = TrainingOptions(str(backbone_folders[family]), max_steps=2, batch_size=4, max_length=32)
         fine_tune(custom_task(data, ("text",), "label"), data, options, folder / "checkpoint", quiet=True)
-        export(folder / "checkpoint", "onnxruntime", folder / "bundle")
+        export(folder / "checkpoint", "onnxruntime", folder / "bundle", options=ExportOptions(exits=exits))
         return folder / "bundle"
 
     return make
@@ -59,7 +60,16 @@ def test_every_exit_agrees_with_the_checkpoint(family: str, family_bundle, data_
     golden = read_golden(bundle, manifest)
     assert max(differences(backend, golden, manifest.model.pad_token_id)) < 1e-5
     if family == "albert":
-        assert len({id(step.file.open().__self__) for step in backend._layers.values()}) == 1  # type: ignore[attr-defined]
+        assert len({id(step.file.open()) for step in backend._layers.values()}) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_step_that_repeats_never_reads_what_it_writes(family_bundle, data_folder: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    bundle = family_bundle("albert", data_folder, exits=(1, 3))
+    manifest = read_manifest(bundle)
+    assert [segment.repeat for segment in manifest.segments[1:]] == [1, 2]
+    backend = open_backend(bundle, manifest, 1, backend=name)
+    assert max(differences(backend, read_golden(bundle, manifest), manifest.model.pad_token_id)) < 1e-5
 
 
 def test_runners_share_compiled_models_and_lazy_waits_for_an_input(bundle: Path, manifest: Manifest) -> None:
@@ -69,7 +79,7 @@ def test_runners_share_compiled_models_and_lazy_waits_for_an_input(bundle: Path,
     layers = [first._layers[i] for i in (1, 2, 3)]  # type: ignore[attr-defined]
     assert [step.file.is_open for step in layers] == [True, False, False]
     np.testing.assert_array_equal(second.layer(1, second.embed(batch))[1], logits)
-    assert second._layers[1].file.open().__self__ is layers[0].file.open().__self__  # type: ignore[attr-defined]
+    assert second._layers[1].file.open() is layers[0].file.open()  # type: ignore[attr-defined]
 
 
 def test_it_answers_as_onnx_runtime_does_while_rows_leave(bundle: Path) -> None:
@@ -84,18 +94,26 @@ def test_it_answers_as_onnx_runtime_does_while_rows_leave(bundle: Path) -> None:
         assert b.certainty == pytest.approx(a.certainty, abs=1e-5)
 
 
-def test_a_layer_leaves_the_state_it_was_given_alone(bundle: Path, manifest: Manifest) -> None:
-    """Its outputs are copies: the next run of the segment writes over its own."""
+def test_what_is_answered_stays_when_the_next_input_is(bundle: Path, manifest: Manifest) -> None:
+    """What a segment writes is written over by its next run."""
     backend = open_backend(bundle, manifest, 1, backend="openvino")
-    first = backend.embed(read_golden(bundle, manifest).batch(0))
-    before = {role: array.copy() for role, array in first.tensors.items()}
-    state, logits, _ = backend.layer(1, first)
-    kept = logits.copy()
-    backend.layer(1, state)
-    backend.embed(TokenBatch.pad([[2, 9, 3]], [[0, 0, 0]], 0))
-    np.testing.assert_array_equal(logits, kept)
-    for role, array in before.items():
-        np.testing.assert_array_equal(first.tensors[role], array)
+    state, logits, lte = backend.layer(1, backend.embed(read_golden(bundle, manifest).batch(0)))
+    assert lte is not None
+    before = logits.copy(), lte.copy()
+    del state
+    backend.layer(1, backend.embed(TokenBatch.pad([[2, 9, 3]], [[0, 0, 0]], 0)))
+    np.testing.assert_array_equal(logits, before[0])
+    np.testing.assert_array_equal(lte, before[1])
+    assert len(backend._idle) == 1  # type: ignore[attr-defined]
+
+
+def test_a_call_in_the_middle_of_another_does_not_disturb_it(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, backend="openvino", threads=1)
+    expected = [answer.scores for answer in runner.stream(TEXTS[0])]
+    stream = runner.stream(TEXTS[0])
+    found = [next(stream).scores]
+    runner.answer(TEXTS, runner.policy.at_depth(3))
+    assert [*found, *(answer.scores for answer in stream)] == expected
 
 
 def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
@@ -103,9 +121,11 @@ def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, man
     rows = [[2, 6, 7, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, 9, 3]]
     batch = TokenBatch.pad(rows, [[0] * len(row) for row in rows], manifest.model.pad_token_id)
     state, _, _ = backend.layer(1, backend.embed(batch))
+    _, expected, _ = backend.layer(2, state)
+    state, _, _ = backend.layer(1, backend.embed(batch))
     kept = backend.keep(state, np.array([True, False, True]))
-    assert kept.tensors["hidden"].shape == (2, 4, 32)
-    np.testing.assert_allclose(backend.layer(2, kept)[1], backend.layer(2, state)[1][[0, 2]], atol=1e-5)
+    assert tuple(kept.tensors["hidden"].shape) == (2, 4, 32)
+    np.testing.assert_allclose(backend.layer(2, kept)[1], expected[[0, 2]], atol=1e-5)
 
 
 def test_threads_share_one_runner(bundle: Path) -> None:
