@@ -131,6 +131,19 @@ class OnnxSegment:
     constants: dict[str, npt.NDArray]
 
 
+def fed(graph: OnnxSegment, weight: str) -> OnnxSegment:
+    """The segment with one of its weights as an input, so that it lies in a file of its own."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    [stored] = [tensor for tensor in model.graph.initializer if tensor.name == weight]
+    value = numpy_helper.to_array(stored)
+    info = TensorInfo(weight, "constant", str(value.dtype), value.shape)
+    model.graph.initializer.remove(stored)
+    model.graph.input.append(helper.make_tensor_value_info(weight, stored.data_type, value.shape))
+    onnx.checker.check_model(model, full_check=True)
+    return OnnxSegment(model, (*graph.inputs, info), graph.outputs, {**graph.constants, weight: value})
+
+
 def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "float32") -> OnnxSegment:
     """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S).
 

@@ -229,14 +229,19 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     write_json(data, folder / MANIFEST)
 
 
+MAPPED = 1 << 20
+"""Bytes from which on a tensor is mapped."""
+
+
 def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:
-    """Loads a raw tensor file of the bundle."""
-    array = np.fromfile(bundle / tensor.file, dtype=np.dtype(tensor.dtype).newbyteorder("<"))
-    if array.size != int(np.prod(tensor.shape)):
-        raise BerxitError(
-            f"{bundle / tensor.file}: {array.size} values, expected {int(np.prod(tensor.shape))}. Copy or export again"
-        )
-    return array.reshape(tensor.shape)
+    """A raw tensor file of the bundle, read-only: what is large is mapped, not read, and takes the memory of its pages
+    that are used."""
+    path, dtype = bundle / tensor.file, np.dtype(tensor.dtype).newbyteorder("<")
+    size, count = path.stat().st_size, int(np.prod(tensor.shape))
+    if size != count * dtype.itemsize:
+        raise BerxitError(f"{path}: {size / dtype.itemsize:g} values, expected {count}. Copy or export again")
+    values = np.memmap(path, dtype, mode="r") if size >= MAPPED else np.fromfile(path, dtype)
+    return values.reshape(tensor.shape)
 
 
 def sha256(path: Path) -> str:

@@ -86,7 +86,8 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
         give_back = lease.room.begin(*batch.input_ids.shape)
         buffers = lease.room.buffers(*batch.input_ids.shape)
         for tensor in step.segment.inputs:
-            buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
+            if tensor.name not in step.constants:
+                buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
         step.run(buffers, 1, self._shrink if give_back else None)
         return BoundState(lease, buffers, 0, batch.lengths)
 

@@ -91,7 +91,6 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BerxitError("this CPU has no bf16: run the bundle with --backend openvino")
         options = {
-            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # the app around us may be busy on the cores we would be tied to
@@ -99,8 +98,9 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
 
         def open_file(segment: Segment) -> ov.CompiledModel:
             path = folder / segment.file
-            key = (path.resolve(), segment.sha256, threads, precision)
-            return opened_once(key, partial(_compile, core, path, options))
+            hint = precision if segment.layer else "f32"  # bf16 would convert the table of words with every input
+            key = (path.resolve(), segment.sha256, threads, hint)
+            return opened_once(key, partial(_compile, core, path, {"INFERENCE_PRECISION_HINT": hint, **options}))
 
         super().__init__(manifest, threads, open_file, lazy=lazy)
         self._embeddings, *layers = (
@@ -113,8 +113,9 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
 
     def embed(self, batch: TokenBatch) -> TensorState:
         lease = Lease(self._idle, Chain)
-        ids = {t.role: _tensor(getattr(batch, t.role)) for t in self._embeddings.segment.inputs}
-        made = lease.room.run(self._embeddings, ids)
+        step = self._embeddings
+        fed = [tensor for tensor in step.segment.inputs if tensor.name not in step.constants]
+        made = lease.room.run(step, {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in fed})
         return TensorState(lease, {role: made[role] for role in self._length_axes}, batch.lengths)
 
     def layer(self, layer: int, state: TensorState) -> tuple[TensorState, Floats, Floats | None]:

@@ -19,7 +19,7 @@ from exporters.export import ExitParity, export
 from exporters.options import ExportOptions
 from exporters.segments import Segments, cut
 from runtime import EarlyExitRunner
-from runtime.bundle import Manifest, files_of, read_manifest, sha256
+from runtime.bundle import Manifest, files_of, read_manifest, read_tensor, sha256
 from runtime.errors import BerxitError, InputError
 from runtime.golden import differences, read_golden
 from runtime.policies import certainties, exit_layers
@@ -92,6 +92,22 @@ def test_golden_outputs_are_the_checkpoints(bundle: Path, checkpoint: Path) -> N
         assert encoded["input_ids"][0].tolist() == list(ids)
         assert np.abs(outputs.logits[0].numpy() - np.array(logits)).max() <= 1e-5
         assert np.abs(outputs.certainties[0].numpy() - np.array(lte)).max() <= 1e-5
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", np.float32), ("fp16", np.float16), ("int8", np.int8)])
+def test_the_table_of_words_lies_in_a_file_of_its_own(
+    checkpoint: Path, tmp_path: Path, precision: str, dtype: type
+) -> None:
+    options = ExportOptions(precision=precision)
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle", options=options)
+    stored = manifest.segments[0].constants["words"]
+    model, _ = load_checkpoint(checkpoint)
+    words = model.backbone.get_input_embeddings().weight.detach().numpy()
+    table = read_tensor(tmp_path / "bundle", stored)
+    assert (stored.file, table.dtype, table.shape) == ("segments/embeddings.words.bin", dtype, words.shape)
+    if precision != "int8":
+        np.testing.assert_array_equal(table, words.astype(dtype))
+    assert (tmp_path / "bundle" / manifest.segments[0].file).stat().st_size < 40_000
 
 
 def test_an_albert_body_is_stored_once(backbone_folders: dict, tmp_path: Path) -> None:

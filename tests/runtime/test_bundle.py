@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.bundle import Scores, TensorFile, files_of, read_manifest, read_tensor, sha256, write_manifest
+from runtime.bundle import MAPPED, Scores, TensorFile, files_of, read_manifest, read_tensor, sha256, write_manifest
 from runtime.errors import BerxitError
 
 Data = dict[str, Any]
@@ -179,6 +179,15 @@ def test_a_tensor_is_little_endian_and_row_major(tmp_path: Path) -> None:
     (tmp_path / "weight.bin").write_bytes(np.arange(6, dtype="<f4").tobytes())
     tensor = read_tensor(tmp_path, TensorFile("weight.bin", "", "float32", (2, 3)))
     assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_large_tensor_is_mapped_and_cannot_be_written(tmp_path: Path) -> None:
+    values = np.arange(MAPPED // 4, dtype="<f4")
+    values.tofile(tmp_path / "large.bin")
+    tensor = read_tensor(tmp_path, TensorFile("large.bin", "", "float32", (4, MAPPED // 16)))
+    assert isinstance(tensor, np.memmap)
+    assert not tensor.flags.writeable
+    np.testing.assert_array_equal(tensor.ravel(), values)
 
 
 @pytest.mark.parametrize("values", [5, 7])

@@ -301,6 +301,32 @@ def every_exit(backend: Any, state: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
+TABLE = """
+import sys
+from pathlib import Path
+import numpy as np
+from runtime.backends.onnxruntime import _constant
+from runtime.bundle import TensorFile
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+before = resident()
+table = _constant(Path(sys.argv[1]), TensorFile("table.bin", "", "float32", (1 << 16, 256)))
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_a_table_takes_no_memory_before_it_is_looked_up(tmp_path: Path) -> None:
+    np.zeros((1 << 16, 256), np.float32).tofile(tmp_path / "table.bin")
+    done = subprocess.run(
+        [sys.executable, "-c", TABLE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 8  # MiB; the table has 64
+
+
 def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     batch = rows_of(manifest, [4, 8, 3])
