@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from contenders import SHALLOW, Case, Spec
@@ -14,6 +14,8 @@ from runtime.tables import plural
 
 OURS = "ours, ONNX Runtime fp32"
 OURS_INT8 = "ours, ONNX Runtime int8"
+POOL = "ours, ONNX Runtime {}, one pool"
+"""With a precision. It changes the process that it runs in, so it counts where it is named, and nowhere else."""
 EAGER = "PyTorch eager"
 MACHINE = "matrix products alone, {}"
 """With a precision."""
@@ -146,33 +148,41 @@ class _Compared:
         return f"{self.case.name}, {plural(self.run.threads, 'thread')}"
 
     def one_by_one(self) -> Iterator[Bar]:
-        yield from self._segments()
-        case, names = self.case.name, {spec.name for spec in self.specs}
+        for precision in ("fp32", "int8"):
+            yield from self._segments(precision, f"ours, ONNX Runtime {precision}", "all segments")
+        for precision in ("fp32", "int8"):
+            if POOL.format(precision) in self._names:
+                yield from self._segments(precision, POOL.format(precision), "all segments, one pool")
+        case = self.case.name
         for precision, over_eager in (("fp32", 2.0), ("int8", 4.0)):
             mine = f"ours, ONNX Runtime {precision}"
-            value = self.run.ratio(case, ("full", mine), ("early", mine)) / self._layer_speed_up(mine)
-            yield Bar(f"wall-clock speed-up / layer speed-up, {precision}", self.where, mine, value, 0.95)
-            if EAGER in names:
-                value = self.run.ratio(case, ("early", EAGER), ("early", mine))
-                yield Bar(f"eager early exit / ours, {precision}", self.where, EAGER, value, over_eager)
+            value = self.run.ratio(case, ("full", mine), ("early", mine))
+            what = f"wall-clock speed-up / layer speed-up, {precision}"
+            yield Bar(what, self.where, mine, value / self._layer_speed_up(mine), 0.95)
+            if self.shape.last_alone:
+                value /= self._layer_speed_up(mine, self._layers_worth)
+                yield Bar(f"{what}, full depth counted by its products", self.where, mine, value)
+            if EAGER in self._names:
+                best = self.run.fastest(case, "early", self._ours(precision))
+                value = self.run.ratio(case, ("early", EAGER), ("early", best))
+                yield Bar(f"eager early exit / ours, {precision}", self.where, f"{EAGER} / {best}", value, over_eager)
         value = self.run.ratio(case, ("full", OURS), ("full", OURS_INT8))
         yield Bar("fp32 segments / int8 segments", self.where, OURS, value, 2.0)
         yield from self._rivals()
 
-    def _segments(self) -> Iterator[Bar]:
+    def _segments(self, precision: str, mine: str, which: str) -> Iterator[Bar]:
         """The fastest of the graphs is whom the bar is held against; the others are told beside."""
-        for precision in ("fp32", "int8"):
-            mine, graphs = f"ours, ONNX Runtime {precision}", self._graphs(precision)
-            best = self.run.fastest(self.case.name, "full", graphs)
-            for graph in graphs:
-                value = self.run.ratio(self.case.name, ("full", mine), ("full", graph.name))
-                limit = self._segments_limit() if graph.name == best else None
-                what = f"all segments / one graph, {precision}"
-                yield Bar(what, self.where, graph.name, value, limit, at_most=True)
+        graphs = self._graphs(precision)
+        best = self.run.fastest(self.case.name, "full", graphs)
+        for graph in graphs:
+            value = self.run.ratio(self.case.name, ("full", mine), ("full", graph.name))
+            limit = self._segments_limit() if graph.name == best else None
+            what = f"{which} / one graph, {precision}"
+            yield Bar(what, self.where, graph.name, value, limit, at_most=True)
 
     def _rivals(self) -> Iterator[Bar]:
         """Everybody's best: the fastest that keeps the score, of ours with early exit, of the others without."""
-        ours = [spec for spec in self.specs if spec.ours]
+        ours = self._ours()
         able = [spec for spec in ours if self.measured.keeps_score(spec)]
         mine = self.run.fastest(self.case.name, "early", able or ours)
         openvino = [spec for spec in self.specs if spec.kind == "openvino"]
@@ -191,6 +201,9 @@ class _Compared:
             value = self.run.ratio(self.case.name, ("full", rival), ("early", mine)) / self._layer_speed_up(mine)
             what = f"batch: one graph / ours, over n / average exit layer, {precision}"
             yield Bar(what, self.where, rival, value, 0.9)
+            if self.shape.last_alone:
+                value *= self._layer_speed_up(mine) / self._layer_speed_up(mine, self._layers_worth)
+                yield Bar(f"{what}, full depth counted by its products", self.where, rival, value)
 
     def _segments_limit(self) -> float | None:
         """Promised for long inputs of large models and for inputs of the usual length of small ones."""
@@ -199,8 +212,24 @@ class _Compared:
             return 1.03 if tokens >= 128 else None
         return 1.06 if self.shape.hidden >= 384 and tokens >= 32 else None
 
-    def _layer_speed_up(self, name: str) -> float:
-        return self.shape.layers / self.run.average_exit_layer[f"{self.case.name} | {name}"]
+    def _layer_speed_up(self, name: str, layers: float | None = None) -> float:
+        return (layers or self.shape.layers) / self.run.average_exit_layer[f"{self.case.name} | {name}"]
+
+    @property
+    def _layers_worth(self) -> float:
+        """How many of its first layer full depth is worth, by what they multiply: less than n where the last layer
+        computes one token alone."""
+        tokens = round(statistics.fmean(map(len, self.case.ids)))
+        return self.shape.flops(tokens) / replace(self.shape, layers=1, last_alone=False).flops(tokens)
+
+    @property
+    def _names(self) -> set[str]:
+        return {spec.name for spec in self.specs}
+
+    def _ours(self, precision: str | None = None) -> list[Spec]:
+        """Whom ``--tune`` chooses among."""
+        mine = [spec for spec in self.specs if spec.ours and spec.backend != "onnxruntime-pool"]
+        return [spec for spec in mine if precision in (None, spec.precision)]
 
     def _graphs(self, precision: str) -> list[Spec]:
         return [spec for spec in self.specs if spec.kind == "onnxruntime" and spec.precision == precision]
@@ -219,7 +248,7 @@ def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
     for layer in used_exits(int8):
         lost = 100 * (fp32.by_exit[layer - 1] - int8.by_exit[layer - 1])
         yield Bar("points that int8 loses at an exit in use", f"exit {layer}", OURS, lost, 0.5, at_most=True)
-    for spec in (spec for spec in specs if spec.ours):
+    for spec in (spec for spec in specs if spec.ours and spec.backend != "onnxruntime-pool"):  # it answers the same
         early = measured.scores[spec.name].early or 0.0
         yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
 

@@ -26,6 +26,7 @@ from runtime.backends import choose_backend, open_backend
 from runtime.bundle import Manifest, read_manifest
 from runtime.loop import Backend, exit_loop
 from runtime.policies import Bools, ExitPolicy, Floats, Ints
+from runtime.runner import TOKENS_AT_ONCE, parts
 from runtime.tokenization import TokenBatch
 
 SHALLOW = 3
@@ -326,14 +327,24 @@ def exits(contender: Any, case: Case) -> Ints:
 def once(contender: Any, case: Case) -> None:
     """At full depth, for the memory that it takes."""
     for batch, _ in case.calls():
-        contender.full(batch)
+        for part in _parts(contender, batch):
+            contender.full(part)
 
 
 def shallow(contender: Segments, case: Case) -> None:
     """As far as layer SHALLOW, for the memory that it takes."""
     layers = contender.backend.layers
     for batch, _ in case.calls():
-        contender.early(batch, ExitPolicy.full_depth(layers).at_depth(min(SHALLOW, layers)))
+        for part in _parts(contender, batch):
+            contender.early(part, ExitPolicy.full_depth(layers).at_depth(min(SHALLOW, layers)))
+
+
+def _parts(contender: Any, batch: TokenBatch) -> list[TokenBatch]:
+    """A large batch as the runner takes it; one graph takes it whole."""
+    if not isinstance(contender, Segments) or isinstance(contender, Eager):
+        return [batch]
+    tokens = getattr(contender.backend, "tokens_at_once", TOKENS_AT_ONCE)
+    return [batch.take(rows) for rows in parts(batch.lengths, tokens)]
 
 
 def way(contender: MatrixProducts, case: Case) -> str:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import openvino as ov
-from bars import MACHINE
+from bars import MACHINE, POOL
 from contenders import Spec, has_bf16
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from products import Shape
@@ -63,12 +63,14 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
     quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
     _write_qdq_graph(checkpoint, bundle, qdq_graph, progress)
     half = has_bf16(ov.Core())
-    best = "bf16" if half else "fp32"
     shape = shape_of(checkpoint, manifest)
     specs = [
         Spec("segments", "ours, ONNX Runtime fp32", bundle, "fp32", "onnxruntime"),
         Spec("segments", "ours, ONNX Runtime int8", int8, "int8", "onnxruntime"),
-        Spec("segments", f"ours, OpenVINO {best}", bundle, best, "openvino-bf16" if half else "openvino"),
+        Spec("segments", POOL.format("fp32"), bundle, "fp32", "onnxruntime-pool"),
+        Spec("segments", POOL.format("int8"), int8, "int8", "onnxruntime-pool"),
+        Spec("segments", "ours, OpenVINO fp32", bundle, "fp32", "openvino"),
+        *([Spec("segments", "ours, OpenVINO bf16", bundle, "bf16", "openvino-bf16")] if half else []),
         Spec("onnxruntime", "one graph, ONNX Runtime fp32", graph, "fp32"),
         Spec("onnxruntime", "one graph, ONNX Runtime fp32, our options", graph, "fp32", tuned=True),
         Spec("onnxruntime", "one graph, ONNX Runtime int8", int8_graph, "int8"),
