@@ -80,9 +80,10 @@ def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[L
         certainty, memory = policy.certainty(layer, logits, lte, memory)
         exits = policy.exits(layer, certainty)
         yield LayerResult(layer, rows, logits, certainty, exits)
-        if exits.all():
+        leaving = np.count_nonzero(exits)
+        if leaving == len(rows):
             return
-        if exits.any():
+        if leaving:
             stay = ~exits
             rows = rows[stay]
             state = backend.keep(state, stay)

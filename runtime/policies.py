@@ -67,7 +67,8 @@ class Confidence(Criterion):
     name = "confidence"
 
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
-        return 1.0 / np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1), None
+        powers = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
+        return 1.0 / np.add.reduce(powers, axis=-1), None  # max and sum, without the layers of Python around them
 
 
 class Entropy(Criterion):
