@@ -156,6 +156,7 @@ def export(
         if scores and calibrated and precision in getattr(writer, "SCORED", ()):
             task = task_of(model.config)
             manifest = _scored(manifest, backend, device_tokenizer, task, checkpoint, calibrated, progress, report)
+        del backend  # it maps files of a folder that is about to be renamed
         if placed and manifest.calibration:
             placed = placed.under(manifest.calibration["histogram"])
             manifest.calibration["placement"] = asdict(placed)

@@ -1,7 +1,7 @@
 """Weights in float16 on disk, everything computed in float32: half the download, where a CPU has no use for float16.
 
 Every matrix goes through a Cast, which a runtime folds away when it loads the file. Of the embedding tables only what
-is looked up is cast, so they stay half as large in memory, too.
+is looked up is cast, so they need not be converted as a whole.
 """
 
 from __future__ import annotations

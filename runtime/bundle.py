@@ -241,6 +241,7 @@ def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:
     if size != count * dtype.itemsize:
         raise BerxitError(f"{path}: {size / dtype.itemsize:g} values, expected {count}. Copy or export again")
     values = np.memmap(path, dtype, mode="r") if size >= MAPPED else np.fromfile(path, dtype)
+    values.flags.writeable = False
     return values.reshape(tensor.shape)
 
 

@@ -9,6 +9,10 @@ class BerxitError(Exception):
     exit_status = 1
 
 
+class PoolError(BerxitError):
+    """Not in this process: its threads are one pool, and that cannot be undone."""
+
+
 class InputError(BerxitError, ValueError):
     """The caller asked for something that cannot be: a bad value, row or file. Commands exit with status 2."""
 

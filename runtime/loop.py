@@ -19,7 +19,7 @@ uses each once: the next may lie in the same memory."""
 class Backend(Protocol):
     """What the loop needs of a machine that can run segments. Safe to call from several threads.
 
-    It may also say what a runner can use: ``tokens_at_once`` and ``opening_seconds(layer)``, as HostBackend does.
+    It may also say what a runner can use: ``tokens_at_once`` and ``opening_seconds(layer)``, as FilesBackend does.
     """
 
     name: str

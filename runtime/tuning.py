@@ -20,7 +20,7 @@ import numpy as np
 from devices import default_threads, this_machine
 from runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
 from runtime.bundle import Manifest, files_of
-from runtime.errors import BerxitError, InputError
+from runtime.errors import BerxitError, InputError, PoolError
 from runtime.golden import Golden, differences, read_golden
 from runtime.json_data import parse, read_json, write_json
 from runtime.loop import Backend
@@ -58,11 +58,11 @@ def tune(
     """
     choose_backend(bundle, manifest.target, backend)  # an unknown name, or nothing installed, is told as in load
     installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
-    if backend is not None and not installed[0].tunable:
+    if backend is not None and installed[0].changes_process:
         raise InputError(
             f"back end '{backend}' cannot be tuned: this process keeps what is tried. Say --threads, without --tune"
         )
-    installed = [info for info in installed if info.tunable]
+    installed = [info for info in installed if not info.changes_process]
     candidates = [
         (info.name, count)
         for info in installed
@@ -80,6 +80,8 @@ def tune(
                         open_backend(bundle, manifest, count, backend=name), manifest, golden, inputs, seconds
                     )
                     best[name, count] = min(found, best.get((name, count), np.inf))
+                except PoolError as error:  # not this bundle's fault, and nothing to remember
+                    raise BerxitError(f"{bundle} cannot be tuned here: {error}") from error
                 except BerxitError as error:
                     refused[name] = str(error)
             bar.update(1)

@@ -37,8 +37,8 @@ class BackendInfo:
     """Another name that the package may be installed under."""
     cpu: bool = True
     """Whether it computes on the CPU, so that threads matter."""
-    tunable: bool = True
-    """Whether trying it leaves the process as it was."""
+    changes_process: bool = False
+    """Whether the process is another once it was opened, so that it is never tried unasked."""
 
     @property
     def installed(self) -> bool:
@@ -70,7 +70,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "pip install 'berxit[onnxruntime]'",
             options={"one_pool": True},
             lazy=True,
-            tunable=False,
+            changes_process=True,
         ),
         BackendInfo("openvino", "runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'", lazy=True),
         BackendInfo(

@@ -33,13 +33,15 @@ from devices import default_threads
 from runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
 from runtime.backends.workspace import BoundStep, Buffers, Workspace
 from runtime.bundle import Manifest, Segment, TensorFile, read_tensor
-from runtime.errors import BerxitError
+from runtime.errors import BerxitError, PoolError
 from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
 
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
 """ONNX Runtime's execution providers, the best first; with their options, where they have any."""
 CPU: Providers = ("CPUExecutionProvider",)
+LARGE = 512
+"""Tokens that a batch may have, padding included, without having its memory given back after it."""
 
 
 class BoundState(NamedTuple):
@@ -80,15 +82,20 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._idle: deque[Workspace] = deque(maxlen=IDLE)
+        self._large = False
+        """Whether the last batch was; the first small one after it has the memory given back."""
 
     def embed(self, batch: TokenBatch) -> BoundState:
+        small_again = self._large and batch.input_ids.size <= LARGE
+        self._large = batch.input_ids.size > LARGE
+        if small_again:
+            self._idle.clear()  # rooms as large as that batch
         lease, step = Lease(self._idle, Workspace), self._embeddings
-        give_back = lease.room.begin(*batch.input_ids.shape)
         buffers = lease.room.buffers(*batch.input_ids.shape)
         for tensor in step.segment.inputs:
             if tensor.name not in step.constants:
                 buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
-        step.run(buffers, 1, self._shrink if give_back else None)
+        step.run(buffers, 1, self._shrink if small_again else None)
         return BoundState(lease, buffers, 0, batch.lengths)
 
     def layer(self, layer: int, state: BoundState) -> tuple[BoundState, Floats, Floats | None]:
@@ -126,7 +133,13 @@ def _constant(folder: Path, tensor: TensorFile) -> ort.OrtValue:
 
 
 def open_session(path: Path, threads: int | None, providers: Providers = CPU) -> ort.InferenceSession:
-    """``threads``: None takes the process's pool. Raises BerxitError for a file that ONNX Runtime does not take."""
+    """``threads``: None takes the process's pool. Raises BerxitError for a file that ONNX Runtime does not take,
+    PoolError where the process has a pool and threads are asked for."""
+    if threads is not None and _pool:
+        raise PoolError(
+            "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend"
+            " onnxruntime-pool, or another process"
+        )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is None:
@@ -160,18 +173,19 @@ def shared_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, powers_of_two, default, default))
 
 
-_pool: list[int] = []
-"""The threads of the process's pool, once there is one."""
+_pool: list[int | None] = []
+"""The threads of the process's pool, once there is one; None where the app had started it."""
 _pool_starts = threading.Lock()
 
 
 def start_pool(threads: int) -> None:
     """One pool of threads for all sessions of this process; one that the app has started already serves as well.
 
-    Raises BerxitError where we started one of another size: there can be one.
+    Raises PoolError where we started one of another size: there can be one.
     """
     with _pool_starts:
         if not _pool:
+            ours: int | None = threads
             try:
                 ort.set_global_thread_pool_sizes(threads, 1)
             except AttributeError as error:
@@ -182,9 +196,9 @@ def start_pool(threads: int) -> None:
             except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
                 if "already been created" not in str(error):
                     raise
-            _pool.append(threads)
-    if _pool[0] != threads:
-        raise BerxitError(
-            f"this process has its pool of {_pool[0]} threads already, and {threads} are asked for: ask for"
-            f" {_pool[0]}, or take --backend onnxruntime"
+                ours = None
+            _pool.append(ours)
+    if _pool[0] not in (None, threads):
+        raise PoolError(
+            f"this process has its pool of {_pool[0]} threads already, and {threads} are asked for: ask for {_pool[0]}"
         )

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
+from openvino import opset13
 
 from devices import default_threads
 from runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
-from runtime.bundle import Manifest, Segment, read_tensor
+from runtime.bundle import Manifest, Segment, TensorFile, TensorInfo, read_tensor
 from runtime.errors import BerxitError
 from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
@@ -32,6 +33,11 @@ class Step:
     file: SegmentFile[ov.CompiledModel]
     constants: dict[str, ov.Tensor]
 
+    @property
+    def fed(self) -> list[TensorInfo]:
+        """The inputs that differ from run to run."""
+        return [tensor for tensor in self.segment.inputs if tensor.name not in self.segment.constants]
+
 
 class Request:
     """A step's infer request: reads tensors by role, and owns what it writes until it runs again."""
@@ -42,15 +48,14 @@ class Request:
         places = {name: place for place, port in enumerate(compiled.inputs) for name in port.get_names()}
         for name, tensor in step.constants.items():
             self._request.set_input_tensor(places[name], tensor)
-        fed = [tensor for tensor in step.segment.inputs if tensor.name not in step.constants]
-        self._inputs = [(places[tensor.name], tensor.role) for tensor in fed]
+        self._inputs = [(places[tensor.name], tensor.role) for tensor in step.fed]
         places = {name: place for place, port in enumerate(compiled.outputs) for name in port.get_names()}
         self._outputs = [(places[tensor.name], tensor.role) for tensor in step.segment.outputs]
 
     def run(self, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
         for place, role in self._inputs:
             self._request.set_input_tensor(place, tensors[role])
-        self._request.infer()
+        self._request.infer(share_outputs=True)
         return {role: self._request.get_output_tensor(place) for place, role in self._outputs}
 
 
@@ -91,6 +96,7 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BerxitError("this CPU has no bf16: run the bundle with --backend openvino")
         options = {
+            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # the app around us may be busy on the cores we would be tied to
@@ -98,13 +104,13 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
 
         def open_file(segment: Segment) -> ov.CompiledModel:
             path = folder / segment.file
-            hint = precision if segment.layer else "f32"  # bf16 would convert the table of words with every input
-            key = (path.resolve(), segment.sha256, threads, hint)
-            return opened_once(key, partial(_compile, core, path, {"INFERENCE_PRECISION_HINT": hint, **options}))
+            key = (path.resolve(), segment.sha256, threads, precision)
+            tables = {} if segment.layer else segment.constants
+            return opened_once(key, partial(_compile, core, path, options, folder, tables))
 
         super().__init__(manifest, threads, open_file, lazy=lazy)
         self._embeddings, *layers = (
-            Step(segment, file, {name: ov.Tensor(read_tensor(folder, t)) for name, t in segment.constants.items()})
+            Step(segment, file, _constants(folder, segment) if segment.layer else {})
             for segment, file in zip(manifest.segments, self._files, strict=True)
         )
         self._layers = dict(zip(self.exits, layers, strict=True))
@@ -114,8 +120,9 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
     def embed(self, batch: TokenBatch) -> TensorState:
         lease = Lease(self._idle, Chain)
         step = self._embeddings
-        fed = [tensor for tensor in step.segment.inputs if tensor.name not in step.constants]
-        made = lease.room.run(step, {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in fed})
+        made = lease.room.run(step, {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in step.fed})
+        if tuple(made["hidden"].shape)[:2] != batch.input_ids.shape:  # with one thread a failure raises nothing
+            raise BerxitError(f"OpenVINO {ov.__version__} failed on an input of {batch.input_ids.shape[1]} tokens")
         return TensorState(lease, {role: made[role] for role in self._length_axes}, batch.lengths)
 
     def layer(self, layer: int, state: TensorState) -> tuple[TensorState, Floats, Floats | None]:
@@ -151,9 +158,24 @@ def the_core() -> ov.Core:
     return ov.Core()
 
 
-def _compile(core: ov.Core, path: Path, options: dict[str, object]) -> ov.CompiledModel:
+def _constants(folder: Path, segment: Segment) -> dict[str, ov.Tensor]:
+    return {name: ov.Tensor(read_tensor(folder, tensor)) for name, tensor in segment.constants.items()}
+
+
+def _compile(
+    core: ov.Core, path: Path, options: dict[str, object], folder: Path, tables: dict[str, TensorFile]
+) -> ov.CompiledModel:
+    """``tables``: what the file is fed and OpenVINO had better know: it would convert all of a table with every input
+    where that is not what it computes in."""
     try:
-        return core.compile_model(core.read_model(path), "CPU", options)
+        model = core.read_model(path)
+        for parameter in model.get_parameters():
+            for name in parameter.output(0).get_names() & tables.keys():
+                known = opset13.constant(read_tensor(folder, tables[name]))
+                for reader in parameter.output(0).get_target_inputs():
+                    reader.replace_source_output(known.output(0))
+                model.remove_parameter(parameter)
+        return core.compile_model(model, "CPU", options)
     except Exception as error:  # OpenVINO raises bare RuntimeError with pages of text
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else type(error).__name__

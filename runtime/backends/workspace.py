@@ -8,6 +8,7 @@ places, since no session can write over what it reads.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -20,8 +21,6 @@ from runtime.bundle import Segment, TensorInfo
 
 SHAPES = 64
 """Shapes that stay tied: lengths of single inputs, mostly. The one not used for longest goes."""
-LARGE = 512
-"""Tokens that a batch may have, padding included, without having its memory given back after it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Buffers:
     """What B rows of S tokens are computed in, and the bindings of sessions to it."""
 
     def __init__(self, workspace: Workspace, rows: int, length: int) -> None:
-        self._workspace = workspace
+        self._workspace: Workspace = weakref.proxy(workspace)  # no cycle: weights go with the last runner, at once
         self._sizes = {"batch": rows, "length": length}
         self._arrays: dict[str, npt.NDArray] = {}
         self._values: dict[str, ort.OrtValue] = {}
@@ -54,8 +53,9 @@ class Buffers:
         found = self._arrays.get(name)
         if found is None:
             shape = tuple(self._sizes[size] if isinstance(size, str) else size for size in tensor.shape)
-            found = self._arrays[name] = self._workspace.take(name, shape, np.dtype(tensor.dtype))
+            found = self._workspace.take(name, shape, np.dtype(tensor.dtype))
             self._values[name] = ort.OrtValue.ortvalue_from_numpy(found)
+            self._arrays[name] = found
         return found
 
     def binding(self, step: BoundStep, session: ort.InferenceSession, side: int) -> ort.IOBinding:
@@ -82,17 +82,6 @@ class Workspace:
     def __init__(self) -> None:
         self._places: dict[str, npt.NDArray[np.uint8]] = {}
         self._shapes: OrderedDict[tuple[int, int], Buffers] = OrderedDict()
-        self._large = False
-
-    def begin(self, rows: int, length: int) -> bool:
-        """Call it once before each call's buffers. Whether what a large batch took must be given back now: the first
-        small batch after it says so; here it has been."""
-        small_again = self._large and rows * length <= LARGE
-        self._large = rows * length > LARGE
-        if small_again:
-            self._shapes.clear()
-            self._places.clear()
-        return small_again
 
     def buffers(self, rows: int, length: int) -> Buffers:
         found = self._shapes.pop((rows, length), None) or Buffers(self, rows, length)

@@ -63,6 +63,21 @@ def test_every_exit_agrees_with_the_checkpoint(family: str, family_bundle, data_
         assert len({id(step.file.open()) for step in backend._layers.values()}) == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_table_of_words_is_compiled_in(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+    """Fed, it would be converted as a whole with every input, and held by every runner."""
+    from exporters.export import export
+    from exporters.options import ExportOptions
+
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "b", options=ExportOptions(precision=precision))
+    backend = open_backend(tmp_path / "b", manifest, 1, backend="openvino")
+    compiled = backend._files[0].open()  # type: ignore[attr-defined]
+    assert "words" in manifest.segments[0].constants
+    assert "words" not in {name for port in compiled.inputs for name in port.get_names()}
+    off = max(differences(backend, read_golden(tmp_path / "b", manifest), manifest.model.pad_token_id))
+    assert off <= manifest.parity.atol
+
+
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_step_that_repeats_never_reads_what_it_writes(family_bundle, data_folder: Path, name: str) -> None:  # type: ignore[no-untyped-def]
     bundle = family_bundle("albert", data_folder, exits=(1, 3))
