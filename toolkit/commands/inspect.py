@@ -49,7 +49,7 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         [
             _layers(before, segment),
             segment.file,
-            f"{sizes[segment.file] / 2**20:.1f}",
+            f"{sum(map(sizes.__getitem__, _files(segment))) / 2**20:.1f}",
             "" if segment.layer == 0 else f"{max_diff[segment.layer]:.1e}",
             "" if segment.layer in (0, model.layers) else f"{policy.thresholds[segment.layer - 1]:.4g}",
             *([f"{score:.4f}" for score in scored.get(segment.layer, ())] or [""] * 2 if scores else []),
@@ -88,6 +88,11 @@ def _layers(before: int, segment: Segment) -> str:
     one = segment.layer == before + 1
     layers = f"layer {segment.layer}" if one else f"layers {before + 1} to {segment.layer}"
     return layers if segment.repeat == 1 else f"{layers}, the file {segment.repeat} times"
+
+
+def _files(segment: Segment) -> list[str]:
+    """The segment's, and of what is fed to it."""
+    return [segment.file, *(tensor.file for tensor in segment.constants.values())]
 
 
 def _size(path: Path) -> int:
