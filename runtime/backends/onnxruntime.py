@@ -40,6 +40,10 @@ from runtime.tokenization import TokenBatch
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
 """ONNX Runtime's execution providers, the best first; with their options, where they have any."""
 CPU: Providers = ("CPUExecutionProvider",)
+POOLED = (
+    "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend onnxruntime-pool, or"
+    " another process"
+)
 LARGE = 512
 """Tokens that a batch may have, padding included, without having its memory given back after it."""
 
@@ -136,10 +140,7 @@ def open_session(path: Path, threads: int | None, providers: Providers = CPU) ->
     """``threads``: None takes the process's pool. Raises BerxitError for a file that ONNX Runtime does not take,
     PoolError where the process has a pool and threads are asked for."""
     if threads is not None and _pool:
-        raise PoolError(
-            "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend"
-            " onnxruntime-pool, or another process"
-        )
+        raise PoolError(POOLED)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is None:
@@ -157,6 +158,8 @@ def open_session(path: Path, threads: int | None, providers: Providers = CPU) ->
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
+        if threads is not None and "use_per_session_threads" in str(error):  # the app around us started a pool
+            raise PoolError(POOLED) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BerxitError(f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}. Export again here") from error
 

@@ -261,9 +261,10 @@ def told(what, *arguments, **options):
     except RuntimeError:
         print("refused by ONNX Runtime")
 
+folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
 if sys.argv[2] == "app":
     ort.set_global_thread_pool_sizes(2, 1)
-folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
+    told(open_backend, folder, manifest, 2)
 backend = open_backend(folder, manifest, 2, backend="onnxruntime-pool")
 print(backend.name)
 print(max(differences(backend, read_golden(folder, manifest), manifest.model.pad_token_id)))
@@ -284,15 +285,19 @@ def test_one_pool_serves_all_sessions(
         [sys.executable, "-c", ONE_POOL, str(bundle), who], cwd=ROOT, capture_output=True, text=True, check=True
     )
     lines = [line for line in done.stdout.splitlines() if "EP Error" not in line and "****" not in line]
-    name, off, app, more, plain, tuned = [
-        line for line in lines if not line.startswith((" when using", "Falling back"))
-    ]
+    lines = [line for line in lines if not line.startswith((" when using", "Falling back"))]
+    pooled = (
+        "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend onnxruntime-pool"
+    )
+    if who == "app":
+        assert lines.pop(0).startswith(pooled)
+    name, off, app, more, plain, tuned = lines
     assert name == "onnxruntime-pool"
     assert float(off) <= manifest.parity.atol
     assert app == "refused by ONNX Runtime"
     already = "this process has its pool of 2 threads already, and 3 are asked for: ask for 2"
     assert more == ("fine" if who == "app" else already)
-    assert plain.startswith("this process runs ONNX Runtime with one pool of threads, which ends with it: take --back")
+    assert plain.startswith(pooled)
     assert "cannot be tuned here: this process runs ONNX Runtime with one pool" in tuned
     assert not list(tmp_path.rglob("*.json"))  # nothing that another process would take for the fastest
 
