@@ -80,8 +80,9 @@ def _write(graph: OnnxSegment, layer: int, name: str, folder: Path, repeat: int)
     file = f"segments/{name}.onnx"
     if not (folder / file).exists():
         onnx.save(graph.model, str(folder / file))
+    owner = f"layer_{layer:02d}" if layer else name  # layers that share a file differ in their constants
     constants = {
-        tensor: _write_tensor(value, f"segments/{f'layer_{layer:02d}' if layer else name}.{tensor}.bin", folder)
+        tensor: _write_tensor(value, f"segments/{owner}.{tensor}.bin", folder)
         for tensor, value in graph.constants.items()
     }
     return Segment(layer, file, sha256(folder / file), graph.inputs, graph.outputs, constants, repeat=repeat)

@@ -104,6 +104,11 @@ class Segment:
     repeat: int = 1
     """How often the file runs in turn, its hidden state fed back to it; the last run's answer counts (ALBERT)."""
 
+    @property
+    def varying(self) -> tuple[TensorInfo, ...]:
+        """The inputs that differ from run to run: not the constants."""
+        return tuple(tensor for tensor in self.inputs if tensor.name not in self.constants)
+
 
 @dataclass(frozen=True)
 class Parity:

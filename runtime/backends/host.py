@@ -146,7 +146,7 @@ class Step:
     def of(cls, segment: Segment, file: SegmentFile[Run], folder: Path) -> Step:
         return cls(
             file,
-            inputs={i.role: i.name for i in segment.inputs if i.name not in segment.constants},
+            inputs={tensor.role: tensor.name for tensor in segment.varying},
             output_roles=tuple(o.role for o in segment.outputs),
             constants={name: read_tensor(folder, tensor) for name, tensor in segment.constants.items()},
             repeat=segment.repeat,

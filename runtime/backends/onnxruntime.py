@@ -96,9 +96,8 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
             self._idle.clear()  # rooms as large as that batch
         lease, step = Lease(self._idle, Workspace), self._embeddings
         buffers = lease.room.buffers(*batch.input_ids.shape)
-        for tensor in step.segment.inputs:
-            if tensor.name not in step.constants:
-                buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
+        for tensor in step.segment.varying:
+            buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
         step.run(buffers, 1, self._shrink if small_again else None)
         return BoundState(lease, buffers, 0, batch.lengths)
 

@@ -19,7 +19,7 @@ from openvino import opset13
 
 from devices import default_threads
 from runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
-from runtime.bundle import Manifest, Segment, TensorFile, TensorInfo, read_tensor
+from runtime.bundle import Manifest, Segment, TensorFile, read_tensor
 from runtime.errors import BerxitError
 from runtime.policies import Bools, Floats
 from runtime.tokenization import TokenBatch
@@ -33,11 +33,6 @@ class Step:
     file: SegmentFile[ov.CompiledModel]
     constants: dict[str, ov.Tensor]
 
-    @property
-    def fed(self) -> list[TensorInfo]:
-        """The inputs that differ from run to run."""
-        return [tensor for tensor in self.segment.inputs if tensor.name not in self.segment.constants]
-
 
 class Request:
     """A step's infer request: reads tensors by role, and owns what it writes until it runs again."""
@@ -48,7 +43,7 @@ class Request:
         places = {name: place for place, port in enumerate(compiled.inputs) for name in port.get_names()}
         for name, tensor in step.constants.items():
             self._request.set_input_tensor(places[name], tensor)
-        self._inputs = [(places[tensor.name], tensor.role) for tensor in step.fed]
+        self._inputs = [(places[tensor.name], tensor.role) for tensor in step.segment.varying]
         places = {name: place for place, port in enumerate(compiled.outputs) for name in port.get_names()}
         self._outputs = [(places[tensor.name], tensor.role) for tensor in step.segment.outputs]
 
@@ -120,7 +115,8 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
     def embed(self, batch: TokenBatch) -> TensorState:
         lease = Lease(self._idle, Chain)
         step = self._embeddings
-        made = lease.room.run(step, {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in step.fed})
+        ids = {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in step.segment.varying}
+        made = lease.room.run(step, ids)
         if tuple(made["hidden"].shape)[:2] != batch.input_ids.shape:  # with one thread a failure raises nothing
             raise BerxitError(f"OpenVINO {ov.__version__} failed on an input of {batch.input_ids.shape[1]} tokens")
         return TensorState(lease, {role: made[role] for role in self._length_axes}, batch.lengths)

@@ -1,4 +1,4 @@
-"""The registry of back ends, and ONNX Runtime's."""
+"""ONNX Runtime on the CPU: sessions, memory that stays, one pool."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from devices import default_threads
 from runtime.backends import BACKENDS, host, onnxruntime, open_backend
 from runtime.bundle import Manifest, TensorFile, read_manifest, sha256
 from runtime.errors import BerxitError, InputError
 from runtime.golden import read_golden
 from runtime.runner import EarlyExitRunner
 from runtime.tokenization import TokenBatch
-from runtime.tuning import tune
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,56 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def manifest(bundle: Path) -> Manifest:
     return read_manifest(bundle)
-
-
-def test_without_onnxruntime_the_install_line_is_told(
-    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "runtime.backends.onnxruntime", raising=False)
-    with pytest.raises(BerxitError) as failure:
-        open_backend(bundle, manifest)
-    assert "needs onnxruntime, which is not installed here: pip install 'berxit[onnxruntime]'" in str(failure.value)
-    assert "\n" not in str(failure.value)
-
-
-def test_a_fault_of_ours_is_not_taken_for_a_missing_package(
-    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = dataclasses.replace(BACKENDS["onnxruntime"][0], module="runtime.backends.nothing")
-    monkeypatch.setitem(BACKENDS, "onnxruntime", (info,))
-    with pytest.raises(ModuleNotFoundError, match=r"runtime\.backends\.nothing"):
-        open_backend(bundle, manifest)
-
-
-def test_the_first_back_end_that_is_installed_is_taken(
-    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = BACKENDS["onnxruntime"][0]
-    absent = dataclasses.replace(real, name="absent", package="no_such_package", install="pip install it")
-    monkeypatch.setitem(BACKENDS, "onnxruntime", (absent, real))
-    assert open_backend(bundle, manifest).name == "onnxruntime"
-    with pytest.raises(BerxitError, match="needs no_such_package, which is not installed here: pip install it"):
-        open_backend(bundle, manifest, backend="absent")
-    with pytest.raises(InputError, match="no back end 'abacus' runs bundles for onnxruntime: choose absent or onnx"):
-        open_backend(bundle, manifest, backend="abacus")
-
-
-def test_an_unknown_target_is_refused(bundle: Path, manifest: Manifest) -> None:
-    with pytest.raises(BerxitError, match=r"exported for 'toaster', which this berxit cannot run.*onnxruntime"):
-        open_backend(bundle, dataclasses.replace(manifest, target="toaster"))
-
-
-@pytest.mark.parametrize("threads", [0, -2])
-def test_less_than_one_thread_is_refused(bundle: Path, manifest: Manifest, threads: int) -> None:
-    with pytest.raises(InputError, match=f"threads is {threads}: it must be at least 1"):
-        open_backend(bundle, manifest, threads)
-
-
-def test_threads_are_those_of_the_machine_unless_told_otherwise(bundle: Path, manifest: Manifest) -> None:
-    assert open_backend(bundle, manifest).threads == default_threads()
-    assert open_backend(bundle, manifest, 3).threads == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all"])
@@ -240,72 +188,6 @@ def test_memory_does_not_grow_with_every_length_and_is_given_back_after_a_large_
     assert longest > 16  # MiB: enough to be seen
     assert varied < 3 * longest
     assert after < longest / 2
-
-
-ONE_POOL = """
-import sys
-from pathlib import Path
-import onnxruntime as ort
-from runtime.backends import open_backend
-from runtime.bundle import read_manifest
-from runtime.errors import BerxitError
-from runtime.golden import differences, read_golden
-from runtime.runner import EarlyExitRunner
-
-def told(what, *arguments, **options):
-    try:
-        what(*arguments, **options)
-        print("fine")
-    except BerxitError as error:
-        print(error)
-    except RuntimeError:
-        print("refused by ONNX Runtime")
-
-folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
-if sys.argv[2] == "app":
-    ort.set_global_thread_pool_sizes(2, 1)
-    told(open_backend, folder, manifest, 2)
-backend = open_backend(folder, manifest, 2, backend="onnxruntime-pool")
-print(backend.name)
-print(max(differences(backend, read_golden(folder, manifest), manifest.model.pad_token_id)))
-told(ort.InferenceSession, str(folder / "segments" / "layer_01.onnx"))
-told(open_backend, folder, manifest, 3, backend="onnxruntime-pool")
-told(open_backend, folder, manifest, 2)
-told(EarlyExitRunner.load, folder, tune=True)
-"""
-
-
-@pytest.mark.parametrize("who", ["us", "app"])
-def test_one_pool_serves_all_sessions(
-    bundle: Path, manifest: Manifest, who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a process of its own: it cannot be undone."""
-    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_POOL, str(bundle), who], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    lines = [line for line in done.stdout.splitlines() if "EP Error" not in line and "****" not in line]
-    lines = [line for line in lines if not line.startswith((" when using", "Falling back"))]
-    pooled = (
-        "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend onnxruntime-pool"
-    )
-    if who == "app":
-        assert lines.pop(0).startswith(pooled)
-    name, off, app, more, plain, tuned = lines
-    assert name == "onnxruntime-pool"
-    assert float(off) <= manifest.parity.atol
-    assert app == "refused by ONNX Runtime"
-    already = "this process has its pool of 2 threads already, and 3 are asked for: ask for 2"
-    assert more == ("fine" if who == "app" else already)
-    assert plain.startswith(pooled)
-    assert "cannot be tuned here: this process runs ONNX Runtime with one pool" in tuned
-    assert not list(tmp_path.rglob("*.json"))  # nothing that another process would take for the fastest
-
-
-def test_one_pool_is_not_tried_by_tuning(bundle: Path, manifest: Manifest) -> None:
-    assert "onnxruntime-pool" not in {tried.backend for tried in tune(bundle, manifest, threads=1, seconds=0)}
-    with pytest.raises(InputError, match="back end 'onnxruntime-pool' cannot be tuned"):
-        tune(bundle, manifest, backend="onnxruntime-pool")
 
 
 def rows_of(manifest: Manifest, lengths: Sequence[int]) -> TokenBatch:

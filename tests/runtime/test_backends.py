@@ -1,0 +1,69 @@
+"""The registry of back ends: which one runs a bundle, and what is told where none can."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from devices import default_threads
+from runtime.backends import BACKENDS, open_backend
+from runtime.bundle import Manifest, read_manifest
+from runtime.errors import BerxitError, InputError
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
+    return read_manifest(bundle)
+
+
+def test_without_onnxruntime_the_install_line_is_told(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "runtime.backends.onnxruntime", raising=False)
+    with pytest.raises(BerxitError) as failure:
+        open_backend(bundle, manifest)
+    assert "needs onnxruntime, which is not installed here: pip install 'berxit[onnxruntime]'" in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_missing_package(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = dataclasses.replace(BACKENDS["onnxruntime"][0], module="runtime.backends.nothing")
+    monkeypatch.setitem(BACKENDS, "onnxruntime", (info,))
+    with pytest.raises(ModuleNotFoundError, match=r"runtime\.backends\.nothing"):
+        open_backend(bundle, manifest)
+
+
+def test_the_first_back_end_that_is_installed_is_taken(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = BACKENDS["onnxruntime"][0]
+    absent = dataclasses.replace(real, name="absent", package="no_such_package", install="pip install it")
+    monkeypatch.setitem(BACKENDS, "onnxruntime", (absent, real))
+    assert open_backend(bundle, manifest).name == "onnxruntime"
+    with pytest.raises(BerxitError, match="needs no_such_package, which is not installed here: pip install it"):
+        open_backend(bundle, manifest, backend="absent")
+    with pytest.raises(InputError, match="no back end 'abacus' runs bundles for onnxruntime: choose absent or onnx"):
+        open_backend(bundle, manifest, backend="abacus")
+
+
+def test_an_unknown_target_is_refused(bundle: Path, manifest: Manifest) -> None:
+    with pytest.raises(BerxitError, match=r"exported for 'toaster', which this berxit cannot run.*onnxruntime"):
+        open_backend(bundle, dataclasses.replace(manifest, target="toaster"))
+
+
+@pytest.mark.parametrize("threads", [0, -2])
+def test_less_than_one_thread_is_refused(bundle: Path, manifest: Manifest, threads: int) -> None:
+    with pytest.raises(InputError, match=f"threads is {threads}: it must be at least 1"):
+        open_backend(bundle, manifest, threads)
+
+
+def test_threads_are_those_of_the_machine_unless_told_otherwise(bundle: Path, manifest: Manifest) -> None:
+    assert open_backend(bundle, manifest).threads == default_threads()
+    assert open_backend(bundle, manifest, 3).threads == 3

@@ -1,0 +1,87 @@
+"""ONNX Runtime with one pool of threads for the process: what works in it, what is refused, and that nobody tries it
+unasked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.bundle import Manifest, read_manifest
+from runtime.errors import InputError
+from runtime.tuning import tune
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
+    return read_manifest(bundle)
+
+
+ONE_POOL = """
+import sys
+from pathlib import Path
+import onnxruntime as ort
+from runtime.backends import open_backend
+from runtime.bundle import read_manifest
+from runtime.errors import BerxitError
+from runtime.golden import differences, read_golden
+from runtime.runner import EarlyExitRunner
+
+def told(what, *arguments, **options):
+    try:
+        what(*arguments, **options)
+        print("fine")
+    except BerxitError as error:
+        print(error)
+    except RuntimeError:
+        print("refused by ONNX Runtime")
+
+folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
+if sys.argv[2] == "app":
+    ort.set_global_thread_pool_sizes(2, 1)
+    told(open_backend, folder, manifest, 2)
+backend = open_backend(folder, manifest, 2, backend="onnxruntime-pool")
+print(backend.name)
+print(max(differences(backend, read_golden(folder, manifest), manifest.model.pad_token_id)))
+told(ort.InferenceSession, str(folder / "segments" / "layer_01.onnx"))
+told(open_backend, folder, manifest, 3, backend="onnxruntime-pool")
+told(open_backend, folder, manifest, 2)
+told(EarlyExitRunner.load, folder, tune=True)
+"""
+
+
+@pytest.mark.parametrize("who", ["us", "app"])
+def test_one_pool_serves_all_sessions(
+    bundle: Path, manifest: Manifest, who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own: it cannot be undone."""
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_POOL, str(bundle), who], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stdout.splitlines() if "EP Error" not in line and "****" not in line]
+    lines = [line for line in lines if not line.startswith((" when using", "Falling back"))]
+    pooled = (
+        "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend onnxruntime-pool"
+    )
+    if who == "app":
+        assert lines.pop(0).startswith(pooled)
+    name, off, app, more, plain, tuned = lines
+    assert name == "onnxruntime-pool"
+    assert float(off) <= manifest.parity.atol
+    assert app == "refused by ONNX Runtime"
+    already = "this process has its pool of 2 threads already, and 3 are asked for: ask for 2"
+    assert more == ("fine" if who == "app" else already)
+    assert plain.startswith(pooled)
+    assert "cannot be tuned here: this process runs ONNX Runtime with one pool" in tuned
+    assert not list(tmp_path.rglob("*.json"))  # nothing that another process would take for the fastest
+
+
+def test_one_pool_is_not_tried_by_tuning(bundle: Path, manifest: Manifest) -> None:
+    assert "onnxruntime-pool" not in {tried.backend for tried in tune(bundle, manifest, threads=1, seconds=0)}
+    with pytest.raises(InputError, match="back end 'onnxruntime-pool' cannot be tuned"):
+        tune(bundle, manifest, backend="onnxruntime-pool")
