@@ -2,17 +2,22 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+TYPES  := build/types/berxit
 
 .PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/quickstart.ready
-	$(BIN)/python -m toolkit.quickstart --output quickstart
+	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
 
 test: $(VENV)/dev.ready
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev.ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	# mypy does not read setuptools' package-dir: it gets the installed layout as links
+	mkdir -p $(TYPES) && ln -sfn $(CURDIR)/berxit/*.* $(CURDIR)/devices $(CURDIR)/exporters $(CURDIR)/runtime \
+		$(CURDIR)/toolkit $(CURDIR)/train $(TYPES)/
+	$(BIN)/mypy
 
 $(VENV)/quickstart.ready: pyproject.toml install.py
 	$(PYTHON) install.py $(VENV) demo

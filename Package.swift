@@ -1,15 +1,15 @@
 // swift-tools-version:5.9
 import PackageDescription
 
-// Here, and not in runtime/swift, since Xcode and SwiftPM look for it at the root of a repository.
+// Here, and not in runners/swift, since Xcode and SwiftPM look for it at the root of a repository.
 let package = Package(
     name: "EarlyExit",
     platforms: [.iOS(.v16), .macOS(.v13)],
     products: [.library(name: "EarlyExit", targets: ["EarlyExit"])],
     targets: [
-        .target(name: "EarlyExit", path: "runtime/swift/Sources/EarlyExit"),
+        .target(name: "EarlyExit", path: "runners/swift/Sources/EarlyExit"),
         .testTarget(
-            name: "EarlyExitTests", dependencies: ["EarlyExit"], path: "runtime/swift/Tests/EarlyExitTests",
+            name: "EarlyExitTests", dependencies: ["EarlyExit"], path: "runners/swift/Tests/EarlyExitTests",
             resources: [.copy("Vectors")]),
     ]
 )

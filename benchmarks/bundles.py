@@ -18,13 +18,12 @@ from pathlib import Path
 
 import click
 import numpy as np
-
-from runtime import EarlyExitRunner
-from runtime.console import progress_bar, run
-from runtime.examples import find_split, read_examples
-from runtime.metrics import METRICS
-from runtime.tables import markdown_table
-from toolkit.commands.options import PATH
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.console import progress_bar, run
+from berxit.runtime.examples import find_split, read_examples
+from berxit.runtime.metrics import METRICS
+from berxit.runtime.tables import markdown_table
+from berxit.toolkit.commands.options import PATH
 
 
 @click.command()

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from berxit.runtime.bundle import Manifest
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.examples import Examples, find_split, read_examples
+from berxit.runtime.metrics import METRICS
+from berxit.runtime.policies import ExitPolicy, Floats, certainties, exit_layers
+from berxit.runtime.tokenization import TextTokenizer
 from contenders import Case, Schedule
-
-from runtime.bundle import Manifest
-from runtime.errors import BerxitError
-from runtime.examples import Examples, find_split, read_examples
-from runtime.metrics import METRICS
-from runtime.policies import ExitPolicy, Floats, certainties, exit_layers
-from runtime.tokenization import TextTokenizer
 
 BATCH = 32
 TIMED = 24
@@ -85,9 +84,9 @@ class Labelled:
     ) -> tuple[ExitPolicy, ExitPolicy]:
         """For each half, chosen on the other as ``berxit-calibrate --keep`` does, from the bundle's own answers: logits
         (N, n, C), lte (N, n) or None. The criterion is the checkpoint's, or the default where it has none."""
-        from train.calibration import choose, read_policy
-        from train.evaluation import Predictions, default_criterion
-        from train.rules import Keep
+        from berxit.train.calibration import choose, read_policy
+        from berxit.train.evaluation import Predictions, default_criterion
+        from berxit.train.rules import Keep
 
         chosen = []
         earlier = read_policy(checkpoint)

@@ -20,14 +20,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from berxit.runtime.backends import choose_backend, open_backend
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.loop import Backend, exit_loop
+from berxit.runtime.policies import Bools, ExitPolicy, Floats, Ints
+from berxit.runtime.runner import TOKENS_AT_ONCE, parts
+from berxit.runtime.tokenization import TokenBatch
 from products import MatrixProducts, Shape
-
-from runtime.backends import choose_backend, open_backend
-from runtime.bundle import Manifest, read_manifest
-from runtime.loop import Backend, exit_loop
-from runtime.policies import Bools, ExitPolicy, Floats, Ints
-from runtime.runner import TOKENS_AT_ONCE, parts
-from runtime.tokenization import TokenBatch
 
 SHALLOW = 3
 """The layer that nothing goes past where memory under lazy loading is measured."""
@@ -157,8 +156,7 @@ class Segments:
 class OnnxGraph:
     def __init__(self, path: Path, threads: int, tuned: bool) -> None:
         import onnxruntime as ort
-
-        from runtime.backends.onnxruntime import open_session
+        from berxit.runtime.backends.onnxruntime import open_session
 
         if tuned:
             self.session = open_session(path, threads)
@@ -206,11 +204,10 @@ class EagerBackend:
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch
-
-        from toolkit.commands.options import hush_libraries
+        from berxit.toolkit.commands.options import hush_libraries
 
         hush_libraries()
-        from train.checkpoint import load_checkpoint
+        from berxit.train.checkpoint import load_checkpoint
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)

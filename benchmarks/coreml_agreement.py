@@ -18,16 +18,15 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
-
-from runtime.bundle import Manifest, read_manifest
-from runtime.console import progress_bar, run
-from runtime.errors import BerxitError
-from runtime.json_data import write_json
-from runtime.loop import Backend
-from runtime.policies import ExitPolicy, certainties, exit_layers
-from runtime.tables import markdown_table
-from runtime.tokenization import TextTokenizer, TokenBatch
-from toolkit.commands.options import PATH, hush_libraries
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.console import progress_bar, run
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.loop import Backend
+from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
+from berxit.runtime.tables import markdown_table
+from berxit.runtime.tokenization import TextTokenizer, TokenBatch
+from berxit.toolkit.commands.options import PATH, hush_libraries
 
 Array = npt.NDArray[np.float64]
 
@@ -165,9 +164,9 @@ def agreements(
     checkpoint: Path, bundles: Sequence[Path], data: Path, split: str, limit: int | None
 ) -> tuple[Agreement, ...]:
     """One for each bundle, which must be of the checkpoint, with the same tokenizer and length."""
-    from exporters.coreml import checking_backend
-    from train.checkpoint import load_checkpoint
-    from train.tasks import task_of
+    from berxit.exporters.coreml.target import checking_backend
+    from berxit.train.checkpoint import load_checkpoint
+    from berxit.train.tasks import task_of
 
     single, _ = load_checkpoint(checkpoint)
     double, _ = load_checkpoint(checkpoint)

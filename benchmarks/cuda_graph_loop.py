@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-
-from runtime.errors import BerxitError
-from runtime.policies import softmax
-from train.modeling import MultiExitModel
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.policies import softmax
+from berxit.train.modeling import MultiExitModel
 
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-1}
 """How far an exit may be from the model's own forward pass in float32."""

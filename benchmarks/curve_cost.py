@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 
 import click
-
-from runtime.console import progress_bar, run
-from runtime.errors import InputError
-from runtime.tables import markdown_table
-from toolkit.commands.options import PATH, hush_libraries
+from berxit.runtime.console import progress_bar, run
+from berxit.runtime.errors import InputError
+from berxit.runtime.tables import markdown_table
+from berxit.toolkit.commands.options import PATH, hush_libraries
 
 ROUNDS = 7
 
@@ -29,10 +28,10 @@ ROUNDS = 7
 @click.option("--thresholds", default=200, show_default=True)
 def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
     hush_libraries()
-    from runtime.policies import CRITERIA
-    from train.checkpoint import load_checkpoint
-    from train.evaluation import candidate_thresholds, predict, trade_off
-    from train.tasks import task_of
+    from berxit.runtime.policies import CRITERIA
+    from berxit.train.checkpoint import load_checkpoint
+    from berxit.train.evaluation import candidate_thresholds, predict, trade_off
+    from berxit.train.tasks import task_of
 
     model, tokenizer = load_checkpoint(checkpoint)
     examples = task_of(model.config).read(data, split)

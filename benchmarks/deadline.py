@@ -24,15 +24,15 @@ from pathlib import Path
 
 import click
 import numpy as np
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.console import debug_option, progress_bar, run
+from berxit.runtime.examples import find_split, read_examples
+from berxit.runtime.golden import read_golden
+from berxit.runtime.json_data import write_json
+from berxit.runtime.tables import markdown_table, plural
+from berxit.runtime.tokenization import Text
 
-import devices
-from runtime import EarlyExitRunner
-from runtime.console import debug_option, progress_bar, run
-from runtime.examples import find_split, read_examples
-from runtime.golden import read_golden
-from runtime.json_data import write_json
-from runtime.tables import markdown_table, plural
-from runtime.tokenization import Text
+from berxit import devices
 
 FACTORS = (1.0, 1.5, 2.0, 4.0)
 """Deadlines, over the 99th percentile of the first exit."""

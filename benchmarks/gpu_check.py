@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+from berxit.runtime.backends import BACKENDS
+from berxit.runtime.bench import bench
+from berxit.runtime.console import debug_option, run
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.tables import markdown_table
+from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.quickstart import SAMPLE
 
-import devices
-from runtime.backends import BACKENDS
-from runtime.bench import bench
-from runtime.console import debug_option, run
-from runtime.errors import BerxitError
-from runtime.json_data import write_json
-from runtime.tables import markdown_table
-from toolkit.commands.options import PATH, hush_libraries
-from toolkit.quickstart import SAMPLE
+from berxit import devices
 
 NOTHING_HERE = "no NVIDIA GPU here: run this on a Jetson, or on a machine whose nvidia-smi shows one"
 STEPS = 20
@@ -154,9 +154,9 @@ def random_encoder(folder: Path, layers: int, hidden: int) -> Path:
 
 def train(encoder: Path, checkpoint: Path) -> Outcome:
     """Some steps on the sample data, by the trainer that berxit-train uses. It takes the GPU by itself."""
-    from runtime.json_data import read_json
-    from train.fine_tuning import TrainingOptions, fine_tune
-    from train.tasks import custom_task
+    from berxit.runtime.json_data import read_json
+    from berxit.train.fine_tuning import TrainingOptions, fine_tune
+    from berxit.train.tasks import custom_task
 
     options = TrainingOptions(str(encoder), max_steps=STEPS, batch_size=16, max_length=128)
     fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint, quiet=True)
@@ -165,8 +165,8 @@ def train(encoder: Path, checkpoint: Path) -> Outcome:
 
 
 def export_in(precision: str, checkpoint: Path, folder: Path) -> Outcome:
-    from exporters.export import export
-    from exporters.options import ExportOptions
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
 
     options = ExportOptions(precision, lengths=(32, 128), target_version="tensorrt10")
     manifest = export(checkpoint, "tensorrt", folder / precision, options=options)
@@ -186,9 +186,8 @@ def measured(bundle: Path, backend: str, queries: int) -> Outcome:
 
 def loop_on_gpu(checkpoint: Path, dtype: str, length: int, queries: int) -> Outcome:
     import torch
+    from berxit.train.checkpoint import load_checkpoint
     from cuda_graph_loop import captured, exit_loop_cost
-
-    from train.checkpoint import load_checkpoint
 
     model, _ = load_checkpoint(checkpoint)
     cost = exit_loop_cost(model, "cuda", dtype, length, queries, captured, torch.cuda.synchronize)

@@ -7,31 +7,29 @@ from pathlib import Path
 
 import openvino as ov
 from bars import MACHINE, POOL
+from berxit.exporters.export import export
+from berxit.exporters.onnx.activations import product_inputs, samples_of
+from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
+from berxit.exporters.onnx.int8_dynamic import PRODUCTS
+from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, quantized
+from berxit.exporters.onnx.onnxruntime import write_graphs
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import cut
+from berxit.runtime.bundle import Manifest
+from berxit.runtime.progress import Progress
+from berxit.train.checkpoint import load_checkpoint
 from contenders import Spec, has_bf16
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from products import Shape
 from whole_graph import write_whole_graph
 
-from exporters.activations import product_inputs, samples_of
-from exporters.export import export
-from exporters.onnx_graph import embeddings_graph, layer_graph
-from exporters.onnxruntime import write_graphs
-from exporters.options import ExportOptions
-from exporters.quantize_dynamic import PRODUCTS
-from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, quantized
-from exporters.segments import cut
-from runtime.bundle import Manifest
-from runtime.progress import Progress
-from train.checkpoint import load_checkpoint
-
 
 def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> Path:
     """A BERT that has learned nothing: it takes as long as one that has."""
     import torch
+    from berxit.train.configuration import MultiExitConfig
+    from berxit.train.modeling import MultiExitModel
     from transformers import BertConfig, BertTokenizer
-
-    from train.configuration import MultiExitConfig
-    from train.modeling import MultiExitModel
 
     torch.manual_seed(0)
     backbone = BertConfig(

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.policies import Floats
-from runtime.tokenization import TokenBatch
+from berxit.runtime.policies import Floats
+from berxit.runtime.tokenization import TokenBatch
 
 Run = Callable[[], object]
 """A pass: operands are in place, results go nowhere."""
@@ -52,7 +51,7 @@ class Shape:
 
     @classmethod
     def of(cls, checkpoint: Path, *, last_alone: bool = False) -> Shape:
-        from train.checkpoint import read_config
+        from berxit.train.checkpoint import read_config
 
         c = read_config(checkpoint)["backbone"]
         names = (  # as most families call them, and as DistilBERT does

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import click
 import numpy as np
-
-from runtime import BerxitError, EarlyExitRunner
-from runtime.console import progress_bar, run
-from runtime.policies import certainties, exit_layers
-from toolkit.commands.options import PATH, hush_libraries
+from berxit.runtime import BerxitError, EarlyExitRunner
+from berxit.runtime.console import progress_bar, run
+from berxit.runtime.policies import certainties, exit_layers
+from berxit.toolkit.commands.options import PATH, hush_libraries
 
 NEAR = 1e-5
 
@@ -28,9 +27,9 @@ NEAR = 1e-5
 @click.option("--split", default="dev", show_default=True)
 def command(checkpoint: Path, bundle: Path, data: Path, split: str) -> None:
     hush_libraries()
-    from train.checkpoint import load_checkpoint
-    from train.evaluation import predict
-    from train.tasks import task_of
+    from berxit.train.checkpoint import load_checkpoint
+    from berxit.train.evaluation import predict
+    from berxit.train.tasks import task_of
 
     model, tokenizer = load_checkpoint(checkpoint)
     examples = task_of(model.config).read(data, split)

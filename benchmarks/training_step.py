@@ -15,11 +15,10 @@ from collections.abc import Callable
 
 import click
 import torch
+from berxit.toolkit.commands.options import hush_libraries
+from berxit.train.modeling import MultiExitModel
+from berxit.train.objectives import Alternating
 from transformers import AutoModelForSequenceClassification
-
-from toolkit.commands.options import hush_libraries
-from train.modeling import MultiExitModel
-from train.objectives import Alternating
 
 
 @click.command()

@@ -1,8 +1,8 @@
 """What a device is, which one this is, and its sensors. Imports nothing of the project."""
 
-from devices.catalogue import DEVICES, Device
-from devices.machine import Machine, default_threads, this_machine, usable_cores
-from devices.sensors import Reading, read_sensors, resident_mib
+from berxit.devices.catalogue import DEVICES, Device
+from berxit.devices.machine import Machine, default_threads, this_machine, usable_cores
+from berxit.devices.sensors import Reading, read_sensors, resident_mib
 
 __all__ = [
     "DEVICES",

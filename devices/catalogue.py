@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from devices.machine import Machine
+from berxit.devices.machine import Machine
 
 
 @dataclass(frozen=True)

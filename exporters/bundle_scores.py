@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
-from runtime.bundle import Scores, sha256
-from runtime.errors import BerxitError
-from runtime.loop import Backend
-from runtime.progress import Progress
-from runtime.tokenization import Text, TextTokenizer
-from train.calibration import PASS_FILE, Calibration
-from train.evaluation import Predictions, layer_scores
-from train.tasks import Task
+from berxit.runtime.bundle import Scores, sha256
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.loop import Backend
+from berxit.runtime.progress import Progress
+from berxit.runtime.tokenization import Text, TextTokenizer
+from berxit.train.calibration import PASS_FILE, Calibration
+from berxit.train.evaluation import Predictions, layer_scores
+from berxit.train.tasks import Task
 
 NOTABLE = 0.005
 """Half a point: an exit that loses more is worth a word."""

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-
-from runtime.errors import InputError
-from runtime.loop import Backend, exit_loop
-from runtime.policies import ExitPolicy
-from runtime.progress import Progress
-from runtime.tokenization import TokenBatch
+from berxit.runtime.errors import InputError
+from berxit.runtime.loop import Backend, exit_loop
+from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.progress import Progress
+from berxit.runtime.tokenization import TokenBatch
 
 SECONDS = 2.0
 """How long costs are measured, at least."""

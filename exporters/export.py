@@ -14,28 +14,40 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from berxit.devices import recognise, this_machine
+from berxit.exporters.bundle_scores import bundle_pass, calibration_pass, calibration_texts, compare, in_words
+from berxit.exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
+from berxit.exporters.golden_samples import of_every_length
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import cut
+from berxit.runtime.backends import open_backend
+from berxit.runtime.bundle import (
+    SCHEMA_VERSION,
+    DataFile,
+    Manifest,
+    ModelInfo,
+    Parity,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import Golden, deviations, read_golden, write_golden
+from berxit.runtime.loop import Backend
+from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.progress import Progress, silent
+from berxit.runtime.tokenization import Text, TextTokenizer
+from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy
+from berxit.train.checkpoint import load_checkpoint, read_samples, write_whole
+from berxit.train.modeling import MultiExitModel
+from berxit.train.tasks import Task, task_of
 from transformers import PreTrainedTokenizerBase
 
-from devices import recognise, this_machine
-from exporters.bundle_scores import bundle_pass, calibration_pass, calibration_texts, compare, in_words
-from exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
-from exporters.golden_samples import of_every_length
-from exporters.options import ExportOptions
-from exporters.segments import cut
-from runtime.backends import open_backend
-from runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, read_manifest, sha256, write_manifest
-from runtime.errors import BerxitError, InputError
-from runtime.golden import Golden, deviations, read_golden, write_golden
-from runtime.loop import Backend
-from runtime.policies import ExitPolicy
-from runtime.progress import Progress, silent
-from runtime.tokenization import Text, TextTokenizer
-from train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy
-from train.checkpoint import load_checkpoint, read_samples, write_whole
-from train.modeling import MultiExitModel
-from train.tasks import Task, task_of
-
-TARGETS = {"onnxruntime": "exporters.onnxruntime", "tensorrt": "exporters.tensorrt", "coreml": "exporters.coreml"}
+TARGETS = {
+    "onnxruntime": "berxit.exporters.onnx.onnxruntime",
+    "tensorrt": "berxit.exporters.onnx.tensorrt",
+    "coreml": "berxit.exporters.coreml.target",
+}
 """Target -> the module that writes it. A new target is one line here and one module with
 
 PRECISIONS                                          precision -> how far an exit may be off; the first is the default

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from runtime.tokenization import Text, TextTokenizer
+from berxit.runtime.tokenization import Text, TextTokenizer
 
 
 def of_every_length(samples: Sequence[Text], lengths: Sequence[int], tokenizer: TextTokenizer) -> list[Text]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 
-from runtime.errors import InputError
+from berxit.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from itertools import pairwise
 from math import gcd
 
 import numpy as np
-
-from train.backbones import EmbeddingWeights, LayerWeights
-from train.backbones.weights import Linear
-from train.modeling import MultiExitModel
+from berxit.train.backbones import EmbeddingWeights, LayerWeights
+from berxit.train.backbones.weights import Linear
+from berxit.train.modeling import MultiExitModel
 
 MASKED = -30000.0
 """Added to the attention scores of padding: softmax makes it 0, and fp16 can still hold it."""

@@ -5,8 +5,13 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036 - JetPack 5 comes with 3.8
     sys.exit("error: berxit needs Python 3.10 or newer; what to do on JetPack 5 says docs/tensorrt.md")
 
-from runtime.errors import BerxitError, InputError
-from runtime.policies import ExitPolicy
-from runtime.runner import Answer, EarlyExitRunner
+if __name__ == "runtime":  # imported from the checkout's folder: every class must exist once, in berxit.runtime
+    from berxit.alias import install_alias
 
-__all__ = ["Answer", "BerxitError", "EarlyExitRunner", "ExitPolicy", "InputError"]
+    install_alias()
+else:
+    from berxit.runtime.errors import BerxitError, InputError
+    from berxit.runtime.policies import ExitPolicy
+    from berxit.runtime.runner import Answer, EarlyExitRunner
+
+    __all__ = ["Answer", "BerxitError", "EarlyExitRunner", "ExitPolicy", "InputError"]

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import click
 import numpy as np
+from berxit.runtime.backends import BACKENDS, allowed_difference
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.console import debug_option, progress_bar, run
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.examples import Examples, find_split, read_examples
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.json_data import write_json
+from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
+from berxit.runtime.metrics import METRICS
+from berxit.runtime.placement import device_here
+from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.progress import Progress, silent
+from berxit.runtime.runner import Answer, EarlyExitRunner
+from berxit.runtime.tables import Table, markdown_table, plural
+from berxit.runtime.tuning import Tried, tune
 
-import devices
-from runtime.backends import BACKENDS, allowed_difference
-from runtime.bundle import read_manifest
-from runtime.console import debug_option, progress_bar, run
-from runtime.errors import BerxitError, InputError
-from runtime.examples import Examples, find_split, read_examples
-from runtime.golden import differences, read_golden
-from runtime.json_data import write_json
-from runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
-from runtime.metrics import METRICS
-from runtime.placement import device_here
-from runtime.policies import ExitPolicy
-from runtime.progress import Progress, silent
-from runtime.runner import Answer, EarlyExitRunner
-from runtime.tables import Table, markdown_table, plural
-from runtime.tuning import Tried, tune
+from berxit import devices
 
 CALIBRATED = "calibrated"
 

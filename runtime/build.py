@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from berxit.runtime.backends.tensorrt.cuda import Cuda, Gpu
+from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, files_to_build, key_of, prepare_engines
+from berxit.runtime.backends.tensorrt.versions import BUILDERS, load
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.console import debug_option, progress_bar, run
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.tables import plural
 
-import devices
-from runtime.backends.tensorrt.cuda import Cuda, Gpu
-from runtime.backends.tensorrt.engines import EngineCache, cache_folder, files_to_build, key_of, prepare_engines
-from runtime.backends.tensorrt.versions import BUILDERS, load
-from runtime.bundle import read_manifest
-from runtime.console import debug_option, progress_bar, run
-from runtime.errors import BerxitError, InputError
-from runtime.tables import plural
+from berxit import devices
 
 
 @click.command("build")

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.errors import BerxitError, InputError
-from runtime.json_data import parse, read_json, write_json
-from runtime.policies import ExitPolicy
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.policies import ExitPolicy
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

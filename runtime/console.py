@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-
-from runtime.errors import BerxitError
-from runtime.progress import Progress
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.progress import Progress
 
 _DEBUG = "berxit.debug"
 

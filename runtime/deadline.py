@@ -8,9 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.errors import InputError
-from runtime.policies import Bools, Certainty, ExitPolicy, Floats, Memory
+from berxit.runtime.errors import InputError
+from berxit.runtime.policies import Bools, Certainty, ExitPolicy, Floats, Memory
 
 REMEMBERED = 400
 """Layers of which a runner remembers how they compared with those before them."""

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.errors import InputError
-from runtime.tables import plural
-from runtime.tokenization import Text
+from berxit.runtime.errors import InputError
+from berxit.runtime.tables import plural
+from berxit.runtime.tokenization import Text
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 

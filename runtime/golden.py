@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from runtime.bundle import Manifest
-from runtime.json_data import parse, read_json, write_json
-from runtime.loop import Backend
-from runtime.tokenization import Text, TokenBatch
+from berxit.runtime.bundle import Manifest
+from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.loop import Backend
+from berxit.runtime.tokenization import Text, TokenBatch
 
 
 @dataclass(frozen=True)

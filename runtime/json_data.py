@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError
 
 T = TypeVar("T")
 

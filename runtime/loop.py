@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.policies import Bools, Certainty, Floats, Ints, Memory
-from runtime.tokenization import TokenBatch
+from berxit.runtime.policies import Bools, Certainty, Floats, Ints, Memory
+from berxit.runtime.tokenization import TokenBatch
 
 State = Any
 """What a back end carries from layer to layer (hidden states, masks, device buffers); the loop never looks inside, and

@@ -15,10 +15,9 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
-from runtime.runner import Answer, EarlyExitRunner
-from runtime.tokenization import Text
+from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
+from berxit.runtime.runner import Answer, EarlyExitRunner
+from berxit.runtime.tokenization import Text
 
 
 @dataclass(frozen=True)

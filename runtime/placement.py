@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import devices
-from runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError, InputError
+
+from berxit import devices
 
 
 def choose_device(name: str, target: str) -> devices.Device:

@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.errors import InputError
+from berxit.runtime.errors import InputError
 
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from devices import Device
-from runtime import tuning
-from runtime.backends import open_backend
-from runtime.bundle import Manifest, read_manifest
-from runtime.deadline import RESERVE_S, Deadline, Pace, end_of
-from runtime.errors import InputError
-from runtime.loop import Backend, LayerResult, Policy, exit_loop
-from runtime.placement import choose_device
-from runtime.policies import Bools, ExitPolicy, Ints, softmax
-from runtime.tokenization import Text, TextTokenizer, TokenBatch
+from berxit.devices import Device
+from berxit.runtime import tuning
+from berxit.runtime.backends import open_backend
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.deadline import RESERVE_S, Deadline, Pace, end_of
+from berxit.runtime.errors import InputError
+from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
+from berxit.runtime.placement import choose_device
+from berxit.runtime.policies import Bools, ExitPolicy, Ints, softmax
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 TOKENS_AT_ONCE = 16384
 """Tokens of a batch that go through the layers together, padding included, where the back end names no number."""

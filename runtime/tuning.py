@@ -16,16 +16,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-
-from devices import default_threads, this_machine
-from runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
-from runtime.bundle import Manifest, files_of
-from runtime.errors import BerxitError, InputError, PoolError
-from runtime.golden import Golden, differences, read_golden
-from runtime.json_data import parse, read_json, write_json
-from runtime.loop import Backend
-from runtime.progress import Progress, silent
-from runtime.tokenization import TokenBatch
+from berxit.devices import default_threads, this_machine
+from berxit.runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
+from berxit.runtime.bundle import Manifest, files_of
+from berxit.runtime.errors import BerxitError, InputError, PoolError
+from berxit.runtime.golden import Golden, differences, read_golden
+from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.loop import Backend
+from berxit.runtime.progress import Progress, silent
+from berxit.runtime.tokenization import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def tune(
 def fastest(bundle: Path, manifest: Manifest, *, backend: str | None = None, threads: int | None = None) -> Tried:
     """The first of ``tune``, measured once: it is remembered under the bundle's files, the machine, its back ends and
     what is fixed. Where it cannot be written it is measured again next time. Raises as ``tune`` does."""
-    from runtime.backends.tensorrt.engines import cache_folder  # its package takes time to import
+    from berxit.runtime.backends.tensorrt.engines import cache_folder  # its package takes time to import
 
     packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
     depends = (sorted(files_of(manifest).items()), str(this_machine()), thread_counts(), _versions(packages))

@@ -114,10 +114,10 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data_folder: Path) -> Path:
     """A tiny BERT fine-tuned with Alternating and LTE on ``data_folder``, calibrated. Copy it before changing it."""
-    from train.calibration import calibrate
-    from train.fine_tuning import TrainingOptions, fine_tune
-    from train.rules import Keep
-    from train.tasks import custom_task
+    from berxit.train.calibration import calibrate
+    from berxit.train.fine_tuning import TrainingOptions, fine_tune
+    from berxit.train.rules import Keep
+    from berxit.train.tasks import custom_task
 
     output = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
     options = TrainingOptions(
@@ -131,7 +131,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """``checkpoint`` exported for ONNX Runtime. Copy it before changing it."""
-    from exporters.export import export
+    from berxit.exporters.export import export
 
     output = tmp_path_factory.mktemp("bundles") / "bundle"
     export(checkpoint, "onnxruntime", output)

@@ -1,3 +1,3 @@
-from toolkit.cli import main
+from berxit.toolkit.cli import main
 
 main()

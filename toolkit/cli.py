@@ -6,20 +6,19 @@ from importlib import import_module
 from importlib.metadata import version
 
 import click
-
-from runtime.console import debug_option, run
+from berxit.runtime.console import debug_option, run
 
 COMMANDS = {
-    "train": "toolkit.commands.train",
-    "eval": "toolkit.commands.evaluate",
-    "calibrate": "toolkit.commands.calibrate",
-    "export": "toolkit.commands.export",
-    "build": "runtime.build",
-    "bench": "runtime.bench",
-    "study": "toolkit.commands.study",
-    "inspect": "toolkit.commands.inspect",
-    "devices": "toolkit.commands.devices",
-    "doctor": "toolkit.commands.doctor",
+    "train": "berxit.toolkit.commands.train",
+    "eval": "berxit.toolkit.commands.evaluate",
+    "calibrate": "berxit.toolkit.commands.calibrate",
+    "export": "berxit.toolkit.commands.export",
+    "build": "berxit.runtime.build",
+    "bench": "berxit.runtime.bench",
+    "study": "berxit.toolkit.commands.study",
+    "inspect": "berxit.toolkit.commands.inspect",
+    "devices": "berxit.toolkit.commands.devices",
+    "doctor": "berxit.toolkit.commands.doctor",
 }
 """Name -> the module whose ``command`` it is. A new command is one module and one line here."""
 

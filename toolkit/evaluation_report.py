@@ -8,12 +8,11 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-
-from runtime.errors import BerxitError
-from runtime.json_data import write_json
-from runtime.tables import Table, markdown_table
-from train.curves import SAVED, Curve, area_above, curve_of
-from train.evaluation import (
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.tables import Table, markdown_table
+from berxit.train.curves import SAVED, Curve, area_above, curve_of
+from berxit.train.evaluation import (
     OperatingPoint,
     Predictions,
     applicable_criteria,
@@ -21,7 +20,7 @@ from train.evaluation import (
     layer_scores,
     operating_points,
 )
-from train.metrics import BESIDE
+from berxit.train.metrics import BESIDE
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: P
     except OSError as error:
         raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
     try:
-        from toolkit.figures import evaluation_figure
+        from berxit.toolkit.figures import evaluation_figure
 
         files.append(evaluation_figure(evaluation, folder / "eval.png"))
     except ModuleNotFoundError as error:

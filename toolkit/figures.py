@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from runtime.bench import BenchResult
-    from toolkit.evaluation_report import Evaluation
-    from toolkit.studies.findings import Panel
+    from berxit.runtime.bench import BenchResult
+    from berxit.toolkit.evaluation_report import Evaluation
+    from berxit.toolkit.studies.findings import Panel
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
 """Every input at the same layer; a criterion's thresholds; the calibrated policy."""
@@ -91,7 +91,7 @@ def _score_panel(axes: Axes, result: BenchResult) -> None:
 
 def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
     """Score against average exit layer: exit by exit, and along the thresholds of every criterion."""
-    from train.curves import curve_of  # brings torch, which a device that draws a bench does not have
+    from berxit.train.curves import curve_of  # brings torch, which a device that draws a bench does not have
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.8))

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-
-from runtime.console import debug_option, progress_bar, run
-from runtime.errors import BerxitError
-from toolkit.commands.options import PATH, hush_libraries
+from berxit.runtime.console import debug_option, progress_bar, run
+from berxit.runtime.errors import BerxitError
+from berxit.toolkit.commands.options import PATH, hush_libraries
 
 SAMPLE = Path(__file__).parent / "sample"
 STEPS = 5
@@ -27,15 +26,15 @@ STEPS = 5
 def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
     """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
     hush_libraries()
-    from exporters.export import export
-    from runtime import EarlyExitRunner
-    from runtime.bench import bench, write_result
-    from toolkit.report import write_report
-    from train.calibration import calibrate
-    from train.fine_tuning import fine_tune
-    from train.options import TrainingOptions
-    from train.rules import Keep
-    from train.tasks import custom_task
+    from berxit.exporters.export import export
+    from berxit.runtime import EarlyExitRunner
+    from berxit.runtime.bench import bench, write_result
+    from berxit.toolkit.report import write_report
+    from berxit.train.calibration import calibrate
+    from berxit.train.fine_tuning import fine_tune
+    from berxit.train.options import TrainingOptions
+    from berxit.train.rules import Keep
+    from berxit.train.tasks import custom_task
 
     start = time.monotonic()
     checkpoint, bundle, measured = output / "checkpoint", output / "bundle", output / "bench"

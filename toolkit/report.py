@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime import Answer
-from runtime.bench import CALIBRATED, BenchResult
-from runtime.tables import Table, plural
-from train.calibration import Calibration
+from berxit.runtime import Answer
+from berxit.runtime.bench import CALIBRATED, BenchResult
+from berxit.runtime.tables import Table, plural
+from berxit.train.calibration import Calibration
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>berxit report</title><style>
@@ -107,7 +107,7 @@ def _html(table: Table) -> str:
 
 def _figure(result: BenchResult) -> str:
     try:
-        from toolkit.figures import bench_figure
+        from berxit.toolkit.figures import bench_figure
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runtime.bundle import sha256
-from runtime.errors import BerxitError, InputError
-from runtime.examples import find_split
-from runtime.json_data import parse, read_json, write_json
-from runtime.policies import ExitPolicy
-from runtime.progress import Progress, silent
-from train.checkpoint import load_checkpoint, read_record
-from train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
-from train.rules import Keep, Rule
-from train.tasks import task_of
+from berxit.runtime.bundle import sha256
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.examples import find_split
+from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.progress import Progress, silent
+from berxit.train.checkpoint import load_checkpoint, read_record
+from berxit.train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
+from berxit.train.rules import Keep, Rule
+from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """Beside the checkpoint's weights: the policy and the record of how it was chosen."""

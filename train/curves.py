@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.errors import BerxitError
-from train.evaluation import OperatingPoint, Predictions, operating_points
+from berxit.runtime.errors import BerxitError
+from berxit.train.evaluation import OperatingPoint, Predictions, operating_points
 
 SAVED = (0.3, 0.5, 0.7)
 """Shares of saved layers at which reports read a curve."""

@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import set_seed
-
-from runtime.bundle import sha256
-from runtime.console import progress_bar
-from runtime.errors import BerxitError, InputError
-from runtime.examples import Examples, find_split, has_split
-from runtime.tokenization import Text
-from train.checkpoint import TrainingRecord, refuse_to_overwrite, save_checkpoint, write_whole
-from train.encoding import EncodedExamples
-from train.modeling import MultiExitModel
-from train.objectives import STRATEGIES, LossOptions, Objective, layer_weights
-from train.options import TrainingOptions
-from train.resuming import RunState, StageResult, Stopwatch
-from train.tasks import Task
-from train.trainer import (
+from berxit.runtime.bundle import sha256
+from berxit.runtime.console import progress_bar
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.examples import Examples, find_split, has_split
+from berxit.runtime.tokenization import Text
+from berxit.train.checkpoint import TrainingRecord, refuse_to_overwrite, save_checkpoint, write_whole
+from berxit.train.encoding import EncodedExamples
+from berxit.train.modeling import MultiExitModel
+from berxit.train.objectives import STRATEGIES, LossOptions, Objective, layer_weights
+from berxit.train.options import TrainingOptions
+from berxit.train.resuming import RunState, StageResult, Stopwatch
+from berxit.train.tasks import Task
+from berxit.train.trainer import (
     LossOnTheBar,
     MultiExitTrainer,
     check_loss,
@@ -34,6 +30,9 @@ from train.trainer import (
     tensorboard,
     training_arguments,
 )
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import set_seed
 
 SAMPLES = 32
 """Texts of the data that a checkpoint carries along; they become the golden inputs of its bundles."""
@@ -127,7 +126,7 @@ def one_of_many(processes: int, report: Callable[[str], None]) -> None:
     """Says so where GPUs stand idle."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if processes == 1 and gpus > 1:
-        report(f"using 1 of {gpus} GPUs: torchrun --nproc-per-node {gpus} -m toolkit train ... uses them all")
+        report(f"using 1 of {gpus} GPUs: torchrun --nproc-per-node {gpus} --no-python berxit-train ... uses them all")
 
 
 def stages_of(options: TrainingOptions, layers: int) -> list[Objective]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BerxitError, InputError
-from runtime.examples import has_split
-from train.checkpoint import write_whole
-from train.tasks import HIDDEN, TASKS, Task
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.examples import has_split
+from berxit.train.checkpoint import write_whole
+from berxit.train.tasks import HIDDEN, TASKS, Task
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 

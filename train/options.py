@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from runtime.errors import InputError
-from train.configuration import EXIT_HEADS, POOLINGS
-from train.objectives import STRATEGIES, TAKES
+from berxit.runtime.errors import InputError
+from berxit.train.configuration import EXIT_HEADS, POOLINGS
+from berxit.train.objectives import STRATEGIES, TAKES
 
 
 class Bound(NamedTuple):

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
-
-from runtime.errors import BerxitError, InputError
-from runtime.json_data import parse, read_json
-from runtime.measurement import Line
-from train.backbones import adapter_for
-from train.configuration import MultiExitConfig
-from train.evaluation import (
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.json_data import parse, read_json
+from berxit.runtime.measurement import Line
+from berxit.train.backbones import adapter_for
+from berxit.train.configuration import MultiExitConfig
+from berxit.train.evaluation import (
     TOLERANCE,
     OperatingPoint,
     Predictions,
@@ -28,6 +26,7 @@ from train.evaluation import (
     places_at,
     trade_off,
 )
+from scipy import stats
 
 FIXED_TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 """Of patience on regression under a risk, as shares of the labels' range: fixed before any data is seen."""

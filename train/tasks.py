@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-
-from runtime.errors import InputError
-from runtime.examples import Examples, find_split, read_examples, read_rows
-from train.configuration import MultiExitConfig
-from train.metrics import METRICS, OF_CLASSES, OF_VALUES
+from berxit.runtime.errors import InputError
+from berxit.runtime.examples import Examples, find_split, read_examples, read_rows
+from berxit.train.configuration import MultiExitConfig
+from berxit.train.metrics import METRICS, OF_CLASSES, OF_VALUES
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.bundle import Manifest
-from runtime.errors import BerxitError, InputError
+from berxit.runtime.bundle import Manifest
+from berxit.runtime.errors import BerxitError, InputError
 
 if TYPE_CHECKING:
-    from runtime.loop import Backend
+    from berxit.runtime.loop import Backend
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,26 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
     "onnxruntime": (
         BackendInfo(
             "onnxruntime",
-            "runtime.backends.onnxruntime",
+            "berxit.runtime.backends.onnxruntime",
             "onnxruntime",
             "pip install 'berxit[onnxruntime]'",
             lazy=True,
         ),
         BackendInfo(
             "onnxruntime-pool",
-            "runtime.backends.onnxruntime",
+            "berxit.runtime.backends.onnxruntime",
             "onnxruntime",
             "pip install 'berxit[onnxruntime]'",
             options={"one_pool": True},
             lazy=True,
             changes_process=True,
         ),
-        BackendInfo("openvino", "runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'", lazy=True),
+        BackendInfo(
+            "openvino", "berxit.runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'", lazy=True
+        ),
         BackendInfo(
             "openvino-bf16",
-            "runtime.backends.openvino",
+            "berxit.runtime.backends.openvino",
             "openvino",
             "pip install 'berxit[openvino]'",
             options={"precision": "bf16"},
@@ -86,32 +88,32 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
     "tensorrt": (
         *_tensorrt(
             "tensorrt",
-            "runtime.backends.tensorrt",
+            "berxit.runtime.backends.tensorrt",
             "tensorrt",
             "JetPack brings it to a Jetson (python3-libnvinfer); on a desktop pip install 'berxit[tensorrt]', or"
             " 'berxit[tensorrt-rtx]' or onnxruntime-gpu, which run the bundle too",
         ),
         *_tensorrt(
             "tensorrt-rtx",
-            "runtime.backends.tensorrt.rtx",
+            "berxit.runtime.backends.tensorrt.rtx",
             "tensorrt_rtx_bindings",
             "pip install 'berxit[tensorrt-rtx]'",
             other_package="tensorrt_rtx",
         ),
         BackendInfo(
             "onnxruntime-gpu",
-            "runtime.backends.onnxruntime_gpu",
+            "berxit.runtime.backends.onnxruntime_gpu",
             "onnxruntime",
             "pip install onnxruntime-gpu; on a Jetson take the wheel for your JetPack",
             cpu=False,
         ),
     ),
     "coreml": (
-        BackendInfo("coreml", "runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),
+        BackendInfo("coreml", "berxit.runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),
         *(
             BackendInfo(
                 f"coreml-{units}",
-                "runtime.backends.coreml",
+                "berxit.runtime.backends.coreml",
                 "coremltools",
                 "pip install 'berxit[coreml]'",
                 options={"units": units},

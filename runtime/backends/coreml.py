@@ -21,13 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from devices import default_threads, find
-from runtime.backends.tensorrt.engines import cache_folder
-from runtime.bundle import Manifest, Segment
-from runtime.errors import BerxitError, InputError
-from runtime.policies import Bools, Floats
-from runtime.tokenization import TokenBatch
+from berxit.devices import default_threads, find
+from berxit.runtime.backends.tensorrt.engines import cache_folder
+from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.tokenization import TokenBatch
 
 Tensors = dict[str, npt.NDArray]
 Predict = Callable[[Tensors], Tensors]

@@ -17,10 +17,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
-from runtime.policies import Bools, Floats
-from runtime.tokenization import TokenBatch
+from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
+from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.tokenization import TokenBatch
 
 Run = Callable[[dict[str, npt.NDArray]], Sequence[npt.NDArray]]
 """A loaded segment file: its inputs by name -> its outputs, in the manifest's order. Called from several threads."""

@@ -28,14 +28,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-
-from devices import default_threads
-from runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
-from runtime.backends.workspace import BoundStep, Buffers, Workspace
-from runtime.bundle import Manifest, Segment, TensorFile, read_tensor
-from runtime.errors import BerxitError, PoolError
-from runtime.policies import Bools, Floats
-from runtime.tokenization import TokenBatch
+from berxit.devices import default_threads
+from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
+from berxit.runtime.backends.workspace import BoundStep, Buffers, Workspace
+from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
+from berxit.runtime.errors import BerxitError, PoolError
+from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.tokenization import TokenBatch
 
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
 """ONNX Runtime's execution providers, the best first; with their options, where they have any."""

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-
-from runtime.backends.host import HostBackend, Run, State, opened_once
-from runtime.backends.onnxruntime import Providers, open_session
-from runtime.backends.tensorrt.engines import cache_folder, rows_of
-from runtime.backends.tensorrt.plan import shape_of
-from runtime.bundle import Manifest, Segment
-from runtime.errors import BerxitError
-from runtime.policies import Bools, Floats
-from runtime.tokenization import TokenBatch
+from berxit.runtime.backends.host import HostBackend, Run, State, opened_once
+from berxit.runtime.backends.onnxruntime import Providers, open_session
+from berxit.runtime.backends.tensorrt.engines import cache_folder, rows_of
+from berxit.runtime.backends.tensorrt.plan import shape_of
+from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.tokenization import TokenBatch
 
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 HALF = ("fp16", "int8")

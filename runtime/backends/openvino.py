@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
+from berxit.devices import default_threads
+from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
+from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.tokenization import TokenBatch
 from openvino import opset13
-
-from devices import default_threads
-from runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
-from runtime.bundle import Manifest, Segment, TensorFile, read_tensor
-from runtime.errors import BerxitError
-from runtime.policies import Bools, Floats
-from runtime.tokenization import TokenBatch
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-
-from runtime.backends.host import SegmentFile
-from runtime.bundle import Segment, TensorInfo
+from berxit.runtime.backends.host import SegmentFile
+from berxit.runtime.bundle import Segment, TensorInfo
 
 SHAPES = 64
 """Shapes that stay tied: lengths of single inputs, mostly. The one not used for longest goes."""

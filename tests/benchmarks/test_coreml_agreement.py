@@ -10,13 +10,12 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 
 import numpy as np
+from berxit.exporters import export as export_module
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
+from berxit.runtime.errors import BerxitError
 from click.testing import CliRunner
 from coreml_agreement import Gaps, command
-
-from exporters import export as export_module
-from exporters.export import export
-from exporters.options import ExportOptions
-from runtime.errors import BerxitError
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,9 @@ def test_a_bundle_with_fewer_exits_is_compared_at_those(
 def test_rows_that_answer_otherwise_are_named_and_fail(
     checkpoint: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporters import coreml
-    from exporters.segments import Segments, cut
-    from train.modeling import MultiExitModel
+    from berxit.exporters.coreml import target as coreml
+    from berxit.exporters.segments import Segments, cut
+    from berxit.train.modeling import MultiExitModel
 
     def reversed_classes(model: MultiExitModel) -> Segments:
         segments = cut(model)

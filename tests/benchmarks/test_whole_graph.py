@@ -8,13 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
+from berxit.runtime import EarlyExitRunner
+from berxit.train.fine_tuning import TrainingOptions, fine_tune
+from berxit.train.tasks import custom_task
 from whole_graph import write_whole_graph
-
-from exporters.export import export
-from exporters.options import ExportOptions
-from runtime import EarlyExitRunner
-from train.fine_tuning import TrainingOptions, fine_tune
-from train.tasks import custom_task
 
 TEXTS = ["the cat sat on the mat", "a dog"]
 

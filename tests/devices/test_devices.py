@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-import devices
-from devices import (
+from berxit.devices import (
     DEVICES,
     Machine,
     default_threads,
@@ -20,6 +18,8 @@ from devices import (
     this_machine,
     usable_cores,
 )
+
+from berxit import devices
 
 BLANK = Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
 

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from exporters.bundle_scores import in_words
-from exporters.export import export
-from exporters.options import ExportOptions
-from runtime import EarlyExitRunner
-from runtime.bundle import Manifest, Scores, read_manifest
-from runtime.metrics import METRICS
-from train.calibration import PASS_FILE, calibrate, read_policy
-from train.checkpoint import load_checkpoint
-from train.evaluation import Predictions, layer_scores
-from train.rules import Keep
-from train.tasks import task_of
+from berxit.exporters.bundle_scores import in_words
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.bundle import Manifest, Scores, read_manifest
+from berxit.runtime.metrics import METRICS
+from berxit.train.calibration import PASS_FILE, calibrate, read_policy
+from berxit.train.checkpoint import load_checkpoint
+from berxit.train.evaluation import Predictions, layer_scores
+from berxit.train.rules import Keep
+from berxit.train.tasks import task_of
 
 INT8 = ExportOptions(precision="int8")
 

@@ -9,24 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from berxit.exporters.exit_placement import Costs, cheapest_at, checked_exits, measure_costs, place_exits
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.backends import open_backend
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import read_golden
+from berxit.train.calibration import PASS_FILE, POLICY_FILE, read_policy
+from berxit.train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
+from berxit.train.evaluation import predict
+from berxit.train.modeling import MultiExitModel
+from berxit.train.tasks import task_of
 from conftest import tiny_backbone
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
-
-from exporters.exit_placement import Costs, cheapest_at, checked_exits, measure_costs, place_exits
-from exporters.export import export
-from exporters.options import ExportOptions
-from runtime import EarlyExitRunner
-from runtime.backends import open_backend
-from runtime.bundle import read_manifest
-from runtime.errors import BerxitError, InputError
-from runtime.golden import read_golden
-from train.calibration import PASS_FILE, POLICY_FILE, read_policy
-from train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
-from train.evaluation import predict
-from train.modeling import MultiExitModel
-from train.tasks import task_of
 
 
 def cost_of(exits: tuple[int, ...], histogram: list[int], costs: Costs) -> float:
@@ -259,7 +258,7 @@ def test_costs_are_above_zero_and_layers_cost_more_than_nothing(copy: Path, bund
 
 
 def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -> None:
-    from exporters.segments import cut
+    from berxit.exporters.segments import cut
 
     model, _ = load_checkpoint(checkpoint)
     segments = cut(model)

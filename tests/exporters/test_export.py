@@ -10,26 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from berxit.exporters import export as export_module
+from berxit.exporters.export import ExitParity, export
+from berxit.exporters.onnx import onnxruntime as onnxruntime_target
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments, cut
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.bundle import Manifest, files_of, read_manifest, read_tensor, sha256
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.policies import certainties, exit_layers
+from berxit.train.calibration import POLICY_FILE, calibrate, read_policy
+from berxit.train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
+from berxit.train.evaluation import predict
+from berxit.train.fine_tuning import TrainingOptions, fine_tune
+from berxit.train.modeling import MultiExitModel
+from berxit.train.rules import Keep
+from berxit.train.tasks import custom_task, task_of
 from conftest import WORDS, shared
 from transformers import AutoTokenizer
-
-from exporters import export as export_module
-from exporters import onnxruntime as onnxruntime_target
-from exporters.export import ExitParity, export
-from exporters.options import ExportOptions
-from exporters.segments import Segments, cut
-from runtime import EarlyExitRunner
-from runtime.bundle import Manifest, files_of, read_manifest, read_tensor, sha256
-from runtime.errors import BerxitError, InputError
-from runtime.golden import differences, read_golden
-from runtime.policies import certainties, exit_layers
-from train.calibration import POLICY_FILE, calibrate, read_policy
-from train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
-from train.evaluation import predict
-from train.fine_tuning import TrainingOptions, fine_tune
-from train.modeling import MultiExitModel
-from train.rules import Keep
-from train.tasks import custom_task, task_of
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from exporters.golden_samples import of_every_length
-from runtime.tokenization import Text, TextTokenizer
+from berxit.exporters.golden_samples import of_every_length
+from berxit.runtime.tokenization import Text, TextTokenizer
 
 
 @pytest.fixture

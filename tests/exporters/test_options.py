@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from exporters import onnxruntime, tensorrt
-from exporters.options import ExportOptions
-from runtime.errors import InputError
+from berxit.exporters.onnx import onnxruntime, tensorrt
+from berxit.exporters.options import ExportOptions
+from berxit.runtime.errors import InputError
 
 
 def test_the_first_precision_is_the_default() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from berxit.exporters.segments import cut
+from berxit.train.modeling import MultiExitModel
 from conftest import FAMILIES, WORDS
-
-from exporters.segments import cut
-from train.modeling import MultiExitModel
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.tokenization import TokenBatch
+from berxit.runtime.tokenization import TokenBatch
 
 
 class StoredBackend:

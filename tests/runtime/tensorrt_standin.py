@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-
-from exporters.bfloat16 import rounded_in_float32
+from berxit.exporters.onnx.bfloat16 import rounded_in_float32
 
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")

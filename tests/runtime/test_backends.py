@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from devices import default_threads
-from runtime.backends import BACKENDS, open_backend
-from runtime.bundle import Manifest, read_manifest
-from runtime.errors import BerxitError, InputError
+from berxit.devices import default_threads
+from berxit.runtime.backends import BACKENDS, open_backend
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.errors import BerxitError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def test_without_onnxruntime_the_install_line_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "runtime.backends.onnxruntime", raising=False)
+    monkeypatch.delitem(sys.modules, "berxit.runtime.backends.onnxruntime", raising=False)
     with pytest.raises(BerxitError) as failure:
         open_backend(bundle, manifest)
     assert "needs onnxruntime, which is not installed here: pip install 'berxit[onnxruntime]'" in str(failure.value)
@@ -34,7 +33,7 @@ def test_without_onnxruntime_the_install_line_is_told(
 def test_a_fault_of_ours_is_not_taken_for_a_missing_package(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = dataclasses.replace(BACKENDS["onnxruntime"][0], module="runtime.backends.nothing")
+    info = dataclasses.replace(BACKENDS["onnxruntime"][0], module="berxit.runtime.backends.nothing")
     monkeypatch.setitem(BACKENDS, "onnxruntime", (info,))
     with pytest.raises(ModuleNotFoundError, match=r"runtime\.backends\.nothing"):
         open_backend(bundle, manifest)

@@ -7,16 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import berxit.runtime.bench
 import pytest
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.backends import host, onnxruntime
+from berxit.runtime.bench import BenchResult, bench, command
+from berxit.runtime.console import status_of
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.measurement import Latency, Line, Measured
+from berxit.runtime.policies import ExitPolicy
 
-import devices
-import runtime.bench
-from runtime.backends import host, onnxruntime
-from runtime.bench import BenchResult, bench, command
-from runtime.console import status_of
-from runtime.errors import BerxitError
-from runtime.measurement import Latency, Line, Measured
-from runtime.policies import ExitPolicy
+from berxit import devices
 
 LAPTOP = devices.Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
 SHORT = ["--queries", "1", "--seconds", "0", "--thresholds", "3", "--threads", "1", "--quiet"]
@@ -109,7 +110,7 @@ def test_thresholds_are_measured_the_cheapest_first(found: dict[str, Any]) -> No
 
 
 def test_full_depth_scores_as_the_runner_does(found: dict[str, Any], bundle: Path, data_folder: Path) -> None:
-    runner = runtime.EarlyExitRunner.load(bundle, threads=1)
+    runner = EarlyExitRunner.load(bundle, threads=1)
     rows = [line.split("\t") for line in (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:9]]
     right = [runner.predict(text, threshold=1.0).label == label for text, label in rows]
     assert found["by_layer"]["3"]["score"] == sum(right) / 8
@@ -196,7 +197,7 @@ def test_without_data_the_golden_inputs_are_measured(bundle: Path) -> None:
 def test_exits_that_are_off_the_checkpoint_are_not_measured(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, found: list[float]
 ) -> None:
-    monkeypatch.setattr(runtime.bench, "differences", lambda *_: found)
+    monkeypatch.setattr(berxit.runtime.bench, "differences", lambda *_: found)
     with pytest.raises(BerxitError, match="off the checkpoint"):
         bench(bundle, threads=1, queries=1, seconds=0)
 

@@ -10,9 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from runtime.bundle import MAPPED, Scores, TensorFile, files_of, read_manifest, read_tensor, sha256, write_manifest
-from runtime.errors import BerxitError
+from berxit.runtime.bundle import (
+    MAPPED,
+    Scores,
+    TensorFile,
+    files_of,
+    read_manifest,
+    read_tensor,
+    sha256,
+    write_manifest,
+)
+from berxit.runtime.errors import BerxitError
 
 Data = dict[str, Any]
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import click
 import pytest
-
-from runtime.console import debug_option, progress_bar, run, status_of
-from runtime.errors import BerxitError, InputError
+from berxit.runtime.console import debug_option, progress_bar, run, status_of
+from berxit.runtime.errors import BerxitError, InputError
 
 
 def command_that(act: Callable[[], object]) -> click.Command:

@@ -14,17 +14,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from berxit.runtime.backends import coreml as backend_module
+from berxit.runtime.backends import open_backend
+from berxit.runtime.backends.coreml import Tensors
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.policies import certainties, exit_layers
+from berxit.runtime.runner import EarlyExitRunner
+from berxit.runtime.tokenization import TokenBatch
 
-import devices
-from runtime.backends import coreml as backend_module
-from runtime.backends import open_backend
-from runtime.backends.coreml import Tensors
-from runtime.bundle import Manifest, read_manifest
-from runtime.errors import BerxitError, InputError
-from runtime.golden import differences, read_golden
-from runtime.policies import certainties, exit_layers
-from runtime.runner import EarlyExitRunner
-from runtime.tokenization import TokenBatch
+from berxit import devices
 
 ct = pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 
@@ -55,7 +55,7 @@ class Proxy:
         return str(made)
 
     def __init__(self, path: str, units: str, function: str, hints: dict[str, str], asset: Any) -> None:
-        from exporters.mil_executor import open_package
+        from berxit.exporters.coreml.executor import open_package
 
         assert (hints, asset) == ({}, None)
         try:
@@ -84,8 +84,8 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from exporters.export import export
-    from exporters.options import ExportOptions
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
 
     folder = tmp_path_factory.mktemp("coreml")
     export(checkpoint, "coreml", folder / "any", options=ExportOptions("fp32"))
@@ -118,9 +118,9 @@ def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Proxy]:
 def test_a_mac_answers_as_the_evaluation_said(
     name: str, bundles: dict[str, Path], mac: type[Proxy], checkpoint: Path, data_folder: Path
 ) -> None:
-    from train.checkpoint import load_checkpoint
-    from train.evaluation import predict
-    from train.tasks import task_of
+    from berxit.train.checkpoint import load_checkpoint
+    from berxit.train.evaluation import predict
+    from berxit.train.tasks import task_of
 
     model, tokenizer = load_checkpoint(checkpoint)
     examples = task_of(model.config).read(data_folder, "dev")

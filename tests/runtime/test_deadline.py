@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from berxit.runtime import EarlyExitRunner, ExitPolicy, InputError
+from berxit.runtime.deadline import EXCEEDED, REMEMBERED, RESERVE_S, UNKNOWN, Deadline, Pace
+from berxit.runtime.loop import exit_loop
+from berxit.runtime.tokenization import TokenBatch
 from stored_backend import StoredBackend
-
-from runtime import EarlyExitRunner, ExitPolicy, InputError
-from runtime.deadline import EXCEEDED, REMEMBERED, RESERVE_S, UNKNOWN, Deadline, Pace
-from runtime.loop import exit_loop
-from runtime.tokenization import TokenBatch
 
 NEVER_SURE = ExitPolicy.uniform("confidence", 1.0, 4)
 BATCH = TokenBatch.pad([[1, 2]], [[0, 0]], 0)
@@ -134,8 +133,8 @@ def test_parts_of_a_batch_share_what_is_left_of_the_deadline(bundle: Path, monke
             ends.append(end)
             super().__init__(policy, exits, end, *more)
 
-    monkeypatch.setattr("runtime.runner.Deadline", Noted)
-    monkeypatch.setattr("runtime.runner.time.perf_counter", lambda: 100.0)
+    monkeypatch.setattr("berxit.runtime.runner.Deadline", Noted)
+    monkeypatch.setattr("berxit.runtime.runner.time.perf_counter", lambda: 100.0)
     texts = ["cat", "the cat", "the cat sat on the mat"]  # 3, 4 and 8 tokens; the short ones go together
     answers = runner.predict_batch(texts, deadline_ms=15_000)
     assert [end - 100 + RESERVE_S for end in ends] == pytest.approx([7.0, 15.0])

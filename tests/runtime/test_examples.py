@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from runtime.errors import InputError
-from runtime.examples import find_split, has_split, label_numbers, read_examples, read_rows
+from berxit.runtime.errors import InputError
+from berxit.runtime.examples import find_split, has_split, label_numbers, read_examples, read_rows
 
 LABELS = ("cat", "other")
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from runtime.errors import BerxitError
-from runtime.json_data import parse, read_json, write_json
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import parse, read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-from runtime import Answer, EarlyExitRunner, ExitPolicy
-from runtime.golden import read_golden
-from runtime.measurement import Latency, Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
-from runtime.policies import certainties, exit_layers
-from runtime.tokenization import Text
+from berxit.runtime import Answer, EarlyExitRunner, ExitPolicy
+from berxit.runtime.golden import read_golden
+from berxit.runtime.measurement import Latency, Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
+from berxit.runtime.policies import certainties, exit_layers
+from berxit.runtime.tokenization import Text
 
 
 def point(layers: float, milliseconds: float) -> Measured:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-
-from runtime.metrics import METRICS
+from berxit.runtime.metrics import METRICS
 
 
 def drawn(seed: int, kind: str) -> tuple[npt.NDArray, npt.NDArray]:

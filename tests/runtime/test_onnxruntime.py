@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from runtime.backends import BACKENDS, host, onnxruntime, open_backend
-from runtime.bundle import Manifest, TensorFile, read_manifest, sha256
-from runtime.errors import BerxitError, InputError
-from runtime.golden import read_golden
-from runtime.runner import EarlyExitRunner
-from runtime.tokenization import TokenBatch
+from berxit.runtime.backends import BACKENDS, host, onnxruntime, open_backend
+from berxit.runtime.bundle import Manifest, TensorFile, read_manifest, sha256
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import read_golden
+from berxit.runtime.runner import EarlyExitRunner
+from berxit.runtime.tokenization import TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -153,10 +152,10 @@ def test_lazy_is_refused_by_a_back_end_that_cannot(
 GROWTH = """
 import sys
 from pathlib import Path
-from runtime.backends import open_backend
-from runtime.bundle import read_manifest
-from runtime.tokenization import TokenBatch
-from runtime.tuning import full_depth
+from berxit.runtime.backends import open_backend
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.tokenization import TokenBatch
+from berxit.runtime.tuning import full_depth
 
 def resident():
     status = Path("/proc/self/status").read_text()
@@ -224,7 +223,7 @@ def test_weights_go_with_the_last_runner_at_once(bundle: Path, manifest: Manifes
 HALF_READ = (
     GROWTH.partition("backend = ")[0]
     + """
-from runtime.runner import EarlyExitRunner
+from berxit.runtime.runner import EarlyExitRunner
 
 runner = EarlyExitRunner.load(sys.argv[1], threads=1)
 state = runner.backend.embed(rows(1, 32))
@@ -256,8 +255,8 @@ TABLE = """
 import sys
 from pathlib import Path
 import numpy as np
-from runtime.backends.onnxruntime import _constant
-from runtime.bundle import TensorFile
+from berxit.runtime.backends.onnxruntime import _constant
+from berxit.runtime.bundle import TensorFile
 
 def resident():
     status = Path("/proc/self/status").read_text()

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-
-from exporters.export import export
-from exporters.options import ExportOptions
-from runtime.backends import open_backend as open_named
-from runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, engine_folder, open_backend, providers
-from runtime.bundle import Manifest, read_manifest
-from runtime.errors import BerxitError
-from runtime.golden import differences, read_golden
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
+from berxit.runtime.backends import open_backend as open_named
+from berxit.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, engine_folder, open_backend, providers
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.golden import differences, read_golden
 
 
 @pytest.fixture(scope="module")

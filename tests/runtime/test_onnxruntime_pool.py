@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from runtime.bundle import Manifest, read_manifest
-from runtime.errors import InputError
-from runtime.tuning import tune
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.errors import InputError
+from berxit.runtime.tuning import tune
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,11 +24,11 @@ ONE_POOL = """
 import sys
 from pathlib import Path
 import onnxruntime as ort
-from runtime.backends import open_backend
-from runtime.bundle import read_manifest
-from runtime.errors import BerxitError
-from runtime.golden import differences, read_golden
-from runtime.runner import EarlyExitRunner
+from berxit.runtime.backends import open_backend
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.runner import EarlyExitRunner
 
 def told(what, *arguments, **options):
     try:

@@ -11,18 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from runtime.backends import allowed_difference, open_backend
-from runtime.bench import bench
-from runtime.bundle import Manifest, read_manifest
-from runtime.errors import BerxitError
-from runtime.golden import differences, read_golden
-from runtime.runner import EarlyExitRunner
-from runtime.tokenization import TokenBatch
+from berxit.runtime.backends import allowed_difference, open_backend
+from berxit.runtime.bench import bench
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.runner import EarlyExitRunner
+from berxit.runtime.tokenization import TokenBatch
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
 
-from runtime.backends.openvino import the_core
+from berxit.runtime.backends.openvino import the_core
 
 TEXTS = ["the cat sat on the mat", "a dog", "the big red dog ran under the tree and it was not a cat"]
 HAS_BF16 = "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -36,10 +35,10 @@ def manifest(bundle: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path]):  # type: ignore[no-untyped-def]
     """Family -> a bundle of an untrained model of it."""
-    from exporters.export import export
-    from exporters.options import ExportOptions
-    from train.fine_tuning import TrainingOptions, fine_tune
-    from train.tasks import custom_task
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
+    from berxit.train.fine_tuning import TrainingOptions, fine_tune
+    from berxit.train.tasks import custom_task
 
     def make(family: str, data: Path, exits: tuple[int, ...] = ()) -> Path:
         folder = tmp_path_factory.mktemp(f"openvino-{family}")
@@ -66,8 +65,8 @@ def test_every_exit_agrees_with_the_checkpoint(family: str, family_bundle, data_
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_table_of_words_is_compiled_in(checkpoint: Path, tmp_path: Path, precision: str) -> None:
     """Fed, it would be converted as a whole with every input, and held by every runner."""
-    from exporters.export import export
-    from exporters.options import ExportOptions
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
 
     manifest = export(checkpoint, "onnxruntime", tmp_path / "b", options=ExportOptions(precision=precision))
     backend = open_backend(tmp_path / "b", manifest, 1, backend="openvino")
@@ -168,7 +167,7 @@ def test_without_bf16_it_is_refused(bundle: Path, manifest: Manifest, monkeypatc
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32"]
 
-    monkeypatch.setattr("runtime.backends.openvino.the_core", OldCore)
+    monkeypatch.setattr("berxit.runtime.backends.openvino.the_core", OldCore)
     with pytest.raises(BerxitError, match="this CPU has no bf16: run the bundle with --backend openvino"):
         open_backend(bundle, manifest, 1, backend="openvino-bf16")
 
@@ -176,8 +175,8 @@ def test_without_bf16_it_is_refused(bundle: Path, manifest: Manifest, monkeypatc
 INTERRUPTED = """
 import gc, os, signal, sys
 from pathlib import Path
-from runtime.backends import open_backend
-from runtime.bundle import read_manifest
+from berxit.runtime.backends import open_backend
+from berxit.runtime.bundle import read_manifest
 
 folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
 backends = [open_backend(folder, manifest, threads, backend="openvino") for threads in (1, 2)]

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from berxit.runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
+from berxit.runtime.bundle import read_manifest, write_manifest
+from berxit.runtime.placement import choose_device
+from berxit.runtime.policies import softmax
+from berxit.runtime.runner import parts
+from berxit.runtime.tokenization import Text, TokenBatch
 from stored_backend import StoredBackend
-
-from runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
-from runtime.bundle import read_manifest, write_manifest
-from runtime.placement import choose_device
-from runtime.policies import softmax
-from runtime.runner import parts
-from runtime.tokenization import Text, TokenBatch
 
 TEXTS: list[Text] = [
     "the cat sat on the mat",
@@ -289,7 +288,7 @@ def test_threads_are_the_callers_else_the_bundles_else_the_devices(
     asking = Path(shutil.copytree(bundle, tmp_path / "asking"))
     write_manifest(dataclasses.replace(read_manifest(bundle), threads=3), asking)
     profile = dataclasses.replace(choose_device("cpu", "onnxruntime"), threads=2)
-    monkeypatch.setattr("runtime.runner.choose_device", lambda *_: profile)
+    monkeypatch.setattr("berxit.runtime.runner.choose_device", lambda *_: profile)
     assert EarlyExitRunner.load(asking, threads=1).backend.threads == 1
     assert EarlyExitRunner.load(asking).backend.threads == 3
     assert EarlyExitRunner.load(bundle).backend.threads == 2

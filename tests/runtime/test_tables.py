@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-
-from runtime.tables import markdown_table, plural
+from berxit.runtime.tables import markdown_table, plural
 
 
 def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:

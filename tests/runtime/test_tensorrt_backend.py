@@ -13,23 +13,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from berxit.runtime.backends import BACKENDS, open_backend
+from berxit.runtime.backends.onnxruntime import open_backend as open_onnxruntime
+from berxit.runtime.backends.tensorrt import TensorRtBackend, backend, engines
+from berxit.runtime.backends.tensorrt.cuda import Cuda, Gpu
+from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, key_of, prepare_engines
+from berxit.runtime.backends.tensorrt.plan import ALIGNMENT, plan_for
+from berxit.runtime.backends.tensorrt.versions import BUILDERS, Api, load
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.loop import Backend, exit_loop
+from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.tokenization import TokenBatch
+from berxit.runtime.tuning import tune
 from conftest import SHARED
 from tensorrt_standin import NAMES, TensorRt, World, cuda_runtime
-
-from runtime.backends import BACKENDS, open_backend
-from runtime.backends.onnxruntime import open_backend as open_onnxruntime
-from runtime.backends.tensorrt import TensorRtBackend, backend, engines
-from runtime.backends.tensorrt.cuda import Cuda, Gpu
-from runtime.backends.tensorrt.engines import EngineCache, cache_folder, key_of, prepare_engines
-from runtime.backends.tensorrt.plan import ALIGNMENT, plan_for
-from runtime.backends.tensorrt.versions import BUILDERS, Api, load
-from runtime.bundle import Manifest, read_manifest
-from runtime.errors import BerxitError, InputError
-from runtime.golden import differences, read_golden
-from runtime.loop import Backend, exit_loop
-from runtime.policies import ExitPolicy
-from runtime.tokenization import TokenBatch
-from runtime.tuning import tune
 
 PACKAGE = Path(backend.__file__).parent
 OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
@@ -40,12 +39,11 @@ ORIN = Gpu("Stand-in", (8, 7), 8)
 def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone_folders: dict) -> dict[str, Path]:
     """Name -> a tiny bundle for TensorRT: each precision, an old version, and one body for all layers."""
     import torch
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
+    from berxit.train.checkpoint import TrainingRecord, save_checkpoint
+    from berxit.train.modeling import MultiExitModel
     from transformers import AutoTokenizer
-
-    from exporters.export import export
-    from exporters.options import ExportOptions
-    from train.checkpoint import TrainingRecord, save_checkpoint
-    from train.modeling import MultiExitModel
 
     folder = tmp_path_factory.mktemp("tensorrt")
     torch.manual_seed(0)

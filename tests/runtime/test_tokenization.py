@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from runtime.errors import BerxitError, InputError
-from runtime.tokenization import Text, TextTokenizer, TokenBatch
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 LONG = "the red cat sat on the big blue tree and the small dog ran under it"
 TEXTS: list[Text] = ["the cat sat", LONG, "it was not play !", "Zebra"]

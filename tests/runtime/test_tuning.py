@@ -5,17 +5,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import berxit.runtime.tuning
 import pytest
-
-import runtime.tuning
-from devices import default_threads
-from runtime.backends import open_backend
-from runtime.bench import command
-from runtime.bundle import Manifest, read_manifest
-from runtime.console import status_of
-from runtime.errors import BerxitError, InputError
-from runtime.runner import EarlyExitRunner
-from runtime.tuning import fastest, thread_counts, tune
+from berxit.devices import default_threads
+from berxit.runtime.backends import open_backend
+from berxit.runtime.bench import command
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.console import status_of
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.runner import EarlyExitRunner
+from berxit.runtime.tuning import fastest, thread_counts, tune
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,8 @@ def slow_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]
             real.embed = lambda batch: (time.sleep(0.02), embed(batch))[1]  # type: ignore[method-assign]
         return real
 
-    monkeypatch.setattr(runtime.tuning, "open_backend", opener)
-    monkeypatch.setattr(runtime.tuning, "thread_counts", lambda: [2, 1])
+    monkeypatch.setattr(berxit.runtime.tuning, "open_backend", opener)
+    monkeypatch.setattr(berxit.runtime.tuning, "thread_counts", lambda: [2, 1])
     return opened
 
 
@@ -90,7 +89,7 @@ def test_a_runner_takes_the_fastest(bundle: Path, cache: Path, slow_on_two_threa
 def test_what_is_off_the_checkpoint_is_left_out(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.tuning, "differences", lambda *_: [0.0, float("nan"), 0.0])
+    monkeypatch.setattr(berxit.runtime.tuning, "differences", lambda *_: [0.0, float("nan"), 0.0])
     with pytest.raises(BerxitError, match="nothing here can run it: by onnxruntime an exit is nan off the checkpoint"):
         tune(bundle, manifest, backend="onnxruntime", threads=1, seconds=0)
 

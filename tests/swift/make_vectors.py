@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:tests/runtime python tests/swift/make_vectors.py
 
-Writes runtime/swift/Tests/EarlyExitTests/Vectors/ from the tokenizers that are there. --train makes these
+Writes runners/swift/Tests/EarlyExitTests/Vectors/ from the tokenizers that are there. --train makes these
 anew, others every time. A test here holds the committed files to what this writes today.
 """
 
@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from berxit.runtime.backends.coreml import CoreMLBackend
+from berxit.runtime.bundle import Manifest
+from berxit.runtime.deadline import Deadline, Pace, end_of
+from berxit.runtime.errors import InputError
+from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 from small_models import MAX_LENGTH, MODELS, PAIRS, SINGLES, manifest_of, write_models
 from small_tokenizers import SIZES, small_tokenizers
 
-from runtime.backends.coreml import CoreMLBackend
-from runtime.bundle import Manifest
-from runtime.deadline import Deadline, Pace, end_of
-from runtime.errors import InputError
-from runtime.policies import ExitPolicy, certainties, exit_layers
-from runtime.tokenization import Text, TextTokenizer, TokenBatch
-
 ROOT = Path(__file__).resolve().parents[2]
-VECTORS = ROOT / "runtime" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
+VECTORS = ROOT / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
 TEXTS: list[Text] = [
     *SINGLES,
     "  What's   the weather like tomorrow?\t",

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.bundle import DataFile, Manifest, ModelInfo, Parity, Segment, TensorInfo, sha256, write_manifest
+from berxit.runtime.golden import Golden, write_golden
+from berxit.runtime.json_data import write_json
+from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.runner import Answer
+from berxit.runtime.tokenization import Text, TextTokenizer
 from stored_backend import StoredBackend
-
-from runtime import EarlyExitRunner
-from runtime.bundle import DataFile, Manifest, ModelInfo, Parity, Segment, TensorInfo, sha256, write_manifest
-from runtime.golden import Golden, write_golden
-from runtime.json_data import write_json
-from runtime.policies import ExitPolicy
-from runtime.runner import Answer
-from runtime.tokenization import Text, TextTokenizer
 
 LAYERS = 6
 MAX_LENGTH = 16

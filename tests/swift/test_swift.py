@@ -12,7 +12,7 @@ from make_vectors import ROOT, VECTORS, copy_tokenizers, write_vectors
 
 SOURCES = [
     ROOT / "Package.swift",
-    *sorted((ROOT / "runtime" / "swift").rglob("*.swift")),
+    *sorted((ROOT / "runners" / "swift").rglob("*.swift")),
     *sorted((ROOT / "tests" / "swift").rglob("*.swift")),
 ]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from berxit.runtime.console import status_of
+from berxit.toolkit.cli import COMMANDS, berxit, load
 
-import devices
-from runtime.console import status_of
-from toolkit.cli import COMMANDS, berxit, load
+from berxit import devices
 
 
 @pytest.fixture
@@ -460,7 +460,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from train.objectives import Alternating
+    from berxit.train.objectives import Alternating
 
     arguments = [*train_arguments(backbone_folders["bert"], data_folder, tmp_path / "checkpoint"), "--max-steps", 10]
     steps: list[int] = []
@@ -491,7 +491,7 @@ def test_nothing_is_fetched_before_the_options_are_right(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("train.hub.fetch", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr("berxit.train.hub.fetch", lambda *_: pytest.fail("fetched"))
     arguments = ["--model", "M", "--task", "rte", "--quiet"]
     assert run("train", *arguments, "--output", tmp_path / "o", "--epochs", 0) == 2
     assert "--epochs is 0" in one_line(capsys)
@@ -514,9 +514,9 @@ def test_of_a_machines_processes_one_fetches_while_the_others_wait(
             done.append("others go on")
 
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("train.trainer.processes_here", Processes)
-    monkeypatch.setattr("train.hub.fetch", lambda task, split: done.append(f"fetch {task} {split}") or tmp_path)
-    monkeypatch.setattr("train.fine_tuning.fine_tune", lambda task, data, *_, **__: done.append("train"))
+    monkeypatch.setattr("berxit.train.trainer.processes_here", Processes)
+    monkeypatch.setattr("berxit.train.hub.fetch", lambda task, split: done.append(f"fetch {task} {split}") or tmp_path)
+    monkeypatch.setattr("berxit.train.fine_tuning.fine_tune", lambda task, data, *_, **__: done.append("train"))
     assert run("train", "--model", "M", "--task", "rte", "--output", tmp_path / "o") == 0
     assert done == ["others wait", "fetch rte train", "others go on", "train"]
 
@@ -530,8 +530,8 @@ def test_help_needs_no_torch() -> None:
     heavy = ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy")
     code = f"""
 import sys
-from runtime.console import status_of
-from toolkit.cli import berxit
+from berxit.runtime.console import status_of
+from berxit.toolkit.cli import berxit
 status = status_of(berxit, ["--help"])
 print([name for name in {heavy} if name in sys.modules])
 sys.exit(status)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from berxit.runtime.bench import BenchResult, bench
+from berxit.runtime.examples import read_examples
+from berxit.toolkit.evaluation_report import evaluate
+from berxit.toolkit.figures import bench_figure, evaluation_figure
+from berxit.train.evaluation import Predictions
 from matplotlib import image
 from matplotlib import pyplot as plt
-
-from runtime.bench import BenchResult, bench
-from runtime.examples import read_examples
-from toolkit.evaluation_report import evaluate
-from toolkit.figures import bench_figure, evaluation_figure
-from train.evaluation import Predictions
 
 
 @pytest.fixture(scope="module")

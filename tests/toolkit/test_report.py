@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from runtime import Answer
-from runtime.bench import BenchResult, bench
-from runtime.errors import BerxitError, InputError
-from runtime.examples import read_examples
-from toolkit.evaluation_report import evaluate, write_evaluation
-from toolkit.report import write_report
-from train.calibration import read_policy
-from train.curves import Curve, area_above
-from train.evaluation import Predictions
+from berxit.runtime import Answer
+from berxit.runtime.bench import BenchResult, bench
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.examples import read_examples
+from berxit.toolkit.evaluation_report import evaluate, write_evaluation
+from berxit.toolkit.report import write_report
+from berxit.train.calibration import read_policy
+from berxit.train.curves import Curve, area_above
+from berxit.train.evaluation import Predictions
 
 ANSWERS = [
     (f"{name} {i}", Answer("cat", {"cat": 0.9, "other": 0.1}, layer, 0.9, 1.0))

@@ -7,17 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from runtime.bundle import sha256
-from runtime.errors import BerxitError, InputError
-from runtime.json_data import write_json
-from runtime.policies import ExitPolicy
-from train import calibration as calibration_module
-from train.calibration import PASS_FILE, POLICY_FILE, calibrate, read_policy
-from train.checkpoint import load_checkpoint
-from train.evaluation import operating_point, predict
-from train.rules import Keep, Risk
-from train.tasks import task_of
+from berxit.runtime.bundle import sha256
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.policies import ExitPolicy
+from berxit.train import calibration as calibration_module
+from berxit.train.calibration import PASS_FILE, POLICY_FILE, calibrate, read_policy
+from berxit.train.checkpoint import load_checkpoint
+from berxit.train.evaluation import operating_point, predict
+from berxit.train.rules import Keep, Risk
+from berxit.train.tasks import task_of
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from runtime.errors import BerxitError, InputError
-from train.checkpoint import load_checkpoint, read_record, read_samples, write_whole
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.train.checkpoint import load_checkpoint, read_record, read_samples, write_whole
 
 
 @pytest.fixture
@@ -129,7 +128,7 @@ def test_weights_that_are_missing_are_not_made_up(copy: Path) -> None:
 
 
 def test_the_record_says_how_it_came_about(checkpoint: Path, data_folder: Path) -> None:
-    from runtime.bundle import sha256
+    from berxit.runtime.bundle import sha256
 
     record = read_record(checkpoint)
     assert record["train_sha256"] == sha256(data_folder / "train.tsv")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from runtime.errors import BerxitError
-from train.curves import Area, Curve, area_above, mean_curve, relative_score
-from train.evaluation import OperatingPoint
+from berxit.runtime.errors import BerxitError
+from berxit.train.curves import Area, Curve, area_above, mean_curve, relative_score
+from berxit.train.evaluation import OperatingPoint
 
 
 def curve(*points: tuple[float, float], depth: int = 4) -> Curve:

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from berxit.runtime.examples import Examples
+from berxit.train import encoding
+from berxit.train.encoding import EncodedExamples
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
-
-from runtime.examples import Examples
-from train import encoding
-from train.encoding import EncodedExamples
 
 
 @pytest.fixture(scope="module")

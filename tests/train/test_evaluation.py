@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from runtime.errors import InputError
-from runtime.policies import ExitPolicy, certainties, exit_layers
-from train.checkpoint import load_checkpoint
-from train.evaluation import (
+from berxit.runtime.errors import InputError
+from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
+from berxit.train.checkpoint import load_checkpoint
+from berxit.train.evaluation import (
     Predictions,
     candidate_thresholds,
     constant_score,
@@ -25,7 +24,7 @@ from train.evaluation import (
     predict,
     trade_off,
 )
-from train.tasks import task_of
+from berxit.train.tasks import task_of
 
 
 def logit(probability: float) -> float:

@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.json_data import write_json
+from berxit.train import fine_tuning, trainer
+from berxit.train.checkpoint import load_checkpoint
+from berxit.train.encoding import EncodedExamples
+from berxit.train.fine_tuning import fine_tune, run_key, start_model
+from berxit.train.objectives import Alternating, Raw
+from berxit.train.options import TrainingOptions
+from berxit.train.resuming import RunState, Stopwatch
+from berxit.train.tasks import Task, custom_task
+from berxit.train.trainer import ByLength, MultiExitTrainer, training_arguments
 from conftest import ENCODERS, WORDS
 from pytest import MonkeyPatch
 from safetensors.torch import load_file
 from transformers import DataCollatorWithPadding, TrainerCallback
-
-from runtime.errors import BerxitError, InputError
-from runtime.json_data import write_json
-from train import fine_tuning, trainer
-from train.checkpoint import load_checkpoint
-from train.encoding import EncodedExamples
-from train.fine_tuning import fine_tune, run_key, start_model
-from train.objectives import Alternating, Raw
-from train.options import TrainingOptions
-from train.resuming import RunState, Stopwatch
-from train.tasks import Task, custom_task
-from train.trainer import ByLength, MultiExitTrainer, training_arguments
 
 
 @pytest.fixture
@@ -368,7 +367,7 @@ def test_one_process_takes_one_gpu_and_says_so(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     fine_tuning.one_of_many(1, said.append)
     fine_tuning.one_of_many(4, said.append)
-    assert said == ["using 1 of 4 GPUs: torchrun --nproc-per-node 4 -m toolkit train ... uses them all"]
+    assert said == ["using 1 of 4 GPUs: torchrun --nproc-per-node 4 --no-python berxit-train ... uses them all"]
 
 
 def test_bad_rows_are_left_out_when_asked_to(

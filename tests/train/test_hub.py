@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from runtime.errors import BerxitError, InputError
-from train.hub import SOURCES, fetch
-from train.tasks import TASKS
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.train.hub import SOURCES, fetch
+from berxit.train.tasks import TASKS
 
 datasets = pytest.importorskip("datasets")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from runtime.metrics import METRICS as ON_DEVICE
-from train.metrics import METRICS, scores
+from berxit.runtime.metrics import METRICS as ON_DEVICE
+from berxit.train.metrics import METRICS, scores
 
 
 def test_accuracy_is_the_share_that_is_right() -> None:

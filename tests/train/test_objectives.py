@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
-from runtime.errors import InputError
-from train.modeling import MultiExitOutput
-from train.objectives import (
+from berxit.runtime.errors import InputError
+from berxit.train.modeling import MultiExitOutput
+from berxit.train.objectives import (
     STRATEGIES,
     Alternating,
     Distillation,
@@ -25,6 +23,7 @@ from train.objectives import (
     lte_losses,
     lte_targets,
 )
+from torch import Tensor
 
 LOG3 = math.log(3.0)
 CLASS_LOGITS = torch.tensor([[[0.0, LOG3], [0.0, 0.0]], [[LOG3, 0.0], [0.0, LOG3]]])

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from runtime.console import status_of
-from toolkit.cli import load
+from berxit.runtime.console import status_of
+from berxit.toolkit.cli import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +23,7 @@ LAUNCHERS = {
 
 
 def train_in_two(launcher: str, *arguments: str) -> None:
-    command = [sys.executable, *LAUNCHERS[launcher], "-m", "toolkit", "train", *arguments, "--quiet"]
+    command = [sys.executable, *LAUNCHERS[launcher], "-m", "berxit.toolkit", "train", *arguments, "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from runtime.errors import BerxitError, InputError
-from runtime.policies import ExitPolicy
-from train.calibration import choose
-from train.configuration import MultiExitConfig
-from train.evaluation import OperatingPoint, Predictions, operating_point, trade_off
-from train.rules import Budget, Keep, Risk, Rule, fixed_thresholds, hoeffding_bentkus, losses_at
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.policies import ExitPolicy
+from berxit.train.calibration import choose
+from berxit.train.configuration import MultiExitConfig
+from berxit.train.evaluation import OperatingPoint, Predictions, operating_point, trade_off
+from berxit.train.rules import Budget, Keep, Risk, Rule, fixed_thresholds, hoeffding_bentkus, losses_at
 
 
 def chosen(rule: Rule, predictions: Predictions, criterion: str) -> tuple[ExitPolicy, OperatingPoint]:

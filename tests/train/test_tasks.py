@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from berxit.runtime.errors import InputError
+from berxit.train.metrics import METRICS
+from berxit.train.tasks import TASKS, Task, custom_task, get_task, task_of
 from conftest import shared
-
-from runtime.errors import InputError
-from train.metrics import METRICS
-from train.tasks import TASKS, Task, custom_task, get_task, task_of
 
 
 def write(folder: Path, text: str, name: str = "train.tsv") -> Path:
@@ -175,7 +174,7 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_remembers_its_task(checkpoint: Path, data_folder: Path) -> None:
-    from train.checkpoint import load_checkpoint
+    from berxit.train.checkpoint import load_checkpoint
 
     model, _ = load_checkpoint(checkpoint)
     assert task_of(model.config) == custom_task(data_folder, ("text",), "label")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from runtime.console import debug_option, progress_bar
-from toolkit.commands.options import (
+from berxit.runtime.console import debug_option, progress_bar
+from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
@@ -21,7 +20,7 @@ from toolkit.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from train.rules import Rule
+    from berxit.train.rules import Rule
 
 
 @click.command("calibrate")
@@ -60,8 +59,8 @@ def command(
     """
     check_exclusive(keep, risk, delta, budget_ms, bench)
     hush_libraries()
-    from train.calibration import POLICY_FILE, calibrate
-    from train.checkpoint import read_config
+    from berxit.train.calibration import POLICY_FILE, calibrate
+    from berxit.train.checkpoint import read_config
 
     task_name = read_config(checkpoint)["task"]
     rule = rule_for(checkpoint, keep, risk, delta, budget_ms, bench)
@@ -107,8 +106,8 @@ def rule_for(
     bench: Path | None,
 ) -> Rule:
     """What the options ask for, of this checkpoint."""
-    from train.configuration import MultiExitConfig
-    from train.rules import Budget, Keep, Risk
+    from berxit.train.configuration import MultiExitConfig
+    from berxit.train.rules import Budget, Keep, Risk
 
     if risk is not None:
         return Risk(risk) if delta is None else Risk(risk, delta)

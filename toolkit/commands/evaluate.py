@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
-from runtime.console import debug_option, progress_bar
-from runtime.examples import split_files
-from toolkit.commands.options import (
+from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.examples import split_files
+from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
@@ -47,10 +46,10 @@ def command(
     dev is both its dev splits, one after the other.
     """
     hush_libraries()
-    from toolkit.evaluation_report import evaluate, write_evaluation
-    from train.checkpoint import load_checkpoint, read_config
-    from train.evaluation import best_device, predict
-    from train.tasks import task_of
+    from berxit.toolkit.evaluation_report import evaluate, write_evaluation
+    from berxit.train.checkpoint import load_checkpoint, read_config
+    from berxit.train.evaluation import best_device, predict
+    from berxit.train.tasks import task_of
 
     data = data_for(read_config(checkpoint)["task"], data, split)
     files = split_files(data, split)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.errors import InputError
+from berxit.toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
 
-import devices
-from runtime.console import debug_option, progress_bar
-from runtime.errors import InputError
-from toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
+from berxit import devices
 
 
 def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -84,8 +84,8 @@ def command(
 ) -> None:
     """Cut CHECKPOINT into one segment per layer, check every exit, and write a bundle."""
     hush_libraries()
-    from exporters.export import export
-    from exporters.options import ExportOptions
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
 
     if device:
         profile = _profile(device, target)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
-from runtime.bundle import Manifest, Segment, files_of, read_manifest
-from runtime.console import debug_option
-from runtime.tables import markdown_table
-from toolkit.commands.options import PATH
+from berxit.runtime.bundle import Manifest, Segment, files_of, read_manifest
+from berxit.runtime.console import debug_option
+from berxit.runtime.tables import markdown_table
+from berxit.toolkit.commands.options import PATH
 
 
 @click.command("inspect")

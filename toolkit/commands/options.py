@@ -28,7 +28,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 def data_for(task_name: str, data: Path | None, split: str) -> Path:
     """--data, or the task's data from the hub, with that split; says so when it has to be fetched."""
-    from train.hub import cache_folder, fetch
+    from berxit.train.hub import cache_folder, fetch
 
     if data is not None:
         return data

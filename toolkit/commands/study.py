@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
-from runtime.console import debug_option, progress_bar
-from runtime.tables import plural
-from toolkit.commands.options import (
+from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.tables import plural
+from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     data_for,
@@ -17,7 +16,7 @@ from toolkit.commands.options import (
     quiet_option,
     split_option,
 )
-from toolkit.studies import STUDIES, find_study
+from berxit.toolkit.studies import STUDIES, find_study
 
 NAMES = "\n".join(f"  {name:<11}{what}" for name, what in STUDIES.items())
 
@@ -59,8 +58,8 @@ def command(
     study = find_study(name)
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'")
-    from toolkit.studies.request import Request
-    from train.checkpoint import read_config
+    from berxit.toolkit.studies.request import Request
+    from berxit.train.checkpoint import read_config
 
     if name not in WITHOUT_DATA:
         data = data_for(read_config(checkpoints[0])["task"], data, split)

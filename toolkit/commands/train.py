@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
-from runtime.console import debug_option
-from toolkit.commands.options import (
+from berxit.runtime.console import debug_option
+from berxit.toolkit.commands.options import (
     PATH,
     data_for,
     data_option,
@@ -88,11 +87,11 @@ def command(
 ) -> None:
     """Fine-tune an encoder so that every layer can answer."""
     hush_libraries()
-    from train.checkpoint import refuse_to_overwrite
-    from train.fine_tuning import fine_tune
-    from train.options import TrainingOptions
-    from train.tasks import custom_task, get_task
-    from train.trainer import processes_here
+    from berxit.train.checkpoint import refuse_to_overwrite
+    from berxit.train.fine_tuning import fine_tune
+    from berxit.train.options import TrainingOptions
+    from berxit.train.tasks import custom_task, get_task
+    from berxit.train.trainer import processes_here
 
     options = TrainingOptions(
         model=model,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from runtime.errors import InputError
+from berxit.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from toolkit.studies.findings import Findings
-    from toolkit.studies.request import Request
+    from berxit.toolkit.studies.findings import Findings
+    from berxit.toolkit.studies.request import Request
 
 STUDIES = {
     "layerwise": "the score of every layer, strategy by strategy (figures 2, 3, 10, 11)",
@@ -29,5 +29,5 @@ def find_study(name: str) -> Callable[[Request], Findings]:
     """Imports a study. Raises InputError with the list for an unknown one."""
     if name not in STUDIES:
         raise InputError(f"no study '{name}': choose one of {', '.join(STUDIES)}")
-    found: Callable[[Request], Findings] = import_module(f"toolkit.studies.{name}").study
+    found: Callable[[Request], Findings] = import_module(f"berxit.toolkit.studies.{name}").study
     return found

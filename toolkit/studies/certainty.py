@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from runtime.errors import InputError
-from runtime.tables import Table
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import BLUE, number, percent, plain
-from toolkit.studies.request import Request, Run
-from train.curves import relative_score
-from train.evaluation import Predictions
-from train.metrics import METRICS
-from train.objectives import lte_targets
+from berxit.runtime.errors import InputError
+from berxit.runtime.tables import Table
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import BLUE, number, percent, plain
+from berxit.toolkit.studies.request import Request, Run
+from berxit.train.curves import relative_score
+from berxit.train.evaluation import Predictions
+from berxit.train.metrics import METRICS
+from berxit.train.objectives import lte_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

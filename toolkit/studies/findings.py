@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import BerxitError
-from runtime.json_data import write_json
-from runtime.tables import Table, markdown_table
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.tables import Table, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ class Findings:
         except OSError as error:
             raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
         try:
-            from toolkit.figures import panels_figure
+            from berxit.toolkit.figures import panels_figure
 
             files.append(panels_figure(self.panels, self.title, folder / f"{self.name}.png"))
         except ModuleNotFoundError as error:

@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from berxit.runtime.errors import InputError
+from berxit.runtime.tables import Table
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED
+from berxit.toolkit.studies.request import Request, model_name_of
+from berxit.train.checkpoint import load_checkpoint, read_record
+from berxit.train.modeling import MultiExitModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from runtime.errors import InputError
-from runtime.tables import Table
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED
-from toolkit.studies.request import Request, model_name_of
-from train.checkpoint import load_checkpoint, read_record
-from train.modeling import MultiExitModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-
-from runtime.tables import Table
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import GRAY, looks, percent, plain
-from toolkit.studies.request import Reference, Request, by_label
-from train.curves import relative_score
-from train.evaluation import constant_score
+from berxit.runtime.tables import Table
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import GRAY, looks, percent, plain
+from berxit.toolkit.studies.request import Reference, Request, by_label
+from berxit.train.curves import relative_score
+from berxit.train.evaluation import constant_score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runtime.errors import InputError
-from runtime.tables import Table
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import BLUE, GREEN, ORANGE, RED, looks, plain
-from toolkit.studies.request import Request, Run, by_label
+from berxit.runtime.errors import InputError
+from berxit.runtime.tables import Table
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, RED, looks, plain
+from berxit.toolkit.studies.request import Request, Run, by_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

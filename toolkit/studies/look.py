@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from toolkit.studies.request import Run, by_label
+from berxit.toolkit.studies.request import Run, by_label
 
 STRATEGIES = {
     "alternating": ("#0072B2", "o"),

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from runtime.errors import InputError
-from runtime.tables import Table
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import BLUE, GREEN, ORANGE, number, percent, plain
-from toolkit.studies.request import Request, by_label
-from toolkit.studies.tradeoff import marks, saved_layers_axis
-from train.curves import Curve, area_above, criterion_curve, mean_curve
+from berxit.runtime.errors import InputError
+from berxit.runtime.tables import Table
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, number, percent, plain
+from berxit.toolkit.studies.request import Request, by_label
+from berxit.toolkit.studies.tradeoff import marks, saved_layers_axis
+from berxit.train.curves import Curve, area_above, criterion_curve, mean_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from berxit.runtime.errors import InputError
+from berxit.runtime.policies import CRITERIA
+from berxit.runtime.tables import Table
+from berxit.runtime.tokenization import Text
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, number, percent, plain
+from berxit.toolkit.studies.request import Request, Run
+from berxit.train.curves import relative_score
+from berxit.train.evaluation import Predictions
+from berxit.train.metrics import METRICS
 from sacrebleu.metrics import BLEU
-
-from runtime.errors import InputError
-from runtime.policies import CRITERIA
-from runtime.tables import Table
-from runtime.tokenization import Text
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, number, percent, plain
-from toolkit.studies.request import Request, Run
-from train.curves import relative_score
-from train.evaluation import Predictions
-from train.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +78,7 @@ def bleu_scores(pairs: list[Text]) -> npt.NDArray[np.float64]:
 
 
 def class_names(run: Run) -> tuple[str, ...]:
-    from train.configuration import MultiExitConfig
+    from berxit.train.configuration import MultiExitConfig
 
     return MultiExitConfig.from_pretrained(str(run.folder)).labels
 

@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import sha256
-from runtime.errors import BerxitError, InputError
-from runtime.examples import Examples, find_split
-from runtime.progress import Progress, silent
-from train.checkpoint import load_checkpoint, read_config, read_record
-from train.evaluation import Predictions, best_device, layer_scores, predict
-from train.options import TrainingOptions
-from train.tasks import task_of
+from berxit.runtime.bundle import sha256
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.examples import Examples, find_split
+from berxit.runtime.progress import Progress, silent
+from berxit.train.checkpoint import load_checkpoint, read_config, read_record
+from berxit.train.evaluation import Predictions, best_device, layer_scores, predict
+from berxit.train.options import TrainingOptions
+from berxit.train.tasks import task_of
 
 DEFAULTS = {field.name: field.default for field in fields(TrainingOptions) if field.name != "model"}
 """Of the options: what a record from before an option was there means."""
@@ -92,7 +92,7 @@ class Request:
 
     def examples(self, run: Run) -> Examples:
         """The texts of a run's pass, in its order."""
-        from train.configuration import MultiExitConfig
+        from berxit.train.configuration import MultiExitConfig
 
         return task_of(MultiExitConfig.from_pretrained(str(run.folder))).read(self.data_file, self.split)
 

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import devices
-from runtime.errors import BerxitError, InputError
-from runtime.examples import read_examples
-from runtime.measurement import Measured, measure
-from runtime.policies import ExitPolicy
-from runtime.runner import EarlyExitRunner
-from runtime.tables import Table
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import BLUE, GRAY
-from toolkit.studies.request import Request
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.examples import read_examples
+from berxit.runtime.measurement import Measured, measure
+from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.runner import EarlyExitRunner
+from berxit.runtime.tables import Table
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import BLUE, GRAY
+from berxit.toolkit.studies.request import Request
+
+from berxit import devices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,13 +7,12 @@ from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from runtime.tables import Table
-from toolkit.studies.findings import Findings, Panel
-from toolkit.studies.look import GRAY, looks, number, percent, plain
-from toolkit.studies.request import Request, by_label
-from train.curves import SAVED, Area, Curve, area_above, criterion_curve, mean_curve, relative_score
-from train.evaluation import constant_score, default_criterion
+from berxit.runtime.tables import Table
+from berxit.toolkit.studies.findings import Findings, Panel
+from berxit.toolkit.studies.look import GRAY, looks, number, percent, plain
+from berxit.toolkit.studies.request import Request, by_label
+from berxit.train.curves import SAVED, Area, Curve, area_above, criterion_curve, mean_curve, relative_score
+from berxit.train.evaluation import constant_score, default_criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from berxit.runtime.errors import InputError
+from berxit.train.backbones.adapter import Adapter
+from berxit.train.backbones.albert import AlbertAdapter
+from berxit.train.backbones.bert import BertAdapter, RobertaAdapter
+from berxit.train.backbones.distilbert import DistilBertAdapter
+from berxit.train.backbones.mpnet import MPNetAdapter
+from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights
 from transformers import PreTrainedConfig
-
-from runtime.errors import InputError
-from train.backbones.adapter import Adapter
-from train.backbones.albert import AlbertAdapter
-from train.backbones.bert import BertAdapter, RobertaAdapter
-from train.backbones.distilbert import DistilBertAdapter
-from train.backbones.mpnet import MPNetAdapter
-from train.backbones.weights import EmbeddingWeights, LayerWeights
 
 __all__ = ["ADAPTERS", "Adapter", "EmbeddingWeights", "LayerWeights", "adapter_for"]
 

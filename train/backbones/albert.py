@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from berxit.runtime.errors import InputError
+from berxit.train.backbones.adapter import Adapter
+from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
 from torch import nn
 from transformers import PreTrainedModel
-
-from runtime.errors import InputError
-from train.backbones.adapter import Adapter
-from train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
 
 
 class AlbertAdapter(Adapter):

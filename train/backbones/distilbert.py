@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from berxit.train.backbones.adapter import Adapter
+from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
 from transformers import PreTrainedModel
-
-from train.backbones.adapter import Adapter
-from train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
 
 
 class DistilBertAdapter(Adapter):

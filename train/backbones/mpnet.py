@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
+from berxit.train.backbones.adapter import Adapter
+from berxit.train.backbones.weights import Array, EmbeddingWeights, LayerWeights, Linear, Norm, array
 from torch import nn
 from transformers import PreTrainedModel
-
-from train.backbones.adapter import Adapter
-from train.backbones.weights import Array, EmbeddingWeights, LayerWeights, Linear, Norm, array
 
 PADDING = 1
 """The id that transformers' MPNet takes for padding when it counts positions, whatever the configuration says."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.backends.tensorrt.backend import TensorRtBackend, open_with
-from runtime.bundle import Manifest
+from berxit.runtime.backends.tensorrt.backend import TensorRtBackend, open_with
+from berxit.runtime.bundle import Manifest
 
 __all__ = ["TensorRtBackend", "open_backend"]
 

@@ -20,17 +20,17 @@ from weakref import finalize
 import click
 import numpy as np
 import numpy.typing as npt
+from berxit.runtime.backends.tensorrt.cuda import Cuda
+from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, prepare_engines, rows_of
+from berxit.runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
+from berxit.runtime.backends.tensorrt.versions import Api, Kernels, load
+from berxit.runtime.bundle import Manifest, Segment, read_tensor
+from berxit.runtime.console import progress_bar
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.tokenization import TokenBatch
 
-import devices
-from runtime.backends.tensorrt.cuda import Cuda
-from runtime.backends.tensorrt.engines import EngineCache, cache_folder, prepare_engines, rows_of
-from runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
-from runtime.backends.tensorrt.versions import Api, Kernels, load
-from runtime.bundle import Manifest, Segment, read_tensor
-from runtime.console import progress_bar
-from runtime.errors import BerxitError, InputError
-from runtime.policies import Bools, Floats
-from runtime.tokenization import TokenBatch
+from berxit import devices
 
 
 class _Context:

@@ -12,12 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.tensorrt.cuda import Gpu
-from runtime.backends.tensorrt.plan import shape_of
-from runtime.backends.tensorrt.versions import Api
-from runtime.bundle import Manifest, Segment
-from runtime.errors import BerxitError
-from runtime.progress import Progress, silent
+from berxit.runtime.backends.tensorrt.cuda import Gpu
+from berxit.runtime.backends.tensorrt.plan import shape_of
+from berxit.runtime.backends.tensorrt.versions import Api
+from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.progress import Progress, silent
 
 RECIPE = 2
 """How engines are built from a file: it grows when that changes, so that older engines are built anew. 2: no TF32."""

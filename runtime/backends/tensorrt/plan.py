@@ -7,9 +7,8 @@ from itertools import accumulate, pairwise
 from math import prod
 
 import numpy as np
-
-from runtime.bundle import Manifest, TensorInfo
-from runtime.errors import BerxitError
+from berxit.runtime.bundle import Manifest, TensorInfo
+from berxit.runtime.errors import BerxitError
 
 ALIGNMENT = 256
 """TensorRT wants the address of a tensor to be a multiple of this."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError, InputError
 
 BUILDERS = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """What builds and runs engines -> the Python modules that it may come as."""

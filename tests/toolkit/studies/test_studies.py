@@ -10,23 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from berxit.runtime.console import status_of
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.toolkit.cli import load
+from berxit.toolkit.studies import STUDIES, find_study
+from berxit.toolkit.studies.certainty import truth_of
+from berxit.toolkit.studies.flops import count_flops
+from berxit.toolkit.studies.limit import limit_scores
+from berxit.toolkit.studies.look import looks
+from berxit.toolkit.studies.probe import bleu_scores, correlations
+from berxit.toolkit.studies.request import Request, Run, by_label, label_runs, model_name_of
+from berxit.train.checkpoint import TrainingRecord, save_checkpoint
+from berxit.train.curves import criterion_curve
+from berxit.train.evaluation import Predictions
+from berxit.train.modeling import MultiExitModel
 from transformers import AutoTokenizer
 
-from runtime.console import status_of
-from runtime.errors import BerxitError, InputError
 from tests.conftest import ENCODERS, WORDS
-from toolkit.cli import load
-from toolkit.studies import STUDIES, find_study
-from toolkit.studies.certainty import truth_of
-from toolkit.studies.flops import count_flops
-from toolkit.studies.limit import limit_scores
-from toolkit.studies.look import looks
-from toolkit.studies.probe import bleu_scores, correlations
-from toolkit.studies.request import Request, Run, by_label, label_runs, model_name_of
-from train.checkpoint import TrainingRecord, save_checkpoint
-from train.curves import criterion_curve
-from train.evaluation import Predictions
-from train.modeling import MultiExitModel
 
 Make = Callable[..., Path]
 

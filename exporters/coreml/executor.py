@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from berxit.exporters.coreml.quiet import MLModel, decode_program, types
+from berxit.runtime.errors import BerxitError
 from scipy.special import erf, expit
-
-from exporters.quiet_coremltools import MLModel, decode_program, types
-from runtime.errors import BerxitError
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy.typing as npt
 import onnx
-
-from exporters.activations import product_inputs, samples_of
-from exporters.half_weights import halved
-from exporters.onnx_graph import OnnxSegment, embeddings_graph, fed, layer_graph
-from exporters.options import ExportOptions
-from exporters.quantize_dynamic import PRODUCTS, quantized
-from exporters.segments import Segments
-from runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
-from runtime.bundle import Segment, TensorFile, sha256
-from runtime.progress import Bar
+from berxit.exporters.onnx.activations import product_inputs, samples_of
+from berxit.exporters.onnx.fp16_weights import halved
+from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, fed, layer_graph
+from berxit.exporters.onnx.int8_dynamic import PRODUCTS, quantized
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments
+from berxit.runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
+from berxit.runtime.bundle import Segment, TensorFile, sha256
+from berxit.runtime.progress import Bar
 
 PRECISIONS = {"fp32": 1e-4, "int8": 2.0, "fp16": 1e-2}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). Int8

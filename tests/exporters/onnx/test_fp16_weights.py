@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from berxit.exporters.export import export
+from berxit.exporters.onnx.fp16_weights import halved
+from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments, cut
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.bundle import files_of
+from berxit.runtime.errors import BerxitError
+from berxit.train.modeling import MultiExitModel
 from onnx import numpy_helper
-
-from exporters.export import export
-from exporters.half_weights import halved
-from exporters.onnx_graph import embeddings_graph, layer_graph
-from exporters.options import ExportOptions
-from exporters.segments import Segments, cut
-from runtime import EarlyExitRunner
-from runtime.bundle import files_of
-from runtime.errors import BerxitError
-from train.modeling import MultiExitModel
 
 
 @pytest.fixture(params=["bert", "albert", "mpnet"])

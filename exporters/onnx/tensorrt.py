@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from devices import default_threads
-from exporters.activations import product_inputs, samples_of
-from exporters.bfloat16 import RoundingBackend, with_float32_borders
-from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
-from exporters.onnxruntime import write_graphs
-from exporters.options import ExportOptions
-from exporters.quantize_qdq import DEQUANTIZED_WEIGHTS, PRODUCTS, quantized
-from exporters.segments import Segments
-from runtime.backends.onnxruntime import open_backend
-from runtime.bundle import Manifest, Segment
-from runtime.errors import InputError
-from runtime.loop import Backend
-from runtime.progress import Bar
+from berxit.devices import default_threads
+from berxit.exporters.onnx.activations import product_inputs, samples_of
+from berxit.exporters.onnx.bfloat16 import RoundingBackend, with_float32_borders
+from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
+from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, PRODUCTS, quantized
+from berxit.exporters.onnx.onnxruntime import write_graphs
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments
+from berxit.runtime.backends.onnxruntime import open_backend
+from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.errors import InputError
+from berxit.runtime.loop import Backend
+from berxit.runtime.progress import Bar
 
 PRECISIONS = {"fp16": 5e-2, "fp32": 1e-4, "bf16": 5e-1, "int8": 2.0}
 """Precision -> how far an exit may be from the checkpoint's (absolute, logits and LTE), in ONNX Runtime here and in

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from exporters.quiet_coremltools import ct
+from berxit.exporters.coreml.quiet import ct
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from berxit.exporters.onnx.graph import OnnxSegment
+from berxit.runtime.errors import BerxitError
 from onnx import TensorProto, helper, numpy_helper
-
-from exporters.onnx_graph import OnnxSegment
-from runtime.errors import BerxitError
 
 
 def halved(graph: OnnxSegment) -> OnnxSegment:

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from berxit.exporters.onnx.graph import OnnxSegment
+from berxit.exporters.segments import LayerSegment
+from berxit.runtime.golden import Golden
+from berxit.runtime.json_data import parse, read_json
+from berxit.runtime.tokenization import TokenBatch
 from onnx import TensorProto, helper
-
-from exporters.onnx_graph import OnnxSegment
-from exporters.segments import LayerSegment
-from runtime.golden import Golden
-from runtime.json_data import parse, read_json
-from runtime.tokenization import TokenBatch
 
 Array = npt.NDArray[np.float32]
 ROWS = 512

@@ -15,14 +15,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from exporters.mil_weights import weights_pass
-from exporters.quiet_coremltools import Function, Program, ct, get_new_symbol, mb, types
-from exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
-from runtime.bundle import TensorInfo
-from runtime.errors import InputError
-from train.backbones import LayerWeights
-from train.backbones.weights import Linear, Norm
+from berxit.exporters.coreml.quiet import Function, Program, ct, get_new_symbol, mb, types
+from berxit.exporters.coreml.weights import weights_pass
+from berxit.exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
+from berxit.runtime.bundle import TensorInfo
+from berxit.runtime.errors import InputError
+from berxit.train.backbones import LayerWeights
+from berxit.train.backbones.weights import Linear, Norm
 
 Var = Any
 """A tensor of the program that is being written."""

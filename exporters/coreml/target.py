@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.mil_executor import MilFunction, open_package
-from exporters.mil_graph import Form, MilSegment, embeddings_model, layer_model
-from exporters.mil_weights import COMPRESSIONS
-from exporters.options import ExportOptions
-from exporters.quiet_coremltools import ct
-from exporters.segments import Segments
-from runtime.backends.coreml import CoreMLBackend, Predict
-from runtime.bundle import Manifest, Segment, sha256
-from runtime.errors import InputError
-from runtime.progress import Bar
+from berxit.exporters.coreml.executor import MilFunction, open_package
+from berxit.exporters.coreml.graph import Form, MilSegment, embeddings_model, layer_model
+from berxit.exporters.coreml.quiet import ct
+from berxit.exporters.coreml.weights import COMPRESSIONS
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments
+from berxit.runtime.backends.coreml import CoreMLBackend, Predict
+from berxit.runtime.bundle import Manifest, Segment, sha256
+from berxit.runtime.errors import InputError
+from berxit.runtime.progress import Bar
 
 PRECISIONS = {"fp16": 2e-2, "fp32": 1e-4, **{name: chosen.tolerance for name, chosen in COMPRESSIONS.items()}}
 """What the target can be exported in -> how far an exit may be from the checkpoint's (absolute, logits and LTE). fp16

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from berxit.exporters.onnx.graph import OnnxSegment
+from berxit.runtime.backends.host import HostBackend, Run
+from berxit.runtime.bundle import Manifest, Segment, TensorInfo
 from onnx import TensorProto, helper, numpy_helper
-
-from exporters.onnx_graph import OnnxSegment
-from runtime.backends.host import HostBackend, Run
-from runtime.bundle import Manifest, Segment, TensorInfo
 
 
 def with_float32_borders(graph: OnnxSegment) -> OnnxSegment:

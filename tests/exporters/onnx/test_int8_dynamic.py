@@ -8,19 +8,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from berxit.exporters.export import export
+from berxit.exporters.onnx.activations import Activations, _session, _values, product_inputs
+from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
+from berxit.exporters.onnx.int8_dynamic import PRODUCTS, _bytes, _int8_columns, even_factors, quantized
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments, cut
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.bundle import files_of, read_manifest
+from berxit.runtime.tokenization import TokenBatch
+from berxit.train.modeling import MultiExitModel
 from conftest import shared
 from onnx import numpy_helper
-
-from exporters.activations import Activations, _session, _values, product_inputs
-from exporters.export import export
-from exporters.onnx_graph import OnnxSegment, embeddings_graph, layer_graph
-from exporters.options import ExportOptions
-from exporters.quantize_dynamic import PRODUCTS, _bytes, _int8_columns, even_factors, quantized
-from exporters.segments import Segments, cut
-from runtime import EarlyExitRunner
-from runtime.bundle import files_of, read_manifest
-from runtime.tokenization import TokenBatch
-from train.modeling import MultiExitModel
 
 FOUR = {"qkv.weight", "output.weight", "up.weight", "down.weight"}
 
@@ -160,9 +159,8 @@ def test_an_int8_bundle_answers_as_the_float_one(checkpoint: Path, bundle: Path,
 def test_real_weights_shrink_to_a_quarter(tmp_path: Path) -> None:
     import shutil
 
+    from berxit.train.checkpoint import TrainingRecord, save_checkpoint
     from transformers import AutoTokenizer
-
-    from train.checkpoint import TrainingRecord, save_checkpoint
 
     folder = shared("models", "bge-small-en")
     (tmp_path / "ckpt").mkdir()

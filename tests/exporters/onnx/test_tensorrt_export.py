@@ -12,23 +12,22 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from berxit.exporters.export import export
+from berxit.exporters.onnx.graph import OnnxSegment
+from berxit.exporters.onnx.int8_qdq import PRODUCTS, _evened
+from berxit.exporters.onnx.tensorrt import OPSETS, graphs_of, with_defaults
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments, cut
+from berxit.runtime.backends.tensorrt.cuda import Gpu
+from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines
+from berxit.runtime.backends.tensorrt.versions import load
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import Golden, differences, read_golden, write_golden
+from berxit.runtime.tokenization import TokenBatch
+from berxit.train.modeling import MultiExitModel
 from conftest import ENCODERS, tiny_backbone
 from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
-
-from exporters.export import export
-from exporters.onnx_graph import OnnxSegment
-from exporters.options import ExportOptions
-from exporters.quantize_qdq import PRODUCTS, _evened
-from exporters.segments import Segments, cut
-from exporters.tensorrt import OPSETS, graphs_of, with_defaults
-from runtime.backends.tensorrt.cuda import Gpu
-from runtime.backends.tensorrt.engines import EngineCache, prepare_engines
-from runtime.backends.tensorrt.versions import load
-from runtime.bundle import read_manifest
-from runtime.errors import BerxitError, InputError
-from runtime.golden import Golden, differences, read_golden, write_golden
-from runtime.tokenization import TokenBatch
-from train.modeling import MultiExitModel
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -91,8 +90,8 @@ def build(  # type: ignore[no-untyped-def]
     """The size of the engine, built as ``berxit-build`` does for inputs of these lengths, 1 to 4 at once."""
     from types import SimpleNamespace
 
-    from runtime.backends.tensorrt.engines import _build_one
-    from runtime.bundle import Segment
+    from berxit.runtime.backends.tensorrt.engines import _build_one
+    from berxit.runtime.bundle import Segment
 
     onnx.save(graph.model, folder / "segment.onnx")
     manifest = SimpleNamespace(precision=precision, lengths=lengths, max_batch=4)
@@ -285,7 +284,7 @@ def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoin
     assert lines[3].startswith("checked: the very files, in ONNX Runtime")
     assert (manifest.scores is not None) == (precision == "int8")
     assert max(manifest.parity.max_diff) <= {"fp32": 1e-5, "fp16": 2e-2, "bf16": 0.2, "int8": 0.5}[precision]
-    from exporters.tensorrt import checking_backend
+    from berxit.exporters.onnx.tensorrt import checking_backend
 
     backend = checking_backend(tmp_path / "bundle", manifest, 1)
     found = differences(backend, read_golden(tmp_path / "bundle", manifest), 0)
@@ -315,9 +314,8 @@ def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from berxit.runtime.build import command
     from click.testing import CliRunner
-
-    from runtime.build import command
 
     export(checkpoint, "tensorrt", tmp_path / "bundle", options=ExportOptions("fp16", (16, 32)))
     arguments = [
@@ -343,8 +341,8 @@ def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) 
 
 
 def test_build_refuses_what_it_cannot_do(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    from runtime.build import command
-    from runtime.console import status_of
+    from berxit.runtime.build import command
+    from berxit.runtime.console import status_of
 
     assert status_of(command, [str(bundle)]) == 2
     assert status_of(command, [str(tmp_path / "nothing")]) == 1

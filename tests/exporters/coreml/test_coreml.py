@@ -14,23 +14,23 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 
 import torch
+from berxit.devices import find
+from berxit.exporters import export as export_module
+from berxit.exporters.coreml import target as coreml
+from berxit.exporters.coreml import weights as mil_weights
+from berxit.exporters.coreml.executor import open_package, ops_of, types_of
+from berxit.exporters.coreml.target import checking_backend
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
+from berxit.exporters.segments import Segments, cut
+from berxit.runtime.bundle import Manifest, files_of, read_manifest, sha256
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.tokenization import TokenBatch
+from berxit.train.calibration import read_policy
+from berxit.train.checkpoint import load_checkpoint
+from berxit.train.modeling import MultiExitModel
 from conftest import ENCODERS, shared
 from test_export import checkpoint_of
-
-from devices import find
-from exporters import coreml, mil_weights
-from exporters import export as export_module
-from exporters.coreml import checking_backend
-from exporters.export import export
-from exporters.mil_executor import open_package, ops_of, types_of
-from exporters.options import ExportOptions
-from exporters.segments import Segments, cut
-from runtime.bundle import Manifest, files_of, read_manifest, sha256
-from runtime.errors import BerxitError, InputError
-from runtime.tokenization import TokenBatch
-from train.calibration import read_policy
-from train.checkpoint import load_checkpoint
-from train.modeling import MultiExitModel
 
 ROWS = ([2, 6, 7, 8, 9, 3], [2, 11, 3], [2, *range(5, 20), 3])
 """Token ids of three rows of different length."""

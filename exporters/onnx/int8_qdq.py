@@ -14,10 +14,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import onnx
+from berxit.exporters.onnx.activations import Activations
+from berxit.exporters.onnx.graph import OnnxSegment
 from onnx import helper, numpy_helper
-
-from exporters.activations import Activations
-from exporters.onnx_graph import OnnxSegment
 
 PRODUCTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
 """The weights whose products run in int8: everything in a layer that has weights; the attention itself has none."""

@@ -17,10 +17,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
+from berxit.exporters.onnx.activations import Activations
+from berxit.exporters.onnx.graph import OnnxSegment
 from onnx import TensorProto, helper, numpy_helper
-
-from exporters.activations import Activations
-from exporters.onnx_graph import OnnxSegment
 
 PRODUCTS = (
     "qkv.weight",

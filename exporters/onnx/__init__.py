@@ -1,0 +1,1 @@
+"""ONNX files: for ONNX Runtime on a CPU and for TensorRT."""
