@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from berxit.runtime.tables import plural
 from contenders import SHALLOW, Case, Spec
 from products import Shape
+
+from berxit.runtime.tables import plural
 
 OURS = "ours, ONNX Runtime fp32"
 OURS_INT8 = "ours, ONNX Runtime int8"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.console import progress_bar, run
 from berxit.runtime.examples import find_split, read_examples

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from contenders import Case, Schedule
+
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples, find_split, read_examples
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import ExitPolicy, Floats, certainties, exit_layers
 from berxit.runtime.tokenization import TextTokenizer
-from contenders import Case, Schedule
 
 BATCH = 32
 TIMED = 24

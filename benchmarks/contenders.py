@@ -20,13 +20,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from products import MatrixProducts, Shape
+
 from berxit.runtime.backends import choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.loop import Backend, exit_loop
 from berxit.runtime.policies import Bools, ExitPolicy, Floats, Ints
 from berxit.runtime.runner import TOKENS_AT_ONCE, parts
 from berxit.runtime.tokenization import TokenBatch
-from products import MatrixProducts, Shape
 
 SHALLOW = 3
 """The layer that nothing goes past where memory under lazy loading is measured."""
@@ -156,6 +157,7 @@ class Segments:
 class OnnxGraph:
     def __init__(self, path: Path, threads: int, tuned: bool) -> None:
         import onnxruntime as ort
+
         from berxit.runtime.backends.onnxruntime import open_session
 
         if tuned:
@@ -204,6 +206,7 @@ class EagerBackend:
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch
+
         from berxit.toolkit.commands.options import hush_libraries
 
         hush_libraries()

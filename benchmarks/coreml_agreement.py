@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.console import progress_bar, run
 from berxit.runtime.errors import BerxitError

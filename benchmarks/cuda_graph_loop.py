@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.policies import softmax
 from berxit.train.modeling import MultiExitModel

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import click
+
 from berxit.runtime.console import progress_bar, run
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import markdown_table

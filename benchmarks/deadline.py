@@ -24,6 +24,8 @@ from pathlib import Path
 
 import click
 import numpy as np
+
+from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.examples import find_split, read_examples
@@ -31,8 +33,6 @@ from berxit.runtime.golden import read_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import markdown_table, plural
 from berxit.runtime.tokenization import Text
-
-from berxit import devices
 
 FACTORS = (1.0, 1.5, 2.0, 4.0)
 """Deadlines, over the 99th percentile of the first exit."""

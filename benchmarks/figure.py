@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bars import Run
-from berxit.runtime.tables import plural
-from berxit.toolkit.figures import CURVE, LAYERS, STYLE
 from contenders import Case, Spec
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from berxit.runtime.tables import plural
+from berxit.toolkit.figures import CURVE, LAYERS, STYLE
 
 HEIGHT = 0.38
 """Of one bar; 1 from one contender to the next."""

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from berxit import devices
 from berxit.runtime.backends import BACKENDS
 from berxit.runtime.bench import bench
 from berxit.runtime.console import debug_option, run
@@ -30,8 +32,6 @@ from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.commands.options import PATH, hush_libraries
 from berxit.toolkit.quickstart import SAMPLE
-
-from berxit import devices
 
 NOTHING_HERE = "no NVIDIA GPU here: run this on a Jetson, or on a machine whose nvidia-smi shows one"
 STEPS = 20
@@ -186,8 +186,9 @@ def measured(bundle: Path, backend: str, queries: int) -> Outcome:
 
 def loop_on_gpu(checkpoint: Path, dtype: str, length: int, queries: int) -> Outcome:
     import torch
-    from berxit.train.checkpoint import load_checkpoint
     from cuda_graph_loop import captured, exit_loop_cost
+
+    from berxit.train.checkpoint import load_checkpoint
 
     model, _ = load_checkpoint(checkpoint)
     cost = exit_loop_cost(model, "cuda", dtype, length, queries, captured, torch.cuda.synchronize)

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import openvino as ov
 from bars import MACHINE, POOL
+from contenders import Spec, has_bf16
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from products import Shape
+from whole_graph import write_whole_graph
+
 from berxit.exporters.export import export
 from berxit.exporters.onnx.activations import product_inputs, samples_of
 from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
@@ -18,18 +23,15 @@ from berxit.exporters.segments import cut
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.progress import Progress
 from berxit.train.checkpoint import load_checkpoint
-from contenders import Spec, has_bf16
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from products import Shape
-from whole_graph import write_whole_graph
 
 
 def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> Path:
     """A BERT that has learned nothing: it takes as long as one that has."""
     import torch
+    from transformers import BertConfig, BertTokenizer
+
     from berxit.train.configuration import MultiExitConfig
     from berxit.train.modeling import MultiExitModel
-    from transformers import BertConfig, BertTokenizer
 
     torch.manual_seed(0)
     backbone = BertConfig(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.policies import Floats
 from berxit.runtime.tokenization import TokenBatch
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from bars import MACHINE, OURS, OURS_INT8, Bar, Measured, Run, used_exits
-from berxit.runtime.tables import markdown_table, plural
 from contenders import Case, Spec
 from products import Shape
+
+from berxit.runtime.tables import markdown_table, plural
 
 
 def report(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+
 from berxit.runtime import BerxitError, EarlyExitRunner
 from berxit.runtime.console import progress_bar, run
 from berxit.runtime.policies import certainties, exit_layers

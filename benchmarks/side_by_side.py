@@ -24,19 +24,20 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
+from cases import Labelled, growing_cases, labelled, random_cases
+from contenders import STATUS, Case, Spec, work
+
+from berxit import devices
 from berxit.runtime import BerxitError, ExitPolicy, InputError
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import PATH, hush_libraries
-from cases import Labelled, growing_cases, labelled, random_cases
-from contenders import STATUS, Case, Spec, work
-
-from berxit import devices
 
 if TYPE_CHECKING:
-    from berxit.runtime.bundle import Manifest
     from products import Shape
+
+    from berxit.runtime.bundle import Manifest
 
 # Every process of a contender imports this file. What takes memory is imported where it is used.
 
@@ -87,10 +88,11 @@ def command(
     if hidden % 64:
         raise InputError(f"--hidden {hidden}: it must be a multiple of 64")
     hush_libraries()
-    from berxit.train.checkpoint import read_config
     from figure import draw
     from prepare import prepare, random_checkpoint, shape_of
     from report import report
+
+    from berxit.train.checkpoint import read_config
 
     before = devices.read_sensors()
     with tempfile.TemporaryDirectory() as name:

@@ -15,10 +15,11 @@ from collections.abc import Callable
 
 import click
 import torch
+from transformers import AutoModelForSequenceClassification
+
 from berxit.toolkit.commands.options import hush_libraries
 from berxit.train.modeling import MultiExitModel
 from berxit.train.objectives import Alternating
-from transformers import AutoModelForSequenceClassification
 
 
 @click.command()

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from berxit.runtime.bundle import Segment, read_tensor
 from onnx import helper, numpy_helper
+
+from berxit.runtime.bundle import Segment, read_tensor
 
 
 def write_whole_graph(bundle: Path, segments: Sequence[Segment], output: Path) -> None:

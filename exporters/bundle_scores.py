@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from berxit.runtime.bundle import Scores, sha256
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.loop import Backend

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import Backend, exit_loop
 from berxit.runtime.policies import ExitPolicy

@@ -14,6 +14,8 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
+
 from berxit.devices import recognise, this_machine
 from berxit.exporters.bundle_scores import bundle_pass, calibration_pass, calibration_texts, compare, in_words
 from berxit.exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
@@ -41,7 +43,6 @@ from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choo
 from berxit.train.checkpoint import load_checkpoint, read_samples, write_whole
 from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import Task, task_of
-from transformers import PreTrainedTokenizerBase
 
 TARGETS = {
     "onnxruntime": "berxit.exporters.onnx.onnxruntime",

@@ -14,6 +14,7 @@ from itertools import pairwise
 from math import gcd
 
 import numpy as np
+
 from berxit.train.backbones import EmbeddingWeights, LayerWeights
 from berxit.train.backbones.weights import Linear
 from berxit.train.modeling import MultiExitModel

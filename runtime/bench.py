@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 import numpy as np
+
+from berxit import devices
 from berxit.runtime.backends import BACKENDS, allowed_difference
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import debug_option, progress_bar, run
@@ -26,8 +28,6 @@ from berxit.runtime.progress import Progress, silent
 from berxit.runtime.runner import Answer, EarlyExitRunner
 from berxit.runtime.tables import Table, markdown_table, plural
 from berxit.runtime.tuning import Tried, tune
-
-from berxit import devices
 
 CALIBRATED = "calibrated"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
+from berxit import devices
 from berxit.runtime.backends.tensorrt.cuda import Cuda, Gpu
 from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, files_to_build, key_of, prepare_engines
 from berxit.runtime.backends.tensorrt.versions import BUILDERS, load
@@ -12,8 +14,6 @@ from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tables import plural
-
-from berxit import devices
 
 
 @click.command("build")

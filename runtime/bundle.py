@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.runtime.policies import ExitPolicy

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.progress import Progress
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import Bools, Certainty, ExitPolicy, Floats, Memory
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import plural
 from berxit.runtime.tokenization import Text

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.runtime.loop import Backend

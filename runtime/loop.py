@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.policies import Bools, Certainty, Floats, Ints, Memory
 from berxit.runtime.tokenization import TokenBatch
 

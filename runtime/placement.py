@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from berxit.runtime.errors import BerxitError, InputError
-
 from berxit import devices
+from berxit.runtime.errors import BerxitError, InputError
 
 
 def choose_device(name: str, target: str) -> devices.Device:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.errors import InputError
 
 Floats = npt.NDArray[np.floating]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from berxit.devices import Device
 from berxit.runtime import tuning
 from berxit.runtime.backends import open_backend

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from berxit.runtime.errors import BerxitError, InputError
 from tokenizers import Tokenizer
+
+from berxit.runtime.errors import BerxitError, InputError
 
 Text = str | tuple[str, str]
 """One text, or a pair."""

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+
 from berxit.devices import default_threads, this_machine
 from berxit.runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, files_of

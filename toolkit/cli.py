@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 import click
+
 from berxit.runtime.console import debug_option, run
 
 COMMANDS = {

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
 from berxit.toolkit.commands.options import PATH, hush_libraries

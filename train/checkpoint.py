@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import read_json, write_json
 from berxit.runtime.tokenization import Text
 from berxit.train.modeling import MultiExitModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 RECORD_FILE = "training.json"
 SAMPLES_FILE = "samples.json"

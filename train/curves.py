@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.errors import BerxitError
 from berxit.train.evaluation import OperatingPoint, Predictions, operating_points
 

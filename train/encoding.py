@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from berxit.runtime.examples import Examples
-from berxit.runtime.progress import Progress, silent
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
+
+from berxit.runtime.examples import Examples
+from berxit.runtime.progress import Progress, silent
 
 CHUNK = 10_000
 """Rows that are tokenised in a second or so: more than that, and a bar shows how far it is."""

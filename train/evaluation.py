@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
 from berxit.runtime.examples import Examples
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers, exit_layers_at
 from berxit.runtime.progress import Progress, silent
 from berxit.train.encoding import EncodedExamples
 from berxit.train.metrics import METRICS, scores
 from berxit.train.modeling import MultiExitModel
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 TOLERANCE = 0.5
 """Of patience on regression where nothing better was searched for: the policy's own default."""

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import set_seed
+
 from berxit.runtime.bundle import sha256
 from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
@@ -30,9 +34,6 @@ from berxit.train.trainer import (
     tensorboard,
     training_arguments,
 )
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import set_seed
 
 SAMPLES = 32
 """Texts of the data that a checkpoint carries along; they become the golden inputs of its bundles."""

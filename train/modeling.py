@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from berxit.runtime.errors import InputError
-from berxit.train.backbones import Adapter, adapter_for
-from berxit.train.configuration import MultiExitConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
+
+from berxit.runtime.errors import InputError
+from berxit.train.backbones import Adapter, adapter_for
+from berxit.train.configuration import MultiExitConfig
 
 
 @dataclass

@@ -10,10 +10,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from berxit.runtime.errors import InputError
-from berxit.train.modeling import MultiExitOutput
 from torch import Tensor
 from torch.nn import functional as F
+
+from berxit.runtime.errors import InputError
+from berxit.train.modeling import MultiExitOutput
 
 
 def exit_losses(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:

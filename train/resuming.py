@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_model, save_model
+from transformers import TrainerCallback
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.train.modeling import MultiExitModel
-from safetensors.torch import load_model, save_model
-from transformers import TrainerCallback
 
 LAST_WRITTEN = "trainer_state.json"
 """Trainer writes it after all else that it resumes from: a checkpoint that has it is whole."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
@@ -26,7 +28,6 @@ from berxit.train.evaluation import (
     places_at,
     trade_off,
 )
-from scipy import stats
 
 FIXED_TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 """Of patience on regression under a risk, as shares of the labels' range: fixed before any data is seen."""

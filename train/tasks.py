@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import Examples, find_split, read_examples, read_rows
 from berxit.train.configuration import MultiExitConfig

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from berxit.runtime.errors import BerxitError
-from berxit.train.evaluation import best_device
-from berxit.train.objectives import Objective
-from berxit.train.options import TrainingOptions
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from berxit.runtime.errors import BerxitError
+from berxit.train.evaluation import best_device
+from berxit.train.objectives import Objective
+from berxit.train.options import TrainingOptions
 
 NAN_CHECK_EVERY = 10
 """Optimiser steps. Looking at the loss makes a GPU wait, so not at every step; a loss that is NaN once stays so."""

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import erf, expit
+
 from berxit.exporters.coreml.quiet import MLModel, decode_program, types
 from berxit.runtime.errors import BerxitError
-from scipy.special import erf, expit
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.exporters.coreml.quiet import Function, Program, ct, get_new_symbol, mb, types
 from berxit.exporters.coreml.weights import weights_pass
 from berxit.exporters.segments import MASKED, LayerSegment, Segments, scaled_queries

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from onnx import TensorProto, helper
+
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.exporters.segments import LayerSegment
 from berxit.runtime.golden import Golden
 from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.tokenization import TokenBatch
-from onnx import TensorProto, helper
 
 Array = npt.NDArray[np.float32]
 ROWS = 512

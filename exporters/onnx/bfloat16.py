@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.runtime.backends.host import HostBackend, Run
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo
-from onnx import TensorProto, helper, numpy_helper
 
 
 def with_float32_borders(graph: OnnxSegment) -> OnnxSegment:

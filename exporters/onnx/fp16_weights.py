@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.runtime.errors import BerxitError
-from onnx import TensorProto, helper, numpy_helper
 
 
 def halved(graph: OnnxSegment) -> OnnxSegment:

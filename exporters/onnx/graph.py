@@ -13,12 +13,13 @@ import ml_dtypes  # noqa: F401 - with it numpy knows "bfloat16"
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from berxit.exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
 from berxit.runtime.bundle import TensorInfo
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.train.backbones import LayerWeights
 from berxit.train.backbones.weights import Array, Linear, Norm
-from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 """The first with LayerNormalization; ONNX Runtime since 1.12 and TensorRT since 8.6 take it."""

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from berxit.exporters.onnx.activations import Activations
 from berxit.exporters.onnx.graph import OnnxSegment
-from onnx import TensorProto, helper, numpy_helper
 
 PRODUCTS = (
     "qkv.weight",

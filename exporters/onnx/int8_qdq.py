@@ -14,9 +14,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import helper, numpy_helper
+
 from berxit.exporters.onnx.activations import Activations
 from berxit.exporters.onnx.graph import OnnxSegment
-from onnx import helper, numpy_helper
 
 PRODUCTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
 """The weights whose products run in int8: everything in a layer that has weights; the attention itself has none."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy.typing as npt
 import onnx
+
 from berxit.exporters.onnx.activations import product_inputs, samples_of
 from berxit.exporters.onnx.fp16_weights import halved
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, fed, layer_graph

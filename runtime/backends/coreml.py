@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.devices import default_threads, find
 from berxit.runtime.backends.tensorrt.engines import cache_folder
 from berxit.runtime.bundle import Manifest, Segment

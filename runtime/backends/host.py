@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch

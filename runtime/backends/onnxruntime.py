@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+
 from berxit.devices import default_threads
 from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
 from berxit.runtime.backends.workspace import BoundStep, Buffers, Workspace

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+
 from berxit.runtime.backends.host import HostBackend, Run, State, opened_once
 from berxit.runtime.backends.onnxruntime import Providers, open_session
 from berxit.runtime.backends.tensorrt.engines import cache_folder, rows_of

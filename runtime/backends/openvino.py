@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
+from openvino import opset13
+
 from berxit.devices import default_threads
 from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
 from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
-from openvino import opset13
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+
 from berxit.runtime.backends.host import SegmentFile
 from berxit.runtime.bundle import Segment, TensorInfo
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bars import OURS, OURS_INT8, Measured, Run, Scored, bars, lazy
-from berxit.runtime import ExitPolicy
 from contenders import Case, Spec
 from products import Shape
 from report import report
+
+from berxit.runtime import ExitPolicy
 
 GRAPH, TUNED, INT8, RIVAL, EAGER = (
     "one graph, ONNX Runtime fp32",

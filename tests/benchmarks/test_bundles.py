@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from berxit.exporters.export import export
-from berxit.exporters.options import ExportOptions
 from bundles import command
 from click.testing import CliRunner
+
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
 
 
 def test_bundles_with_other_exits_are_compared_where_both_have_one(

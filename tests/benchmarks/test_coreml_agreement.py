@@ -10,12 +10,13 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 
 import numpy as np
+from click.testing import CliRunner
+from coreml_agreement import Gaps, command
+
 from berxit.exporters import export as export_module
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime.errors import BerxitError
-from click.testing import CliRunner
-from coreml_agreement import Gaps, command
 
 
 @pytest.fixture(scope="module")

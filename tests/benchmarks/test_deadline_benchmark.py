@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from berxit.runtime import EarlyExitRunner
 from deadline import FACTORS, Import, call
+
+from berxit.runtime import EarlyExitRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import gpu_check
 import pytest
+from conftest import tiny_backbone
+from cuda_graph_loop import WARM_UP, Work, exit_loop_cost
+from gpu_check import NOTHING_HERE, Part, attempted, export_in, gpu_name, measured, random_encoder, train
+
 from berxit.runtime.backends import BACKENDS
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
 from berxit.train.modeling import MultiExitModel
-from conftest import tiny_backbone
-from cuda_graph_loop import WARM_UP, Work, exit_loop_cost
-from gpu_check import NOTHING_HERE, Part, attempted, export_in, gpu_name, measured, random_encoder, train
 
 
 @pytest.fixture

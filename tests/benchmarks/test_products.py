@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from berxit.runtime.tokenization import TokenBatch
 from products import WAYS, MatrixProducts, Product, Shape
+
+from berxit.runtime.tokenization import TokenBatch
 
 SMALL = Shape(layers=2, hidden=64, wide=256, heads=2)
 

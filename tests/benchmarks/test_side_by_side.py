@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from berxit.runtime.bundle import Manifest
 from contenders import Spec
 from side_by_side import command
+
+from berxit.runtime.bundle import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = ("ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO int8")

@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from whole_graph import write_whole_graph
+
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime import EarlyExitRunner
 from berxit.train.fine_tuning import TrainingOptions, fine_tune
 from berxit.train.tasks import custom_task
-from whole_graph import write_whole_graph
 
 TEXTS = ["the cat sat on the mat", "a dog"]
 

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+from berxit import devices
 from berxit.devices import (
     DEVICES,
     Machine,
@@ -18,8 +20,6 @@ from berxit.devices import (
     this_machine,
     usable_cores,
 )
-
-from berxit import devices
 
 BLANK = Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
 

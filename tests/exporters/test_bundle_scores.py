@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from berxit.exporters.bundle_scores import in_words
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions

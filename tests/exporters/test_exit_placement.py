@@ -9,6 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_backbone
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
 from berxit.exporters.exit_placement import Costs, cheapest_at, checked_exits, measure_costs, place_exits
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
@@ -22,10 +27,6 @@ from berxit.train.checkpoint import TrainingRecord, load_checkpoint, save_checkp
 from berxit.train.evaluation import predict
 from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import task_of
-from conftest import tiny_backbone
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 
 def cost_of(exits: tuple[int, ...], histogram: list[int], costs: Costs) -> float:

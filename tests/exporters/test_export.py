@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import WORDS, shared
+from transformers import AutoTokenizer
+
 from berxit.exporters import export as export_module
 from berxit.exporters.export import ExitParity, export
 from berxit.exporters.onnx import onnxruntime as onnxruntime_target
@@ -27,8 +30,6 @@ from berxit.train.fine_tuning import TrainingOptions, fine_tune
 from berxit.train.modeling import MultiExitModel
 from berxit.train.rules import Keep
 from berxit.train.tasks import custom_task, task_of
-from conftest import WORDS, shared
-from transformers import AutoTokenizer
 
 
 @pytest.fixture

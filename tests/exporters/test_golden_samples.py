@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from berxit.exporters.golden_samples import of_every_length
 from berxit.runtime.tokenization import Text, TextTokenizer
 

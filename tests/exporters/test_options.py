@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from berxit.exporters.onnx import onnxruntime, tensorrt
 from berxit.exporters.options import ExportOptions
 from berxit.runtime.errors import InputError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import FAMILIES, WORDS
+
 from berxit.exporters.segments import cut
 from berxit.train.modeling import MultiExitModel
-from conftest import FAMILIES, WORDS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

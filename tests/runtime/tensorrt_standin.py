@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+
 from berxit.exporters.onnx.bfloat16 import rounded_in_float32
 
 NAMES: dict[str, dict[str, list[str]]] = json.loads(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from berxit.devices import default_threads
 from berxit.runtime.backends import BACKENDS, open_backend
 from berxit.runtime.bundle import Manifest, read_manifest

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import berxit.runtime.bench
 import pytest
+
+import berxit.runtime.bench
+from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
 from berxit.runtime.bench import BenchResult, bench, command
@@ -16,8 +18,6 @@ from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.measurement import Latency, Line, Measured
 from berxit.runtime.policies import ExitPolicy
-
-from berxit import devices
 
 LAPTOP = devices.Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
 SHORT = ["--queries", "1", "--seconds", "0", "--thresholds", "3", "--threads", "1", "--quiet"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from berxit.runtime.bundle import (
     MAPPED,
     Scores,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import click
 import pytest
+
 from berxit.runtime.console import debug_option, progress_bar, run, status_of
 from berxit.runtime.errors import BerxitError, InputError
 

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+
+from berxit import devices
 from berxit.runtime.backends import coreml as backend_module
 from berxit.runtime.backends import open_backend
 from berxit.runtime.backends.coreml import Tensors
@@ -23,8 +25,6 @@ from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.policies import certainties, exit_layers
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import TokenBatch
-
-from berxit import devices
 
 ct = pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stored_backend import StoredBackend
+
 from berxit.runtime import EarlyExitRunner, ExitPolicy, InputError
 from berxit.runtime.deadline import EXCEEDED, REMEMBERED, RESERVE_S, UNKNOWN, Deadline, Pace
 from berxit.runtime.loop import exit_loop
 from berxit.runtime.tokenization import TokenBatch
-from stored_backend import StoredBackend
 
 NEVER_SURE = ExitPolicy.uniform("confidence", 1.0, 4)
 BATCH = TokenBatch.pad([[1, 2]], [[0, 0]], 0)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, has_split, label_numbers, read_examples, read_rows
 

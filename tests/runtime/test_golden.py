@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stored_backend import StoredBackend
+
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import Golden, differences, read_golden, write_golden
-from stored_backend import StoredBackend
 
 LOGITS = np.array([[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]])
 LTE = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])

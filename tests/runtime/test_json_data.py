@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import parse, read_json, write_json
 

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+from stored_backend import StoredBackend, batch_of
+
 from berxit.runtime.loop import exit_loop
 from berxit.runtime.policies import ExitPolicy
-from stored_backend import StoredBackend, batch_of
 
 LTE = np.array([[0.1, 0.2, 0.3, 0.4], [0.9, 0.0, 0.0, 0.0], [0.1, 0.2, 0.9, 0.0], [0.1, 0.9, 0.0, 0.0]])
 LOGITS = np.arange(4 * 4 * 2, dtype=np.float32).reshape(4, 4, 2)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from berxit.runtime import Answer, EarlyExitRunner, ExitPolicy
 from berxit.runtime.golden import read_golden
 from berxit.runtime.measurement import Latency, Line, Measured, measure, rounds_for, spread_thresholds, stored_pass

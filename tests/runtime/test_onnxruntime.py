@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from berxit.runtime.backends import BACKENDS, host, onnxruntime, open_backend
 from berxit.runtime.bundle import Manifest, TensorFile, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime.backends import open_backend as open_named

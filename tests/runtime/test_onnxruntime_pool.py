@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.errors import InputError
 from berxit.runtime.tuning import tune

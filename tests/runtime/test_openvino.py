@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from berxit.runtime.backends import allowed_difference, open_backend
 from berxit.runtime.bench import bench
 from berxit.runtime.bundle import Manifest, read_manifest

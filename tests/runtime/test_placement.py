@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.placement import choose_device
 
 from berxit import devices
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.placement import choose_device
 
 LAPTOP = devices.Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
 NANO = devices.Machine("Linux", "aarch64", "", 6, 8.0, "NVIDIA Jetson Orin Nano Developer Kit", "")

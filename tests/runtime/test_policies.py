@@ -5,12 +5,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from berxit.runtime.errors import InputError
-from berxit.runtime.loop import exit_loop
-from berxit.runtime.policies import CRITERIA, ExitPolicy, Memory, certainties, exit_layers, exit_layers_at, softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_backend import StoredBackend, batch_of
+
+from berxit.runtime.errors import InputError
+from berxit.runtime.loop import exit_loop
+from berxit.runtime.policies import CRITERIA, ExitPolicy, Memory, certainties, exit_layers, exit_layers_at, softmax
 
 LN2, LN3 = math.log(2), math.log(3)
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stored_backend import StoredBackend
+
 from berxit.runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
 from berxit.runtime.bundle import read_manifest, write_manifest
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import softmax
 from berxit.runtime.runner import parts
 from berxit.runtime.tokenization import Text, TokenBatch
-from stored_backend import StoredBackend
 
 TEXTS: list[Text] = [
     "the cat sat on the mat",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from berxit.runtime.tables import markdown_table, plural
 
 

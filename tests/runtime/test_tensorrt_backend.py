@@ -13,6 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import SHARED
+from tensorrt_standin import NAMES, TensorRt, World, cuda_runtime
+
 from berxit.runtime.backends import BACKENDS, open_backend
 from berxit.runtime.backends.onnxruntime import open_backend as open_onnxruntime
 from berxit.runtime.backends.tensorrt import TensorRtBackend, backend, engines
@@ -27,8 +30,6 @@ from berxit.runtime.loop import Backend, exit_loop
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.tokenization import TokenBatch
 from berxit.runtime.tuning import tune
-from conftest import SHARED
-from tensorrt_standin import NAMES, TensorRt, World, cuda_runtime
 
 PACKAGE = Path(backend.__file__).parent
 OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
@@ -39,11 +40,12 @@ ORIN = Gpu("Stand-in", (8, 7), 8)
 def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone_folders: dict) -> dict[str, Path]:
     """Name -> a tiny bundle for TensorRT: each precision, an old version, and one body for all layers."""
     import torch
+    from transformers import AutoTokenizer
+
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
     from berxit.train.checkpoint import TrainingRecord, save_checkpoint
     from berxit.train.modeling import MultiExitModel
-    from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tensorrt")
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import berxit.runtime.tuning
 import pytest
+
+import berxit.runtime.tuning
 from berxit.devices import default_threads
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bench import command

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from small_models import MAX_LENGTH, MODELS, PAIRS, SINGLES, manifest_of, write_models
+from small_tokenizers import SIZES, small_tokenizers
+
 from berxit.runtime.backends.coreml import CoreMLBackend
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.deadline import Deadline, Pace, end_of
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
-from small_models import MAX_LENGTH, MODELS, PAIRS, SINGLES, manifest_of, write_models
-from small_tokenizers import SIZES, small_tokenizers
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from stored_backend import StoredBackend
+
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import DataFile, Manifest, ModelInfo, Parity, Segment, TensorInfo, sha256, write_manifest
 from berxit.runtime.golden import Golden, write_golden
@@ -16,7 +18,6 @@ from berxit.runtime.json_data import write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.runner import Answer
 from berxit.runtime.tokenization import Text, TextTokenizer
-from stored_backend import StoredBackend
 
 LAYERS = 6
 MAX_LENGTH = 16

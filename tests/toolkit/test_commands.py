@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from berxit.runtime.console import status_of
-from berxit.toolkit.cli import COMMANDS, berxit, load
 
 from berxit import devices
+from berxit.runtime.console import status_of
+from berxit.toolkit.cli import COMMANDS, berxit, load
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import image
+from matplotlib import pyplot as plt
+
 from berxit.runtime.bench import BenchResult, bench
 from berxit.runtime.examples import read_examples
 from berxit.toolkit.evaluation_report import evaluate
 from berxit.toolkit.figures import bench_figure, evaluation_figure
 from berxit.train.evaluation import Predictions
-from matplotlib import image
-from matplotlib import pyplot as plt
 
 
 @pytest.fixture(scope="module")

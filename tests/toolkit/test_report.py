@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from berxit.runtime import Answer
 from berxit.runtime.bench import BenchResult, bench
 from berxit.runtime.errors import BerxitError, InputError

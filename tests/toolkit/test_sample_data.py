@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from berxit.runtime.examples import read_rows
 
 from berxit import toolkit
+from berxit.runtime.examples import read_rows
 
 SAMPLE = Path(toolkit.__file__).parent / "sample"
 ROWS = {"train": 1344, "dev": 288, "test": 288}

@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from berxit.runtime.errors import InputError
-from berxit.train.backbones import ADAPTERS, EmbeddingWeights, LayerWeights, adapter_for
-from berxit.train.backbones.weights import Array, Linear, Norm
-from berxit.train.modeling import MultiExitModel
 from conftest import ENCODERS, FAMILIES, shared, tiny_backbone, tiny_config
 from scipy.special import erf
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, GPT2Config
+
+from berxit.runtime.errors import InputError
+from berxit.train.backbones import ADAPTERS, EmbeddingWeights, LayerWeights, adapter_for
+from berxit.train.backbones.weights import Array, Linear, Norm
+from berxit.train.modeling import MultiExitModel
 
 LENGTHS = (7, 3, 12, 1)
 

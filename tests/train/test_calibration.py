@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from berxit.runtime.bundle import sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json

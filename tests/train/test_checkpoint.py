@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.train.checkpoint import load_checkpoint, read_record, read_samples, write_whole
 

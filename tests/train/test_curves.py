@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from berxit.runtime.errors import BerxitError
 from berxit.train.curves import Area, Curve, area_above, mean_curve, relative_score
 from berxit.train.evaluation import OperatingPoint

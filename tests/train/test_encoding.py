@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+
 from berxit.runtime.examples import Examples
 from berxit.train import encoding
 from berxit.train.encoding import EncodedExamples
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 
 @pytest.fixture(scope="module")

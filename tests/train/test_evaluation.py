@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
 from berxit.train.checkpoint import load_checkpoint

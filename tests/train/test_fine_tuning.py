@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ENCODERS, WORDS
+from pytest import MonkeyPatch
+from safetensors.torch import load_file
+from transformers import DataCollatorWithPadding, TrainerCallback
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
 from berxit.train import fine_tuning, trainer
@@ -20,10 +25,6 @@ from berxit.train.options import TrainingOptions
 from berxit.train.resuming import RunState, Stopwatch
 from berxit.train.tasks import Task, custom_task
 from berxit.train.trainer import ByLength, MultiExitTrainer, training_arguments
-from conftest import ENCODERS, WORDS
-from pytest import MonkeyPatch
-from safetensors.torch import load_file
-from transformers import DataCollatorWithPadding, TrainerCallback
 
 
 @pytest.fixture

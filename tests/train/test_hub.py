@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.train.hub import SOURCES, fetch
 from berxit.train.tasks import TASKS

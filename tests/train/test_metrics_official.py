@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from berxit.runtime.metrics import METRICS as ON_DEVICE
 from berxit.train.metrics import METRICS, scores
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from berxit.runtime.errors import InputError
-from berxit.train.configuration import MultiExitConfig
-from berxit.train.modeling import MultiExitModel
 from conftest import FAMILIES, tiny_backbone
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification
+
+from berxit.runtime.errors import InputError
+from berxit.train.configuration import MultiExitConfig
+from berxit.train.modeling import MultiExitModel
 
 LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 

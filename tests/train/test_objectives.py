@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from berxit.runtime.errors import InputError
 from berxit.train.modeling import MultiExitOutput
 from berxit.train.objectives import (
@@ -23,7 +25,6 @@ from berxit.train.objectives import (
     lte_losses,
     lte_targets,
 )
-from torch import Tensor
 
 LOG3 = math.log(3.0)
 CLASS_LOGITS = torch.tensor([[[0.0, LOG3], [0.0, 0.0]], [[LOG3, 0.0], [0.0, LOG3]]])

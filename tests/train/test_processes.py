@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from berxit.runtime.console import status_of
 from berxit.toolkit.cli import load
 

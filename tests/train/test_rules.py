@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import ExitPolicy
 from berxit.train.calibration import choose

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import shared
+
 from berxit.runtime.errors import InputError
 from berxit.train.metrics import METRICS
 from berxit.train.tasks import TASKS, Task, custom_task, get_task, task_of
-from conftest import shared
 
 
 def write(folder: Path, text: str, name: str = "train.tsv") -> Path:

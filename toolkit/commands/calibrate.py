@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.toolkit.commands.options import (
     PATH,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-from berxit.runtime.console import debug_option
-from berxit.runtime.tables import markdown_table
 
 from berxit import devices
+from berxit.runtime.console import debug_option
+from berxit.runtime.tables import markdown_table
 
 
 @click.command("devices")

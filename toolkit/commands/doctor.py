@@ -6,11 +6,11 @@ import platform
 from importlib import metadata
 
 import click
+
+from berxit import devices
 from berxit.runtime.backends import BACKENDS
 from berxit.runtime.console import EXTRAS, debug_option
 from berxit.runtime.tables import markdown_table
-
-from berxit import devices
 
 NEEDED_FOR = {
     "onnxruntime": "run bundles on a CPU",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
+from berxit import devices
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.errors import InputError
 from berxit.toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
-
-from berxit import devices
 
 
 def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...]:

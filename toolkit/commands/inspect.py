@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from berxit.runtime.bundle import Manifest, Segment, files_of, read_manifest
 from berxit.runtime.console import debug_option
 from berxit.runtime.tables import markdown_table

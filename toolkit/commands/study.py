@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import (

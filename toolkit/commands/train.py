@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from berxit.runtime.console import debug_option
 from berxit.toolkit.commands.options import (
     PATH,

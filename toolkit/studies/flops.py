@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
@@ -14,8 +17,6 @@ from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED
 from berxit.toolkit.studies.request import Request, model_name_of
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.modeling import MultiExitModel
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from sacrebleu.metrics import BLEU
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import CRITERIA
 from berxit.runtime.tables import Table
@@ -16,7 +18,6 @@ from berxit.toolkit.studies.request import Request, Run
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
 from berxit.train.metrics import METRICS
-from sacrebleu.metrics import BLEU
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

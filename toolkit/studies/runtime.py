@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from berxit import devices
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples
 from berxit.runtime.measurement import Measured, measure
@@ -15,8 +16,6 @@ from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, GRAY
 from berxit.toolkit.studies.request import Request
-
-from berxit import devices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

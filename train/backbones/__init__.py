@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedConfig
+
 from berxit.runtime.errors import InputError
 from berxit.train.backbones.adapter import Adapter
 from berxit.train.backbones.albert import AlbertAdapter
@@ -9,7 +11,6 @@ from berxit.train.backbones.bert import BertAdapter, RobertaAdapter
 from berxit.train.backbones.distilbert import DistilBertAdapter
 from berxit.train.backbones.mpnet import MPNetAdapter
 from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights
-from transformers import PreTrainedConfig
 
 __all__ = ["ADAPTERS", "Adapter", "EmbeddingWeights", "LayerWeights", "adapter_for"]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights
 from optimum.utils import NormalizedConfigManager
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights
 
 
 class Adapter(ABC):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from torch import nn
+from transformers import PreTrainedModel
+
 from berxit.runtime.errors import InputError
 from berxit.train.backbones.adapter import Adapter
 from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
-from torch import nn
-from transformers import PreTrainedModel
 
 
 class AlbertAdapter(Adapter):

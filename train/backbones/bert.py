@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from berxit.train.backbones.adapter import Adapter
-from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
 from torch import nn
 from transformers import PreTrainedModel
+
+from berxit.train.backbones.adapter import Adapter
+from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
 
 
 class BertAdapter(Adapter):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from berxit.train.backbones.adapter import Adapter
 from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
-from transformers import PreTrainedModel
 
 
 class DistilBertAdapter(Adapter):

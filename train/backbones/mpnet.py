@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from berxit.train.backbones.adapter import Adapter
-from berxit.train.backbones.weights import Array, EmbeddingWeights, LayerWeights, Linear, Norm, array
 from torch import nn
 from transformers import PreTrainedModel
+
+from berxit.train.backbones.adapter import Adapter
+from berxit.train.backbones.weights import Array, EmbeddingWeights, LayerWeights, Linear, Norm, array
 
 PADDING = 1
 """The id that transformers' MPNet takes for padding when it counts positions, whatever the configuration says."""

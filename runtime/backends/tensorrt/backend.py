@@ -20,6 +20,8 @@ from weakref import finalize
 import click
 import numpy as np
 import numpy.typing as npt
+
+from berxit import devices
 from berxit.runtime.backends.tensorrt.cuda import Cuda
 from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, prepare_engines, rows_of
 from berxit.runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
@@ -29,8 +31,6 @@ from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
-
-from berxit import devices
 
 
 class _Context:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from berxit.runtime.errors import BerxitError
 
 NO_GPU = "run this on the Jetson, or on a machine whose nvidia-smi shows a GPU"

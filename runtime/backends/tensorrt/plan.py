@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 from math import prod
 
 import numpy as np
+
 from berxit.runtime.bundle import Manifest, TensorInfo
 from berxit.runtime.errors import BerxitError
 

@@ -14,6 +14,9 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 
 import torch
+from conftest import ENCODERS, shared
+from test_export import checkpoint_of
+
 from berxit.devices import find
 from berxit.exporters import export as export_module
 from berxit.exporters.coreml import target as coreml
@@ -29,8 +32,6 @@ from berxit.runtime.tokenization import TokenBatch
 from berxit.train.calibration import read_policy
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.modeling import MultiExitModel
-from conftest import ENCODERS, shared
-from test_export import checkpoint_of
 
 ROWS = ([2, 6, 7, 8, 9, 3], [2, 11, 3], [2, *range(5, 20), 3])
 """Token ids of three rows of different length."""

@@ -14,12 +14,13 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
 
 import torch
-from berxit.exporters.export import export
-from berxit.exporters.options import ExportOptions
 from conftest import shared
 from test_coreml import LIMITS, hidden_gap
 from test_export import checkpoint_of
 from transformers import AutoModel, AutoTokenizer, BertModel, DistilBertConfig, PreTrainedModel, RobertaConfig
+
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
 
 SENTENCES = (
     "Nobody had told them that the last train was already gone.",

@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import ENCODERS, tiny_backbone
+from onnx import TensorProto, helper, numpy_helper
+
 from berxit.exporters.onnx.bfloat16 import rounded_in_float32, with_float32_borders
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
 from berxit.exporters.segments import Segments, cut
 from berxit.train.modeling import MultiExitModel
-from conftest import ENCODERS, tiny_backbone
-from onnx import TensorProto, helper, numpy_helper
 
 
 @pytest.fixture(params=ENCODERS)

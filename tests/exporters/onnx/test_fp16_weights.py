@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
+
 from berxit.exporters.export import export
 from berxit.exporters.onnx.fp16_weights import halved
 from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
@@ -16,7 +18,6 @@ from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import files_of
 from berxit.runtime.errors import BerxitError
 from berxit.train.modeling import MultiExitModel
-from onnx import numpy_helper
 
 
 @pytest.fixture(params=["bert", "albert", "mpnet"])

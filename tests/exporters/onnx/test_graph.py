@@ -10,11 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import ENCODERS, shared
+
 from berxit.exporters.onnx.graph import OPSET, OnnxSegment, embeddings_graph, layer_graph
 from berxit.exporters.segments import cut
 from berxit.runtime.errors import InputError
 from berxit.train.modeling import MultiExitModel, MultiExitOutput
-from conftest import ENCODERS, shared
 
 BATCHES = ((5,), (1,), (9, 4, 1), (2, 2), (17, 39, 3, 8))
 """Lengths of the rows of each batch, in tokens."""

@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import shared
+from onnx import numpy_helper
+
 from berxit.exporters.export import export
 from berxit.exporters.onnx.activations import Activations, _session, _values, product_inputs
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
@@ -18,8 +21,6 @@ from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import files_of, read_manifest
 from berxit.runtime.tokenization import TokenBatch
 from berxit.train.modeling import MultiExitModel
-from conftest import shared
-from onnx import numpy_helper
 
 FOUR = {"qkv.weight", "output.weight", "up.weight", "down.weight"}
 
@@ -159,8 +160,9 @@ def test_an_int8_bundle_answers_as_the_float_one(checkpoint: Path, bundle: Path,
 def test_real_weights_shrink_to_a_quarter(tmp_path: Path) -> None:
     import shutil
 
-    from berxit.train.checkpoint import TrainingRecord, save_checkpoint
     from transformers import AutoTokenizer
+
+    from berxit.train.checkpoint import TrainingRecord, save_checkpoint
 
     folder = shared("models", "bge-small-en")
     (tmp_path / "ckpt").mkdir()

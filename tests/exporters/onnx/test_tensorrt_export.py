@@ -12,6 +12,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from conftest import ENCODERS, tiny_backbone
+from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
+
 from berxit.exporters.export import export
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.exporters.onnx.int8_qdq import PRODUCTS, _evened
@@ -26,8 +29,6 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import Golden, differences, read_golden, write_golden
 from berxit.runtime.tokenization import TokenBatch
 from berxit.train.modeling import MultiExitModel
-from conftest import ENCODERS, tiny_backbone
-from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -314,8 +315,9 @@ def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from berxit.runtime.build import command
     from click.testing import CliRunner
+
+    from berxit.runtime.build import command
 
     export(checkpoint, "tensorrt", tmp_path / "bundle", options=ExportOptions("fp16", (16, 32)))
     arguments = [

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
+
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.cli import load
@@ -24,8 +26,6 @@ from berxit.train.checkpoint import TrainingRecord, save_checkpoint
 from berxit.train.curves import criterion_curve
 from berxit.train.evaluation import Predictions
 from berxit.train.modeling import MultiExitModel
-from transformers import AutoTokenizer
-
 from tests.conftest import ENCODERS, WORDS
 
 Make = Callable[..., Path]
