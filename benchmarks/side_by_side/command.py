@@ -1,7 +1,7 @@
 """Early exit on this CPU beside what one would run instead, on the same weights, inputs and threads.
 
-    python benchmarks/side_by_side.py --threads 1,2 --output side-by-side                          random weights, times
-    python benchmarks/side_by_side.py --checkpoint ckpt --data SST-2/ --threads 2 --output real    and scores
+    python -m benchmarks.side_by_side --threads 1,2 --output side-by-side                          random weights, times
+    python -m benchmarks.side_by_side --checkpoint ckpt --data SST-2/ --threads 2 --output real    and scores
 
 Compared: our segments (ONNX Runtime and OpenVINO), the same model as one graph (ONNX Runtime fp32 and int8, OpenVINO
 fp32, bf16 and int8), PyTorch eager with a Python exit loop, and the bare matrix products. README.md here says how it is
@@ -23,20 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
-from cases import Labelled, growing_cases, labelled, random_cases
-from contenders import STATUS, Case, Spec, work
 
+from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
+from benchmarks.side_by_side.cases import Labelled, growing_cases, labelled, random_cases
+from benchmarks.side_by_side.contenders import STATUS, Case, Spec, work
 from berxit import devices
 from berxit.runtime import BerxitError, ExitPolicy, InputError
-from berxit.runtime.console import debug_option, progress_bar, run
+from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import PATH, hush_libraries
 
 if TYPE_CHECKING:
-    from products import Shape
-
+    from benchmarks.side_by_side.products import Shape
     from berxit.runtime.bundle import Manifest
 
 # Every process of a contender imports this file. What takes memory is imported where it is used.
@@ -88,10 +87,9 @@ def command(
     if hidden % 64:
         raise InputError(f"--hidden {hidden}: it must be a multiple of 64")
     hush_libraries()
-    from figure import draw
-    from prepare import prepare, random_checkpoint, shape_of
-    from report import report
-
+    from benchmarks.side_by_side.figure import draw
+    from benchmarks.side_by_side.prepare import prepare, random_checkpoint, shape_of
+    from benchmarks.side_by_side.report import report
     from berxit.train.checkpoint import read_config
 
     before = devices.read_sensors()
@@ -370,7 +368,3 @@ def measure_memory(
 def _lengths(cases: Sequence[Case]) -> str:
     tokens = [len(case.ids[0]) for case in cases]
     return f"{min(tokens)} to {max(tokens)} tokens"
-
-
-if __name__ == "__main__":
-    run(command)

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from products import MatrixProducts, Shape
 
+from benchmarks.side_by_side.products import MatrixProducts, Shape
 from berxit.runtime.backends import choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.loop import Backend, exit_loop

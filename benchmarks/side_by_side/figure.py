@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bars import Run
-from contenders import Case, Spec
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.side_by_side.bars import Run
+from benchmarks.side_by_side.contenders import Case, Spec
 from berxit.runtime.tables import plural
 from berxit.toolkit.figures import CURVE, LAYERS, STYLE
 

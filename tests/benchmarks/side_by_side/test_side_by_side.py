@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contenders import Spec
-from side_by_side import command
 
+from benchmarks.side_by_side.command import command
+from benchmarks.side_by_side.contenders import Spec
 from berxit.runtime.bundle import Manifest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GRAPHS = ("ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO int8")
 
 needs_openvino = pytest.mark.skipif(
@@ -25,7 +25,7 @@ needs_openvino = pytest.mark.skipif(
 
 
 def side_by_side(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "benchmarks/side_by_side.py", "--quiet", *map(str, arguments)]
+    command = [sys.executable, "-m", "benchmarks.side_by_side", "--quiet", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -56,7 +56,7 @@ def test_real_weights_are_scored_on_all_rows(
     checkpoint: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a contender of each kind that is compared: each is a process to start."""
-    import prepare
+    from benchmarks.side_by_side import prepare
 
     some = ("ours, ONNX Runtime fp32", "ours, ONNX Runtime int8", *(f"one graph, {each}" for each in GRAPHS))
     everything = prepare.prepare
@@ -98,8 +98,8 @@ def test_misuse_is_told_and_writes_nothing(arguments: tuple[str, ...], message: 
 
 
 def test_a_contenders_process_holds_no_library_of_another() -> None:
-    code = "import side_by_side, sys; print([m for m in ('torch', 'onnx', 'onnxruntime', 'openvino', 'transformers',"
-    code += " 'matplotlib') if m in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
+    code = "import benchmarks.side_by_side.__main__, sys; print([m for m in ('torch', 'onnx', 'onnxruntime',"
+    code += " 'openvino', 'transformers', 'matplotlib') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from whole_graph import write_whole_graph
 
+from benchmarks.side_by_side.whole_graph import write_whole_graph
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime import EarlyExitRunner

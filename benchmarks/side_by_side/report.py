@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bars import MACHINE, OURS, OURS_INT8, Bar, Measured, Run, used_exits
-from contenders import Case, Spec
-from products import Shape
-
+from benchmarks.side_by_side.bars import MACHINE, OURS, OURS_INT8, Bar, Measured, Run, used_exits
+from benchmarks.side_by_side.contenders import Case, Spec
+from benchmarks.side_by_side.products import Shape
 from berxit.runtime.tables import markdown_table, plural
 
 

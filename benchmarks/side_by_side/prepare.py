@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 import openvino as ov
-from bars import MACHINE, POOL
-from contenders import Spec, has_bf16
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from products import Shape
-from whole_graph import write_whole_graph
 
+from benchmarks.side_by_side.bars import MACHINE, POOL
+from benchmarks.side_by_side.contenders import Spec, has_bf16
+from benchmarks.side_by_side.products import Shape
+from benchmarks.side_by_side.whole_graph import write_whole_graph
 from berxit.exporters.export import export
 from berxit.exporters.onnx.activations import product_inputs, samples_of
 from berxit.exporters.onnx.graph import embeddings_graph, layer_graph

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from contenders import SHALLOW, Case, Spec
-from products import Shape
-
+from benchmarks.side_by_side.contenders import SHALLOW, Case, Spec
+from benchmarks.side_by_side.products import Shape
 from berxit.runtime.tables import plural
 
 OURS = "ours, ONNX Runtime fp32"

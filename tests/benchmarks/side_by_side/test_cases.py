@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import Labelled, growing_cases, labelled, random_cases
-from contenders import Case, Schedule
 
+from benchmarks.side_by_side.cases import Labelled, growing_cases, labelled, random_cases
+from benchmarks.side_by_side.contenders import Case, Schedule
 from berxit.runtime import BerxitError, ExitPolicy
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.examples import Examples

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from contenders import Case, Schedule
 
+from benchmarks.side_by_side.contenders import Case, Schedule
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples, find_split, read_examples

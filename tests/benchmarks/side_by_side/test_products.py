@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from products import WAYS, MatrixProducts, Product, Shape
 
+from benchmarks.side_by_side.products import WAYS, MatrixProducts, Product, Shape
 from berxit.runtime.tokenization import TokenBatch
 
 SMALL = Shape(layers=2, hidden=64, wide=256, heads=2)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from bars import OURS, OURS_INT8, Measured, Run, Scored, bars, lazy
-from contenders import Case, Spec
-from products import Shape
-from report import report
-
+from benchmarks.side_by_side.bars import OURS, OURS_INT8, Measured, Run, Scored, bars, lazy
+from benchmarks.side_by_side.contenders import Case, Spec
+from benchmarks.side_by_side.products import Shape
+from benchmarks.side_by_side.report import report
 from berxit.runtime import ExitPolicy
 
 GRAPH, TUNED, INT8, RIVAL, EAGER = (

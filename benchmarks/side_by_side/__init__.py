@@ -1,0 +1,1 @@
+"""``python -m benchmarks.side_by_side``: early exit on this CPU against the alternatives, in one interleaved run."""
