@@ -70,6 +70,26 @@ class LayerResult(NamedTuple):
     """(B,) which of them leave here."""
 
 
+class ExitOutput(NamedTuple):
+    """Output of one exit for all rows of a batch."""
+
+    layer: int
+    logits: Floats
+    """(B, C)"""
+    lte: Floats | None
+    """(B,), or None without LTE."""
+    state: State
+    """The state after the layer; valid until the next segment runs."""
+
+
+def every_exit(backend: Backend, batch: TokenBatch) -> Iterator[ExitOutput]:
+    """Runs all segments on B rows and yields every exit's output, the shallowest first. No row exits early."""
+    state = backend.embed(batch)
+    for layer in backend.exits:
+        state, logits, lte = backend.layer(layer, state)
+        yield ExitOutput(layer, logits, lte, state)
+
+
 def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[LayerResult]:
     """Runs from exit to exit and yields each one's results; rows leave as soon as the policy is satisfied."""
     rows = np.arange(len(batch))

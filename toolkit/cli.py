@@ -17,6 +17,7 @@ COMMANDS = {
     "build": "berxit.runtime.build",
     "bench": "berxit.runtime.bench",
     "study": "berxit.toolkit.commands.study",
+    "compare": "berxit.toolkit.commands.compare",
     "inspect": "berxit.toolkit.commands.inspect",
     "devices": "berxit.toolkit.commands.devices",
     "doctor": "berxit.toolkit.commands.doctor",

@@ -1,7 +1,7 @@
 """Prose lint: reports wording that the project does not use, with the wording that it uses instead.
 
-``python tools/prose_lint.py [FILE ...]`` reads the given files, or every tracked text file. It exits with status 1 if it
-finds anything. ``make lint`` and the pre-commit hook run it.
+``python tools/prose_lint.py [FILE ...]`` reads the given files, or every tracked text file. The exit status is 1 if
+anything was found. ``make lint`` and the pre-commit hook run it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-../../../../../runtime/swift/Tests/EarlyExitTests/Vectors.swift
+../../../../../runners/swift/Tests/EarlyExitTests/Vectors.swift

@@ -1,0 +1,68 @@
+"""``berxit compare``: two models or two benches side by side, with a regression gate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.json_data import write_json
+from berxit.toolkit.commands.options import PATH, quiet_option, split_option
+
+
+@click.command("compare")
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@click.option("--data", type=PATH, help="Labelled texts: a file, or a folder with splits.  [default: golden inputs]")
+@split_option
+@click.option("--limit", type=click.IntRange(min=1), help="Use the first N rows only.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the bundle's]")
+@click.option(
+    "--fail-above",
+    type=click.FloatRange(min=0),
+    metavar="PERCENT",
+    help="Exit with status 1 if latency, score or predictions of SECOND are worse than FIRST's by more.",
+)
+@click.option("--output", type=PATH, help="A JSON file for everything that was compared.")
+@quiet_option
+@debug_option
+def command(
+    first: Path,
+    second: Path,
+    data: Path | None,
+    split: str,
+    limit: int | None,
+    threads: int | None,
+    fail_above: float | None,
+    output: Path | None,
+    quiet: bool,
+) -> None:
+    """Compare FIRST with SECOND: two bundles, a checkpoint and a bundle, or two bench.json files."""
+    from berxit.toolkit.comparison.benches import BenchComparison, bench_file, compare_benches
+    from berxit.toolkit.comparison.models import ModelComparison, compare_models
+
+    found: BenchComparison | ModelComparison
+    benches = bench_file(first), bench_file(second)
+    if benches[0] and benches[1]:
+        found = compare_benches(benches[0], benches[1])
+    elif benches[0] or benches[1]:
+        raise InputError(f"{first} and {second}: only one of them is a bench. Give two benches, or two models")
+    else:
+        found = compare_models(
+            first,
+            second,
+            data=data,
+            split=split,
+            limit=limit,
+            threads=threads,
+            progress=progress_bar("comparing", quiet),
+        )
+    click.echo(found.text())
+    if output:
+        write_json(asdict(found), output)
+        click.echo(f"\nwritten: {output}")
+    if fail_above is not None and (worse := found.regressions(fail_above)):
+        raise BerxitError(f"{second} is worse than {first} by more than {fail_above:g}%: {'; '.join(worse)}")

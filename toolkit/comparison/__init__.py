@@ -1,0 +1,1 @@
+"""Comparisons behind ``berxit compare``: two models on the same texts, or two benches."""
