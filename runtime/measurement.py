@@ -91,7 +91,7 @@ def spread_thresholds(
     if len(exits) == 1:
         return []
     policy = policy.at_exits(exits)
-    if policy.criterion == "patience":
+    if CRITERIA[policy.criterion].counts:
         return [float(k) for k in range(1, policy.layers)]
     certainty = certainties(policy, logits, lte)
     values = np.unique(certainty[:, :-1].astype(np.float64))

@@ -49,22 +49,88 @@ Certainty = tuple[npt.NDArray, Memory | None]
 """(B,) numbers, and what to remember for the next layer."""
 
 
+UNBOUNDED = float(np.finfo(np.float32).max)
+"""The threshold beyond every certainty of a criterion without bounds: JSON has no infinity."""
+
+
 class Criterion(ABC):
-    """One way to be sure: (B, C) logits and (B,) LTE certainties of one layer -> (B,) numbers."""
+    """An exit criterion: one certainty per row, and everything that depends on its direction and range.
+
+    A new criterion is a subclass here and an entry in CRITERIA. Help texts, figures, thresholds and test vectors are
+    derived from its attributes.
+    """
 
     name: str
+    description: str
+    """One line for help texts and documentation."""
     higher_is_surer = True
+    inclusive = False
+    """A row also exits where its certainty equals the threshold."""
+    counts = False
+    """The certainty is a whole number of layers."""
     for_regression = False
     needs_lte = False
 
     @abstractmethod
-    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty: ...
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
+        """Certainty of one exit's output: logits (B, C), lte (B,) or None -> (B,)."""
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        """The smallest and the largest certainty possible; infinite by default."""
+        return -np.inf, np.inf
+
+    def exits(self, certainty: npt.NDArray, threshold: float | npt.NDArray) -> Bools:
+        """Whether each certainty passes the threshold."""
+        if self.higher_is_surer:
+            return certainty >= threshold if self.inclusive else certainty > threshold
+        return certainty <= threshold if self.inclusive else certainty < threshold
+
+    def never(self, layers: int, classes: int) -> float:
+        """A threshold at which no row exits before the last layer."""
+        low, high = self.bounds(classes)
+        return min(high, UNBOUNDED) if self.higher_is_surer else max(low, -UNBOUNDED)
+
+    def always(self, layers: int, classes: int) -> float:
+        """A threshold at which every row exits at the first layer that allows it."""
+        low, high = self.bounds(classes)
+        return max(low, -UNBOUNDED) if self.higher_is_surer else min(high, UNBOUNDED)
+
+    def grid(self, layers: int, classes: int, count: int = 200) -> list[float]:
+        """Thresholds from ``never`` to ``always`` that do not depend on any data.
+
+        Half of them are evenly spaced. Certainties crowd at the certain end of the range, so the distances of the
+        other half from that end grow by a constant factor, from a millionth of the range. Without bounds, thresholds
+        are spaced by a constant factor on both sides of zero.
+        """
+        never, always = self.never(layers, classes), self.always(layers, classes)
+        if self.counts:
+            return [float(k) for k in range(round(never), round(always) - 1, -1)]
+        if max(abs(never), abs(always)) < UNBOUNDED:
+            steps = np.union1d(np.linspace(0, 1, count // 2), np.logspace(-6, 0, count // 2))
+            return [float(never + step * (always - never)) for step in steps]
+        sizes = np.logspace(-6, 6, count // 2 - 1)
+        middle = np.concatenate([sizes[::-1], [0.0], -sizes])  # descending
+        return [never, *(middle if self.higher_is_surer else middle[::-1]).tolist(), always]
+
+    def check(self, threshold: float) -> None:
+        """Raises InputError unless ``threshold`` can separate certainties of this criterion."""
+        low, high = self.bounds(2)
+        if not self.higher_is_surer:
+            high = np.inf  # the upper bound depends on the number of classes
+        if not np.isfinite(threshold) or not low <= threshold <= high:
+            limits = "a finite number" + (f" of at least {low:g}" if np.isfinite(low) else "")
+            limits += f" and at most {high:g}" if np.isfinite(high) else ""
+            raise InputError(f"threshold {threshold} is out of range: for {self.name} it must be {limits}")
 
 
 class Confidence(Criterion):
     """The highest class probability, in (0, 1]."""
 
     name = "confidence"
+    description = "the highest class probability; a row exits above the threshold (section 3 of the paper)"
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        return 0.0, 1.0
 
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
         powers = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
@@ -75,7 +141,14 @@ class Entropy(Criterion):
     """The entropy of the class probabilities in nats, in [0, ln C]; logits are shifted so that exp cannot overflow."""
 
     name = "entropy"
+    description = "the entropy of the class probabilities in nats; a row exits below the threshold (DeeBERT)"
     higher_is_surer = False
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        return 0.0, float(np.log(classes))
+
+    def always(self, layers: int, classes: int) -> float:
+        return float(np.log(classes)) + 1e-3  # strictly above the entropy of equal probabilities
 
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
         shifted = logits - logits.max(axis=-1, keepdims=True)
@@ -88,8 +161,12 @@ class Lte(Criterion):
     """The learned certainty u_i = sigmoid(c.h_i + b), in [0, 1] (equation 8); the segment has computed it."""
 
     name = "lte"
+    description = "the learned certainty; a row exits above the threshold (section 4.2 of the paper)"
     for_regression = True
     needs_lte = True
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        return 0.0, 1.0
 
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
         assert lte is not None, "the policy was checked against the model when it was loaded"
@@ -101,7 +178,16 @@ class Patience(Criterion):
     than ``tolerance``. Rows leave once the count reaches the threshold."""
 
     name = "patience"
+    description = "the number of consecutive exits that agree; a row exits when it reaches the threshold (PABEE)"
+    inclusive = True
+    counts = True
     for_regression = True
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        return 1.0, np.inf  # 0 would exit at the first layer, which has no earlier one to agree with
+
+    def never(self, layers: int, classes: int) -> float:
+        return float(layers)
 
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
         regression = logits.shape[-1] == 1
@@ -115,6 +201,13 @@ class Patience(Criterion):
 
 
 CRITERIA: dict[str, Criterion] = {c.name: c for c in (Confidence(), Entropy(), Lte(), Patience())}
+
+
+def criterion_named(name: str) -> Criterion:
+    """The entry of CRITERIA. Raises InputError for an unknown name."""
+    if name not in CRITERIA:
+        raise InputError(f"unknown exit criterion '{name}': choose one of {', '.join(CRITERIA)}")
+    return CRITERIA[name]
 
 
 @dataclass(frozen=True)
@@ -131,15 +224,14 @@ class ExitPolicy:
     """Patience on regression: the largest difference that still counts as agreement, in label units."""
 
     def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
-            raise InputError(f"unknown exit criterion '{self.criterion}': choose one of {', '.join(CRITERIA)}")
+        criterion = criterion_named(self.criterion)
         if len(self.temperatures) != len(self.thresholds) + 1:
             raise InputError(
                 f"exit policy has {len(self.thresholds)} thresholds and {len(self.temperatures)} temperatures:"
                 " n layers need n - 1 and n"
             )
         for threshold in self.thresholds:
-            check_threshold(self.criterion, threshold)
+            criterion.check(threshold)
         if not all(t > 0 and np.isfinite(t) for t in self.temperatures):
             raise InputError("temperatures must be finite and above 0")
 
@@ -151,9 +243,8 @@ class ExitPolicy:
     @classmethod
     def full_depth(cls, layers: int, regression: bool = False) -> ExitPolicy:
         """Never stop early: what a model that was not calibrated does."""
-        if regression:
-            return cls.uniform("patience", float(layers), layers)
-        return cls.uniform("confidence", 1.0, layers)
+        criterion = CRITERIA["patience" if regression else "confidence"]
+        return cls.uniform(criterion.name, criterion.never(layers, 2), layers)
 
     @property
     def layers(self) -> int:
@@ -190,7 +281,7 @@ class ExitPolicy:
         """Which rows leave after ``layer``: (B,) -> (B,)."""
         if layer == self.layers:
             return np.ones(certainty.shape, dtype=bool)
-        return passes(self.criterion, certainty, self.thresholds[layer - 1])
+        return CRITERIA[self.criterion].exits(certainty, self.thresholds[layer - 1])
 
 
 @dataclass(frozen=True)
@@ -206,23 +297,6 @@ class FixedDepth(ExitPolicy):
 
     def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
         return np.full(certainty.shape, layer >= self.depth)
-
-
-def passes(criterion: str, certainty: npt.NDArray, threshold: float | npt.NDArray) -> Bools:
-    """Is the row sure enough? Strictly above the threshold, strictly below for entropy, reached for patience."""
-    if criterion == "patience":
-        return certainty >= threshold
-    return certainty > threshold if CRITERIA[criterion].higher_is_surer else certainty < threshold
-
-
-def check_threshold(criterion: str, threshold: float) -> None:
-    """Raises InputError unless the threshold can mean something for the criterion."""
-    if not np.isfinite(threshold) or threshold < 0:
-        raise InputError(f"threshold {threshold} is out of range: it must be a finite number of at least 0")
-    if criterion in ("confidence", "lte") and threshold > 1:
-        raise InputError(f"threshold {threshold} is out of range: {criterion} lies between 0 and 1")
-    if criterion == "patience" and threshold < 1:
-        raise InputError(f"threshold {threshold} is out of range: patience counts layers, at least 1")
 
 
 def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.NDArray:
@@ -248,13 +322,14 @@ def exit_layers_at(policy: ExitPolicy, certainty: npt.NDArray, thresholds: Seque
 
     Raises InputError for a threshold out of range. One comparison of (T, B) per layer, so that hundreds cost little.
     """
+    criterion = CRITERIA[policy.criterion]
     for threshold in thresholds:
-        check_threshold(policy.criterion, threshold)
+        criterion.check(threshold)
     kind = certainty.dtype if certainty.dtype.kind == "f" else np.dtype(np.float64)
     column = np.array(thresholds, dtype=kind)[:, None]  # compared as one threshold is: in the certainty's own precision
     going = np.ones((len(column), len(certainty)), dtype=bool)
     layers = np.ones(going.shape, dtype=np.uint8 if policy.layers < 256 else np.int64)
     for layer in range(1, policy.layers):
-        going &= ~passes(policy.criterion, certainty[:, layer - 1], column)
+        going &= ~criterion.exits(certainty[:, layer - 1], column)
         layers += going
     return layers

@@ -14,6 +14,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from berxit.runtime.policies import CRITERIA
+
 if TYPE_CHECKING:
     from berxit.runtime.bench import BenchResult
     from berxit.toolkit.evaluation_report import Evaluation
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
 """Every input at the same layer; a criterion's thresholds; the calibrated policy."""
 
-CRITERIA = {
-    "confidence": ("#0072B2", "-"),
-    "entropy": ("#E69F00", "--"),
-    "lte": ("#009E73", "-."),
-    "patience": ("#CC79A7", ":"),
-}
-"""Exit criterion -> colour and dashes."""
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+DASHES = ("-", "--", "-.", ":")
+"""Okabe and Ito's palette, distinguishable by colour-blind readers, and dashes; entries repeat where there are more."""
+
+
+def criterion_style(name: str) -> dict[str, str]:
+    """Colour and dashes of an exit criterion, the same in every figure."""
+    place = list(CRITERIA).index(name)
+    return {"color": COLORS[place % len(COLORS)], "ls": DASHES[place % len(DASHES)]}
+
 
 STYLE = {
     "font.size": 9,
@@ -101,7 +106,7 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
         )
         for name, points in evaluation.curves.items():
             curve = curve_of(points, len(layers))
-            axes.plot(curve.layers, curve.scores, color=CRITERIA[name][0], ls=CRITERIA[name][1], lw=1.2, label=name)
+            axes.plot(curve.layers, curve.scores, lw=1.2, label=name, **criterion_style(name))
         axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
         axes.legend(loc="lower right")
         return _save(figure, path)

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples
-from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers, exit_layers_at
+from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, criterion_named, exit_layers, exit_layers_at
 from berxit.runtime.progress import Progress, silent
 from berxit.train.encoding import EncodedExamples
 from berxit.train.metrics import METRICS, scores
@@ -223,8 +224,25 @@ def operating_points(predictions: Predictions, criterion: str) -> list[Operating
     Raises InputError for a criterion that cannot work here.
     """
     thresholds = candidate_thresholds(predictions, criterion)
-    tried = candidate_tolerances(predictions) if criterion == "patience" and predictions.regression else [TOLERANCE]
-    return [point for tolerance in tried for point in trade_off(predictions, criterion, thresholds, tolerance)]
+    counts = CRITERIA[criterion].counts
+    tried = candidate_tolerances(predictions) if counts and predictions.regression else [TOLERANCE]
+    found = [trade_off(predictions, criterion, thresholds, tolerance) for tolerance in tried]
+    for points in found:
+        check_never(points[-1], predictions, criterion)
+    return [point for points in found for point in points]
+
+
+def check_never(point: OperatingPoint, predictions: Predictions, criterion: str) -> None:
+    """Raises BerxitError unless every row exits at the last layer at the criterion's ``never``, which ``point`` is.
+
+    Every rule falls back on full depth, so a criterion whose bounds are wrong would break its guarantee.
+    """
+    early = sum(point.histogram[: int(predictions.exit_layers[-1]) - 1])
+    if early:
+        raise BerxitError(
+            f"criterion '{criterion}': {early} rows exit early at its threshold 'never', {point.threshold:g}:"
+            " fix never() or bounds() of its class"
+        )
 
 
 def applicable_criteria(predictions: Predictions) -> list[str]:
@@ -252,15 +270,15 @@ def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 
 
     Each lies midway between two certainties, so that no row sits on the edge and rounding on a device moves none.
     """
-    layers = predictions.layers
-    if criterion == "patience":
-        return [float(k) for k in range(1, layers + 1)]
-    policy = ExitPolicy.uniform(criterion, 0.0, layers)
+    layers, outputs = predictions.layers, predictions.logits.shape[2]
+    chosen = criterion_named(criterion)
+    never, always = chosen.never(layers, outputs), chosen.always(layers, outputs)
+    if chosen.counts:
+        return chosen.grid(layers, outputs)[::-1]
+    policy = ExitPolicy.uniform(criterion, never, layers)
     policy.check(regression=predictions.regression, lte=predictions.lte is not None)
     values = np.unique(certainties(policy, predictions.logits, predictions.lte)[:, :-1])
     middles = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(values.dtype)
     middles = middles[(middles > values[:-1]) & (middles < values[1:])]  # neighbouring floats have none between them
     spread = middles[np.linspace(0, len(middles) - 1, min(count - 2, len(middles))).astype(int)]
-    highest_entropy = float(np.log(predictions.logits.shape[2]))
-    always, never = (highest_entropy + 1e-3, 0.0) if criterion == "entropy" else (0.0, 1.0)
-    return [always, *spread.tolist(), never]
+    return [always, *(spread if chosen.higher_is_surer else spread[::-1]).tolist(), never]

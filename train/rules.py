@@ -17,6 +17,7 @@ from scipy import stats
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
+from berxit.runtime.policies import CRITERIA
 from berxit.train.backbones import adapter_for
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import (
@@ -24,6 +25,7 @@ from berxit.train.evaluation import (
     OperatingPoint,
     Predictions,
     answers_at,
+    check_never,
     operating_points,
     places_at,
     trade_off,
@@ -89,7 +91,7 @@ class Risk:
     def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
         """Never stopping has no loss, so it is always allowed. Raises InputError for too few examples to say more."""
         tolerances = [TOLERANCE]
-        if criterion == "patience" and predictions.regression:
+        if CRITERIA[criterion].counts and predictions.regression:
             tolerances = [share * float(np.ptp(predictions.labels)) for share in FIXED_TOLERANCES]
         delta = self.delta / len(tolerances)
         n = len(predictions.labels)
@@ -99,8 +101,9 @@ class Risk:
                 f"--risk {self.risk:g} --delta {self.delta:g} needs at least {least} examples to allow anything, and"
                 f" there are {n}: calibrate on more, or allow more"
             )
-        thresholds = fixed_thresholds(criterion, predictions)
+        thresholds = CRITERIA[criterion].grid(predictions.layers, predictions.logits.shape[2])
         safe = trade_off(predictions, criterion, thresholds[:1])
+        check_never(safe[0], predictions, criterion)
         for tolerance in tolerances:
             losses = losses_at(predictions, criterion, thresholds, tolerance)
             points = trade_off(predictions, criterion, thresholds, tolerance)
@@ -200,20 +203,6 @@ def losses_at(
         return np.asarray((early != last).mean(axis=1), dtype=np.float64)
     spread = float(np.ptp(predictions.labels)) or 1.0
     return np.minimum(np.abs(early.astype(np.float64) - last) / spread, 1).mean(axis=1)
-
-
-def fixed_thresholds(criterion: str, predictions: Predictions, count: int = 200) -> list[float]:
-    """Thresholds from never to always stopping that do not depend on the data, as Learn-then-Test wants them.
-
-    Half of them lie evenly. Confidence and LTE crowd below 1, entropy above 0: the other half begins a millionth from
-    there, and its steps grow by a constant factor.
-    """
-    if criterion == "patience":
-        return [float(k) for k in range(predictions.layers, 0, -1)]
-    steps = np.union1d(np.linspace(0, 1, count // 2), np.logspace(-6, 0, count // 2))
-    if criterion == "entropy":
-        return [float(step) for step in steps * (math.log(predictions.logits.shape[2]) + 1e-3)]
-    return [float(1 - step) for step in steps]
 
 
 def _cheapest(points: list[OperatingPoint]) -> OperatingPoint:

@@ -25,7 +25,7 @@ from berxit.runtime.backends.coreml import CoreMLBackend
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.deadline import Deadline, Pace, end_of
 from berxit.runtime.errors import InputError
-from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
+from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,35 +99,33 @@ def tokenization(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def policies() -> Iterator[dict[str, Any]]:
-    """Policy and every layer's outputs -> every layer's certainty, and the exit layer."""
+    """Policy and every layer's outputs -> every layer's certainty, and the exit layer. Cases for every criterion."""
     rng = np.random.default_rng(0)
     layers = 5
-    warm = (1.0, 0.5, 2.0, 1.5, 0.8)
-    plain = (1.0,) * layers
-    cases = [
-        (ExitPolicy("confidence", (0.9, 0.8, 0.7, 0.6), warm), 3),
-        (ExitPolicy("confidence", (0.75,) * 4, plain), 2),
-        (ExitPolicy("entropy", (0.3, 0.4, 0.5, 0.6), warm), 3),
-        (ExitPolicy("lte", (0.8, 0.6, 0.5, 0.4), plain), 3),
-        (ExitPolicy("lte", (0.7,) * 4, plain), 1),
-        (ExitPolicy("patience", (2.0,) * 4, plain), 3),
-        (ExitPolicy("patience", (1.0, 2.0, 3.0, 4.0), plain, tolerance=0.75), 1),
-    ]
-    for policy, outputs in cases:
-        for _ in range(6):
-            logits = (rng.normal(size=(1, layers, outputs)) * 2).astype(np.float32)
-            lte = rng.uniform(size=(1, layers)).astype(np.float32)
-            certainty = certainties(policy, logits, lte)
-            yield {
-                "criterion": policy.criterion,
-                "thresholds": policy.thresholds,
-                "temperatures": policy.temperatures,
-                "tolerance": policy.tolerance,
-                "logits": logits[0].tolist(),
-                "lte": lte[0].tolist(),
-                "certainty": certainty[0].tolist(),
-                "exit_layer": int(exit_layers(policy, certainty)[0]),
-            }
+    warm, plain = (1.0, 0.5, 2.0, 1.5, 0.8), (1.0,) * layers
+    for criterion in CRITERIA.values():
+        for outputs in (1, 2, 3) if criterion.for_regression else (2, 3):
+            grid = criterion.grid(layers, max(outputs, 2))
+            quarter, middle = grid[len(grid) // 4], grid[len(grid) // 2]
+            for thresholds, temperatures in (
+                ((middle,) * (layers - 1), plain),
+                ((quarter, middle, quarter, middle), warm),
+            ):
+                policy = ExitPolicy(criterion.name, thresholds, temperatures, tolerance=0.75)
+                for _ in range(6):
+                    logits = (rng.normal(size=(1, layers, outputs)) * 2).astype(np.float32)
+                    lte = rng.uniform(size=(1, layers)).astype(np.float32)
+                    certainty = certainties(policy, logits, lte)
+                    yield {
+                        "criterion": policy.criterion,
+                        "thresholds": policy.thresholds,
+                        "temperatures": policy.temperatures,
+                        "tolerance": policy.tolerance,
+                        "logits": logits[0].tolist(),
+                        "lte": lte[0].tolist(),
+                        "certainty": certainty[0].tolist(),
+                        "exit_layer": int(exit_layers(policy, certainty)[0]),
+                    }
 
 
 def deadlines() -> Iterator[dict[str, Any]]:

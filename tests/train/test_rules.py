@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.train.calibration import choose
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import OperatingPoint, Predictions, operating_point, trade_off
-from berxit.train.rules import Budget, Keep, Risk, Rule, fixed_thresholds, hoeffding_bentkus, losses_at
+from berxit.train.rules import Budget, Keep, Risk, Rule, hoeffding_bentkus, losses_at
 
 
 def chosen(rule: Rule, predictions: Predictions, criterion: str) -> tuple[ExitPolicy, OperatingPoint]:
@@ -207,12 +207,11 @@ def test_too_few_examples_prove_nothing() -> None:
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "patience"])
 def test_fixed_thresholds_go_from_never_to_always(criterion: str) -> None:
-    thresholds = fixed_thresholds(criterion, population(50, 2))
+    thresholds = CRITERIA[criterion].grid(layers=3, classes=2)
     layers = [point.average_exit_layer for point in trade_off(population(50, 2), criterion, thresholds)]
     assert layers[0] == 3
     assert layers[-1] < 3 if criterion == "patience" else layers[-1] == 1
     assert np.all(np.diff(layers) <= 0)
-    assert thresholds == fixed_thresholds(criterion, population(80, 3))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])

@@ -12,6 +12,7 @@ from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
+    criterion_option,
     data_for,
     data_option,
     hush_libraries,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @checkpoint_argument
 @data_option
 @split_option
-@click.option("--criterion", help="confidence, entropy, lte or patience.  [default: confidence; lte for regression]")
+@criterion_option
 @click.option("--keep", type=float, help="Share of the last exit's score to keep.  [default: 0.99]")
 @click.option("--risk", type=float, help="Instead: how far answers may be from the last exit's, on average.")
 @click.option("--delta", type=float, help="With --risk: how probable it may be that it is exceeded.  [default: 0.05]")

@@ -12,6 +12,7 @@ from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
+    criterion_option,
     data_for,
     data_option,
     hush_libraries,
@@ -26,7 +27,7 @@ from berxit.toolkit.commands.options import (
 @data_option
 @split_option
 @batch_size_option
-@click.option("--criterion", help="Whose thresholds to list.  [default: confidence; lte for regression]")
+@criterion_option
 @click.option("--output", type=PATH, help="Folder of the results.  [default: CHECKPOINT/eval-FILE, as eval-dev]")
 @skip_bad_rows_option
 @quiet_option

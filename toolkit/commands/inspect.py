@@ -8,6 +8,7 @@ import click
 
 from berxit.runtime.bundle import Manifest, Segment, files_of, read_manifest
 from berxit.runtime.console import debug_option
+from berxit.runtime.policies import CRITERIA
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.commands.options import PATH
 
@@ -103,7 +104,9 @@ def _size(path: Path) -> int:
 def _policy(manifest: Manifest) -> str:
     if manifest.calibration is None:
         return "never early: not calibrated"
-    sign = {"entropy": "below", "patience": "at least"}.get(manifest.policy.criterion, "above")
+    criterion = CRITERIA[manifest.policy.criterion]
+    side = "above" if criterion.higher_is_surer else "below"
+    sign = f"at or {side}" if criterion.inclusive else side
     return f"{manifest.policy.criterion} is {sign} the layer's threshold"
 
 

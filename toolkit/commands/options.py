@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from berxit.runtime.policies import CRITERIA
+
 PATH = click.Path(path_type=Path)
 
 checkpoint_argument = click.argument("checkpoint", type=PATH)
@@ -21,6 +23,9 @@ batch_size_option = click.option(
 )
 skip_bad_rows_option = click.option(
     "--skip-bad-rows", is_flag=True, help="Leave out rows that do not fit, and say how many, instead of refusing."
+)
+criterion_option = click.option(
+    "--criterion", metavar="NAME", help=f"{', '.join(CRITERIA)}.  [default: confidence; lte for regression]"
 )
 force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")

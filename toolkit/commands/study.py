@@ -11,6 +11,7 @@ from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
+    criterion_option,
     data_for,
     data_option,
     hush_libraries,
@@ -31,7 +32,7 @@ WITHOUT_DATA = ("runtime", "flops")
 @data_option
 @split_option
 @click.option("--relative-to", metavar="SCORE|CHECKPOINT", help="What 100% is.  [default: raw, two-stage, or the best]")
-@click.option("--criterion", help="tradeoff: when to leave.  [default: confidence; lte for regression]")
+@criterion_option
 @click.option("--length", type=click.IntRange(min=1), help="flops: tokens of the input.  [default: 128]")
 @batch_size_option
 @click.option("--output", type=PATH, default=Path("studies"), show_default=True, help="Folder of the results.")
