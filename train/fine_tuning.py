@@ -18,12 +18,14 @@ from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples, find_split, has_split
 from berxit.runtime.tokenization import Text
+from berxit.train import objectives
 from berxit.train.checkpoint import TrainingRecord, refuse_to_overwrite, save_checkpoint, write_whole
 from berxit.train.encoding import EncodedExamples
 from berxit.train.modeling import MultiExitModel
-from berxit.train.objectives import STRATEGIES, LossOptions, Objective, layer_weights
+from berxit.train.objectives import LossOptions, Objective, layer_weights
 from berxit.train.options import TrainingOptions
 from berxit.train.resuming import RunState, StageResult, Stopwatch
+from berxit.train.strategies import STRATEGIES
 from berxit.train.tasks import Task
 from berxit.train.trainer import (
     LossOnTheBar,
@@ -133,7 +135,7 @@ def one_of_many(processes: int, report: Callable[[str], None]) -> None:
 def stages_of(options: TrainingOptions, layers: int) -> list[Objective]:
     """The strategy's stages. Raises InputError for layer weights, or a strategy, that do not fit so many layers."""
     losses = LossOptions(options.warm_up_steps, options.distillation, layer_weights(options.layer_weights, layers))
-    stages = [stage(losses) for stage in STRATEGIES[options.strategy]]
+    stages = [stage(losses) for stage in objectives.stages_of(STRATEGIES[options.strategy])]
     if len(stages) > 1 and layers == 1:
         raise InputError(f"--strategy {options.strategy} trains the exits before the last: one layer has none")
     return stages

@@ -1,4 +1,4 @@
-"""Fine-tuning strategies: which losses a step minimises. A new one is one class here and one entry in STRATEGIES.
+"""Fine-tuning strategies: which losses a step minimises. The names that users give are in strategies.py.
 
 L_i is exit i's own loss (equation 2), J_i the LTE module's (equation 11). With LTE every L_i becomes L_i + J_i.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from berxit.runtime.errors import InputError
 from berxit.train.modeling import MultiExitOutput
+from berxit.train.strategies import Strategy
 
 
 def exit_losses(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
@@ -145,22 +147,11 @@ class Distillation(OtherExits):
         return losses.sum()
 
 
-STRATEGIES: dict[str, tuple[type[Objective], ...]] = {
-    "raw": (Raw,),
-    "joint": (Joint,),
-    "two-stage": (Raw, OtherExits),
-    "alternating": (Alternating,),
-    "self-distillation": (Raw, Distillation),
-    "limit": (Raw,),
-}
-"""Name -> its stages, each trained for all epochs with a learning rate that starts afresh. ``limit`` is raw on the
-first layers of the encoder only (``--layers``): the upper bound of figure 9."""
+def stages_of(strategy: Strategy) -> tuple[type[Objective], ...]:
+    """The classes of a strategy's stages, in their order: names in this module, or "module:name"."""
+    places = (name.rpartition(":") for name in strategy.stages)
+    return tuple(getattr(import_module(module or __name__), name) for module, _, name in places)
 
-TAKES: dict[str, tuple[str, ...]] = {
-    "joint": ("warm_up_steps", "distillation", "layer_weights"),
-    "alternating": ("warm_up_steps", "distillation", "layer_weights"),
-}
-"""Strategy -> the LossOptions that mean something to it."""
 
 LAYER_WEIGHTS = ("uniform", "linear")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from berxit.runtime.errors import InputError
 from berxit.train.configuration import EXIT_HEADS, POOLINGS
-from berxit.train.objectives import STRATEGIES, TAKES
+from berxit.train.strategies import STRATEGIES, strategy_named
 
 
 class Bound(NamedTuple):
@@ -38,7 +38,7 @@ BOUNDS: dict[str, Bound] = {
 }
 """Option -> what it may be; None, where it is allowed, means that it was not given."""
 
-CHOICES: dict[str, Sequence[str]] = {"strategy": tuple(STRATEGIES), "exit_head": EXIT_HEADS, "pooling": POOLINGS}
+CHOICES: dict[str, Sequence[str]] = {"exit_head": EXIT_HEADS, "pooling": POOLINGS}
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class TrainingOptions:
     """Leave out rows of the data that do not fit, instead of refusing the file."""
 
     def __post_init__(self) -> None:
+        strategy = strategy_named(self.strategy)
         for name, choices in CHOICES.items():
             if (chosen := getattr(self, name)) not in choices:
                 raise InputError(f"unknown {_flag(name)} '{chosen}': choose one of {', '.join(choices)}")
@@ -88,10 +89,11 @@ class TrainingOptions:
             "layer_weights": self.layer_weights != "uniform",
         }
         for name in (name for name, is_given in given.items() if is_given):
-            if name not in TAKES.get(self.strategy, ()):
-                raise InputError(f"{_flag(name)} goes with --strategy {' or '.join(TAKES)}")
-        if self.strategy == "limit" and self.layers is None:
-            raise InputError("--strategy limit needs --layers: how many of the encoder's first layers to take")
+            if name not in strategy.options:
+                takes = [each.name for each in STRATEGIES.values() if name in each.options]
+                raise InputError(f"{_flag(name)} goes with --strategy {' or '.join(takes)}")
+        if strategy.first_layers_only and self.layers is None:
+            raise InputError(f"--strategy {self.strategy} needs --layers: the number of the encoder's first layers")
 
 
 def _flag(name: str) -> str:

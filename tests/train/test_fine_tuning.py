@@ -208,7 +208,7 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strategy": "guess"}, "unknown --strategy 'guess': choose one of raw, joint"),
+        ({"strategy": "guess"}, "unknown --strategy 'guess': choose one of alternating, joint"),
         ({"epochs": 0}, "--epochs is 0: it must be above 0"),
         ({"max_steps": -1}, "--max-steps is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),

@@ -11,7 +11,6 @@ from torch import Tensor
 from berxit.runtime.errors import InputError
 from berxit.train.modeling import MultiExitOutput
 from berxit.train.objectives import (
-    STRATEGIES,
     Alternating,
     Distillation,
     Joint,
@@ -24,7 +23,9 @@ from berxit.train.objectives import (
     layer_weights,
     lte_losses,
     lte_targets,
+    stages_of,
 )
+from berxit.train.strategies import STRATEGIES
 
 LOG3 = math.log(3.0)
 CLASS_LOGITS = torch.tensor([[[0.0, LOG3], [0.0, 0.0]], [[LOG3, 0.0], [0.0, LOG3]]])
@@ -93,7 +94,7 @@ def gradients(strategy: str, step: int) -> tuple[Tensor, Tensor]:
     """What one step's loss sends into each exit's logits, and into each certainty: both as (n,) sums of sizes."""
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     certainties = torch.full((4, 3), 0.3, requires_grad=True)
-    objective = STRATEGIES[strategy][-1]()
+    objective = stages_of(STRATEGIES[strategy])[-1]()
     objective.loss(step, MultiExitOutput(logits, certainties), torch.tensor([0, 1, 1, 0]), False).backward()
     return logits.grad.abs().sum(dim=(0, 2)), certainties.grad.abs().sum(dim=0)
 
@@ -125,7 +126,7 @@ def test_joint_is_the_sum_of_all_and_the_second_stage_of_all_but_the_last() -> N
 
 
 def test_two_stage_and_self_distillation_begin_with_the_last_exit() -> None:
-    assert [STRATEGIES[name][0] for name in ("two-stage", "self-distillation")] == [Raw, Raw]
+    assert [stages_of(STRATEGIES[name])[0] for name in ("two-stage", "self-distillation")] == [Raw, Raw]
 
 
 def test_distillation_is_the_divergence_from_the_last_exits_answer() -> None:

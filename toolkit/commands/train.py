@@ -16,6 +16,7 @@ from berxit.toolkit.commands.options import (
     quiet_option,
     skip_bad_rows_option,
 )
+from berxit.train.strategies import STRATEGIES
 
 
 @click.command("train")
@@ -23,7 +24,9 @@ from berxit.toolkit.commands.options import (
 @click.option("--task", "task_name", required=True, help="rte, mrpc, sst2, qnli, qqp, mnli, stsb, sick, or custom.")
 @data_option
 @click.option("--output", type=PATH, required=True, help="The checkpoint: a folder that is not there yet.")
-@click.option("--strategy", default="alternating", show_default=True, help="alternating, joint, two-stage, raw, ...")
+@click.option(
+    "--strategy", default=next(iter(STRATEGIES)), show_default=True, metavar="NAME", help=f"{', '.join(STRATEGIES)}."
+)
 @click.option("--lte/--no-lte", default=True, show_default=True, help="Learn when to exit, too.")
 @click.option("--layers", type=int, help="Take only the first so many layers of the encoder.")
 @click.option("--exit-head", default="linear", show_default=True, help="linear (the paper), or pooler (dense + tanh).")

@@ -10,6 +10,7 @@ from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, RED, looks, plain
 from berxit.toolkit.studies.request import Request, Run, by_label
+from berxit.train.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,8 @@ def study(request: Request) -> Findings:
         if not lines[model]:
             raise InputError(f"{model} has no limit checkpoint: berxit-train --strategy limit --layers 1, 2, ...")
     others = {
-        model: [run for run in runs if run.strategy not in ("limit", "raw")] for model, runs in request.models.items()
+        model: [run for run in runs if not STRATEGIES[run.strategy].last_exit_only]
+        for model, runs in request.models.items()
     }
     depths = sorted({layers for line in lines.values() for layers in line})
     rows = [
@@ -54,7 +56,7 @@ def limit_scores(runs: Sequence[Run]) -> dict[int, float]:
     """Layers -> the last exit's score of the model with so many, ascending; the mean where there are several."""
     scores: dict[int, list[float]] = {}
     for run in runs:
-        if run.strategy in ("limit", "raw"):
+        if STRATEGIES[run.strategy].last_exit_only:
             scores.setdefault(run.predictions.layers, []).append(run.full_depth)
     return {layers: sum(found) / len(found) for layers, found in sorted(scores.items())}
 

@@ -9,17 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from berxit.toolkit.studies.request import Run, by_label
+from berxit.train.strategies import STRATEGIES
 
-STRATEGIES = {
-    "alternating": ("#0072B2", "o"),
-    "joint": ("#E69F00", "s"),
-    "two-stage": ("#009E73", "^"),
-    "self-distillation": ("#CC79A7", "D"),
-    "raw": ("#000000", "x"),
-    "limit": ("#D55E00", "v"),
-}
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b7280"
 DASHES = ("-", "--", ":", "-.")
+COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#000000", RED, "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "x", "v", "P")
+
+
+def strategy_style(name: str) -> dict[str, str]:
+    """Colour and marker of a strategy, the same in every figure; they repeat where there are more strategies."""
+    place = list(STRATEGIES).index(name) if name in STRATEGIES else len(STRATEGIES)
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def looks(models: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
@@ -27,9 +28,9 @@ def looks(models: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for runs in models.values():
         for label, same in by_label(runs).items():
-            colour, marker = STRATEGIES.get(same[0].strategy, (RED, "P"))
-            before = sum(look["color"] == colour for name, look in found.items() if name != label)
-            found.setdefault(label, {"color": colour, "marker": marker, "ls": DASHES[before % len(DASHES)]})
+            style = strategy_style(same[0].strategy)
+            before = sum(look["color"] == style["color"] for name, look in found.items() if name != label)
+            found.setdefault(label, {**style, "ls": DASHES[before % len(DASHES)]})
     return found
 
 
