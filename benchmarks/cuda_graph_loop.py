@@ -127,7 +127,7 @@ def exit_loop_cost(
     pass: then its times mean nothing."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, model.config.backbone.vocab_size, (1, length), generator=generator)
-    expected = model.eval().to("cpu", torch.float32)(ids, torch.ones_like(ids)).logits[0].numpy()
+    expected = model.eval().to("cpu", torch.float32)(ids, torch.ones_like(ids)).exit_logits[0].numpy()
     loop, depth = GraphLoop(model, ids, device, getattr(torch, dtype), capture, wait), model.layers
     loop.early(depth)
     off = float(np.abs(loop.answers.numpy() - expected).max())

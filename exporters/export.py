@@ -317,7 +317,7 @@ def make_golden(
         texts=tuple((text,) if isinstance(text, str) else text for text in samples),
         input_ids=tuple(tuple(row) for row in ids),
         token_type_ids=tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
-        logits=np.round(outputs.logits.numpy().astype(np.float64), 6).tolist(),
+        logits=np.round(outputs.exit_logits.numpy().astype(np.float64), 6).tolist(),
         lte=None
         if outputs.certainties is None
         else np.round(outputs.certainties.numpy().astype(np.float64), 6).tolist(),

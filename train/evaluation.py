@@ -117,7 +117,7 @@ def predict(
             batch = collate([encoded[i] for i in rows]).to(model.device)
             batch.pop("labels")
             outputs = model(**batch)
-            logits[rows] = outputs.logits.float().cpu().numpy()
+            logits[rows] = outputs.exit_logits.float().cpu().numpy()
             if lte is not None:
                 lte[rows] = outputs.certainties.float().cpu().numpy()
             bar.update(len(rows))

@@ -15,18 +15,23 @@ from transformers.utils import ModelOutput
 from berxit.runtime.errors import InputError
 from berxit.train.backbones import Adapter, adapter_for
 from berxit.train.configuration import MultiExitConfig
+from berxit.train.losses import exit_losses, lte_losses
 
 
 @dataclass
 class MultiExitOutput(ModelOutput):
-    """What every exit says, from one pass. B rows, n layers, C outputs (classes, or 1 for regression)."""
+    """Output of one pass through all layers. B rows, n layers, C outputs (classes, or 1 for regression)."""
 
+    loss: Tensor | None = None
+    """The sum of all exits' losses (equation 3); only with labels."""
     logits: Tensor | None = None
-    """(B, n, C)"""
+    """(B, C) of the last exit, where transformers' pipelines and Trainer expect them."""
+    exit_logits: Tensor | None = None
+    """(B, n, C) of every exit."""
     certainties: Tensor | None = None
-    """(B, n) the learned certainty u_i in [0, 1] (equation 8); None without LTE."""
+    """(B, n) the learned certainty u_i in [0, 1] of every exit (equation 8); None without LTE."""
     hidden_states: tuple[Tensor, ...] | None = None
-    """n + 1 of (B, S, d): the embeddings, then each layer; only when asked for."""
+    """n + 1 of (B, S, d): the embeddings, then each layer; only on request."""
 
 
 class ExitHead(nn.Module):
@@ -120,10 +125,17 @@ class MultiExitModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
         output_hidden_states: bool = False,
-        **_: Any,
+        return_dict: bool | None = None,
     ) -> MultiExitOutput:
-        """All exits of B rows of S tokens, in one pass: ids (B, S), mask (B, S) 1 for a token, types (B, S)."""
+        """All exits of B rows of S tokens, in one pass: ids (B, S), mask (B, S) 1 for a token, types (B, S).
+
+        ``labels`` (B,): class numbers, or values for regression; the output then has a loss. Raises ValueError for
+        ``return_dict=False``, as there is no tuple output, and TypeError for an unknown argument.
+        """
+        if return_dict is False:
+            raise ValueError("return_dict=False is not supported: read the fields of the output")
         types = {"token_type_ids": token_type_ids} if self.adapter.has_token_types else {}
         hidden_states = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types
@@ -131,7 +143,20 @@ class MultiExitModel(PreTrainedModel):
         states = self._pool(hidden_states[1:], attention_mask)
         logits = torch.stack([head(states[:, i]) for i, head in enumerate(self.heads)], dim=1)
         certainties = torch.sigmoid(self.lte(states).squeeze(-1)) if self.lte is not None else None
-        return MultiExitOutput(logits, certainties, hidden_states if output_hidden_states else None)
+        return MultiExitOutput(
+            loss=None if labels is None else self._loss(logits, certainties, labels),
+            logits=logits[:, -1],
+            exit_logits=logits,
+            certainties=certainties,
+            hidden_states=hidden_states if output_hidden_states else None,
+        )
+
+    def _loss(self, logits: Tensor, certainties: Tensor | None, labels: Tensor) -> Tensor:
+        """The joint loss: what transformers' own Trainer minimizes. berxit-train uses the strategy's objective."""
+        losses = exit_losses(logits, labels, self.config.regression)
+        if certainties is not None:
+            losses = losses + lte_losses(certainties, logits, labels, self.config.regression)
+        return losses.sum()
 
     def _pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor:
         """h_i of every layer: n hidden states (B, S, d) -> (B, n, d). Layer by layer: no copy of all is made."""

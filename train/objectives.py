@@ -1,6 +1,6 @@
 """Fine-tuning strategies: which losses a step minimises. The names that users give are in strategies.py.
 
-L_i is exit i's own loss (equation 2), J_i the LTE module's (equation 11). With LTE every L_i becomes L_i + J_i.
+The losses of single exits are in losses.py. With LTE every L_i becomes L_i + J_i (section 4.2).
 """
 
 from __future__ import annotations
@@ -10,50 +10,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import import_module
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from berxit.runtime.errors import InputError
+from berxit.train.losses import distillation_losses, exit_losses, lte_losses
 from berxit.train.modeling import MultiExitOutput
 from berxit.train.strategies import Strategy
-
-
-def exit_losses(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """L_i: logits (B, n, C), labels (B,) -> (n,). Cross-entropy for classes, mean squared error for regression."""
-    rows, layers, outputs = logits.shape
-    if regression:
-        return ((logits.squeeze(-1) - labels[:, None]) ** 2).mean(dim=0)
-    flat = F.cross_entropy(logits.reshape(-1, outputs), labels.repeat_interleave(layers), reduction="none")
-    return flat.view(rows, layers).mean(dim=0)
-
-
-def lte_losses(certainties: Tensor, logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """J_i: certainties u (B, n), logits (B, n, C), labels (B,) -> (n,), the mean of (u_i - target)^2 (equation 11)."""
-    return ((certainties - lte_targets(logits, labels, regression)) ** 2).mean(dim=0)
-
-
-@torch.no_grad()
-def lte_targets(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """What the certainty ought to be (equations 9 and 10): (B, n). A truth to learn: no gradient flows through it."""
-    if regression:
-        return 1 - torch.tanh((logits.squeeze(-1) - labels[:, None]).abs())
-    return (logits.argmax(dim=-1) == labels[:, None]).to(logits.dtype)
-
-
-def distillation_losses(logits: Tensor, regression: bool) -> Tensor:
-    """How far exits 1 to n - 1 are from what the last exit answers: logits (B, n, C) -> (n - 1,). The last one teaches,
-    and gets no gradient.
-
-    Classes: KL(p_i || p_n), as in FastBERT (Liu et al., 2020). FastBERT has no regression; there it is the squared
-    difference.
-    """
-    students, teacher = logits[:, :-1], logits[:, -1:].detach()
-    if regression:
-        return ((students - teacher) ** 2).mean(dim=(0, 2))
-    log_students = students.log_softmax(dim=-1)
-    difference = log_students - teacher.log_softmax(dim=-1)
-    return (log_students.exp() * difference).sum(dim=-1).mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -76,12 +39,12 @@ class Objective(ABC):
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
         """The scalar of step ``step`` (optimiser steps, from 1)."""
-        assert outputs.logits is not None
-        losses = exit_losses(outputs.logits, labels, regression)
+        assert outputs.exit_logits is not None
+        losses = exit_losses(outputs.exit_logits, labels, regression)
         if outputs.certainties is not None:
-            losses = losses + lte_losses(outputs.certainties, outputs.logits, labels, regression)
+            losses = losses + lte_losses(outputs.certainties, outputs.exit_logits, labels, regression)
         if self.options.distillation:
-            taught = self.options.distillation * distillation_losses(outputs.logits, regression)
+            taught = self.options.distillation * distillation_losses(outputs.exit_logits, regression)
             losses = losses + F.pad(taught, (0, 1))
         if self.options.layer_weights:
             losses = losses * losses.new_tensor(self.options.layer_weights)
@@ -140,10 +103,10 @@ class Distillation(OtherExits):
     answers, not the labels."""
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
-        assert outputs.logits is not None
-        losses = distillation_losses(outputs.logits, regression)
+        assert outputs.exit_logits is not None
+        losses = distillation_losses(outputs.exit_logits, regression)
         if outputs.certainties is not None:
-            losses = losses + lte_losses(outputs.certainties, outputs.logits, labels, regression)[:-1]
+            losses = losses + lte_losses(outputs.certainties, outputs.exit_logits, labels, regression)[:-1]
         return losses.sum()
 
 

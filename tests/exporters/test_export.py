@@ -90,7 +90,7 @@ def test_golden_outputs_are_the_checkpoints(bundle: Path, checkpoint: Path) -> N
         with torch.no_grad():
             outputs = model(**encoded)
         assert encoded["input_ids"][0].tolist() == list(ids)
-        assert np.abs(outputs.logits[0].numpy() - np.array(logits)).max() <= 1e-5
+        assert np.abs(outputs.exit_logits[0].numpy() - np.array(logits)).max() <= 1e-5
         assert np.abs(outputs.certainties[0].numpy() - np.array(lte)).max() <= 1e-5
 
 
@@ -121,7 +121,7 @@ def test_an_albert_body_is_stored_once(backbone_folders: dict, tmp_path: Path) -
     runner = EarlyExitRunner.load(tmp_path / "bundle")
     model, tokenizer = load_checkpoint(checkpoint)
     with torch.no_grad():
-        expected = torch.softmax(model(**tokenizer("the cat sat", return_tensors="pt")).logits[0], dim=-1).numpy()
+        expected = torch.softmax(model(**tokenizer("the cat sat", return_tensors="pt")).exit_logits[0], dim=-1).numpy()
     found = np.array([list(step.scores.values()) for step in runner.stream("the cat sat")])
     assert np.abs(found - expected).max() <= 1e-5
 
@@ -133,7 +133,7 @@ def test_the_other_families_answer_as_in_pytorch(family: str, backbone_folders: 
     assert manifest.model.family == family
     model, tokenizer = load_checkpoint(checkpoint)
     with torch.no_grad():
-        expected = torch.softmax(model(**tokenizer("a red dog", return_tensors="pt")).logits[0], dim=-1).numpy()
+        expected = torch.softmax(model(**tokenizer("a red dog", return_tensors="pt")).exit_logits[0], dim=-1).numpy()
     steps = list(EarlyExitRunner.load(tmp_path / "bundle").stream("a red dog"))
     assert np.abs(np.array([list(step.scores.values()) for step in steps]) - expected).max() <= 1e-5
 

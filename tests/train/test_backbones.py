@@ -122,9 +122,9 @@ def test_a_rows_hidden_states_do_not_depend_on_its_neighbours(family: str, backb
     batch = padded_batch()
     model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
     with torch.no_grad():
-        together = model(**batch).logits
+        together = model(**batch).exit_logits
         for row, length in enumerate(LENGTHS):
-            alone = model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()}).logits[0]
+            alone = model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()}).exit_logits[0]
             assert torch.allclose(alone, together[row], atol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_the_longest_input_runs(family: str, backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
     length = model.adapter.max_length
     with torch.no_grad():
-        assert torch.isfinite(model(**padded_batch(lengths=(length,))).logits).all()
+        assert torch.isfinite(model(**padded_batch(lengths=(length,))).exit_logits).all()
         with pytest.raises((IndexError, RuntimeError, ValueError)):
             model(**padded_batch(lengths=(length + 1,)))
 

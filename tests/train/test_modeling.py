@@ -30,7 +30,7 @@ def build(folder: Path, **options: object) -> MultiExitModel:
 
 @torch.no_grad()
 def run(model: MultiExitModel, **changes: Tensor) -> Tensor:
-    return model(**{**batch(), **changes}).logits
+    return model(**{**batch(), **changes}).exit_logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -38,7 +38,7 @@ def test_every_layer_answers_every_row(family: str, backbone_folders: dict) -> N
     model = build(backbone_folders[family], lte=True)
     with torch.no_grad():
         outputs = model(**batch(), output_hidden_states=True)
-    assert outputs.logits.shape == (2, 3, 3)
+    assert outputs.exit_logits.shape == (2, 3, 3)
     assert outputs.certainties.shape == (2, 3)
     assert ((outputs.certainties > 0) & (outputs.certainties < 1)).all()
     assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, 6, 32)] * 4
@@ -68,7 +68,7 @@ def test_a_linear_head_reads_the_first_token(backbone_folders: dict) -> None:
         outputs = model(**batch(), output_hidden_states=True)
         for layer, head in enumerate(model.heads):
             state = outputs.hidden_states[layer + 1][:, 0]
-            assert torch.allclose(outputs.logits[:, layer], head.classifier(state), atol=1e-6)
+            assert torch.allclose(outputs.exit_logits[:, layer], head.classifier(state), atol=1e-6)
             certainty = torch.sigmoid(state @ model.lte.weight[0] + model.lte.bias)
             assert torch.allclose(outputs.certainties[:, layer], certainty, atol=1e-6)
 
@@ -116,7 +116,7 @@ def test_a_saved_model_answers_the_same(
     assert isinstance(again, MultiExitModel)
     with torch.no_grad():
         before, after = model(**batch()), again(**batch())
-    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.exit_logits, after.exit_logits)
     assert torch.equal(before.certainties, after.certainties)
     assert (again.config.task, again.config.max_length, again.config.labels) == ("rte", 24, ("a", "b", "c"))
     assert (again.config.exit_head, again.config.pooling) == (exit_head, pooling)
@@ -125,7 +125,7 @@ def test_a_saved_model_answers_the_same(
 def test_mean_pooling_ignores_padding(backbone_folders: dict) -> None:
     model = build(backbone_folders["bert"], pooling="mean")
     together = run(model)[1]
-    alone = model(**{name: tensor[1:, :3] for name, tensor in batch().items()}).logits[0]
+    alone = model(**{name: tensor[1:, :3] for name, tensor in batch().items()}).exit_logits[0]
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_mean_pooling_is_the_mean_over_tokens(backbone_folders: dict) -> None:
     with torch.no_grad():
         outputs = model(**batch(), output_hidden_states=True)
         state = outputs.hidden_states[2][1, :3].mean(dim=0)
-        assert torch.allclose(outputs.logits[1, 1], model.heads[1].classifier(state), atol=1e-5)
+        assert torch.allclose(outputs.exit_logits[1, 1], model.heads[1].classifier(state), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -142,7 +142,7 @@ def test_no_mask_means_no_padding(pooling: str, backbone_folders: dict) -> None:
     model = build(backbone_folders["bert"], pooling=pooling)
     ids = batch()["input_ids"][:1]
     with torch.no_grad():
-        assert torch.allclose(model(ids).logits, model(ids, torch.ones_like(ids)).logits, atol=1e-6)
+        assert torch.allclose(model(ids).exit_logits, model(ids, torch.ones_like(ids)).exit_logits, atol=1e-6)
 
 
 def test_one_lte_module_serves_all_layers(backbone_folders: dict) -> None:

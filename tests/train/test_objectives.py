@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from berxit.runtime.errors import InputError
+from berxit.train.losses import distillation_losses, exit_losses, lte_losses, lte_targets
 from berxit.train.modeling import MultiExitOutput
 from berxit.train.objectives import (
     Alternating,
@@ -18,11 +19,7 @@ from berxit.train.objectives import (
     Objective,
     OtherExits,
     Raw,
-    distillation_losses,
-    exit_losses,
     layer_weights,
-    lte_losses,
-    lte_targets,
     stages_of,
 )
 from berxit.train.strategies import STRATEGIES
@@ -80,13 +77,13 @@ def test_raw_trains_the_last_exit_at_every_step() -> None:
 
 def test_with_lte_every_exits_loss_has_its_certaintys_added() -> None:
     certainties = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
-    outputs = MultiExitOutput(VALUE_LOGITS, certainties)
+    outputs = MultiExitOutput(exit_logits=VALUE_LOGITS, certainties=certainties)
     both = exit_losses(VALUE_LOGITS, VALUE_LABELS, True) + lte_losses(certainties, VALUE_LOGITS, VALUE_LABELS, True)
     even = Alternating().loss(2, outputs, VALUE_LABELS, True)
     odd = Alternating().loss(1, outputs, VALUE_LABELS, True)
     assert even.item() == pytest.approx(both.sum().item())
     assert odd.item() == pytest.approx(both[1].item())
-    without = Alternating().loss(2, MultiExitOutput(VALUE_LOGITS), VALUE_LABELS, True)
+    without = Alternating().loss(2, MultiExitOutput(exit_logits=VALUE_LOGITS), VALUE_LABELS, True)
     assert without.item() == pytest.approx(1.125)
 
 
@@ -95,7 +92,9 @@ def gradients(strategy: str, step: int) -> tuple[Tensor, Tensor]:
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     certainties = torch.full((4, 3), 0.3, requires_grad=True)
     objective = stages_of(STRATEGIES[strategy])[-1]()
-    objective.loss(step, MultiExitOutput(logits, certainties), torch.tensor([0, 1, 1, 0]), False).backward()
+    objective.loss(
+        step, MultiExitOutput(exit_logits=logits, certainties=certainties), torch.tensor([0, 1, 1, 0]), False
+    ).backward()
     return logits.grad.abs().sum(dim=(0, 2)), certainties.grad.abs().sum(dim=0)
 
 
@@ -134,13 +133,17 @@ def test_distillation_is_the_divergence_from_the_last_exits_answer() -> None:
     logits = torch.stack([p.log(), q.log(), q.log()])[None]  # layer 1 says p; layers 2 and 3 say q
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     wrong_labels = torch.tensor([0])  # the labels have no say
-    assert Distillation().loss(1, MultiExitOutput(logits), wrong_labels, False).item() == pytest.approx(expected)
+    assert Distillation().loss(1, MultiExitOutput(exit_logits=logits), wrong_labels, False).item() == pytest.approx(
+        expected
+    )
     values = torch.tensor([[[1.0], [2.0], [4.0]]])
-    assert Distillation().loss(1, MultiExitOutput(values), torch.tensor([0.0]), True).item() == pytest.approx(9 + 4)
+    assert Distillation().loss(
+        1, MultiExitOutput(exit_logits=values), torch.tensor([0.0]), True
+    ).item() == pytest.approx(9 + 4)
 
 
 def test_a_warm_up_trains_the_last_exit_and_then_the_strategy_goes_on() -> None:
-    labels, outputs = torch.tensor([0]), MultiExitOutput(torch.zeros(1, 3, 2))
+    labels, outputs = torch.tensor([0]), MultiExitOutput(exit_logits=torch.zeros(1, 3, 2))
     objective = Joint(LossOptions(warm_up_steps=2))
     found = [objective.loss(step, outputs, labels, False).item() for step in (1, 2, 3)]
     assert found == pytest.approx([math.log(2), math.log(2), 3 * math.log(2)])
@@ -150,8 +153,8 @@ def test_distillation_adds_to_the_other_exits_what_the_last_one_teaches() -> Non
     values = torch.tensor([[[1.0], [2.0], [4.0]]])  # label 0: losses 1, 4, 16; from the last exit: 9, 4
     objective = Alternating(LossOptions(distillation=0.5))
     labels = torch.tensor([0.0])
-    assert objective.loss(1, MultiExitOutput(values), labels, True).item() == pytest.approx(16)
-    assert objective.loss(2, MultiExitOutput(values), labels, True).item() == pytest.approx(21 + 0.5 * 13)
+    assert objective.loss(1, MultiExitOutput(exit_logits=values), labels, True).item() == pytest.approx(16)
+    assert objective.loss(2, MultiExitOutput(exit_logits=values), labels, True).item() == pytest.approx(21 + 0.5 * 13)
 
 
 def test_the_teacher_learns_nothing_from_its_pupils() -> None:
@@ -164,7 +167,9 @@ def test_the_teacher_learns_nothing_from_its_pupils() -> None:
 def test_layer_weights_multiply_every_exits_loss() -> None:
     values = torch.tensor([[[1.0], [2.0], [4.0]]])
     objective = Alternating(LossOptions(layer_weights=(0.5, 0.25, 1.0)))
-    found = [objective.loss(step, MultiExitOutput(values), torch.tensor([0.0]), True).item() for step in (1, 2)]
+    found = [
+        objective.loss(step, MultiExitOutput(exit_logits=values), torch.tensor([0.0]), True).item() for step in (1, 2)
+    ]
     assert found == pytest.approx([16, 0.5 * 1 + 0.25 * 4 + 16])
 
 

@@ -138,7 +138,7 @@ def _checkpoint(path: Path) -> Side:
         parts = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         found = model(*(torch.from_numpy(part).long() for part in parts), output_hidden_states=True)
         lte = None if found.certainties is None else found.certainties[0].numpy()
-        return RowOutputs(found.logits[0].numpy(), lte, tuple(hidden[0].numpy() for hidden in found.hidden_states))
+        return RowOutputs(found.exit_logits[0].numpy(), lte, tuple(hidden[0].numpy() for hidden in found.hidden_states))
 
     return Side(
         name=path.name,

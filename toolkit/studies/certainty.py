@@ -15,8 +15,8 @@ from berxit.toolkit.studies.look import BLUE, number, percent, plain
 from berxit.toolkit.studies.request import Request, Run
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
+from berxit.train.losses import lte_targets
 from berxit.train.metrics import METRICS
-from berxit.train.objectives import lte_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -79,7 +79,7 @@ def hidden_gap(
         for layer in (0, *manifest.exits):
             if layer:
                 state, logits, lte = backend.layer(layer, state)
-                exits += [np.abs(logits - expected.logits[:, layer - 1].numpy()).max()]
+                exits += [np.abs(logits - expected.exit_logits[:, layer - 1].numpy()).max()]
                 exits += [np.abs(lte - expected.certainties[:, layer - 1].numpy()).max()]
             hidden = state.rows[0]["hidden"].astype(np.float32)
             if hidden.ndim == 4:  # (1, d, 1, S) -> (1, S, d)

@@ -71,8 +71,8 @@ def check(model: MultiExitModel, runner: Runner, batch: Arrays, tolerance: float
         gap = np.abs(outputs["hidden"] - expected.hidden_states[layer].numpy())[kept].max()
         assert gap <= tolerance, f"hidden state {layer}"
         if layer:
-            assert outputs["logits"].shape == expected.logits[:, layer - 1].shape
-            assert np.abs(outputs["logits"] - expected.logits[:, layer - 1].numpy()).max() <= tolerance
+            assert outputs["logits"].shape == expected.exit_logits[:, layer - 1].shape
+            assert np.abs(outputs["logits"] - expected.exit_logits[:, layer - 1].numpy()).max() <= tolerance
             assert np.abs(outputs["lte"] - expected.certainties[:, layer - 1].numpy()).max() <= tolerance
 
 
