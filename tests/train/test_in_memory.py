@@ -11,7 +11,7 @@ import pytest
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples
-from berxit.train.tables import data_files
+from berxit.train.in_memory import data_files
 
 TEXTS, LABELS = ["turn it on", "play a song", "stop"], ["lights", "music", "music"]
 
