@@ -14,7 +14,7 @@ from typing import Any
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import has_split
-from berxit.train.checkpoint import write_whole
+from berxit.runtime.storage import write_whole
 from berxit.train.tasks import HIDDEN, TASKS, Task
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}

@@ -338,8 +338,8 @@ class OnnxParser(Guarded):
     def get_error(self, index: int) -> Any:
         return SimpleNamespace(desc=lambda: self._errors[index])
 
-    def parse_from_file(self, path: str) -> bool:
-        model = onnx.load(path)
+    def parse(self, content: bytes, path: str) -> bool:
+        model = onnx.load_from_string(content)
         newest = 17 if self._module.major < 10 else 22
         if model.opset_import[0].version > newest:
             self._errors.append(f"opset {model.opset_import[0].version} is newer than {newest}")

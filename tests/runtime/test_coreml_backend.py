@@ -45,12 +45,11 @@ class Proxy:
 
     @staticmethod
     def compileModel(package: str) -> str:  # noqa: N802
-        """.mlpackage -> a .mlmodelc in a temporary folder; here it holds the place of what it was made from."""
+        """.mlpackage -> a .mlmodelc in a temporary folder; here it contains what it was made from."""
         if not (Path(package) / "Manifest.json").is_file():
             raise RuntimeError(f'Error compiling model: "{package} is not a package.".\nsecond line')
         made = Path(tempfile.mkdtemp(), "model.mlmodelc")
-        made.mkdir()
-        (made / "source").write_text(package, encoding="utf-8")
+        shutil.copytree(package, made / "source" / Path(package).name)
         Proxy.compiled.append(package)
         return str(made)
 
@@ -59,7 +58,7 @@ class Proxy:
 
         assert (hints, asset) == ({}, None)
         try:
-            package = (Path(path) / "source").read_text(encoding="utf-8")
+            package = str(next((Path(path) / "source").iterdir()))
         except OSError:
             raise RuntimeError(f"Error loading model: {path}: no such file\nsecond line") from None
         functions = self.packages.setdefault(package, open_package(Path(package)))
@@ -267,7 +266,7 @@ def test_a_damaged_compiled_package_can_be_removed(bundles: dict[str, Path], mac
     manifest = read_manifest(bundles["any"])
     open_backend(bundles["any"], manifest)
     kept = next((tmp_path / "cache").rglob("*.mlmodelc"))
-    (kept / "source").unlink()
+    shutil.rmtree(kept / "source")
     with pytest.raises(BerxitError, match=rf"cannot load .*no such file. Update macOS, or remove {kept}") as failure:
         open_backend(bundles["any"], manifest)
     assert "\n" not in str(failure.value)

@@ -19,6 +19,7 @@ import pytest
 
 from berxit.runtime.backends import BACKENDS, host, onnxruntime, open_backend
 from berxit.runtime.bundle import Manifest, TensorFile, read_manifest, sha256
+from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import read_golden
 from berxit.runtime.runner import EarlyExitRunner
@@ -48,7 +49,7 @@ def test_a_segment_that_cannot_be_loaded_is_named(bundle: Path, tmp_path: Path, 
 def test_a_constant_of_the_wrong_size_is_named(bundle: Path, manifest: Manifest, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     (copy / "weight.bin").write_bytes(b"\0" * 8)
-    constants = {"token_weights": TensorFile("weight.bin", "", "float32", (3,))}
+    constants = {"token_weights": TensorFile("weight.bin", sha256(copy / "weight.bin"), "float32", (3,))}
     segments = (
         *manifest.segments[:1],
         dataclasses.replace(manifest.segments[1], constants=constants),
@@ -63,9 +64,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files for which a session was made, in order; nothing is open when the test starts."""
     files: list[str] = []
 
-    def counted(path: Path, *arguments: object) -> object:
-        files.append(path.stem)
-        return real(path, *arguments)
+    def counted(file: BundleFile, *arguments: object) -> object:
+        files.append(file.path.stem)
+        return real(file, *arguments)
 
     gc.collect()
     real = onnxruntime.open_session
@@ -257,14 +258,14 @@ import sys
 from pathlib import Path
 import numpy as np
 from berxit.runtime.backends.onnxruntime import _constant
-from berxit.runtime.bundle import TensorFile
+from berxit.runtime.bundle import TensorFile, sha256
 
 def resident():
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
 before = resident()
-table = _constant(Path(sys.argv[1]), TensorFile("table.bin", "", "float32", (1 << 16, 256)))
+table = _constant(Path(sys.argv[1]), TensorFile("table.bin", sys.argv[2], "float32", (1 << 16, 256)))
 print(resident() - before)
 """
 
@@ -273,7 +274,11 @@ print(resident() - before)
 def test_a_table_takes_no_memory_before_it_is_looked_up(tmp_path: Path) -> None:
     np.zeros((1 << 16, 256), np.float32).tofile(tmp_path / "table.bin")
     done = subprocess.run(
-        [sys.executable, "-c", TABLE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", TABLE, str(tmp_path), sha256(tmp_path / "table.bin")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert float(done.stdout) < 8  # MiB; the table has 64
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.train.checkpoint import load_checkpoint, read_record, read_samples, write_whole
+from berxit.runtime.storage import write_whole
+from berxit.train.checkpoint import load_checkpoint, read_record, read_samples
 
 
 @pytest.fixture
