@@ -338,8 +338,8 @@ class OnnxParser(Guarded):
     def get_error(self, index: int) -> Any:
         return SimpleNamespace(desc=lambda: self._errors[index])
 
-    def parse(self, content: bytes, path: str) -> bool:
-        model = onnx.load_from_string(content)
+    def parse_from_file(self, path: str) -> bool:
+        model = onnx.load(path)
         newest = 17 if self._module.major < 10 else 22
         if model.opset_import[0].version > newest:
             self._errors.append(f"opset {model.opset_import[0].version} is newer than {newest}")
@@ -386,7 +386,7 @@ class Builder(Guarded):
         if not config._profiles or any(set(profile) != set(dynamic) for profile in config._profiles):
             return None
         assert "TF32" not in config._flags, "float32 would be computed with 10 bits"
-        module.world.built.append(Path(network._path).name)
+        module.world.built.append(Path(network._path).resolve().name)  # a path of an open file leads to the file
         if not module.rtx:
             config._cache._data += b"t"
         return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles))

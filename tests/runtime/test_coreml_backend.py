@@ -19,7 +19,7 @@ from berxit import devices
 from berxit.runtime.backends import coreml as backend_module
 from berxit.runtime.backends import open_backend
 from berxit.runtime.backends.coreml import Tensors
-from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.bundle import Manifest, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.policies import certainties, exit_layers
@@ -242,7 +242,12 @@ def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: ty
 def test_a_package_that_cannot_be_compiled_is_named(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
     manifest = read_manifest(bundles["any"])
     bundle = shutil.copytree(bundles["any"], tmp_path / "bundle")
-    (bundle / manifest.segments[0].file / "Manifest.json").unlink()
+    package = bundle / manifest.segments[0].file
+    (package / "Manifest.json").unlink()
+    with pytest.raises(BerxitError, match=r"model\.mlpackage: checksum differs"):
+        open_backend(bundle, manifest)
+    damaged = [dataclasses.replace(segment, sha256=sha256(package)) for segment in manifest.segments]
+    manifest = dataclasses.replace(manifest, segments=tuple(damaged))
     with pytest.raises(
         BerxitError, match=r"CoreML cannot compile .*model\.mlpackage: Error compiling.*ios16"
     ) as failure:

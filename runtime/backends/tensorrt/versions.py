@@ -164,7 +164,8 @@ class Api:
     def parse(self, network: Any, file: BundleFile) -> Any:
         """Reads a segment file into the network; the parser must outlive the build. Raises BerxitError."""
         parser = self.trt.OnnxParser(network, self.logger)
-        if not parser.parse(file.read_bytes(), str(file)):
+        model = file.location()
+        if not (parser.parse(model) if isinstance(model, bytes) else parser.parse_from_file(model)):
             reason = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or self.said()
             raise BerxitError(
                 f"{self.title} cannot parse {file}: {reason}. Export again with the --target-version that is here"
