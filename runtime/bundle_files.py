@@ -153,16 +153,18 @@ class BundleFolder:
         A file that is reached by a link is always checked: nothing else says that it belongs to this bundle. Raises
         BerxitError for a name that leads out of the bundle, and for a file that is missing or not what it should be.
         """
-        name = self._name(entry)
-        try:
-            found = self._files.get((name, entry.sha256)) or self._open(name, entry.sha256)
-            linked = self._linked(name)
-        except (FileNotFoundError, NotADirectoryError):
-            raise BerxitError(
-                f"{self}: file '{name}' is missing. Copy the bundle again, whole, or export it again"
-            ) from None
-        self._files[name, entry.sha256] = found
-        if found.content is None and (verify or self.verify or linked):
+        key = self._name(entry), entry.sha256
+        found = self._files.get(key)
+        checked = verify or self.verify
+        if found is None:
+            try:
+                found = self._files[key] = self._open(*key)
+                checked = checked or self._linked(entry.file)
+            except (FileNotFoundError, NotADirectoryError):
+                raise BerxitError(
+                    f"{self}: file '{entry.file}' is missing. Copy the bundle again, whole, or export it again"
+                ) from None
+        if checked and found.content is None:
             found.verify()
         return found
 
