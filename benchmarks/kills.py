@@ -2,13 +2,13 @@
 
     python benchmarks/kills.py MODEL DATA [--kills 200] [--minutes 60] --output kills
 
-MODEL is a pre-trained encoder's folder, DATA a task of your own with the columns text and label. A tiny model is enough:
+MODEL is the folder of a pre-trained encoder, DATA a custom task with the columns text and label. A tiny model is enough:
 what is tested is the order of writing. ``train``, ``calibrate`` and ``export`` run in forked children, with and without
 --force, and are killed by SIGKILL: every other time at a random moment, else before one of the last moves (rename,
 replace, exchange, removal) by which they put the artefact in place; half of these replace folders by two renames.
 
-After a kill, the next start recovers what was left. The artefact must then be whole, the old one or the new one, and the
-same command, run again, must end with the new one and leave nothing else.
+After a kill, the next start recovers what was left. The artefact must then be whole, the old one or the new one, and
+the same command, run again, must end with the new one and leave nothing else.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Counts:
     name: str
     kills: int = 0
     at_a_move: int = 0
-    """How many of them were aimed at a move."""
+    """Kills that were aimed at a move."""
     none: int = 0
     """Kills after which there was no artefact yet; none was there before."""
     old: int = 0

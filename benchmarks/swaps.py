@@ -6,7 +6,7 @@ The other bundle is a copy of BUNDLE with other weights in every segment, whose 
 path is swapped by renaming folders, by renaming a link, and by ``write_whole(force=True)``, which deletes the old one.
 Meanwhile each thread loads the live path, with and without checks, and streams texts through all layers, with pauses
 that a lazy load falls into. Outputs of all layers must be those of one of the two bundles. Each case runs in a process
-of its own: back end x eager or lazy x kind of swap.
+of its own: backend x eager or lazy x kind of swap.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from berxit.runtime.tokenization import Text
 BACKENDS = ("onnxruntime", "onnxruntime-pool", "openvino")
 WAYS = ("rename", "link", "force")
 APART = 1e-3
-"""How far the two bundles' scores must differ at every layer, on one of the texts."""
+"""Least difference between the two bundles' scores at every layer, on one of the texts."""
 SAME = 1e-6
 
 
 @dataclass
 class Counts:
-    """What happened in one case."""
+    """Counts of one case."""
 
     backend: str
     lazy: bool
@@ -226,7 +226,7 @@ def command(
         ]
         for counts in found
     ]
-    header = ["back end", "load", "swap by", "swaps", "loads", "predictions", "first / second", "mixed", "failures"]
+    header = ["backend", "load", "swap by", "swaps", "loads", "predictions", "first / second", "mixed", "failures"]
     text = markdown_table(header, rows)
     output.mkdir(parents=True, exist_ok=True)
     write_json({"cases": [asdict(counts) for counts in found], "cores": os.cpu_count()}, output / "swaps.json")

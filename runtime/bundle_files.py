@@ -20,11 +20,11 @@ from berxit.runtime.errors import BerxitError
 
 MANIFEST = "manifest.json"
 DESCRIPTORS = Path("/proc/self/fd")
-"""Where Linux has a path for every open file; it works after the file's own path is gone."""
+"""Linux's folder with a path for every open file; it works after the file's own path is gone."""
 BLOCK = 1 << 20
 """Bytes that are hashed at a time."""
 RELATIVE = os.open in os.supports_dir_fd
-"""Whether files can be opened relative to an open folder. On Windows, an open file prevents renaming its folder."""
+"""True if files can be opened relative to an open folder. On Windows, an open file prevents renaming its folder."""
 
 
 class Entry(Protocol):
@@ -202,7 +202,7 @@ class BundleFolder:
         return BundleFile(path, descriptor, sha256)
 
     def _linked(self, name: str) -> bool:
-        """Whether the file or a folder on the way to it is a link."""
+        """True if the file or a folder on the way to it is a link."""
         parts = Path(name).parts
         return any(self._is_link(str(Path(*parts[: count + 1]))) for count in range(len(parts)))
 

@@ -168,7 +168,7 @@ def _new_scratch(place: Path, make: Callable[[Path], None]) -> Iterator[_Scratch
 
 @contextmanager
 def _claimed(scratch: _Scratch) -> Iterator[bool]:
-    """Whether nobody else is at work on it during the block: False where the system has no locks to know it by.
+    """Claims scratch for the block. Yields False where the system has no locks that show whether a writer lives.
 
     Raises BlockingIOError or FileNotFoundError where another process is.
     """

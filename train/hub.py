@@ -81,7 +81,8 @@ def fetch(task_name: str, split: str) -> Path:
     if not folder.is_dir():
         source = SOURCES[task_name]
         loaded = _load(source)
-        with write_whole(folder, force=False) as scratch:
+        # Another process may write the same meanwhile: either is right.
+        with write_whole(folder, force=True) as scratch:
             for ours, theirs in source.splits.items():
                 _write(TASKS[task_name], source, loaded[theirs], scratch / f"{ours}.jsonl")
     if not has_split(folder, split):

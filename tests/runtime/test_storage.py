@@ -29,7 +29,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(params=["in one step", "by two renames"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a folder is replaced: not every file system can exchange two."""
+    """Both ways to replace a folder: not every file system can exchange two."""
     if request.param == "by two renames":
         monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
     return str(request.param)
@@ -183,7 +183,7 @@ print("not killed")
 
 
 def killed_at(folder: Path, action: str, at: int, way: str) -> bool:
-    """Whether a replacement was killed before its move number ``at``."""
+    """Kills a replacement before its move number ``at``. False if it has fewer moves."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), action, str(at), way],
         cwd=Path(__file__).parents[2],
