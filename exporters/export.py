@@ -38,9 +38,10 @@ from berxit.runtime.golden import Golden, deviations, read_golden, write_golden
 from berxit.runtime.loop import Backend
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.storage import write_whole
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy
-from berxit.train.checkpoint import load_checkpoint, read_samples, write_whole
+from berxit.train.checkpoint import load_checkpoint, read_samples
 from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import Task, task_of
 

@@ -26,6 +26,7 @@ from berxit.runtime.placement import device_here
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.runner import Answer, EarlyExitRunner
+from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, markdown_table, plural
 from berxit.runtime.tuning import Tried, tune
 
@@ -307,7 +308,7 @@ def write_result(result: BenchResult, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / "bench.json", folder / "bench.md"]
         write_json(dataclasses.asdict(result), files[0])
-        files[1].write_text(result.text() + "\n", encoding="utf-8")
+        write_text(files[1], result.text() + "\n")
     except OSError as error:
         raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
     for plugin in metadata.entry_points(group="berxit.figures"):

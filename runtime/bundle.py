@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.json_data import decode_json, parse, write_json
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.storage import recover
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MISSING_S, REPLACED_S, PAUSE_S = 0.5, 5.0, 0.005
+"""How long a load waits for a bundle that is missing, and for one that changes again and again; between two tries."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +179,43 @@ class Manifest:
 
 def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
     """Reads and checks a bundle. Raises BerxitError if anything is missing, damaged or newer than this reader."""
+    return open_bundle(bundle, verify=verify)[1]
+
+
+def open_bundle(bundle: Path | str, *, verify: bool = True) -> tuple[BundleFolder, Manifest]:
+    """The checked bundle, with all files that its manifest names open. What is read through the folder is what was
+    checked, whatever replaces the bundle meanwhile.
+
+    ``verify``: check every file against its sha256. A bundle that is replaced while it is opened is opened again; one
+    that is missing between the two renames of a replacement is waited for. Raises as ``read_manifest`` does.
+    """
     folder = Path(bundle)
-    if not folder.is_dir():
-        raise BerxitError(f"no bundle at {folder}: write one with berxit-export")
-    data = read_json(folder / MANIFEST)
+    start = time.monotonic()
+    while True:
+        before = _state(folder)
+        if before is None:
+            recover(folder)
+        try:
+            opened = BundleFolder(folder, verify=verify)
+            return opened, _checked_manifest(folder, opened)
+        except BerxitError:
+            waited = time.monotonic() - start
+            if waited > (MISSING_S if before is None else REPLACED_S) or (before and before == _state(folder)):
+                raise
+            time.sleep(PAUSE_S)
+
+
+def _state(folder: Path) -> list[tuple[str, int, int, int]] | None:
+    """What differs after a bundle was replaced, or changed in place; None where there is none."""
+    try:
+        found = ((path, path.stat()) for path in (folder, *sorted(folder.rglob("*"))))
+        return [(str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found]
+    except OSError:
+        return None
+
+
+def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
+    data = decode_json(opened.manifest().read_bytes(), folder / MANIFEST)
     version = data.get("schema_version")
     if not isinstance(version, int):
         raise BerxitError(f"{folder / MANIFEST}: no schema_version. This is not a bundle of berxit-export")
@@ -210,7 +247,7 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
             f"{folder / MANIFEST}: threads is {manifest.threads}: it must be at least 1. Export the bundle again"
         )
     for file, digest in sorted(files_of(manifest).items()):
-        _check_file(folder, file, digest if verify else None)
+        _open_file(opened, DataFile(file, digest))
     return manifest
 
 
@@ -238,16 +275,14 @@ MAPPED = 1 << 20
 """Bytes from which on a tensor is mapped."""
 
 
-def read_tensor(bundle: Path, tensor: TensorFile) -> npt.NDArray:
+def read_tensor(bundle: Path | BundleFolder, tensor: TensorFile) -> npt.NDArray:
     """A raw tensor file of the bundle, read-only: what is large is mapped, not read, and takes the memory of its pages
     that are used."""
-    path, dtype = bundle / tensor.file, np.dtype(tensor.dtype).newbyteorder("<")
-    size, count = path.stat().st_size, int(np.prod(tensor.shape))
+    file, dtype = BundleFolder.at(bundle).file(tensor), np.dtype(tensor.dtype).newbyteorder("<")
+    size, count = file.size, int(np.prod(tensor.shape))
     if size != count * dtype.itemsize:
-        raise BerxitError(f"{path}: {size / dtype.itemsize:g} values, expected {count}. Copy or export again")
-    values = np.memmap(path, dtype, mode="r") if size >= MAPPED else np.fromfile(path, dtype)
-    values.flags.writeable = False
-    return values.reshape(tensor.shape)
+        raise BerxitError(f"{file}: {size / dtype.itemsize:g} values, expected {count}. Copy or export again")
+    return np.frombuffer(file.map() if size >= MAPPED else file.read_bytes(), dtype).reshape(tensor.shape)
 
 
 def sha256(path: Path) -> str:
@@ -263,12 +298,16 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_file(folder: Path, file: str, digest: str | None) -> None:
-    """``digest`` None: that the file is there, inside the bundle, is enough."""
-    path = folder / file
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BerxitError(f"{folder / MANIFEST}: file '{file}' lies outside the bundle. Do not use this bundle")
-    if not path.exists():
-        raise BerxitError(f"{folder}: file '{file}' is missing. Copy the bundle again, whole, or export it again")
-    if digest is not None and sha256(path) != digest:
-        raise BerxitError(f"{path}: checksum differs from the manifest's. Copy the bundle again, or export it again")
+def check_package(package: Path, digest: str) -> None:
+    """Raises BerxitError where the folder's checksum is another than ``digest``."""
+    if sha256(package) != digest:
+        raise BerxitError(f"{package}: checksum differs from the manifest's. Copy the bundle again, or export it again")
+
+
+def _open_file(bundle: BundleFolder, entry: DataFile) -> None:
+    """Opens and checks what a manifest names: a file, or a folder (.mlpackage)."""
+    package = bundle.package(entry)
+    if package is None:
+        bundle.file(entry)
+    elif bundle.verify:
+        check_package(package, entry.sha256)

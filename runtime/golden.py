@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from berxit.runtime.bundle import Manifest
-from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.bundle_files import BundleFolder
+from berxit.runtime.json_data import decode_json, parse, write_json
 from berxit.runtime.loop import Backend
 from berxit.runtime.tokenization import Text, TokenBatch
 
@@ -43,9 +44,10 @@ class Golden:
         return [TokenBatch.pad([ids], [types], pad_token_id) for ids, types in rows]
 
 
-def read_golden(bundle: Path | str, manifest: Manifest) -> Golden:
-    path = Path(bundle) / manifest.golden.file
-    golden: Golden = parse(Golden, read_json(path), str(path))
+def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
+    """Raises BerxitError where the file is not the one of the manifest, or is damaged."""
+    file = BundleFolder.at(bundle).file(manifest.golden)
+    golden: Golden = parse(Golden, decode_json(file.read_bytes(), file.path), str(file))
     return golden
 
 

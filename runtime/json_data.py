@@ -10,27 +10,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.storage import write_text
 
 T = TypeVar("T")
 
 
 def write_json(data: Any, path: Path) -> None:
-    """Whole or not at all: an interruption leaves what was there before."""
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    """Replaces a JSON file as a whole: an interruption leaves what was there before."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises BerxitError where it cannot be read or is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise BerxitError(f"{path} is missing: {path.parent} is not whole, or not what it should be") from None
     except OSError as error:
         raise BerxitError(f"{path} cannot be read ({error.strerror}). Mend that, or make it again") from None
+    return decode_json(content, path)
+
+
+def decode_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The object in the content of the JSON file ``path``. Raises BerxitError where it is none."""
+    try:
+        data = json.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BerxitError(f"{path} is damaged ({error}). Copy or make it again") from None
     if not isinstance(data, dict):

@@ -12,7 +12,7 @@ import numpy as np
 from berxit.devices import Device
 from berxit.runtime import tuning
 from berxit.runtime.backends import open_backend
-from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.deadline import RESERVE_S, Deadline, Pace, end_of
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
@@ -84,11 +84,10 @@ class EarlyExitRunner:
 
         Raises BerxitError where the bundle is damaged or this machine cannot run it.
         """
-        folder = Path(bundle)
-        manifest = read_manifest(folder, verify=verify)
+        folder, manifest = open_bundle(bundle, verify=verify)
         profile = choose_device(device, manifest.target)
         tokenizer = TextTokenizer(
-            folder / manifest.tokenizer.file, manifest.model.max_length, manifest.model.pad_token_id
+            folder.file(manifest.tokenizer), manifest.model.max_length, manifest.model.pad_token_id
         )
         if tune:
             fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 
 Text = str | tuple[str, str]
@@ -66,9 +67,9 @@ class TokenBatch:
 class TextTokenizer:
     """Tokenises texts and pairs; what is longer than ``max_length`` is cut, the longer half of a pair first."""
 
-    def __init__(self, path: Path, max_length: int, pad_token_id: int) -> None:
+    def __init__(self, path: Path | BundleFile, max_length: int, pad_token_id: int) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # the library raises bare Exception
             raise BerxitError(f"cannot read tokenizer {path}: {error}. Export the bundle again") from error
         self._tokenizer.no_padding()

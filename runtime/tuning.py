@@ -20,6 +20,7 @@ import numpy as np
 from berxit.devices import default_threads, this_machine
 from berxit.runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, files_of
+from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import BerxitError, InputError, PoolError
 from berxit.runtime.golden import Golden, differences, read_golden
 from berxit.runtime.json_data import parse, read_json, write_json
@@ -42,7 +43,7 @@ class Tried:
 
 
 def tune(
-    bundle: Path,
+    bundle: Path | BundleFolder,
     manifest: Manifest,
     *,
     backend: str | None = None,
@@ -91,7 +92,9 @@ def tune(
     return tuple(sorted(tried, key=lambda each: each.median_ms))
 
 
-def fastest(bundle: Path, manifest: Manifest, *, backend: str | None = None, threads: int | None = None) -> Tried:
+def fastest(
+    bundle: Path | BundleFolder, manifest: Manifest, *, backend: str | None = None, threads: int | None = None
+) -> Tried:
     """The first of ``tune``, measured once: it is remembered under the bundle's files, the machine, its back ends and
     what is fixed. Where it cannot be written it is measured again next time. Raises as ``tune`` does."""
     from berxit.runtime.backends.tensorrt.engines import cache_folder  # its package takes time to import

@@ -11,6 +11,7 @@ import numpy as np
 
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
+from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, markdown_table
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
 from berxit.train.evaluation import (
@@ -176,7 +177,7 @@ def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: P
         files = [folder / name for name in ("predictions.npz", "eval.json", "eval.md")]
         predictions.save(files[0])
         write_json(asdict(evaluation), files[1])
-        files[2].write_text(evaluation.text() + "\n", encoding="utf-8")
+        write_text(files[2], evaluation.text() + "\n")
     except OSError as error:
         raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
     try:

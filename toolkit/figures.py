@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from berxit.runtime.policies import CRITERIA
+from berxit.runtime.storage import replacing
 
 if TYPE_CHECKING:
     from berxit.runtime.bench import BenchResult
@@ -135,6 +136,7 @@ def panels_figure(panels: Sequence[Panel], title: str, path: Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=150)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=150)
     plt.close(figure)
     return path

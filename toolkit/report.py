@@ -10,6 +10,7 @@ from pathlib import Path
 
 from berxit.runtime import Answer
 from berxit.runtime.bench import CALIBRATED, BenchResult
+from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, plural
 from berxit.train.calibration import Calibration
 
@@ -75,7 +76,7 @@ def write_report(
             + f" Exits within {result.self_check:.0e} of the checkpoint."
         ),
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

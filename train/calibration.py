@@ -12,6 +12,7 @@ from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.storage import write_together
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
 from berxit.train.rules import Keep, Rule
@@ -91,8 +92,9 @@ def calibrate(
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress)
     chosen = choose(predictions, criterion or default_criterion(predictions), rule, str(path), digest)
-    predictions.save(checkpoint / PASS_FILE)
-    write_policy(checkpoint, chosen)
+    with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
+        predictions.save(folder / PASS_FILE)
+        write_policy(folder, chosen)
     return chosen.calibration
 
 

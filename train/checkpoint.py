@@ -1,10 +1,7 @@
-"""Checkpoints: Hugging Face folders, written whole or not at all, and checked before they are read."""
+"""Checkpoints: Hugging Face folders, checked before they are read."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import read_json, write_json
+from berxit.runtime.storage import recover
 from berxit.runtime.tokenization import Text
 from berxit.train.modeling import MultiExitModel
 
@@ -37,36 +35,6 @@ class TrainingRecord:
     versions: dict[str, str]
 
 
-@contextmanager
-def write_whole(output: Path, *, force: bool) -> Iterator[Path]:
-    """A scratch folder that becomes ``output`` when the block ends well, and is removed when it does not.
-
-    Raises InputError where ``output`` is there already and ``force`` is not given.
-    """
-    refuse_to_overwrite(output, force)
-    scratch = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if output.exists():
-            shutil.rmtree(output)
-        scratch.rename(output)
-    except OSError as error:
-        raise BerxitError(f"cannot write {output}: {error.strerror or error}. Free space or choose another") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def refuse_to_overwrite(output: Path, force: bool) -> None:
-    if not output.name or output.resolve() == Path.cwd():
-        raise InputError(f"--output {output} is the folder you are in: name one below it")
-    if output.exists() and not force:
-        raise InputError(f"{output} is there already: choose another --output, or --force to replace it")
-    if output.is_file():
-        raise InputError(f"{output} is a file: --output is a folder")
-
-
 def save_checkpoint(
     folder: Path,
     model: MultiExitModel,
@@ -84,6 +52,7 @@ def save_checkpoint(
 def read_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's config.json. Raises BerxitError for a folder that is no multi-exit checkpoint."""
     needed = ("config.json", "model.safetensors", "tokenizer.json")
+    recover(folder)
     if not folder.is_dir():
         raise BerxitError(f"no checkpoint at {folder}: make one with berxit-train")
     if missing := [name for name in needed if not (folder / name).is_file()]:

@@ -16,6 +16,7 @@ from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, criterion_named, exit_layers, exit_layers_at
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.storage import replacing
 from berxit.train.encoding import EncodedExamples
 from berxit.train.metrics import METRICS, scores
 from berxit.train.modeling import MultiExitModel
@@ -69,18 +70,14 @@ class Predictions:
         return METRICS[metric or self.metric](answers, self.labels)
 
     def save(self, path: Path) -> None:
-        """Whole or not at all: an interruption leaves what was there before."""
+        """Replaces a file as a whole: an interruption leaves what was there before."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         if self.lte is not None:
             arrays["lte"] = self.lte
         if self.ids is not None:
             arrays["ids"] = self.ids
-        scratch = path.with_name(f".{path.stem}.partial.npz")
-        try:
+        with replacing(path) as scratch:
             np.savez_compressed(scratch, **arrays)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:

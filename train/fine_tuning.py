@@ -17,9 +17,10 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples, find_split, has_split
+from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tokenization import Text
 from berxit.train import objectives
-from berxit.train.checkpoint import TrainingRecord, refuse_to_overwrite, save_checkpoint, write_whole
+from berxit.train.checkpoint import TrainingRecord, save_checkpoint
 from berxit.train.encoding import EncodedExamples
 from berxit.train.modeling import MultiExitModel
 from berxit.train.objectives import LossOptions, Objective, layer_weights

@@ -14,7 +14,7 @@ from typing import Any
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import has_split
-from berxit.train.checkpoint import write_whole
+from berxit.runtime.storage import write_whole
 from berxit.train.tasks import HIDDEN, TASKS, Task
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -81,7 +81,8 @@ def fetch(task_name: str, split: str) -> Path:
     if not folder.is_dir():
         source = SOURCES[task_name]
         loaded = _load(source)
-        with write_whole(folder, force=False) as scratch:
+        # Another process may write the same meanwhile: either is right.
+        with write_whole(folder, force=True) as scratch:
             for ours, theirs in source.splits.items():
                 _write(TASKS[task_name], source, loaded[theirs], scratch / f"{ours}.jsonl")
     if not has_split(folder, split):

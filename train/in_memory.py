@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from berxit.runtime.errors import InputError
-from berxit.train.checkpoint import write_whole
+from berxit.runtime.storage import write_whole
 from berxit.train.hub import cache_folder
 
 Table = Any
@@ -35,7 +35,8 @@ def data_files(data: Data, split: str) -> Path:
     digest = hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
     folder = cache_folder() / "tables" / digest[:16]
     if not folder.is_dir():
-        with write_whole(folder, force=False) as scratch:
+        # Another process may write the same meanwhile: either is right.
+        with write_whole(folder, force=True) as scratch:
             for name, rows in lines.items():
                 (scratch / f"{name}.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     return folder if len(lines) > 1 or tables is data else folder / f"{next(iter(lines))}.jsonl"

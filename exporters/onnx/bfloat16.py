@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.runtime.backends.host import HostBackend, Run
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo
+from berxit.runtime.bundle_files import BundleFile, BundleFolder
 
 
 def with_float32_borders(graph: OnnxSegment) -> OnnxSegment:
@@ -77,14 +78,14 @@ class RoundingBackend(HostBackend):
         options.intra_op_num_threads = threads
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # the casts must stay
 
-        def open_file(segment: Segment) -> Run:
-            twin = rounded_in_float32(onnx.load(str(folder / segment.file)))
+        def open_file(segment: Segment, file: BundleFile) -> Run:
+            twin = rounded_in_float32(onnx.load_from_string(file.read_bytes()))
             session = onnxruntime.InferenceSession(
                 twin.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             return partial(session.run, [output.name for output in segment.outputs])
 
-        super().__init__(folder, manifest, threads, open_file)
+        super().__init__(BundleFolder.at(folder), manifest, threads, open_file)
 
 
 def _cast(x: str, output: str, to: int) -> onnx.NodeProto:

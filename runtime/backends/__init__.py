@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berxit.runtime.bundle import Manifest
+from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
 
 if TYPE_CHECKING:
@@ -126,14 +127,15 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
 
 
 def open_backend(
-    folder: Path,
+    folder: Path | BundleFolder,
     manifest: Manifest,
     threads: int | None = None,
     *,
     backend: str | None = None,
     lazy: bool = False,
 ) -> Backend:
-    """Loads a bundle's segments with the back end called ``backend``, or the first that is installed.
+    """Loads a bundle's segments with the back end called ``backend``, or the first that is installed. ``folder``: as
+    ``open_bundle`` opened it, or a path, whose files are then checked as they are opened.
 
     Raises InputError for a name that does not run this target or cannot be ``lazy``, BerxitError where this machine has
     no back end for it.
@@ -153,7 +155,7 @@ def allowed_difference(manifest: Manifest, backend: str) -> float:
     return max([manifest.parity.atol, *(info.atol for info in BACKENDS[manifest.target] if info.name == backend)])
 
 
-def choose_backend(folder: Path, target: str, name: str | None) -> BackendInfo:
+def choose_backend(folder: Path | BundleFolder, target: str, name: str | None) -> BackendInfo:
     """The back end that will run the bundle ``folder``, exported for ``target``. Raises as ``open_backend`` does."""
     known = BACKENDS.get(target)
     if known is None:

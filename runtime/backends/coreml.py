@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from berxit.devices import default_threads, find
 from berxit.runtime.backends.tensorrt.engines import cache_folder
-from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.bundle import Manifest, Segment, check_package
+from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
@@ -118,7 +119,9 @@ class CoreMLBackend:
         }
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None, units: str | None = None) -> CoreMLBackend:
+def open_backend(
+    folder: Path | BundleFolder, manifest: Manifest, threads: int | None, units: str | None = None
+) -> CoreMLBackend:
     """``units``: of UNITS, what CoreML may use; None: what the Mac's device profile says.
 
     Raises BerxitError where this machine is no Mac, or CoreML cannot compile, load or run a package.
@@ -128,7 +131,8 @@ def open_backend(folder: Path, manifest: Manifest, threads: int | None, units: s
             f"{folder} needs CoreML, which only Apple's systems have, and this is {platform.system()}: run it on a Mac,"
             " or in an app on iPhone or iPad. Its graph and weights were verified when it was exported"
         )
-    backend = CoreMLBackend(folder, manifest, threads or default_threads(), _opener(folder, manifest, units), units)
+    path = BundleFolder.at(folder).path
+    backend = CoreMLBackend(path, manifest, threads or default_threads(), _opener(path, manifest, units), units)
     backend.warm_up()
     return backend
 
@@ -161,18 +165,24 @@ def _opener(folder: Path, manifest: Manifest, units: str | None) -> Opener:
 def compile_package(package: Path, digest: str) -> Path:
     """The compiled package (.mlmodelc), from the cache folder where it is there; whole there, or not at all.
 
-    ``digest``: the package's sha256. Another system compiles anew. Raises BerxitError where the cache cannot be
-    written, and what coremltools raises for a package that cannot be compiled.
+    ``digest``: the package's sha256, under which the cache keeps it. It is checked here, whoever checked it before, and
+    a copy is compiled, so that a bundle that is replaced meanwhile cannot put another package's code there. Another
+    system compiles anew. Raises BerxitError where the checksum differs or the cache cannot be written, and what
+    coremltools raises for a package that cannot be compiled.
     """
     from coremltools.models.utils import compile_model
+
+    check_package(package, digest)
 
     kept = cache_folder() / "coreml" / f"macOS-{platform.mac_ver()[0]}" / f"{digest}.mlmodelc"
     if kept.exists():
         return kept
-    compiled = Path(compile_model(str(package)))  # in a temporary folder of the system's
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=kept.parent) as scratch:
+            copy = Path(shutil.copytree(package, Path(scratch) / package.name))
+            check_package(copy, digest)
+            compiled = Path(compile_model(str(copy)))  # in a temporary folder of the system's
             moved = Path(shutil.move(compiled, Path(scratch) / kept.name))
             if not kept.exists():  # or another process was faster
                 moved.rename(kept)

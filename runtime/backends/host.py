@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
+from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
@@ -33,8 +33,9 @@ class SegmentFile(Generic[Opened]):
     """A segment's file, and what it is once it is open."""
 
     def __init__(self, open_file: Callable[[], Opened]) -> None:
-        self._open_file = open_file
+        self._open_file: Callable[[], Opened] | None = open_file
         self._opened: Opened | None = None
+        self._opening = threading.Lock()
         self.seconds = 0.0
         """What opening it took."""
 
@@ -44,9 +45,13 @@ class SegmentFile(Generic[Opened]):
 
     def open(self) -> Opened:
         if self._opened is None:
-            start = time.perf_counter()
-            self._opened = self._open_file()
-            self.seconds = time.perf_counter() - start
+            with self._opening:
+                if self._open_file is not None:  # another thread was not faster
+                    start = time.perf_counter()
+                    self._opened = self._open_file()
+                    self.seconds = time.perf_counter() - start
+                    self._open_file = None  # the descriptor of the file goes with it
+        assert self._opened is not None
         return self._opened
 
 
@@ -55,13 +60,18 @@ _opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 _opening = threading.Lock()
 
 
-def opened_once(key: Hashable, open_file: Callable[[], Any]) -> Any:
-    """What ``open_file`` makes, or made before for this key: runners of one bundle share its weights, and so do layers
-    that are one file. The key must name the file by content and everything else that ``open_file`` depends on."""
+def opened_once(files: Sequence[BundleFile], options: Hashable, open_file: Callable[[], Any]) -> Any:
+    """What ``open_file`` makes of these files, or made before of the same content with the same ``options``: runners of
+    one bundle share its weights. The key is the sha256 of what is read, never a path or an unchecked checksum: where
+    files are not checked (``verify=False``), nothing is shared.
+    """
+    contents = tuple(file.content for file in files)
     with _opening:
-        found = _opened.get(key)
+        found = None if None in contents else _opened.get((contents, options))
         if found is None:
-            found = _opened[key] = open_file()
+            found = open_file()
+            if None not in contents:
+                _opened[contents, options] = found
             _give_back_freed_memory()
     return found
 
@@ -101,16 +111,23 @@ class FilesBackend(Generic[Opened]):
     """Tokens of a large batch that a CPU computes together; what it computes of more no longer fits its caches."""
 
     def __init__(
-        self, manifest: Manifest, threads: int, open_file: Callable[[Segment], Opened], *, lazy: bool = False
+        self,
+        bundle: BundleFolder,
+        manifest: Manifest,
+        threads: int,
+        open_file: Callable[[Segment, BundleFile], Opened],
+        *,
+        lazy: bool = False,
     ) -> None:
-        """``lazy``: a layer's file is opened when an input first gets there, and not before."""
+        """``lazy``: a layer's file is loaded when an input first gets there, and not before; its descriptor stays open
+        until then."""
         self.layers, self.exits = manifest.model.layers, manifest.exits
         self.threads = threads
         known: dict[Hashable, SegmentFile[Opened]] = {}  # what layers share is open for all of them
-        self._files = [
-            known.setdefault((s.file, tuple(o.name for o in s.outputs)), SegmentFile(partial(open_file, s)))
-            for s in manifest.segments
-        ]
+        self._files = []
+        for segment in manifest.segments:
+            file = SegmentFile(partial(open_file, segment, bundle.file(segment)))
+            self._files.append(known.setdefault((segment.file, tuple(o.name for o in segment.outputs)), file))
         for file in self._files[:1] if lazy else self._files:
             file.open()
         self._file_of = dict(zip(self.exits, self._files[1:], strict=True))
@@ -143,12 +160,12 @@ class Step:
     repeat: int = 1
 
     @classmethod
-    def of(cls, segment: Segment, file: SegmentFile[Run], folder: Path) -> Step:
+    def of(cls, segment: Segment, file: SegmentFile[Run], bundle: BundleFolder) -> Step:
         return cls(
             file,
             inputs={tensor.role: tensor.name for tensor in segment.varying},
             output_roles=tuple(o.role for o in segment.outputs),
-            constants={name: read_tensor(folder, tensor) for name, tensor in segment.constants.items()},
+            constants={name: read_tensor(bundle, tensor) for name, tensor in segment.constants.items()},
             repeat=segment.repeat,
         )
 
@@ -166,15 +183,15 @@ class HostBackend(FilesBackend[Run]):
 
     def __init__(
         self,
-        folder: Path,
+        bundle: BundleFolder,
         manifest: Manifest,
         threads: int,
-        open_file: Callable[[Segment], Run],
+        open_file: Callable[[Segment, BundleFile], Run],
         *,
         lazy: bool = False,
     ) -> None:
-        super().__init__(manifest, threads, open_file, lazy=lazy)
-        steps = [Step.of(segment, file, folder) for segment, file in zip(manifest.segments, self._files, strict=True)]
+        super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
+        steps = [Step.of(segment, file, bundle) for segment, file in zip(manifest.segments, self._files, strict=True)]
         self._embeddings, *layers = steps
         self._layers = dict(zip(self.exits, layers, strict=True))
         self._length_axes = {o.role: length_axes(o) for o in manifest.segments[0].outputs}

@@ -33,6 +33,7 @@ from berxit.devices import default_threads
 from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
 from berxit.runtime.backends.workspace import BoundStep, Buffers, Workspace
 from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
+from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError, PoolError
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
@@ -63,7 +64,7 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
     """Runs segments with ONNX Runtime on the CPU; the loop's Backend."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, threads: int, *, lazy: bool = False, one_pool: bool = False
+        self, bundle: BundleFolder, manifest: Manifest, threads: int, *, lazy: bool = False, one_pool: bool = False
     ) -> None:
         """``one_pool``: with the process's threads instead of every session's own."""
         self.name = "onnxruntime-pool" if one_pool else "onnxruntime"
@@ -71,15 +72,15 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
             start_pool(threads)
         threads_of_session = None if one_pool else threads
 
-        def open_file(segment: Segment) -> ort.InferenceSession:
-            path = folder / segment.file
-            key = (path.resolve(), segment.sha256, threads_of_session)
-            session: ort.InferenceSession = opened_once(key, lambda: open_session(path, threads_of_session))
+        def open_file(segment: Segment, file: BundleFile) -> ort.InferenceSession:
+            session: ort.InferenceSession = opened_once(
+                [file], ("onnxruntime", threads_of_session), lambda: open_session(file, threads_of_session)
+            )
             return session
 
-        super().__init__(manifest, threads, open_file, lazy=lazy)
+        super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
         self._embeddings, *layers = (
-            BoundStep(segment, file, {name: _constant(folder, t) for name, t in segment.constants.items()})
+            BoundStep(segment, file, {name: _constant(bundle, t) for name, t in segment.constants.items()})
             for segment, file in zip(manifest.segments, self._files, strict=True)
         )
         self._layers = dict(zip(self.exits, layers, strict=True))
@@ -126,16 +127,22 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
 
 
 def open_backend(
-    folder: Path, manifest: Manifest, threads: int | None, *, lazy: bool = False, one_pool: bool = False
+    folder: Path | BundleFolder,
+    manifest: Manifest,
+    threads: int | None,
+    *,
+    lazy: bool = False,
+    one_pool: bool = False,
 ) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(folder, manifest, threads or default_threads(), lazy=lazy, one_pool=one_pool)
+    bundle = BundleFolder.at(folder)
+    return OnnxRuntimeBackend(bundle, manifest, threads or default_threads(), lazy=lazy, one_pool=one_pool)
 
 
-def _constant(folder: Path, tensor: TensorFile) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(read_tensor(folder, tensor)))
+def _constant(bundle: Path | BundleFolder, tensor: TensorFile) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(read_tensor(bundle, tensor)))
 
 
-def open_session(path: Path, threads: int | None, providers: Providers = CPU) -> ort.InferenceSession:
+def open_session(file: Path | BundleFile, threads: int | None, providers: Providers = CPU) -> ort.InferenceSession:
     """``threads``: None takes the process's pool. Raises BerxitError for a file that ONNX Runtime does not take,
     PoolError where the process has a pool and threads are asked for."""
     if threads is not None and _pool:
@@ -155,12 +162,20 @@ def open_session(path: Path, threads: int | None, providers: Providers = CPU) ->
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # weights stay outside
         options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
     try:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
+        if not isinstance(file, BundleFile):
+            model: str | bytes = str(file)
+        elif providers is CPU:
+            model = file.location()
+        else:  # TensorRT's provider names its engines by the path of the model, and a descriptor's says nothing
+            model = file.read_bytes()
+        return ort.InferenceSession(model, options, providers=list(providers))
+    except BerxitError:
+        raise
     except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
         if threads is not None and "use_per_session_threads" in str(error):  # the app around us started a pool
             raise PoolError(POOLED) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BerxitError(f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}. Export again here") from error
+        reason = str(error).splitlines()[0].replace(str(model), str(file)) if str(error) else type(error).__name__
+        raise BerxitError(f"ONNX Runtime {ort.__version__} cannot load {file}: {reason}. Export again here") from error
 
 
 @cache

@@ -18,6 +18,7 @@ from berxit.runtime.backends.onnxruntime import Providers, open_session
 from berxit.runtime.backends.tensorrt.engines import cache_folder, rows_of
 from berxit.runtime.backends.tensorrt.plan import shape_of
 from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
@@ -37,7 +38,7 @@ def providers(available: list[str], manifest: Manifest, segment: Segment) -> Pro
     if manifest.precision in HALF:
         options["TensorrtExecutionProvider"] = {
             "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": str(engine_folder(manifest)),
+            "trt_engine_cache_path": str(engine_folder(manifest) / segment.sha256[:24]),
             "trt_timing_cache_enable": True,
             "trt_timing_cache_path": str(engine_folder(manifest)),
             "trt_fp16_enable": True,
@@ -57,8 +58,9 @@ def providers(available: list[str], manifest: Manifest, segment: Segment) -> Pro
 
 
 def engine_folder(manifest: Manifest) -> Path:
-    """Where the TensorRT provider keeps this bundle's engines. It tells engines apart by the names in a graph, which a
-    model that was trained again does not change: so every bundle has a folder, named by all that its engines hold."""
+    """Where the TensorRT provider keeps this bundle's engines. It tells engines apart by the names in a graph, which
+    layers share and a model that was trained again does not change: so every bundle has a folder, named by all that its
+    engines hold, and in it one per segment file."""
     files = [segment.sha256 for segment in manifest.segments]
     held = json.dumps([files, manifest.precision, manifest.lengths, rows_of(manifest)])
     return cache_folder() / "onnxruntime" / sha256(held.encode()).hexdigest()[:24]
@@ -77,20 +79,27 @@ class OnnxRuntimeGpuBackend:
     name = "onnxruntime-gpu"
 
     def __init__(
-        self, folder: Path, manifest: Manifest, threads: int, providers_of: Callable[[Segment], Providers]
+        self,
+        folder: Path | BundleFolder,
+        manifest: Manifest,
+        threads: int,
+        providers_of: Callable[[Segment], Providers],
     ) -> None:
         self.layers, self.exits, self.threads = manifest.model.layers, manifest.exits, threads
         self.providers: list[str] = []
         """What the sessions really run on."""
 
-        def open_file(segment: Segment) -> Run:
-            chosen, path = providers_of(segment), folder / segment.file
-            key = (path.resolve(), segment.sha256, threads, repr(chosen))
-            session = opened_once(key, lambda: open_session(path, threads, chosen))
+        bundle = BundleFolder.at(folder)
+
+        def open_file(segment: Segment, file: BundleFile) -> Run:
+            chosen = providers_of(segment)
+            if file.content is None:
+                file.verify()  # engines are kept on the disk under the segment's sha256
+            session = opened_once([file], (threads, repr(chosen)), lambda: open_session(file, threads, chosen))
             self.providers = session.get_providers()
             return partial(session.run, [output.name for output in segment.outputs])
 
-        self._part = HostBackend(folder, manifest, threads, open_file)
+        self._part = HostBackend(bundle, manifest, threads, open_file)
         self._lengths, self._rows = manifest.lengths, rows_of(manifest)
         self._pad_token_id = manifest.model.pad_token_id
 
@@ -113,13 +122,14 @@ class OnnxRuntimeGpuBackend:
         return tuple(self._part.keep(part, kept) for part, kept in zip(state, stay, strict=True) if kept.any())
 
 
-def open_backend(folder: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeGpuBackend:
+def open_backend(folder: Path | BundleFolder, manifest: Manifest, threads: int | None) -> OnnxRuntimeGpuBackend:
     """Raises BerxitError where onnxruntime has no GPU provider, or could not start the one it has."""
     available = ort.get_available_providers()
     providers(available, manifest, manifest.segments[0])  # before a folder is made for nothing
     engines = engine_folder(manifest)
     try:
-        engines.mkdir(parents=True, exist_ok=True)
+        for segment in manifest.segments:
+            (engines / segment.sha256[:24]).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BerxitError(
             f"cannot write {engines}: {error.strerror}. Set BERXIT_CACHE to a folder with room"

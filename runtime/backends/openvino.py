@@ -19,7 +19,8 @@ from openvino import opset13
 
 from berxit.devices import default_threads
 from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
-from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
+from berxit.runtime.bundle import Manifest, Segment, read_tensor
+from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
@@ -85,7 +86,9 @@ class TensorState:
 class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
     """Runs segments with OpenVINO's CPU plug-in; the loop's Backend."""
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int, precision: str, *, lazy: bool = False) -> None:
+    def __init__(
+        self, bundle: BundleFolder, manifest: Manifest, threads: int, precision: str, *, lazy: bool = False
+    ) -> None:
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
         core = the_core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -97,15 +100,18 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
             "ENABLE_CPU_PINNING": False,  # the app around us may be busy on the cores we would be tied to
         }
 
-        def open_file(segment: Segment) -> ov.CompiledModel:
-            path = folder / segment.file
-            key = (path.resolve(), segment.sha256, threads, precision)
-            tables = {} if segment.layer else segment.constants
-            return opened_once(key, partial(_compile, core, path, options, folder, tables))
+        embeddings = manifest.segments[0]
+        tables = {name: (bundle.file(t), read_tensor(bundle, t)) for name, t in embeddings.constants.items()}
 
-        super().__init__(manifest, threads, open_file, lazy=lazy)
+        def open_file(segment: Segment, file: BundleFile) -> ov.CompiledModel:
+            own = {} if segment.layer else tables
+            files = [file, *(table for table, _ in own.values())]
+            known = {name: values for name, (_, values) in own.items()}
+            return opened_once(files, ("openvino", threads, precision), partial(_compile, core, file, options, known))
+
+        super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
         self._embeddings, *layers = (
-            Step(segment, file, _constants(folder, segment) if segment.layer else {})
+            Step(segment, file, _constants(bundle, segment) if segment.layer else {})
             for segment, file in zip(manifest.segments, self._files, strict=True)
         )
         self._layers = dict(zip(self.exits, layers, strict=True))
@@ -141,10 +147,15 @@ def _tensor(array: npt.NDArray) -> ov.Tensor:
 
 
 def open_backend(
-    folder: Path, manifest: Manifest, threads: int | None, precision: str = "f32", *, lazy: bool = False
+    folder: Path | BundleFolder,
+    manifest: Manifest,
+    threads: int | None,
+    precision: str = "f32",
+    *,
+    lazy: bool = False,
 ) -> OpenVinoBackend:
     """``precision``: f32 or bf16, what the segments compute in, whatever their files hold."""
-    return OpenVinoBackend(folder, manifest, threads or default_threads(), precision, lazy=lazy)
+    return OpenVinoBackend(BundleFolder.at(folder), manifest, threads or default_threads(), precision, lazy=lazy)
 
 
 @cache
@@ -154,27 +165,28 @@ def the_core() -> ov.Core:
     return ov.Core()
 
 
-def _constants(folder: Path, segment: Segment) -> dict[str, ov.Tensor]:
-    return {name: ov.Tensor(read_tensor(folder, tensor)) for name, tensor in segment.constants.items()}
+def _constants(bundle: BundleFolder, segment: Segment) -> dict[str, ov.Tensor]:
+    return {name: ov.Tensor(read_tensor(bundle, tensor)) for name, tensor in segment.constants.items()}
 
 
 def _compile(
-    core: ov.Core, path: Path, options: dict[str, object], folder: Path, tables: dict[str, TensorFile]
+    core: ov.Core, file: BundleFile, options: dict[str, object], tables: dict[str, npt.NDArray]
 ) -> ov.CompiledModel:
     """``tables``: what the file is fed and OpenVINO had better know: it would convert all of a table with every input
     where that is not what it computes in."""
+    location = file.location()
     try:
-        model = core.read_model(path)
+        model = core.read_model(location)
         for parameter in model.get_parameters():
             for name in parameter.output(0).get_names() & tables.keys():
-                known = opset13.constant(read_tensor(folder, tables[name]))
+                known = opset13.constant(tables[name])
                 for reader in parameter.output(0).get_target_inputs():
                     reader.replace_source_output(known.output(0))
                 model.remove_parameter(parameter)
         return core.compile_model(model, "CPU", options)
     except Exception as error:  # OpenVINO raises bare RuntimeError with pages of text
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
+        reason = lines[-1].replace(str(location), str(file)) if lines else type(error).__name__
         raise BerxitError(
-            f"OpenVINO {ov.__version__} cannot load {path}: {reason}. Take --backend onnxruntime, or export again"
+            f"OpenVINO {ov.__version__} cannot load {file}: {reason}. Take --backend onnxruntime, or export again"
         ) from error

@@ -386,7 +386,7 @@ class Builder(Guarded):
         if not config._profiles or any(set(profile) != set(dynamic) for profile in config._profiles):
             return None
         assert "TF32" not in config._flags, "float32 would be computed with 10 bits"
-        module.world.built.append(Path(network._path).name)
+        module.world.built.append(Path(network._path).resolve().name)  # a path of an open file leads to the file
         if not module.rtx:
             config._cache._data += b"t"
         return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles))

@@ -14,6 +14,7 @@ from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
 from berxit.runtime.bench import BenchResult, bench, command
+from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.measurement import Latency, Line, Measured
@@ -165,9 +166,9 @@ def test_memory_is_told_and_lazy_loads_before_it_what_inputs_need(
     opened: list[str] = []
     real = onnxruntime.open_session
 
-    def noted(path: Path, *arguments: object) -> object:
-        opened.append(path.stem)
-        return real(path, *arguments)
+    def noted(file: BundleFile, *arguments: object) -> object:
+        opened.append(file.path.stem)
+        return real(file, *arguments)
 
     def resident() -> float:
         loaded.append(len(opened))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +24,7 @@ from berxit.runtime.bundle import (
     write_manifest,
 )
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.golden import read_golden
 
 Data = dict[str, Any]
 
@@ -166,35 +169,86 @@ def test_a_broken_manifest_is_named_and_so_is_what_is_wrong(copy: Path, name: st
 
 
 @pytest.mark.parametrize("verify", [True, False])
-@pytest.mark.parametrize("absolute", [True, False])
-def test_a_path_outside_the_bundle_is_never_followed(copy: Path, absolute: bool, verify: bool) -> None:
+@pytest.mark.parametrize(
+    "name", ["{outside}", "../tokenizer.json", "segments/../../tokenizer.json", "C:\\x", "\\x", ""]
+)
+def test_a_name_that_leads_out_of_the_bundle_is_refused(copy: Path, name: str, verify: bool) -> None:
     outside = copy.parent / "tokenizer.json"
     shutil.copy(copy / "tokenizer.json", outside)
-    file = str(outside) if absolute else "../tokenizer.json"
-    change(copy, lambda data: data["tokenizer"].update(file=file))
-    with pytest.raises(BerxitError, match=r"manifest\.json: file '.*tokenizer\.json' lies outside the bundle"):
+    change(copy, lambda data: data["tokenizer"].update(file=name.format(outside=outside)))
+    with pytest.raises(BerxitError, match=r"manifest\.json: file '.*' lies outside the bundle"):
         read_manifest(copy, verify=verify)
 
 
-def test_a_link_out_of_the_bundle_is_not_followed(copy: Path) -> None:
-    outside = copy.parent / "tokenizer.json"
-    shutil.move(copy / "tokenizer.json", outside)
-    (copy / "tokenizer.json").symlink_to(outside)
-    with pytest.raises(BerxitError, match=r"manifest\.json: file 'tokenizer\.json' lies outside the bundle"):
+def linked(bundle: Path, folder: Path) -> Path:
+    """The bundle as a hub keeps it: every file, the manifest too, is a link into a folder of blobs."""
+    blobs, links = folder / "blobs", folder / "snapshot"
+    blobs.mkdir()
+    for file in (file for file in bundle.rglob("*") if file.is_file()):
+        blob, link = blobs / sha256(file), links / file.relative_to(bundle)
+        shutil.copy(file, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return links
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_bundle_of_links_into_a_cache_is_read(bundle: Path, tmp_path: Path, verify: bool) -> None:
+    folder = linked(bundle, tmp_path)
+    assert read_manifest(folder, verify=verify) == read_manifest(bundle)
+    assert read_golden(folder, read_manifest(folder)) == read_golden(bundle, read_manifest(bundle))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_link_to_other_content_is_refused_even_without_checks(bundle: Path, tmp_path: Path, verify: bool) -> None:
+    folder = linked(bundle, tmp_path)
+    (tmp_path / "secret").write_text("secret", encoding="utf-8")
+    (folder / "segments" / "layer_02.onnx").unlink()
+    (folder / "segments" / "layer_02.onnx").symlink_to(tmp_path / "secret")
+    with pytest.raises(BerxitError, match=r"layer_02\.onnx: checksum differs"):
+        read_manifest(folder, verify=verify)
+
+
+def test_a_linked_folder_is_checked_even_without_checks(copy: Path) -> None:
+    (copy / "segments").rename(copy.parent / "elsewhere")
+    (copy / "segments").symlink_to("../elsewhere")
+    read_manifest(copy, verify=False)
+    (copy.parent / "elsewhere" / "layer_01.onnx").write_bytes(b"changed")
+    with pytest.raises(BerxitError, match=r"layer_01\.onnx: checksum differs"):
+        read_manifest(copy, verify=False)
+
+
+@pytest.mark.parametrize("kind", ["broken", "pipe", "folder"])
+def test_a_link_to_no_file_is_refused(copy: Path, kind: str) -> None:
+    link, target = copy / "golden.json", copy.parent / "target"
+    link.unlink()
+    link.symlink_to(target)
+    if kind == "pipe":
+        os.mkfifo(target)
+    elif kind == "folder":
+        target.mkdir()
+    with pytest.raises(BerxitError, match=r"golden\.json"):
         read_manifest(copy)
+
+
+def stored(file: Path, shape: tuple[int, ...]) -> TensorFile:
+    return TensorFile(file.name, sha256(file), "float32", shape)
 
 
 def test_a_tensor_is_little_endian_and_row_major(tmp_path: Path) -> None:
     (tmp_path / "weight.bin").write_bytes(np.arange(6, dtype="<f4").tobytes())
-    tensor = read_tensor(tmp_path, TensorFile("weight.bin", "", "float32", (2, 3)))
+    tensor = read_tensor(tmp_path, stored(tmp_path / "weight.bin", (2, 3)))
     assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_a_large_tensor_is_mapped_and_cannot_be_written(tmp_path: Path) -> None:
     values = np.arange(MAPPED // 4, dtype="<f4")
     values.tofile(tmp_path / "large.bin")
-    tensor = read_tensor(tmp_path, TensorFile("large.bin", "", "float32", (4, MAPPED // 16)))
-    assert isinstance(tensor, np.memmap)
+    tensor = read_tensor(tmp_path, stored(tmp_path / "large.bin", (4, MAPPED // 16)))
+    memory: Any = tensor
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    assert isinstance(memory.obj, mmap.mmap)
     assert not tensor.flags.writeable
     np.testing.assert_array_equal(tensor.ravel(), values)
 
@@ -203,7 +257,7 @@ def test_a_large_tensor_is_mapped_and_cannot_be_written(tmp_path: Path) -> None:
 def test_a_tensor_of_the_wrong_size_is_named(tmp_path: Path, values: int) -> None:
     (tmp_path / "weight.bin").write_bytes(np.zeros(values, dtype="<f4").tobytes())
     with pytest.raises(BerxitError, match=rf"weight\.bin: {values} values, expected 6"):
-        read_tensor(tmp_path, TensorFile("weight.bin", "", "float32", (2, 3)))
+        read_tensor(tmp_path, stored(tmp_path / "weight.bin", (2, 3)))
 
 
 def test_sha256_of_a_file_longer_than_a_block(tmp_path: Path) -> None:

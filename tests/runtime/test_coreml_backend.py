@@ -19,7 +19,7 @@ from berxit import devices
 from berxit.runtime.backends import coreml as backend_module
 from berxit.runtime.backends import open_backend
 from berxit.runtime.backends.coreml import Tensors
-from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.bundle import Manifest, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.policies import certainties, exit_layers
@@ -45,12 +45,11 @@ class Proxy:
 
     @staticmethod
     def compileModel(package: str) -> str:  # noqa: N802
-        """.mlpackage -> a .mlmodelc in a temporary folder; here it holds the place of what it was made from."""
+        """.mlpackage -> a .mlmodelc in a temporary folder; here it contains what it was made from."""
         if not (Path(package) / "Manifest.json").is_file():
             raise RuntimeError(f'Error compiling model: "{package} is not a package.".\nsecond line')
         made = Path(tempfile.mkdtemp(), "model.mlmodelc")
-        made.mkdir()
-        (made / "source").write_text(package, encoding="utf-8")
+        shutil.copytree(package, made / "source" / Path(package).name)
         Proxy.compiled.append(package)
         return str(made)
 
@@ -59,7 +58,7 @@ class Proxy:
 
         assert (hints, asset) == ({}, None)
         try:
-            package = (Path(path) / "source").read_text(encoding="utf-8")
+            package = str(next((Path(path) / "source").iterdir()))
         except OSError:
             raise RuntimeError(f"Error loading model: {path}: no such file\nsecond line") from None
         functions = self.packages.setdefault(package, open_package(Path(package)))
@@ -243,7 +242,12 @@ def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: ty
 def test_a_package_that_cannot_be_compiled_is_named(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
     manifest = read_manifest(bundles["any"])
     bundle = shutil.copytree(bundles["any"], tmp_path / "bundle")
-    (bundle / manifest.segments[0].file / "Manifest.json").unlink()
+    package = bundle / manifest.segments[0].file
+    (package / "Manifest.json").unlink()
+    with pytest.raises(BerxitError, match=r"model\.mlpackage: checksum differs"):
+        open_backend(bundle, manifest)
+    damaged = [dataclasses.replace(segment, sha256=sha256(package)) for segment in manifest.segments]
+    manifest = dataclasses.replace(manifest, segments=tuple(damaged))
     with pytest.raises(
         BerxitError, match=r"CoreML cannot compile .*model\.mlpackage: Error compiling.*ios16"
     ) as failure:
@@ -267,7 +271,7 @@ def test_a_damaged_compiled_package_can_be_removed(bundles: dict[str, Path], mac
     manifest = read_manifest(bundles["any"])
     open_backend(bundles["any"], manifest)
     kept = next((tmp_path / "cache").rglob("*.mlmodelc"))
-    (kept / "source").unlink()
+    shutil.rmtree(kept / "source")
     with pytest.raises(BerxitError, match=rf"cannot load .*no such file. Update macOS, or remove {kept}") as failure:
         open_backend(bundles["any"], manifest)
     assert "\n" not in str(failure.value)

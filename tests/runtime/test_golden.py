@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from stored_backend import StoredBackend
 
 from berxit.runtime.backends import open_backend
-from berxit.runtime.bundle import read_manifest
+from berxit.runtime.bundle import DataFile, read_manifest, sha256
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import Golden, differences, read_golden, write_golden
 
@@ -25,12 +26,20 @@ GOLDEN = Golden(
 
 def test_what_is_written_is_read_back(bundle: Path, tmp_path: Path) -> None:
     write_golden(GOLDEN, tmp_path / "golden.json")
-    assert read_golden(tmp_path, read_manifest(bundle)) == GOLDEN
+    stored = DataFile("golden.json", sha256(tmp_path / "golden.json"))
+    assert read_golden(tmp_path, replace(read_manifest(bundle), golden=stored)) == GOLDEN
 
 
 def test_a_truncated_file_is_named(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "golden.json").write_bytes((bundle / "golden.json").read_bytes()[:100])
+    stored = DataFile("golden.json", sha256(tmp_path / "golden.json"))
     with pytest.raises(BerxitError, match=r"golden\.json is damaged"):
+        read_golden(tmp_path, replace(read_manifest(bundle), golden=stored))
+
+
+def test_read_golden_refuses_another_bundles_file(bundle: Path, tmp_path: Path) -> None:
+    write_golden(GOLDEN, tmp_path / "golden.json")
+    with pytest.raises(BerxitError, match=r"golden\.json: checksum differs"):
         read_golden(tmp_path, read_manifest(bundle))
 
 

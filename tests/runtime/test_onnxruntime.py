@@ -19,6 +19,7 @@ import pytest
 
 from berxit.runtime.backends import BACKENDS, host, onnxruntime, open_backend
 from berxit.runtime.bundle import Manifest, TensorFile, read_manifest, sha256
+from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import read_golden
 from berxit.runtime.runner import EarlyExitRunner
@@ -48,7 +49,7 @@ def test_a_segment_that_cannot_be_loaded_is_named(bundle: Path, tmp_path: Path, 
 def test_a_constant_of_the_wrong_size_is_named(bundle: Path, manifest: Manifest, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     (copy / "weight.bin").write_bytes(b"\0" * 8)
-    constants = {"token_weights": TensorFile("weight.bin", "", "float32", (3,))}
+    constants = {"token_weights": TensorFile("weight.bin", sha256(copy / "weight.bin"), "float32", (3,))}
     segments = (
         *manifest.segments[:1],
         dataclasses.replace(manifest.segments[1], constants=constants),
@@ -63,9 +64,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files for which a session was made, in order; nothing is open when the test starts."""
     files: list[str] = []
 
-    def counted(path: Path, *arguments: object) -> object:
-        files.append(path.stem)
-        return real(path, *arguments)
+    def counted(file: BundleFile, *arguments: object) -> object:
+        files.append(file.path.stem)
+        return real(file, *arguments)
 
     gc.collect()
     real = onnxruntime.open_session
@@ -106,7 +107,7 @@ def test_runners_of_one_bundle_share_its_sessions(bundle: Path, manifest: Manife
     assert len(opened) == 12  # closed with the last runner that held them
 
 
-def test_another_file_at_the_same_path_is_opened_anew(
+def test_a_session_is_found_by_content_and_not_by_path(
     bundle: Path, manifest: Manifest, tmp_path: Path, opened: list[str]
 ) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
@@ -115,7 +116,7 @@ def test_another_file_at_the_same_path_is_opened_anew(
     third = manifest.segments[3]
     changed = (*manifest.segments[:2], dataclasses.replace(manifest.segments[2], sha256=third.sha256), third)
     after = open_backend(copy, dataclasses.replace(manifest, segments=changed), 1)
-    assert opened[4:] == ["layer_02"]
+    assert opened[4:] == []
     state, _, _ = before.layer(1, before.embed(read_golden(bundle, manifest).batch(0)))
     np.testing.assert_array_equal(after.layer(2, state)[1], before.layer(3, state)[1])
 
@@ -257,14 +258,14 @@ import sys
 from pathlib import Path
 import numpy as np
 from berxit.runtime.backends.onnxruntime import _constant
-from berxit.runtime.bundle import TensorFile
+from berxit.runtime.bundle import TensorFile, sha256
 
 def resident():
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
 before = resident()
-table = _constant(Path(sys.argv[1]), TensorFile("table.bin", "", "float32", (1 << 16, 256)))
+table = _constant(Path(sys.argv[1]), TensorFile("table.bin", sys.argv[2], "float32", (1 << 16, 256)))
 print(resident() - before)
 """
 
@@ -273,7 +274,11 @@ print(resident() - before)
 def test_a_table_takes_no_memory_before_it_is_looked_up(tmp_path: Path) -> None:
     np.zeros((1 << 16, 256), np.float32).tofile(tmp_path / "table.bin")
     done = subprocess.run(
-        [sys.executable, "-c", TABLE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", TABLE, str(tmp_path), sha256(tmp_path / "table.bin")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert float(done.stdout) < 8  # MiB; the table has 64
 

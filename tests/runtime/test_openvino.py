@@ -14,7 +14,7 @@ import pytest
 
 from berxit.runtime.backends import allowed_difference, open_backend
 from berxit.runtime.bench import bench
-from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.bundle import Manifest, read_manifest, sha256
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.runner import EarlyExitRunner
@@ -204,7 +204,10 @@ def test_a_segment_that_cannot_be_loaded_is_named(
     bundle: Path, manifest: Manifest, tmp_path: Path, content: bytes
 ) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    (copy / "segments" / "layer_02.onnx").write_bytes(content)
+    file = copy / "segments" / "layer_02.onnx"
+    file.write_bytes(content)
+    damaged = dataclasses.replace(manifest.segments[2], sha256=sha256(file))
+    manifest = dataclasses.replace(manifest, segments=(*manifest.segments[:2], damaged, *manifest.segments[3:]))
     with pytest.raises(BerxitError, match=r"cannot load .*layer_02\.onnx: .*--backend onnxruntime") as failure:
         open_backend(copy, manifest, 1, backend="openvino")
     assert "\n" not in str(failure.value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import berxit.runtime.tuning
 from berxit.devices import default_threads
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bench import command
-from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.bundle import DataFile, Manifest, read_manifest, sha256
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.runner import EarlyExitRunner
@@ -57,14 +58,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_fastest_is_remembered_for_bundle_and_machine(
-    bundle: Path, manifest: Manifest, cache: Path, slow_on_two_threads: list[tuple[str, int]]
+    bundle: Path, manifest: Manifest, cache: Path, slow_on_two_threads: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     found = fastest(bundle, manifest, backend="onnxruntime")
     opened = len(slow_on_two_threads)
     assert fastest(bundle, manifest, backend="onnxruntime") == found
     assert len(slow_on_two_threads) == opened
-    other = dataclasses.replace(manifest, golden=dataclasses.replace(manifest.golden, sha256="0"))
-    fastest(bundle, other, backend="onnxruntime", threads=1)
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / "golden.json").write_text((bundle / "golden.json").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    stored = DataFile("golden.json", sha256(copy / "golden.json"))
+    fastest(copy, dataclasses.replace(manifest, golden=stored), backend="onnxruntime", threads=1)
     assert len(slow_on_two_threads) == opened + 2
     for file in (cache / "tuned").iterdir():
         file.write_text("{}", encoding="utf-8")

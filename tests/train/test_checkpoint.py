@@ -9,78 +9,13 @@ from pathlib import Path
 import pytest
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.train.checkpoint import load_checkpoint, read_record, read_samples, write_whole
+from berxit.runtime.storage import write_whole
+from berxit.train.checkpoint import load_checkpoint, read_record, read_samples
 
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-
-
-def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    output = tmp_path / "new" / "output"
-    with write_whole(output, force=False) as scratch:
-        (scratch / "a.txt").write_text("a", encoding="utf-8")
-        assert not output.exists()
-        assert scratch.parent == output.parent  # a rename within one file system is one step
-    assert (output / "a.txt").read_text(encoding="utf-8") == "a"
-    assert [path.name for path in output.parent.iterdir()] == ["output"]
-
-
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing_behind(failure: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(failure), write_whole(tmp_path / "output", force=False) as scratch:
-        (scratch / "half.txt").write_text("half", encoding="utf-8")
-        raise failure
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failure_keeps_what_was_there_before(tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / "old.txt").write_text("old", encoding="utf-8")
-    with pytest.raises(RuntimeError), write_whole(output, force=True) as scratch:
-        (scratch / "new.txt").write_text("new", encoding="utf-8")
-        raise RuntimeError
-    assert [path.name for path in output.iterdir()] == ["old.txt"]
-    assert list(tmp_path.iterdir()) == [output]
-
-
-def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / "old.txt").write_text("old", encoding="utf-8")
-    with pytest.raises(InputError, match="is there already"), write_whole(output, force=False):
-        pytest.fail("the block must not run")
-    assert (output / "old.txt").exists()
-    with write_whole(output, force=True) as scratch:
-        (scratch / "new.txt").write_text("new", encoding="utf-8")
-    assert [path.name for path in output.iterdir()] == ["new.txt"]
-
-
-def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    output.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="is a file"), write_whole(output, force=True):
-        pytest.fail("the block must not run")
-    assert output.read_text(encoding="utf-8") == "mine"
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    with (
-        pytest.raises(BerxitError, match=r"No space left on device\. Free space"),
-        write_whole(tmp_path / "output", force=False),
-    ):
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_leftovers_of_a_killed_run_do_not_mix_in(tmp_path: Path) -> None:
-    (tmp_path / ".output.partial").mkdir()
-    (tmp_path / ".output.partial" / "stale.txt").write_text("stale", encoding="utf-8")
-    with write_whole(tmp_path / "output", force=False) as scratch:
-        (scratch / "new.txt").write_text("new", encoding="utf-8")
-    assert [path.name for path in (tmp_path / "output").iterdir()] == ["new.txt"]
 
 
 def test_a_checkpoint_is_ready_to_answer(checkpoint: Path) -> None:

@@ -91,7 +91,7 @@ def command(
 ) -> None:
     """Fine-tune an encoder so that every layer can answer."""
     hush_libraries()
-    from berxit.train.checkpoint import refuse_to_overwrite
+    from berxit.runtime.storage import refuse_to_overwrite
     from berxit.train.fine_tuning import fine_tune
     from berxit.train.options import TrainingOptions
     from berxit.train.tasks import custom_task, get_task

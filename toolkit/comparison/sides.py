@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit import devices
-from berxit.runtime.bundle import MANIFEST, Manifest, read_manifest
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.bundle_files import MANIFEST
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import every_exit
 from berxit.runtime.policies import ExitPolicy

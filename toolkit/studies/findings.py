@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
+from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, markdown_table
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Findings:
         files = [folder / f"{self.name}{suffix}" for suffix in (".md", ".json")]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            files[0].write_text(self.text() + "\n", encoding="utf-8")
+            write_text(files[0], self.text() + "\n")
             write_json({"study": self.title, "conditions": list(self.conditions), **self.data}, files[1])
         except OSError as error:
             raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error

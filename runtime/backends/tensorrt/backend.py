@@ -27,6 +27,7 @@ from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, 
 from berxit.runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
 from berxit.runtime.backends.tensorrt.versions import Api, Kernels, load
 from berxit.runtime.bundle import Manifest, Segment, read_tensor
+from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import Bools, Floats
@@ -180,7 +181,7 @@ class TensorRtBackend:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | BundleFolder,
         manifest: Manifest,
         api: Api,
         cuda: Cuda,
@@ -210,8 +211,9 @@ class TensorRtBackend:
             self._held.engines[file] = _deserialized(api, runtime, file, data)
         size = max(api.memory_size(engine) for engine in self._held.engines.values())
         self._memory = (cuda.allocate(size), size)
+        bundle = BundleFolder.at(folder)
         self._constants = [
-            {name: cuda.upload(read_tensor(folder, tensor), self._stream) for name, tensor in segment.constants.items()}
+            {name: cuda.upload(read_tensor(bundle, tensor), self._stream) for name, tensor in segment.constants.items()}
             for segment in manifest.segments
         ]
         self._free: dict[int, deque[_Slot]] = defaultdict(deque)
@@ -361,7 +363,7 @@ class TensorRtBackend:
 
 
 def open_with(
-    builder: str, folder: Path, manifest: Manifest, *, graphs: bool = False, ahead: bool = False
+    builder: str, folder: Path | BundleFolder, manifest: Manifest, *, graphs: bool = False, ahead: bool = False
 ) -> TensorRtBackend:
     """Builds the engines that are missing, and opens them. Raises BerxitError where TensorRT or a GPU is missing."""
     api, cuda, cache = load(builder), Cuda.open(), EngineCache(cache_folder())

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,8 +15,10 @@ from berxit.runtime.backends.tensorrt.cuda import Gpu
 from berxit.runtime.backends.tensorrt.plan import shape_of
 from berxit.runtime.backends.tensorrt.versions import Api
 from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.storage import replacing
 
 RECIPE = 2
 """How engines are built from a file: it grows when that changes, so that older engines are built anew. 2: no TF32."""
@@ -116,7 +117,7 @@ def files_to_build(manifest: Manifest) -> dict[str, Segment]:
 
 
 def prepare_engines(
-    folder: Path,
+    folder: Path | BundleFolder,
     manifest: Manifest,
     api: Api,
     gpu: Gpu,
@@ -129,7 +130,8 @@ def prepare_engines(
     """Segment file -> its engine, from the cache or newly built. Raises BerxitError where one cannot be built."""
     if not manifest.lengths:
         raise BerxitError(f"{folder}: no lengths in its manifest, an engine needs them: export it again")
-    segments = files_to_build(manifest)
+    segments, bundle = files_to_build(manifest), BundleFolder.at(folder)
+    files = {file: bundle.file(segment, verify=True) for file, segment in segments.items()}  # keys name the content
     keys = {file: key_of(manifest, segment, api, gpu) for file, segment in segments.items()}
     engines = {file: engine for file, key in keys.items() if (engine := cache.read(key)) is not None}
     missing = [file for file in segments if file not in engines]
@@ -137,18 +139,18 @@ def prepare_engines(
         report(f"{api.title} builds {len(missing)} of {len(segments)} engines for {gpu.name} into {cache.folder}")
         with progress(len(missing)) as bar:
             for file in missing:
-                engines[file] = _build_one(folder, manifest, segments[file], api, gpu, cache, workspace_mib)
+                engines[file] = _build_one(files[file], manifest, segments[file], api, gpu, cache, workspace_mib)
                 cache.write(keys[file], engines[file])
                 bar.update(1)
     return engines
 
 
 def _build_one(
-    folder: Path, manifest: Manifest, segment: Segment, api: Api, gpu: Gpu, cache: EngineCache, workspace_mib: int
+    file: BundleFile, manifest: Manifest, segment: Segment, api: Api, gpu: Gpu, cache: EngineCache, workspace_mib: int
 ) -> bytes:
     builder = api.trt.Builder(api.logger)
     network = api.network(builder)
-    parser = api.parse(network, folder / segment.file)
+    parser = api.parse(network, file)
     config = builder.create_builder_config()
     api.set_workspace(config, workspace_mib)
     api.set_precision(config, network, manifest.precision)
@@ -160,7 +162,7 @@ def _build_one(
     del parser
     if engine is None:
         raise BerxitError(
-            f"{api.title} could not build {folder / segment.file}: {api.said()}. Give it more memory"
+            f"{api.title} could not build {file}: {api.said()}. Give it more memory"
             " (--workspace), or export with a --target-version or --precision that it knows"
         )
     if timings is not None:
@@ -187,12 +189,9 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
+        with replacing(path) as scratch:
+            scratch.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise BerxitError(f"cannot write {path}: {error.strerror}. Set BERXIT_CACHE to a folder with room") from error

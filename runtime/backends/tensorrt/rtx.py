@@ -6,9 +6,10 @@ from pathlib import Path
 
 from berxit.runtime.backends.tensorrt.backend import TensorRtBackend, open_with
 from berxit.runtime.bundle import Manifest
+from berxit.runtime.bundle_files import BundleFolder
 
 
 def open_backend(
-    folder: Path, manifest: Manifest, threads: int | None, *, graphs: bool = False, ahead: bool = False
+    folder: Path | BundleFolder, manifest: Manifest, threads: int | None, *, graphs: bool = False, ahead: bool = False
 ) -> TensorRtBackend:
     return open_with("tensorrt-rtx", folder, manifest, graphs=graphs, ahead=ahead)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections import deque
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 
 BUILDERS = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -161,13 +161,14 @@ class Api:
     def set_workspace(self, config: Any, mib: int) -> None:
         config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, mib << 20)
 
-    def parse(self, network: Any, path: Path) -> Any:
+    def parse(self, network: Any, file: BundleFile) -> Any:
         """Reads a segment file into the network; the parser must outlive the build. Raises BerxitError."""
         parser = self.trt.OnnxParser(network, self.logger)
-        if not parser.parse_from_file(str(path)):
+        model = file.location()
+        if not (parser.parse(model) if isinstance(model, bytes) else parser.parse_from_file(model)):
             reason = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or self.said()
             raise BerxitError(
-                f"{self.title} cannot parse {path}: {reason}. Export again with the --target-version that is here"
+                f"{self.title} cannot parse {file}: {reason}. Export again with the --target-version that is here"
             )
         return parser
 

@@ -1,0 +1,303 @@
+"""Does a kill at any moment leave the old or the new artefact whole, and does the same command then finish the work?
+
+    python benchmarks/kills.py MODEL DATA [--kills 200] [--minutes 60] --output kills
+
+MODEL is the folder of a pre-trained encoder, DATA a custom task with the columns text and label. A tiny model is enough:
+what is tested is the order of writing. ``train``, ``calibrate`` and ``export`` run in forked children, with and without
+--force, and are killed by SIGKILL: every other time at a random moment, else before one of the last moves (rename,
+replace, exchange, removal) by which they put the artefact in place; half of these replace folders by two renames.
+
+After a kill, the next start recovers what was left. The artefact must then be whole, the old one or the new one, and
+the same command, run again, must end with the new one and leave nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from transformers.utils.logging import disable_progress_bar
+
+from berxit.runtime import storage
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.console import debug_option, progress_bar, run, status_of
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.storage import write_text
+from berxit.runtime.tables import markdown_table
+from berxit.toolkit.cli import load
+from berxit.train.calibration import PASS_FILE, read_policy
+from berxit.train.checkpoint import load_checkpoint, read_record
+from berxit.train.evaluation import Predictions
+
+LAST = 8
+"""Moves from the end of a command among which a kill is aimed."""
+MISUSE = 2
+"""Exit status of a command that refuses an artefact which is there already."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, and what tells whole artefacts apart."""
+
+    name: str
+    command: str
+    old: tuple[object, ...] | None
+    """Arguments that make the artefact that is there before; None: none is."""
+    new: tuple[object, ...]
+    which: Callable[[Path], str]
+    """"old" or "new" for a whole artefact. Raises for one that is not."""
+    artefact: str
+
+
+@dataclass
+class Counts:
+    """The kills of one case."""
+
+    name: str
+    kills: int = 0
+    at_a_move: int = 0
+    """Kills that were aimed at a move."""
+    none: int = 0
+    """Kills after which there was no artefact yet; none was there before."""
+    old: int = 0
+    new: int = 0
+    finished: int = 0
+    """Kills after which the same command finished the work, or found it finished."""
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        return not self.faults and self.finished == self.kills
+
+
+def which_checkpoint(checkpoint: Path) -> str:
+    load_checkpoint(checkpoint)
+    return "old" if read_record(checkpoint)["options"]["seed"] == 1 else "new"
+
+
+def which_policy(checkpoint: Path) -> str:
+    """The thresholds and the stored pass belong to each other, and the checkpoint is as it was."""
+    load_checkpoint(checkpoint)
+    policy = read_policy(checkpoint)
+    if policy is None:
+        raise BerxitError(f"{checkpoint} has no policy")
+    examples = len(Predictions.load(checkpoint / PASS_FILE).labels)
+    if examples != policy.calibration.examples:
+        raise BerxitError(f"a policy of {policy.calibration.examples} examples beside a pass over {examples}")
+    return "old" if policy.calibration.criterion == "entropy" else "new"
+
+
+def which_bundle(bundle: Path) -> str:
+    return "old" if len(read_manifest(bundle).exits) == 1 else "new"
+
+
+def cases(place: Path, model: Path, data: Path) -> list[Case]:
+    """Everything is written below ``place``; the checkpoint that calibrate and export need is made there first."""
+    sizes = ("--max-steps", 4, "--batch-size", 8, "--max-length", 16, "--limit-train", 32, "--quiet")
+    output = place / "work" / "artefact"
+    training = ("--model", model, "--task", "custom", "--data", data, "--output", output, *sizes)
+    ready = place / "checkpoint"
+    finish(forked("train", ("--model", model, "--task", "custom", "--data", data, "--output", ready, *sizes)))
+    short = place / "short"
+    short.mkdir()
+    lines = (data / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    (short / "dev.tsv").write_text("\n".join(lines[: len(lines) // 2]) + "\n", encoding="utf-8")
+    calibrating = (output, "--criterion", "entropy", "--data", short, "--quiet")
+    exporting = ("--target", "onnxruntime", ready, "--output", output, "--quiet")
+    layers = int(json.loads((ready / "config.json").read_text(encoding="utf-8"))["backbone"]["num_hidden_layers"])
+    return [
+        Case("train", "train", None, (*training, "--seed", 2), which_checkpoint, "artefact"),
+        Case(
+            "train --force",
+            "train",
+            (*training, "--seed", 1),
+            (*training, "--seed", 2, "--force"),
+            which_checkpoint,
+            "artefact",
+        ),
+        Case("calibrate", "calibrate", calibrating, (output, "--data", data, "--quiet"), which_policy, "artefact"),
+        Case("export", "export", None, exporting, which_bundle, "artefact"),
+        Case(
+            "export --force",
+            "export",
+            (*exporting, "--exits", layers),
+            (*exporting, "--force"),
+            which_bundle,
+            "artefact",
+        ),
+    ]
+
+
+def forked(command: str, arguments: Sequence[object], *, at: int | None = None, two_renames: bool = False) -> int:
+    """The process of a command in a fork of this one, which has everything imported. ``at``: it kills itself before
+    its move of this number. It reports the number of its moves by the file ``moves`` in the current folder."""
+    process = os.fork()
+    if process:
+        return process
+    os.setpgid(0, 0)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 2)
+    moves = 0
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def move(*given: Any) -> Any:
+            nonlocal moves
+            if moves == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            moves += 1
+            return real(*given)
+
+        return move
+
+    if two_renames:
+        storage._exchange = lambda one, other: False
+    Path.rename, Path.replace = counted(Path.rename), counted(Path.replace)  # type: ignore[method-assign]
+    storage._exchange, storage._remove = counted(storage._exchange), counted(storage._remove)
+    status = status_of(load(command), [str(argument) for argument in arguments])
+    Path("moves").write_text(str(moves), encoding="utf-8")
+    os._exit(status)
+
+
+def finish(process: int) -> int:
+    """Waits for a command. Its exit status, below zero for a signal."""
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if status > 0 and status != MISUSE:
+        raise BerxitError(f"a command ended with status {status}: {Path('log').read_text(encoding='utf-8')}")
+    return status
+
+
+def prepare(case: Case, place: Path) -> Path:
+    """The artefact's place with the old artefact, where the case has one."""
+    work, kept = place / "work", place / f"old {case.name}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    artefact = work / case.artefact
+    if case.old is not None:
+        if not kept.exists():
+            if case.command == "calibrate":
+                shutil.copytree(place / "checkpoint", artefact)
+            finish(forked(case.command, case.old))
+            shutil.copytree(artefact, kept)
+        else:
+            shutil.copytree(kept, artefact)
+    return artefact
+
+
+def kill_once(case: Case, place: Path, rng: random.Random, seconds: float, moves: int | None, counts: Counts) -> None:
+    """``moves``: of the whole command, to kill it before one of the last; None: at a random moment of ``seconds``."""
+    artefact = prepare(case, place)
+    if moves is None:
+        process = forked(case.command, case.new)
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(process, signal.SIGKILL)
+    else:
+        process = forked(
+            case.command, case.new, at=rng.randrange(max(0, moves - LAST), moves + 1), two_renames=rng.random() < 0.5
+        )
+    if finish(process) == 0:
+        return  # it was faster
+    counts.kills += 1
+    counts.at_a_move += moves is not None
+    try:
+        storage.recover(artefact)
+        if not artefact.exists():
+            if case.old is not None:
+                raise BerxitError("neither the old nor the new artefact is there")
+            counts.none += 1
+        elif case.which(artefact) == "old":
+            counts.old += 1
+        else:
+            counts.new += 1
+        before = artefact.exists()
+        status = finish(forked(case.command, case.new))
+        if status not in ((0, MISUSE) if before and "--force" not in case.new else (0,)):
+            raise BerxitError(f"the same command ended with status {status}")
+        if case.which(artefact) != "new":
+            raise BerxitError("the same command did not finish the work")
+        inside = [path.name for path in artefact.iterdir() if path.name.startswith(".")]
+        left = [path.name for path in artefact.parent.iterdir() if path.name != case.artefact]
+        if status == 0 and (left or inside):
+            raise BerxitError(f"{left + inside} was left behind")
+        counts.finished += 1
+    except Exception as error:
+        counts.faults.append(f"{type(error).__name__}: {error}")
+
+
+def campaign(model: Path, data: Path, kills: int, seconds: float, seed: int, each: Callable[[], None]) -> list[Counts]:
+    """Kills every case in turn, until there were so many kills or the time is over; half at a move."""
+    rng = random.Random(seed)
+    start = time.monotonic()
+    back = Path.cwd()
+    model, data = model.resolve(), data.resolve()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name).resolve()
+        os.chdir(place)
+        try:
+            known = []
+            for case in cases(place, model, data):
+                prepare(case, place)
+                began = time.monotonic()
+                finish(forked(case.command, case.new))
+                known.append((case, time.monotonic() - began, int(Path("moves").read_text(encoding="utf-8"))))
+            found = [Counts(case.name) for case, _, _ in known]
+            turn = 0
+            while sum(counts.kills for counts in found) < kills and time.monotonic() - start < seconds:
+                case, took, moves = known[turn % len(known)]
+                before = found[turn % len(known)].kills
+                aimed = (turn // len(known)) % 2 == 0
+                kill_once(case, place, rng, took, moves if aimed else None, found[turn % len(known)])
+                if found[turn % len(known)].kills > before:
+                    each()
+                turn += 1
+        finally:
+            os.chdir(back)
+    return found
+
+
+@click.command("kills")
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--kills", default=200, show_default=True)
+@click.option("--minutes", default=60.0, show_default=True, help="The most that it takes.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--quiet", is_flag=True)
+@debug_option
+def command(model: Path, data: Path, kills: int, minutes: float, seed: int, output: Path, quiet: bool) -> int:
+    """Kill commands on MODEL and DATA. The exit status is 1 where a kill destroyed something."""
+    with progress_bar("killing", quiet)(kills) as bar:
+        found = campaign(model, data, kills, 60 * minutes, seed, lambda: bar.update(1))
+    rows = [
+        [c.name, str(c.kills), str(c.at_a_move), str(c.none), str(c.old), str(c.new), str(c.finished)] for c in found
+    ]
+    header = ["command", "kills", "at a move", "none yet", "old one", "new one", "then finished"]
+    text = markdown_table(header, rows)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json({"cases": [asdict(counts) for counts in found], "seed": seed}, output / "kills.json")
+    write_text(output / "kills.md", text + "\n")
+    click.echo(text)
+    for fault in sorted({fault for counts in found for fault in counts.faults}):
+        click.echo(fault, err=True)
+    return 0 if all(counts.good for counts in found) else 1
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if sys.platform == "win32":
+        sys.exit("kills.py needs fork and SIGKILL: run it on Linux or macOS")
+    disable_progress_bar()
+    run(command)

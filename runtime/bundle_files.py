@@ -1,0 +1,212 @@
+"""The files of a bundle, opened once: what is read later is what was checked, whatever replaces the folder meanwhile.
+
+A bundle is replaced as a whole, by renaming folders or a link. Opening its files by path, one after another, would then
+mix two models. So the folder is opened first and its files relative to it. A file stays open, as a descriptor, for as
+long as its ``BundleFile`` lives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+import threading
+from pathlib import Path, PureWindowsPath
+from typing import Protocol
+from weakref import finalize
+
+from berxit.runtime.errors import BerxitError
+
+MANIFEST = "manifest.json"
+DESCRIPTORS = Path("/proc/self/fd")
+"""Linux's folder with a path for every open file; it works after the file's own path is gone."""
+BLOCK = 1 << 20
+"""Bytes that are hashed at a time."""
+RELATIVE = os.open in os.supports_dir_fd
+"""True if files can be opened relative to an open folder. On Windows, an open file prevents renaming its folder."""
+
+
+class Entry(Protocol):
+    """A file as the manifest names it."""
+
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class BundleFile:
+    """An open file of a bundle. Safe to read from several threads."""
+
+    def __init__(self, path: Path, descriptor: int, sha256: str) -> None:
+        self.path = path
+        self.content: str | None = None
+        """The sha256 of what is read here; None where it was not computed (``verify``)."""
+        self._descriptor, self._sha256 = descriptor, sha256
+        finalize(self, os.close, descriptor)
+        self._reading = threading.Lock()
+        self._seen = self._signature()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def verify(self) -> None:
+        """Computes the checksum. Raises BerxitError where it differs from the manifest's."""
+        self._seen = self._signature()
+        digest, place = hashlib.sha256(), 0
+        while block := self._read(BLOCK, place):
+            digest.update(block)
+            place += len(block)
+        if digest.hexdigest() != self._sha256:
+            raise BerxitError(
+                f"{self}: checksum differs from the manifest's. Copy the bundle again, or export it again"
+            )
+        self.content = self._sha256
+
+    def location(self) -> str | bytes:
+        """For libraries that open files themselves: a path of the open file where the system has one, else its bytes.
+        The path is valid as long as this object lives."""
+        self._check_unchanged()
+        path = DESCRIPTORS / str(self._descriptor)
+        return str(path) if path.exists() else self.read_bytes()
+
+    def read_bytes(self) -> bytes:
+        self._check_unchanged()
+        blocks, place = [], 0
+        while block := self._read(BLOCK, place):
+            blocks.append(block)
+            place += len(block)
+        return b"".join(blocks)
+
+    def map(self) -> mmap.mmap:
+        """Memory-mapped, read-only."""
+        self._check_unchanged()
+        return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def _read(self, size: int, place: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, size, place)
+        with self._reading:  # Windows: one position for all readers
+            os.lseek(self._descriptor, place, os.SEEK_SET)
+            return os.read(self._descriptor, size)
+
+    def _signature(self) -> tuple[int, int]:
+        found = os.fstat(self._descriptor)
+        return found.st_size, found.st_mtime_ns
+
+    def _check_unchanged(self) -> None:
+        """Raises BerxitError where the file was written over since it was opened."""
+        if self._signature() == self._seen:
+            return
+        if self.content is None:
+            raise BerxitError(
+                f"{self} was changed in place after the bundle was opened. Replace a bundle by renaming folders, and"
+                " load it again"
+            )
+        self.verify()
+
+
+class BundleFolder:
+    """An open folder of a bundle, and the files of it that were opened."""
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        """``verify``: check the sha256 of every file when it is opened. Raises BerxitError where there is no folder."""
+        self.path = path
+        self.verify = verify
+        self._files: dict[tuple[str, str], BundleFile] = {}
+        self._descriptor: int | None = None
+        if not path.is_dir():
+            raise BerxitError(f"no bundle at {path}: write one with berxit-export")
+        self._absolute = path.resolve()
+        if RELATIVE:
+            try:
+                self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError as error:
+                raise BerxitError(f"cannot open bundle {path}: {error.strerror}. Fix that, or copy it again") from error
+            finalize(self, os.close, self._descriptor)
+
+    @classmethod
+    def at(cls, folder: Path | BundleFolder) -> BundleFolder:
+        """``folder`` itself where it is open."""
+        return folder if isinstance(folder, BundleFolder) else cls(folder)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def manifest(self) -> BundleFile:
+        try:
+            return self._open(MANIFEST, "")
+        except FileNotFoundError:
+            raise BerxitError(
+                f"{self.path / MANIFEST} is missing: {self} is not a bundle, or not a whole one. Copy the bundle again"
+            ) from None
+
+    def file(self, entry: Entry, *, verify: bool = False) -> BundleFile:
+        """The open file. ``verify``: check its sha256 even where the folder is opened without checks.
+
+        A file that is reached by a link is always checked: nothing else says that it belongs to this bundle. Raises
+        BerxitError for a name that leads out of the bundle, and for a file that is missing or not what it should be.
+        """
+        key = self._name(entry), entry.sha256
+        found = self._files.get(key)
+        checked = verify or self.verify
+        if found is None:
+            try:
+                found = self._files[key] = self._open(*key)
+                checked = checked or self._linked(entry.file)
+            except (FileNotFoundError, NotADirectoryError):
+                raise BerxitError(
+                    f"{self}: file '{entry.file}' is missing. Copy the bundle again, whole, or export it again"
+                ) from None
+        if checked and found.content is None:
+            found.verify()
+        return found
+
+    def package(self, entry: Entry) -> Path | None:
+        """The path of an entry that is a folder (.mlpackage); None where it is a file. Raises as ``file`` does."""
+        path = self._absolute / self._name(entry)
+        return path if path.is_dir() else None
+
+    def _name(self, entry: Entry) -> str:
+        """The entry's file: a relative path without "..", on every system."""
+        parts = PureWindowsPath(entry.file)
+        if parts.anchor or ".." in parts.parts or not parts.parts:
+            raise BerxitError(
+                f"{self.path / MANIFEST}: file '{entry.file}' lies outside the bundle. Do not use this bundle"
+            )
+        return entry.file
+
+    def _open(self, name: str, sha256: str) -> BundleFile:
+        path = self.path / name
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
+        try:
+            if self._descriptor is None:
+                descriptor = os.open(self._absolute / name, flags)
+            else:
+                descriptor = os.open(name, flags, dir_fd=self._descriptor)
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            raise BerxitError(
+                f"{path} cannot be read ({error.strerror}). Fix that, or copy the bundle again"
+            ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BerxitError(f"{path} is not a file. Copy the bundle again, or export it again")
+        return BundleFile(path, descriptor, sha256)
+
+    def _linked(self, name: str) -> bool:
+        """True if the file or a folder on the way to it is a link."""
+        parts = Path(name).parts
+        return any(self._is_link(str(Path(*parts[: count + 1]))) for count in range(len(parts)))
+
+    def _is_link(self, name: str) -> bool:
+        if self._descriptor is None:
+            return (self._absolute / name).is_symlink()
+        return stat.S_ISLNK(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode)

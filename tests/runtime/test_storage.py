@@ -1,0 +1,363 @@
+"""Artefacts are replaced as a whole or not at all, and what a killed process left is settled at the next start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from berxit.runtime import storage
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.storage import recover, refuse_to_overwrite, replacing, write_text, write_together, write_whole
+
+
+def folder_with(path: Path, name: str) -> Path:
+    path.mkdir()
+    (path / name).write_text(name, encoding="utf-8")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(params=["in one step", "by two renames"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to replace a folder: not every file system can exchange two."""
+    if request.param == "by two renames":
+        monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+    return str(request.param)
+
+
+def test_write_whole_makes_a_folder_that_appears_when_it_is_whole(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "output.v1"
+    with write_whole(output, force=False) as scratch:
+        (scratch / "a.txt").write_text("a", encoding="utf-8")
+        assert not output.exists()
+        assert scratch.parent == output.parent  # a rename within one file system is one step
+    assert (output / "a.txt").read_text(encoding="utf-8") == "a"
+    assert names(output.parent) == ["output.v1"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_write_whole_leaves_nothing_after_a_failure(failure: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(failure), write_whole(tmp_path / "output", force=False) as scratch:
+        (scratch / "half.txt").write_text("half", encoding="utf-8")
+        raise failure
+    assert names(tmp_path) == []
+
+
+def test_write_whole_keeps_the_old_folder_after_a_failure(tmp_path: Path, way: str) -> None:
+    output = folder_with(tmp_path / "output", "old")
+    with pytest.raises(RuntimeError), write_whole(output, force=True) as scratch:
+        (scratch / "new").touch()
+        raise RuntimeError
+    assert names(output) == ["old"]
+    assert names(tmp_path) == ["output"]
+
+
+def test_write_whole_never_overwrites_silently(tmp_path: Path, way: str) -> None:
+    output = folder_with(tmp_path / "output", "old")
+    with pytest.raises(InputError, match="is there already"), write_whole(output, force=False):
+        pytest.fail("the block must not run")
+    assert names(output) == ["old"]
+    with write_whole(output, force=True) as scratch:
+        (scratch / "new").touch()
+    assert names(output) == ["new"]
+    assert names(tmp_path) == ["output"]
+
+
+def test_write_whole_refuses_what_another_process_wrote_meanwhile(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with pytest.raises(InputError, match="was written meanwhile"), write_whole(output, force=False) as scratch:
+        (scratch / "new").touch()
+        folder_with(output, "theirs")
+    assert names(output) == ["theirs"]
+    assert names(tmp_path) == ["output"]
+
+
+def test_write_whole_refuses_a_file(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="is a file"), write_whole(output, force=True):
+        pytest.fail("the block must not run")
+    assert output.read_text(encoding="utf-8") == "mine"
+
+
+def test_refuse_to_overwrite_refuses_a_mount_point() -> None:
+    with pytest.raises(InputError, match=r"/proc is a mount point.*name a folder in it"):
+        refuse_to_overwrite(Path("/proc"), force=True)
+
+
+def test_write_whole_replaces_a_link_and_keeps_its_target(tmp_path: Path, way: str) -> None:
+    target, output = folder_with(tmp_path / "target", "old"), tmp_path / "output"
+    output.symlink_to(target)
+    with write_whole(output, force=True) as scratch:
+        (scratch / "new").touch()
+    assert (names(output), names(target)) == (["new"], ["old"])
+    assert names(tmp_path) == ["output", "target"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BerxitError, match=r"No space left on device\. Free space"),
+        write_whole(tmp_path / "output", force=False),
+    ):
+        raise OSError(28, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_the_old_folder_is_deleted_only_when_the_new_one_is_in_its_place(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = folder_with(tmp_path / "output", "old")
+    seen: list[list[str]] = []
+    remove = storage._remove
+
+    def noted(path: Path) -> None:
+        seen.append(names(output))
+        remove(path)
+
+    monkeypatch.setattr(storage, "_remove", noted)
+    with write_whole(output, force=True) as scratch:
+        (scratch / "new").touch()
+    assert seen
+    assert all(found == ["new"] for found in seen)
+
+
+def test_new_content_is_flushed_before_it_is_moved_in(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = folder_with(tmp_path / "output", "old")
+    flushed: list[str] = []
+    fsync = storage._fsync
+
+    def noted(path: Path) -> None:
+        flushed.append(path.name if output.is_dir() and names(output) == ["old"] else "late")
+        fsync(path)
+
+    monkeypatch.setattr(storage, "_fsync", noted)
+    with write_whole(output, force=True) as scratch:
+        (scratch / "inner").mkdir()
+        (scratch / "inner" / "new").touch()
+    assert flushed == ["new", "inner", scratch.name, "late"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from berxit.runtime import storage
+
+folder, action, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+if sys.argv[4] == "by two renames":
+    storage._exchange = lambda one, other: False
+moves = 0
+
+def killed(real):
+    def move(*arguments):
+        global moves
+        if moves == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        moves += 1
+        return real(*arguments)
+    return move
+
+Path.rename, Path.replace = killed(Path.rename), killed(Path.replace)
+storage._exchange, storage._remove = killed(storage._exchange), killed(storage._remove)
+if action == "whole":
+    with storage.write_whole(folder / "output", force=True) as scratch:
+        (scratch / "new").touch()
+        (scratch / "new 2").touch()
+else:
+    with storage.write_together(folder / "output") as scratch:
+        (scratch / "one").write_text("new")
+        (scratch / "two").write_text("new")
+print("not killed")
+"""
+
+
+def killed_at(folder: Path, action: str, at: int, way: str) -> bool:
+    """Kills a replacement before its move number ``at``. False if it has fewer moves."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), action, str(at), way],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+def test_a_kill_at_any_move_leaves_the_old_or_the_new_folder(tmp_path: Path, way: str) -> None:
+    outcomes = []
+    for at in range(20):
+        place = tmp_path / str(at)
+        place.mkdir()
+        folder_with(place / "output", "old")
+        killed = killed_at(place, "whole", at, way)
+        recover(place / "output")
+        assert names(place) == ["output"]
+        outcomes.append(tuple(names(place / "output")))
+        if not killed:
+            break
+    assert set(outcomes) == {("old",), ("new", "new 2")}
+    assert outcomes == sorted(outcomes, reverse=True)  # first the old one, from some move on the new one
+    assert len(outcomes) > 3
+
+
+def test_a_kill_at_any_move_leaves_all_old_or_all_new_files(tmp_path: Path) -> None:
+    outcomes = []
+    for at in range(20):
+        place = tmp_path / str(at)
+        folder = place / "output"
+        folder.mkdir(parents=True)
+        for name in ("one", "two", "other"):
+            (folder / name).write_text("old", encoding="utf-8")
+        killed = killed_at(place, "together", at, "in one step")
+        recover(folder)
+        assert names(folder) == ["one", "other", "two"]
+        outcomes.append(tuple((folder / name).read_text(encoding="utf-8") for name in ("one", "two", "other")))
+        if not killed:
+            break
+    assert set(outcomes) == {("old", "old", "old"), ("new", "new", "old")}
+    assert len(outcomes) > 3
+
+
+def test_recover_leaves_alone_what_a_living_process_writes(tmp_path: Path, way: str) -> None:
+    output = folder_with(tmp_path / "output", "old")
+    with write_whole(output, force=True) as scratch:
+        (scratch / "new").touch()
+        recover(output)
+        assert scratch.is_dir()
+        with write_whole(output, force=True) as other:  # a second command beside the first one
+            (other / "other").touch()
+        assert names(output) == ["other"]
+    assert names(output) == ["new"]
+    with replacing(tmp_path / "file.json") as file:
+        file.write_text("new", encoding="utf-8")
+        recover(tmp_path / "file.json")
+        write_text(tmp_path / "file.json", "other")
+    assert (tmp_path / "file.json").read_text(encoding="utf-8") == "new"
+    assert names(tmp_path) == ["file.json", "output"]
+
+
+def test_recover_waits_for_a_living_process_between_the_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = folder_with(tmp_path / "output", "old")
+    monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+    between: list[bool] = []
+    rename = Path.rename
+
+    def slow(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if self == output:
+            recover(output)
+            between.append(output.exists())
+        return moved
+
+    monkeypatch.setattr(Path, "rename", slow)
+    with write_whole(output, force=True) as scratch:
+        (scratch / "new").touch()
+    assert between == [False]
+    assert names(output) == ["new"]
+
+
+def test_recover_touches_nothing_of_others(tmp_path: Path) -> None:
+    others = [
+        ".output.training",
+        ".output.partial",
+        ".output2.0123abcd.partial",
+        "output.0123abcd.partial",
+        ".output.x",
+    ]
+    for name in others:
+        folder_with(tmp_path / name, "mine")
+    recover(tmp_path / "output")
+    assert names(tmp_path) == sorted(others)
+
+
+def test_scratch_of_a_dead_process_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    folder_with(tmp_path / ".output.0123abcd.partial", "half")
+    (tmp_path / ".bench.0123abcd.partial.json").touch()
+    with write_whole(tmp_path / "output", force=False) as scratch:
+        (scratch / "new").touch()
+    write_text(tmp_path / "bench.json", "{}")
+    assert names(tmp_path) == ["bench.json", "output"]
+    assert names(tmp_path / "output") == ["new"]
+
+
+def test_without_locks_an_interrupted_replacement_is_restored_and_nothing_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_claim", lambda path: None)
+    folder_with(tmp_path / ".output.0123abcd.old", "old")
+    folder_with(tmp_path / ".output.0123abcd.partial", "new")
+    recover(tmp_path / "output")
+    assert names(tmp_path / "output") == ["old"]
+    assert names(tmp_path) == [".output.0123abcd.partial", "output"]
+
+
+def test_writers_and_recoverers_at_once_lose_nothing(tmp_path: Path, way: str) -> None:
+    """Locks are taken after scratch is made: in between another process may take it for a dead one's."""
+    output = folder_with(tmp_path / "output", "0")
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], None]) -> None:
+        try:
+            for _ in range(60):
+                work()
+        except BaseException as error:
+            errors.append(error)
+
+    def write() -> None:
+        with write_whole(output, force=True) as scratch:
+            (scratch / str(threading.get_ident())).touch()
+
+    works = [lambda: recover(output)] * 2 + ([write] if way == "by two renames" else [write] * 2)
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    recover(output)
+    assert len(names(output)) == 1
+    assert names(tmp_path) == ["output"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_replacing_keeps_the_old_file_after_a_failure(tmp_path: Path, failure: type[BaseException]) -> None:
+    write_text(tmp_path / "bench.json", "old")
+    with pytest.raises(failure), replacing(tmp_path / "bench.json") as scratch:
+        scratch.write_text("half", encoding="utf-8")
+        raise failure
+    assert (tmp_path / "bench.json").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["bench.json"]
+
+
+def test_write_together_changes_nothing_after_a_failure(tmp_path: Path) -> None:
+    write_text(tmp_path / "one", "old")
+    with pytest.raises(RuntimeError), write_together(tmp_path) as scratch:
+        (scratch / "one").write_text("new", encoding="utf-8")
+        raise RuntimeError
+    assert (tmp_path / "one").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["one"]
+
+
+def test_new_files_have_the_modes_of_ordinary_ones(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "file", "")
+        with write_whole(tmp_path / "output", force=False):
+            pass
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "output")] == [0o644, 0o755]
