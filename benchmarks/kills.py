@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py MODEL DATA [--kills 200] [--minutes 60] --output kills
 
-MODEL is the folder of a pre-trained encoder, DATA a custom task with the columns text and label. A tiny model is enough:
+MODEL is a pre-trained encoder's folder, DATA a custom task with the columns text and label. A tiny model is enough:
 what is tested is the order of writing. ``train``, ``calibrate`` and ``export`` run in forked children, with and without
 --force, and are killed by SIGKILL: every other time at a random moment, else before one of the last moves (rename,
 replace, exchange, removal) by which they put the artefact in place; half of these replace folders by two renames.

@@ -29,13 +29,17 @@ ENCODERS = (*FAMILIES, "mpnet")
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WordPiece tokenizer of some forty words, as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    return folder
+
+
+def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
+    """The files of a WordPiece tokenizer with this vocabulary."""
     from transformers import BertTokenizer
 
-    folder = tmp_path_factory.mktemp("tokenizer")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    return folder
 
 
 def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[no-untyped-def]
@@ -78,6 +82,7 @@ def backbone_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder:
         folders[family] = tmp_path_factory.mktemp(family)
         shutil.copytree(tokenizer_folder, folders[family], dirs_exist_ok=True)
         tiny_backbone(family).save_pretrained(folders[family])
+    write_tokenizer(folders["mpnet"], ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *WORDS])  # MPNet pads with id 1
     return folders
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, InputError, first_line
 from berxit.runtime.json_data import read_json, write_json
 from berxit.runtime.storage import recover
 from berxit.runtime.tokenization import Text
+from berxit.train import checks
 from berxit.train.modeling import MultiExitModel
+from berxit.train.pretrained import read_tokenizer
 
 RECORD_FILE = "training.json"
 SAMPLES_FILE = "samples.json"
@@ -64,17 +66,29 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer. Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one."""
+    """Model and tokenizer. Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one,
+    and InputError for one that train/checks.py rejects.
+    """
     read_config(folder)
     try:
         model, loading = MultiExitModel.from_pretrained(str(folder), output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = read_tokenizer(str(folder))
+    except InputError:
+        raise
     except Exception as error:  # safetensors and tokenizers raise their own, unrelated types
         raise BerxitError(
-            f"cannot read checkpoint {folder}: {_first_line(error)}. Copy it again or train again"
+            f"cannot read checkpoint {folder}: {first_line(error)}. Copy it again or train again"
         ) from error
-    if loading["missing_keys"]:
-        raise BerxitError(f"checkpoint {folder} lacks weights, the first is {sorted(loading['missing_keys'])[0]}")
+    for problem, names in (("lacks weights", "missing_keys"), ("has unknown weights", "unexpected_keys")):
+        if loading[names]:
+            raise BerxitError(
+                f"checkpoint {folder} {problem}, the first is {min(loading[names])}: copy it again or train again"
+            )
+    checks.check_config(str(folder), model.config.backbone)
+    checks.check_finite(str(folder), model)
+    checks.check_max_length(str(folder), model.adapter, model.config.max_length)
+    pairs = len(model.config.text_columns) == 2
+    checks.check_tokenizer(str(folder), tokenizer, model.backbone, pairs=pairs, pooling=model.config.pooling)
     return model.eval().to(device), tokenizer
 
 
@@ -88,7 +102,3 @@ def read_samples(folder: Path) -> list[Text]:
     if not (folder / SAMPLES_FILE).is_file():
         return []
     return [text if isinstance(text, str) else tuple(text) for text in read_json(folder / SAMPLES_FILE)["texts"]]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

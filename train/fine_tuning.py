@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import set_seed
 
 from berxit.runtime.bundle import sha256
 from berxit.runtime.console import progress_bar
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError, InputError, first_line
 from berxit.runtime.examples import Examples, find_split, has_split
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tokenization import Text
-from berxit.train import objectives
+from berxit.train import checks, objectives
 from berxit.train.checkpoint import TrainingRecord, save_checkpoint
 from berxit.train.encoding import EncodedExamples
 from berxit.train.modeling import MultiExitModel
 from berxit.train.objectives import LossOptions, Objective, layer_weights
 from berxit.train.options import TrainingOptions
+from berxit.train.pretrained import read_tokenizer, resolve_model
 from berxit.train.resuming import RunState, StageResult, Stopwatch
 from berxit.train.strategies import STRATEGIES
 from berxit.train.tasks import Task
@@ -68,7 +69,10 @@ def fine_tune(
     train_file = find_split(data, "train")
     examples, samples = read_data(task, data, options, report if first else lambda line: None)
     set_seed(options.seed)
-    model, tokenizer = start_model(task, options)
+    model, tokenizer = start_model(task, options, report if first else lambda line: None)
+    unknown = checks.unknown_tokens(options.model, tokenizer, examples.texts)
+    if first:
+        report(str(unknown))
     if task.regression:
         model.answer_at_first(float(examples.labels.mean()))
     stages = stages_of(options, model.layers)
@@ -176,14 +180,18 @@ def record_of(
     )
 
 
-def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """The pre-trained encoder with fresh exits for the task, and its tokenizer."""
-    if not Path(options.model).is_dir() and (options.model.startswith((".", "/", "~")) or options.model.count("/") > 1):
-        raise InputError(f"no folder {options.model}: --model is a model folder, or a name on the hub (OWNER/NAME)")
+def start_model(
+    task: Task, options: TrainingOptions, report: Callable[[str], None] = lambda line: None
+) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
+    """The pre-trained encoder with fresh exits for the task, and its tokenizer; both checked (train/checks.py).
+
+    Raises InputError for a model or tokenizer that a check rejects, BerxitError for files that cannot be read.
+    """
+    source = resolve_model(options.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        tokenizer = read_tokenizer(source)
         model = MultiExitModel.from_backbone(
-            options.model,
+            source,
             layers=options.layers,
             exit_head=options.exit_head,
             pooling=options.pooling,
@@ -198,18 +206,33 @@ def start_model(task: Task, options: TrainingOptions) -> tuple[MultiExitModel, P
             label_column=task.label_column,
             max_length=options.max_length,
         )
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
+    except BerxitError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, and its own types for a bad config.json
         raise BerxitError(
-            f"cannot load --model {options.model}: {reason}. Give a model folder or a hub name"
+            f"cannot load --model {options.model}: {first_line(error)}. Give a model folder or a hub name"
         ) from error
-    if options.max_length > model.adapter.max_length:
-        raise InputError(
-            f"--max-length {options.max_length} is more than the {model.adapter.max_length} of {options.model}"
-        )
+    checks.check_max_length(source, model.adapter, options.max_length)
+    checks.check_tokenizer(
+        source, tokenizer, model.backbone, pairs=len(task.text_columns) == 2, pooling=options.pooling
+    )
+    if stated := take_padding_id(model, tokenizer):
+        report(stated)
     return model, tokenizer
+
+
+def take_padding_id(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Gives the model the tokenizer's padding id, and returns what changed; empty where nothing did.
+
+    Some models (multilingual MiniLM and E5) state another id. Where positions do not depend on padding, only the
+    gradient does: the row of the stated id would get none.
+    """
+    stated, own = model.config.backbone.pad_token_id, tokenizer.pad_token_id
+    model.config.backbone.pad_token_id = model.backbone.config.pad_token_id = own
+    model.get_input_embeddings().padding_idx = own
+    if stated == own:
+        return ""
+    return f"config.json has pad_token_id {stated}, the tokenizer pads with {own}: the model now uses {own}"
 
 
 def _trainer(

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from berxit.runtime.errors import InputError
 from berxit.train.backbones import Adapter, adapter_for
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.losses import exit_losses, lte_losses
+from berxit.train.pretrained import load_encoder, resolve_model
 
 
 @dataclass
@@ -80,20 +80,11 @@ class MultiExitModel(PreTrainedModel):
 
         ``layers`` takes only its first so many. ``options`` are MultiExitConfig's. The backbone's weights are copied;
         exit heads start random, but pooler heads start from the pre-trained pooler where there is one. Raises
-        InputError for a family that is not supported.
+        InputError for an encoder that train/checks.py rejects, BerxitError for files that cannot be read.
         """
-        config = AutoConfig.from_pretrained(str(model))
-        adapter = adapter_for(config)
-        if layers is not None:
-            if layers > adapter.layers:
-                raise InputError(f"--layers {layers} is more than the {adapter.layers} of {model}")
-            config.num_hidden_layers = layers
-        backbone, loading = AutoModel.from_pretrained(
-            str(model), config=config, output_loading_info=True, dtype=torch.float32
-        )
-        pooler = adapter.pooler(backbone)
-        if any("pooler" in key for key in loading["missing_keys"]):
-            pooler = None  # the file had none; what is there is random
+        backbone, has_pooler = load_encoder(resolve_model(model), layers)
+        adapter = adapter_for(backbone.config)
+        pooler = adapter.pooler(backbone) if has_pooler else None
         multi_exit = cls(MultiExitConfig(backbone=backbone.config, **options))
         adapter.remove_pooler(backbone)
         multi_exit.backbone.load_state_dict(backbone.state_dict())

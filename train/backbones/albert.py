@@ -12,6 +12,24 @@ from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linea
 
 class AlbertAdapter(Adapter):
     has_token_types = True
+    layer_list = None
+    task_heads = (*Adapter.task_heads, "predictions.", "sop_classifier.")
+    implemented = {  # noqa: RUF012 - as the base class has it
+        **Adapter.implemented,
+        "inner_group_num": (1,),
+        "gap_size": (0, None),
+        "net_structure_type": (0, None),
+        "down_scale_factor": (1, None),
+        "num_memory_blocks": (0, None),
+    }
+
+    def keep_layers(self, layers: int) -> None:
+        if self.config.num_hidden_groups > 1 and layers < self.layers:
+            raise InputError(
+                f"--layers {layers} with {self.config.num_hidden_groups} groups would change which layers share"
+                " weights: take all layers"
+            )
+        super().keep_layers(layers)
 
     @property
     def dropout(self) -> float:
@@ -35,10 +53,8 @@ class AlbertAdapter(Adapter):
         )
 
     def encoder_layers(self, backbone: PreTrainedModel) -> list[LayerWeights]:
-        if self.config.inner_group_num != 1:
-            raise InputError(f"ALBERT with inner_group_num {self.config.inner_group_num} is not supported: only 1 is")
         bodies = [self._layer(group.albert_layers[0]) for group in backbone.encoder.albert_layer_groups]
-        return [bodies[i * len(bodies) // self.layers] for i in range(self.layers)]
+        return [bodies[int(i / (self.layers / len(bodies)))] for i in range(self.layers)]  # rounded as in transformers
 
     def _layer(self, layer: nn.Module) -> LayerWeights:
         attention = layer.attention

@@ -13,6 +13,7 @@ from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linea
 
 class BertAdapter(Adapter):
     has_token_types = True
+    task_heads = (*Adapter.task_heads, "cls.predictions.", "cls.seq_relationship.")
 
     def pooler(self, backbone: PreTrainedModel) -> nn.Linear | None:
         return backbone.pooler.dense if backbone.pooler is not None else None
@@ -49,6 +50,11 @@ class RobertaAdapter(BertAdapter):
     """RoBERTa counts positions from the padding id + 1; its one token type adds the same to every position."""
 
     has_token_types = False
+    task_heads = (*Adapter.task_heads, "lm_head.")
+
+    @property
+    def padding_id(self) -> int | None:
+        return self.config.pad_token_id
 
     @property
     def max_length(self) -> int:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from berxit.train.backbones.adapter import Adapter
-from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights, Linear, Norm, array
+from berxit.train.backbones.weights import ACTIVATIONS, EmbeddingWeights, LayerWeights, Linear, Norm, array
 
 
 class DistilBertAdapter(Adapter):
+    layer_list = "transformer.layer."
+    task_heads = (
+        *Adapter.task_heads,
+        "pre_classifier.",
+        "vocab_transform.",
+        "vocab_layer_norm.",
+        "vocab_projector.",
+    )
+    implemented = {  # noqa: RUF012 - as the base class has it
+        **Adapter.implemented,
+        "activation": ACTIVATIONS,
+    }
+
     @property
     def dropout(self) -> float:
         return float(self.config.seq_classif_dropout)

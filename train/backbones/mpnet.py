@@ -14,6 +14,16 @@ PADDING = 1
 
 
 class MPNetAdapter(Adapter):
+    task_heads = (*Adapter.task_heads, "lm_head.")
+    implemented = {  # noqa: RUF012 - as the base class has it
+        **Adapter.implemented,
+        "relative_attention_num_buckets": (32,),  # transformers computes 32 buckets whatever the configuration says
+    }
+
+    @property
+    def padding_id(self) -> int | None:
+        return PADDING
+
     @property
     def max_length(self) -> int:
         return int(self.config.max_position_embeddings) - PADDING - 1

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 Array = npt.NDArray[np.float32]
 
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+"""Names of transformers' ACT2FN that the canonical layer has: gelu (exact), gelu_new (tanh approximation), relu."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -79,7 +82,7 @@ class LayerWeights:
     output_norm: Norm
     heads: int
     activation: str
-    """A name of transformers' ACT2FN: gelu (exact), gelu_new (tanh), relu."""
+    """One of ACTIVATIONS."""
 
 
 def array(tensor: Tensor) -> Array:
