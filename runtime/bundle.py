@@ -21,6 +21,7 @@ from berxit.runtime.policies import ExitPolicy
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+DIGEST_LENGTH = 12
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ class Manifest:
     """What its precision costs; None where that was not measured."""
     threads: int | None = None
     """CPU threads to run it with unless the caller says otherwise; None: what the device does by default."""
+    digest: str = field(default="", compare=False, metadata={"stored": False})
+    """First DIGEST_LENGTH hexadecimal digits of the sha256 of manifest.json: the identity of the bundle, because the
+    manifest contains the checksums of all other files. Empty for a manifest that was not read from a file."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -211,7 +215,7 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
         )
     for file, digest in sorted(files_of(manifest).items()):
         _check_file(folder, file, digest if verify else None)
-    return manifest
+    return dataclasses.replace(manifest, digest=sha256(folder / MANIFEST)[:DIGEST_LENGTH])
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:
@@ -225,6 +229,7 @@ def files_of(manifest: Manifest) -> dict[str, str]:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     data = dataclasses.asdict(manifest)
+    del data["digest"]
     for key in ("threads", "scores"):  # readers older than these, and than repeat, refuse what they do not know
         if data[key] is None:
             del data[key]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stored_backend import StoredBackend
 
-from berxit.runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
+from berxit.runtime import BerxitError, EarlyExitRunner, ExitPolicy, InputError, Prediction
 from berxit.runtime.bundle import read_manifest, write_manifest
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import softmax
@@ -34,11 +34,11 @@ def runner(bundle: Path) -> EarlyExitRunner:
     return EarlyExitRunner.load(bundle, threads=1)
 
 
-def but_latency(answer: Answer) -> Answer:
+def but_latency(answer: Prediction) -> Prediction:
     return dataclasses.replace(answer, latency_ms=0.0)
 
 
-def assert_same(one: Answer, other: Answer) -> None:
+def assert_same(one: Prediction, other: Prediction) -> None:
     """Another padding may change the last digits."""
     assert (one.label, one.exit_layer, one.truncated) == (other.label, other.exit_layer, other.truncated)
     assert one.scores == pytest.approx(other.scores, abs=1e-5)
@@ -193,7 +193,7 @@ def test_regression_answers_with_the_value(runner: EarlyExitRunner) -> None:
 
 
 def test_threads_share_one_runner(runner: EarlyExitRunner) -> None:
-    def ask(_worker: int) -> list[Answer]:
+    def ask(_worker: int) -> list[Prediction]:
         return [but_latency(runner.predict(text)) for text in TEXTS * 5]
 
     alone = ask(0)
@@ -203,7 +203,7 @@ def test_threads_share_one_runner(runner: EarlyExitRunner) -> None:
 
 
 def test_threads_may_ask_for_batches(runner: EarlyExitRunner) -> None:
-    def ask(shift: int) -> list[Answer]:
+    def ask(shift: int) -> list[Prediction]:
         texts = TEXTS[shift:] + TEXTS[:shift]
         return [but_latency(a) for _ in range(5) for a in runner.predict_batch(texts, threshold=0.8)]
 

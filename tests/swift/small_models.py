@@ -16,7 +16,7 @@ from berxit.runtime.bundle import DataFile, Manifest, ModelInfo, Parity, Segment
 from berxit.runtime.golden import Golden, write_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.runner import Answer
+from berxit.runtime.runner import Prediction
 from berxit.runtime.tokenization import Text, TextTokenizer
 
 LAYERS = 6
@@ -182,6 +182,6 @@ def streams(
         yield [plain(answer) for answer in runner.stream(*(text if isinstance(text, tuple) else (text,)))]
 
 
-def plain(answer: Answer) -> dict[str, Any]:
+def plain(answer: Prediction) -> dict[str, Any]:
     """An answer without its latency."""
     return {key: value for key, value in asdict(answer).items() if key != "latency_ms"}
