@@ -15,7 +15,7 @@ from berxit.runtime.policies import Bools, Certainty, ExitPolicy, Floats, Memory
 
 MISS_PROBABILITY = 0.01
 """Default share of calls that may end after their deadline although their first exit was in time."""
-FIRST_MARGIN = 1.5
+FIRST_MARGIN = 2.0
 """Margin of an estimator that has observed no call."""
 LARGEST_MARGIN = 16.0
 """A step that takes longer is a stall; no margin protects against it without giving up every deeper exit."""
