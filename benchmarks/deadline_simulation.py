@@ -3,10 +3,10 @@
     python benchmarks/deadline_simulation.py record BUNDLE --output benchmarks/recorded_latencies.json
     python benchmarks/deadline_simulation.py simulate [benchmarks/recorded_latencies.json]
 
-``record`` stores the microseconds of every layer of every call under four conditions: no further load (quiet), one busy
-process per core (loaded), the process stopped at random moments (stalls), and from the middle on only half of the cores,
-shared with a busy process (throttled). ``simulate`` replays the calls on a clock of its own, with a policy that is never
-certain, so that only the deadline stops a call. Its result depends on nothing but the recording and the estimator.
+``record`` stores the microseconds of every layer of every call under four conditions: no further load (quiet), one
+busy process per core (loaded), the process stopped at random moments (stalls), and from the middle on only half of the
+cores, shared with a busy process (throttled). ``simulate`` replays the calls on a clock of its own, with a policy that
+is never certain, so that only the deadline stops a call. Its result depends on the recording and the estimator alone.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def simulate(recording: Path, miss_probability: float) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--backend", help="What runs the segments.  [default: the first installed]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
-@click.option("--calls", default=400, show_default=True, type=click.IntRange(min=1), help="Per condition.")
+@click.option("--calls", default=240, show_default=True, type=click.IntRange(min=1), help="Per condition.")
 @click.option("--output", default=RECORDED, type=click.Path(path_type=Path), help="JSON file to write.")
 @debug_option
 def record(bundle: Path, backend: str | None, threads: int | None, calls: int, output: Path) -> None:
