@@ -12,6 +12,6 @@ if __name__ == "runtime":  # imported from the checkout's folder: every class mu
 else:
     from berxit.runtime.errors import BerxitError, InputError
     from berxit.runtime.policies import ExitPolicy
-    from berxit.runtime.runner import Answer, EarlyExitRunner
+    from berxit.runtime.runner import EarlyExitRunner, Prediction
 
-    __all__ = ["Answer", "BerxitError", "EarlyExitRunner", "ExitPolicy", "InputError"]
+    __all__ = ["BerxitError", "EarlyExitRunner", "ExitPolicy", "InputError", "Prediction"]

@@ -25,7 +25,7 @@ from berxit.runtime.metrics import METRICS
 from berxit.runtime.placement import device_here
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
-from berxit.runtime.runner import Answer, EarlyExitRunner
+from berxit.runtime.runner import EarlyExitRunner, Prediction
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, markdown_table, plural
 from berxit.runtime.tuning import Tried, tune
@@ -320,11 +320,11 @@ def write_result(result: BenchResult, folder: Path) -> list[Path]:
     return files
 
 
-def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[Answer]], float]:
+def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[Prediction]], float]:
     model = runner.manifest.model
     metric = METRICS[model.metric]
 
-    def score(answers: Sequence[Answer]) -> float:
+    def score(answers: Sequence[Prediction]) -> float:
         values = [a.label if model.regression else model.labels.index(str(a.label)) for a in answers]
         return metric(np.array(values), examples.labels)
 

@@ -23,6 +23,7 @@ from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.storage import recover
 
 SCHEMA_VERSION = 1
+DIGEST_LENGTH = 12
 MISSING_S, REPLACED_S, PAUSE_S = 0.5, 5.0, 0.005
 """How long a load waits for a bundle that is missing, and for one that changes again and again; between two tries."""
 
@@ -170,6 +171,9 @@ class Manifest:
     """What its precision costs; None where that was not measured."""
     threads: int | None = None
     """CPU threads to run it with unless the caller says otherwise; None: what the device does by default."""
+    digest: str = field(default="", compare=False, metadata={"stored": False})
+    """First DIGEST_LENGTH hexadecimal digits of the sha256 of manifest.json: the identity of the bundle, because the
+    manifest contains the checksums of all other files. Empty for a manifest that was not read from a file."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -215,7 +219,8 @@ def _state(folder: Path) -> list[tuple[str, int, int, int]] | None:
 
 
 def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
-    data = decode_json(opened.manifest().read_bytes(), folder / MANIFEST)
+    content = opened.manifest().read_bytes()
+    data = decode_json(content, folder / MANIFEST)
     version = data.get("schema_version")
     if not isinstance(version, int):
         raise BerxitError(f"{folder / MANIFEST}: no schema_version. This is not a bundle of berxit-export")
@@ -248,7 +253,7 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
         )
     for file, digest in sorted(files_of(manifest).items()):
         _open_file(opened, DataFile(file, digest))
-    return manifest
+    return dataclasses.replace(manifest, digest=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:
@@ -262,6 +267,7 @@ def files_of(manifest: Manifest) -> dict[str, str]:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     data = dataclasses.asdict(manifest)
+    del data["digest"]
     for key in ("threads", "scores"):  # readers older than these, and than repeat, refuse what they do not know
         if data[key] is None:
             del data[key]

@@ -1,7 +1,8 @@
-"""Answers in time: a policy that also stops when the next layer might end too late."""
+"""Predictions in time: a policy that also stops where the next exit might come too late."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -12,37 +13,53 @@ import numpy.typing as npt
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import Bools, Certainty, ExitPolicy, Floats, Memory
 
-REMEMBERED = 400
-"""Layers of which a runner remembers how they compared with those before them."""
-EXCEEDED = 2
-"""So many of them took longer, for the rest, than what is now expected: 0.5%."""
-UNKNOWN = 1.25
-"""What is expected until a runner has seen some."""
+MISS_PROBABILITY = 0.01
+"""Default share of calls that may end after their deadline although their first exit was in time."""
+FIRST_MARGIN = 2.0
+"""Margin of an estimator that has observed no call."""
+LARGEST_MARGIN = 16.0
+"""A step that takes longer is a stall; no margin protects against it without giving up every deeper exit."""
+RATE = 0.25
+"""A missed deadline raises the margin by a factor of at most e^RATE, 28%."""
 RESERVE_S = 1e-4
-"""For what comes after the last layer: an answer of its logits."""
+"""Seconds reserved for what follows the last layer: the prediction from its logits."""
 
 
-class Pace:
-    """How much longer than the slowest layer before it in the same call a layer may take.
+class StepEstimator:
+    """Estimates the time of the next step, so that at most a share of ``miss_probability`` of all calls misses its
+    deadline.
 
-    Layers do the same work on the same input, so that a call's own layers tell best what the next will take, here and
-    now, at any length; what they cannot tell is how rarely and how far one falls behind. That is learned from the calls
-    under a deadline of one runner, of which the last REMEMBERED layers count. Several threads may share one.
+    The estimate is the slowest layer so far in the same call, times the layers of the next segment, times a margin. A
+    call's own layers reflect the length of its input and the present speed of the device. The margin covers what they
+    cannot show, and is controlled by the deadlines that were missed (adaptive conformal inference, Gibbs and Candes,
+    2021): a call that misses its deadline raises log(margin) by RATE x (1 - p), any other call lowers it by RATE x p.
+    p is half of ``miss_probability``, so that the share stays below the promise over some hundred calls, too.
+
+    - Whatever the distribution of latencies, of N calls at most p x N + log(margin / FIRST_MARGIN) / RATE miss their
+      deadline, as long as the margin stays below LARGEST_MARGIN.
+    - A stall counts as one missed deadline, however long it lasted.
+    - There is no history to forget: the margin follows the device.
+
+    One estimator serves all calls of a runner. Several threads may share it.
+
+    Raises InputError unless 0 < miss_probability < 1.
     """
 
-    def __init__(self) -> None:
-        self._ratios = np.ones(REMEMBERED)
-        self._ratios[:EXCEEDED] = UNKNOWN
-        self._next = EXCEEDED
+    def __init__(self, miss_probability: float = MISS_PROBABILITY) -> None:
+        if not 0 < miss_probability < 1:
+            raise InputError(f"miss_probability is {miss_probability}: it must be above 0 and below 1")
+        self.miss_probability = miss_probability
+        self._log_margin = math.log(FIRST_MARGIN)
 
     @property
     def margin(self) -> float:
-        """A layer's time / the slowest one's before it: not exceeded but by 0.5% of those remembered, 1 at least."""
-        return max(1.0, float(np.partition(self._ratios, -EXCEEDED)[-EXCEEDED]))
+        """Estimated time of a layer divided by the slowest layer before it in the call; from 1 to LARGEST_MARGIN."""
+        return math.exp(self._log_margin)
 
-    def remember(self, ratio: float) -> None:
-        self._ratios[self._next % REMEMBERED] = ratio  # between threads one may be lost
-        self._next += 1
+    def observe(self, missed: bool) -> None:
+        """Updates the margin after a call. Of two simultaneous updates one may be lost."""
+        changed = self._log_margin + RATE * (missed - self.miss_probability / 2)
+        self._log_margin = min(max(changed, 0.0), math.log(LARGEST_MARGIN))
 
 
 def end_of(milliseconds: float, start: float) -> float:
@@ -56,7 +73,7 @@ class Deadline:
     """``policy`` until ``end``: it also stops where the next exit is expected after that. The first exit is reached in
     any case.
 
-    ``exits``: the layers that have one. ``pace``: what the runner has learned. ``opening``: the seconds that an input
+    ``exits``: the layers that have one. ``estimator``: the runner's. ``opening``: the seconds that an input
     would wait for a layer's file; by default none. ``end`` and ``clock`` are in seconds.
     """
 
@@ -65,15 +82,15 @@ class Deadline:
         policy: ExitPolicy,
         exits: Sequence[int],
         end: float,
-        pace: Pace,
+        estimator: StepEstimator,
         opening: Callable[[int], float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.policy = policy
         self.temperatures = policy.temperatures
         self._end = end
-        self._pace = pace
-        self._margin = pace.margin
+        self._estimator = estimator
+        self._margin = estimator.margin
         self._opening = opening or (lambda layer: 0.0)
         self._clock = clock
         self._gaps = dict(zip(exits, np.diff([0, *exits]).tolist(), strict=True))
@@ -91,22 +108,20 @@ class Deadline:
         now = self._clock()
         self._see((now - self._last) / self._gaps[layer])
         self._last = now
-        leave = self.policy.exits(layer, certainty)
-        if leave.all() or layer not in self._following:
-            return leave
-        following = self._following[layer]
-        opening = self._opening(following)
-        if now + opening + self._margin * self._slowest * self._gaps[following] > self._end:
-            if layer == self._first:  # or a slow moment is remembered for ever, where nothing goes on after it
-                self._pace.remember(1.0)
-            return np.ones_like(leave)
-        self._waits = opening > 0
-        return leave
+        exiting = self.policy.exits(layer, certainty)
+        following = None if exiting.all() else self._following.get(layer)
+        if following is not None:
+            opening = self._opening(following)
+            if now + opening + self._margin * self._slowest * self._gaps[following] <= self._end:
+                self._waits = opening > 0
+                return exiting
+        missed = now > self._end
+        if not missed or (layer != self._first and not self._waits):  # otherwise no margin could have prevented it
+            self._estimator.observe(missed)
+        return np.ones_like(exiting)
 
     def _see(self, seconds: float) -> None:
-        """What a layer of the last segment took; the embeddings are counted to the first. Where it waited for its file
-        that tells nothing of the next, and is taken for lack of better only."""
-        if self._slowest and not self._waits:
-            self._pace.remember(seconds / self._slowest)
+        """Records the time per layer of the last segment; the embeddings count to the first. The time of a segment that
+        waited for its file predicts no other, and is used only where there is none."""
         if not (self._slowest and self._waits):
             self._slowest = max(self._slowest, seconds)

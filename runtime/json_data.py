@@ -48,7 +48,8 @@ def parse(kind: type[T], data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(data, dict):
             raise BerxitError(f"{where}: expected an object, found {type(data).__name__}. Make the file again")
-        hints = typing.get_type_hints(kind)
+        read = {f.name for f in dataclasses.fields(kind) if f.metadata.get("stored", True)}
+        hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in read}
         needed = {f.name for f in dataclasses.fields(kind) if f.default_factory is f.default is dataclasses.MISSING}
         if unknown := sorted(set(data) - set(hints)):
             raise BerxitError(f"{where}: unknown key '{unknown[0]}'. Upgrade berxit here, or make the file again")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
-from berxit.runtime.runner import Answer, EarlyExitRunner
+from berxit.runtime.runner import EarlyExitRunner, Prediction
 from berxit.runtime.tokenization import Text
 
 
@@ -114,7 +114,7 @@ def measure(
     *,
     rounds: int,
     warmup: int,
-    score: Callable[[Sequence[Answer]], float] | None = None,
+    score: Callable[[Sequence[Prediction]], float] | None = None,
     advance: Callable[[int], None] = lambda queries: None,
     seed: int = 0,
 ) -> dict[str, Measured]:
@@ -125,7 +125,7 @@ def measure(
     order = random.Random(seed)
     for i in range(warmup):
         runner.answer([inputs[i % len(inputs)]], runner.policy.at_depth(runner.backend.layers))
-    found: dict[str, list[Answer]] = {name: [] for name in policies}
+    found: dict[str, list[Prediction]] = {name: [] for name in policies}
     for _ in range(rounds):
         for text in inputs:
             for name in order.sample(list(policies), len(policies)):
@@ -145,7 +145,7 @@ def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *
 
 
 def _summary(
-    answers: list[Answer], inputs: int, layers: int, score: Callable[[Sequence[Answer]], float] | None
+    answers: list[Prediction], inputs: int, layers: int, score: Callable[[Sequence[Prediction]], float] | None
 ) -> Measured:
     exits = np.array([answer.exit_layer for answer in answers])
     return Measured(

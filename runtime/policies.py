@@ -250,6 +250,11 @@ class ExitPolicy:
     def layers(self) -> int:
         return len(self.temperatures)
 
+    @property
+    def deepest(self) -> int:
+        """The layer at which every row exits, whatever its certainty."""
+        return self.layers
+
     def with_threshold(self, threshold: float) -> ExitPolicy:
         return ExitPolicy(self.criterion, (float(threshold),) * (self.layers - 1), self.temperatures, self.tolerance)
 
@@ -294,6 +299,10 @@ class FixedDepth(ExitPolicy):
         super().__post_init__()
         if not 1 <= self.depth <= self.layers:
             raise InputError(f"depth {self.depth} is out of range: the model has layers 1 to {self.layers}")
+
+    @property
+    def deepest(self) -> int:
+        return self.depth
 
     def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
         return np.full(certainty.shape, layer >= self.depth)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,20 +15,21 @@ from berxit.devices import Device
 from berxit.runtime import tuning
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, open_bundle
-from berxit.runtime.deadline import RESERVE_S, Deadline, Pace, end_of
+from berxit.runtime.deadline import MISS_PROBABILITY, RESERVE_S, Deadline, StepEstimator, end_of
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import Bools, ExitPolicy, Ints, softmax
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
+StoppedBy = Literal["certainty", "deadline", "last_layer"]
 TOKENS_AT_ONCE = 16384
 """Tokens of a batch that go through the layers together, padding included, where the back end names no number."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model says of one text, and what it took."""
+class Prediction:
+    """The model's prediction for one text, with its latency and the reason why it exited."""
 
     label: str | float
     """The class name; for regression the value."""
@@ -37,9 +40,19 @@ class Answer:
     certainty: float
     """What the exit criterion measured at that layer."""
     latency_ms: float
-    """From the call to this answer, tokenisation included; in a batch, until this row left it."""
+    """Milliseconds from the call to this prediction, tokenization included; in a batch, until this row exited."""
     truncated: bool = False
-    """Whether the text was longer than the model takes, and was cut."""
+    """Whether the text had more tokens than the model accepts, or than could be read before the deadline."""
+    stopped_by: StoppedBy | None = None
+    """Why the row exited: its certainty passed the threshold ("certainty"), the next exit was not expected before the
+    deadline ("deadline"), or no deeper layer follows ("last_layer"). None in ``stream`` before the last layer."""
+    late: bool | None = None
+    """Whether ``latency_ms`` exceeded the deadline; None without a deadline."""
+    model: str = ""
+    """Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json."""
+
+
+LAST_LAYER: StoppedBy = "last_layer"
 
 
 class EarlyExitRunner:
@@ -51,14 +64,20 @@ class EarlyExitRunner:
     """
 
     def __init__(
-        self, manifest: Manifest, tokenizer: TextTokenizer, backend: Backend, device: Device | None = None
+        self,
+        manifest: Manifest,
+        tokenizer: TextTokenizer,
+        backend: Backend,
+        device: Device | None = None,
+        *,
+        miss_probability: float = MISS_PROBABILITY,
     ) -> None:
         self.manifest = manifest
         self.policy = manifest.policy
         self.tokenizer = tokenizer
         self.backend = backend
         self.device = device
-        self._pace = Pace()
+        self._estimator = StepEstimator(miss_probability)
 
     @classmethod
     def load(
@@ -71,6 +90,7 @@ class EarlyExitRunner:
         verify: bool = True,
         tune: bool = False,
         lazy: bool = False,
+        miss_probability: float = MISS_PROBABILITY,
     ) -> EarlyExitRunner:
         """Opens a bundle on this machine.
 
@@ -80,9 +100,11 @@ class EarlyExitRunner:
         check every file against its sha256 first (1 s per GB). ``tune``: take the fastest of the installed back ends
         and thread counts, measured on the golden inputs when the bundle is first opened so, some seconds; ``backend``
         and ``threads`` fix one of them. ``lazy``: open a layer when an input first gets there, so that layers which
-        none needs take no memory; that input waits for it (CPU back ends).
+        none needs take no memory; that input waits for it (CPU back ends). ``miss_probability``: largest share of calls
+        with a deadline that may end late although their first exit was in time (docs/runtime.md).
 
-        Raises BerxitError where the bundle is damaged or this machine cannot run it.
+        Raises InputError for a miss probability out of range, BerxitError where the bundle is damaged or this machine
+        cannot run it.
         """
         folder, manifest = open_bundle(bundle, verify=verify)
         profile = choose_device(device, manifest.target)
@@ -93,7 +115,8 @@ class EarlyExitRunner:
             fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads)
             backend, threads = fastest.backend, fastest.threads
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
-        return cls(manifest, tokenizer, open_backend(folder, manifest, threads, backend=backend, lazy=lazy), profile)
+        segments = open_backend(folder, manifest, threads, backend=backend, lazy=lazy)
+        return cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
 
     def predict(
         self,
@@ -102,7 +125,7 @@ class EarlyExitRunner:
         *,
         threshold: float | None = None,
         deadline_ms: float | None = None,
-    ) -> Answer:
+    ) -> Prediction:
         """Answers one text, or one pair.
 
         ``threshold`` replaces the calibrated ones, at every layer. ``deadline_ms``: counted from the call; where it
@@ -115,7 +138,7 @@ class EarlyExitRunner:
 
     def predict_batch(
         self, texts: Sequence[Text], *, threshold: float | None = None, deadline_ms: float | None = None
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         """Answers texts (or pairs, as tuples) in their order, however many.
 
         They go through the layers in parts of similar length, the shortest first. Rows that exit leave; the rest go on.
@@ -124,13 +147,13 @@ class EarlyExitRunner:
         policy = self.policy if threshold is None else self.policy.with_threshold(threshold)
         return self.answer(texts, policy, deadline_ms)
 
-    def answer(self, texts: Sequence[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Answer]:
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Prediction]:
         """``predict_batch`` under another policy than the bundle's."""
         start = time.perf_counter()
         end = None if deadline_ms is None else end_of(deadline_ms, start)
         self._check_texts(texts)
-        batch = self.tokenizer(texts)
-        answers: dict[int, Answer] = {}
+        batch = self.tokenizer(texts, math.inf if end is None else end)
+        answers: dict[int, Prediction] = {}
         lengths = batch.lengths
         left = int(lengths.sum())
         for rows in parts(lengths, getattr(self.backend, "tokens_at_once", TOKENS_AT_ONCE)):
@@ -143,10 +166,11 @@ class EarlyExitRunner:
             for result in exit_loop(self.backend, part, until):
                 if result.exits.any():
                     places = rows[result.rows[result.exits]].tolist()
-                    answers.update(zip(places, self._answers(until, result, result.exits, part, start), strict=True))
+                    found = self._predictions(policy, result, result.exits, part, start, deadline_ms)
+                    answers.update(zip(places, found, strict=True))
         return [answers[row] for row in range(len(batch))]
 
-    def stream(self, text: str, text_pair: str | None = None) -> Iterator[Answer]:
+    def stream(self, text: str, text_pair: str | None = None) -> Iterator[Prediction]:
         """Answers at every exit, the shallowest first, to the last. Stop iterating whenever you have enough.
 
         Raises InputError for an empty text, here and not at the first iteration.
@@ -157,7 +181,7 @@ class EarlyExitRunner:
         batch = self.tokenizer(texts)
         policy = self.policy.at_depth(self.backend.layers)
         return (
-            self._answers(policy, result, np.array([True]), batch, start)[0]
+            self._predictions(policy, result, np.array([True]), batch, start)[0]
             for result in exit_loop(self.backend, batch, policy)
         )
 
@@ -165,7 +189,7 @@ class EarlyExitRunner:
         """For a part of a call that must be done at ``end``: ``share`` of what is left."""
         now = time.perf_counter()
         opening = getattr(self.backend, "opening_seconds", None)  # back ends that can be lazy have it
-        return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._pace, opening)
+        return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._estimator, opening)
 
     def _check_texts(self, texts: Sequence[Text]) -> None:
         """A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess."""
@@ -175,9 +199,15 @@ class EarlyExitRunner:
                 takes, given = ("pairs of texts", "one text") if pairs else ("single texts", "a pair")
                 raise InputError(f"this model takes {takes} ({self.manifest.model.task}), and was given {given}")
 
-    def _answers(
-        self, policy: Policy, result: LayerResult, which: Bools, batch: TokenBatch, start: float
-    ) -> list[Answer]:
+    def _predictions(
+        self,
+        policy: ExitPolicy,
+        result: LayerResult,
+        which: Bools,
+        batch: TokenBatch,
+        start: float,
+        deadline_ms: float | None = None,
+    ) -> list[Prediction]:
         """For the rows of a layer's result that ``which`` (B,) marks, in their order."""
         model = self.manifest.model
         milliseconds = 1e3 * (time.perf_counter() - start)
@@ -185,12 +215,37 @@ class EarlyExitRunner:
         names = ("value",) if model.regression else model.labels
         rows = result.rows[which].tolist()
         values = logits if model.regression else softmax(logits / np.float32(policy.temperatures[result.layer - 1]))
-        answers = []
-        for row, scores, certainty in zip(rows, values.tolist(), result.certainty[which].tolist(), strict=True):
-            label = scores[0] if model.regression else names[scores.index(max(scores))]
-            named = dict(zip(names, scores, strict=True))
-            answers.append(Answer(label, named, result.layer, float(certainty), milliseconds, batch.truncated[row]))
-        return answers
+        late = None if deadline_ms is None else milliseconds > deadline_ms
+        reasons = self._reasons(policy, result, which)
+        found = []
+        for row, scores, certainty, reason in zip(
+            rows, values.tolist(), result.certainty[which].tolist(), reasons, strict=True
+        ):
+            found.append(
+                Prediction(
+                    scores[0] if model.regression else names[scores.index(max(scores))],
+                    dict(zip(names, scores, strict=True)),
+                    result.layer,
+                    float(certainty),
+                    milliseconds,
+                    batch.truncated[row],
+                    reason,
+                    late,
+                    self.manifest.digest,
+                )
+            )
+        return found
+
+    def _reasons(self, policy: ExitPolicy, result: LayerResult, which: Bools) -> list[StoppedBy | None]:
+        """``stopped_by`` of the marked rows. A row that exits before the policy lets it was stopped by the deadline."""
+        rows = np.count_nonzero(which)
+        if result.layer >= policy.deepest or result.layer == self.backend.exits[-1]:
+            return [LAST_LAYER] * rows
+        certain = policy.exits(result.layer, result.certainty[which]).tolist()
+        exited = result.exits[which].tolist()
+        return [
+            ("certainty" if sure else "deadline") if out else None for sure, out in zip(certain, exited, strict=True)
+        ]
 
 
 def parts(lengths: Ints, tokens: int) -> list[Ints]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 
 Text = str | tuple[str, str]
 """One text, or a pair."""
+CHARACTERS_PER_TOKEN = 6
+"""Characters of a long text that are tokenized first, per token that the model accepts; most texts have fewer."""
+COUNTED_CHARACTERS_PER_TOKEN = 32
+"""The tokens of both texts of a pair are counted, to give the odd token to the longer one, up to this length."""
+GROWTH = 2
+"""Factor by which the prefix of a long text grows until it contains enough tokens."""
+FURTHER_CUTS = (1, 2, 3)
+"""Characters by which the prefix of a text without word boundaries is shortened, to confirm its tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,16 @@ class TokenBatch:
 
 
 class TextTokenizer:
-    """Tokenises texts and pairs; what is longer than ``max_length`` is cut, the longer half of a pair first."""
+    """Tokenizes texts and pairs; truncates to ``max_length`` tokens, the longer text of a pair first.
+
+    Time and memory are bounded by ``max_length``, whatever the length of the text: only a prefix is tokenized, which
+    grows until the tokens that the model accepts cannot depend on the rest. The whole text is read only where it has
+    few tokens for its length (a megabyte of blanks, one word of a megabyte).
+
+    The ids are those of the library's own truncation, "longest_first", with one exception: if each text of a pair has
+    more tokens than the model accepts and one has more than COUNTED_CHARACTERS_PER_TOKEN characters per token of
+    ``max_length``, the odd token goes to the text with more characters, because its tokens are not counted. The library's truncation is not used: for a pair its cost is the product of the lengths.
+    """
 
     def __init__(self, path: Path | BundleFile, max_length: int, pad_token_id: int) -> None:
         try:
@@ -73,28 +92,120 @@ class TextTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise BerxitError(f"cannot read tokenizer {path}: {error}. Export the bundle again") from error
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.no_truncation()
         self._pad = pad_token_id
+        self._max_length = max_length
+        added = (len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values())
+        longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
+        self._margin = 2 * max(longest_word, *added, 32)
+        """Characters before the end of a prefix whose tokens the rest of the text may change."""
+        self._prefix = CHARACTERS_PER_TOKEN * max_length + self._margin
 
-    def __call__(self, texts: Sequence[Text]) -> TokenBatch:
-        """Raises InputError for an empty batch, an empty text, or anything that is not text."""
+    def __call__(self, texts: Sequence[Text], end: float = math.inf) -> TokenBatch:
+        """Token ids of ``texts``, padded to the longest row.
+
+        ``end``: ``time.perf_counter()`` in seconds after which no longer prefix is read; a text that would need one is
+        truncated to the tokens found so far.
+
+        Raises InputError for an empty batch, an empty text, or anything that is not text.
+        """
         if isinstance(texts, str):
             raise InputError("a batch is a list of texts, not one text: use predict for one")
         if len(texts) == 0:
             raise InputError("the batch is empty: give at least one text")
         for row, text in enumerate(texts):
             _check(text, f"text {row}" if len(texts) > 1 else "the text")
-        if len(texts) == 1:
-            only = texts[0]
-            encodings = [self._tokenizer.encode(*(only if isinstance(only, tuple) else (only,)))]
-        else:
-            encodings = self._tokenizer.encode_batch(list(texts))
-        return TokenBatch.pad(
-            [e.ids for e in encodings],
-            [e.type_ids for e in encodings],
-            self._pad,
-            tuple(bool(e.overflowing) for e in encodings),
-        )
+        rows: dict[int, tuple[list[int], list[int], bool]] = {}
+        open_rows = list(range(len(texts)))
+        characters = self._prefix
+        while open_rows:
+            begin = time.perf_counter()
+            encodings = self._encode([_prefix(texts[row], characters) for row in open_rows])
+            now = time.perf_counter()
+            out_of_time = now + GROWTH * (now - begin) > end
+            for row, encoding in zip(open_rows, encodings, strict=True):
+                found = self._truncate(encoding, texts[row], characters, out_of_time)
+                if found is not None:
+                    rows[row] = found
+            open_rows = [row for row in open_rows if row not in rows]
+            characters *= GROWTH
+        ids, types, truncated = zip(*(rows[row] for row in range(len(texts))), strict=True)
+        return TokenBatch.pad(ids, types, self._pad, truncated)
+
+    def _encode(self, texts: list[Text]) -> list[Encoding]:
+        """The library holds the interpreter lock in ``encode``, but not in ``encode_batch``, which costs some
+        microseconds more."""
+        if len(texts) == 1 and sum(map(len, _parts(texts[0]))) <= 2 * self._prefix:
+            return [self._tokenizer.encode(*_parts(texts[0]))]
+        return self._tokenizer.encode_batch(texts)
+
+    def _truncate(
+        self, encoding: Encoding, text: Text, characters: int, out_of_time: bool
+    ) -> tuple[list[int], list[int], bool] | None:
+        """Ids and types of at most ``max_length`` tokens and whether tokens are missing, from the encoding of a prefix
+        of so many ``characters``; None if the prefix is too short to know them."""
+        ids, types, parts = encoding.ids, encoding.type_ids, _parts(text)
+        whole = max(map(len, parts)) <= characters
+        if whole and len(ids) <= self._max_length:
+            return ids, types, False
+        sequences = encoding.sequence_ids  # None for special tokens
+        room = max(0, self._max_length - sequences.count(None))
+        places = [[place for place, s in enumerate(sequences) if s == number] for number in range(len(parts))]
+        if not whole and not out_of_time:
+            for part, of_part in zip(parts, places, strict=True):
+                if len(part) > characters and not self._settled(encoding, of_part, part[:characters], room):
+                    return None
+        counts = [len(of_part) for of_part in places]
+        if len(parts) == 2 and not whole and min(counts) > room:
+            if max(map(len, parts)) <= COUNTED_CHARACTERS_PER_TOKEN * self._max_length and not out_of_time:
+                return None
+            counts = [room + 1 + (len(parts[0]) > len(parts[1])), room + 1]
+        kept = [of_part[:n] for of_part, n in zip(places, longest_first(*counts, room=room), strict=False)]
+        stay = {place for of_part in kept for place in of_part}
+        order = [place for place, s in enumerate(sequences) if s is None or place in stay]
+        truncated = not whole or len(order) < len(ids)
+        return [ids[place] for place in order], [types[place] for place in order], truncated
+
+    def _settled(self, encoding: Encoding, places: list[int], prefix: str, room: int) -> bool:
+        """Whether the first ``room`` tokens of a text, and that it has more, follow from its ``prefix``.
+
+        The tokens of complete words do: normalization and pre-tokenization look at most one word ahead, and the model
+        reads one word at a time. In a text without word boundaries they do if the same tokens result from shorter
+        prefixes.
+        """
+        if len(places) <= room:
+            return False
+        last = places[room]
+        end, words = encoding.offsets[last][1], encoding.word_ids
+        word, last_word = words[last], words[places[-1]]
+        if word is not None and last_word is not None and word < last_word - 1 and end <= len(prefix) - self._margin:
+            return True
+        if end > len(prefix.rstrip()) - self._margin:  # an added token may absorb the blanks before it
+            return False
+        ids = [encoding.ids[place] for place in places[: room + 1]]
+        shorter = self._tokenizer.encode_batch([prefix[:-cut] for cut in FURTHER_CUTS], add_special_tokens=False)
+        return all(each.ids[: room + 1] == ids for each in shorter)
+
+
+def longest_first(first: int, second: int = 0, *, room: int) -> tuple[int, int]:
+    """Tokens kept of each text: the longer is truncated to the length of the shorter, then both alike. An odd token
+    goes to the longer text, and to the second of two of equal length."""
+    if first + second <= room:
+        return first, second
+    shorter, longer = sorted((first, second))
+    if shorter > room // 2:
+        shorter, longer = room // 2, room - room // 2
+    else:
+        longer = room - shorter
+    return (longer, shorter) if first > second else (shorter, longer)
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return text if isinstance(text, tuple) else (text,)
+
+
+def _prefix(text: Text, characters: int) -> Text:
+    return (text[0][:characters], text[1][:characters]) if isinstance(text, tuple) else text[:characters]
 
 
 def _check(text: object, where: str) -> None:

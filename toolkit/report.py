@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from berxit.runtime import Answer
+from berxit.runtime import Prediction
 from berxit.runtime.bench import CALIBRATED, BenchResult
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, plural
@@ -51,7 +51,7 @@ def write_report(
     result: BenchResult,
     calibration: Calibration,
     bundle: Path,
-    answers: Sequence[tuple[str, Answer]],
+    answers: Sequence[tuple[str, Prediction]],
 ) -> Path:
     """``answers``: texts with what the calibrated bundle answered to them."""
     layers, thresholds, *histogram = (_html(table) for table in result.tables())
@@ -84,7 +84,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _examples(answers: Sequence[tuple[str, Answer]]) -> str:
+def _examples(answers: Sequence[tuple[str, Prediction]]) -> str:
     """Four inputs that left first and four that went deepest."""
     by_depth = sorted(answers, key=lambda pair: pair[1].exit_layer)
     rows = [

@@ -1,4 +1,4 @@
-"""An answer in time, on a clock that the test turns itself."""
+"""Deadlines, on a clock that the tests advance themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from stored_backend import StoredBackend
 
 from berxit.runtime import EarlyExitRunner, ExitPolicy, InputError
-from berxit.runtime.deadline import EXCEEDED, REMEMBERED, RESERVE_S, UNKNOWN, Deadline, Pace
+from berxit.runtime.deadline import FIRST_MARGIN, LARGEST_MARGIN, RATE, RESERVE_S, Deadline, StepEstimator
 from berxit.runtime.loop import exit_loop
 from berxit.runtime.tokenization import TokenBatch
 
@@ -24,7 +24,7 @@ def layers_run(
     milliseconds: float,
     layers_ms: Sequence[float] = (1, 1, 1, 1),
     policy: ExitPolicy = NEVER_SURE,
-    pace: Pace | None = None,
+    estimator: StepEstimator | None = None,
     opening: Callable[[int], float] | None = None,
     exits: tuple[int, ...] = (1, 2, 3, 4),
 ) -> int:
@@ -32,17 +32,19 @@ def layers_run(
     backend = StoredBackend(np.zeros((1, 4, 2), dtype=np.float32), None)
     backend.exits = exits
     times = iter(np.cumsum([0.0, *layers_ms]) / 1e3)
-    deadline = Deadline(policy, exits, milliseconds / 1e3, pace or Pace(), opening, lambda: float(next(times)))
+    deadline = Deadline(
+        policy, exits, milliseconds / 1e3, estimator or StepEstimator(), opening, lambda: float(next(times))
+    )
     return max(result.layer for result in exit_loop(backend, BATCH, deadline))
 
 
 @pytest.mark.parametrize(
     ("milliseconds", "layers"),
-    # after layer i the clock shows i ms, and the next may take 1.25 ms more
-    [(0.5, 1), (2.2, 1), (2.3, 2), (3.2, 2), (3.3, 3), (4.3, 4), (100.0, 4)],
+    # after layer i the clock shows i ms, and the next may take 2 ms more
+    [(0.5, 1), (2.9, 1), (3.1, 2), (3.9, 2), (4.1, 3), (5.1, 4), (100.0, 4)],
 )
 def test_the_deepest_layer_that_fits_answers(milliseconds: float, layers: int) -> None:
-    assert UNKNOWN == 1.25
+    assert FIRST_MARGIN == 2.0
     assert layers_run(milliseconds) == layers
 
 
@@ -51,51 +53,73 @@ def test_a_sure_row_leaves_before_its_deadline() -> None:
 
 
 def test_the_slowest_layer_so_far_is_what_the_next_is_expected_to_take() -> None:
-    assert layers_run(13.0, (1, 5, 1, 1)) == 3
-    assert layers_run(13.3, (1, 5, 1, 1)) == 4
+    assert layers_run(16.9, (1, 5, 1, 1)) == 3
+    assert layers_run(17.1, (1, 5, 1, 1)) == 4
 
 
-@pytest.mark.parametrize(("milliseconds", "layers"), [(9.4, 1), (9.6, 4), (100.0, 4)])
+@pytest.mark.parametrize(("milliseconds", "layers"), [(13.9, 1), (14.1, 4), (100.0, 4)])
 def test_a_segment_of_several_layers_is_expected_to_take_as_many_times_one(milliseconds: float, layers: int) -> None:
-    """Layer 1 takes 2 ms; layers 2 to 4 may take 3 x 2 x 1.25 = 7.5 ms, until 9.5."""
+    """Layer 1 takes 2 ms; layers 2 to 4 may take 3 x 2 x 2 = 12 ms, until 14."""
     assert layers_run(milliseconds, (2, 6), exits=(1, 4)) == layers
 
 
-def test_what_layers_took_beyond_the_slowest_before_is_expected_again() -> None:
-    pace = Pace()
-    for _ in range(EXCEEDED):
-        layers_run(1000.0, (1, 1, 3, 1), pace=pace)
-    assert pace.margin == pytest.approx(3.0)
-    assert layers_run(3.9, pace=pace) == 1
-    assert layers_run(4.1, pace=pace) == 2
+def test_estimator_raises_margin_after_missed_deadline_and_lowers_it_after_others() -> None:
+    estimator = StepEstimator(0.02)
+    layers_run(10.0, (1, 1, 30, 1), estimator=estimator)
+    assert estimator.margin == pytest.approx(FIRST_MARGIN * math.exp(RATE * 0.99))
+    layers_run(1000.0, estimator=estimator)
+    assert estimator.margin == pytest.approx(FIRST_MARGIN * math.exp(RATE * 0.98))
 
 
-def test_a_rare_slow_layer_does_not_make_all_calls_shallow() -> None:
-    pace = Pace()
-    for _ in range(REMEMBERED):
-        layers_run(1000.0, pace=pace)
-    for _ in range(EXCEEDED - 1):
-        layers_run(1000.0, (1, 1, 30, 1), pace=pace)
-    assert pace.margin == pytest.approx(1.0)
+def test_estimator_counts_call_that_stopped_in_time() -> None:
+    """Or a margin at which no call continues would never shrink."""
+    estimator = StepEstimator(0.5)
+    for _ in range(100):
+        layers_run(1.5, estimator=estimator)
+    assert estimator.margin == 1.0
 
 
-def test_a_slow_moment_is_forgotten_even_where_nothing_goes_past_the_first_exit_since() -> None:
-    pace = Pace()
-    for _ in range(EXCEEDED):
-        layers_run(1000.0, (1, 1, 9, 1), pace=pace)
-    for _ in range(REMEMBERED):
-        assert layers_run(1.5, pace=pace) == 1
-    assert pace.margin == 1.0
+def test_estimator_ignores_first_exit_that_was_late() -> None:
+    estimator = StepEstimator()
+    assert layers_run(10.0, (20, 1, 1, 1), estimator=estimator) == 1
+    assert estimator.margin == pytest.approx(FIRST_MARGIN)
+
+
+def test_estimator_bounds_the_effect_of_a_stall_whatever_its_length() -> None:
+    margins = []
+    for stall in (30, 30_000):
+        estimator = StepEstimator()
+        layers_run(10.0, (1, 1, stall, 1), estimator=estimator)
+        margins.append(estimator.margin)
+    assert margins[0] == margins[1] < 1.3 * FIRST_MARGIN
+
+
+def test_estimator_keeps_margin_between_one_and_the_largest() -> None:
+    estimator = StepEstimator(0.5)
+    for _ in range(1000):
+        estimator.observe(True)
+    assert estimator.margin == pytest.approx(LARGEST_MARGIN)
+    for _ in range(1000):
+        estimator.observe(False)
+    assert estimator.margin == 1.0
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0, -0.1, math.nan, math.inf])
+def test_miss_probability_out_of_range_is_refused(probability: float, bundle: Path) -> None:
+    with pytest.raises(InputError, match="miss_probability is"):
+        EarlyExitRunner.load(bundle, miss_probability=probability)
 
 
 def test_a_layer_that_must_be_loaded_is_reached_where_loading_fits() -> None:
     def opening(layer: int) -> float:
         return 0.05 if layer == 3 else 0.0
 
-    pace = Pace()
-    assert layers_run(50.0, pace=pace, opening=opening) == 2
-    assert layers_run(60.0, (1, 1, 51, 1), pace=pace, opening=opening) == 4
-    assert pace.margin == UNKNOWN  # loading says nothing of how steady layers are
+    estimator = StepEstimator()
+    assert layers_run(50.0, estimator=estimator, opening=opening) == 2
+    assert layers_run(60.0, (1, 1, 51, 1), estimator=estimator, opening=opening) == 4
+    before = estimator.margin
+    assert layers_run(60.0, (1, 1, 80, 1), estimator=estimator, opening=opening) == 3
+    assert estimator.margin == before  # the time of loading predicts no other step
 
 
 def test_a_lazy_runner_loads_nothing_that_it_does_not_know_to_fit(bundle: Path) -> None:

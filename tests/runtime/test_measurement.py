@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from berxit.runtime import Answer, EarlyExitRunner, ExitPolicy
+from berxit.runtime import EarlyExitRunner, ExitPolicy, Prediction
 from berxit.runtime.golden import read_golden
 from berxit.runtime.measurement import Latency, Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
 from berxit.runtime.policies import certainties, exit_layers
@@ -27,11 +27,11 @@ class StubRunner:
         self.policy = ExitPolicy.uniform("confidence", 0.5, layers=4)
         self.asked: list[tuple[Text, int]] = []
 
-    def answer(self, texts: Sequence[Text], policy: ExitPolicy) -> list[Answer]:
+    def answer(self, texts: Sequence[Text], policy: ExitPolicy) -> list[Prediction]:
         (text,) = texts
         depth = getattr(policy, "depth", 2)
         self.asked.append((text, depth))
-        return [Answer(f"{text}{len(self.asked)}", {}, depth, 1.0, float(depth))]
+        return [Prediction(f"{text}{len(self.asked)}", {}, depth, 1.0, float(depth))]
 
 
 def test_latency_has_mean_and_percentiles() -> None:
@@ -105,7 +105,7 @@ def test_every_policy_answers_every_input_in_every_round() -> None:
     advanced: list[int] = []
     seen: list[list[str]] = []
 
-    def score(answers: Sequence[Answer]) -> float:
+    def score(answers: Sequence[Prediction]) -> float:
         seen.append([str(answer.label)[0] for answer in answers])
         return len(answers) / 10
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from stored_backend import StoredBackend
 
-from berxit.runtime import Answer, BerxitError, EarlyExitRunner, ExitPolicy, InputError
+from berxit.runtime import BerxitError, EarlyExitRunner, ExitPolicy, InputError, Prediction
 from berxit.runtime.bundle import read_manifest, write_manifest
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import softmax
@@ -34,11 +36,11 @@ def runner(bundle: Path) -> EarlyExitRunner:
     return EarlyExitRunner.load(bundle, threads=1)
 
 
-def but_latency(answer: Answer) -> Answer:
+def but_latency(answer: Prediction) -> Prediction:
     return dataclasses.replace(answer, latency_ms=0.0)
 
 
-def assert_same(one: Answer, other: Answer) -> None:
+def assert_same(one: Prediction, other: Prediction) -> None:
     """Another padding may change the last digits."""
     assert (one.label, one.exit_layer, one.truncated) == (other.label, other.exit_layer, other.truncated)
     assert one.scores == pytest.approx(other.scores, abs=1e-5)
@@ -144,7 +146,8 @@ def test_a_stream_answers_after_every_layer(runner: EarlyExitRunner) -> None:
     answers = list(runner.stream("the cat sat on the mat"))
     assert [answer.exit_layer for answer in answers] == [1, 2, 3]
     assert but_latency(answers[-1]) == but_latency(runner.predict("the cat sat on the mat", threshold=1.0))
-    assert but_latency(answers[0]) == but_latency(runner.predict("the cat sat on the mat", threshold=0.0))
+    first = runner.predict("the cat sat on the mat", threshold=0.0)
+    assert but_latency(answers[0]) == but_latency(dataclasses.replace(first, stopped_by=None))
 
 
 def test_a_stream_can_be_left(bundle: Path) -> None:
@@ -193,7 +196,7 @@ def test_regression_answers_with_the_value(runner: EarlyExitRunner) -> None:
 
 
 def test_threads_share_one_runner(runner: EarlyExitRunner) -> None:
-    def ask(_worker: int) -> list[Answer]:
+    def ask(_worker: int) -> list[Prediction]:
         return [but_latency(runner.predict(text)) for text in TEXTS * 5]
 
     alone = ask(0)
@@ -203,7 +206,7 @@ def test_threads_share_one_runner(runner: EarlyExitRunner) -> None:
 
 
 def test_threads_may_ask_for_batches(runner: EarlyExitRunner) -> None:
-    def ask(shift: int) -> list[Answer]:
+    def ask(shift: int) -> list[Prediction]:
         texts = TEXTS[shift:] + TEXTS[:shift]
         return [but_latency(a) for _ in range(5) for a in runner.predict_batch(texts, threshold=0.8)]
 
@@ -293,3 +296,73 @@ def test_threads_are_the_callers_else_the_bundles_else_the_devices(
     assert EarlyExitRunner.load(asking, threads=1).backend.threads == 1
     assert EarlyExitRunner.load(asking).backend.threads == 3
     assert EarlyExitRunner.load(bundle).backend.threads == 2
+
+
+def test_prediction_records_why_it_exited(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    text = "the cat sat"
+    assert runner.predict(text, threshold=0.0).stopped_by == "certainty"
+    assert runner.predict(text, threshold=1.0).stopped_by == "last_layer"
+    assert runner.predict(text, threshold=1.0, deadline_ms=1e-6).stopped_by == "deadline"
+    assert runner.predict(text, threshold=0.0, deadline_ms=1e-6).stopped_by == "certainty"
+    assert runner.predict(text, threshold=1.0, deadline_ms=1e6).stopped_by == "last_layer"
+    assert runner.answer([text], runner.policy.at_depth(2))[0].stopped_by == "last_layer"
+
+
+def test_prediction_at_the_last_layer_was_stopped_by_it_even_if_certain(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    policy = ExitPolicy(runner.policy.criterion, (1.0, 1.0), (1.0, 1.0, 1e-6))
+    certain = runner.answer(["the cat sat"], policy)[0]
+    assert (certain.certainty, certain.stopped_by) == (1.0, "last_layer")
+
+
+def test_rows_of_one_batch_record_their_own_reasons(runner: EarlyExitRunner) -> None:
+    """Row 0 is certain at layer 1, row 1 is stopped there by the deadline."""
+    logits = np.zeros((2, 3, 2), dtype=np.float32)
+    logits[0, 0] = (9, 0)
+    policy = ExitPolicy.uniform("confidence", 0.9, 3)
+    for deadline_ms, other in ((1e-6, "deadline"), (None, "last_layer")):
+        stored = EarlyExitRunner(runner.manifest, runner.tokenizer, StoredBackend(logits))
+        found = stored.answer(["cat", "dog"], policy, deadline_ms)
+        assert [each.stopped_by for each in found] == ["certainty", other]
+
+
+def test_stream_records_a_reason_only_at_the_last_layer(bundle: Path) -> None:
+    reasons = [each.stopped_by for each in EarlyExitRunner.load(bundle).stream("the cat sat")]
+    assert reasons == [None, None, "last_layer"]
+
+
+def test_prediction_records_whether_it_was_late(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    assert runner.predict("the cat sat").late is None
+    assert runner.predict("the cat sat", deadline_ms=1e-6).late is True
+    assert runner.predict("the cat sat", deadline_ms=1e6).late is False
+    assert [each.late for each in runner.stream("the cat sat")] == [None] * 3
+
+
+def test_prediction_records_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    def model(folder: Path) -> str:
+        return EarlyExitRunner.load(folder).predict("the cat sat").model
+
+    copy = Path(shutil.copytree(bundle, tmp_path / "elsewhere"))
+    content = (copy / "manifest.json").read_bytes()
+    assert model(bundle) == model(copy) == hashlib.sha256(content).hexdigest()[:12]
+    (copy / "manifest.json").write_bytes(content + b"\n")
+    assert model(copy) != model(bundle)
+
+
+def test_manifest_must_not_name_its_own_digest(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    data = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    assert "digest" not in data
+    (copy / "manifest.json").write_text(json.dumps({**data, "digest": "0"}), encoding="utf-8")
+    with pytest.raises(BerxitError, match="unknown key 'digest'"):
+        EarlyExitRunner.load(copy)
+
+
+@pytest.mark.parametrize("text", ["cat " * 250_000, " " * 1_000_000 + "cat", "c" * 1_000_000, "cat\u200b" * 250_000])
+def test_deadline_covers_tokenization(bundle: Path, text: str) -> None:
+    """Reading further is not begun if it is not expected to end in time: what was read is predicted on."""
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    prediction = runner.predict(text, threshold=1.0, deadline_ms=1e-3)
+    assert (prediction.truncated, prediction.late, prediction.exit_layer) == (True, True, 1)

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import shared
+from tokenizers import Tokenizer
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
@@ -139,3 +144,184 @@ def test_rows_are_taken_without_padding_that_none_of_them_needs() -> None:
     assert some.attention_mask.tolist() == [[1, 1], [1, 0]]
     assert some.truncated == (False, False)
     assert batch.take(np.array([1])).truncated == (True,)
+
+
+# Long texts: only a prefix is read, and the ids are those of the library's own truncation.
+
+VECTORS = Path(__file__).resolve().parents[2] / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
+KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")  # WordPiece, byte-level BPE, Unigram with and without words
+UNITS = (
+    *("the ", "quick", "brown fox ", "don", "'", "'re", "0123456789", "!?...", "''", "``", "aaaa", "abababab", "x"),
+    *("  ", "\t", "\n\n", " \r\n", "\u00a0", "\x00", "\u200b", "\u200d", "\ufeff"),
+    *("é", "e\u0301", "\u0301\u0323", "ß", "ﬁ", "½", "İ", "ΣΊΣ", "か\u3099", "\u0600", "👩‍🚀", "🇫🇷"),
+    *("日本語", "中文", "한국어", "हिन्दी", "العَرَبِيَّة"),
+    *("[SEP]", "<mask>", "[MASK]", " <mask> ", "</s>"),
+)
+
+
+def library(kind: str, max_length: int | None) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(VECTORS / f"{kind}.json"))
+    tokenizer.no_padding()
+    if max_length is None:
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def random_text(rng: random.Random) -> str:
+    size = rng.choice([5, 60, 400])
+    return rng.choice(
+        [
+            "".join(rng.choice(UNITS) for _ in range(size)),
+            "".join(rng.choice(few) for few in [rng.sample(UNITS, 3)] for _ in range(size)),
+            rng.choice(UNITS) * 3 * size,
+            " ".join("a" * rng.choice([1, 12, 99, 101, 300]) for _ in range(size // 3 + 1)),
+            " " * rng.choice([0, 900]) + rng.choice(UNITS) * size + " " * rng.choice([0, 900]) + "the cat " * size,
+            "".join(chr(rng.choice([rng.randrange(0x20, 0x3000), rng.randrange(0x4E00, 0xD7A3)])) for _ in range(size)),
+        ]
+    )
+
+
+def assert_as_library(ours: TextTokenizer, theirs: Tokenizer, text: Text) -> None:
+    batch = ours([text])
+    expected = theirs.encode(*(text if isinstance(text, tuple) else (text,)))
+    assert batch.input_ids[0].tolist() == expected.ids
+    assert batch.token_type_ids[0].tolist() == expected.type_ids
+    assert batch.truncated == (bool(expected.overflowing),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_random_texts_are_those_of_the_library(kind: str) -> None:
+    rng = random.Random(kind)
+    for max_length in (16, 33):
+        ours, theirs = TextTokenizer(VECTORS / f"{kind}.json", max_length, 0), library(kind, max_length)
+        for _ in range(60):
+            assert_as_library(ours, theirs, random_text(rng) + "x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_random_pairs_are_those_of_the_library(kind: str) -> None:
+    """If both texts have more tokens than the model accepts, the one with more characters counts as the longer."""
+    rng = random.Random(kind)
+    plain = library(kind, None)
+    compared = 0
+    for max_length in (16, 33):
+        ours, theirs = TextTokenizer(VECTORS / f"{kind}.json", max_length, 0), library(kind, max_length)
+        room = max_length - plain.num_special_tokens_to_add(True)
+        for _ in range(40):
+            pair = (random_text(rng)[-600:] + "x", random_text(rng)[-600:] + "x")
+            counts = [len(plain.encode(text, add_special_tokens=False).ids) for text in pair]
+            if min(counts) <= room or (counts[0] > counts[1]) == (len(pair[0]) > len(pair[1])):
+                assert_as_library(ours, theirs, pair)
+                compared += 1
+    assert compared > 50
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the cat sat on the mat " * 4000,
+        "ab" * 50_000,
+        "日本語と中文" * 15_000,
+        " " * 100_000 + "the cat",
+        "the\u200b" * 25_000,
+        "c" * 100_000 + " the cat " * 20,
+    ],
+    ids=["words", "one_word", "no_spaces", "blanks", "shrinking", "long_word_first"],
+)
+def test_ids_of_100_kb_are_those_of_the_library(kind: str, text: str) -> None:
+    ours, theirs = TextTokenizer(VECTORS / f"{kind}.json", 64, 0), library(kind, 64)
+    assert_as_library(ours, theirs, text)
+
+
+def test_ids_of_real_texts_are_those_of_the_library() -> None:
+    folder = shared("models/bge-small-en")
+    lines = shared("data/MRPC/dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    sentences = [row[3] for row in rows if len(row) == 5]
+    long = [" ".join(sentences[start : start + 40]) for start in range(0, 200, 40)]
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.no_padding()
+    for max_length in (24, 512):
+        theirs.enable_truncation(max_length)
+        ours = TextTokenizer(folder / "tokenizer.json", max_length, 0)
+        texts: list[Text] = [*sentences[:50], *long, *zip(sentences[:50], sentences[50:100], strict=True)]
+        texts += [(long[0], sentences[0]), (sentences[0], long[0])]
+        for text in texts:
+            assert_as_library(ours, theirs, text)
+
+
+def test_rows_of_a_batch_are_read_as_far_as_each_needs() -> None:
+    tokenizer = TextTokenizer(VECTORS / "bert.json", 16, 0)
+    texts: list[Text] = ["the cat", "the cat sat " * 5000, " " * 9000 + "the cat", ("a " * 5000, "b"), "x" * 5000]
+    batch = tokenizer(texts)
+    for row, text in enumerate(texts):
+        alone = tokenizer([text])
+        assert batch.input_ids[row, : batch.lengths[row]].tolist() == alone.input_ids[0].tolist()
+        assert batch.truncated[row] == alone.truncated[0]
+
+
+@pytest.mark.parametrize(("first", "second", "more"), [(401, 400, 0), (400, 401, 1), (400, 400, 1)])
+def test_odd_token_of_a_long_pair_goes_to_the_text_with_more_characters(first: int, second: int, more: int) -> None:
+    types = TextTokenizer(VECTORS / "bert.json", 16, 0)([("a " * first, "a " * second)]).token_type_ids[0].tolist()
+    words = [types.count(0) - 2, types.count(1) - 1]  # without [CLS] and [SEP]
+    assert sum(words) == 13
+    assert words[more] == 7
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["text", "pair"])
+def test_characters_read_do_not_depend_on_the_length(pair: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(VECTORS / "bert.json", 64, 0)
+    read: list[int] = []
+    encode = tokenizer._encode
+
+    def counting(texts: list[Text]) -> Any:
+        read.append(sum(len(part) for text in texts for part in (text if isinstance(text, tuple) else (text,))))
+        return encode(texts)
+
+    monkeypatch.setattr(tokenizer, "_encode", counting)
+    totals = []
+    for size in (10_000, 100_000, 1_000_000):
+        read.clear()
+        text = ("the cat sat " * size)[:size]
+        tokenizer([(text, text) if pair else text])
+        totals.append(sum(read))
+    assert totals[0] == totals[1] == totals[2] < 3000
+
+
+def test_reading_stops_at_the_deadline() -> None:
+    tokenizer = TextTokenizer(VECTORS / "bert.json", 64, 0)
+    text = " " * 1_000_000 + "the cat"
+    assert tokenizer([text], time.perf_counter()).truncated == (True,)
+    whole = tokenizer([text])
+    assert whole.truncated == (False,)
+    assert whole.input_ids.tolist() == tokenizer(["the cat"]).input_ids.tolist()
+
+
+def test_short_text_is_tokenized_after_the_deadline_too() -> None:
+    batch = TextTokenizer(VECTORS / "bert.json", 64, 0)(["the cat"], 0.0)
+    assert batch.truncated == (False,)
+    assert batch.lengths.tolist() == TextTokenizer(VECTORS / "bert.json", 64, 0)(["the cat"]).lengths.tolist()
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized() -> None:
+    """The library holds the interpreter lock in ``encode``; a long prefix is read without it."""
+    tokenizer = TextTokenizer(VECTORS / "bert.json", 64, 0)
+    done = threading.Event()
+    ticks = 0
+
+    def work() -> None:
+        tokenizer([" " * 2_000_000 + "the cat"])
+        done.set()
+
+    thread = threading.Thread(target=work)
+    start = time.perf_counter()
+    thread.start()
+    while not done.is_set():
+        time.sleep(1e-3)
+        ticks += 1
+    thread.join()
+    seconds = time.perf_counter() - start
+    assert ticks > 20 * seconds, f"{ticks} turns of another thread in {seconds:.2f} s"

@@ -23,13 +23,27 @@ from small_tokenizers import SIZES, small_tokenizers
 
 from berxit.runtime.backends.coreml import CoreMLBackend
 from berxit.runtime.bundle import Manifest
-from berxit.runtime.deadline import Deadline, Pace, end_of
+from berxit.runtime.deadline import MISS_PROBABILITY, Deadline, StepEstimator, end_of
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
+MILLISECONDS = (4.0, 12.0, 25.0, 60.0, 25.0, 60.0, 60.0, 100.0, 25.0, 12.0)
+"""Deadlines of the calls that share an estimator."""
+LONG = "what is the weather like tomorrow, and what was it like a week ago? " * 12
+LONG_TEXTS: list[Text] = [
+    LONG,
+    LONG.replace(" ", ""),
+    " " * 700 + "turn the lights off" + " " * 700 + LONG,
+    "天気はどうですか " * 60,
+    "[SEP] <mask> " * 60,
+    (LONG, LONG),
+    (LONG + LONG, LONG),
+    (LONG, "short"),
+    ("short", LONG),
+]
 TEXTS: list[Text] = [
     *SINGLES,
     "  What's   the weather like tomorrow?\t",
@@ -86,7 +100,7 @@ def tokenization(folder: Path) -> Iterator[dict[str, Any]]:
     """Tokenizer and texts -> ids, types, and whether the text was cut."""
     for kind in SIZES:
         tokenizer = TextTokenizer(folder / f"{kind}.json", MAX_LENGTH, 0)
-        for text in TEXTS:
+        for text in [*TEXTS, *LONG_TEXTS]:
             batch = tokenizer([text])
             yield {
                 "tokenizer": kind,
@@ -129,26 +143,39 @@ def policies() -> Iterator[dict[str, Any]]:
 
 
 def deadlines() -> Iterator[dict[str, Any]]:
-    """Exits, a deadline, and what the clock showed at the start and after each exit -> whether each exit answers."""
+    """Calls that share one estimator: deadline, and the clock at the start and after each exit -> whether each exit
+    that was reached stops the call; the margin after the last call."""
     rng = np.random.default_rng(2)
     for exits in ((1, 2, 3, 4, 5, 6), (2, 3, 6), (1, 6), (6,)):
         for threshold in (1.0, 0.6):
-            for milliseconds in (4.0, 12.0, 25.0, 60.0):
+            for miss_probability in (MISS_PROBABILITY, 0.2):
                 policy = ExitPolicy.uniform("confidence", threshold, exits[-1])
-                took = rng.uniform(1e-3, 6e-3, size=len(exits)) * np.diff([0, *exits])
-                times = (100 + np.cumsum([0.0, *took])).tolist()
-                end = end_of(milliseconds, times[0])
-                deadline = Deadline(policy, exits, end, Pace(), clock=iter(times).__next__)  # of a new runner
-                certainty = rng.uniform(size=(len(exits), 1)).astype(np.float32)
-                stops = [deadline.exits(layer, sure) for layer, sure in zip(exits, certainty, strict=True)]
+                estimator = StepEstimator(miss_probability)
+                calls = [call(policy, exits, milliseconds, estimator, rng) for milliseconds in MILLISECONDS]
                 yield {
                     "exits": exits,
                     "thresholds": policy.thresholds,
-                    "milliseconds": milliseconds,
-                    "times": times,
-                    "certainty": certainty[:, 0].tolist(),
-                    "stops": [bool(stop[0]) for stop in stops],
+                    "miss_probability": miss_probability,
+                    "calls": calls,
+                    "margin": estimator.margin,
                 }
+
+
+def call(
+    policy: ExitPolicy, exits: tuple[int, ...], milliseconds: float, estimator: StepEstimator, rng: np.random.Generator
+) -> dict[str, Any]:
+    """One call under a deadline; every fifth layer stalls."""
+    took = rng.uniform(1e-3, 6e-3, size=len(exits)) * np.diff([0, *exits])
+    took[rng.uniform(size=len(exits)) < 0.2] += 0.05
+    times = (100 + np.cumsum([0.0, *took])).tolist()
+    deadline = Deadline(policy, exits, end_of(milliseconds, times[0]), estimator, clock=iter(times).__next__)
+    certainty = rng.uniform(size=(len(exits), 1)).astype(np.float32)
+    stops: list[bool] = []
+    for layer, sure in zip(exits, certainty, strict=True):
+        stops.append(bool(deadline.exits(layer, sure)[0]))
+        if stops[-1]:
+            break
+    return {"milliseconds": milliseconds, "times": times, "certainty": certainty[:, 0].tolist(), "stops": stops}
 
 
 def padding(manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,21 @@ import numpy.typing as npt
 from stored_backend import StoredBackend
 
 from berxit.runtime import EarlyExitRunner
-from berxit.runtime.bundle import DataFile, Manifest, ModelInfo, Parity, Segment, TensorInfo, sha256, write_manifest
+from berxit.runtime.bundle import (
+    DIGEST_LENGTH,
+    DataFile,
+    Manifest,
+    ModelInfo,
+    Parity,
+    Segment,
+    TensorInfo,
+    sha256,
+    write_manifest,
+)
 from berxit.runtime.golden import Golden, write_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.runner import Answer
+from berxit.runtime.runner import Prediction
 from berxit.runtime.tokenization import Text, TextTokenizer
 
 LAYERS = 6
@@ -117,6 +127,7 @@ def write_model(model: SmallModel, shared: Path, place: Path, rng: np.random.Gen
     write_golden(golden, place / "golden.json")
     manifest = manifest_of(model, shared, place)
     write_manifest(manifest, place)
+    manifest = replace(manifest, digest=sha256(place / "manifest.json")[:DIGEST_LENGTH])
     answers = {
         "texts": golden.texts,
         "batches": list(batches(model, manifest, tokenizer, logits, lte)),
@@ -182,6 +193,6 @@ def streams(
         yield [plain(answer) for answer in runner.stream(*(text if isinstance(text, tuple) else (text,)))]
 
 
-def plain(answer: Answer) -> dict[str, Any]:
-    """An answer without its latency."""
-    return {key: value for key, value in asdict(answer).items() if key != "latency_ms"}
+def plain(answer: Prediction) -> dict[str, Any]:
+    """A prediction without its latency, and whether that was late."""
+    return {key: value for key, value in asdict(answer).items() if key not in ("latency_ms", "late")}

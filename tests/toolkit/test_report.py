@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from berxit.runtime import Answer
+from berxit.runtime import Prediction
 from berxit.runtime.bench import BenchResult, bench
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples
@@ -23,7 +23,7 @@ from berxit.train.curves import Curve, area_above
 from berxit.train.evaluation import Predictions
 
 ANSWERS = [
-    (f"{name} {i}", Answer("cat", {"cat": 0.9, "other": 0.1}, layer, 0.9, 1.0))
+    (f"{name} {i}", Prediction("cat", {"cat": 0.9, "other": 0.1}, layer, 0.9, 1.0))
     for name, layer in (("early", 1), ("middle", 2), ("late", 3))
     for i in range(4)
 ]
@@ -94,7 +94,7 @@ def test_what_the_user_named_is_escaped(result: BenchResult, checkpoint: Path, b
     calibrated = read_policy(checkpoint)
     assert calibrated is not None
     odd = replace(calibrated.calibration, data="<script>.tsv")
-    answers = [("<b>loud</b>", Answer("cat", {}, 1, 0.9, 1.0))]
+    answers = [("<b>loud</b>", Prediction("cat", {}, 1, 0.9, 1.0))]
     page = write_report(tmp_path / "report.html", result, odd, bundle, answers).read_text(encoding="utf-8")
     assert "<script>" not in page
     assert "&lt;script&gt;.tsv" in page
@@ -122,7 +122,7 @@ def test_few_answers_stand_once_each(result: BenchResult, checkpoint: Path, bund
 def test_a_bar_in_a_text_stays_in_its_cell(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     calibrated = read_policy(checkpoint)
     assert calibrated is not None
-    answers = [("on | off", Answer("cat", {}, 1, 0.9, 1.0))]
+    answers = [("on | off", Prediction("cat", {}, 1, 0.9, 1.0))]
     page = write_report(tmp_path / "report.html", result, calibrated.calibration, bundle, answers)
     assert "<td>on | off</td>" in page.read_text(encoding="utf-8")
 

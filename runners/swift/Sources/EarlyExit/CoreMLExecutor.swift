@@ -208,14 +208,16 @@ extension EarlyExitRunner {
     ///
     /// The first time, it compiles the models, which takes seconds; later the compiled ones load from the caches folder.
     /// `verify`: compare every file with its sha256 first. `warmUp`: run every segment at every length, so that the
-    /// first answer comes as fast as the others.
+    /// first answer comes as fast as the others. `missProbability`: largest share of calls with a deadline that may end
+    /// late although their first exit was in time.
     public static func load(
         _ folder: URL, computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits, verify: Bool = true,
-        warmUp: Bool = true
+        warmUp: Bool = true, missProbability: Double = 0.01
     ) async throws -> EarlyExitRunner {
         let bundle = try ModelBundle(at: folder, verify: verify)
         let runner = try EarlyExitRunner(
-            bundle: bundle, executor: try await CoreMLExecutor(bundle: bundle, computeUnits: computeUnits))
+            bundle: bundle, executor: try await CoreMLExecutor(bundle: bundle, computeUnits: computeUnits),
+            missProbability: missProbability)
         if warmUp { try runner.warmUp() }
         return runner
     }

@@ -1,27 +1,71 @@
 import Dispatch
+import Foundation
 
-/// A policy that also stops when the next exit might come too late. The first exit is reached in any case.
+/// Estimates the time of the next step, so that at most a share of `missProbability` of all calls misses its deadline.
+///
+/// The same arithmetic as `StepEstimator` in the Python runtime (runtime/deadline.py): the slowest layer so far in the
+/// same call, times the layers of the next segment, times a margin that missed deadlines control. One estimator serves
+/// all calls of a runner, from any thread.
+final class StepEstimator: @unchecked Sendable {
+    /// Default share of calls that may end after their deadline although their first exit was in time.
+    static let missProbability = 0.01
+    /// Margin of an estimator that has observed no call.
+    static let firstMargin = 2.0
+    static let largestMargin = 16.0
+    /// A missed deadline raises the margin by a factor of at most e^rate.
+    static let rate = 0.25
+
+    private let missProbability: Double
+    private let lock = NSLock()
+    private var logMargin = log(StepEstimator.firstMargin)
+
+    init(missProbability: Double = StepEstimator.missProbability) throws {
+        guard missProbability > 0, missProbability < 1 else {
+            throw EarlyExitError.input("missProbability is \(missProbability): it must be above 0 and below 1")
+        }
+        self.missProbability = missProbability
+    }
+
+    /// Estimated time of a layer divided by the slowest layer before it in the call.
+    var margin: Double {
+        lock.lock()
+        defer { lock.unlock() }
+        return exp(logMargin)
+    }
+
+    /// Updates the margin after a call.
+    func observe(missed: Bool) {
+        lock.lock()
+        defer { lock.unlock() }
+        let changed = logMargin + StepEstimator.rate * ((missed ? 1 : 0) - missProbability / 2)
+        logMargin = min(max(changed, 0), log(StepEstimator.largestMargin))
+    }
+}
+
+/// A policy that also stops where the next exit might come too late. The first exit is reached in any case.
 struct Deadline: StopRule {
-    /// The next layer is expected to take up to this times the slowest one so far. Layers do the same work on the same
-    /// input, so a call's own layers tell better than any stored table what the next will take, here and now. A segment
-    /// of several layers takes as many times one.
-    static let margin = 1.25
-
     private var policy: ExitPolicy
     private let end: Double
+    private let estimator: StepEstimator
+    private let margin: Double
     private let clock: () -> Double
     private var last: Double
     private var slowest = 0.0
-    /// Exit layer -> layers since the exit before, and layers to the next one.
+    private let first: Int
+    /// Exit layer -> layers since the exit before, and layers to the next one. A segment of several takes as many times
+    /// one.
     private let gaps: [Int: Int]
     private let ahead: [Int: Int]
 
     /// `exits`: the layers that have one. `end` and `clock` are in seconds.
-    init(policy: ExitPolicy, exits: [Int], end: Double, clock: @escaping () -> Double) {
+    init(policy: ExitPolicy, exits: [Int], end: Double, estimator: StepEstimator, clock: @escaping () -> Double) {
         self.policy = policy
         self.end = end
+        self.estimator = estimator
         self.clock = clock
+        margin = estimator.margin
         last = clock()
+        first = exits.first ?? 0
         let sizes = zip(exits, [0] + exits).map(-)
         gaps = Dictionary(uniqueKeysWithValues: zip(exits, sizes))
         ahead = Dictionary(uniqueKeysWithValues: zip(exits, sizes.dropFirst()))
@@ -39,8 +83,14 @@ struct Deadline: StopRule {
         let time = clock()
         slowest = max(slowest, (time - last) / Double(gaps[layer, default: 1]))
         last = time
-        let next = Deadline.margin * slowest * Double(ahead[layer, default: 0])
-        return time + next > end || policy.stops(after: layer, certainty: certainty)
+        if let layers = ahead[layer], !policy.stops(after: layer, certainty: certainty),
+            time + margin * slowest * Double(layers) <= end
+        {
+            return false
+        }
+        let missed = time > end
+        if !missed || layer != first { estimator.observe(missed: missed) }  // no margin makes the first exit faster
+        return true
     }
 }
 

@@ -1,7 +1,17 @@
 import Foundation
 
-/// What the model says of one text, and what it took.
-public struct Answer: Equatable, Sendable {
+/// Why an input exited.
+public enum StoppedBy: String, Sendable {
+    /// Its certainty passed the threshold.
+    case certainty
+    /// The next exit was not expected before the deadline.
+    case deadline
+    /// No deeper layer follows.
+    case lastLayer = "last_layer"
+}
+
+/// The model's prediction for one text, with its latency and the reason why it exited.
+public struct Prediction: Equatable, Sendable {
     /// The class name; nil for regression.
     public let label: String?
     /// The value of a regression; nil for classification.
@@ -14,8 +24,14 @@ public struct Answer: Equatable, Sendable {
     public let certainty: Float
     /// From the call to this answer, tokenisation included; in a batch with the texts before it.
     public let latencyMs: Double
-    /// Whether the text was longer than the model takes, and was cut.
+    /// Whether the text had more tokens than the model accepts, or than could be read before the deadline.
     public let truncated: Bool
+    /// nil in `stream` before the last layer.
+    public let stoppedBy: StoppedBy?
+    /// Whether `latencyMs` exceeded the deadline; nil without a deadline.
+    public let late: Bool?
+    /// Identity of the bundle (`ModelBundle.digest`).
+    public let model: String
 }
 
 /// Runs a bundle: layer after layer, until the exit policy is satisfied. Safe to call from several threads.
@@ -27,14 +43,23 @@ public final class EarlyExitRunner: Sendable {
     let executor: any SegmentExecutor
     private let tokenizer: Tokenizer
     private let clock: @Sendable () -> Double
+    private let estimator: StepEstimator
 
     /// Ties a bundle to whatever runs its segments; apps call `load`.
-    public convenience init(bundle: ModelBundle, executor: any SegmentExecutor) throws {
-        try self.init(bundle: bundle, executor: executor, clock: now)
+    ///
+    /// `missProbability`: largest share of calls with a deadline that may end late although their first exit was in time.
+    public convenience init(
+        bundle: ModelBundle, executor: any SegmentExecutor, missProbability: Double = 0.01
+    ) throws {
+        try self.init(bundle: bundle, executor: executor, missProbability: missProbability, clock: now)
     }
 
     /// `clock` is in seconds.
-    init(bundle: ModelBundle, executor: any SegmentExecutor, clock: @escaping @Sendable () -> Double) throws {
+    init(
+        bundle: ModelBundle, executor: any SegmentExecutor, missProbability: Double = StepEstimator.missProbability,
+        clock: @escaping @Sendable () -> Double
+    ) throws {
+        estimator = try StepEstimator(missProbability: missProbability)
         self.bundle = bundle
         self.executor = executor
         self.clock = clock
@@ -52,7 +77,7 @@ public final class EarlyExitRunner: Sendable {
     /// Throws for an empty text, or a threshold or deadline out of range.
     public func predict(
         _ text: String, _ pair: String? = nil, threshold: Double? = nil, deadlineMs: Double? = nil
-    ) throws -> Answer {
+    ) throws -> Prediction {
         try answers([(text, pair)], threshold: threshold, deadlineMs: deadlineMs)[0]
     }
 
@@ -64,14 +89,14 @@ public final class EarlyExitRunner: Sendable {
     /// Throws, before anything runs, where `predict` would for one of them, and for no texts.
     public func predictBatch(
         _ texts: [String], threshold: Double? = nil, deadlineMs: Double? = nil
-    ) throws -> [Answer] {
+    ) throws -> [Prediction] {
         try answers(texts.map { ($0, nil) }, threshold: threshold, deadlineMs: deadlineMs)
     }
 
     /// The same for pairs.
     public func predictBatch(
         _ pairs: [(String, String)], threshold: Double? = nil, deadlineMs: Double? = nil
-    ) throws -> [Answer] {
+    ) throws -> [Prediction] {
         try answers(pairs.map { ($0, $1) }, threshold: threshold, deadlineMs: deadlineMs)
     }
 
@@ -79,7 +104,7 @@ public final class EarlyExitRunner: Sendable {
     /// `for try await` whenever you have enough.
     ///
     /// Throws for an empty text, here and not at the first iteration.
-    public func stream(_ text: String, _ pair: String? = nil) throws -> AsyncThrowingStream<Answer, Error> {
+    public func stream(_ text: String, _ pair: String? = nil) throws -> AsyncThrowingStream<Prediction, Error> {
         let start = clock()
         let tokens = try encode(text, pair, named: "the text")
         let (policy, exits) = (manifest.policy, manifest.exits)
@@ -89,7 +114,7 @@ public final class EarlyExitRunner: Sendable {
                 loop = try ExitLoop(
                     executor: self.executor, tokens: tokens, exits: exits, policy: policy, rule: FullDepth())
             }
-            return try loop?.next().map { try self.answer($0, policy, tokens, start) }
+            return try loop?.next().map { try self.prediction($0, policy, tokens, start) }
         }
     }
 
@@ -119,31 +144,33 @@ public final class EarlyExitRunner: Sendable {
                 + " \(manifest.parity.atol) allowed. Try other compute units, or export again with --precision fp32")
     }
 
-    private func answers(_ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?) throws -> [Answer] {
+    private func answers(_ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?) throws -> [Prediction] {
         let start = clock()
         guard !texts.isEmpty else { throw EarlyExitError.input("the batch is empty: give at least one text") }
         let (policy, exits) = (try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy, manifest.exits)
         let end = try deadlineMs.map { try Deadline.end(of: $0, start: start) }
         let rows = try texts.enumerated().map { row, text in
-            try encode(text.0, text.1, named: texts.count > 1 ? "text \(row)" : "the text")
+            try encode(text.0, text.1, named: texts.count > 1 ? "text \(row)" : "the text", end: end ?? .infinity)
         }
         return try rows.enumerated().map { row, tokens in
             var rule: any StopRule = policy
             if let end {
                 let begin = clock()
                 let share = (end - begin) / Double(rows.count - row)
-                rule = Deadline(policy: policy, exits: exits, end: begin + share, clock: clock)
+                rule = Deadline(policy: policy, exits: exits, end: begin + share, estimator: estimator, clock: clock)
             }
             var loop = try ExitLoop(executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule)
             while let step = try loop.next() {
-                if step.exits { return try answer(step, policy, tokens, start) }
+                if step.exits { return try prediction(step, policy, tokens, start, deadlineMs: deadlineMs) }
             }
             preconditionFailure("the last exit always answers")
         }
     }
 
     /// A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess.
-    private func encode(_ text: String, _ pair: String?, named name: String) throws -> Tokens {
+    private func encode(
+        _ text: String, _ pair: String?, named name: String, end: Double = .infinity
+    ) throws -> Tokens {
         guard (pair != nil) == manifest.model.takesPairs else {
             let (takes, given) =
                 manifest.model.takesPairs ? ("pairs of texts", "one text") : ("single texts", "a pair")
@@ -153,10 +180,12 @@ public final class EarlyExitRunner: Sendable {
         where part.unicodeScalars.allSatisfy(\.properties.isWhitespace) {
             throw EarlyExitError.input("\(name) is empty: give it at least one character that is not blank")
         }
-        return tokenizer.encode(text, pair)
+        return tokenizer.encode(text, pair, end: end, clock: clock)
     }
 
-    private func answer(_ step: ExitLoop.Step, _ policy: ExitPolicy, _ tokens: Tokens, _ start: Double) throws -> Answer {
+    private func prediction(
+        _ step: ExitLoop.Step, _ policy: ExitPolicy, _ tokens: Tokens, _ start: Double, deadlineMs: Double? = nil
+    ) throws -> Prediction {
         let model = manifest.model
         let scores = policy.scores(layer: step.layer, logits: step.logits)
         guard scores.count == (model.isRegression ? 1 : model.labels.count) else {
@@ -164,13 +193,24 @@ public final class EarlyExitRunner: Sendable {
                 "layer \(step.layer) gave \(scores.count) logits, which do not fit the labels. Export the bundle again")
         }
         let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
-        return Answer(
+        var stoppedBy: StoppedBy?
+        var policy = policy
+        if step.layer == manifest.exits.last {
+            stoppedBy = .lastLayer
+        } else if step.exits {
+            stoppedBy = policy.stops(after: step.layer, certainty: step.certainty) ? .certainty : .deadline
+        }
+        let latencyMs = 1e3 * (clock() - start)
+        return Prediction(
             label: model.isRegression ? nil : model.labels[largest(scores)],
             value: model.isRegression ? scores[0] : nil,
             scores: named,
             exitLayer: step.layer,
             certainty: step.certainty,
-            latencyMs: 1e3 * (clock() - start),
-            truncated: tokens.truncated)
+            latencyMs: latencyMs,
+            truncated: tokens.truncated,
+            stoppedBy: stoppedBy,
+            late: deadlineMs.map { latencyMs > $0 },
+            model: bundle.digest)
     }
 }

@@ -4,6 +4,9 @@ import Foundation
 public struct ModelBundle: Sendable {
     public let folder: URL
     public let manifest: Manifest
+    /// Identity of the bundle: the first 12 hexadecimal digits of the sha256 of manifest.json, which contains the
+    /// checksums of all other files.
+    public let digest: String
 
     /// Reads and checks a bundle. `verify`: also compare every file with its sha256.
     ///
@@ -16,6 +19,7 @@ public struct ModelBundle: Sendable {
         }
         self.folder = folder
         manifest = try Manifest(JSON.read(place), at: place.path)
+        digest = String(try Checksum.of(place).prefix(12))
         for (file, sum) in manifest.files.sorted(by: { $0.key < $1.key }) {
             try check(file, sum: verify ? sum : nil)
         }

@@ -38,21 +38,32 @@ final class RunnerTests: XCTestCase {
         let runner = try EarlyExitRunner(bundle: bundle, executor: Stored(bundle.readGolden()))
         let late = try runner.predictBatch(["one", "two", "three"], threshold: 1, deadlineMs: 1e-6)
         XCTAssertEqual(late.map(\.exitLayer), [2, 2, 2])
+        XCTAssertEqual(late.map(\.stoppedBy), [.deadline, .deadline, .deadline])
+        XCTAssertEqual(late.map(\.late), [true, true, true])
         let early = try runner.predictBatch(["one", "two", "three"], threshold: 1, deadlineMs: 1e7)
         XCTAssertEqual(early.map(\.exitLayer), [6, 6, 6])
+        XCTAssertEqual(early.map(\.stoppedBy), [.lastLayer, .lastLayer, .lastLayer])
+        XCTAssertEqual(early.map(\.late), [false, false, false])
     }
 
     func testTextsOfABatchShareWhatIsLeftOfTheirDeadline() throws {
         let bundle = try ModelBundle(at: bundleFolder("fewer_exits"))
         let stored = try Stored(bundle.readGolden())
         let runner = try EarlyExitRunner(bundle: bundle, executor: stored) { stored.seconds }
-        // Layer 3 alone takes 10 ms, and layers 4 to 6 may take 3 x 12.5. The first text has 33 ms, the second 80 / 2,
-        // the third 60: 20 ms to layer 3, and 37.5 more.
-        let answers = try runner.predictBatch(["one", "two", "three"], threshold: 1, deadlineMs: 100)
+        // Layer 3 alone takes 10 ms, and layers 4 to 6 may take 3 x 20. The first text has 53 ms, the second 140 / 2,
+        // the third 120: 20 ms to layer 3, and 60 more.
+        let answers = try runner.predictBatch(["one", "two", "three"], threshold: 1, deadlineMs: 160)
         XCTAssertEqual(answers.map(\.exitLayer), [3, 3, 6])
         for (answer, milliseconds) in zip(answers, [20, 40, 70]) {
             XCTAssertEqual(answer.latencyMs, Double(milliseconds), accuracy: 1e-6)
         }
+    }
+
+    func testALongTextIsReadUntilTheDeadline() throws {
+        let runner = try runner("confidence")
+        let blanks = String(repeating: " ", count: 200_000) + "one"
+        XCTAssertFalse(try runner.predict(blanks).truncated)
+        XCTAssertTrue(try runner.predict(blanks, deadlineMs: 1e-3).truncated)
     }
 
     func testWarmUpRunsEverySegmentTwiceAtEveryLength() throws {

@@ -82,25 +82,36 @@ final class VectorTests: XCTestCase {
 
     func testDeadlinesStopAlike() throws {
         struct Case: Decodable {
+            struct Call: Decodable {
+                let milliseconds: Double
+                let times: [Double]
+                let certainty: [Float]
+                let stops: [Bool]
+            }
             let exits: [Int]
             let thresholds: [Double]
-            let milliseconds: Double
-            let times: [Double]
-            let certainty: [Float]
-            let stops: [Bool]
+            let missProbability: Double
+            let calls: [Call]
+            let margin: Double
         }
         for vector in try Vectors.read("deadlines.json", as: [Case].self) {
             let policy = try ExitPolicy(
                 criterion: .confidence, thresholds: vector.thresholds,
                 temperatures: [Double](repeating: 1, count: vector.thresholds.count + 1))
-            var times = vector.times[...]
-            var deadline = Deadline(
-                policy: policy, exits: vector.exits,
-                end: try Deadline.end(of: vector.milliseconds, start: vector.times[0])
-            ) { times.removeFirst() }
-            let stops = zip(vector.exits, vector.certainty).map { deadline.stops(after: $0, certainty: $1) }
-            XCTAssertEqual(stops, vector.stops, "\(vector.milliseconds) ms, exits \(vector.exits)")
+            let estimator = try StepEstimator(missProbability: vector.missProbability)
+            for call in vector.calls {
+                var times = call.times[...]
+                var deadline = Deadline(
+                    policy: policy, exits: vector.exits,
+                    end: try Deadline.end(of: call.milliseconds, start: call.times[0]), estimator: estimator
+                ) { times.removeFirst() }
+                let stops = zip(vector.exits.prefix(call.stops.count), call.certainty)
+                    .map { deadline.stops(after: $0, certainty: $1) }
+                XCTAssertEqual(stops, call.stops, "\(call.milliseconds) ms, exits \(vector.exits)")
+            }
+            XCTAssertEqual(estimator.margin, vector.margin, accuracy: 1e-9)
         }
+        assertFails(try StepEstimator(missProbability: 0), "missProbability is 0.0")
         for milliseconds in [0, -1, Double.nan] {
             assertFails(try Deadline.end(of: milliseconds, start: 0), "it must be above 0")
         }
@@ -114,6 +125,8 @@ final class VectorTests: XCTestCase {
         let exitLayer: Int
         let certainty: Float
         let truncated: Bool
+        let stoppedBy: String?
+        let model: String
 
         enum Label: Decodable, Equatable {
             case name(String)
@@ -165,7 +178,7 @@ final class VectorTests: XCTestCase {
             let runner = try runner(name)
             let cases = try Vectors.read("models/\(name)/answers.json", as: Cases.self)
             for (text, stream) in zip(cases.texts, cases.streams) {
-                var answers: [Answer] = []
+                var answers: [Prediction] = []
                 for try await answer in try runner.stream(text[0], text.count == 2 ? text[1] : nil) {
                     answers.append(answer)
                 }
@@ -175,7 +188,7 @@ final class VectorTests: XCTestCase {
         }
     }
 
-    private func assert(_ answer: Answer, is expected: Expected, _ name: String) {
+    private func assert(_ answer: Prediction, is expected: Expected, _ name: String) {
         switch expected.label {
         case .name(let label):
             XCTAssertEqual(answer.label, label, name)
@@ -192,5 +205,8 @@ final class VectorTests: XCTestCase {
         XCTAssertEqual(answer.exitLayer, expected.exitLayer, name)
         XCTAssertEqual(answer.certainty, expected.certainty, accuracy: 1e-5, name)
         XCTAssertEqual(answer.truncated, expected.truncated, name)
+        XCTAssertEqual(answer.stoppedBy?.rawValue, expected.stoppedBy, name)
+        XCTAssertNil(answer.late, name)
+        XCTAssertEqual(answer.model, expected.model, name)
     }
 }

@@ -37,6 +37,9 @@ struct AddedTokens: Sendable {
         self.normalized = normalized.sorted { $0.content.count > $1.content.count }
     }
 
+    /// Characters of the longest token.
+    var longest: Int { (raw + normalized).map(\.content.count).max() ?? 0 }
+
     /// The text cut at its added tokens; what lies between is normalised.
     func split(_ text: [Unicode.Scalar], normalizer: Normalizer) -> [Piece] {
         AddedTokens.split(text, at: raw).flatMap { piece -> [Piece] in

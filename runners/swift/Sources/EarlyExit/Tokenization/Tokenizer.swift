@@ -11,6 +11,16 @@ public struct Tokenizer: Sendable {
     private let model: any TokenModel
     private let template: Template
     private let maxLength: Int
+    /// Words at the end of a prefix that the rest of the text may change: two, or as many as an added token may span.
+    private let openWords: Int
+
+    /// Characters of a long text that are tokenized first, per token that the model accepts.
+    private static let charactersPerToken = 6
+    /// Up to this length per token that the model accepts, the tokens of both texts of a pair are counted, to give the
+    /// odd token to the longer one.
+    private static let countedCharactersPerToken = 32
+    /// Factor by which the prefix of a long text grows until it contains enough tokens.
+    private static let growth = 2
 
     /// `maxLength`: tokens that one input may have, special tokens included. The file's own truncation and padding
     /// are not used: the manifest says what the model takes.
@@ -27,16 +37,36 @@ public struct Tokenizer: Sendable {
                 "cannot read tokenizer \(file.path): \(error.message). Upgrade the EarlyExit package, or export again")
         }
         self.maxLength = maxLength
+        openWords = max(2, addedTokens.longest)
     }
 
-    /// Ids and types of one text or a pair. What is longer than the model takes is cut, the longer half of a pair first.
-    public func encode(_ text: String, _ pair: String? = nil) -> Tokens {
-        var first = ids(of: text)
-        var second = pair.map(ids(of:)) ?? []
+    /// Ids and types of one text or a pair, truncated to what the model accepts, the longer text of a pair first. Only
+    /// as much of a long text is read as that takes.
+    ///
+    /// `end`: seconds on `clock` after which no longer prefix of a text is read; a text that would need one is truncated
+    /// to the tokens found so far.
+    public func encode(_ text: String, _ pair: String? = nil, end: Double = .infinity) -> Tokens {
+        encode(text, pair, end: end, clock: now)
+    }
+
+    func encode(_ text: String, _ pair: String?, end: Double, clock: () -> Double) -> Tokens {
         let pieces = pair == nil ? template.single : template.pair
         let room = max(maxLength - pieces.filter(\.isSpecial).count, 0)
-        let kept = Tokenizer.longestFirst(first.count, second.count, room: room)
-        let cut = kept != (first.count, second.count)
+        let firstFound = ids(of: text, room: room, end: end, clock: clock)
+        let secondFound = pair.map { ids(of: $0, room: room, end: end, clock: clock) } ?? (ids: [], whole: true)
+        var (first, second) = (firstFound.ids, secondFound.ids)
+        var counts = (first.count, second.count)
+        if let pair, min(counts.0, counts.1) > room, !(firstFound.whole && secondFound.whole) {
+            let characters = (text.unicodeScalars.count, pair.unicodeScalars.count)
+            if max(characters.0, characters.1) <= Tokenizer.countedCharactersPerToken * maxLength && clock() < end {
+                counts.0 = ids(of: text, room: .max, end: end, clock: clock).ids.count
+                counts.1 = ids(of: pair, room: .max, end: end, clock: clock).ids.count
+            } else {  // their tokens are not counted: characters decide
+                counts = (room + (characters.0 > characters.1 ? 2 : 1), room + 1)
+            }
+        }
+        let kept = Tokenizer.longestFirst(counts.0, counts.1, room: room)
+        let cut = kept != (first.count, second.count) || !firstFound.whole || !secondFound.whole
         first = Array(first.prefix(kept.0))
         second = Array(second.prefix(kept.1))
 
@@ -52,12 +82,46 @@ public struct Tokenizer: Sendable {
         return tokens
     }
 
-    private func ids(of text: String) -> [Int32] {
-        addedTokens.split(Array(text.unicodeScalars), normalizer: normalizer).flatMap { piece -> [Int32] in
+    /// All ids of a text; of a long text, those of a prefix that has more than `room`. `whole`: whether nothing is left.
+    ///
+    /// Normalization and pre-tokenization look at most one word ahead, and the model reads one word at a time: the ids of
+    /// a prefix without its last words are the first ids of the text.
+    private func ids(
+        of text: String, room: Int, end: Double, clock: () -> Double
+    ) -> (ids: [Int32], whole: Bool) {
+        let scalars = Array(text.unicodeScalars)
+        var length = Tokenizer.charactersPerToken * maxLength
+        while length < scalars.count {
+            let begin = clock()
+            let words = words(of: Array(scalars[..<length]))
+            let found = words.dropLast(openWords).flatMap(ids(of:))
+            let time = clock()
+            if found.count > room { return (found, false) }
+            if time + Double(Tokenizer.growth) * (time - begin) > end { return (words.flatMap(ids(of:)), false) }
+            length *= Tokenizer.growth
+        }
+        return (words(of: scalars).flatMap(ids(of:)), true)
+    }
+
+    /// An added token, or a word that the model reads as a whole.
+    private enum Word {
+        case token(Int32)
+        case text(ArraySlice<Unicode.Scalar>)
+    }
+
+    private func words(of scalars: [Unicode.Scalar]) -> [Word] {
+        addedTokens.split(scalars, normalizer: normalizer).flatMap { piece -> [Word] in
             switch piece {
-            case .token(let id): return [id]
-            case .text(let scalars): return preTokenizer.words(scalars).flatMap(model.ids(of:))
+            case .token(let id): return [.token(id)]
+            case .text(let scalars): return preTokenizer.words(scalars).map(Word.text)
             }
+        }
+    }
+
+    private func ids(of word: Word) -> [Int32] {
+        switch word {
+        case .token(let id): return [id]
+        case .text(let scalars): return model.ids(of: scalars)
         }
     }
 
