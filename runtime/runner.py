@@ -52,9 +52,6 @@ class Prediction:
     """Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json."""
 
 
-LAST_LAYER: StoppedBy = "last_layer"
-
-
 class EarlyExitRunner:
     """Runs a bundle: layer after layer, until the exit policy is satisfied. Safe to call from several threads.
 
@@ -240,7 +237,7 @@ class EarlyExitRunner:
         """``stopped_by`` of the marked rows. A row that exits before the policy lets it was stopped by the deadline."""
         rows = np.count_nonzero(which)
         if result.layer >= policy.deepest or result.layer == self.backend.exits[-1]:
-            return [LAST_LAYER] * rows
+            return ["last_layer" for _ in range(rows)]
         certain = policy.exits(result.layer, result.certainty[which]).tolist()
         exited = result.exits[which].tolist()
         return [

@@ -83,7 +83,8 @@ class TextTokenizer:
 
     The ids are those of the library's own truncation, "longest_first", with one exception: if each text of a pair has
     more tokens than the model accepts and one has more than COUNTED_CHARACTERS_PER_TOKEN characters per token of
-    ``max_length``, the odd token goes to the text with more characters, because its tokens are not counted. The library's truncation is not used: for a pair its cost is the product of the lengths.
+    ``max_length``, the odd token goes to the text with more characters, because its tokens are not counted. The
+    library's truncation is not used: for a pair its cost is the product of the lengths.
     """
 
     def __init__(self, path: Path | BundleFile, max_length: int, pad_token_id: int) -> None:
