@@ -137,7 +137,8 @@ class TextTokenizer:
         """The library holds the interpreter lock in ``encode``, but not in ``encode_batch``, which costs some
         microseconds more."""
         if len(texts) == 1 and sum(map(len, _parts(texts[0]))) <= 2 * self._prefix:
-            return [self._tokenizer.encode(*_parts(texts[0]))]
+            first, second = (*_parts(texts[0]), None)[:2]
+            return [self._tokenizer.encode(first, second)]
         return self._tokenizer.encode_batch(texts)
 
     def _truncate(
