@@ -24,14 +24,6 @@ NOTABLE = 0.005
 """Half a point: an exit that loses more is worth a word."""
 
 
-def calibration_pass(checkpoint: Path, exits: Sequence[int]) -> Predictions:
-    """What the checkpoint said of the calibration data at these exits. Raises BerxitError where that is not stored."""
-    path = checkpoint / PASS_FILE
-    if not path.is_file():
-        raise BerxitError(f"{path} is not there: run berxit-calibrate again")
-    return Predictions.load(path).at_exits(exits)
-
-
 def calibration_texts(expected: Predictions, calibration: Calibration, task: Task) -> list[Text]:
     """The texts of the pass, in its order. Raises BerxitError where the data is gone or is not what it was."""
     path = Path(calibration.data)
@@ -61,7 +53,7 @@ def bundle_pass(
                 if lte is not None and certainty is not None:
                     lte[row, place] = certainty[0]
             bar.update(1)
-    return replace(expected, logits=logits, lte=lte)
+    return replace(expected, logits=logits, lte=lte, reference=expected.full_depth)
 
 
 def compare(expected: Predictions, found: Predictions, calibration: Calibration) -> Scores:

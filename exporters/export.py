@@ -17,9 +17,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from berxit.devices import recognise, this_machine
-from berxit.exporters.bundle_scores import bundle_pass, calibration_pass, calibration_texts, compare, in_words
+from berxit.exporters.bundle_scores import bundle_pass, calibration_texts, compare, in_words
 from berxit.exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
-from berxit.exporters.golden_samples import of_every_length
+from berxit.exporters.golden_samples import golden_texts, of_every_length
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import cut
 from berxit.runtime.backends import open_backend
@@ -36,12 +36,13 @@ from berxit.runtime.bundle import (
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import Golden, deviations, read_golden, write_golden
 from berxit.runtime.loop import Backend
+from berxit.runtime.metrics import positive_class
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_whole
 from berxit.runtime.tokenization import Text, TextTokenizer
-from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy
-from berxit.train.checkpoint import load_checkpoint, read_samples
+from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy, stored_pass
+from berxit.train.checkpoint import load_checkpoint
 from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import Task, task_of
 
@@ -98,22 +99,26 @@ def export(
     options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     force: bool = False,
     scores: bool = True,
+    data: Path | None = None,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Writes the bundle ``output`` for a target, whole or not at all.
 
     ``scores``: run what a precision may change over the calibration data, measure what it costs, and choose the
-    thresholds from what it says. ``report`` hears every line of the parity check.
+    thresholds from what it says. ``data``: texts of the task, for a checkpoint without samples. ``report`` receives
+    every line of the parity check, and warnings.
 
-    Raises InputError for an unknown target or precision or an output that is there, BerxitError for a checkpoint that
-    cannot be read or an exit that differs from it.
+    Raises InputError for an unknown target or precision, an output that exists, or a precision that needs texts of the
+    task where there are none; BerxitError for a checkpoint that cannot be read or an exit that differs from it.
     """
     writer = target_module(target)
     options = options.checked_for(target, writer)
     precision = str(options.precision)
     model, tokenizer = load_checkpoint(checkpoint)
-    calibrated = read_policy(checkpoint)
+    scored = precision if precision in getattr(writer, "SCORED", ()) else None
+    samples = golden_texts(checkpoint, model.config, tokenizer, data, scored, report)
+    calibrated = stored = read_policy(checkpoint)
     if calibrated and calibrated.policy.layers != model.layers:
         raise BerxitError(
             f"{checkpoint / POLICY_FILE} is for {calibrated.policy.layers} layers, the model has {model.layers}:"
@@ -121,14 +126,14 @@ def export(
         )
     segments, placed = cut(model), None
     if options.exits == "auto":
-        placed = automatic_exits(checkpoint, target, options, calibrated, progress)
+        placed = automatic_exits(checkpoint, target, options, calibrated, data, progress)
         report(str(placed))
         options = replace(options, exits=placed.exits)
     if options.exits:
         exits = checked_exits(options.exits, model.layers)
         segments = segments.with_exits(exits)
         if calibrated:
-            calibrated = choose_again(checkpoint, calibrated.calibration, exits)
+            calibrated = choose_again(stored_pass(checkpoint, calibrated), calibrated.calibration, exits)
             report(f"calibrated for these exits: {calibrated.calibration.summary()}")
     if hasattr(writer, "with_defaults"):
         options = writer.with_defaults(options, segments)
@@ -138,7 +143,6 @@ def export(
         longest = options.lengths[-1]
     with write_whole(output, force=force) as folder:
         shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
-        samples = read_samples(checkpoint) or _plain_samples(model)
         device_tokenizer = TextTokenizer(folder / "tokenizer.json", longest, int(tokenizer.pad_token_id))
         if getattr(writer, "EVERY_LENGTH", False):
             samples = of_every_length(samples, options.lengths, device_tokenizer)
@@ -167,15 +171,17 @@ def export(
         )
         backend = writer.checking_backend(folder, manifest, None)
         manifest = _checked(manifest, writer, backend, golden, checkpoint, report)
-        if scores and calibrated and precision in getattr(writer, "SCORED", ()):
+        if scores and stored and scored:
             task = task_of(model.config)
-            manifest = _scored(manifest, backend, device_tokenizer, task, checkpoint, calibrated, progress, report)
+            manifest = _scored(manifest, backend, device_tokenizer, task, checkpoint, stored, progress, report)
         del backend  # it maps files of a folder that is about to be renamed
         if placed and manifest.calibration:
             placed = placed.under(manifest.calibration["histogram"])
             manifest.calibration["placement"] = asdict(placed)
             if manifest.scores:
                 report(f"expected with this threshold: {placed.expected_ms:.2f} ms per input")
+        for line in manifest.calibration["warnings"] if manifest.calibration else ():
+            report(f"warning: {line}")
         write_manifest(manifest, folder)
     return manifest
 
@@ -213,15 +219,15 @@ def _scored(
     tokenizer: TextTokenizer,
     task: Task,
     checkpoint: Path,
-    calibrated: CalibratedPolicy,
+    stored: CalibratedPolicy,
     progress: Progress,
     report: Callable[[str], None],
 ) -> Manifest:
     """With every exit's score on the calibration data beside the checkpoint's, and thresholds of its own; as it is,
     and ``report`` told why, where that data is not there any more."""
-    c = calibrated.calibration
+    c = stored.calibration
     try:
-        expected = calibration_pass(checkpoint, manifest.exits)
+        expected = stored_pass(checkpoint, stored).at_exits(manifest.exits)
         texts = calibration_texts(expected, c, task)
     except BerxitError as error:
         report(f"what {manifest.precision} costs was not measured, the thresholds are the checkpoint's: {error}")
@@ -239,6 +245,7 @@ def automatic_exits(
     target: str,
     options: ExportOptions,
     calibrated: CalibratedPolicy | None,
+    data: Path | None,
     progress: Progress,
 ) -> Placement:
     """Exits where they pay: measured on two bundles, one with all exits and one with the last only, on this machine.
@@ -256,13 +263,23 @@ def automatic_exits(
     layers = calibrated.policy.layers
     with TemporaryDirectory() as scratch:
         bundles = Path(scratch) / "all", Path(scratch) / "last"
-        export(checkpoint, target, bundles[0], options=replace(options, exits=()), scores=False, progress=progress)
-        manifest = export(checkpoint, target, bundles[1], options=replace(options, exits=(layers,)), scores=False)
+        export(
+            checkpoint,
+            target,
+            bundles[0],
+            options=replace(options, exits=()),
+            scores=False,
+            data=data,
+            progress=progress,
+        )
+        manifest = export(
+            checkpoint, target, bundles[1], options=replace(options, exits=(layers,)), scores=False, data=data
+        )
         both = [open_backend(bundle, read_manifest(bundle)) for bundle in bundles]
         golden = read_golden(bundles[0], manifest)
         costs = measure_costs(both[0], both[1], golden.one_by_one(manifest.model.pad_token_id), progress)
-    calibration = calibrated.calibration
-    return place_exits(layers, lambda exits: choose_again(checkpoint, calibration, exits).calibration.histogram, costs)
+    calibration, predictions = calibrated.calibration, stored_pass(checkpoint, calibrated)
+    return place_exits(layers, lambda exits: choose_again(predictions, calibration, exits).calibration.histogram, costs)
 
 
 def target_module(target: str) -> ModuleType:
@@ -286,6 +303,7 @@ def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, max_leng
         max_length=max_length,
         pad_token_id=int(tokenizer.pad_token_id),
         lte=config.lte,
+        positive=positive_class(config.metric, config.labels),
     )
 
 
@@ -323,11 +341,3 @@ def make_golden(
         if outputs.certainties is None
         else np.round(outputs.certainties.numpy().astype(np.float64), 6).tolist(),
     )
-
-
-def _plain_samples(model: MultiExitModel) -> list[Text]:
-    """For a checkpoint that carries no samples: a few sentences of different length."""
-    sentences = ["Yes.", "The meeting starts at nine.", "Nobody had told them that the last train was already gone."]
-    if len(model.config.text_columns) == 1:
-        return list(sentences)
-    return [(sentence, other) for sentence, other in zip(sentences, sentences[::-1], strict=True)]

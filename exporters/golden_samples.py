@@ -1,13 +1,66 @@
-"""Golden inputs for every length that a bundle names: a device plans each of them on its own, so each is checked."""
+"""Texts of the golden inputs: the checkpoint's samples, texts of --data, or random tokens; one for every length."""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from berxit.runtime.errors import InputError
 from berxit.runtime.tokenization import Text, TextTokenizer
+from berxit.train.checkpoint import SAMPLES_FILE, read_samples, spread_samples
+from berxit.train.configuration import MultiExitConfig
+from berxit.train.tasks import task_of
+
+RANDOM_TEXTS = 8
+
+
+def golden_texts(
+    checkpoint: Path,
+    config: MultiExitConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Path | None,
+    needed_by: str | None,
+    report: Callable[[str], None],
+) -> list[Text]:
+    """Texts for the golden inputs: the checkpoint's samples; where it has none, texts of the dev split (or the file)
+    ``data``; without ``data``, random tokens of the vocabulary, and ``report`` receives a line about it.
+
+    ``needed_by``: the precision whose rounding depends on texts of the task; InputError where there are only tokens.
+    """
+    if samples := read_samples(checkpoint):
+        return samples
+    if data is not None:
+        return spread_samples(task_of(config).read(data, "dev").texts)
+    if needed_by is not None:
+        raise InputError(
+            f"--precision {needed_by} needs texts of the task, and {checkpoint} has no {SAMPLES_FILE}: give --data, a"
+            " file or folder of the task's data"
+        )
+    report(
+        f"warning: {checkpoint} has no {SAMPLES_FILE}: the golden inputs are random tokens of its vocabulary. --data"
+        " takes texts of the task instead"
+    )
+    return random_texts(tokenizer, config.max_length, pairs=len(config.text_columns) == 2)
+
+
+def random_texts(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pairs: bool) -> list[Text]:
+    """Texts of random tokens without special ones, from one token to half of ``max_length``, always the same."""
+    drawn = np.random.default_rng(0)
+    ids = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    lengths = np.linspace(1, max(1, max_length // 2), RANDOM_TEXTS).astype(int).tolist()
+
+    def text(length: int) -> str:
+        while not (found := str(tokenizer.decode(drawn.choice(ids, length).tolist())).strip()):
+            pass
+        return found
+
+    return [(text(length), text(length)) if pairs else text(length) for length in lengths]
 
 
 def of_every_length(samples: Sequence[Text], lengths: Sequence[int], tokenizer: TextTokenizer) -> list[Text]:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from berxit import devices
 from berxit.runtime.backends import BACKENDS, allowed_difference
-from berxit.runtime.bundle import read_manifest
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.chance import at_chance, chance_message, check_labels, check_outputs, constant_prediction
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples, find_split, read_examples
@@ -71,6 +73,10 @@ class BenchResult:
     run: under ``lazy`` without the layers that none needed."""
     tuned: tuple[Tried, ...] = ()
     """With --tune: every back end and thread count that was tried, the fastest first; it ran what is measured here."""
+    constant_score: float | None = None
+    """The score of the best prediction that is the same for every input; None without labels."""
+    warnings: tuple[str, ...] = ()
+    """Scores at chance."""
 
     @property
     def full_depth(self) -> Measured:
@@ -88,7 +94,8 @@ class BenchResult:
         )
         if self.policy.score is None or self.full_depth.score is None:
             return text
-        kept = f" ({self.policy.score / self.full_depth.score:.1%})" if self.full_depth.score > 0 else ""
+        measured = self.full_depth.score > 0 and not self.warnings
+        kept = f" ({self.policy.score / self.full_depth.score:.1%})" if measured else ""
         return f"{text}, at {self.metric} {self.policy.score:.4f} instead of {self.full_depth.score:.4f}{kept}"
 
     def tables(self) -> list[Table]:
@@ -141,6 +148,7 @@ class BenchResult:
         """The whole report, as Markdown."""
         lines = [
             self.headline(),
+            *(f"warning: {line}" for line in self.warnings),
             f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device} by {self.backend}:"
             f" {self.machine},"
             f" {plural(self.threads, 'thread')}; {plural(self.inputs, 'input')}, {plural(self.rounds, 'round')},"
@@ -175,11 +183,16 @@ def bench(
     ``seconds``: the least each operating point, and the whole, is measured. ``tuned``: what ``tune`` found; its fastest
     runs the bundle. ``lazy``: as in ``EarlyExitRunner.load``; it changes what memory is measured, not the times, which
     are taken with all layers loaded.
+
+    Raises InputError for labels on which the metric measures nothing, BerxitError for exits that differ too much from
+    the checkpoint's or have no score.
     """
     if tuned:
         backend, threads = tuned[0].backend, tuned[0].threads
     runner = EarlyExitRunner.load(bundle, device, backend=backend, threads=threads, lazy=lazy)
     manifest = runner.manifest
+    if examples:
+        check_labels(manifest.model.metric, examples.labels, "the labelled inputs")
     golden = read_golden(bundle, manifest)
     inputs = examples.texts if examples else golden.inputs
     for text in inputs:
@@ -194,13 +207,15 @@ def bench(
         )
     layers = manifest.model.layers
     before = devices.read_sensors()
-    tried = spread_thresholds(runner.policy, manifest.exits, *stored_pass(runner, inputs), thresholds)
+    logits, lte = stored_pass(runner, inputs)
+    tried = spread_thresholds(runner.policy, manifest.exits, logits, lte, thresholds)
     policies: dict[str, ExitPolicy] = {f"layer {i}": runner.policy.at_depth(i) for i in manifest.exits}
     policies.update({f"threshold {t}": runner.policy.with_threshold(t) for t in tried})
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
     rounds = rounds_for(runner, inputs, len(policies), queries=queries, seconds=seconds)
     score = _scorer(runner, examples) if examples else None
+    constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
     with progress(rounds * len(inputs) * len(policies)) as bar:
         found = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
     return BenchResult(
@@ -229,6 +244,8 @@ def bench(
         lazy=lazy,
         memory_mib=memory,
         tuned=tuned,
+        constant_score=constant,
+        warnings=warnings,
     )
 
 
@@ -242,7 +259,12 @@ def bench(
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the bundle's, or the cores, at most 4]"
 )
-@click.option("--tune", "tuning", is_flag=True, help="Try the installed back ends and thread counts; take the fastest.")
+@click.option(
+    "--tune",
+    "tuning",
+    is_flag=True,
+    help="Try the installed backends of the bundle's precision, and thread counts; take the fastest.",
+)
 @click.option(
     "--lazy", is_flag=True, help="Load a layer when an input first gets there, and see what memory that saves."
 )
@@ -329,6 +351,18 @@ def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[P
         return metric(np.array(values), examples.labels)
 
     return score
+
+
+def _chance(manifest: Manifest, logits: npt.NDArray, labels: npt.NDArray) -> tuple[float, tuple[str, ...]]:
+    """The constant prediction's score, and a warning where full depth is no better: logits (N, E, C), labels (N,)."""
+    metric, classes = manifest.model.metric, logits.shape[2]
+    check_outputs(metric, logits, manifest.exits, "the labelled inputs")
+    last = logits[:, -1, 0] if manifest.model.regression else logits[:, -1].argmax(axis=1)
+    constant = constant_prediction(metric, labels, classes)
+    if not at_chance(metric, last, labels, classes):
+        return constant.score, ()
+    message = chance_message("full depth", metric, METRICS[metric](last, labels), constant, len(labels))
+    return constant.score, (f"{message}. Scores mean nothing here: give --data with more rows, or train again",)
 
 
 def _bundle_here(device: str) -> Path:

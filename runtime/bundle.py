@@ -19,6 +19,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import decode_json, parse, write_json
+from berxit.runtime.metrics import positive_class
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.storage import recover
 
@@ -52,6 +53,8 @@ class ModelInfo:
     pad_token_id: int
     lte: bool
     """Whether the segments give the learned certainty."""
+    positive: str | None = None
+    """The class that the metric F1 scores: the second of two labels. None for other metrics, and in older bundles."""
 
     @property
     def regression(self) -> bool:
@@ -234,6 +237,12 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
         manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
     except InputError as error:  # the policy checks itself, but knows no file
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
+    model = manifest.model
+    if model.positive is not None and model.positive != positive_class(model.metric, model.labels):
+        raise BerxitError(
+            f"{folder / MANIFEST}: positive is '{model.positive}', which is not the second of two labels under metric"
+            " f1. Export the bundle again"
+        )
     layers = [segment.layer for segment in manifest.segments]
     n = manifest.model.layers
     if layers != sorted({0, *layers, n}) or len(layers) < 2 or layers[-1] != n or manifest.policy.layers != n:
@@ -271,6 +280,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     for key in ("threads", "scores"):  # readers older than these, and than repeat, refuse what they do not know
         if data[key] is None:
             del data[key]
+    if data["model"]["positive"] is None:
+        del data["model"]["positive"]
     for segment in data["segments"]:
         if segment["repeat"] == 1:
             del segment["repeat"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,11 @@ Predictions = npt.NDArray
 
 def accuracy(predictions: Predictions, labels: npt.NDArray) -> float:
     return float(np.mean(predictions == labels))
+
+
+def positive_class(metric: str, labels: Sequence[str]) -> str | None:
+    """The class that a metric scores: class 1 for F1; None for other metrics, which score all classes."""
+    return labels[1] if metric == "f1" and len(labels) == 2 else None
 
 
 def f1(predictions: Predictions, labels: npt.NDArray) -> float:

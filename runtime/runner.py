@@ -20,6 +20,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import Bools, ExitPolicy, Ints, softmax
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 StoppedBy = Literal["certainty", "deadline", "last_layer"]
@@ -88,6 +89,7 @@ class EarlyExitRunner:
         tune: bool = False,
         lazy: bool = False,
         miss_probability: float = MISS_PROBABILITY,
+        progress: Progress = silent,
     ) -> EarlyExitRunner:
         """Opens a bundle on this machine.
 
@@ -95,10 +97,11 @@ class EarlyExitRunner:
         segments, where several can; by default the first that is installed. ``threads``: for CPU back ends; by default
         what the bundle asks for, else the device's profile, else the cores of this machine, at most four. ``verify``:
         check every file against its sha256 first (1 s per GB). ``tune``: take the fastest of the installed back ends
-        and thread counts, measured on the golden inputs when the bundle is first opened so, some seconds; ``backend``
-        and ``threads`` fix one of them. ``lazy``: open a layer when an input first gets there, so that layers which
-        none needs take no memory; that input waits for it (CPU back ends). ``miss_probability``: largest share of calls
-        with a deadline that may end late although their first exit was in time (docs/runtime.md).
+        of the bundle's precision and thread counts, measured on the golden inputs when the bundle is first opened so,
+        which takes seconds (a log message states how many, ``progress`` shows them); ``backend`` and ``threads`` fix
+        one of them. ``lazy``: open a layer when an input first gets there, so that layers which none needs take no
+        memory; that input waits for it (CPU back ends). ``miss_probability``: largest share of calls with a deadline
+        that may end late although their first exit was in time (docs/runtime.md).
 
         Raises InputError for a miss probability out of range, BerxitError where the bundle is damaged or this machine
         cannot run it.
@@ -109,7 +112,7 @@ class EarlyExitRunner:
             folder.file(manifest.tokenizer), manifest.model.max_length, manifest.model.pad_token_id
         )
         if tune:
-            fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads)
+            fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads, progress=progress)
             backend, threads = fastest.backend, fastest.threads
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
         segments = open_backend(folder, manifest, threads, backend=backend, lazy=lazy)

@@ -7,6 +7,7 @@ and a bundle is the same everywhere: the winner is remembered in the device's ca
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -28,6 +29,11 @@ from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import TokenBatch
 
+log = logging.getLogger(__name__)
+
+VISIT_SECONDS = 0.5
+"""The least time for which each of a candidate's two visits is measured."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -48,27 +54,18 @@ def tune(
     *,
     backend: str | None = None,
     threads: int | None = None,
-    seconds: float = 0.5,
+    seconds: float = VISIT_SECONDS,
     progress: Progress = silent,
 ) -> tuple[Tried, ...]:
-    """Every installed back end under every thread count that makes sense here, the fastest first.
+    """Every installed backend of the bundle's precision under every thread count that makes sense here, the fastest
+    first.
 
-    ``backend`` and ``threads`` fix one of them. ``seconds``: the least that a visit measures. A back end that this
-    machine cannot run, or whose exits are off the checkpoint, is left out, and so is one that changes the process.
-    Raises InputError where that is the one asked for, BerxitError where none remains.
+    ``backend`` and ``threads`` fix one of them; only ``backend`` takes one that computes in another precision.
+    ``seconds``: the least that a visit measures. A backend that this machine cannot run, or whose exits differ too much
+    from the checkpoint's, is omitted, and so is one that changes the process. Raises InputError where that is the
+    requested one, BerxitError where none remains.
     """
-    choose_backend(bundle, manifest.target, backend)  # an unknown name, or nothing installed, is told as in load
-    installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
-    if backend is not None and installed[0].changes_process:
-        raise InputError(
-            f"back end '{backend}' cannot be tuned: this process keeps what is tried. Say --threads, without --tune"
-        )
-    installed = [info for info in installed if not info.changes_process]
-    candidates = [
-        (info.name, count)
-        for info in installed
-        for count in ([threads] if threads else thread_counts() if info.cpu else [1])
-    ]
+    candidates = candidates_of(bundle, manifest, backend, threads)
     golden = read_golden(bundle, manifest)
     inputs = golden.one_by_one(manifest.model.pad_token_id)
     best: dict[tuple[str, int], float] = {}
@@ -92,25 +89,75 @@ def tune(
     return tuple(sorted(tried, key=lambda each: each.median_ms))
 
 
+def candidates_of(
+    bundle: Path | BundleFolder, manifest: Manifest, backend: str | None, threads: int | None
+) -> list[tuple[str, int]]:
+    """The backends, with thread counts, that ``tune`` measures. Raises InputError as ``tune`` does."""
+    choose_backend(bundle, manifest.target, backend)  # an unknown name, or nothing installed: the error of load
+    installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
+    if backend is not None and installed[0].changes_process:
+        raise InputError(
+            f"backend '{backend}' cannot be tuned: it changes this process. Give --threads, without --tune"
+        )
+    return [
+        (info.name, count)
+        for info in installed
+        if not info.changes_process and (info.same_precision or backend is not None)
+        for count in ([threads] if threads else thread_counts() if info.cpu else [1])
+    ]
+
+
 def fastest(
-    bundle: Path | BundleFolder, manifest: Manifest, *, backend: str | None = None, threads: int | None = None
+    bundle: Path | BundleFolder,
+    manifest: Manifest,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> Tried:
-    """The first of ``tune``, measured once: it is remembered under the bundle's files, the machine, its back ends and
-    what is fixed. Where it cannot be written it is measured again next time. Raises as ``tune`` does."""
+    """The first of ``tune``, measured once: the device's cache folder keeps it under the bundle's files, the machine
+    and the candidates.
+
+    Logs a warning before it measures, since that takes seconds, and one where the cache cannot be written: the result
+    then lasts as long as the process. Raises as ``tune`` does.
+    """
     from berxit.runtime.backends.tensorrt.engines import cache_folder  # its package takes time to import
 
     packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
-    depends = (sorted(files_of(manifest).items()), str(this_machine()), thread_counts(), _versions(packages))
-    digest = sha256(repr((depends, backend, threads)).encode()).hexdigest()[:24]
+    candidates = candidates_of(bundle, manifest, backend, threads)
+    depends = (sorted(files_of(manifest).items()), str(this_machine()), candidates, _versions(packages))
+    digest = sha256(repr(depends).encode()).hexdigest()[:24]
     file = cache_folder() / "tuned" / f"{digest}.json"
+    if file in _this_process:
+        return _this_process[file]
     with suppress(BerxitError):  # not there, or damaged
         remembered: Tried = parse(Tried, read_json(file), str(file))
         return remembered
-    found = tune(bundle, manifest, backend=backend, threads=threads)[0]
-    with suppress(OSError):
+    log.warning(
+        "measuring which of %d ways to run %s is fastest here (%.0f s or more, once)",
+        len(candidates),
+        bundle,
+        2 * VISIT_SECONDS * len(candidates),
+    )
+    found = tune(bundle, manifest, backend=backend, threads=threads, progress=progress)[0]
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(asdict(found), file)
+    except OSError as error:
+        _this_process[file] = found
+        log.warning(
+            "cannot write %s (%s): the next process measures again. Set BERXIT_CACHE to a writable folder, or"
+            " load with backend='%s', threads=%d instead of tune=True",
+            file,
+            error.strerror,
+            found.backend,
+            found.threads,
+        )
     return found
+
+
+_this_process: dict[Path, Tried] = {}
+"""Results of this process where the cache cannot be written."""
 
 
 def _versions(packages: Iterable[str]) -> list[str]:

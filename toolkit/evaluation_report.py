@@ -13,6 +13,7 @@ from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, markdown_table
+from berxit.train.chance_warnings import depth_warning, exits_warning
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
 from berxit.train.evaluation import (
     OperatingPoint,
@@ -23,6 +24,9 @@ from berxit.train.evaluation import (
     operating_points,
 )
 from berxit.train.metrics import BESIDE
+
+KEPT = 0.99
+"""Share of full depth's score at which a report looks for saved layers, as calibration does by default."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,15 @@ class Evaluation:
     curves: dict[str, tuple[OperatingPoint, ...]]
     """Criterion -> some 200 thresholds, from always to never stopping."""
     summaries: dict[str, Summary]
-    """Criterion -> its curve in a few numbers; empty where the last exit's score is not above zero."""
+    """Criterion -> its curve in a few numbers; empty where the last exit's score is not above zero, or at chance."""
+    constant_score: float
+    """The score of the best prediction that is the same for every example: the floor of every table and figure."""
+    constant_prediction: str | float
+    """That prediction: a class name (its number, where names are unknown); for regression the mean label."""
+    positive: str | None = None
+    """The class that F1 scores; None for another metric."""
+    warnings: tuple[str, ...] = ()
+    """Scores at chance, with what to try next."""
 
     @property
     def curve(self) -> tuple[OperatingPoint, ...]:
@@ -59,7 +71,9 @@ class Evaluation:
     def text(self) -> str:
         """All tables, as Markdown."""
         parts = [
-            f"{self.metric} on {self.examples} examples; relative to the last exit",
+            f"{self._metric} on {self.examples} examples; relative to the last exit. The constant prediction"
+            f" ({self._constant}) scores {self.constant_score:.4f}",
+            *(f"warning: {line}" for line in self.warnings),
             markdown_table(*self._layers()),
             markdown_table(*self._thresholds()),
         ]
@@ -67,6 +81,15 @@ class Evaluation:
             parts.append("relative score at equal saved layers; area of one curve above another, in percent x layers")
             parts.append(markdown_table(*self._criteria()))
         return "\n\n".join(parts)
+
+    @property
+    def _metric(self) -> str:
+        return self.metric if self.positive is None else f"{self.metric} of '{self.positive}'"
+
+    @property
+    def _constant(self) -> str:
+        value = self.constant_prediction
+        return f"'{value}'" if isinstance(value, str) else f"the mean, {value:.4g}"
 
     def _layers(self) -> Table:
         rows = [
@@ -108,8 +131,7 @@ class Evaluation:
         return Table(["criterion", *saved, *(f"above {other}" for other in self.summaries)], rows)
 
     def _relative(self, score: float) -> str:
-        full = self.layer_scores[-1]
-        return f"{score / full:.1%}" if full > 0 else "-"
+        return f"{score / self.layer_scores[-1]:.1%}" if self.summaries else "-"
 
     def spread(self, count: int) -> list[OperatingPoint]:
         """Points of the curve whose average exit layers lie evenly, cheapest first.
@@ -129,7 +151,11 @@ class Evaluation:
 
 
 def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluation:
-    """Everything from one stored pass. Raises InputError for a ``criterion`` that cannot work on this model."""
+    """Everything from one stored pass.
+
+    Raises InputError for a ``criterion`` that cannot work on this model, and as ``Predictions.check`` does.
+    """
+    predictions.check()
     criterion = criterion or default_criterion(predictions)
     names = applicable_criteria(predictions)
     if criterion not in names:
@@ -138,6 +164,10 @@ def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluati
     scores = layer_scores(predictions)
     curves = {name: curve_of(found, len(scores)) for name, found in points.items()}
     also = [BESIDE[predictions.metric]] if predictions.metric in BESIDE else []
+    depth = depth_warning(predictions)
+    kept = [point.saved_layers for point in points[criterion] if point.score >= KEPT * scores[-1]]
+    exits = exits_warning(predictions, max(kept, default=0.0)) if depth is None else None
+    constant = predictions.constant
     return Evaluation(
         metric=predictions.metric,
         examples=len(predictions.labels),
@@ -145,8 +175,18 @@ def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluati
         also={name: tuple(layer_scores(predictions, name)) for name in also},
         criterion=criterion,
         curves={name: tuple(found) for name, found in points.items()},
-        summaries=_summaries(curves, scores[-1]) if scores[-1] > 0 else {},
+        summaries=_summaries(curves, scores[-1]) if scores[-1] > 0 and depth is None else {},
+        constant_score=constant.score,
+        constant_prediction=_named(predictions, constant.prediction),
+        positive=predictions.positive,
+        warnings=tuple(filter(None, (depth, exits))),
     )
+
+
+def _named(predictions: Predictions, prediction: float) -> str | float:
+    if predictions.regression:
+        return prediction
+    return predictions.names[int(prediction)] if predictions.names else f"class {prediction:.0f}"
 
 
 def _summaries(curves: dict[str, Curve], full: float) -> dict[str, Summary]:

@@ -12,7 +12,7 @@ import click
 
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, hush_libraries, warn
 
 SAMPLE = Path(__file__).parent / "sample"
 STEPS = 5
@@ -55,6 +55,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):
         chosen = calibrate(checkpoint, SAMPLE, rule=Keep(keep), progress=progress_bar("calibrating"))
         click.echo(chosen.summary())
+        warn(chosen.warnings)
     with _step(3, "export: one ONNX file per layer, every exit checked against the checkpoint"):
         export(checkpoint, "onnxruntime", bundle, force=True, progress=progress_bar("exporting"), report=click.echo)
     with _step(4, "measure on this machine, on sentences that neither training nor calibration has seen"):

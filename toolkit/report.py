@@ -18,6 +18,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>berxit report</title><style>
 body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 3rem auto; padding: 0 1.5rem; color: #111827 }}
 h1 {{ font-size: 1.7rem; line-height: 1.3; margin: 0 0 .4rem }} h2 {{ font-size: 1.1rem; margin: 2.4rem 0 .6rem }}
+.warning {{ border-left: 4px solid #dc2626; padding: .4rem 1rem; font-weight: 600 }}
 .sub {{ color: #4b5563; margin: 0 }} img {{ max-width: 100% }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }}
 th, td {{ padding: .28rem .9rem .28rem 0; text-align: right; border-bottom: 1px solid #e5e7eb }}
@@ -27,7 +28,7 @@ pre {{ background: #f3f4f6; padding: 1rem; border-radius: 6px; overflow-x: auto;
 </style></head><body>
 <h1>{headline}</h1>
 <p class="sub">{measured}</p>
-{figure}
+{warnings}{figure}
 <h2>Where the inputs leave</h2>{histogram}
 <h2>The first to leave, and the last</h2>{examples}
 <h2>What a threshold buys</h2>{thresholds}
@@ -61,6 +62,9 @@ def write_report(
         measured=html.escape(
             f"Measured on {machine}; {result.inputs} held-out inputs, {plural(result.rounds, 'round')} in shuffled"
             f" turns, one at a time, {result.boundary}."
+        ),
+        warnings="".join(
+            f'<p class="warning">Warning: {html.escape(line)}</p>' for line in (*result.warnings, *calibration.warnings)
         ),
         figure=_figure(result),
         histogram="".join(histogram),

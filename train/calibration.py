@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from berxit.runtime.bundle import sha256
@@ -13,15 +13,25 @@ from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_together
+from berxit.train.chance_warnings import depth_warning, exits_warning, policy_warning
 from berxit.train.checkpoint import load_checkpoint, read_record
-from berxit.train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
+from berxit.train.evaluation import (
+    OperatingPoint,
+    Predictions,
+    best_device,
+    default_criterion,
+    layer_scores,
+    operating_point,
+    predict,
+)
 from berxit.train.rules import Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """Beside the checkpoint's weights: the policy and the record of how it was chosen."""
 PASS_FILE = "calibration_pass.npz"
-"""What every exit said of the calibration data: an export with fewer exits chooses its threshold anew from it."""
+"""The pass over the calibration data: an export with fewer exits chooses its threshold again from it. exit_policy.json
+holds its sha256."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Calibration:
     examples: int
     metric: str
     full_depth_score: float
-    """The last exit's score on the calibration data."""
+    """The checkpoint's score at full depth on the calibration data."""
     score: float
     """The policy's score on the same data."""
     average_exit_layer: float
@@ -46,6 +56,12 @@ class Calibration:
     threshold: float
     asked: Rule
     """The same as ``rule``, in numbers."""
+    constant_score: float | None = None
+    """The score of the best prediction that is the same for every example; None in records from before it was kept."""
+    positive: str | None = None
+    """The class that F1 scores; None for another metric, and in older records."""
+    warnings: tuple[str, ...] = ()
+    """Why the policy may mean nothing: scores at chance, or a rule that could not be kept. Empty: no reason."""
 
     def summary(self) -> str:
         return (
@@ -61,6 +77,8 @@ class CalibratedPolicy:
 
     policy: ExitPolicy
     calibration: Calibration
+    pass_sha256: str | None = None
+    """Of PASS_FILE, from which it was chosen; None in checkpoints from before it was recorded."""
 
 
 def calibrate(
@@ -90,16 +108,20 @@ def calibrate(
     examples = task_of(model.config).read(path, split, skip_bad_rows=skip_bad_rows)
     if examples.skipped:
         report(examples.skipped_line(path))
-    predictions = predict(model, tokenizer, examples, batch_size, progress)
+    predictions = predict(model, tokenizer, examples, batch_size, progress, source=str(path))
     chosen = choose(predictions, criterion or default_criterion(predictions), rule, str(path), digest)
     with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
         predictions.save(folder / PASS_FILE)
-        write_policy(folder, chosen)
+        write_policy(folder, replace(chosen, pass_sha256=sha256(folder / PASS_FILE)))
     return chosen.calibration
 
 
 def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data_sha256: str) -> CalibratedPolicy:
-    """The policy that a rule chooses on a stored pass over ``data``. Raises as the rule's ``choose`` does."""
+    """The policy that a rule chooses on a stored pass over ``data``.
+
+    Raises as the rule's ``choose`` and ``Predictions.check`` do.
+    """
+    predictions.check(data)
     point = rule.choose(predictions, criterion)
     calibration = Calibration(
         criterion=criterion,
@@ -108,27 +130,62 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
         data_sha256=data_sha256,
         examples=len(predictions.labels),
         metric=predictions.metric,
-        full_depth_score=layer_scores(predictions)[-1],
+        full_depth_score=predictions.full_depth_score,
         score=point.score,
         average_exit_layer=point.average_exit_layer,
         saved_layers=point.saved_layers,
         histogram=point.histogram,
         threshold=point.threshold,
         asked=rule,
+        constant_score=predictions.constant.score,
+        positive=predictions.positive,
+        warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
     )
     layers = int(predictions.exit_layers[-1])
     return CalibratedPolicy(ExitPolicy.uniform(criterion, point.threshold, layers, point.tolerance), calibration)
 
 
-def choose_again(checkpoint: Path, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
-    """The same rule on the same data for a model that has only these exits. Raises BerxitError without the pass."""
+def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: OperatingPoint) -> Iterator[str | None]:
+    yield (depth := depth_warning(predictions))
+    if depth is None:
+        yield policy_warning(predictions, criterion, point, rule.stricter)
+        yield exits_warning(predictions, point.saved_layers)
+    if not rule.kept(predictions, criterion, point):
+        yield (
+            f"the rule is not kept: full depth scores {layer_scores(predictions)[-1]:.4f} here, the checkpoint's"
+            f" {predictions.full_depth_score:.4f}, so the policy never exits early. Export with another"
+            f" --precision, or calibrate the checkpoint with {rule.looser}"
+        )
+
+
+def choose_again(predictions: Predictions, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
+    """The same rule on the same stored pass for a model that has only these exits. Raises as ``choose`` does."""
+    c = calibration
+    return choose(predictions.at_exits(exits), c.criterion, c.asked, c.data, c.data_sha256)
+
+
+def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
+    """The pass over the calibration data from which the policy was chosen.
+
+    Raises BerxitError where it is missing or damaged, or is another calibration's, as after a copy of one of the two
+    files, or after an interruption of an older version, which wrote them one after the other.
+    """
     path = checkpoint / PASS_FILE
     if not path.is_file():
-        raise BerxitError(
-            f"{path} is not there, which fewer exits need for their threshold: run berxit-calibrate again"
-        )
-    c = calibration
-    return choose(Predictions.load(path).at_exits(exits), c.criterion, c.asked, c.data, c.data_sha256)
+        raise BerxitError(f"{path} is missing: rerun berxit-calibrate")
+    belongs = calibrated.pass_sha256 in (None, sha256(path))
+    if belongs:
+        try:
+            predictions = Predictions.load(path)
+        except Exception as error:  # zip, numpy and the file system each have their own
+            raise BerxitError(f"{path} is damaged: rerun berxit-calibrate") from error
+        if calibrated.pass_sha256 is None:  # an older record: what it states must follow from the pass
+            belongs = predictions.layers == calibrated.policy.layers and (
+                operating_point(predictions, calibrated.policy).histogram == calibrated.calibration.histogram
+            )
+    if not belongs:
+        raise BerxitError(f"{path} is not the pass from which {POLICY_FILE} was chosen: rerun berxit-calibrate")
+    return predictions
 
 
 def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:

@@ -19,6 +19,8 @@ from berxit.train.pretrained import read_tokenizer
 
 RECORD_FILE = "training.json"
 SAMPLES_FILE = "samples.json"
+SAMPLES = 32
+"""Texts of the data that a checkpoint carries; they become the golden inputs of its bundles."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[M
 def read_record(folder: Path) -> dict[str, Any]:
     """training.json of a checkpoint; empty where there is none."""
     return read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {}
+
+
+def spread_samples(texts: list[Text]) -> list[Text]:
+    """At most SAMPLES of the texts, evenly spread."""
+    return texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
 
 
 def read_samples(folder: Path) -> list[Text]:

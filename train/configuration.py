@@ -5,6 +5,8 @@ from __future__ import annotations
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from berxit.runtime.metrics import positive_class
+
 EXIT_HEADS = ("linear", "pooler")
 POOLINGS = ("first", "mean")
 
@@ -31,6 +33,9 @@ class MultiExitConfig(PreTrainedConfig):
     problem_type: str | None = "single_label_classification"
     """Or "regression", as transformers names them."""
     metric: str = "accuracy"
+    positive: str | None = None
+    """The class that F1 scores, the second of the labels; None in checkpoints from before it was recorded, where it is
+    the second, too."""
     text_columns: list | tuple = ("text",)
     """The data files' columns with the text, or with the two texts of a pair."""
     label_column: str = "label"
@@ -44,6 +49,8 @@ class MultiExitConfig(PreTrainedConfig):
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is '{self.pooling}': choose one of {', '.join(POOLINGS)}")
         self.text_columns = tuple(self.text_columns)
+        if self.positive is not None and self.positive != positive_class(self.metric, self.labels):
+            raise ValueError(f"positive is '{self.positive}': it must be the second label of two, and metric f1")
 
     @property
     def regression(self) -> bool:

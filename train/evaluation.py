@@ -12,8 +12,10 @@ import numpy.typing as npt
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from berxit.runtime.chance import Constant, at_chance, check_labels, check_outputs, constant_prediction
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples
+from berxit.runtime.metrics import positive_class
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, criterion_named, exit_layers, exit_layers_at
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
@@ -41,6 +43,11 @@ class Predictions:
     made by hand."""
     exits: tuple[int, ...] = ()
     """(n,) the layers that were asked, ascending, the last one included; empty: all."""
+    names: tuple[str, ...] = ()
+    """(C,) class names; empty for regression, and in a pass that was stored before names were."""
+    reference: npt.NDArray | None = None
+    """(N,) what counts as full depth, where that is not the last exit: for a bundle in another precision the
+    checkpoint's last exit."""
 
     @property
     def layers(self) -> int:
@@ -65,6 +72,35 @@ class Predictions:
         """(N, n) class numbers, or values for regression."""
         return self.logits[..., 0] if self.regression else self.logits.argmax(axis=-1)
 
+    @property
+    def full_depth(self) -> npt.NDArray:
+        """(N,) the predictions that rules compare with: the checkpoint's at full depth."""
+        return self.answers()[:, -1] if self.reference is None else self.reference
+
+    @property
+    def full_depth_score(self) -> float:
+        """The score of ``full_depth``, computed as the points of a curve are, so that rounding separates no equals."""
+        return float(scores(self.metric, self.full_depth[None], self.labels)[0])
+
+    @property
+    def positive(self) -> str | None:
+        """The class that F1 scores; None for another metric."""
+        return positive_class(self.metric, self.names)
+
+    @property
+    def constant(self) -> Constant:
+        """The best prediction that is the same for every example, and its score."""
+        return constant_prediction(self.metric, self.labels, self.logits.shape[2])
+
+    def at_chance(self, answers: npt.NDArray) -> bool:
+        """True where predictions (N,) score no better than ``constant``, within sampling error."""
+        return at_chance(self.metric, answers, self.labels, self.logits.shape[2])
+
+    def check(self, where: str = "the stored pass") -> None:
+        """Raises InputError for labels, BerxitError for outputs, whose score cannot be measured."""
+        check_labels(self.metric, self.labels, where)
+        check_outputs(self.metric, self.logits, self.exit_layers.tolist(), where)
+
     def score(self, answers: npt.NDArray, metric: str | None = None) -> float:
         """The task's metric, or another, of answers (N,)."""
         return METRICS[metric or self.metric](answers, self.labels)
@@ -72,18 +108,19 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Replaces a file as a whole: an interruption leaves what was there before."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
-        if self.lte is not None:
-            arrays["lte"] = self.lte
-        if self.ids is not None:
-            arrays["ids"] = self.ids
+        arrays["names"] = np.array(self.names, dtype=np.str_)
+        for name in ("lte", "ids", "reference"):
+            if (array := getattr(self, name)) is not None:
+                arrays[name] = array
         with replacing(path) as scratch:
             np.savez_compressed(scratch, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
         with np.load(path, allow_pickle=False) as file:
-            lte, ids = (file[name] if name in file.files else None for name in ("lte", "ids"))
-            return cls(file["logits"], lte, file["labels"], str(file["metric"]), ids)
+            lte, ids, reference = (file[name] if name in file.files else None for name in ("lte", "ids", "reference"))
+            names = tuple(file["names"].tolist()) if "names" in file.files else ()
+            return cls(file["logits"], lte, file["labels"], str(file["metric"]), ids, names=names, reference=reference)
 
 
 def best_device() -> torch.device:
@@ -100,8 +137,14 @@ def predict(
     examples: Examples,
     batch_size: int = 32,
     progress: Progress = silent,
+    source: str = "the data",
 ) -> Predictions:
-    """Runs all layers on all examples once, on the device where the model is."""
+    """Runs all layers on all examples once, on the device where the model is.
+
+    ``source``: where the examples are from, for errors. Raises InputError for labels on which the metric measures
+    nothing, before the pass; BerxitError for outputs that have no score.
+    """
+    check_labels(model.config.metric, examples.labels, source)
     encoded = EncodedExamples(examples, tokenizer, model.config.max_length, progress)
     collate = DataCollatorWithPadding(tokenizer)
     model.eval()
@@ -118,21 +161,16 @@ def predict(
             if lte is not None:
                 lte[rows] = outputs.certainties.float().cpu().numpy()
             bar.update(len(rows))
-    return Predictions(logits, lte, examples.labels, model.config.metric, np.arange(len(examples)))
+    rows = np.arange(len(examples))
+    found = Predictions(logits, lte, examples.labels, model.config.metric, rows, names=model.config.labels)
+    found.check(source)
+    return found
 
 
 def layer_scores(predictions: Predictions, metric: str | None = None) -> list[float]:
     """The score of each layer when all examples exit there, by the task's metric or another: (n,)."""
     answers = predictions.answers()
     return [predictions.score(answers[:, layer], metric) for layer in range(predictions.layers)]
-
-
-def constant_score(predictions: Predictions) -> float:
-    """The best that one answer for all examples can score; 0 for a correlation."""
-    if predictions.regression:
-        return 0.0
-    classes = range(predictions.logits.shape[2])
-    return max(predictions.score(np.full(len(predictions.labels), c)) for c in classes)
 
 
 def default_criterion(predictions: Predictions) -> str:

@@ -20,7 +20,7 @@ from berxit.runtime.examples import Examples, find_split, has_split
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tokenization import Text
 from berxit.train import checks, objectives
-from berxit.train.checkpoint import TrainingRecord, save_checkpoint
+from berxit.train.checkpoint import TrainingRecord, save_checkpoint, spread_samples
 from berxit.train.encoding import EncodedExamples
 from berxit.train.modeling import MultiExitModel
 from berxit.train.objectives import LossOptions, Objective, layer_weights
@@ -38,9 +38,6 @@ from berxit.train.trainer import (
     tensorboard,
     training_arguments,
 )
-
-SAMPLES = 32
-"""Texts of the data that a checkpoint carries along; they become the golden inputs of its bundles."""
 
 
 def fine_tune(
@@ -116,8 +113,7 @@ def read_data(
         if examples.skipped:
             report(examples.skipped_line(find_split(data, split)))
         found.append(examples)
-    texts = found[-1].texts
-    return found[0].head(options.limit_train), texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
+    return found[0].head(options.limit_train), spread_samples(found[-1].texts)
 
 
 def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: int) -> dict[str, Any]:
@@ -202,6 +198,7 @@ def start_model(
             id2label=dict(enumerate(task.labels)) if task.labels else {0: "value"},
             label2id={name: i for i, name in enumerate(task.labels or ("value",))},
             metric=task.metric,
+            positive=task.positive,
             text_columns=task.text_columns,
             label_column=task.label_column,
             max_length=options.max_length,

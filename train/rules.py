@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,10 @@ FIXED_TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 
 @dataclass(frozen=True)
 class Keep:
-    """The cheapest point whose score is at least ``keep`` times the last exit's."""
+    """The cheapest point whose score is at least ``keep`` times full depth's: the checkpoint's, for every precision."""
+
+    stricter: ClassVar[str] = "a higher --keep"
+    looser: ClassVar[str] = "a lower --keep"
 
     keep: float = 0.99
 
@@ -51,15 +55,22 @@ class Keep:
         return f"the cheapest threshold that keeps {self.keep:g} of the last exit's {metric}"
 
     def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """Never stopping is always allowed. Raises BerxitError where the last exit's score is below zero."""
+        """The point; the one that never exits early where none keeps that much, as a bundle's own pass can show.
+
+        Raises BerxitError where full depth's score is not above zero.
+        """
         points = operating_points(predictions, criterion)
-        full = points[-1].score  # the last candidate never stops early
-        good = [point for point in points if point.score >= self.keep * full]
-        if not good:  # only where the last exit's score is below zero, as a correlation can be
+        full = predictions.full_depth_score
+        if not full > 0:
             raise BerxitError(
                 f"the last exit's {predictions.metric} is {full:.3f} on this data: nothing to keep. Train longer"
             )
-        return _cheapest(good)
+        good = [point for point in points if point.score >= self.keep * full]
+        return _cheapest(good) if good else points[-1]  # the last candidate never stops early
+
+    def kept(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
+        """True where the point's score is that share of full depth's."""
+        return point.score >= self.keep * predictions.full_depth_score
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,9 @@ class Risk:
     cheap end, each by its Hoeffding-Bentkus p-value at level delta, up to the first that fails (fixed sequence
     testing). Patience on regression has one such sequence per tolerance, which share delta.
     """
+
+    stricter: ClassVar[str] = "a lower --risk"
+    looser: ClassVar[str] = "a higher --risk"
 
     risk: float
     delta: float = 0.05
@@ -89,10 +103,11 @@ class Risk:
         )
 
     def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """Never stopping has no loss, so it is always allowed. Raises InputError for too few examples to say more."""
-        tolerances = [TOLERANCE]
-        if CRITERIA[criterion].counts and predictions.regression:
-            tolerances = [share * float(np.ptp(predictions.labels)) for share in FIXED_TOLERANCES]
+        """The point; the one that never exits early where none is proven. It has no loss but in a bundle's own pass.
+
+        Raises InputError for too few examples to prove anything.
+        """
+        tolerances = self._tolerances(predictions, criterion)
         delta = self.delta / len(tolerances)
         n = len(predictions.labels)
         if hoeffding_bentkus(0.0, n, self.risk) > delta:
@@ -113,10 +128,24 @@ class Risk:
                 safe.append(point)
         return _cheapest(safe)
 
+    def kept(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
+        """True where the point's risk is proven."""
+        loss = float(losses_at(predictions, criterion, [point.threshold], point.tolerance)[0])
+        delta = self.delta / len(self._tolerances(predictions, criterion))
+        return hoeffding_bentkus(loss, len(predictions.labels), self.risk) <= delta
+
+    def _tolerances(self, predictions: Predictions, criterion: str) -> list[float]:
+        if CRITERIA[criterion].counts and predictions.regression:
+            return [share * float(np.ptp(predictions.labels)) for share in FIXED_TOLERANCES]
+        return [TOLERANCE]
+
 
 @dataclass(frozen=True)
 class Budget:
     """The best score among the points whose mean latency, predicted from a bench, is at most ``budget_ms``."""
+
+    stricter: ClassVar[str] = "a higher --budget-ms"
+    looser: ClassVar[str] = "a higher --budget-ms"
 
     budget_ms: float
     intercept_ms: float
@@ -177,6 +206,10 @@ class Budget:
             )
         return max(fitting, key=lambda point: (point.score, -point.average_exit_layer))
 
+    def kept(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
+        """True where the point is within the budget."""
+        return self.milliseconds(point) <= self.budget_ms
+
 
 Rule = Keep | Risk | Budget
 
@@ -198,7 +231,7 @@ def losses_at(
 ) -> npt.NDArray[np.float64]:
     """The mean loss against full depth under each threshold, as ``Risk`` defines it: (T,)."""
     early = answers_at(predictions, places_at(predictions, criterion, thresholds, tolerance))
-    last = predictions.answers()[:, -1]
+    last = predictions.full_depth
     if not predictions.regression:
         return np.asarray((early != last).mean(axis=1), dtype=np.float64)
     spread = float(np.ptp(predictions.labels)) or 1.0

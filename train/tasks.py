@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import Examples, find_split, read_examples, read_rows
+from berxit.runtime.metrics import positive_class
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.metrics import METRICS, OF_CLASSES, OF_VALUES
 
@@ -21,13 +23,18 @@ class Task:
     """The official files' columns with the text, or with the two texts of a pair."""
     label_column: str
     labels: tuple[str, ...]
-    """Class names in the order of their numbers; empty for regression."""
+    """Class names in the order of their numbers; empty for regression. Under F1 the second is the positive class."""
     metric: str
     """A name in train.metrics.METRICS."""
 
     @property
     def regression(self) -> bool:
         return not self.labels
+
+    @property
+    def positive(self) -> str | None:
+        """The class that F1 scores; None for another metric."""
+        return positive_class(self.metric, self.labels)
 
     def read(self, data: Path, split: str, *, skip_bad_rows: bool = False) -> Examples:
         """A split of a folder, or a file. Raises InputError with file and line for anything that does not fit."""
@@ -79,11 +86,14 @@ def custom_task(
     *,
     regression: bool = False,
     metric: str | None = None,
+    positive: str | None = None,
     skip_bad_rows: bool = False,
 ) -> Task:
-    """A task of the user's own. Class names are the labels that the training split has, in alphabetical order.
+    """A task of the user's own. Class names are the labels that the training split has, in alphabetical order; under
+    F1 the positive class comes second.
 
-    Raises InputError for a metric that does not fit the labels.
+    ``positive``: the class that F1 scores; None: the one that ``obvious_positive`` finds. Raises InputError for a
+    metric that does not fit the labels, or a positive class that is unknown or not clear.
     """
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
@@ -93,6 +103,8 @@ def custom_task(
     fitting, kind = (OF_VALUES, "regression") if regression else (OF_CLASSES, "classification")
     if metric not in fitting:
         raise InputError(f"--metric {metric} does not score {kind}: choose {' or '.join(fitting)}")
+    if positive is not None and metric != "f1":
+        raise InputError(f"--positive {positive} goes with --metric f1, not with {metric}: add it, or omit --positive")
     task = Task("custom", tuple(text_columns), label_column, (), metric)
     if regression:
         return task
@@ -105,4 +117,46 @@ def custom_task(
         raise InputError(f"{path}: column '{label_column}' has {len(labels)} values: for numbers add --regression")
     if metric == "f1" and len(labels) > 2:
         raise InputError(f"--metric f1 is of two classes, and {path} has {len(labels)}: take accuracy")
+    if metric == "f1":
+        labels.sort(key=_positive(labels, positive, path).__eq__)
     return replace(task, labels=tuple(labels))
+
+
+NEGATIVE_POSITIVE = frozenset(
+    {("no", "yes"), ("n", "y"), ("false", "true"), ("f", "t"), ("negative", "positive"), ("neg", "pos"), ("off", "on")}
+)
+"""Pairs of class names, in lower case, of which the second is the positive class."""
+
+
+def obvious_positive(labels: Sequence[str]) -> str | None:
+    """The positive one of two class names, where they leave no doubt: 0 and 1, -1 and 1, a pair in NEGATIVE_POSITIVE,
+    or not_X and X (also no X, non-X, nonX). None for other names.
+    """
+    for negative, positive in (labels, labels[::-1]):
+        low, high = (re.sub(r"[\s_-]+", " ", name.strip().lower()) for name in (negative, positive))
+        negations = {f"not {high}", f"non {high}", f"no {high}", f"non{high}"}
+        if (low, high) in NEGATIVE_POSITIVE or low in negations or _values(negative, positive) in ((0, 1), (-1, 1)):
+            return positive
+    return None
+
+
+def _values(*names: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, names))
+    except ValueError:
+        return ()
+
+
+def _positive(labels: Sequence[str], given: str | None, path: Path) -> str:
+    named = f"'{labels[0]}' and '{labels[1]}'"
+    if given is not None:
+        if given not in labels:
+            raise InputError(f"--positive {given} is not a class of {path}: choose {named.replace(' and ', ' or ')}")
+        return given
+    found = obvious_positive(labels)
+    if found is None:
+        raise InputError(
+            f"--metric f1 scores one class, and of {named} in {path} the positive one is not clear: add --positive"
+            f" '{labels[0]}' or --positive '{labels[1]}'"
+        )
+    return found

@@ -42,6 +42,11 @@ class BackendInfo:
     """Whether the process is another once it was opened, so that it is never tried unasked."""
 
     @property
+    def same_precision(self) -> bool:
+        """True unless it computes in another precision than the bundle's files; such a one is used only by its name."""
+        return self.atol == 0
+
+    @property
     def installed(self) -> bool:
         return any(find_spec(name) is not None for name in (self.package, self.other_package) if name)
 

@@ -89,7 +89,7 @@ def _no_pass(checkpoint: Path, data: Path) -> None:
     [
         (_gone, "dev.tsv is not there any more"),
         (_changed, "dev.tsv is not what it was at calibration: run berxit-calibrate again"),
-        (_no_pass, "calibration_pass.npz is not there: run berxit-calibrate again"),
+        (_no_pass, "calibration_pass.npz is missing: rerun berxit-calibrate"),
     ],
 )
 def test_without_the_data_one_line_says_so(

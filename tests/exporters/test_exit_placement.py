@@ -204,7 +204,7 @@ def test_the_threshold_is_chosen_again_for_the_exits_that_are_left(copy: Path, d
 
 def test_without_the_calibration_pass_one_is_told_to_calibrate(copy: Path) -> None:
     (copy / PASS_FILE).unlink()
-    with pytest.raises(BerxitError, match=r"calibration_pass.npz is not there.*run berxit-calibrate again"):
+    with pytest.raises(BerxitError, match=r"calibration_pass.npz is missing: rerun berxit-calibrate"):
         export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
     assert not copy.with_name("bundle").exists()
     export(copy, "onnxruntime", copy.with_name("bundle"))  # all exits need no pass

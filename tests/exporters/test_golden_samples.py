@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from berxit.exporters.golden_samples import of_every_length
+from berxit.exporters.export import export
+from berxit.exporters.golden_samples import of_every_length, random_texts
+from berxit.exporters.options import ExportOptions
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.golden import read_golden
 from berxit.runtime.tokenization import Text, TextTokenizer
 
 
@@ -44,3 +52,78 @@ def test_samples_that_are_enough_stay_as_they_are(tokenizer: TextTokenizer) -> N
 
 def test_a_length_that_no_text_has_is_left_out(tokenizer: TextTokenizer) -> None:
     assert of_every_length(["a cat"], (2, 8), tokenizer) == ["a cat"]
+
+
+@pytest.fixture(params=["none", "empty"])
+def bare(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose sample texts were deleted, as docs/bundle.md advises for confidential ones."""
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    (copy / "samples.json").unlink()
+    if request.param == "empty":
+        (copy / "samples.json").write_text('{"texts": []}', encoding="utf-8")
+    return copy
+
+
+def test_export_without_samples_uses_random_tokens_of_the_vocabulary(bare: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    export(bare, "onnxruntime", tmp_path / "bundle", report=said.append)
+    manifest = read_manifest(tmp_path / "bundle")
+    golden = read_golden(tmp_path / "bundle", manifest)
+    (line,) = [line for line in said if "samples.json" in line]
+    assert "the golden inputs are random tokens of its vocabulary. --data takes texts" in line
+    vocabulary = json.loads((bare / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = {word for (text,) in golden.texts for word in text.split()}
+    assert words <= set(vocabulary)
+    assert max(max(ids) for ids in golden.input_ids) < len(vocabulary)
+    assert len({len(ids) for ids in golden.input_ids}) > 3
+    assert EarlyExitRunner.load(tmp_path / "bundle").predict(golden.texts[0][0]).exit_layer >= 1
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"), [("onnxruntime", "int8"), ("tensorrt", "int8"), ("coreml", "palette6")]
+)
+def test_export_without_samples_rejects_a_precision_that_needs_texts(
+    target: str, precision: str, bare: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"--precision {precision} needs texts .* has no samples.json: give --data"):
+        export(bare, target, tmp_path / "bundle", options=ExportOptions(precision=precision))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_export_without_samples_takes_texts_of_data(
+    precision: str, bare: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    options = ExportOptions(precision=precision)
+    export(bare, "onnxruntime", tmp_path / "bundle", options=options, data=data_folder, report=said.append)
+    golden = read_golden(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))
+    dev = (data_folder / "dev.tsv").read_text(encoding="utf-8")
+    assert all(text in dev for (text,) in golden.texts)
+    assert not any("samples.json" in line for line in said)
+
+
+def test_export_with_samples_keeps_them_whatever_data_is_given(
+    checkpoint: Path, data_folder: Path, bundle: Path, tmp_path: Path
+) -> None:
+    export(checkpoint, "onnxruntime", tmp_path / "bundle", data=data_folder / "train.tsv")
+    assert (tmp_path / "bundle" / "golden.json").read_bytes() == (bundle / "golden.json").read_bytes()
+
+
+def test_random_texts_are_pairs_for_a_model_of_pairs_and_the_same_each_time(backbone_folders: dict[str, Path]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(backbone_folders["bert"]))
+    texts = random_texts(tokenizer, 32, pairs=True)
+    assert texts == random_texts(tokenizer, 32, pairs=True)
+    for text in texts:
+        first, second = text
+        assert first.strip()
+        assert second.strip()
+        assert not set(tokenizer.all_special_tokens) & {*first.split(), *second.split()}
+
+
+def test_export_of_data_that_does_not_fit_names_the_column(bare: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.tsv").write_text("words\tlabel\nthe cat\tcat\n", encoding="utf-8")
+    with pytest.raises(BerxitError, match="no column 'text'"):
+        export(bare, "onnxruntime", tmp_path / "bundle", data=tmp_path / "other.tsv")

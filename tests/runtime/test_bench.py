@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import berxit.runtime.bench
@@ -17,6 +19,7 @@ from berxit.runtime.bench import BenchResult, bench, command
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.examples import read_examples
 from berxit.runtime.measurement import Latency, Line, Measured
 from berxit.runtime.policies import ExitPolicy
 
@@ -276,3 +279,32 @@ def test_results_that_cannot_be_written_are_a_failure(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "cannot write results to" in line
     assert "--output" in line
+
+
+def test_labels_of_one_class_are_rejected(
+    bundle: Path, laptop: None, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(command, [str(bundle), "--data", str(data_folder), "--limit", "1", *SHORT]) == 2
+    assert "accuracy cannot be measured: 1 row, at least 2 are needed" in capsys.readouterr().err
+    (tmp_path / "one.tsv").write_text("text\tlabel\n" + "the cat\tcat\n" * 4, encoding="utf-8")
+    assert status_of(command, [str(bundle), "--data", str(tmp_path / "one.tsv"), *SHORT]) == 2
+    assert "all labels are of one class" in capsys.readouterr().err
+
+
+def test_a_score_at_chance_comes_with_a_warning_and_the_constant_predictions_score(
+    bundle: Path, data_folder: Path
+) -> None:
+    examples = read_examples(data_folder / "dev.tsv", ("text",), "label", ("cat", "other"))
+    result = bench(bundle, examples=examples, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
+    assert (result.constant_score, result.warnings) == (0.5, ())
+    shuffled = replace(examples, labels=np.arange(48) // 2 % 2)
+    result = bench(bundle, examples=shuffled, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
+    (warning,) = result.warnings
+    assert warning.startswith("full depth is at chance: accuracy 0.5")
+    assert f"\n\nwarning: {warning}\n\n" in result.text()
+    assert "%)" not in result.headline()
+
+
+def test_without_labels_there_is_no_constant_prediction(bundle: Path) -> None:
+    result = bench(bundle, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
+    assert (result.constant_score, result.warnings) == (None, ())

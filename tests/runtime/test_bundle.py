@@ -275,3 +275,19 @@ def test_the_sum_of_a_folder_knows_names_and_bytes(tmp_path: Path) -> None:
     before = sha256(tmp_path / "a")
     (tmp_path / "a" / "model").rename(tmp_path / "a" / "other")
     assert sha256(tmp_path / "a") != before
+
+
+def test_read_manifest_rejects_a_positive_class_that_is_not_the_second_label(copy: Path) -> None:
+    change(copy, lambda data: data["model"].update(metric="f1", positive="other"))
+    assert read_manifest(copy).model.positive == "other"  # labels are cat, other
+    for metric, positive in (("f1", "cat"), ("f1", "dog"), ("accuracy", "other")):
+        change(copy, lambda data, keys={"metric": metric, "positive": positive}: data["model"].update(keys))
+        with pytest.raises(
+            BerxitError, match=r"manifest.json: positive is '\w+', which is not the second of two labels"
+        ):
+            read_manifest(copy)
+
+
+def test_an_f1_bundle_from_before_the_positive_class_was_recorded_is_read(copy: Path) -> None:
+    change(copy, lambda data: data["model"].update(metric="f1"))
+    assert read_manifest(copy).model.positive is None

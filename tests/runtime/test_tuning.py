@@ -3,20 +3,23 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import berxit.runtime.tuning
 from berxit.devices import default_threads
-from berxit.runtime.backends import open_backend
+from berxit.runtime.backends import BACKENDS, BackendInfo, open_backend
 from berxit.runtime.bench import command
 from berxit.runtime.bundle import DataFile, Manifest, read_manifest, sha256
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.runner import EarlyExitRunner
-from berxit.runtime.tuning import fastest, thread_counts, tune
+from berxit.runtime.tuning import candidates_of, fastest, thread_counts, tune
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +78,70 @@ def test_the_fastest_is_remembered_for_bundle_and_machine(
     assert len(slow_on_two_threads) == 2 * opened + 2
 
 
-def test_where_nothing_can_be_written_it_is_measured_again(
-    bundle: Path, manifest: Manifest, cache: Path, slow_on_two_threads: list[tuple[str, int]]
+def test_fastest_warns_once_where_the_cache_cannot_be_written(
+    bundle: Path,
+    manifest: Manifest,
+    cache: Path,
+    slow_on_two_threads: list[tuple[str, int]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (cache / "tuned").touch()  # a file where the folder should be
-    for _ in range(2):
+    for _ in range(3):
         assert fastest(bundle, manifest, backend="onnxruntime").threads == 1
-    assert len(slow_on_two_threads) == 8
+    assert len(slow_on_two_threads) == 4  # measured once in this process
+    (message,) = [record.getMessage() for record in caplog.records if "cannot write" in record.getMessage()]
+    assert "BERXIT_CACHE" in message
+    assert "backend='onnxruntime', threads=1" in message
+
+
+def test_fastest_logs_before_it_measures_and_shows_progress(
+    bundle: Path,
+    manifest: Manifest,
+    cache: Path,
+    slow_on_two_threads: list[tuple[str, int]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    steps: list[int] = []
+
+    @contextmanager
+    def progress(length: int) -> Iterator[Any]:
+        steps.append(-length)
+        yield SimpleNamespace(update=steps.append)
+
+    EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime", progress=progress)
+    assert steps == [-4, 1, 1, 1, 1]
+    (record,) = caplog.records
+    assert "measuring which of 2 ways to run" in record.getMessage()
+    assert "2 s or more, once" in record.getMessage()
+    caplog.clear()
+    EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")  # remembered: nothing to wait for
+    assert caplog.records == []
+
+
+def test_tune_leaves_out_backends_of_another_precision_unless_named(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(berxit.runtime.tuning, "thread_counts", lambda: [1, 2])
+    monkeypatch.setattr(BackendInfo, "installed", True)
+    for target, infos in BACKENDS.items():
+        names = {name for name, _ in candidates_of(bundle, dataclasses.replace(manifest, target=target), None, None)}
+        assert names == {info.name for info in infos if info.atol == 0 and not info.changes_process}
+    assert "openvino-bf16" not in {name for name, _ in candidates_of(bundle, manifest, None, 1)}
+    assert candidates_of(bundle, manifest, "openvino-bf16", None) == [("openvino-bf16", 1), ("openvino-bf16", 2)]
+
+
+def test_fastest_forgets_what_another_list_of_candidates_chose(
+    bundle: Path,
+    manifest: Manifest,
+    cache: Path,
+    slow_on_two_threads: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fastest(bundle, manifest, backend="onnxruntime")
+    opened = len(slow_on_two_threads)
+    monkeypatch.setattr(berxit.runtime.tuning, "thread_counts", lambda: [1])
+    fastest(bundle, manifest, backend="onnxruntime")
+    assert len(slow_on_two_threads) == opened + 2
 
 
 def test_a_runner_takes_the_fastest(bundle: Path, cache: Path, slow_on_two_threads: list[tuple[str, int]]) -> None:

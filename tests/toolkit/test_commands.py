@@ -18,6 +18,7 @@ import pytest
 from berxit import devices
 from berxit.runtime.console import status_of
 from berxit.toolkit.cli import COMMANDS, berxit, load
+from berxit.train.evaluation import Predictions
 
 
 @pytest.fixture
@@ -542,3 +543,97 @@ sys.exit(status)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def one_class(path: Path) -> Path:
+    path.write_text("text\tlabel\n" + "the dog\tother\n" * 12, encoding="utf-8")
+    return path
+
+
+def at_random(data_folder: Path, path: Path) -> Path:
+    """The dev split with labels that do not depend on the texts."""
+    header, *rows = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [f"{row.split(chr(9))[0]}\t{('cat', 'other')[i // 2 % 2]}" for i, row in enumerate(rows)]
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+def test_data_of_one_class_is_rejected(
+    command: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in copy.iterdir())
+    assert run(command, copy, "--data", one_class(tmp_path / "one.tsv"), "--quiet") == 2
+    assert "one.tsv: accuracy cannot be measured: all labels are of one class" in one_line(capsys)
+    assert sorted(path.name for path in copy.iterdir()) == before
+
+
+def test_scores_at_chance_come_with_a_warning_in_eval_calibrate_and_export(
+    copy: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = at_random(data_folder, tmp_path / "random.tsv")
+    assert run("eval", copy, "--data", data, "--quiet") == 0
+    assert "warning: full depth is at chance: accuracy 0.5" in capsys.readouterr().err
+    stored = json.loads((copy / "eval-random" / "eval.json").read_text(encoding="utf-8"))
+    assert (stored["constant_score"], stored["constant_prediction"]) == (0.5, "cat")
+    assert run("calibrate", copy, "--data", data, "--quiet") == 0
+    warning = capsys.readouterr().err.strip()
+    assert warning.startswith("warning: full depth is at chance")
+    record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
+    assert [f"warning: {line}" for line in record["warnings"]] == [warning]
+    for more in ([], ["--precision", "int8"], ["--exits", "2"]):
+        arguments = ["--target", "onnxruntime", "--output", tmp_path / "b", "--force", "--quiet", *more]
+        assert run("export", copy, *arguments) == 0
+        assert "\nwarning: full depth is at chance" in capsys.readouterr().out
+        manifest = json.loads((tmp_path / "b" / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["calibration"]["warnings"]
+
+
+def test_positive_is_recorded_in_config_manifest_evaluation_and_calibration(
+    backbone_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"the {'cat' if i % 3 else 'dog'} {i}\t{'ok' if i % 3 else 'fraud'}\n" for i in range(24))
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(f"text\tlabel\n{split} {rows}", encoding="utf-8")
+    checkpoint, f1 = tmp_path / "checkpoint", ["--metric", "f1"]
+    arguments = train_arguments(backbone_folders["bert"], tmp_path, checkpoint)
+    assert run("train", *arguments, *f1) == 2
+    assert "the positive one is not clear: add --positive 'fraud' or --positive 'ok'" in one_line(capsys)
+    assert run("train", *arguments, *f1, "--positive", "scam") == 2
+    assert "--positive scam is not a class" in one_line(capsys)
+    assert run("train", *arguments, "--positive", "fraud") == 2
+    assert "--positive fraud goes with --metric f1" in one_line(capsys)
+    assert not checkpoint.exists()
+    assert run("train", *arguments, *f1, "--positive", "fraud") == 0
+    assert run("eval", checkpoint, "--data", tmp_path, "--quiet") == 0
+    assert run("calibrate", checkpoint, "--data", tmp_path, "--risk", "0.9", "--quiet") == 0
+    assert run("export", checkpoint, "--target", "onnxruntime", "--output", tmp_path / "bundle", "--quiet") == 0
+    bundle = json.loads((tmp_path / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+    records = [
+        json.loads((checkpoint / "config.json").read_text(encoding="utf-8")),
+        json.loads((checkpoint / "eval-dev" / "eval.json").read_text(encoding="utf-8")),
+        json.loads((checkpoint / "exit_policy.json").read_text(encoding="utf-8"))["calibration"],
+        bundle["calibration"],
+        bundle["model"],
+    ]
+    assert [record["positive"] for record in records] == ["fraud"] * 5
+    assert bundle["model"]["labels"] == ["ok", "fraud"]
+    stored = Predictions.load(checkpoint / "eval-dev" / "predictions.npz")
+    truth, predicted = stored.labels == 1, stored.answers()[:, -1] == 1
+    assert truth.sum() == 8  # fraud
+    expected = 2 * (truth & predicted).sum() / (truth.sum() + predicted.sum())
+    assert records[1]["layer_scores"][-1] == pytest.approx(expected)
+
+
+def test_positive_goes_with_a_custom_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--model", "m", "--task", "mrpc", "--output", tmp_path / "o", "--positive", "equivalent") == 2
+    assert "--positive go with --task custom, not mrpc" in one_line(capsys)
+
+
+def test_a_checkpoint_from_before_positive_was_recorded_scores_the_second_class(copy: Path, data_folder: Path) -> None:
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    del config["positive"]
+    config["metric"] = "f1"
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert run("eval", copy, "--data", data_folder, "--quiet") == 0
+    assert json.loads((copy / "eval-dev" / "eval.json").read_text(encoding="utf-8"))["positive"] == "other"

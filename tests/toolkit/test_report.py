@@ -203,3 +203,19 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(predictions: Predict
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(BerxitError, match="cannot write results to"):
         write_evaluation(evaluate(predictions), predictions, tmp_path / "file")
+
+
+def test_the_page_shows_warnings_below_the_headline(
+    result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path
+) -> None:
+    assert "Warning:" not in page_of(tmp_path / "report.html", result, checkpoint, bundle)
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    warned = replace(calibrated.calibration, warnings=("the chosen policy is at chance: f1 < 0.9",))
+    page = write_report(
+        tmp_path / "report.html", replace(result, warnings=("full depth is at chance",)), warned, bundle, ANSWERS
+    ).read_text(encoding="utf-8")
+    first, second = re.findall('<p class="warning">(.*?)</p>', page)
+    assert first == "Warning: full depth is at chance"
+    assert second == "Warning: the chosen policy is at chance: f1 &lt; 0.9"
+    assert page.index("Warning:") < page.index("<h2>")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from berxit.exporters.export import export
+from berxit.exporters.options import ExportOptions
 from berxit.runtime.bundle import sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.train import calibration as calibration_module
-from berxit.train.calibration import PASS_FILE, POLICY_FILE, calibrate, read_policy
+from berxit.train.calibration import PASS_FILE, POLICY_FILE, CalibratedPolicy, calibrate, read_policy, stored_pass
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.evaluation import operating_point, predict
 from berxit.train.rules import Keep, Risk
@@ -138,3 +141,81 @@ def test_a_gpu_is_used_where_there_is_one(copy: Path, data_folder: Path, monkeyp
     )
     calibrate(copy, data_folder)
     assert asked == ["cuda:0"]
+
+
+def with_pass_of_other_data(checkpoint: Path, data: Path) -> None:
+    """The pass of a calibration on other data beside the old policy, as a kill between the two files left it."""
+    other, rows = checkpoint.with_name("other.tsv"), (data / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    other.write_text("\n".join([*rows[:1], *rows[11:]]) + "\n", encoding="utf-8")
+    policy = (checkpoint / POLICY_FILE).read_bytes()
+    calibrate(checkpoint, other, rule=Keep(0.9))
+    (checkpoint / POLICY_FILE).write_bytes(policy)
+
+
+def without_pass_sha256(checkpoint: Path) -> None:
+    """As checkpoints were written before the policy recorded its pass."""
+    data = json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))
+    del data["pass_sha256"]
+    for name in ("constant_score", "positive", "warnings"):
+        del data["calibration"][name]
+    write_json(data, checkpoint / POLICY_FILE)
+
+
+def policy_of(checkpoint: Path) -> CalibratedPolicy:
+    calibrated = read_policy(checkpoint)
+    assert calibrated is not None
+    return calibrated
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_stored_pass_rejects_the_pass_of_an_interrupted_calibration(older: bool, copy: Path, data_folder: Path) -> None:
+    if older:
+        without_pass_sha256(copy)
+    calibrated = policy_of(copy)
+    assert len(stored_pass(copy, calibrated).labels) == 48
+    with_pass_of_other_data(copy, data_folder)
+    assert policy_of(copy) == calibrated
+    with pytest.raises(BerxitError, match=r"pass\.npz is not the pass from which exit_policy\.json was chosen: rerun"):
+        stored_pass(copy, calibrated)
+    calibrate(copy, data_folder)
+    assert len(stored_pass(copy, policy_of(copy)).labels) == 48
+
+
+def test_stored_pass_rejects_the_pass_of_another_checkpoint_with_as_many_rows(copy: Path) -> None:
+    calibrated = policy_of(copy)
+    predictions = stored_pass(copy, calibrated)
+    replace(predictions, logits=predictions.logits[::-1]).save(copy / PASS_FILE)
+    with pytest.raises(BerxitError, match="is not the pass from which"):
+        stored_pass(copy, calibrated)
+
+
+def test_stored_pass_names_a_missing_and_a_damaged_file(copy: Path) -> None:
+    calibrated = policy_of(copy)
+    (copy / PASS_FILE).write_bytes(b"half")
+    with pytest.raises(BerxitError, match=r"calibration_pass\.npz is damaged: rerun berxit-calibrate"):
+        stored_pass(copy, replace(calibrated, pass_sha256=sha256(copy / PASS_FILE)))
+    (copy / PASS_FILE).unlink()
+    with pytest.raises(BerxitError, match=r"calibration_pass\.npz is missing: rerun berxit-calibrate"):
+        stored_pass(copy, calibrated)
+
+
+def test_export_with_exits_rejects_the_pass_of_an_interrupted_calibration(
+    copy: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    with_pass_of_other_data(copy, data_folder)
+    for exits in ((2,), "auto"):
+        with pytest.raises(BerxitError, match=r"is not the pass from which exit_policy\.json was chosen"):
+            export(copy, "onnxruntime", tmp_path / "bundle", options=ExportOptions(exits=exits))
+    assert not (tmp_path / "bundle").exists()
+    export(copy, "onnxruntime", tmp_path / "bundle")  # needs the policy only
+
+
+def test_calibrate_rejects_data_of_one_class_and_keeps_the_policy(
+    copy: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    before = (copy / POLICY_FILE).read_bytes()
+    one = tmp_path / "one.tsv"
+    one.write_text("text\tlabel\n" + "the cat\tcat\n" * 9, encoding="utf-8")
+    with pytest.raises(InputError, match=r"one\.tsv: accuracy cannot be measured: all labels are of one class"):
+        calibrate(copy, one)
+    assert (copy / POLICY_FILE).read_bytes() == before

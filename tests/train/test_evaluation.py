@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from berxit.runtime.chance import Constant
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.evaluation import (
     Predictions,
     candidate_thresholds,
-    constant_score,
     default_criterion,
     layer_scores,
     operating_point,
@@ -240,10 +240,10 @@ def test_a_threshold_is_compared_in_the_precision_of_the_certainties() -> None:
 
 
 def test_the_best_constant_answer_is_the_floor() -> None:
-    assert constant_score(hand_made()) == 0.5
+    assert hand_made().constant == Constant(0, 0.5)
     one_sided = Predictions(np.zeros((4, 1, 2), np.float32), None, np.array([1, 1, 1, 0]), "f1")
-    assert constant_score(one_sided) == pytest.approx(2 * 3 / (4 + 3))
-    assert constant_score(regression()) == 0.0
+    assert one_sided.constant == Constant(1, pytest.approx(2 * 3 / (4 + 3)))
+    assert regression().constant == Constant(pytest.approx(8 / 3), 0.0)
 
 
 def test_a_pass_knows_which_rows_it_holds(checkpoint: Path, data_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,19 @@ from berxit.train.evaluation import OperatingPoint, Predictions, operating_point
 from berxit.train.rules import Budget, Keep, Risk, Rule, hoeffding_bentkus, losses_at
 
 
+def in_both_classes(predictions: Predictions) -> Predictions:
+    """The same pass with the two classes exchanged in every other row: a single class has no score."""
+    if predictions.regression:
+        return predictions
+    logits, labels = predictions.logits.copy(), predictions.labels.copy()
+    logits[::2] = logits[::2, :, ::-1]
+    labels[::2] = 1 - labels[::2]
+    return replace(predictions, logits=logits, labels=labels)
+
+
 def chosen(rule: Rule, predictions: Predictions, criterion: str) -> tuple[ExitPolicy, OperatingPoint]:
     """The policy that a rule chooses, and what it does on the same pass."""
+    predictions = in_both_classes(predictions)
     policy = choose(predictions, criterion, rule, "data", "0").policy
     return policy, rule.choose(predictions, criterion)
 
@@ -275,3 +287,56 @@ def test_patience_on_values_searches_its_tolerance() -> None:
     assert operating_point(predictions, policy).histogram == point.histogram
     assert point.average_exit_layer < 4
     assert trade_off(predictions, "patience", [1])[0].score < 0.98 * trade_off(predictions, "patience", [4])[0].score
+
+
+def rounded(predictions: Predictions, wrong: int) -> Predictions:
+    """A bundle's pass: the last exit of the first ``wrong`` rows differs from the checkpoint's."""
+    logits = predictions.logits.copy()
+    logits[:wrong, -1] = logits[:wrong, -1, ::-1]
+    return replace(predictions, logits=logits, reference=predictions.full_depth)
+
+
+def test_keep_is_relative_to_the_checkpoints_full_depth() -> None:
+    before = in_both_classes(ten_examples())
+    after = rounded(before, 4)
+    assert after.score(after.answers()[:, -1]) == 0.6
+    found = choose(after, "confidence", Keep(0.8), "data", "0").calibration
+    assert found.full_depth_score == 1.0
+    assert found.score >= 0.8
+    assert found.histogram == (10, 0)
+    found = choose(after, "confidence", Keep(0.9), "data", "0").calibration  # 0.9 of the bundle's own would be 0.54
+    assert (found.score, found.histogram) == (pytest.approx(0.6), (0, 10))
+    assert "the rule is not kept" in found.warnings[-1]
+
+
+def test_a_share_that_the_bundle_cannot_keep_never_exits_early_and_says_so() -> None:
+    after = rounded(in_both_classes(ten_examples()), 2)
+    after.logits[:, 0] = -after.logits[:, 0]  # nothing early is any good
+    found = choose(after, "confidence", Keep(0.95), "data", "0").calibration
+    assert (found.histogram, found.score) == ((0, 10), pytest.approx(0.8))
+    assert found.warnings[-1].startswith(
+        "the rule is not kept: full depth scores 0.8000 here, the checkpoint's 1.0000, so the policy never exits early"
+    )
+    assert found.warnings[-1].endswith("with a lower --keep")
+
+
+def test_a_risk_is_relative_to_the_checkpoints_answers() -> None:
+    before = in_both_classes(population(400, 0))
+    after = rounded(before, 100)
+    found = choose(after, "confidence", Risk(0.2), "data", "0").calibration
+    assert losses_at(after, "confidence", [1.0])[0] == 0.25
+    assert found.saved_layers == 0
+    assert "the rule is not kept" in found.warnings[-1]
+    assert found.warnings[-1].endswith("with a higher --risk")
+    assert not any(
+        "not kept" in line for line in choose(before, "confidence", Risk(0.2), "d", "0").calibration.warnings
+    )
+
+
+def test_the_reference_is_stored_with_the_pass(tmp_path: Path) -> None:
+    after = rounded(replace(in_both_classes(ten_examples()), names=("no", "yes")), 2)
+    after.save(tmp_path / "pass.npz")
+    again = Predictions.load(tmp_path / "pass.npz")
+    assert again.reference is not None
+    assert again.full_depth_score == 1.0
+    assert again.names == ("no", "yes")

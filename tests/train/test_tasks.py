@@ -10,7 +10,7 @@ from conftest import shared
 
 from berxit.runtime.errors import InputError
 from berxit.train.metrics import METRICS
-from berxit.train.tasks import TASKS, Task, custom_task, get_task, task_of
+from berxit.train.tasks import TASKS, Task, custom_task, get_task, obvious_positive, task_of
 
 
 def write(folder: Path, text: str, name: str = "train.tsv") -> Path:
@@ -99,7 +99,7 @@ def test_a_custom_regression_reads_numbers(tmp_path: Path) -> None:
 
 def test_a_custom_metric_is_taken_or_refused(tmp_path: Path) -> None:
     write(tmp_path, "text\tlabel\nx\ta\ny\tb\n")
-    assert custom_task(tmp_path, ("text",), "label", metric="f1").metric == "f1"
+    assert custom_task(tmp_path, ("text",), "label", metric="f1", positive="a").metric == "f1"
     with pytest.raises(InputError, match="unknown metric 'bleu': choose one of accuracy, f1, pearson, spearman"):
         custom_task(tmp_path, ("text",), "label", metric="bleu")
 
@@ -179,3 +179,66 @@ def test_a_checkpoint_remembers_its_task(checkpoint: Path, data_folder: Path) ->
 
     model, _ = load_checkpoint(checkpoint)
     assert task_of(model.config) == custom_task(data_folder, ("text",), "label")
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (("0", "1"), "1"),
+        (("1", "0"), "1"),
+        (("-1", "1"), "1"),
+        (("0.0", "1.0"), "1.0"),
+        (("No", "Yes"), "Yes"),
+        (("true", "false"), "true"),
+        (("positive", "negative"), "positive"),
+        (("not_spam", "spam"), "spam"),
+        (("equivalent", "not equivalent"), "equivalent"),
+        (("Non-Toxic", "toxic"), "toxic"),
+        (("bug", "no-bug"), "bug"),
+        (("fraud", "ok"), None),
+        (("ham", "spam"), None),
+        (("1", "2"), None),
+        (("nontoxic", "toxic"), "toxic"),
+        (("notice", "ice"), None),
+        (("nospam", "notspam"), None),
+    ],
+)
+def test_obvious_positive(labels: tuple[str, str], positive: str | None) -> None:
+    assert obvious_positive(labels) == obvious_positive(labels[::-1]) == positive
+
+
+def test_a_custom_f1_asks_for_the_positive_class(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\tfraud\ny\tok\nz\tok\n")
+    message = (
+        r"of 'fraud' and 'ok' in .*train\.tsv the positive one is not clear: add --positive 'fraud' or --positive 'ok'"
+    )
+    with pytest.raises(InputError, match=message):
+        custom_task(tmp_path, ("text",), "label", metric="f1")
+    for positive, labels, numbers in (("fraud", ("ok", "fraud"), [1, 0, 0]), ("ok", ("fraud", "ok"), [0, 1, 1])):
+        task = custom_task(tmp_path, ("text",), "label", metric="f1", positive=positive)
+        assert (task.positive, task.labels) == (positive, labels)
+        assert task.read(tmp_path, "train").labels.tolist() == numbers
+    with pytest.raises(InputError, match=r"--positive Fraud is not a class of .*: choose 'fraud' or 'ok'"):
+        custom_task(tmp_path, ("text",), "label", metric="f1", positive="Fraud")
+
+
+def test_a_clear_positive_class_needs_no_option(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\tspam\ny\tnot spam\n")
+    assert custom_task(tmp_path, ("text",), "label", metric="f1").labels == ("not spam", "spam")
+    write(tmp_path, "text\tlabel\nx\tyes\ny\tno\n")
+    assert custom_task(tmp_path, ("text",), "label", metric="f1").positive == "yes"
+    assert custom_task(tmp_path, ("text",), "label", metric="f1", positive="no").labels == ("yes", "no")
+
+
+@pytest.mark.parametrize(("metric", "regression"), [(None, False), ("accuracy", False), ("pearson", True)])
+def test_positive_goes_with_f1(metric: str | None, regression: bool, tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\t1\ny\t2\n")
+    with pytest.raises(InputError, match="--positive 1 goes with --metric f1, not with"):
+        custom_task(tmp_path, ("text",), "label", metric=metric, regression=regression, positive="1")
+
+
+def test_the_built_in_tasks_keep_their_positive_class() -> None:
+    assert {name: task.positive for name, task in TASKS.items() if task.positive} == {
+        "mrpc": "equivalent",
+        "qqp": "duplicate",
+    }

@@ -19,6 +19,7 @@ from berxit.toolkit.commands.options import (
     quiet_option,
     skip_bad_rows_option,
     split_option,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def command(
     click.echo(f"{chosen.rule}:")
     click.echo(chosen.summary())
     click.echo(f"written: {checkpoint / POLICY_FILE}")
+    warn(chosen.warnings)
     click.echo(f"next: berxit-export --target onnxruntime {checkpoint}")
 
 

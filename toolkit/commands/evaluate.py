@@ -19,6 +19,7 @@ from berxit.toolkit.commands.options import (
     quiet_option,
     skip_bad_rows_option,
     split_option,
+    warn,
 )
 
 
@@ -60,9 +61,10 @@ def command(
         examples = task_of(model.config).read(file, split, skip_bad_rows=skip_bad_rows)
         if examples.skipped:
             click.echo(examples.skipped_line(file), err=True)
-        predictions = predict(model, tokenizer, examples, batch_size, progress_bar("evaluating", quiet))
+        predictions = predict(model, tokenizer, examples, batch_size, progress_bar("evaluating", quiet), str(file))
         evaluation = evaluate(predictions, criterion)
         click.echo(f"\n{file}: {evaluation.text()}\n")
+        warn(evaluation.warnings)
         folder = output or checkpoint / f"eval-{file.stem}"
         if output and len(files) > 1:
             folder = output / file.stem

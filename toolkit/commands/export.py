@@ -62,6 +62,7 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--threads", type=click.IntRange(min=1), help="onnxruntime: CPU threads that the bundle asks for.  [default: none]"
 )
+@click.option("--data", type=PATH, help="Texts of the task, a file or a folder, for a checkpoint without samples.json.")
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
@@ -78,6 +79,7 @@ def command(
     exits: tuple[int, ...] | str,
     scores: bool,
     threads: int | None,
+    data: Path | None,
     layout: str | None,
     force: bool,
     quiet: bool,
@@ -109,10 +111,13 @@ def command(
         options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads),
         force=force,
         scores=scores,
+        data=data,
         progress=progress_bar("exporting", quiet),
         report=parity.append,
     )
-    click.echo("\n".join(parity))
+    for line in parity:
+        stands_out = line.startswith("warning: ")
+        click.secho(line, fg="yellow" if stands_out else None, bold=stands_out or None)
     if manifest.calibration is None:
         click.echo("not calibrated: the bundle never stops early. Run berxit-calibrate, then export again")
     click.echo(f"bundle: {output}")

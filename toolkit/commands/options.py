@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -40,6 +41,12 @@ def data_for(task_name: str, data: Path | None, split: str) -> Path:
     if not (cache_folder() / "data" / task_name).is_dir():
         click.echo(f"fetching {task_name} from the Hugging Face hub; --data takes local files instead", err=True)
     return fetch(task_name, split)
+
+
+def warn(messages: Iterable[str]) -> None:
+    """Prints each message as a warning that stands out, on standard error."""
+    for message in messages:
+        click.secho(f"warning: {message}", fg="yellow", bold=True, err=True)
 
 
 def hush_libraries() -> None:

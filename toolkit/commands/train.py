@@ -53,6 +53,7 @@ from berxit.train.strategies import STRATEGIES
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
 @click.option("--metric", help="custom: accuracy, f1, pearson or spearman.")
+@click.option("--positive", help="custom, --metric f1: the class that F1 scores, where the names leave it open.")
 @skip_bad_rows_option
 @force_option
 @quiet_option
@@ -85,6 +86,7 @@ def command(
     label_column: str | None,
     regression: bool,
     metric: str | None,
+    positive: str | None,
     skip_bad_rows: bool,
     force: bool,
     quiet: bool,
@@ -119,10 +121,11 @@ def command(
         limit_train=limit_train,
         skip_bad_rows=skip_bad_rows,
     )
-    if task_name != "custom" and (text_columns or label_column or regression or metric):
+    if task_name != "custom" and (text_columns or label_column or regression or metric or positive):
         get_task(task_name)
         raise click.UsageError(
-            f"--text-column, --label-column, --regression and --metric go with --task custom, not {task_name}"
+            "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
+            f" {task_name}"
         )
     refuse_to_overwrite(output, force)
     processes = processes_here()
@@ -134,6 +137,7 @@ def command(
             label_column or "label",
             regression=regression,
             metric=metric,
+            positive=positive,
             skip_bad_rows=skip_bad_rows,
         )
     else:

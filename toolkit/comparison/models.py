@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.chance import check_labels
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples
 from berxit.runtime.golden import read_golden
@@ -253,6 +254,7 @@ def _texts(
     if data is not None:
         path = find_split(data, split)
         examples = read_examples(path, a.text_columns, a.label_column, a.labels or None).head(limit)
+        check_labels(a.metric, examples.labels, str(path))
         return examples.texts, examples.labels, path.name
     for side in (a, b):
         if side.manifest is not None:

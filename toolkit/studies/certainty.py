@@ -11,7 +11,7 @@ import torch
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import BLUE, number, percent, plain
+from berxit.toolkit.studies.look import BLUE, drawable, not_drawn, number, percent, plain
 from berxit.toolkit.studies.request import Request, Run
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
@@ -40,6 +40,7 @@ def study(request: Request) -> Findings:
             within = [METRICS["pearson"](s, t) for s, t in zip(sure.T, truth_of(run.predictions).T, strict=True)]
             quantiles = np.percentile(sure, QUANTILES, axis=0)
             name = _name(run)
+            conditions += not_drawn(name, [relative])
             rows += [
                 [
                     name,
@@ -120,7 +121,9 @@ def _panel(request: Request, run: Run, relative: npt.NDArray, across: float) -> 
             middle = float(np.mean(axes.get_ylim()))
             axes.set_ylim(middle - 0.05, middle + 0.05)
         right = axes.twinx()
-        right.plot(range(1, len(relative) + 1), relative, "o-", color=BLUE, lw=1.3, ms=4, label="relative score")
+        right.plot(
+            range(1, len(relative) + 1), drawable(relative), "o-", color=BLUE, lw=1.3, ms=4, label="relative score"
+        )
         right.spines["right"].set_visible(True)
         right.spines["right"].set_color(BLUE)
         right.tick_params(axis="y", colors=BLUE)

@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import GRAY, looks, percent, plain
+from berxit.toolkit.studies.look import GRAY, HIGHEST, drawable, looks, not_drawn, percent, plain
 from berxit.toolkit.studies.request import Reference, Request, by_label
 from berxit.train.curves import relative_score
-from berxit.train.evaluation import constant_score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ def study(request: Request) -> Findings:
     conditions = request.conditions()
     for model, runs in request.models.items():
         reference = request.reference(runs)
-        constant = constant_score(runs[0].predictions)
+        constant = runs[0].predictions.constant.score
         conditions.append(f"{model}: {reference}; the same answer for every example scores {constant:.4f}")
         lines = {label: np.array([run.layer_scores for run in same]) for label, same in by_label(runs).items()}
         for label, scores in lines.items():
@@ -43,6 +42,7 @@ def study(request: Request) -> Findings:
                     "highest": plain(scores.max(axis=0)),
                 }
             )
+        conditions += not_drawn(model, (relative_score(s.max(axis=0), reference.score) for s in lines.values()))
         panels.append(_panel(request, model, lines, reference, constant))
     return Findings(
         name=f"layerwise-{request.task}",
@@ -72,13 +72,13 @@ def _panel(request: Request, model: str, lines: dict[str, npt.NDArray], referenc
     def draw(axes: Axes) -> None:
         axes.axhline(100, color=GRAY, lw=0.8)
         for label, scores in lines.items():
-            relative = relative_score(scores, reference.score)
+            relative = drawable(relative_score(scores, reference.score))
             layers = range(1, relative.shape[1] + 1)
             axes.plot(layers, relative.mean(axis=0), **look[label], lw=1.3, ms=4, label=label)
             if len(scores) > 1:
                 band = relative.min(axis=0), relative.max(axis=0)
                 axes.fill_between(layers, *band, color=look[label]["color"], alpha=0.15, lw=0)
-        if constant:
+        if 0 < relative_score(constant, reference.score) <= HIGHEST:
             axes.axhline(100 * constant / reference.score, color=GRAY, lw=0.8, ls=":", label="always the same answer")
         axes.set(xlabel="exit layer, the same for all examples", ylabel=f"relative score (% of {request.metric})")
         axes.set_xticks(range(1, max(scores.shape[1] for scores in lines.values()) + 1))

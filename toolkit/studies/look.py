@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from berxit.toolkit.studies.request import Run, by_label
 from berxit.train.strategies import STRATEGIES
 
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b7280"
 DASHES = ("-", "--", ":", "-.")
+HIGHEST = 120.0
+"""Relative score in percent above which a figure has a gap: the reference is then no 100%."""
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#000000", RED, "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "x", "v", "P")
 
@@ -32,6 +37,23 @@ def looks(models: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
             before = sum(look["color"] == style["color"] for name, look in found.items() if name != label)
             found.setdefault(label, {**style, "ls": DASHES[before % len(DASHES)]})
     return found
+
+
+def drawable(relative: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Relative scores for a figure: NaN, a gap, above HIGHEST."""
+    values = np.asarray(relative, dtype=np.float64)
+    return np.where(values > HIGHEST, np.nan, values)
+
+
+def not_drawn(model: str, relative: Iterable[npt.ArrayLike]) -> list[str]:
+    """The condition that states what the figure leaves out; empty where it shows everything."""
+    highest = max((float(np.max(values)) for values in relative), default=0.0)
+    if highest <= HIGHEST:
+        return []
+    return [
+        f"warning: {model}: relative scores reach {highest:.0f}%, and the figure leaves out those above {HIGHEST:g}%:"
+        " the reference is too low for a 100%. Give --relative-to a fully trained checkpoint, or its score"
+    ]
 
 
 def plain(values: Iterable[float | None]) -> list[float | None]:

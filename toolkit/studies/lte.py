@@ -10,7 +10,7 @@ import numpy as np
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, number, percent, plain
+from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, drawable, not_drawn, number, percent, plain
 from berxit.toolkit.studies.request import Request, by_label
 from berxit.toolkit.studies.tradeoff import marks, saved_layers_axis
 from berxit.train.curves import Curve, area_above, criterion_curve, mean_curve
@@ -46,6 +46,7 @@ def study(request: Request) -> Findings:
                 }.items()
             }
             depth, name = same[0].predictions.layers, f"{model}, {label}"
+            conditions += not_drawn(name, (curve.scores for curve in curves.values()))
             scores += [
                 [name, str(layer), f"{1 - layer / depth:.0%}", *(percent(curve.at(layer)) for curve in curves.values())]
                 for layer in range(1, depth + 1)
@@ -115,7 +116,9 @@ def _entry(
 def _panel(request: Request, name: str, curves: dict[str, Curve]) -> Panel:
     def draw(axes: Axes) -> None:
         for label, curve in curves.items():
-            axes.plot(curve.layers, curve.scores, **STYLES[label], markevery=marks(curve), lw=1.3, ms=4, label=label)
+            axes.plot(
+                curve.layers, drawable(curve.scores), **STYLES[label], markevery=marks(curve), lw=1.3, ms=4, label=label
+            )
         axes.set(xlabel="average exit layer", ylabel=f"relative score (% of {request.metric})")
         saved_layers_axis(axes, curves[LINE].depth)
         axes.set_title(f"{name}")

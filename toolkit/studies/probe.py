@@ -13,7 +13,7 @@ from berxit.runtime.policies import CRITERIA
 from berxit.runtime.tables import Table
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, number, percent, plain
+from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, drawable, not_drawn, number, percent, plain
 from berxit.toolkit.studies.request import Request, Run
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
@@ -48,6 +48,7 @@ def study(request: Request) -> Findings:
         for run in runs:
             labels = class_names(run)
             relative = relative_score(np.array(run.layer_scores), reference.score)
+            conditions += not_drawn(f"{model}, {run.label}", [relative])
             found, counts = correlations(run.predictions, overlap)
             for layer in range(run.predictions.layers):
                 cells = [f"{number(found[c][layer])} ({counts[c][layer]})" for c in range(len(labels))]
@@ -117,7 +118,7 @@ def _panel(
         axes.set(xlabel="layer", ylabel="correlation of BLEU-4 and confidence")
         axes.set_xticks(layers)
         right = axes.twinx()
-        right.plot(layers, relative, "k--", lw=1, label="relative score")
+        right.plot(layers, drawable(relative), "k--", lw=1, label="relative score")
         right.set_ylabel(f"relative score (% of {request.metric})")
         right.spines["right"].set_visible(True)
         right.grid(visible=False)

@@ -14,6 +14,7 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples, find_split
 from berxit.runtime.progress import Progress, silent
+from berxit.train.chance_warnings import depth_warning
 from berxit.train.checkpoint import load_checkpoint, read_config, read_record
 from berxit.train.evaluation import Predictions, best_device, layer_scores, predict
 from berxit.train.options import TrainingOptions
@@ -79,10 +80,13 @@ class Request:
         stored = self.output / "passes" / f"{folder.resolve().name}-{key[:12]}" / "predictions.npz"
         if stored.is_file():
             predictions = _load(stored)
+            predictions.check(str(self.data_file))
         else:
             model, tokenizer = load_checkpoint(folder, best_device())
             examples = task_of(model.config).read(self.data_file, self.split)
-            predictions = predict(model, tokenizer, examples, self.batch_size, self.bar(folder.name))
+            predictions = predict(
+                model, tokenizer, examples, self.batch_size, self.bar(folder.name), str(self.data_file)
+            )
             _save(predictions, stored)
         known = {name: config[name] for name in ("pooling", "exit_head", "lte")}
         options = {**DEFAULTS, **known, **read_record(folder).get("options", {})}
@@ -119,7 +123,8 @@ class Request:
             run = self.run(Path(text))
             if run.task != self.task:
                 raise InputError(f"--relative-to {text} is {run.task}, the others are {self.task}") from None
-            return Reference(run.full_depth, f"the last exit of {run.folder.name}")
+            chance = ", which is at chance" if depth_warning(run.predictions) else ""
+            return Reference(run.full_depth, f"the last exit of {run.folder.name}{chance}")
         if not 0 < score <= 1:
             raise InputError(f"--relative-to {text} is out of range: a score lies above 0, up to 1, as 0.889")
         return Reference(score, "as given")
@@ -131,6 +136,7 @@ class Request:
             f"data: {self.data_file.parent.name}/{self.data_file.name}, {len(runs[0].predictions.labels)} examples,"
             f" sha256 {sha256(self.data_file)[:12]}; metric: {self.metric}",
             *(f"{run.model}, {run.label}: {run.folder.name}" for run in runs),
+            *(f"warning: {run.folder.name}: {line}" for run in runs if (line := depth_warning(run.predictions))),
         ]
 
 

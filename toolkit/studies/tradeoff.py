@@ -10,10 +10,10 @@ import numpy as np
 
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import GRAY, looks, number, percent, plain
+from berxit.toolkit.studies.look import GRAY, drawable, looks, not_drawn, number, percent, plain
 from berxit.toolkit.studies.request import Request, by_label
 from berxit.train.curves import SAVED, Area, Curve, area_above, criterion_curve, mean_curve, relative_score
-from berxit.train.evaluation import constant_score, default_criterion
+from berxit.train.evaluation import default_criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def study(request: Request) -> Findings:
     criteria = set()
     for model, runs in request.models.items():
         reference = request.reference(runs)
-        constant = relative_score(constant_score(runs[0].predictions), reference.score)
+        constant = relative_score(runs[0].predictions.constant.score, reference.score)
         conditions.append(f"{model}: {reference}; the same answer for every example reaches {percent(float(constant))}")
         curves: dict[str, Curve] = {}
         for label, same in by_label(runs).items():
@@ -38,6 +38,7 @@ def study(request: Request) -> Findings:
             curves[label] = mean_curve(
                 [criterion_curve(run.predictions, criterion).relative_to(reference.score) for run in same]
             )
+        conditions += not_drawn(model, (curve.scores for curve in curves.values()))
         pairs = {(a, b): area_above(curves[a], curves[b]) for a, b in permutations(curves, 2)}
         for label, curve in curves.items():
             points.append([label, model, *_kept_at(curve), *_saved_at(curve)])
@@ -108,7 +109,9 @@ def _panel(request: Request, model: str, curves: Mapping[str, Curve]) -> Panel:
     def draw(axes: Axes) -> None:
         axes.axhline(100, color=GRAY, lw=0.8)
         for label, curve in curves.items():
-            axes.plot(curve.layers, curve.scores, **look[label], markevery=marks(curve), lw=1.3, ms=4, label=label)
+            axes.plot(
+                curve.layers, drawable(curve.scores), **look[label], markevery=marks(curve), lw=1.3, ms=4, label=label
+            )
         depth = max(curve.depth for curve in curves.values())
         axes.set(xlabel="average exit layer", ylabel=f"relative score (% of {request.metric})")
         saved_layers_axis(axes, depth)

@@ -19,7 +19,7 @@ from berxit.toolkit.studies import STUDIES, find_study
 from berxit.toolkit.studies.certainty import truth_of
 from berxit.toolkit.studies.flops import count_flops
 from berxit.toolkit.studies.limit import limit_scores
-from berxit.toolkit.studies.look import looks
+from berxit.toolkit.studies.look import drawable, looks, not_drawn, plain
 from berxit.toolkit.studies.probe import bleu_scores, correlations
 from berxit.toolkit.studies.request import Request, Run, by_label, label_runs, model_name_of
 from berxit.train.checkpoint import TrainingRecord, save_checkpoint
@@ -428,3 +428,75 @@ def test_two_tasks_in_one_study_are_refused(
     object.__setattr__(both, "run", lambda path: one if path == one.folder else other)
     with pytest.raises(InputError, match="one study, one task"):
         _ = both.models
+
+
+def test_drawable_leaves_out_what_no_reference_allows() -> None:
+    assert plain(drawable([50.0, 100.0, 120.0])) == [50.0, 100.0, 120.0]
+    assert np.isnan(drawable([140.0, 3000.0])).all()
+    assert not_drawn("bert", [np.array([80.0, 119.0])]) == []
+    (line,) = not_drawn("bert", [np.array([80.0]), np.array([139.6])])
+    assert line.startswith("warning: bert: relative scores reach 140%, and the figure leaves out those above 120%")
+
+
+@pytest.mark.parametrize("study", ["layerwise", "tradeoff", "lte", "certainty", "probe"])
+def test_no_study_draws_a_relative_score_of_140_percent(
+    study: str, make: Make, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn: list[float] = []
+    plot, band = Axes.plot, Axes.fill_between
+
+    def plotted(axes: Axes, *arguments: object, **more: object) -> object:
+        if len(arguments) > 1:
+            drawn.extend(np.ravel(np.asarray(arguments[1], dtype=float)))
+        return plot(axes, *arguments, **more)
+
+    def filled(axes: Axes, x: object, *bounds: object, **more: object) -> object:
+        drawn.extend(np.ravel(np.asarray(bounds, dtype=float)))
+        return band(axes, x, *bounds, **more)
+
+    monkeypatch.setattr(Axes, "plot", plotted)
+    monkeypatch.setattr(Axes, "fill_between", filled)
+    paths = [make("joint", lte=True), make("joint", lte=True, seed=7)]
+    arguments = [*paths, "--data", data["classes"], "--relative-to", "0.2", "--output", tmp_path]
+    assert run(study, *arguments) == 0
+    report = (tmp_path / f"{study}-pairs.md").read_text(encoding="utf-8")
+    assert "and the figure leaves out those above 120%" in report
+    assert drawn
+    assert not any(value > 120 for value in drawn)  # NaN is a gap
+
+
+def test_a_study_warns_of_checkpoints_at_chance_and_rejects_one_class(
+    make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (data["classes"] / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    rng = np.random.default_rng(5)
+    labels = rng.permutation(["same", "other"] * 24)
+    shuffled = [f"{line.rpartition(chr(9))[0]}\t{label}" for line, label in zip(lines[1:], labels, strict=True)]
+    (tmp_path / "random.tsv").write_text("\n".join([lines[0], *shuffled]) + "\n", encoding="utf-8")
+    path = make("joint")
+    assert run("layerwise", path, "--data", tmp_path / "random.tsv", "--output", tmp_path / "out") == 0
+    report = (tmp_path / "out" / "layerwise-pairs.md").read_text(encoding="utf-8")
+    assert f"- warning: {path.name}: full depth is at chance: accuracy " in report
+    one = [lines[0], *(line for line in lines[1:] if line.endswith("same"))]
+    (tmp_path / "one.tsv").write_text("\n".join(one) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    assert run("layerwise", path, "--data", tmp_path / "one.tsv", "--output", tmp_path / "out") == 2
+    assert "one.tsv: accuracy cannot be measured: all labels are of one class" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "passes").iterdir())) == 1
+
+
+def test_a_stored_pass_with_nan_is_rejected(
+    make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make("joint")
+    arguments = ["layerwise", path, "--data", data["classes"], "--output", tmp_path]
+    assert run(*arguments) == 0
+    (stored,) = (tmp_path / "passes").glob("*/predictions.npz")
+    predictions = Predictions.load(stored)
+    predictions.logits[4, 1] = np.nan
+    predictions.save(stored)
+    assert run(*arguments) == 1
+    assert "layer 2 outputs NaN or infinity for 1 of 48 rows" in capsys.readouterr().err

@@ -100,7 +100,7 @@ public struct ModelInfo: Sendable {
             needed: [
                 "family", "task", "kind", "labels", "metric", "text_columns", "label_column", "layers", "hidden_size",
                 "max_length", "pad_token_id", "lte",
-            ])
+            ], optional: ["positive"])
         family = try fields.get("family", \.string)
         task = try fields.get("task", \.string)
         isRegression = try fields.get("kind", \.string) == "regression"
@@ -111,6 +111,7 @@ public struct ModelInfo: Sendable {
         padTokenId = try fields.get("pad_token_id", \.int)
         lte = try fields.get("lte", \.bool)
         for key in ["metric", "label_column"] { _ = try fields.get(key, \.string) }
+        _ = try fields.find("positive", \.string)
         _ = try fields.get("hidden_size", \.int)
     }
 }
