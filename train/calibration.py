@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from berxit.runtime.bundle import sha256
@@ -13,6 +13,7 @@ from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_together
+from berxit.runtime.tokenization import Text
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
 from berxit.train.rules import Keep, Rule
@@ -22,6 +23,8 @@ POLICY_FILE = "exit_policy.json"
 """Beside the checkpoint's weights: the policy and the record of how it was chosen."""
 PASS_FILE = "calibration_pass.npz"
 """What every exit said of the calibration data: an export with fewer exits chooses its threshold anew from it."""
+TEXTS_FILE = "calibration_texts.json"
+"""The texts of that data, in the order of the pass: an export that may change predictions runs them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Calibration:
     rule: str
     """What was asked for, in words: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
     data: str
+    """The file's name, without its folder."""
     data_sha256: str
     examples: int
     metric: str
@@ -91,8 +95,9 @@ def calibrate(
     if examples.skipped:
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress)
-    chosen = choose(predictions, criterion or default_criterion(predictions), rule, str(path), digest)
+    chosen = choose(predictions, criterion or default_criterion(predictions), rule, path.name, digest)
     with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
+        write_json({"data_sha256": digest, "texts": examples.texts}, folder / TEXTS_FILE)
         predictions.save(folder / PASS_FILE)
         write_policy(folder, chosen)
     return chosen.calibration
@@ -138,7 +143,8 @@ def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     """The checkpoint's policy and how it was chosen, or None where it was never calibrated.
 
-    A record of before there were rules holds a bare ``keep``, which is one.
+    A record of before there were rules holds a bare ``keep``, which is one. Older records name the data with its
+    folder.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():
@@ -148,4 +154,16 @@ def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     if isinstance(record, dict) and "keep" in record:
         asked = {"keep": record["keep"]}
         data["calibration"] = {**{name: record[name] for name in record if name != "keep"}, "asked": asked}
-    return parse(CalibratedPolicy, data, str(path))
+    found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
+    return replace(found, calibration=replace(found.calibration, data=Path(found.calibration.data).name))
+
+
+def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:
+    """The texts of the calibration data, in the order of the pass; None where these, or none, are not stored."""
+    path = checkpoint / TEXTS_FILE
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    if stored.get("data_sha256") != calibration.data_sha256:
+        return None
+    return [text if isinstance(text, str) else tuple(text) for text in stored["texts"]]

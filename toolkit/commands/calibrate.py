@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from berxit.toolkit.commands.options import (
     criterion_option,
     data_for,
     data_option,
+    default_bundle,
     hush_libraries,
     quiet_option,
     skip_bad_rows_option,
@@ -80,7 +82,8 @@ def command(
     click.echo(f"{chosen.rule}:")
     click.echo(chosen.summary())
     click.echo(f"written: {checkpoint / POLICY_FILE}")
-    click.echo(f"next: berxit-export --target onnxruntime {checkpoint}")
+    there = default_bundle(checkpoint, "onnxruntime").exists()
+    click.echo(f"next: berxit-export --target onnxruntime {shlex.quote(str(checkpoint))}{' --force' if there else ''}")
 
 
 def check_exclusive(

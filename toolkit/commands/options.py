@@ -42,6 +42,11 @@ def data_for(task_name: str, data: Path | None, split: str) -> Path:
     return fetch(task_name, split)
 
 
+def default_bundle(checkpoint: Path, target: str) -> Path:
+    """Where berxit-export writes a bundle without --output."""
+    return checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
+
+
 def hush_libraries() -> None:
     """The libraries' own notes and bars stay off the screen; ours say what matters. Call before importing torch."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
