@@ -1,6 +1,7 @@
-"""What a device is, which one this is, and its sensors. Imports nothing of the project."""
+"""What a device is, which one this is, its sensors, and how packages get there. Imports nothing of the project."""
 
 from berxit.devices.catalogue import DEVICES, Device
+from berxit.devices.installation import install_command, tensorrt_command
 from berxit.devices.machine import Machine, default_threads, this_machine, usable_cores
 from berxit.devices.sensors import Reading, read_sensors, resident_mib
 
@@ -11,9 +12,11 @@ __all__ = [
     "Reading",
     "default_threads",
     "find",
+    "install_command",
     "read_sensors",
     "recognise",
     "resident_mib",
+    "tensorrt_command",
     "this_machine",
     "usable_cores",
 ]

@@ -33,6 +33,8 @@ class Device:
     """How hidden states lie best, where a target knows several."""
     target_version: str | None = None
     """The oldest system to export for; Xavier ends with JetPack 5."""
+    in_an_app: bool = False
+    """Whether there is no Python on it: a bundle runs in an app."""
     compute_units: str | None = None
     """What CoreML should use, as coremltools names it: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY. Chosen where a bundle is
     loaded: on a Mac this is the back end's default, an app says it to the Swift package."""
@@ -86,14 +88,14 @@ DEVICES: tuple[Device, ...] = (
            _board("raspberry pi"), "copy the bundle to the Raspberry Pi and run this command there"),
     Device("desktop-gpu", "desktop or server with an NVIDIA GPU", ("tensorrt", "onnxruntime"), "fp16",
            lambda machine: bool(machine.gpu) and not machine.board,
-           "run this command on a machine whose nvidia-smi shows a GPU, with pip install 'berxit[tensorrt]'",
+           "run this command on a machine whose nvidia-smi shows a GPU",
            target_version="tensorrt10",
            workspace_mib=4096),
     Device("mac", "Mac", ("coreml", "onnxruntime"), "fp16",
            _macos, "run this command on a Mac", target_version="macos15", compute_units="ALL"),
-    Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE,
+    Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE, in_an_app=True,
            lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
-    Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE,
+    Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE, in_an_app=True,
            lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
     Device("cpu", "any machine, on its CPU", ("onnxruntime",), "fp32",
            _any, "run this command on any machine"),

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from berxit.runtime.bundle import Scores, sha256
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Progress
 from berxit.runtime.tokenization import Text, TextTokenizer
-from berxit.train.calibration import PASS_FILE, Calibration
+from berxit.train.calibration import PASS_FILE, TEXTS_FILE, Calibration, stored_texts
 from berxit.train.evaluation import Predictions, layer_scores
 from berxit.train.tasks import Task
 
@@ -24,13 +24,43 @@ NOTABLE = 0.005
 """Half a point: an exit that loses more is worth a word."""
 
 
-def calibration_texts(expected: Predictions, calibration: Calibration, task: Task) -> list[Text]:
-    """The texts of the pass, in its order. Raises BerxitError where the data is gone or is not what it was."""
-    path = Path(calibration.data)
+def calibration_file(data: Path, checkpoint: Path, calibration: Calibration | None) -> Path:
+    """The file that the checkpoint was calibrated on: ``data``, or the file of its name in that folder.
+
+    Raises InputError for another file, and for a checkpoint that was not calibrated.
+    """
+    if calibration is None:
+        raise InputError(f"--data is the calibration data, and {checkpoint} has none: run berxit-calibrate first")
+    path = data / calibration.data if data.is_dir() else data
     if not path.is_file():
-        raise BerxitError(f"{path} is not there any more")
+        raise InputError(
+            f"no file {path}: --data is {calibration.data}, which {checkpoint} was calibrated on, or its folder"
+        )
     if sha256(path) != calibration.data_sha256:
-        raise BerxitError(f"{path} is not what it was at calibration: run berxit-calibrate again")
+        raise InputError(
+            f"{path} is not the data that {checkpoint} was calibrated on (another sha256): give {calibration.data} as"
+            " it was, or run berxit-calibrate again"
+        )
+    return path
+
+
+def calibration_texts(
+    checkpoint: Path, expected: Predictions, calibration: Calibration, task: Task, path: Path | None
+) -> list[Text]:
+    """The texts of the pass, in its order: from ``path``, else as the calibration stored them.
+
+    Raises BerxitError where they are not stored, or do not fit the pass.
+    """
+    if path is None:
+        texts = stored_texts(checkpoint, calibration)
+        if texts is None:
+            raise BerxitError(
+                f"{checkpoint / TEXTS_FILE} does not have the texts of {calibration.data}: give that file with --data,"
+                " or run berxit-calibrate again"
+            )
+        if len(texts) != len(expected.labels):
+            raise BerxitError(f"{checkpoint / TEXTS_FILE} does not fit {PASS_FILE}: run berxit-calibrate again")
+        return texts
     examples = task.read(path, "", skip_bad_rows=True)  # as calibration did, or else there is none
     rows = np.arange(len(expected.labels)) if expected.ids is None else expected.ids
     if rows.max(initial=-1) >= len(examples) or not np.array_equal(examples.labels[rows], expected.labels):

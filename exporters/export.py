@@ -13,11 +13,12 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from berxit.devices import recognise, this_machine
-from berxit.exporters.bundle_scores import bundle_pass, calibration_texts, compare, in_words
+from berxit.exporters.bundle_scores import bundle_pass, calibration_file, calibration_texts, compare, in_words
 from berxit.exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
 from berxit.exporters.golden_samples import golden_texts, of_every_length
 from berxit.exporters.options import ExportOptions
@@ -42,7 +43,7 @@ from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_whole
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy, stored_pass
-from berxit.train.checkpoint import load_checkpoint
+from berxit.train.checkpoint import apply_umask, load_checkpoint, read_samples
 from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import Task, task_of
 
@@ -65,8 +66,8 @@ the lengths) and with_defaults(options, segments), which fills in what is left o
 """
 
 
-DECIMALS = 1e-6
-"""Golden outputs are written to six of them: nearer than that nothing can be told, however small the logits are."""
+ROUNDING = 1e-6
+"""Relative difference below which an exit needs no PSNR: the rounding of float32, however small its logits are."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,26 @@ class ExitParity:
 
     layer: int
     max_diff: float
+    """Of logits relative to ``scale``, and of LTE certainty."""
     psnr: float
     """In dB, of the logits."""
     atol: float
+    scale: float = 1.0
     least_psnr: float = -math.inf
 
     @property
     def good(self) -> bool:
-        return self.max_diff <= self.atol and (self.psnr >= self.least_psnr or self.max_diff <= DECIMALS)  # not for NaN
+        return self.max_diff <= self.atol and (self.psnr >= self.least_psnr or self.max_diff <= ROUNDING)  # not for NaN
 
     def __str__(self) -> str:
         mark = "✓" if self.good else "x"
         least = f" (at least: {self.least_psnr:.0f})" if math.isfinite(self.least_psnr) else ""
-        off = f"max diff {self.max_diff:.1e} (atol: {self.atol:.0e}), PSNR {self.psnr:.0f} dB{least}"
+        relative = f", relative to {self.scale:.2g}" if self.scale != 1 else ""
+        off = f"max diff {self.max_diff:.1e} (atol: {self.atol:.0e}{relative}), PSNR {self.psnr:.0f} dB{least}"
         return f"-[{mark}] layer {self.layer:02d}: {off}"
 
 
-def export(
+def export(  # noqa: PLR0915
     checkpoint: Path,
     target: str,
     output: Path,
@@ -102,12 +106,15 @@ def export(
     data: Path | None = None,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Writes the bundle ``output`` for a target, whole or not at all.
 
     ``scores``: run what a precision may change over the calibration data, measure what it costs, and choose the
-    thresholds from what it says. ``data``: texts of the task, for a checkpoint without samples. ``report`` receives
-    every line of the parity check, and warnings.
+    thresholds from its outputs. ``data``: the file (or its folder) that the checkpoint was calibrated on, for a
+    checkpoint that does not contain its texts; default: the texts that the calibration stored. It also gives the golden
+    inputs where the checkpoint has no samples. ``report`` receives every line of the parity check, ``warn`` (default:
+    ``report``) what was not measured.
 
     Raises InputError for an unknown target or precision, an output that exists, or a precision that needs texts of the
     task where there are none; BerxitError for a checkpoint that cannot be read or an exit that differs from it.
@@ -124,6 +131,9 @@ def export(
             f"{checkpoint / POLICY_FILE} is for {calibrated.policy.layers} layers, the model has {model.layers}:"
             " run berxit-calibrate again"
         )
+    data_file = None
+    if data and (calibrated or read_samples(checkpoint)):  # else --data gives the golden inputs alone
+        data_file = calibration_file(data, checkpoint, calibrated.calibration if calibrated else None)
     segments, placed = cut(model), None
     if options.exits == "auto":
         placed = automatic_exits(checkpoint, target, options, calibrated, data, progress)
@@ -162,7 +172,9 @@ def export(
             max_batch=options.max_batch or getattr(writer, "MAX_BATCH", None),
             threads=options.threads,
             calibration=asdict(calibrated.calibration) if calibrated else None,
-            parity=Parity("PyTorch, fp32", writer.PRECISIONS[precision], ()),
+            parity=Parity(
+                "PyTorch, fp32", writer.PRECISIONS[precision], (), golden.scale(regression=model.config.regression)
+            ),
             golden=DataFile("golden.json", sha256(folder / "golden.json")),
             made_with={
                 name: version(name)
@@ -173,7 +185,18 @@ def export(
         manifest = _checked(manifest, writer, backend, golden, checkpoint, report)
         if scores and stored and scored:
             task = task_of(model.config)
-            manifest = _scored(manifest, backend, device_tokenizer, task, checkpoint, stored, progress, report)
+            manifest = _scored(
+                manifest,
+                backend,
+                device_tokenizer,
+                task,
+                checkpoint,
+                stored,
+                data_file,
+                progress,
+                report,
+                warn or report,
+            )
         del backend  # it maps files of a folder that is about to be renamed
         if placed and manifest.calibration:
             placed = placed.under(manifest.calibration["histogram"])
@@ -183,6 +206,7 @@ def export(
         for line in manifest.calibration["warnings"] if manifest.calibration else ():
             report(f"warning: {line}")
         write_manifest(manifest, folder)
+        apply_umask(folder)
     return manifest
 
 
@@ -196,9 +220,10 @@ def _checked(
 ) -> Manifest:
     """With every exit's difference from the checkpoint. Raises BerxitError where one is too large."""
     atol, least_psnr = manifest.parity.atol, getattr(writer, "LEAST_PSNR", {}).get(manifest.precision, -math.inf)
-    found = deviations(backend, golden, manifest.model.pad_token_id)
+    scale = manifest.parity.scale
+    found = deviations(backend, golden, manifest.model.pad_token_id, scale)
     parity = [
-        ExitParity(layer, exit_.max_diff, exit_.psnr, atol, least_psnr)
+        ExitParity(layer, exit_.max_diff, exit_.psnr, atol, scale, least_psnr)
         for layer, exit_ in zip(manifest.exits, found, strict=True)
     ]
     for line in parity:
@@ -220,17 +245,19 @@ def _scored(
     task: Task,
     checkpoint: Path,
     stored: CalibratedPolicy,
+    data_file: Path | None,
     progress: Progress,
     report: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Manifest:
     """With every exit's score on the calibration data beside the checkpoint's, and thresholds of its own; as it is,
-    and ``report`` told why, where that data is not there any more."""
+    and ``warn`` receives the reason, where that data is not available."""
     c = stored.calibration
     try:
         expected = stored_pass(checkpoint, stored).at_exits(manifest.exits)
-        texts = calibration_texts(expected, c, task)
+        texts = calibration_texts(checkpoint, expected, c, task, data_file)
     except BerxitError as error:
-        report(f"what {manifest.precision} costs was not measured, the thresholds are the checkpoint's: {error}")
+        warn(f"what {manifest.precision} costs was not measured, the thresholds are the checkpoint's: {error}")
         return manifest
     found = bundle_pass(backend, tokenizer, texts, expected, progress)
     scores = compare(expected, found, c)
@@ -336,8 +363,11 @@ def make_golden(
         texts=tuple((text,) if isinstance(text, str) else text for text in samples),
         input_ids=tuple(tuple(row) for row in ids),
         token_type_ids=tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
-        logits=np.round(outputs.exit_logits.numpy().astype(np.float64), 6).tolist(),
-        lte=None
-        if outputs.certainties is None
-        else np.round(outputs.certainties.numpy().astype(np.float64), 6).tolist(),
+        logits=shortest(outputs.exit_logits.numpy()).tolist(),
+        lte=None if outputs.certainties is None else shortest(outputs.certainties.numpy()).tolist(),
     )
+
+
+def shortest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The same values with the fewest decimals that still give the same float32."""
+    return np.array([float(str(value)) for value in values.ravel()]).reshape(values.shape)

@@ -55,7 +55,8 @@ class BenchResult:
     rounds: int
     boundary: str
     self_check: float
-    """The largest difference from the checkpoint over all exits of the golden inputs, on this device."""
+    """The largest difference from the checkpoint over all exits of the golden inputs, on this device; of logits,
+    relative to the manifest's ``parity.scale``."""
     by_layer: dict[int, Measured]
     """Layer with an exit -> what it costs when every input leaves there."""
     by_threshold: dict[float, Measured]
@@ -198,7 +199,7 @@ def bench(
     for text in inputs:
         runner.answer([text], runner.policy)
     memory = devices.resident_mib()
-    largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id)))
+    largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     allowed = allowed_difference(manifest, runner.backend.name)
     if not largest <= allowed:
         raise BerxitError(
@@ -219,7 +220,7 @@ def bench(
     with progress(rounds * len(inputs) * len(policies)) as bar:
         found = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
     return BenchResult(
-        bundle=str(bundle),
+        bundle=bundle.resolve().name,
         target=manifest.target,
         backend=runner.backend.name,
         precision=manifest.precision,
@@ -338,7 +339,9 @@ def write_result(result: BenchResult, folder: Path) -> list[Path]:
             try:
                 files.append(plugin.load()(result, folder / "bench.png"))
             except ModuleNotFoundError as error:
-                click.echo(f"no figure: {error.name} is not installed here: pip install 'berxit[report]'", err=True)
+                click.echo(
+                    f"no figure: {error.name} is not installed here: {devices.install_command('report')}", err=True
+                )
     return files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -49,7 +50,19 @@ def command(
         engines = prepare_engines(bundle, manifest, api, gpu, cache, workspace_mib=mib, progress=bar, report=click.echo)
         mebibytes = sum(map(len, engines.values())) / 2**20
         click.echo(f"{gpu.name}: {plural(len(engines), 'engine')}, {mebibytes:.1f} MiB, in {cache.folder}")
-    click.echo(f"next: python -m runtime.bench {bundle}")
+    for line in next_steps(bundle, builder, output, elsewhere=sm is not None):
+        click.echo(line)
+
+
+def next_steps(bundle: Path, builder: str, output: Path | None, *, elsewhere: bool) -> list[str]:
+    """The command that runs the bundle on these engines; ``elsewhere``: on another machine than this."""
+    cache = output or (cache_folder() if elsewhere else None)
+    variable = f"BERXIT_CACHE={shlex.quote(str(cache))} " if cache else ""
+    backend = "" if builder == "tensorrt" else f" --backend {builder}"
+    command = f"{variable}python -m runtime.bench{backend} {shlex.quote(str(bundle))}"
+    if not elsewhere:
+        return [f"next: {command}"]
+    return [f"copy {bundle} and {cache} to a machine with such a GPU", f"next, there: {command}"]
 
 
 def _named(sm: str) -> list[Gpu]:

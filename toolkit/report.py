@@ -41,6 +41,7 @@ pre {{ background: #f3f4f6; padding: 1rem; border-radius: 6px; overflow-x: auto;
 
 _CODE = """from runtime import EarlyExitRunner
 
+# The folder is beside the report of the quickstart.
 runner = EarlyExitRunner.load({bundle!r})
 answer = runner.predict("turn the kitchen lights off")
 print(answer.label, answer.exit_layer, answer.certainty, answer.latency_ms)
@@ -72,7 +73,7 @@ def write_report(
         thresholds=thresholds,
         layers=layers,
         calibration=html.escape(f"{_sentence(calibration.rule)} {_sentence(calibration.summary())}"),
-        code=html.escape(_CODE.format(bundle=str(bundle.resolve()))),
+        code=html.escape(_CODE.format(bundle=bundle.resolve().name)),
         conditions=html.escape(
             f"{result.target} {result.precision}, {result.threads} threads; "
             + ", ".join(f"{name} {version}" for name, version in result.versions.items())
@@ -116,7 +117,7 @@ def _figure(result: BenchResult) -> str:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        return "<p>No figure: pip install 'berxit[report]'</p>"
+        return "<p>No figure: matplotlib was not installed where this report was written.</p>"
     with tempfile.TemporaryDirectory() as folder:
         data = bench_figure(result, Path(folder) / "bench.png").read_bytes()
     return f'<p><img alt="latency and score" src="data:image/png;base64,{base64.b64encode(data).decode()}"></p>'

@@ -13,6 +13,7 @@ from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_together
+from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning, policy_warning
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.evaluation import (
@@ -32,6 +33,8 @@ POLICY_FILE = "exit_policy.json"
 PASS_FILE = "calibration_pass.npz"
 """The pass over the calibration data: an export with fewer exits chooses its threshold again from it. exit_policy.json
 holds its sha256."""
+TEXTS_FILE = "calibration_texts.json"
+"""The texts of that data, in the order of the pass: an export that may change predictions runs them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Calibration:
     rule: str
     """What was asked for, in words: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
     data: str
+    """The file's name, without its folder."""
     data_sha256: str
     examples: int
     metric: str
@@ -109,8 +113,9 @@ def calibrate(
     if examples.skipped:
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress, source=str(path))
-    chosen = choose(predictions, criterion or default_criterion(predictions), rule, str(path), digest)
+    chosen = choose(predictions, criterion or default_criterion(predictions), rule, path.name, digest)
     with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
+        write_json({"data_sha256": digest, "texts": examples.texts}, folder / TEXTS_FILE)
         predictions.save(folder / PASS_FILE)
         write_policy(folder, replace(chosen, pass_sha256=sha256(folder / PASS_FILE)))
     return chosen.calibration
@@ -195,7 +200,8 @@ def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     """The checkpoint's policy and how it was chosen, or None where it was never calibrated.
 
-    A record of before there were rules holds a bare ``keep``, which is one.
+    A record of before there were rules holds a bare ``keep``, which is one. Older records name the data with its
+    folder.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():
@@ -205,4 +211,16 @@ def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     if isinstance(record, dict) and "keep" in record:
         asked = {"keep": record["keep"]}
         data["calibration"] = {**{name: record[name] for name in record if name != "keep"}, "asked": asked}
-    return parse(CalibratedPolicy, data, str(path))
+    found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
+    return replace(found, calibration=replace(found.calibration, data=Path(found.calibration.data).name))
+
+
+def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:
+    """The texts of the calibration data, in the order of the pass; None where these, or none, are not stored."""
+    path = checkpoint / TEXTS_FILE
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    if stored.get("data_sha256") != calibration.data_sha256:
+        return None
+    return [text if isinstance(text, str) else tuple(text) for text in stored["texts"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from berxit.runtime.storage import recover
 from berxit.runtime.tokenization import Text
 from berxit.train import checks
 from berxit.train.modeling import MultiExitModel
+from berxit.train.options import recorded_model
 from berxit.train.pretrained import read_tokenizer
 
 RECORD_FILE = "training.json"
 SAMPLES_FILE = "samples.json"
 SAMPLES = 32
 """Texts of the data that a checkpoint carries; they become the golden inputs of its bundles."""
+DEV_FILE = "dev.jsonl"
+"""The rows that --dev-fraction held out, in the task's columns: the checkpoint is a data folder with a dev split."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class TrainingRecord:
     """training.json: how the checkpoint came about, so that it can be repeated."""
 
     options: dict[str, Any]
+    """As ``TrainingOptions.recorded`` returns them."""
     train_file: str
+    """Its name, without the folder."""
     train_sha256: str
     train_examples: int
     steps: int
@@ -37,6 +42,12 @@ class TrainingRecord:
     """Mean over the last epoch, of what the strategy minimised."""
     device: str
     versions: dict[str, str]
+    task: dict[str, Any] = field(default_factory=dict)
+    model_sha256: str | None = None
+    """Of the model folder's files; None for a name on the hub."""
+    processes: int = 1
+    dev_examples: int = 0
+    """Rows that --dev-fraction held out, in dev.jsonl; 0 without it."""
 
 
 def save_checkpoint(
@@ -46,11 +57,24 @@ def save_checkpoint(
     record: TrainingRecord,
     samples: list[Text],
 ) -> None:
-    """Fills ``folder``: config.json, model.safetensors, tokenizer files, how it was trained, and some sample texts."""
+    """Fills ``folder``: config.json, model.safetensors, tokenizer files, how it was trained, and some sample texts.
+
+    Files get the modes that the process's umask asks for; some of the libraries create them for the owner alone.
+    """
+    for config in (model.config, model.config.backbone):
+        config._name_or_path = recorded_model(config._name_or_path)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(asdict(record), folder / RECORD_FILE)
     write_json({"texts": samples}, folder / SAMPLES_FILE)
+    apply_umask(folder)
+
+
+def apply_umask(folder: Path) -> None:
+    """Gives everything in ``folder``, which was created by this process, the modes that the umask asks for."""
+    mode = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

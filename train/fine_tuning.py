@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -20,15 +23,15 @@ from berxit.runtime.examples import Examples, find_split, has_split
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tokenization import Text
 from berxit.train import checks, objectives
-from berxit.train.checkpoint import TrainingRecord, save_checkpoint, spread_samples
+from berxit.train.checkpoint import DEV_FILE, TrainingRecord, read_config, read_record, save_checkpoint, spread_samples
 from berxit.train.encoding import EncodedExamples
 from berxit.train.modeling import MultiExitModel
 from berxit.train.objectives import LossOptions, Objective, layer_weights
 from berxit.train.options import TrainingOptions
 from berxit.train.pretrained import read_tokenizer, resolve_model
-from berxit.train.resuming import RunState, StageResult, Stopwatch
+from berxit.train.resuming import KEY, RunState, StageResult, Stopwatch, changes
 from berxit.train.strategies import STRATEGIES
-from berxit.train.tasks import Task
+from berxit.train.tasks import Task, write_examples
 from berxit.train.trainer import (
     LossOnTheBar,
     MultiExitTrainer,
@@ -38,6 +41,8 @@ from berxit.train.trainer import (
     tensorboard,
     training_arguments,
 )
+
+MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".model")
 
 
 def fine_tune(
@@ -54,29 +59,34 @@ def fine_tune(
     """Trains on DATA's training split and writes the checkpoint ``output``, whole or not at all.
 
     ``logs``: a folder for TensorBoard. ``report`` hears what the user should know. An interrupted run leaves its last
-    state in ``.OUTPUT.training``; the same command goes on from there. Under torchrun or accelerate launch every
-    process calls this, and the first one writes and reports.
+    state in ``.OUTPUT.training``; the same call continues from there, with or without ``force``. If ``output`` is the
+    finished checkpoint of the same call, nothing is trained, unless ``force`` is given. Under torchrun or accelerate
+    launch every process calls this, and the first one writes and reports.
 
-    Raises InputError for bad options or data, BerxitError for a model that cannot be loaded or a loss that is not
-    finite.
+    Raises InputError for bad options or data, or an output of another run without ``force``; BerxitError for a model
+    that cannot be loaded or a loss that is not finite.
     """
     processes = processes_here()
     first = processes.is_main_process
-    refuse_to_overwrite(output, force)
+    if not first:
+        report = _nothing
     train_file = find_split(data, "train")
-    examples, samples = read_data(task, data, options, report if first else lambda line: None)
+    key = run_key(task, options, train_file, processes.num_processes)
+    state = RunState.beside(output)
+    finished = check_output(output, key, force)
+    if finished and not state.is_of(key):
+        report(f"{output} is finished: this command has trained it already. --force trains it again")
+        return output
+    examples, held_out, samples = read_data(task, data, options, report)
     set_seed(options.seed)
-    model, tokenizer = start_model(task, options, report if first else lambda line: None)
-    unknown = checks.unknown_tokens(options.model, tokenizer, examples.texts)
-    if first:
-        report(str(unknown))
+    model, tokenizer = start_model(task, options, report)
+    report(str(checks.unknown_tokens(options.model, tokenizer, examples.texts)))
     if task.regression:
         model.answer_at_first(float(examples.labels.mean()))
     stages = stages_of(options, model.layers)
-    state = RunState.beside(output)
     if first:
         one_of_many(processes.num_processes, report)
-        state.prepare(run_key(task, options, train_file, processes.num_processes), force)
+        state.prepare(key, force)
     processes.wait_for_everyone()
     state.check_shared()
     dataset = EncodedExamples(examples, tokenizer, options.max_length, progress_bar("tokenising", quiet or not first))
@@ -93,37 +103,108 @@ def fine_tune(
             processes.wait_for_everyone()
         results.append(result)
     if first:
-        record = record_of(options, train_file, len(examples), results, str(model.device))
-        with write_whole(output, force=force) as folder:
+        held = 0 if held_out is None else len(held_out)
+        record = record_of(key, train_file, len(examples), held, results, str(model.device))
+        with write_whole(output, force=force or finished) as folder:
+            if held_out is not None:
+                write_examples(held_out, task, folder / DEV_FILE)
             save_checkpoint(folder, model, tokenizer, record, samples)
         state.drop()
     processes.wait_for_everyone()
     return output
 
 
+def _nothing(line: str) -> None:
+    """For the processes that do not report."""
+
+
+def check_output(output: Path, key: dict[str, Any], force: bool) -> bool:
+    """Whether ``output`` is the finished checkpoint of the run with this ``key``; with ``force`` it is replaced anyway.
+
+    Raises InputError for anything else that is there without ``force``.
+    """
+    record = {} if force else read_record(output)
+    finished = bool(record) and not changes(record, key)
+    if finished:
+        read_config(output)  # raises for one that is not whole any more
+    elif record:
+        raise InputError(
+            f"{output} was trained with other options or data ({changes(record, key)[0]}): choose another --output, or"
+            " --force to replace it"
+        )
+    refuse_to_overwrite(output, force or finished)
+    return finished
+
+
 def read_data(
     task: Task, data: Path, options: TrainingOptions, report: Callable[[str], None]
-) -> tuple[Examples, list[Text]]:
-    """The training examples, and sample texts for the checkpoint: spread over the dev split, which training has not
-    seen; over the training split where there is none. Both are read before training, so that a bad row costs none.
+) -> tuple[Examples, Examples | None, list[Text]]:
+    """The training examples; those that ``dev_fraction`` holds out, or None; and sample texts for the checkpoint.
+
+    Samples are spread over the dev split, which training has not seen, or over the training split where there is none.
+    All is read before training, so that a bad row costs none. Raises InputError for a ``dev_fraction`` of data that has
+    a dev split, or that leaves no row to train on.
     """
+    with_dev = has_dev(data)
+    if with_dev and options.dev_fraction is not None:
+        raise InputError(f"{find_split(data, 'dev')} is the dev split: leave --dev-fraction away, or delete the file")
     found = []
-    for split in ("train", *(["dev"] if data.is_dir() and has_split(data, "dev") else [])):
+    for split in ("train", *(["dev"] if with_dev else [])):
         examples = task.read(data, split, skip_bad_rows=options.skip_bad_rows)
         if examples.skipped:
             report(examples.skipped_line(find_split(data, split)))
         found.append(examples)
-    return found[0].head(options.limit_train), spread_samples(found[-1].texts)
+    held_out = None
+    if options.dev_fraction is not None:
+        found[0], held_out = hold_out(found[0], options.dev_fraction, options.seed)
+        found.append(held_out)
+    elif not with_dev:
+        report(
+            f"{data} has no dev split, on which exits are calibrated: --dev-fraction 0.1 holds out a tenth of the rows"
+        )
+    return found[0].head(options.limit_train), held_out, spread_samples(found[-1].texts)
+
+
+def has_dev(data: Path) -> bool:
+    """Whether the data has a dev split of its own: one file is the training split."""
+    return data.is_dir() and has_split(data, "dev")
+
+
+def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """The examples without a random ``fraction`` of them, and that fraction, both in the order of the file."""
+    count = round(fraction * len(examples))
+    if not 0 < count < len(examples):
+        raise InputError(
+            f"--dev-fraction {fraction} of {len(examples)} rows is {count}: at least one row must be held out, and one"
+            " must remain"
+        )
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return _rows(examples, np.sort(order[count:])), _rows(examples, np.sort(order[:count]))
+
+
+def _rows(examples: Examples, rows: npt.NDArray[np.int64]) -> Examples:
+    return replace(examples, texts=[examples.texts[row] for row in rows], labels=examples.labels[rows])
 
 
 def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: int) -> dict[str, Any]:
-    """What must be the same for an interrupted run to go on: everything that its weights depend on."""
-    return {
-        "options": asdict(options),
+    """Everything that a run's weights depend on: an interrupted run continues, and a finished one is recognised, if it
+    is the same."""
+    model = Path(resolve_model(options.model))
+    key = {
+        "options": options.recorded(),
         "task": asdict(task),
+        "model_sha256": model_sha256(model) if model.is_dir() else None,
         "train_sha256": sha256(train_file),
         "processes": processes,
     }
+    assert set(key) == set(KEY)
+    return key
+
+
+def model_sha256(folder: Path) -> str:
+    """Of the files of a model folder that transformers reads: configuration, weights, tokenizer."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def one_of_many(processes: int, report: Callable[[str], None]) -> None:
@@ -160,14 +241,14 @@ def train_stage(trainer: MultiExitTrainer, state: RunState, number: int) -> Stag
 
 
 def record_of(
-    options: TrainingOptions, train_file: Path, examples: int, results: list[StageResult], device: str
+    key: dict[str, Any], train_file: Path, examples: int, held_out: int, results: list[StageResult], device: str
 ) -> TrainingRecord:
     """How the checkpoint came about, over all stages."""
     return TrainingRecord(
-        options=asdict(options),
-        train_file=str(train_file),
-        train_sha256=sha256(train_file),
+        **key,
+        train_file=train_file.name,
         train_examples=examples,
+        dev_examples=held_out,
         steps=sum(result.steps for result in results),
         seconds=round(sum(result.seconds for result in results), 1),
         loss=results[-1].loss,

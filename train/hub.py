@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import has_split
 from berxit.runtime.storage import write_whole
@@ -95,7 +96,7 @@ def _load(source: HubSource) -> Mapping[str, Iterable[Mapping[str, Any]]]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise BerxitError("fetching data needs datasets: pip install 'berxit[train]', or give --data") from None
+        raise BerxitError(f"fetching data needs datasets: {install_command('train')}, or give --data") from None
     try:
         return datasets.load_dataset(source.path, source.config, revision=source.revision)
     except Exception as error:  # datasets and huggingface_hub have a dozen exception types for "no network"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from berxit.runtime.errors import InputError
 from berxit.train.configuration import EXIT_HEADS, POOLINGS
@@ -30,6 +31,7 @@ BOUNDS: dict[str, Bound] = {
     "learning_rate": ABOVE_ZERO,
     "head_learning_rate": ABOVE_ZERO,
     "limit_train": ABOVE_ZERO,
+    "dev_fraction": Bound(lambda value: 0 < value < 1, "above 0 and below 1: the share of rows to hold out"),
     "layers": ABOVE_ZERO,
     "warm_up_steps": FROM_ZERO,
     "distillation": FROM_ZERO,
@@ -73,6 +75,8 @@ class TrainingOptions:
     """uniform, linear, or n numbers with commas."""
     skip_bad_rows: bool = False
     """Leave out rows of the data that do not fit, instead of refusing the file."""
+    dev_fraction: float | None = None
+    """Share of the training rows to hold out as the dev split, where the data has none."""
 
     def __post_init__(self) -> None:
         strategy = strategy_named(self.strategy)
@@ -94,6 +98,23 @@ class TrainingOptions:
                 raise InputError(f"{_flag(name)} goes with --strategy {' or '.join(takes)}")
         if strategy.first_layers_only and self.layers is None:
             raise InputError(f"--strategy {self.strategy} needs --layers: the number of the encoder's first layers")
+
+    def recorded(self) -> dict[str, Any]:
+        """All options, for a file: of a model folder only its name, so that no path leaves this machine."""
+        return {**asdict(self), "model": recorded_model(self.model)}
+
+
+def recorded_model(model: str) -> str:
+    """A model folder's name without the path to it; a hub name as it is."""
+    return model_name_of(model) if model and Path(model).is_dir() else model
+
+
+def model_name_of(model: str) -> str:
+    """A model's name from its folder or hub name: the last part that tells models apart."""
+    path = Path(model)
+    parts = (path.resolve() if path.is_dir() else path).parts
+    named = [part for part in parts if part.lower() not in ("model", "models", "snapshots", "/")]
+    return named[-1] if named else model
 
 
 def _flag(name: str) -> str:

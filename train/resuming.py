@@ -19,6 +19,23 @@ from berxit.train.modeling import MultiExitModel
 LAST_WRITTEN = "trainer_state.json"
 """Trainer writes it after all else that it resumes from: a checkpoint that has it is whole."""
 SECONDS = "seconds.json"
+RUN_FILE = "run.json"
+"""The run's key."""
+KEY = ("options", "task", "model_sha256", "train_sha256", "processes")
+"""Fields of a training record that the weights depend on: a run's key has these, and no others."""
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Differences between two keys, or records that contain one: "seed 42, now 1". A field that one lacks differs."""
+    found = []
+    for field in KEY:
+        old, new = (json.loads(json.dumps(each.get(field))) for each in (before, now))  # as a file returns it
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            found += [f"{name} {old.get(name)}, now {new.get(name)}" for name in names]
+        elif old != new:
+            found.append(f"other {field}" if field.endswith("sha256") else f"{field} {old}, now {new}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -43,26 +60,36 @@ class RunState:
     def beside(cls, output: Path) -> RunState:
         return cls(output.with_name(f".{output.name}.training"))
 
+    def is_of(self, key: dict[str, Any]) -> bool:
+        """Whether an interrupted run of this ``key`` can be continued."""
+        marker = self.folder / RUN_FILE
+        return marker.is_file() and not changes(read_json(marker), key)
+
     def prepare(self, key: dict[str, Any], force: bool) -> None:
-        """Keeps what an interrupted run of the same ``key`` left, without checkpoints that are not whole; else starts
-        anew. One process calls it. Raises InputError where another run's state is there and ``force`` is not given.
+        """Keeps the state of an interrupted run of the same ``key``, without checkpoints that are not whole; else
+        starts anew. One process calls it.
+
+        Raises InputError for another run's state, unless ``force`` is given, which deletes it.
         """
-        marker = self.folder / "run.json"
-        key = json.loads(json.dumps(key))  # as it is read back: lists, not tuples
-        if marker.is_file() and not force:
-            if read_json(marker) != key:
-                raise InputError(f"{self.folder} holds an interrupted run with other options or data: --force drops it")
+        marker = self.folder / RUN_FILE
+        if self.is_of(key):
             for checkpoint in self.folder.glob("stage-*/checkpoint-*"):
                 if not _is_whole(checkpoint):
                     shutil.rmtree(checkpoint)
             return
+        if marker.is_file() and not force:
+            other = changes(read_json(marker), key)[0]
+            raise InputError(
+                f"{self.folder} is an interrupted run with other options or data ({other}): rerun with those to"
+                " continue it, or add --force to start over"
+            )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_json(key, marker)
 
     def check_shared(self) -> None:
         """Raises BerxitError where this process cannot see what the first one has prepared."""
-        if not (self.folder / "run.json").is_file():
+        if not (self.folder / RUN_FILE).is_file():
             raise BerxitError(
                 f"{self.folder} is not to be seen from here: several machines need an --output that all of them share"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,15 @@ class Task:
         if self.name in TASKS and np.all(examples.labels == HIDDEN):
             raise InputError(f"{path}: all labels are {HIDDEN}: they are kept secret for this split. Take --split dev")
         return examples
+
+
+def write_examples(examples: Examples, task: Task, path: Path) -> None:
+    """A JSONL file in the task's columns, which ``task.read`` reads back to the same examples."""
+    with path.open("w", encoding="utf-8") as stream:
+        for text, label in zip(examples.texts, examples.labels, strict=True):
+            texts = dict(zip(task.text_columns, (text,) if isinstance(text, str) else text, strict=True))
+            value = float(label) if task.regression else task.labels[label]
+            stream.write(json.dumps({**texts, task.label_column: value}, ensure_ascii=False) + "\n")
 
 
 HIDDEN = -1

@@ -14,6 +14,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError
 from berxit.train.evaluation import best_device
 from berxit.train.objectives import Objective
@@ -154,7 +155,7 @@ def tensorboard(logs: Path) -> TensorBoardCallback:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
-        raise BerxitError("--tensorboard: it is not installed here: pip install tensorboard") from None
+        raise BerxitError(f"--tensorboard: it is not installed here: {install_command('tensorboard')}") from None
     return TensorBoardCallback(SummaryWriter(str(logs)))
 
 

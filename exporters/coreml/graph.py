@@ -27,6 +27,10 @@ from berxit.train.backbones.weights import Linear, Norm
 Var = Any
 """A tensor of the program that is being written."""
 
+LARGEST_WEIGHT = 64.0
+"""An exit with larger weights or biases may give outputs beyond float16's 65504 at d = 768."""
+SMALLEST_WEIGHT = 2.0**-10
+"""An exit with no larger weight has many below 2^-14, where float16 loses bits."""
 SMALLEST_EPSILON = 2.0**-24
 """fp16's least number: BERT's 1e-12 would become 0."""
 
@@ -132,11 +136,9 @@ def layer_model(segments: Segments, segment: LayerSegment, form: Form) -> MilSeg
         answer = pooled
         if head.pooler is not None:
             answer = mb.tanh(x=layout.linear("pooler", pooled, head.pooler))
-        found = [hidden, _float32("logits", layout.linear("classifier", answer, head.classifier), (1, -1))]
+        found = [hidden, _output("logits", layout, "classifier", answer, head.classifier, (1, -1))]
         if head.lte is not None:  # the sigmoid on float32: float16 has only some 2000 steps between 0.5 and 1
-            found.append(
-                mb.sigmoid(x=_float32("lte_logit", layout.linear("lte_linear", pooled, head.lte), (1,)), name="lte")
-            )
+            found.append(mb.sigmoid(x=_output("lte_logit", layout, "lte_linear", pooled, head.lte, (1,)), name="lte"))
         return found
 
     return _model(inputs, tuple(outputs), write, form)
@@ -303,6 +305,19 @@ def _by_query_and_key(relative_bias: npt.NDArray, longest: int) -> npt.NDArray:
     """(heads, 2 L - 1) by distance -> (heads, longest, longest): a look-up less on the device."""
     places = np.arange(longest)
     return relative_bias[:, places[None] - places[:, None] + (relative_bias.shape[1] - 1) // 2]
+
+
+def _output(name: str, layout: Layout, op: str, x: Var, linear: Linear, shape: tuple[int, ...]) -> Var:
+    """The output of an exit's linear layer in float32. Where float16 may not hold it (regression on prices, or
+    on tiny values), it is computed smaller or larger by a power of two; the factor and the bias follow in float32."""
+    weight, bias = (float(np.abs(part).max()) for part in (linear.weight, linear.bias))
+    held = SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT or weight == 0
+    if layout.dtype is np.float32 or (held and bias <= LARGEST_WEIGHT):
+        return _float32(name, layout.linear(op, x, linear), shape)
+    factor = np.float32(1.0 if held else 2.0 ** np.ceil(np.log2(weight)))
+    near_one = Linear(linear.weight / factor, np.zeros_like(linear.bias))
+    found = _float32(f"{name}_scaled", layout.linear(op, x, near_one), shape)
+    return mb.add(x=mb.mul(x=found, y=factor), y=linear.bias.astype(np.float32), name=name)
 
 
 def _float32(name: str, x: Var, shape: tuple[int, ...]) -> Var:

@@ -13,6 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.runtime.errors import BerxitError
 
+EXITS = ("classifier.weight", "lte.weight")
+"""They stay float32: small, and as large or tiny as a regression's values."""
+
 
 def halved(graph: OnnxSegment) -> OnnxSegment:
     """The segment with its float32 matrices stored in float16: same inputs, same outputs.
@@ -25,7 +28,7 @@ def halved(graph: OnnxSegment) -> OnnxSegment:
     casts: list[onnx.NodeProto] = []
     looked_up: set[str] = set()
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or tensor.name in EXITS:
             continue
         name = tensor.name
         with np.errstate(over="ignore"):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from berxit.devices import install_command, tensorrt_command
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
@@ -26,7 +27,8 @@ class BackendInfo:
     """The module here that has ``open_backend(folder, manifest, threads)``."""
     package: str
     """What it imports; not there -> the user is told how to install it."""
-    install: str
+    extra: str
+    """The extra of berxit that brings it."""
     options: dict[str, Any] = field(default_factory=dict)
     """What ``open_backend`` is told besides, where one module is several back ends."""
     atol: float = 0.0
@@ -50,12 +52,26 @@ class BackendInfo:
     def installed(self) -> bool:
         return any(find_spec(name) is not None for name in (self.package, self.other_package) if name)
 
+    @property
+    def install(self) -> str:
+        """The command that installs it here."""
+        return tensorrt_command() if self.extra == "tensorrt" else install_command(self.extra)
 
-def _tensorrt(
-    name: str, module: str, package: str, install: str, other_package: str | None = None
-) -> list[BackendInfo]:
+    def problem(self) -> str | None:
+        """The reason why this machine cannot run it, with a remedy where there is one; None where it can."""
+        if not self.installed:
+            return f"{self.package} is not installed: {self.install}"
+        try:
+            module = import_module(self.module)
+        except (ImportError, OSError) as error:  # installed, but a library that it needs is not
+            return f"{self.package} cannot be imported: {' '.join(str(error).split())}"
+        check = getattr(module, "unusable_here", None)
+        return check(**self.options) if check else None
+
+
+def _tensorrt(name: str, module: str, package: str, extra: str, other_package: str | None = None) -> list[BackendInfo]:
     """As it is, with CUDA graphs, with the next layer started ahead, with both: which pays, ``--tune`` measures."""
-    plain = BackendInfo(name, module, package, install, other_package=other_package, cpu=False)
+    plain = BackendInfo(name, module, package, extra, other_package=other_package, cpu=False)
     more = (("graphs",), ("ahead",), ("graphs", "ahead"))
     return [plain, *(replace(plain, name="-".join((name, *m)), options=dict.fromkeys(m, True)) for m in more)]
 
@@ -66,26 +82,24 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "onnxruntime",
             "berxit.runtime.backends.onnxruntime",
             "onnxruntime",
-            "pip install 'berxit[onnxruntime]'",
+            "onnxruntime",
             lazy=True,
         ),
         BackendInfo(
             "onnxruntime-pool",
             "berxit.runtime.backends.onnxruntime",
             "onnxruntime",
-            "pip install 'berxit[onnxruntime]'",
+            "onnxruntime",
             options={"one_pool": True},
             lazy=True,
             changes_process=True,
         ),
-        BackendInfo(
-            "openvino", "berxit.runtime.backends.openvino", "openvino", "pip install 'berxit[openvino]'", lazy=True
-        ),
+        BackendInfo("openvino", "berxit.runtime.backends.openvino", "openvino", "openvino", lazy=True),
         BackendInfo(
             "openvino-bf16",
             "berxit.runtime.backends.openvino",
             "openvino",
-            "pip install 'berxit[openvino]'",
+            "openvino",
             options={"precision": "bf16"},
             lazy=True,
             atol=0.1,  # bf16 keeps 8 bits of a number
@@ -96,32 +110,31 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "tensorrt",
             "berxit.runtime.backends.tensorrt",
             "tensorrt",
-            "JetPack brings it to a Jetson (python3-libnvinfer); on a desktop pip install 'berxit[tensorrt]', or"
-            " 'berxit[tensorrt-rtx]' or onnxruntime-gpu, which run the bundle too",
+            "tensorrt",
         ),
         *_tensorrt(
             "tensorrt-rtx",
             "berxit.runtime.backends.tensorrt.rtx",
             "tensorrt_rtx_bindings",
-            "pip install 'berxit[tensorrt-rtx]'",
+            "tensorrt-rtx",
             other_package="tensorrt_rtx",
         ),
         BackendInfo(
             "onnxruntime-gpu",
             "berxit.runtime.backends.onnxruntime_gpu",
             "onnxruntime",
-            "pip install onnxruntime-gpu; on a Jetson take the wheel for your JetPack",
+            "onnxruntime-gpu",
             cpu=False,
         ),
     ),
     "coreml": (
-        BackendInfo("coreml", "berxit.runtime.backends.coreml", "coremltools", "pip install 'berxit[coreml]'"),
+        BackendInfo("coreml", "berxit.runtime.backends.coreml", "coremltools", "coreml"),
         *(
             BackendInfo(
                 f"coreml-{units}",
                 "berxit.runtime.backends.coreml",
                 "coremltools",
-                "pip install 'berxit[coreml]'",
+                "coreml",
                 options={"units": units},
             )
             for units in ("ne", "gpu", "cpu")

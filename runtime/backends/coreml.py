@@ -119,6 +119,11 @@ class CoreMLBackend:
         }
 
 
+def unusable_here(**_: str) -> str | None:
+    """The reason why this machine cannot run it; None where it can."""
+    return None if platform.system() == "Darwin" else "only Apple's systems have CoreML"
+
+
 def open_backend(
     folder: Path | BundleFolder, manifest: Manifest, threads: int | None, units: str | None = None
 ) -> CoreMLBackend:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from berxit.devices import install_command, tensorrt_command
 from berxit.runtime.backends.host import HostBackend, Run, State, opened_once
 from berxit.runtime.backends.onnxruntime import Providers, open_session
 from berxit.runtime.backends.tensorrt.engines import cache_folder, rows_of
@@ -51,10 +52,15 @@ def providers(available: list[str], manifest: Manifest, segment: Segment) -> Pro
     if not chosen:
         raise BerxitError(
             "this needs tensorrt, or an onnxruntime with the TensorRT or CUDA provider, and the onnxruntime here has"
-            f" {', '.join(available)} only: on a Jetson JetPack brings tensorrt (python3-libnvinfer), on a desktop"
-            " pip install 'berxit[tensorrt]', or pip install onnxruntime-gpu"
+            f" {', '.join(available)} only: {tensorrt_command()}, or {install_command('onnxruntime-gpu')}"
         )
     return [*chosen, "CPUExecutionProvider"]
+
+
+def unusable_here() -> str | None:
+    """The reason why this machine cannot run it; None where it can."""
+    available = ort.get_available_providers()
+    return None if set(PROVIDERS) & set(available) else f"the onnxruntime here has {', '.join(available)} only"
 
 
 def engine_folder(manifest: Manifest) -> Path:

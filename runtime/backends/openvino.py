@@ -91,8 +91,8 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
     ) -> None:
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
         core = the_core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BerxitError("this CPU has no bf16: run the bundle with --backend openvino")
+        if problem := unusable_here(precision):
+            raise BerxitError(f"{problem}: run the bundle with --backend openvino")
         options = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
@@ -144,6 +144,12 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
 
 def _tensor(array: npt.NDArray) -> ov.Tensor:
     return ov.Tensor(np.ascontiguousarray(array), shared_memory=True)
+
+
+def unusable_here(precision: str = "f32") -> str | None:
+    """The reason why this machine cannot run it; None where it can."""
+    lacks = precision == "bf16" and "BF16" not in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "this CPU has no bf16" if lacks else None
 
 
 def open_backend(

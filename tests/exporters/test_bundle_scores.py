@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import Manifest, Scores, read_manifest
+from berxit.runtime.errors import InputError
+from berxit.runtime.json_data import read_json, write_json
 from berxit.runtime.metrics import METRICS
-from berxit.train.calibration import PASS_FILE, calibrate, read_policy
+from berxit.train.calibration import PASS_FILE, TEXTS_FILE, calibrate, read_policy
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.evaluation import Predictions, layer_scores
 from berxit.train.rules import Keep
@@ -33,7 +36,7 @@ def calibrated(checkpoint: Path, data_folder: Path, tmp_path: Path) -> tuple[Pat
     return copy, data
 
 
-def exported(checkpoint: Path, options: ExportOptions = INT8, **more: bool) -> tuple[Manifest, list[str]]:
+def exported(checkpoint: Path, options: ExportOptions = INT8, **more: Any) -> tuple[Manifest, list[str]]:
     said: list[str] = []
     bundle = checkpoint.with_name("bundle")
     export(checkpoint, "onnxruntime", bundle, options=options, force=True, report=said.append, **more)
@@ -72,12 +75,17 @@ def test_what_computes_as_the_checkpoint_needs_no_scores(calibrated: tuple[Path,
     assert not any("costs" in line for line in said)
 
 
-def _gone(checkpoint: Path, data: Path) -> None:
-    shutil.rmtree(data)
+def _no_texts(checkpoint: Path, data: Path) -> None:
+    (checkpoint / TEXTS_FILE).unlink()
 
 
-def _changed(checkpoint: Path, data: Path) -> None:
-    (data / "dev.tsv").write_text("text\tlabel\nthe cat\tcat\n", encoding="utf-8")
+def _texts_of_other_data(checkpoint: Path, data: Path) -> None:
+    write_json({"data_sha256": "0", "texts": ["the cat"]}, checkpoint / TEXTS_FILE)
+
+
+def _too_few_texts(checkpoint: Path, data: Path) -> None:
+    stored = read_json(checkpoint / TEXTS_FILE)
+    write_json({**stored, "texts": stored["texts"][1:]}, checkpoint / TEXTS_FILE)
 
 
 def _no_pass(checkpoint: Path, data: Path) -> None:
@@ -87,8 +95,9 @@ def _no_pass(checkpoint: Path, data: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_gone, "dev.tsv is not there any more"),
-        (_changed, "dev.tsv is not what it was at calibration: run berxit-calibrate again"),
+        (_no_texts, "of dev.tsv: give that file with --data, or run berxit-calibrate again"),
+        (_texts_of_other_data, "of dev.tsv: give that file with --data, or run berxit-calibrate again"),
+        (_too_few_texts, "does not fit calibration_pass.npz: run berxit-calibrate again"),
         (_no_pass, "calibration_pass.npz is missing: rerun berxit-calibrate"),
     ],
 )
@@ -104,6 +113,54 @@ def test_without_the_data_one_line_says_so(
     (line,) = [line for line in said if "costs" in line]
     assert line.startswith("what int8 costs was not measured, the thresholds are the checkpoint's: ")
     assert line.endswith(reason)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_export_reads_the_calibration_data_that_is_named(calibrated: tuple[Path, Path], folder: bool) -> None:
+    checkpoint, data = calibrated
+    stored, _ = exported(checkpoint)
+    (checkpoint / TEXTS_FILE).unlink()
+    named, said = exported(checkpoint, data=data if folder else data / "dev.tsv")
+    assert named.scores == stored.scores is not None
+    assert not any("not measured" in line for line in said)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_export_rejects_other_data_than_the_calibrations(calibrated: tuple[Path, Path], precision: str) -> None:
+    checkpoint, data = calibrated
+    options = ExportOptions(precision=precision)
+    (data / "dev.tsv").write_text("text\tlabel\nthe cat\tcat\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"dev\.tsv is not the data that .* was calibrated on \(another sha"):
+        exported(checkpoint, options, data=data)
+    (data / "dev.tsv").unlink()
+    with pytest.raises(InputError, match=r"no file .*dev\.tsv: --data is dev\.tsv, which .* was calibrated on"):
+        exported(checkpoint, options, data=data)
+    (checkpoint / "exit_policy.json").unlink()
+    with pytest.raises(InputError, match=r"--data is the calibration data, and .* has none: run berxit-cal"):
+        exported(checkpoint, options, data=data)
+    assert not checkpoint.with_name("bundle").exists()
+
+
+def test_export_from_another_folder_measures_too(
+    calibrated: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, data = calibrated
+    shutil.rmtree(data)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    manifest, _ = exported(checkpoint)
+    assert manifest.scores is not None
+    assert manifest.scores.data == "dev.tsv"
+
+
+def test_a_policy_of_before_names_its_data_without_the_folder(calibrated: tuple[Path, Path]) -> None:
+    checkpoint, data = calibrated
+    record = read_json(checkpoint / "exit_policy.json")
+    record["calibration"]["data"] = str(data / "dev.tsv")
+    write_json(record, checkpoint / "exit_policy.json")
+    manifest, _ = exported(checkpoint, ExportOptions(precision="fp32"))
+    assert manifest.calibration is not None
+    assert manifest.calibration["data"] == "dev.tsv"
 
 
 def test_it_can_be_left_out(calibrated: tuple[Path, Path]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import click
 import pytest
 
+from berxit.devices import install_command
 from berxit.runtime.console import debug_option, progress_bar, run, status_of
 from berxit.runtime.errors import BerxitError, InputError
 
@@ -91,13 +92,14 @@ def test_a_wrong_option_is_2_and_points_to_help(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("torch", "this needs torch, which is not installed here: pip install 'berxit[train]'"),
-        ("torch.nn", "this needs torch, which is not installed here: pip install 'berxit[train]'"),
-        ("sklearn", "this needs scikit-learn, which is not installed here: pip install 'berxit[train]'"),
-        ("onnx", "this needs onnx, which is not installed here: pip install 'berxit[export]'"),
-        ("matplotlib.pyplot", "this needs matplotlib, which is not installed here: pip install 'berxit[report]'"),
-        ("onnxruntime", "this needs onnxruntime, which is not installed here: pip install 'berxit[onnxruntime]'"),
-        ("something", "this needs something, which is not installed here: pip install something"),
+        ("torch", f"this needs torch, which is not installed here: {install_command('train')}"),
+        ("torch.nn", f"this needs torch, which is not installed here: {install_command('train')}"),
+        ("sklearn", f"this needs scikit-learn, which is not installed here: {install_command('train')}"),
+        ("onnx", f"this needs onnx, which is not installed here: {install_command('export')}"),
+        ("matplotlib.pyplot", f"this needs matplotlib, which is not installed here: {install_command('report')}"),
+        ("onnxruntime", f"this needs onnxruntime, which is not installed here: {install_command('onnxruntime')}"),
+        ("numpy.linalg", f"this needs numpy, which is not installed here: {install_command()}"),
+        ("something", "no module 'something': berxit does not bring it. Run again with --debug to see what needs it"),
     ],
 )
 def test_a_missing_package_is_told_with_its_install_line(

@@ -26,7 +26,7 @@ from berxit.runtime.policies import certainties, exit_layers
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import TokenBatch
 
-ct = pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+ct = pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
 
 MAC = devices.Machine("Darwin", "arm64", "Apple M2", 8, 16.0, "", "")
 

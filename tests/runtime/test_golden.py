@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,29 @@ def test_the_largest_difference_of_each_exit_is_found() -> None:
     lte[0, 1] += 0.125
     lte[1, 2] -= 0.5
     assert differences(StoredBackend(logits, lte), GOLDEN, 0) == pytest.approx([0, 0.25, 0.5])
+
+
+def test_differences_of_logits_are_relative_to_the_scale_and_those_of_certainty_are_not() -> None:
+    logits, lte = LOGITS.copy(), LTE.copy()
+    logits[1, 1, 0] -= 50.0
+    lte[1, 2] -= 0.5
+    assert differences(StoredBackend(logits, lte), GOLDEN, 0, scale=100.0) == pytest.approx([0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("largest", "regression", "scale"),
+    [
+        (5.0, False, 1.0),
+        (0.5, False, 1.0),
+        (50.0, False, 10.0),
+        (-4e5, True, 8e4),
+        (1e-6, True, 2e-7),
+        (0.0, True, 1.0),
+    ],
+)
+def test_the_scale_is_the_size_of_the_values(largest: float, regression: bool, scale: float) -> None:
+    golden = dataclasses.replace(GOLDEN, logits=(((0.0,), (largest,)),))
+    assert golden.scale(regression=regression) == pytest.approx(scale)
 
 
 def test_not_a_number_is_never_near() -> None:

@@ -208,7 +208,7 @@ def every_exit(backend: Any, state: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_weights_go_with_the_last_runner_at_once(bundle: Path, manifest: Manifest, name: str) -> None:
     """Without waiting for the garbage collector: tuning opens one candidate after another."""
     if name == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+        pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install -e '.[openvino]'")
     gc.collect()
     gc.disable()
     try:

@@ -20,7 +20,7 @@ from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import TokenBatch
 
-pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install -e '.[openvino]'")
 
 from berxit.runtime.backends.openvino import the_core
 

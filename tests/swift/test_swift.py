@@ -50,7 +50,7 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def test_every_source_is_swift() -> None:
-    tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install 'berxit[dev]'")
+    tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install -e '.[dev]'")
     swift = pytest.importorskip("tree_sitter_swift", reason="tree-sitter-swift is not installed")
     parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
     assert len(SOURCES) > 20
@@ -72,7 +72,7 @@ def errors(node):  # type: ignore[no-untyped-def]
 
 
 def test_a_parser_that_sees_errors() -> None:
-    tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install 'berxit[dev]'")
+    tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install -e '.[dev]'")
     swift = pytest.importorskip("tree_sitter_swift", reason="tree-sitter-swift is not installed")
     parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
     assert list(errors(parser.parse(b"func f( { let = }").root_node)) != []

@@ -162,7 +162,7 @@ def test_export_writes_a_bundle_beside_the_checkpoint(copy: Path, capsys: pytest
 
 
 def test_export_for_a_device_takes_its_profile(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
     assert run("export", copy, "--device", "iphone", "--quiet") == 0
     bundle = copy.with_name("checkpoint-coreml")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ def test_export_for_a_device_takes_its_profile(copy: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("device", ["iphone", "ipad"])
 def test_a_phone_with_an_older_system_gets_a_bundle_too(device: str, copy: Path) -> None:
-    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
     assert run("export", copy, "--device", device, "--target-version", "ios16", "--quiet") == 0
     manifest = json.loads((copy.with_name("checkpoint-coreml") / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["lengths"], manifest["model"]["max_length"]) == ([], 32)

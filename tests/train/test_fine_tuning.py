@@ -337,7 +337,9 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
     train_file = data_folder / "train.tsv"
     kept.prepare(run_key(task, options, train_file, 1), force=False)
     for other in (run_key(replace(task, **change), options, train_file, 1), run_key(task, options, train_file, 2)):
-        with pytest.raises(InputError, match="interrupted run with other options or data: --force drops it"):
+        with pytest.raises(
+            InputError, match=r"interrupted run with other options or data \(.*add --force to start over"
+        ):
             kept.prepare(other, force=False)
     assert kept.last_checkpoint(1) is not None
 
@@ -521,7 +523,7 @@ def test_an_interrupted_run_with_other_options_is_not_mixed(
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
     other = replace(options, seed=1)
-    with pytest.raises(InputError, match="interrupted run with other options or data: --force drops it"):
+    with pytest.raises(InputError, match=r"interrupted run with other options or data \(seed 42, now 1\): rerun with"):
         fine_tune(task, data_folder, other, tmp_path / "output", quiet=True)
     fine_tune(task, data_folder, other, tmp_path / "output", quiet=True, force=True)
     record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))

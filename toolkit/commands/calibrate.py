@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from berxit.toolkit.commands.options import (
     criterion_option,
     data_for,
     data_option,
+    default_bundle,
     hush_libraries,
     quiet_option,
     skip_bad_rows_option,
@@ -82,7 +84,8 @@ def command(
     click.echo(chosen.summary())
     click.echo(f"written: {checkpoint / POLICY_FILE}")
     warn(chosen.warnings)
-    click.echo(f"next: berxit-export --target onnxruntime {checkpoint}")
+    there = default_bundle(checkpoint, "onnxruntime").exists()
+    click.echo(f"next: berxit-export --target onnxruntime {shlex.quote(str(checkpoint))}{' --force' if there else ''}")
 
 
 def check_exclusive(

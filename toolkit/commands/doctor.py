@@ -34,13 +34,16 @@ def command() -> None:
         found = {package: _version(package) for package, owner in EXTRAS.items() if owner == extra}
         there = all(found.values())
         packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
-        rows.append([purpose, "yes" if there else "no", packages, "" if there else f"pip install 'berxit[{extra}]'"])
+        rows.append([purpose, "yes" if there else "no", packages, "" if there else _how_to_get(extra)])
     click.echo(f"berxit {metadata.version('berxit')}, Python {platform.python_version()}, {devices.this_machine()}\n")
     click.echo(markdown_table(["to", "usable", "packages", "get it"], rows))
     click.echo()
+    here = devices.recognise(devices.this_machine())
     for target, backends in BACKENDS.items():
-        installed = [info.name for info in backends if info.installed]
-        click.echo(f"back ends here for {target} bundles: {', '.join(installed) or 'none. ' + backends[0].install}")
+        problems = {info.name: info.problem() for info in backends}
+        usable = [name for name, problem in problems.items() if problem is None]
+        why = problems[backends[0].name] if target in here.targets else f"the device {here.name} does not run them"
+        click.echo(f"backends here for {target} bundles: {', '.join(usable) or f'none: {why}'}")
     if _version("torch"):
         import torch
 
@@ -50,6 +53,10 @@ def command() -> None:
             else "no GPU that torch can use: training runs on the CPU"
         )
         click.echo(f"\ntorch sees: {cuda}")
+
+
+def _how_to_get(extra: str) -> str:
+    return devices.tensorrt_command() if extra == "tensorrt" else devices.install_command(extra)
 
 
 def _version(package: str) -> str | None:

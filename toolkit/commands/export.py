@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,7 +10,14 @@ import click
 from berxit import devices
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.errors import InputError
-from berxit.toolkit.commands.options import PATH, checkpoint_argument, force_option, hush_libraries, quiet_option
+from berxit.toolkit.commands.options import (
+    PATH,
+    checkpoint_argument,
+    default_bundle,
+    force_option,
+    hush_libraries,
+    quiet_option,
+)
 
 
 def _lengths(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -33,6 +41,9 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 
 @click.command("export")
 @checkpoint_argument
+@click.option(
+    "--data", type=PATH, help="The calibration data: a file or a folder.  [default: the texts that calibration stored]"
+)
 @click.option("--target", help="What will run it: onnxruntime, tensorrt, coreml. Or say --device.")
 @click.option("--device", help="A name that `berxit devices` lists: fills in what is not given here.")
 @click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
@@ -62,13 +73,13 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--threads", type=click.IntRange(min=1), help="onnxruntime: CPU threads that the bundle asks for.  [default: none]"
 )
-@click.option("--data", type=PATH, help="Texts of the task, a file or a folder, for a checkpoint without samples.json.")
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
 @debug_option
 def command(
     checkpoint: Path,
+    data: Path | None,
     target: str | None,
     device: str | None,
     output: Path | None,
@@ -79,7 +90,6 @@ def command(
     exits: tuple[int, ...] | str,
     scores: bool,
     threads: int | None,
-    data: Path | None,
     layout: str | None,
     force: bool,
     quiet: bool,
@@ -89,8 +99,8 @@ def command(
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
 
-    if device:
-        profile = _profile(device, target)
+    profile = _profile(device, target) if device else None
+    if profile:
         first = target in (None, profile.targets[0])
         target = target or profile.targets[0]
         if first:
@@ -102,8 +112,9 @@ def command(
         raise click.UsageError(
             "what will run it? --target onnxruntime, tensorrt or coreml, or --device with a name of berxit devices"
         )
-    output = output or checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
+    output = output or default_bundle(checkpoint, target)
     parity: list[str] = []
+    warnings: list[str] = []
     manifest = export(
         checkpoint,
         target,
@@ -114,17 +125,33 @@ def command(
         data=data,
         progress=progress_bar("exporting", quiet),
         report=parity.append,
+        warn=warnings.append,
     )
     for line in parity:
         stands_out = line.startswith("warning: ")
         click.secho(line, fg="yellow" if stands_out else None, bold=stands_out or None)
     if manifest.calibration is None:
         click.echo("not calibrated: the bundle never stops early. Run berxit-calibrate, then export again")
+    for warning in warnings:
+        click.secho(f"WARNING: {warning}", bold=True, err=True)
     click.echo(f"bundle: {output}")
-    here = target in devices.recognise(devices.this_machine()).targets
-    click.echo(
-        f"next{'' if here else f', on a device for {target} (berxit devices)'}: python -m runtime.bench {output}"
-    )
+    click.echo(next_step(output, target, profile))
+
+
+def next_step(bundle: Path, target: str, profile: devices.Device | None) -> str:
+    """How to go on: measure the bundle on this machine or on the device that it is for, or put it into an app."""
+    bench = f"python -m runtime.bench {shlex.quote(str(bundle))}"
+    machine = devices.this_machine()
+    here = profile.is_this(machine) if profile else target in devices.recognise(machine).targets
+    if here:
+        return f"next: {bench}"
+    if profile is None:
+        return f"next, on a device for {target} (berxit devices): {bench}"
+    if profile.in_an_app:
+        return (
+            f"next: add {bundle} to the app for {profile.description}, whose runner.verify() checks it: docs/coreml.md"
+        )
+    return f"next, on {profile.description}: {bench}"
 
 
 def _profile(name: str, target: str | None) -> devices.Device:

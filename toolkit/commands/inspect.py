@@ -36,7 +36,7 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         ("calibrated", _calibration(manifest)),
         ("placed", _placement(manifest)),
         ("score", _scores(manifest)),
-        ("parity", f"within {max(manifest.parity.max_diff):.1e} of {manifest.parity.reference} at every exit"),
+        ("parity", _parity(manifest)),
         ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums good"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
     ]
@@ -60,6 +60,12 @@ def describe(bundle: Path, manifest: Manifest) -> str:
     header = ["segment", "file", "MiB", "max diff", "threshold"]
     header += [f"{model.metric} of the checkpoint", f"{model.metric} here"] if scores else []
     return "\n".join([*lines, "", markdown_table(header, segments)])
+
+
+def _parity(manifest: Manifest) -> str:
+    parity = manifest.parity
+    relative = f", relative to {parity.scale:.2g}" if parity.scale != 1 else ""
+    return f"within {max(parity.max_diff):.1e} of {parity.reference} at every exit{relative}"
 
 
 def _placement(manifest: Manifest) -> str:

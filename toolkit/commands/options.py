@@ -49,6 +49,11 @@ def warn(messages: Iterable[str]) -> None:
         click.secho(f"warning: {message}", fg="yellow", bold=True, err=True)
 
 
+def default_bundle(checkpoint: Path, target: str) -> Path:
+    """Where berxit-export writes a bundle without --output."""
+    return checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
+
+
 def hush_libraries() -> None:
     """The libraries' own notes and bars stay off the screen; ours say what matters. Call before importing torch."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

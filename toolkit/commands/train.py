@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -49,6 +50,7 @@ from berxit.train.strategies import STRATEGIES
 @click.option("--max-length", default=128, show_default=True, type=int, help="Tokens per input; longer ones are cut.")
 @click.option("--seed", default=42, show_default=True, type=int)
 @click.option("--limit-train", type=int, help="Train on the first N examples only.")
+@click.option("--dev-fraction", type=float, help="Hold out this share of the rows as the dev split.  [default: none]")
 @click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs.")
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
@@ -82,6 +84,7 @@ def command(
     max_length: int,
     seed: int,
     limit_train: int | None,
+    dev_fraction: float | None,
     text_columns: tuple[str, ...],
     label_column: str | None,
     regression: bool,
@@ -93,8 +96,8 @@ def command(
 ) -> None:
     """Fine-tune an encoder so that every layer can answer."""
     hush_libraries()
-    from berxit.runtime.storage import refuse_to_overwrite
-    from berxit.train.fine_tuning import fine_tune
+    from berxit.train.checkpoint import DEV_FILE
+    from berxit.train.fine_tuning import fine_tune, has_dev
     from berxit.train.options import TrainingOptions
     from berxit.train.tasks import custom_task, get_task
     from berxit.train.trainer import processes_here
@@ -119,6 +122,7 @@ def command(
         max_length=max_length,
         seed=seed,
         limit_train=limit_train,
+        dev_fraction=dev_fraction,
         skip_bad_rows=skip_bad_rows,
     )
     if task_name != "custom" and (text_columns or label_column or regression or metric or positive):
@@ -127,7 +131,6 @@ def command(
             "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
             f" {task_name}"
         )
-    refuse_to_overwrite(output, force)
     processes = processes_here()
     if task_name == "custom":
         data = data_for(task_name, data, "train")
@@ -156,4 +159,32 @@ def command(
     )
     if processes.is_main_process:  # under torchrun, one of several
         click.echo(f"checkpoint: {output}")
-        click.echo(f"next: berxit-calibrate {output} --data {data}")
+        if not has_dev(data) and dev_fraction is None:
+            click.echo(
+                f"{data} has no dev split, on which exits are calibrated: train again and hold out a tenth of it"
+            )
+            again = [*given_arguments(), "--dev-fraction", "0.1", *([] if force else ["--force"])]
+            click.echo(f"next: berxit-train {shlex.join(again)}")
+            return
+        dev = output / DEV_FILE if dev_fraction is not None else data
+        skip = ["--skip-bad-rows"] if skip_bad_rows else []
+        click.echo(f"next: berxit-calibrate {shlex.join([str(output), '--data', str(dev), *skip])}")
+
+
+def given_arguments() -> list[str]:
+    """The arguments of this call, as the user could type them again."""
+    context = click.get_current_context()
+    arguments: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if not isinstance(parameter, click.Option) or value is None:
+            continue
+        flag = parameter.secondary_opts[0] if value is False else parameter.opts[0]
+        if parameter.is_flag:
+            arguments.append(flag)
+            continue
+        for each in value if parameter.multiple else (value,):
+            arguments += [flag, str(each)]
+    return arguments

@@ -14,9 +14,10 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED
-from berxit.toolkit.studies.request import Request, model_name_of
+from berxit.toolkit.studies.request import Request
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.modeling import MultiExitModel
+from berxit.train.options import model_name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

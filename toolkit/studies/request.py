@@ -17,7 +17,7 @@ from berxit.runtime.progress import Progress, silent
 from berxit.train.chance_warnings import depth_warning
 from berxit.train.checkpoint import load_checkpoint, read_config, read_record
 from berxit.train.evaluation import Predictions, best_device, layer_scores, predict
-from berxit.train.options import TrainingOptions
+from berxit.train.options import TrainingOptions, model_name_of
 from berxit.train.tasks import task_of
 
 DEFAULTS = {field.name: field.default for field in fields(TrainingOptions) if field.name != "model"}
@@ -195,12 +195,6 @@ def label_runs(runs: Sequence[Run]) -> list[Run]:
         said = [_said(run.options, name) for name in differ if run.options.get(name) != DEFAULTS.get(name)]
         labelled.append(replace(run, label=", ".join([run.strategy, *said])))
     return labelled
-
-
-def model_name_of(model: str) -> str:
-    """A model's name from where it was loaded: the last part of it that says something."""
-    parts = [part for part in Path(model).parts if part.lower() not in ("model", "models", "snapshots", "/")]
-    return parts[-1] if parts else model
 
 
 def _said(options: dict[str, Any], name: str) -> str:

@@ -13,10 +13,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from berxit.runtime.backends.tensorrt.backend import TensorRtBackend, open_with
+from berxit.runtime.backends.tensorrt.cuda import no_gpu
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.bundle_files import BundleFolder
 
-__all__ = ["TensorRtBackend", "open_backend"]
+__all__ = ["TensorRtBackend", "open_backend", "unusable_here"]
+
+
+def unusable_here(**_: bool) -> str | None:
+    """The reason why this machine cannot run it; None where it can."""
+    return no_gpu()
 
 
 def open_backend(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from berxit.devices import tensorrt_command
 from berxit.runtime.errors import BerxitError
 
 NO_GPU = "run this on the Jetson, or on a machine whose nvidia-smi shows a GPU"
@@ -24,6 +25,15 @@ class Gpu:
     """Compute capability: (8, 7) on an Orin."""
     multiprocessors: int = 0
     """All Orin boards have one name and one compute capability; this tells them apart. 0 where unknown."""
+
+
+def no_gpu() -> str | None:
+    """The reason why nothing can run on a GPU here; None where it can."""
+    try:
+        Cuda.open()
+    except BerxitError as error:
+        return str(error)
+    return None
 
 
 class Cuda:
@@ -43,10 +53,7 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise BerxitError(
-                "this needs cuda-python, which is not installed here: pip install 'cuda-python>=12.6.1,<14', below 13"
-                " where CUDA is 12, as on JetPack 6"
-            ) from error
+            raise BerxitError(f"this needs cuda-python, which is not installed here: {tensorrt_command()}") from error
         cuda = cls(runtime)
         if cuda.call("cudaGetDeviceCount")[0] < 1:
             raise BerxitError(f"CUDA finds no GPU here: {NO_GPU}")

@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from berxit.runtime.backends.tensorrt.backend import TensorRtBackend, open_with
+from berxit.runtime.backends.tensorrt.cuda import no_gpu
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.bundle_files import BundleFolder
+
+
+def unusable_here(**_: bool) -> str | None:
+    """The reason why this machine cannot run it; None where it can."""
+    return no_gpu()
 
 
 def open_backend(

@@ -8,16 +8,12 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from berxit.devices import install_command, tensorrt_command
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 
 BUILDERS = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """What builds and runs engines -> the Python modules that it may come as."""
-
-INSTALL = {
-    "tensorrt": "it comes with JetPack on a Jetson (python3-libnvinfer); on a desktop pip install 'berxit[tensorrt]'",
-    "tensorrt-rtx": "pip install 'berxit[tensorrt-rtx]' (Linux or Windows on x86-64)",
-}
 
 
 def load(builder: str) -> Api:
@@ -30,7 +26,8 @@ def load(builder: str) -> Api:
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise
-    raise BerxitError(f"this needs {BUILDERS[builder][0]}, which is not installed here: {INSTALL[builder]}")
+    how = tensorrt_command() if builder == "tensorrt" else install_command(builder)
+    raise BerxitError(f"this needs {BUILDERS[builder][0]}, which is not installed here: {how}")
 
 
 def _quiet_logger(trt: Any) -> Any:

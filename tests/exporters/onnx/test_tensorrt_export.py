@@ -80,7 +80,7 @@ def written(segments: Segments, options: ExportOptions, folder: Path) -> Iterato
 @pytest.fixture(scope="module")
 def rtx():  # type: ignore[no-untyped-def]
     pytest.importorskip(
-        "tensorrt_rtx_bindings", reason="tensorrt-rtx is not installed: pip install 'berxit[tensorrt-rtx]'"
+        "tensorrt_rtx_bindings", reason="tensorrt-rtx is not installed: pip install -e '.[tensorrt-rtx]'"
     )
     return load("tensorrt-rtx")
 

@@ -129,13 +129,13 @@ public final class EarlyExitRunner: Sendable {
     }
 
     /// Runs the bundle's golden inputs through every layer on this device: the largest difference from the checkpoint
-    /// at each exit.
+    /// at each exit; of logits, relative to `manifest.parity.scale`.
     ///
     /// Throws where one is larger than the bundle allows: do not ship that.
     @discardableResult
     public func verify() throws -> [Double] {
         let found = try bundle.readGolden().differences(
-            executor: executor, tokenizer: tokenizer, exits: manifest.exits)
+            executor: executor, tokenizer: tokenizer, exits: manifest.exits, scale: manifest.parity.scale)
         guard let (layer, worst) = zip(manifest.exits, found).max(by: { $0.1 < $1.1 }), worst > manifest.parity.atol else {
             return found
         }

@@ -29,10 +29,12 @@ struct Golden: Sendable {
         try Fields.typed(json, \.array, at: place).map { try Fields.typed($0, type, at: place) }
     }
 
-    /// The largest absolute difference at each of `exits`, over logits and learned certainty of all samples.
+    /// The largest difference at each of `exits`, over logits (divided by `scale`) and learned certainty of all samples.
     ///
     /// Throws where the tokenizer gives other ids than the checkpoint's did.
-    func differences(executor: any SegmentExecutor, tokenizer: Tokenizer, exits: [Int]) throws -> [Double] {
+    func differences(
+        executor: any SegmentExecutor, tokenizer: Tokenizer, exits: [Int], scale: Double
+    ) throws -> [Double] {
         let layers = exits.last ?? 0
         var largest = [Double](repeating: 0, count: exits.count)
         for (row, text) in texts.enumerated() {
@@ -51,7 +53,7 @@ struct Golden: Sendable {
                 let output = try run.layer(layer)
                 let expected = logits[row][layer - 1]
                 guard expected.count == output.logits.count else { throw Golden.misfit(row) }
-                var found = zip(output.logits, expected).map { abs(Double($0) - $1) }
+                var found = zip(output.logits, expected).map { abs(Double($0) - $1) / scale }
                 if let lte = lte?[row][layer - 1], let given = output.lte { found.append(abs(Double(given) - lte)) }
                 // NaN is near nothing
                 let worst = found.contains(where: \.isNaN) ? .infinity : found.max() ?? 0

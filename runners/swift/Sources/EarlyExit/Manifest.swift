@@ -197,14 +197,20 @@ public struct TensorFile: Sendable {
 /// How far the exported segments were from the checkpoint, at every exit, when they were made.
 public struct Parity: Sendable {
     public let reference: String
-    /// The largest absolute difference that is allowed.
+    /// The largest difference that is allowed: of logits divided by `scale`, and of learned certainty as it is.
     public let atol: Double
+    /// Size of the model's values.
+    public let scale: Double
 
     init(_ json: JSON, at place: String) throws {
-        let fields = try Fields(json, at: place, needed: ["reference", "atol", "max_diff"])
+        let fields = try Fields(json, at: place, needed: ["reference", "atol", "max_diff"], optional: ["scale"])
         reference = try fields.get("reference", \.string)
         atol = try fields.get("atol", \.double)
         _ = try fields.list("max_diff", \.double)
+        scale = try fields.find("scale", \.double) ?? 1
+        guard scale > 0, scale < .infinity else {
+            throw EarlyExitError.failure("\(place): scale is \(scale): it must be above 0. Export the bundle again")
+        }
     }
 }
 

@@ -1,0 +1,290 @@
+"""The same training command again: continued where it was interrupted, recognised where it is finished."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytest import MonkeyPatch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from berxit.runtime.errors import BerxitError, InputError
+from berxit.train import fine_tuning
+from berxit.train.fine_tuning import TrainingOptions, fine_tune
+from berxit.train.objectives import Alternating
+from berxit.train.resuming import RunState
+from berxit.train.tasks import Task, custom_task
+from berxit.train.trainer import MultiExitTrainer
+
+
+@pytest.fixture
+def data(data_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data_folder, tmp_path / "data"))
+
+
+@pytest.fixture
+def task(data_folder: Path) -> Task:
+    return custom_task(data_folder, ("text",), "label")
+
+
+@pytest.fixture
+def options(still: str) -> TrainingOptions:
+    return TrainingOptions(still, epochs=2, batch_size=16, learning_rate=1e-3, max_length=16, limit_train=32)
+
+
+@pytest.fixture
+def steps(monkeypatch: MonkeyPatch) -> list[int]:
+    """The steps that are trained, as they are."""
+    found: list[int] = []
+    combine = Alternating.combine
+    monkeypatch.setattr(
+        Alternating, "combine", lambda self, step, losses: found.append(step) or combine(self, step, losses)
+    )
+    return found
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        if state.global_step == 3:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+
+def interrupted(monkeypatch: MonkeyPatch, *arguments: object, **named: object) -> None:
+    """Ctrl-C in the second epoch of two with two steps each."""
+
+    class Interrupted(MultiExitTrainer):
+        def __init__(self, *positional: object, **more: object) -> None:
+            super().__init__(*positional, callbacks=[Interrupt()], **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(*arguments, quiet=True, **named)
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_an_interrupted_run_continues_with_or_without_force(
+    force: bool, task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+) -> None:
+    interrupted(monkeypatch, task, data, options, tmp_path / "output", force=force)
+    steps.clear()
+    fine_tune(task, data, options, tmp_path / "output", quiet=True, force=force)
+    assert steps == [3, 4]
+
+
+def test_a_finished_run_reports_this_and_trains_nothing(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, steps: list
+) -> None:
+    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    steps.clear()
+    said: list[str] = []
+    assert fine_tune(task, data, options, output, quiet=True, report=said.append) == output
+    assert said == [f"{output} is finished: this command has trained it already. --force trains it again"]
+    assert steps == []
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    fine_tune(task, data, options, output, quiet=True, force=True)
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_run_is_the_same_where_model_and_data_are_in_another_folder(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, steps: list
+) -> None:
+    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    name = Path(options.model).name
+    moved = replace(options, model=str(shutil.copytree(options.model, tmp_path / "elsewhere" / name)))
+    steps.clear()
+    fine_tune(task, Path(shutil.move(data, tmp_path / "moved")), moved, output, quiet=True)
+    assert steps == []
+
+
+def _other_rows(data: Path, model: Path) -> None:
+    with (data / "train.tsv").open("a", encoding="utf-8") as stream:
+        stream.write("a big cat\tcat\n")
+
+
+def _other_weights(data: Path, model: Path) -> None:
+    content = bytearray((model / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (model / "model.safetensors").write_bytes(content)
+
+
+def _other_tokenizer(data: Path, model: Path) -> None:
+    path = model / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_other_rows, "other train_sha256"),
+        (_other_weights, "other model_sha256"),
+        (_other_tokenizer, "other model_sha256"),
+    ],
+)
+def test_other_data_or_another_model_is_another_run(
+    change: Callable[[Path, Path], None],
+    named: str,
+    task: Task,
+    options: TrainingOptions,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: MonkeyPatch,
+) -> None:
+    model = Path(shutil.copytree(options.model, tmp_path / "model"))
+    options = replace(options, model=str(model))
+    fine_tune(task, data, options, tmp_path / "finished", quiet=True)
+    interrupted(monkeypatch, task, data, options, tmp_path / "interrupted")
+    change(data, model)
+    with pytest.raises(InputError, match=rf"finished was trained with other options or data \({named}\)"):
+        fine_tune(task, data, options, tmp_path / "finished", quiet=True)
+    with pytest.raises(InputError, match=rf"is an interrupted run with other options or data \({named}\)"):
+        fine_tune(task, data, options, tmp_path / "interrupted", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"epochs": 1}, "epochs 2, now 1"), ({"seed": 1}, "seed 42, now 1"), ({"lte": False}, "lte True, now False")],
+)
+def test_a_finished_checkpoint_of_other_options_is_kept_without_force(
+    change: dict, named: str, task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+) -> None:
+    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    weights = (output / "model.safetensors").read_bytes()
+    other = replace(options, **change)
+    with pytest.raises(InputError, match=rf"\({named}\): choose another --output, or --force to replace it"):
+        fine_tune(task, data, other, output, quiet=True)
+    assert (output / "model.safetensors").read_bytes() == weights
+    fine_tune(task, data, other, output, quiet=True, force=True)
+    record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+    assert {name: record["options"][name] for name in change} == change
+
+
+def test_a_record_without_a_key_is_another_run(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+) -> None:
+    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+    for name in ("task", "model_sha256", "processes"):  # as before there was a key
+        del record[name]
+    (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match="was trained with other options or data"):
+        fine_tune(task, data, options, output, quiet=True)
+
+
+def test_a_run_that_was_killed_after_its_checkpoint_was_written_is_finished(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "drop", lambda self: None)
+        output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    weights = load_file(output / "model.safetensors")
+    steps.clear()
+    fine_tune(task, data, options, output, quiet=True)
+    assert steps == []
+    again = load_file(output / "model.safetensors")
+    assert all((again[name] == weights[name]).all() for name in weights)
+    assert not (tmp_path / ".output.training").exists()
+
+
+def test_a_forced_repetition_that_was_interrupted_continues_without_force(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+) -> None:
+    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    interrupted(monkeypatch, task, data, options, output, force=True)
+    steps.clear()
+    fine_tune(task, data, options, output, quiet=True)
+    assert steps == [3, 4]
+
+
+def test_an_interrupted_replacement_does_not_replace_without_force(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+) -> None:
+    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    other = replace(options, seed=1)
+    interrupted(monkeypatch, task, data, other, output, force=True)
+    with pytest.raises(InputError, match="or --force to replace it"):
+        fine_tune(task, data, other, output, quiet=True)
+    steps.clear()
+    fine_tune(task, data, other, output, quiet=True, force=True)
+    assert steps == [3, 4]
+
+
+def test_a_finished_checkpoint_that_is_not_whole_is_not_reported_as_finished(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+) -> None:
+    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+    (output / "model.safetensors").unlink()
+    with pytest.raises(BerxitError, match=r"has no model\.safetensors"):
+        fine_tune(task, data, options, output, quiet=True)
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_held_out_rows_are_in_the_checkpoint_and_not_trained_on(
+    regression: bool, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    path = tmp_path / "train.tsv"
+    lines = (data_folder / "train.tsv").read_text(encoding="utf-8").splitlines()
+    if regression:
+        lines = [lines[0], *(f"{line.split(chr(9))[0]}\t{row / 7}" for row, line in enumerate(lines[1:]))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    task = custom_task(path, ("text",), "label", regression=regression)
+    options = replace(options, dev_fraction=0.25, limit_train=None, max_steps=1)
+    output = fine_tune(task, path, options, tmp_path / "output", quiet=True)
+    record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+    assert (record["train_examples"], record["dev_examples"], record["options"]["dev_fraction"]) == (72, 24, 0.25)
+    whole, held = task.read(path, "train"), task.read(output, "dev")
+    train, again = fine_tuning.hold_out(whole, 0.25, options.seed)
+    assert held.texts == again.texts
+    assert held.labels == pytest.approx(again.labels)
+    assert sorted(map(str, [*train.texts, *held.texts])) == sorted(map(str, whole.texts))
+    assert set(json.loads((output / "samples.json").read_text(encoding="utf-8"))["texts"]) <= set(held.texts)
+    assert not np.array_equal(fine_tuning.hold_out(whole, 0.25, 1)[1].labels, held.labels) or not regression
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rows", "message"),
+    [
+        (0.0, 8, "--dev-fraction is 0.0: it must be above 0 and below 1"),
+        (1.5, 8, "--dev-fraction is 1.5"),
+        (0.01, 8, "of 8 rows is 0: at least one row must be held out"),
+        (0.99, 8, "of 8 rows is 8"),
+    ],
+)
+def test_a_fraction_that_leaves_nothing_is_rejected(
+    fraction: float, rows: int, message: str, options: TrainingOptions, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"cat {i}\t{i % 2}x\n" for i in range(rows)), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        fine_tune(
+            custom_task(path, ("text",), "label"),
+            path,
+            replace(options, dev_fraction=fraction),
+            tmp_path / "o",
+            quiet=True,
+        )
+
+
+def test_data_with_a_dev_split_takes_no_fraction(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"dev\.tsv is the dev split: leave --dev-fraction away"):
+        fine_tune(task, data, replace(options, dev_fraction=0.1), tmp_path / "output", quiet=True)
+
+
+def test_data_without_a_dev_split_is_told_of_the_fraction_before_training(
+    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(MultiExitTrainer, "train", lambda *_, **__: pytest.fail(said[0]))
+    with pytest.raises(
+        pytest.fail.Exception, match=r"train\.tsv has no dev split.*--dev-fraction 0\.1 holds out a tenth"
+    ):
+        fine_tune(task, data / "train.tsv", options, tmp_path / "output", quiet=True, report=said.append)
