@@ -18,7 +18,7 @@ from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples, find_split, read_examples
-from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.golden import check_tokenization, differences, read_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
 from berxit.runtime.metrics import METRICS
@@ -185,6 +185,7 @@ def bench(
     for text in inputs:
         runner.answer([text], runner.policy)
     memory = devices.resident_mib()
+    check_tokenization(golden, runner.tokenizer)
     largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id)))
     allowed = allowed_difference(manifest, runner.backend.name)
     if not largest <= allowed:

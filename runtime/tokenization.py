@@ -74,7 +74,7 @@ class TextTokenizer:
             raise BerxitError(f"cannot read tokenizer {path}: {error}. Export the bundle again") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
-        self._pad = pad_token_id
+        self.pad_token_id = pad_token_id
 
     def __call__(self, texts: Sequence[Text]) -> TokenBatch:
         """Raises InputError for an empty batch, an empty text, or anything that is not text."""
@@ -82,8 +82,7 @@ class TextTokenizer:
             raise InputError("a batch is a list of texts, not one text: use predict for one")
         if len(texts) == 0:
             raise InputError("the batch is empty: give at least one text")
-        for row, text in enumerate(texts):
-            _check(text, f"text {row}" if len(texts) > 1 else "the text")
+        texts = [checked_text(text, f"text {row}" if len(texts) > 1 else "the text") for row, text in enumerate(texts)]
         if len(texts) == 1:
             only = texts[0]
             encodings = [self._tokenizer.encode(*(only if isinstance(only, tuple) else (only,)))]
@@ -92,12 +91,17 @@ class TextTokenizer:
         return TokenBatch.pad(
             [e.ids for e in encodings],
             [e.type_ids for e in encodings],
-            self._pad,
+            self.pad_token_id,
             tuple(bool(e.overflowing) for e in encodings),
         )
 
 
-def _check(text: object, where: str) -> None:
+def checked_text(text: object, where: str) -> Text:
+    """The text, or both texts of a pair, without surrounding whitespace: what training, evaluation and every runner
+    tokenize. A byte-level tokenizer encodes surrounding whitespace to ids, which data files do not preserve.
+
+    Raises InputError, which starts with ``where``, for an empty text or anything that is not text.
+    """
     parts = [part for part in (text if isinstance(text, tuple) else (text,)) if isinstance(part, str)]
     if len(parts) != (2 if isinstance(text, tuple) else 1):
         raise InputError(f"{where} is {type(text).__name__}: give a str, or a tuple of two for a pair")
@@ -107,3 +111,4 @@ def _check(text: object, where: str) -> None:
         "".join(parts).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where} has half a character (a lone surrogate): decode it as UTF-8 again") from None
+    return (parts[0].strip(), parts[1].strip()) if isinstance(text, tuple) else parts[0].strip()
