@@ -17,7 +17,7 @@ from berxit.runtime.backends import BACKENDS, allowed_difference
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.examples import Examples, find_split, read_examples
+from berxit.runtime.examples import Examples, find_split, read_examples_for
 from berxit.runtime.golden import check_tokenization, differences, read_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
@@ -278,7 +278,7 @@ def command(
     if data is not None:
         model = read_manifest(bundle, verify=False).model
         path = find_split(data, split)
-        examples = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit)
+        examples = read_examples_for(model, path).head(limit)
 
     tuned: tuple[Tried, ...] = ()
     if tuning:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import find_split, read_examples
+from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.golden import read_golden
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import certainties, exit_layers
@@ -252,7 +252,7 @@ def _texts(
     """Texts, their labels (N,) or None, and a description of both."""
     if data is not None:
         path = find_split(data, split)
-        examples = read_examples(path, a.text_columns, a.label_column, a.labels or None).head(limit)
+        examples = read_examples_for(a, path).head(limit)
         return examples.texts, examples.labels, path.name
     for side in (a, b):
         if side.manifest is not None:
