@@ -29,7 +29,7 @@ LONGEST_PLAIN = 30
 """Digits up to which a numeric class name is written without an exponent."""
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-_MISSING = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "None", "n/a")
+_MISSING = ("", "<NA>", "#NA", "#N/A", "#N/A N/A", "NA", "N/A", "n/a", "None")
 
 Row = dict[str, str] | str
 """Column -> text; or, of a row that cannot be read, what is wrong with it."""
@@ -244,7 +244,7 @@ def _text(row: dict[str, str], columns: Sequence[str], where: str) -> Text:
 
 
 def _label(text: str, column: str, where: str) -> str:
-    """Raises InputError for a value that stands for a missing one: pandas' list, "nan" and "null" in any case."""
+    """Raises InputError for a value that stands for a missing one, as pandas does; "nan" and "null" in any case."""
     label = text.strip()
     if label in _MISSING or label.lower().lstrip("+-") in ("nan", "null"):
         marker = f": '{label}' marks a missing value, rename a class of that name" if label else ""
@@ -282,7 +282,8 @@ def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))  # of 131,072 characters; a text may have more
+    # The default is 131,072 characters, and a document may have more; no cell is longer than its file.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
@@ -292,7 +293,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
                     continue
                 yield reader.line_num, _row(header, values)
         except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}). Fix it, or save the file again") from None
+            raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}). Save it again as CSV") from None
 
 
 def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:

@@ -44,9 +44,7 @@ class Task:
         path = find_split(data, split)
         columns = self.text_columns, self.label_column
         numbers = self.name != CUSTOM
-        examples = read_examples(
-            path, *columns, self.labels or None, glue_numbers=numbers, skip_bad_rows=skip_bad_rows
-        )
+        examples = read_examples(path, *columns, self.labels or None, glue_numbers=numbers, skip_bad_rows=skip_bad_rows)
         if self.name in TASKS and np.all(examples.labels == HIDDEN):
             raise InputError(f"{path}: all labels are {HIDDEN}: they are kept secret for this split. Take --split dev")
         return examples

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from berxit.runtime.errors import InputError
 from berxit.runtime.bundle import read_manifest
+from berxit.runtime.errors import InputError
 from berxit.runtime.examples import (
     class_name,
     find_split,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -86,3 +87,19 @@ def test_the_bundles_own_segments_give_its_golden_outputs(bundle: Path) -> None:
     found = differences(open_backend(bundle, manifest, 1), read_golden(bundle, manifest), manifest.model.pad_token_id)
     assert len(found) == 3
     assert max(found) <= manifest.parity.atol
+
+
+def test_a_file_without_tokenization_is_read(bundle: Path, tmp_path: Path) -> None:
+    """An older bundle."""
+    data = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))
+    del data["tokenization"]
+    (tmp_path / "golden.json").write_text(json.dumps(data), encoding="utf-8")
+    golden = read_golden(tmp_path, read_manifest(bundle))
+    assert golden.tokenization == ()
+    assert [case.text for case in golden.tokenized] == golden.inputs
+
+
+def test_the_texts_of_tokenization_are_no_inputs(bundle: Path) -> None:
+    golden = read_golden(bundle, read_manifest(bundle))
+    assert golden.tokenization
+    assert len(golden.inputs) == len(golden.logits) == len(golden.batch(0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch, checked_text
 
 LONG = "the red cat sat on the big blue tree and the small dog ran under it"
 TEXTS: list[Text] = ["the cat sat", LONG, "it was not play !", "Zebra"]
@@ -139,3 +139,12 @@ def test_rows_are_taken_without_padding_that_none_of_them_needs() -> None:
     assert some.attention_mask.tolist() == [[1, 1], [1, 0]]
     assert some.truncated == (False, False)
     assert batch.take(np.array([1])).truncated == (True,)
+
+
+@pytest.mark.parametrize("text", [" the cat", "the cat\n", "\u00a0the cat\u3000", "\x1c\tthe cat\u2029"])
+def test_whitespace_around_a_text_is_stripped(tokenizer: TextTokenizer, text: str) -> None:
+    assert checked_text(text, "it") == "the cat"
+    assert checked_text((text, f" {text} "), "it") == ("the cat", "the cat")
+    assert checked_text("\u200bthe\ufeff", "it") == "\u200bthe\ufeff"  # of no width, and no whitespace
+    assert tokenizer([text]).input_ids.tolist() == tokenizer(["the cat"]).input_ids.tolist()
+    assert tokenizer(["a", text]).input_ids.tolist() == tokenizer(["a", "the cat"]).input_ids.tolist()

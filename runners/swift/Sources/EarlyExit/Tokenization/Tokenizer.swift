@@ -29,7 +29,7 @@ public struct Tokenizer: Sendable {
         self.maxLength = maxLength
     }
 
-    /// Ids and types of one text or a pair. What is longer than the model takes is cut, the longer half of a pair first.
+    /// Ids and types of one text or a pair, without the whitespace around each. What is longer than the model takes is cut, the longer half of a pair first.
     public func encode(_ text: String, _ pair: String? = nil) -> Tokens {
         var first = ids(of: text)
         var second = pair.map(ids(of:)) ?? []
@@ -53,12 +53,22 @@ public struct Tokenizer: Sendable {
     }
 
     private func ids(of text: String) -> [Int32] {
-        addedTokens.split(Array(text.unicodeScalars), normalizer: normalizer).flatMap { piece -> [Int32] in
+        addedTokens.split(Array(Tokenizer.stripped(text.unicodeScalars)), normalizer: normalizer).flatMap { piece -> [Int32] in
             switch piece {
             case .token(let id): return [id]
             case .text(let scalars): return preTokenizer.words(scalars).flatMap(model.ids(of:))
             }
         }
+    }
+
+    /// Without surrounding whitespace: Unicode's White_Space, and the four separators U+001C to U+001F. Training and
+    /// every runner strip exactly these.
+    static func stripped(_ text: String.UnicodeScalarView) -> String.UnicodeScalarView.SubSequence {
+        let isBlank = { (scalar: Unicode.Scalar) in
+            scalar.properties.isWhitespace || (0x1C...0x1F).contains(scalar.value)
+        }
+        guard let end = text.lastIndex(where: { !isBlank($0) }) else { return text.prefix(0) }
+        return text[...end].drop(while: isBlank)
     }
 
     /// How many tokens of each half stay: the longer is cut down to the shorter, then both alike (the odd one to the
