@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import math
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from decimal import Context, Decimal
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
 from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text, checked_text
 
@@ -24,13 +21,6 @@ SUFFIXES = (".tsv", ".csv", ".jsonl")
 """In lower case; a file's may be in capitals."""
 CUSTOM = "custom"
 """The task of a user's own files, where a label is a class name and never a class number."""
-BOOLEANS = ("false", "true")
-LONGEST_PLAIN = 30
-"""Digits up to which a numeric class name is written without an exponent."""
-
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-_MISSING = ("", "<NA>", "#NA", "#N/A", "#N/A N/A", "NA", "N/A", "n/a", "None")
-
 Row = dict[str, str] | str
 """Column -> text; or, of a row that cannot be read, what is wrong with it."""
 
@@ -96,7 +86,10 @@ def read_examples(
     skipped: list[str] | None = [] if skip_bad_rows else None
     for where, text, label in labelled_rows(path, text_columns, label_column, skipped):
         try:
-            value = _value(label, where) if numbers is None else _class_number(label, numbers, labels or (), where)
+            if numbers is None:
+                value = regression_value(label, where)
+            else:
+                value = class_number(label, numbers, labels or (), where)
         except InputError as error:
             if skipped is None:
                 raise
@@ -125,7 +118,7 @@ def labelled_rows(
     for line, row in read_rows(path, (*text_columns, label_column), skipped):
         where = f"{path}, line {line}"
         try:
-            found = where, _text(row, text_columns, where), _label(row[label_column], label_column, where)
+            found = where, _text(row, text_columns, where), checked_label(row[label_column], label_column, where)
         except InputError as error:
             if skipped is None:
                 raise
@@ -205,69 +198,11 @@ def _split_file(folder: Path, split: str) -> Path | None:
     return next((files[name] for name in names if name in files), None)
 
 
-def class_name(label: str) -> str:
-    """The one spelling of a class: numbers are equal by value (1, 1.0, +1 and 1e0 are class "1"), booleans whatever
-    their case ("true", "false"), other names letter by letter."""
-    number = as_number(label)
-    if number is None:
-        name = unicodedata.normalize("NFC", label.strip())
-        return name.lower() if name.lower() in BOOLEANS else name
-    if number == 0:
-        return "0"
-    plain = number.normalize(Context(prec=len(number.as_tuple().digits)))  # this many digits: nothing is rounded
-    return f"{plain:f}" if abs(plain.adjusted()) <= LONGEST_PLAIN else str(plain)
-
-
-def as_number(label: str) -> Decimal | None:
-    """The exact value of a label that is a number; None for any other."""
-    return Decimal(label.strip()) if _NUMBER.fullmatch(label.strip()) else None
-
-
-def label_numbers(labels: Sequence[str], glue_numbers: bool = False) -> dict[str, int]:
-    """Class name -> class number; with ``glue_numbers`` also the number itself, as the GLUE files have it.
-
-    Raises InputError for two classes of one name: a checkpoint of a release that compared numbers as text.
-    """
-    numbers = {class_name(name): number for number, name in enumerate(labels)}
-    if len(numbers) < len(labels):
-        raise InputError(f"two of the classes {listed(labels)} are one ('1' and '1.0' are equal): train again")
-    if glue_numbers:
-        numbers.update({str(number): number for number in range(len(labels))})
-    return numbers
-
-
 def _text(row: dict[str, str], columns: Sequence[str], where: str) -> Text:
     for column in columns:
         if not row[column].strip():
             raise InputError(f"{where}: column '{column}' is empty. Fill it or delete the line")
     return checked_text(tuple(row[column] for column in columns) if len(columns) > 1 else row[columns[0]], where)
-
-
-def _label(text: str, column: str, where: str) -> str:
-    """Raises InputError for a value that stands for a missing one, as pandas does; "nan" and "null" in any case."""
-    label = text.strip()
-    if label in _MISSING or label.lower().lstrip("+-") in ("nan", "null"):
-        marker = f": '{label}' marks a missing value, rename a class of that name" if label else ""
-        raise InputError(f"{where}: column '{column}' has no label{marker}. Fill it or delete the line")
-    return label
-
-
-def _class_number(label: str, numbers: dict[str, int], labels: Sequence[str], where: str) -> int:
-    name = class_name(label)
-    if name in numbers:
-        return numbers[name]
-    values = "" if as_number(label) is None or None in map(as_number, labels) else ". For values, add --regression"
-    raise InputError(f"{where}: unknown label '{label}'. Known: {listed(labels)}{values}")
-
-
-def _value(label: str, where: str) -> float:
-    number = as_number(label)
-    value = math.nan if number is None else float(number)
-    if not math.isfinite(value):
-        raise InputError(
-            f"{where}: label '{label}' is not a number, and the task is regression. Fix or delete the line"
-        )
-    return value
 
 
 def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:

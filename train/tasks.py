@@ -10,15 +10,13 @@ import numpy as np
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import (
-    BOOLEANS,
     CUSTOM,
     Examples,
-    as_number,
-    class_name,
     find_split,
     labelled_rows,
     read_examples,
 )
+from berxit.runtime.labels import BOOLEANS, as_number, class_name
 from berxit.runtime.tables import listed
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.metrics import METRICS, OF_CLASSES, OF_VALUES

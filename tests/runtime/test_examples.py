@@ -9,14 +9,13 @@ import pytest
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import (
-    class_name,
     find_split,
     has_split,
-    label_numbers,
     read_examples,
     read_examples_for,
     read_rows,
 )
+from berxit.runtime.labels import class_name, label_numbers
 
 LABELS = ("cat", "other")
 

@@ -16,12 +16,11 @@ from berxit.runtime.examples import Examples
 from berxit.runtime.tokenization import TextTokenizer
 from berxit.train import encoding
 from berxit.train.encoding import EncodedExamples
-from berxit.train.tokenizing import read_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
-    return read_tokenizer(tokenizer_folder, 16, "the tokenizer")
+    return TextTokenizer(tokenizer_folder / "tokenizer.json", 16, 0)
 
 
 def tokens(folder: Path, ids: npt.NDArray) -> list[str | None]:
@@ -46,7 +45,7 @@ def test_pairs_stand_in_two_segments(tokenizer: TextTokenizer, tokenizer_folder:
 
 
 def test_long_texts_are_cut_and_keep_their_end_mark(tokenizer_folder: Path) -> None:
-    short = read_tokenizer(tokenizer_folder, 5, "the tokenizer")
+    short = TextTokenizer(tokenizer_folder / "tokenizer.json", 5, 0)
     encoded = EncodedExamples(Examples(["the cat sat on the mat"], np.array([1])), short)
     assert tokens(tokenizer_folder, encoded[0]["input_ids"]) == ["[CLS]", "the", "cat", "sat", "[SEP]"]
 

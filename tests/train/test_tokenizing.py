@@ -188,11 +188,6 @@ def left_padding(data: dict[str, Any]) -> None:
         ({}, left_padding, "padding_side is 'left'"),
         ({}, lambda data: data["normalizer"].update(lowercase=False), 'encodes "The Café.*to other ids'),
         ({}, lambda data: data.update(pre_tokenizer={"type": "WhitespaceSplit"}), "to other ids than transformers"),
-        (
-            {"tokenizer_class": "PreTrainedTokenizerFast"},
-            lambda data: data.update(post_processor=None),
-            "no special token before a text",
-        ),
     ],
 )
 def test_a_setting_of_tokenizer_json_that_would_be_lost_is_rejected(
