@@ -28,7 +28,7 @@ import numpy as np
 from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.console import debug_option, progress_bar, run
-from berxit.runtime.examples import find_split, read_examples
+from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.golden import read_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import markdown_table, plural
@@ -110,7 +110,7 @@ def command(
     inputs: Sequence[Text] = read_golden(bundle, runner.manifest).inputs
     if data is not None:
         path = find_split(data, split)
-        inputs = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit).texts
+        inputs = read_examples_for(model, path).head(limit).texts
     before = devices.read_sensors()
     imported = time_imports(imports)
     with progress_bar("measuring", quiet)(calls * (len(FACTORS) + 2)) as bar:

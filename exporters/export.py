@@ -15,7 +15,6 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from berxit.devices import recognise, this_machine
 from berxit.exporters.bundle_scores import bundle_pass, calibration_file, calibration_texts, compare, in_words
@@ -35,7 +34,7 @@ from berxit.runtime.bundle import (
     write_manifest,
 )
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.golden import Golden, deviations, read_golden, write_golden
+from berxit.runtime.golden import Golden, deviations, read_golden, tokenized, write_golden
 from berxit.runtime.loop import Backend
 from berxit.runtime.metrics import positive_class
 from berxit.runtime.policies import ExitPolicy
@@ -44,8 +43,10 @@ from berxit.runtime.storage import write_whole
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy, stored_pass
 from berxit.train.checkpoint import apply_umask, load_checkpoint, read_samples
+from berxit.train.encoding import as_tensors
 from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import Task, task_of
+from berxit.train.tokenizing import revealing_texts
 
 TARGETS = {
     "onnxruntime": "berxit.exporters.onnx.onnxruntime",
@@ -124,7 +125,7 @@ def export(  # noqa: PLR0915
     precision = str(options.precision)
     model, tokenizer = load_checkpoint(checkpoint)
     scored = precision if precision in getattr(writer, "SCORED", ()) else None
-    samples = golden_texts(checkpoint, model.config, tokenizer, data, scored, report)
+    samples = golden_texts(checkpoint, model.config, data, scored, report)
     calibrated = stored = read_policy(checkpoint)
     if calibrated and calibrated.policy.layers != model.layers:
         raise BerxitError(
@@ -153,10 +154,10 @@ def export(  # noqa: PLR0915
         longest = options.lengths[-1]
     with write_whole(output, force=force) as folder:
         shutil.copyfile(checkpoint / "tokenizer.json", folder / "tokenizer.json")
-        device_tokenizer = TextTokenizer(folder / "tokenizer.json", longest, int(tokenizer.pad_token_id))
+        tokenizer = TextTokenizer(folder / "tokenizer.json", longest, tokenizer.pad_token_id)
         if getattr(writer, "EVERY_LENGTH", False):
-            samples = of_every_length(samples, options.lengths, device_tokenizer)
-        golden = make_golden(model, tokenizer, samples, folder, longest)
+            samples = of_every_length(samples, options.lengths, tokenizer)
+        golden = make_golden(model, tokenizer, samples, longest)
         write_golden(golden, folder / "golden.json")
         with progress(len(segments.layers) + 1) as bar:
             written = writer.write_segments(segments, folder, options, bar)
@@ -164,7 +165,7 @@ def export(  # noqa: PLR0915
             schema_version=SCHEMA_VERSION,
             target=target,
             precision=precision,
-            model=describe(model, tokenizer, longest),
+            model=describe(model, tokenizer.pad_token_id, longest),
             tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
             segments=written,
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
@@ -188,7 +189,7 @@ def export(  # noqa: PLR0915
             manifest = _scored(
                 manifest,
                 backend,
-                device_tokenizer,
+                tokenizer,
                 task,
                 checkpoint,
                 stored,
@@ -315,7 +316,7 @@ def target_module(target: str) -> ModuleType:
     return import_module(TARGETS[target])
 
 
-def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ModelInfo:
+def describe(model: MultiExitModel, pad_token_id: int, max_length: int) -> ModelInfo:
     config = model.config
     return ModelInfo(
         family=config.backbone.model_type,
@@ -328,7 +329,7 @@ def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, max_leng
         layers=model.layers,
         hidden_size=model.hidden_size,
         max_length=max_length,
-        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_id=pad_token_id,
         lte=config.lte,
         positive=positive_class(config.metric, config.labels),
     )
@@ -337,32 +338,21 @@ def describe(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, max_leng
 @torch.no_grad()
 def make_golden(
     model: MultiExitModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     samples: Sequence[Text],
-    folder: Path,
     max_length: int,
 ) -> Golden:
-    """What the checkpoint answers to the samples, one padded batch, tokenised as the device will.
-
-    Raises BerxitError where the device's tokeniser and the one of training disagree.
-    """
-    batch = TextTokenizer(folder / "tokenizer.json", max_length, int(tokenizer.pad_token_id))(samples)
-    rows = [slice(0, int(length)) for length in batch.lengths]
-    ids = [batch.input_ids[i, row].tolist() for i, row in enumerate(rows)]
-    for text, found in zip(samples, ids, strict=True):
-        pair = text if isinstance(text, tuple) else (text,)
-        expected = tokenizer(*pair, truncation=True, max_length=max_length)["input_ids"]
-        if found != expected:
-            raise BerxitError(f"tokenizer.json and the checkpoint's tokenizer disagree on {text!r}: save both again")
-    outputs = model(
-        input_ids=torch.from_numpy(batch.input_ids).long(),
-        attention_mask=torch.from_numpy(batch.attention_mask).long(),
-        token_type_ids=torch.from_numpy(batch.token_type_ids).long(),
-    )
+    """The checkpoint's outputs for the samples, as one padded batch; and the ids of texts that reveal a runner whose
+    tokenizer differs."""
+    batch = tokenizer(samples)
+    outputs = model(**as_tensors(batch))
+    cases = tokenized(samples, batch)
+    revealing = revealing_texts(len(model.config.text_columns) == 2, max_length)
     return Golden(
-        texts=tuple((text,) if isinstance(text, str) else text for text in samples),
-        input_ids=tuple(tuple(row) for row in ids),
-        token_type_ids=tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
+        texts=tuple(case.texts for case in cases),
+        input_ids=tuple(case.input_ids for case in cases),
+        token_type_ids=tuple(case.token_type_ids for case in cases),
+        tokenization=tokenized(revealing, tokenizer(revealing)),
         logits=shortest(outputs.exit_logits.numpy()).tolist(),
         lte=None if outputs.certainties is None else shortest(outputs.certainties.numpy()).tolist(),
     )

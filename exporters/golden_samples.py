@@ -9,13 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.checkpoint import SAMPLES_FILE, read_samples, spread_samples
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.tasks import task_of
+from berxit.train.tokenizing import TOKENIZER_FILE
 
 RANDOM_TEXTS = 8
 
@@ -23,7 +24,6 @@ RANDOM_TEXTS = 8
 def golden_texts(
     checkpoint: Path,
     config: MultiExitConfig,
-    tokenizer: PreTrainedTokenizerBase,
     data: Path | None,
     needed_by: str | None,
     report: Callable[[str], None],
@@ -46,17 +46,19 @@ def golden_texts(
         f"warning: {checkpoint} has no {SAMPLES_FILE}: the golden inputs are random tokens of its vocabulary. --data"
         " takes texts of the task instead"
     )
-    return random_texts(tokenizer, config.max_length, pairs=len(config.text_columns) == 2)
+    return random_texts(checkpoint / TOKENIZER_FILE, config.max_length, pairs=len(config.text_columns) == 2)
 
 
-def random_texts(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pairs: bool) -> list[Text]:
+def random_texts(tokenizer_file: Path, max_length: int, *, pairs: bool) -> list[Text]:
     """Texts of random tokens without special ones, from one token to half of ``max_length``, always the same."""
     drawn = np.random.default_rng(0)
-    ids = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ids = sorted(set(range(tokenizer.get_vocab_size())) - special)
     lengths = np.linspace(1, max(1, max_length // 2), RANDOM_TEXTS).astype(int).tolist()
 
     def text(length: int) -> str:
-        while not (found := str(tokenizer.decode(drawn.choice(ids, length).tolist())).strip()):
+        while not (found := tokenizer.decode(drawn.choice(ids, length).tolist()).strip()):
             pass
         return found
 

@@ -19,8 +19,8 @@ from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.chance import at_chance, chance_message, check_labels, check_outputs, constant_prediction
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.examples import Examples, find_split, read_examples
-from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.examples import Examples, find_split, read_examples_for
+from berxit.runtime.golden import check_tokenization, differences, read_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
 from berxit.runtime.metrics import METRICS
@@ -199,6 +199,7 @@ def bench(
     for text in inputs:
         runner.answer([text], runner.policy)
     memory = devices.resident_mib()
+    check_tokenization(golden, runner.tokenizer)
     largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     allowed = allowed_difference(manifest, runner.backend.name)
     if not largest <= allowed:
@@ -300,7 +301,7 @@ def command(
     if data is not None:
         model = read_manifest(bundle, verify=False).model
         path = find_split(data, split)
-        examples = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit)
+        examples = read_examples_for(model, path).head(limit)
 
     tuned: tuple[Tried, ...] = ()
     if tuning:

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import InputError
-from berxit.runtime.tables import plural
-from berxit.runtime.tokenization import Text
+from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
+from berxit.runtime.tables import listed, plural
+from berxit.runtime.tokenization import Text, checked_text
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
-
+"""In lower case; a file's may be in capitals."""
+CUSTOM = "custom"
+"""The task of a user's own files, where a label is a class name and never a class number."""
 Row = dict[str, str] | str
 """Column -> text; or, of a row that cannot be read, what is wrong with it."""
+
+
+class ReadsExamples(Protocol):
+    """A model, as its bundle or checkpoint describes it: what a file of examples for it contains."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names; empty for regression."""
+
+    @property
+    def text_columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def label_column(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -50,22 +70,26 @@ def read_examples(
     label_column: str,
     labels: Sequence[str] | None,
     *,
+    glue_numbers: bool = False,
     skip_bad_rows: bool = False,
 ) -> Examples:
     """Reads a file of examples. ``labels``: the class names, in order; None for regression.
 
-    A label is a class's name or, unless names are numbers themselves, its number, as the GLUE files have it.
+    A label is a class's name, compared as ``class_name`` does. With ``glue_numbers`` (the built-in tasks) it may be the
+    class's number instead, as in the GLUE files.
     Raises InputError for a missing file, column or value, a ragged row, text that is not UTF-8, or an unknown label.
-    ``skip_bad_rows`` leaves out ragged rows, and those with an empty text or an unknown label, instead.
+    ``skip_bad_rows`` leaves out ragged rows, and those with an empty text or a missing or unknown label, instead.
     """
-    numbers = None if labels is None else label_numbers(labels)
+    numbers = None if labels is None else label_numbers(labels, glue_numbers)
     texts: list[Text] = []
     values: list[float] = []
     skipped: list[str] | None = [] if skip_bad_rows else None
-    for line, row in read_rows(path, (*text_columns, label_column), skipped):
+    for where, text, label in labelled_rows(path, text_columns, label_column, skipped):
         try:
-            text = _text(row, text_columns, f"{path}, line {line}")
-            value = _label(row[label_column].strip(), numbers, f"{path}, line {line}")
+            if numbers is None:
+                value = regression_value(label, where)
+            else:
+                value = class_number(label, numbers, labels or (), where)
         except InputError as error:
             if skipped is None:
                 raise
@@ -79,6 +103,30 @@ def read_examples(
     return Examples(texts, np.array(values, dtype=dtype), tuple(skipped or ()))
 
 
+def read_examples_for(model: ReadsExamples, path: Path) -> Examples:
+    """Reads a file of examples with a model's columns and labels. Raises as ``read_examples`` does."""
+    return read_examples(
+        path, model.text_columns, model.label_column, model.labels or None, glue_numbers=model.task != CUSTOM
+    )
+
+
+def labelled_rows(
+    path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None = None
+) -> Iterator[tuple[str, Text, str]]:
+    """Yields (file and line, text, label) for each row that has both. Raises InputError for a row that lacks one, or,
+    with ``skipped``, notes it there."""
+    for line, row in read_rows(path, (*text_columns, label_column), skipped):
+        where = f"{path}, line {line}"
+        try:
+            found = where, _text(row, text_columns, where), checked_label(row[label_column], label_column, where)
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        yield found
+
+
 def read_rows(
     path: Path, columns: Sequence[str], skipped: list[str] | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
@@ -88,21 +136,22 @@ def read_rows(
     """
     if not path.is_file():
         raise InputError(f"no file {path}: give a {', '.join(SUFFIXES)} file with columns {', '.join(columns)}")
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise InputError(f"{path}: cannot read '{path.suffix}' files. Give one of {', '.join(SUFFIXES)}")
-    reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}[path.suffix]
+    reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}[suffix]
     rows = 0
     try:
-        for line, row in reader(path):
+        for line, row in reader(path, columns):
             if isinstance(row, str):
                 problem = f"{path}, line {line}: {row}"
                 if skipped is None:
-                    raise InputError(f"{problem}. Mend or delete it")
+                    raise InputError(f"{problem}. Fix or delete it")
                 skipped.append(problem)
                 continue
             if missing := [column for column in columns if column not in row]:
-                problem = f"{path}, line {line}: no column '{missing[0]}'. There are: {', '.join(row)}"
-                if skipped is None or path.suffix != ".jsonl":  # elsewhere the header says so, for all rows
+                problem = f"{path}, line {line}: no column '{missing[0]}'. There are: {listed(row)}"
+                if skipped is None or suffix != ".jsonl":  # elsewhere the header says so, for all rows
                     raise InputError(problem)
                 skipped.append(problem)
                 continue
@@ -110,8 +159,6 @@ def read_rows(
             yield line, row
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, line {_line_of_byte(path)}: not UTF-8 ({error.reason}). Save it as UTF-8") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: not a CSV file ({error}). Save it again as CSV") from None
     if not rows:
         if skipped:
             raise InputError(f"{path} has no good row, the first is bad: {skipped[0]}")
@@ -127,10 +174,8 @@ def find_split(data: Path, split: str) -> Path:
         return data
     if not data.exists():
         raise InputError(f"no data at {data}: give a folder with {split}.tsv, or a file")
-    for name in (split, f"{split}_matched"):
-        for suffix in SUFFIXES:
-            if (data / f"{name}{suffix}").is_file():
-                return data / f"{name}{suffix}"
+    if (found := _split_file(data, split)) is not None:
+        return found
     raise InputError(f"{data} has no {split} split: put {split}.tsv ({', '.join(SUFFIXES)}) there, or name a file")
 
 
@@ -143,45 +188,27 @@ def split_files(data: Path, split: str) -> list[Path]:
 
 
 def has_split(data: Path, split: str) -> bool:
-    return any((data / f"{name}{suffix}").is_file() for name in (split, f"{split}_matched") for suffix in SUFFIXES)
+    return _split_file(data, split) is not None
 
 
-def label_numbers(labels: Sequence[str]) -> dict[str, int]:
-    """What a label in a file may be -> its class number."""
-    numbers = {name: number for number, name in enumerate(labels)}
-    if not any(name.lstrip("-").isdigit() for name in labels):
-        numbers.update({str(number): number for number in range(len(labels))})
-    return numbers
+def _split_file(folder: Path, split: str) -> Path | None:
+    """SPLIT.tsv, .csv or .jsonl, in this order, or SPLIT_matched; a suffix may be in capitals."""
+    files = {(path.stem, path.suffix.lower()): path for path in sorted(folder.glob(f"{split}*")) if path.is_file()}
+    names = [(name, suffix) for name in (split, f"{split}_matched") for suffix in SUFFIXES]
+    return next((files[name] for name in names if name in files), None)
 
 
 def _text(row: dict[str, str], columns: Sequence[str], where: str) -> Text:
-    parts = [row[column].strip() for column in columns]
-    for column, part in zip(columns, parts, strict=True):
-        if not part:
+    for column in columns:
+        if not row[column].strip():
             raise InputError(f"{where}: column '{column}' is empty. Fill it or delete the line")
-    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+    return checked_text(tuple(row[column] for column in columns) if len(columns) > 1 else row[columns[0]], where)
 
 
-def _label(text: str, numbers: dict[str, int] | None, where: str) -> float:
-    if numbers is not None:
-        if text not in numbers:
-            raise InputError(f"{where}: unknown label '{text}'. Known: {', '.join(numbers)}")
-        return numbers[text]
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(
-            f"{where}: label '{text}' is not a number, and the task is regression. Mend or delete the line"
-        )
-    return value
-
-
-def _read_tsv(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """GLUE's dialect: no quoting at all, so that a lone " stays a character. A byte order mark is skipped."""
     with path.open(encoding="utf-8-sig", newline="\n") as stream:
-        header = stream.readline().rstrip("\r\n").split("\t")
+        header = _header(stream.readline().rstrip("\r\n").split("\t"), columns, path)
         for line, text in enumerate(stream, start=2):
             if not text.strip():
                 continue
@@ -189,30 +216,39 @@ def _read_tsv(path: Path) -> Iterator[tuple[int, Row]]:
             yield line, _row(header, values)
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    # The default is 131,072 characters, and a document may have more; no cell is longer than its file.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
-        header = next(reader, [])
-        for values in reader:
-            if not values:
-                continue
-            yield reader.line_num, _row(header, values)
+        try:
+            header = _header(next(reader, []), columns, path)
+            for values in reader:
+                if not values:
+                    continue
+                yield reader.line_num, _row(header, values)
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}). Save it again as CSV") from None
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig") as stream:
         for line, text in enumerate(stream, start=1):
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                yield line, f"not JSON ({error.msg})"
+                row = json.loads(text, object_pairs_hook=_unique)
+            except (ValueError, RecursionError) as error:
+                yield line, f"not JSON ({getattr(error, 'msg', error)})"
                 continue
-            if isinstance(row, dict):
-                yield line, {key: _json_text(value) for key, value in row.items()}
-            else:
-                yield line, "not a JSON object; write one per line"
+            yield line, _json_row(row, columns)
+
+
+def _header(names: list[str], columns: Sequence[str], path: Path) -> list[str]:
+    names = [name.strip("\ufeff \t\r") for name in names]
+    if twice := [column for column in columns if names.count(column) > 1]:
+        raise InputError(f"{path}: the header has column '{twice[0]}' twice. Rename or delete one")
+    return names
 
 
 def _row(header: list[str], values: list[str]) -> Row:
@@ -221,10 +257,27 @@ def _row(header: list[str], values: list[str]) -> Row:
     return dict(zip(header, values, strict=True))
 
 
+def _json_row(row: object, columns: Sequence[str]) -> Row:
+    if not isinstance(row, dict):
+        return "not a JSON object; write one per line"
+    for column in columns:
+        if isinstance(row.get(column), list | dict):
+            kind = "a list" if isinstance(row[column], list) else "an object"
+            return f"column '{column}' is {kind}, not one value"
+    return {key: _json_text(value) for key, value in row.items()}
+
+
 def _json_text(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(row := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' twice")
+    return row
 
 
 def _line_of_byte(path: Path) -> int:

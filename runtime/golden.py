@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,27 @@ import numpy as np
 
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.bundle_files import BundleFolder
+from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import decode_json, parse, write_json
 from berxit.runtime.loop import Backend
-from berxit.runtime.tokenization import Text, TokenBatch
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """One text, or a pair, with the ids that every runner encodes it to."""
+
+    texts: tuple[str, ...]
+    """One or two."""
+    input_ids: tuple[int, ...]
+    """Without padding."""
+    token_type_ids: tuple[int, ...]
+
+    @property
+    def text(self) -> Text:
+        """As a tokenizer accepts it."""
+        return self.texts[0] if len(self.texts) == 1 else (self.texts[0], self.texts[1])
+
 
 TYPICAL_LOGIT = 5.0
 """The largest logit of the trained classifiers on which the targets' tolerances were chosen is about this."""
@@ -31,11 +50,19 @@ class Golden:
     """(B, n, C)"""
     lte: tuple[tuple[float, ...], ...] | None
     """(B, n), or None where the model has no LTE module."""
+    tokenization: tuple[TokenizedText, ...] = ()
+    """Texts that reveal a runner whose tokenizer differs; no segment runs on them."""
+
+    @property
+    def tokenized(self) -> tuple[TokenizedText, ...]:
+        """All texts with their ids: the samples, then those of ``tokenization``."""
+        samples = zip(self.texts, self.input_ids, self.token_type_ids, strict=True)
+        return *(TokenizedText(*sample) for sample in samples), *self.tokenization
 
     @property
     def inputs(self) -> list[Text]:
         """The texts as ``EarlyExitRunner.predict_batch`` takes them."""
-        return [text[0] if len(text) == 1 else (text[0], text[1]) for text in self.texts]
+        return [sample.text for sample in self.tokenized[: len(self.texts)]]
 
     def batch(self, pad_token_id: int) -> TokenBatch:
         """All samples as one padded batch."""
@@ -60,6 +87,25 @@ def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
     file = BundleFolder.at(bundle).file(manifest.golden)
     golden: Golden = parse(Golden, decode_json(file.read_bytes(), file.path), str(file))
     return golden
+
+
+def tokenized(texts: Sequence[Text], batch: TokenBatch) -> tuple[TokenizedText, ...]:
+    """The texts with their ids from ``batch``, which has one row for each."""
+    return tuple(
+        TokenizedText((text,) if isinstance(text, str) else text, tuple(ids[:n].tolist()), tuple(types[:n].tolist()))
+        for text, ids, types, n in zip(texts, batch.input_ids, batch.token_type_ids, batch.lengths, strict=True)
+    )
+
+
+def check_tokenization(golden: Golden, tokenizer: TextTokenizer) -> None:
+    """Raises BerxitError for the first text that the tokenizer encodes to other ids than at export."""
+    for expected in golden.tokenized:
+        (found,) = tokenized([expected.text], tokenizer([expected.text]))
+        if found != expected:
+            raise BerxitError(
+                f"the tokenizer encodes {expected.texts[0][:60]!r} to other ids than at export:"
+                " install the tokenizers release of this bundle's export, or export it again"
+            )
 
 
 def write_golden(golden: Golden, path: Path) -> None:

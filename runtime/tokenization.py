@@ -94,7 +94,7 @@ class TextTokenizer:
             raise BerxitError(f"cannot read tokenizer {path}: {error}. Export the bundle again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._pad = pad_token_id
+        self.pad_token_id = pad_token_id
         self._max_length = max_length
         added = (len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values())
         longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
@@ -114,8 +114,7 @@ class TextTokenizer:
             raise InputError("a batch is a list of texts, not one text: use predict for one")
         if len(texts) == 0:
             raise InputError("the batch is empty: give at least one text")
-        for row, text in enumerate(texts):
-            _check(text, f"text {row}" if len(texts) > 1 else "the text")
+        texts = [checked_text(text, f"text {row}" if len(texts) > 1 else "the text") for row, text in enumerate(texts)]
         rows: dict[int, tuple[list[int], list[int], bool]] = {}
         open_rows = list(range(len(texts)))
         characters = self._prefix
@@ -131,7 +130,7 @@ class TextTokenizer:
             open_rows = [row for row in open_rows if row not in rows]
             characters *= GROWTH
         ids, types, truncated = zip(*(rows[row] for row in range(len(texts))), strict=True)
-        return TokenBatch.pad(ids, types, self._pad, truncated)
+        return TokenBatch.pad(ids, types, self.pad_token_id, truncated)
 
     def _encode(self, texts: list[Text]) -> list[Encoding]:
         """The library holds the interpreter lock in ``encode``, but not in ``encode_batch``, which costs some
@@ -210,7 +209,12 @@ def _prefix(text: Text, characters: int) -> Text:
     return (text[0][:characters], text[1][:characters]) if isinstance(text, tuple) else text[:characters]
 
 
-def _check(text: object, where: str) -> None:
+def checked_text(text: object, where: str) -> Text:
+    """The text, or both texts of a pair, without surrounding whitespace: what training, evaluation and every runner
+    tokenize. A byte-level tokenizer encodes surrounding whitespace to ids, which data files do not preserve.
+
+    Raises InputError, which starts with ``where``, for an empty text or anything that is not text.
+    """
     parts = [part for part in (text if isinstance(text, tuple) else (text,)) if isinstance(part, str)]
     if len(parts) != (2 if isinstance(text, tuple) else 1):
         raise InputError(f"{where} is {type(text).__name__}: give a str, or a tuple of two for a pair")
@@ -220,3 +224,4 @@ def _check(text: object, where: str) -> None:
         "".join(parts).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where} has half a character (a lone surrogate): decode it as UTF-8 again") from None
+    return (parts[0].strip(), parts[1].strip()) if isinstance(text, tuple) else parts[0].strip()

@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from berxit.runtime.errors import BerxitError, InputError, first_line
 from berxit.runtime.json_data import read_json, write_json
 from berxit.runtime.storage import recover
-from berxit.runtime.tokenization import Text
+from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train import checks
 from berxit.train.modeling import MultiExitModel
 from berxit.train.options import recorded_model
 from berxit.train.pretrained import read_tokenizer
+from berxit.train.tokenizing import CONFIG_FILE, TOKENIZER_FILE, stored_tokenizer
 
 RECORD_FILE = "training.json"
 SAMPLES_FILE = "samples.json"
@@ -79,7 +80,7 @@ def apply_umask(folder: Path) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's config.json. Raises BerxitError for a folder that is no multi-exit checkpoint."""
-    needed = ("config.json", "model.safetensors", "tokenizer.json")
+    needed = ("config.json", "model.safetensors", TOKENIZER_FILE, CONFIG_FILE)
     recover(folder)
     if not folder.is_dir():
         raise BerxitError(f"no checkpoint at {folder}: make one with berxit-train")
@@ -91,9 +92,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer. Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one,
-    and InputError for one that train/checks.py rejects.
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[MultiExitModel, TextTokenizer]:
+    """Model and tokenizer, which truncates to the model's ``max_length``.
+
+    Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one, and InputError for one that
+    train/checks.py rejects.
     """
     read_config(folder)
     try:
@@ -115,7 +118,11 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[M
     checks.check_max_length(str(folder), model.adapter, model.config.max_length)
     pairs = len(model.config.text_columns) == 2
     checks.check_tokenizer(str(folder), tokenizer, model.backbone, pairs=pairs, pooling=model.config.pooling)
-    return model.eval().to(device), tokenizer
+    try:
+        stored = stored_tokenizer(folder, model.config.max_length, tokenizer.pad_token_id, f"checkpoint {folder}")
+    except InputError as error:  # of a release that did not check it before training
+        raise BerxitError(f"{error}, and train again") from None
+    return model.eval().to(device), stored
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -1,52 +1,66 @@
-"""Examples as the model takes them: token ids, cut to the longest input, padded batch by batch."""
+"""Examples as the model reads them: token ids, truncated to the longest input, padded batch by batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from berxit.runtime.examples import Examples
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.tokenization import TextTokenizer, TokenBatch
 
 CHUNK = 10_000
 """Rows that are tokenised in a second or so: more than that, and a bar shows how far it is."""
 
 
 class EncodedExamples(Dataset):
-    """Tokenised examples; ``DataCollatorWithPadding`` pads each batch to its own longest row."""
+    """Examples tokenised by the runtime's own tokenizer; ``collate`` pads each batch to its own longest row."""
 
-    def __init__(
-        self,
-        examples: Examples,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        progress: Progress = silent,
-    ) -> None:
-        names = ("input_ids", "token_type_ids", "attention_mask")
-        self.columns: dict[str, Any] = {**{name: [] for name in names}, "labels": examples.labels}
+    def __init__(self, examples: Examples, tokenizer: TextTokenizer, progress: Progress = silent) -> None:
+        self.labels = examples.labels
+        self.pad_token_id = tokenizer.pad_token_id
+        self.input_ids: list[npt.NDArray[np.int32]] = []
+        self.token_type_ids: list[npt.NDArray[np.int32]] = []
         many = len(examples) > CHUNK
         with (progress if many else silent)(len(examples)) as bar:
             for start in range(0, len(examples), CHUNK):
-                texts = examples.texts[start : start + CHUNK]
-                first = [text if isinstance(text, str) else text[0] for text in texts]
-                second = None if isinstance(texts[0], str) else [text[1] for text in texts]
-                encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_token_type_ids=True)
-                for name in names:
-                    self.columns[name] += encoded[name]
-                bar.update(len(texts))
+                batch = tokenizer(examples.texts[start : start + CHUNK])
+                for ids, types, length in zip(batch.input_ids, batch.token_type_ids, batch.lengths, strict=True):
+                    self.input_ids.append(ids[:length].copy())
+                    self.token_type_ids.append(types[:length].copy())
+                bar.update(len(batch))
 
     def __len__(self) -> int:
-        return len(self.columns["labels"])
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {name: column[index] for name, column in self.columns.items()}
-        dtype = torch.float32 if self.columns["labels"].dtype.kind == "f" else torch.int64
-        return {**row, "labels": torch.tensor(row["labels"], dtype=dtype)}
+        return {
+            "input_ids": self.input_ids[index],
+            "token_type_ids": self.token_type_ids[index],
+            "labels": self.labels[index],
+        }
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch of B rows for the model: ids, types and mask (B, S), padded as in every runner, and labels (B,)."""
+        batch = TokenBatch.pad(
+            [row["input_ids"] for row in rows], [row["token_type_ids"] for row in rows], self.pad_token_id
+        )
+        labels = torch.tensor(np.array([row["labels"] for row in rows]))
+        return {**as_tensors(batch), "labels": labels.float() if labels.is_floating_point() else labels}
 
     @property
     def lengths(self) -> list[int]:
         """Tokens per row."""
-        return [len(ids) for ids in self.columns["input_ids"]]
+        return [len(ids) for ids in self.input_ids]
+
+
+def as_tensors(batch: TokenBatch) -> dict[str, Tensor]:
+    """The model's keyword arguments: ids, types and mask, each (B, S) int64."""
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    return {name: torch.from_numpy(getattr(batch, name)).long() for name in names}

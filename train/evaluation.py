@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from berxit.runtime.chance import Constant, at_chance, check_labels, check_outputs, constant_prediction
 from berxit.runtime.errors import BerxitError
@@ -19,6 +18,7 @@ from berxit.runtime.metrics import positive_class
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, criterion_named, exit_layers, exit_layers_at
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
+from berxit.runtime.tokenization import TextTokenizer
 from berxit.train.encoding import EncodedExamples
 from berxit.train.metrics import METRICS, scores
 from berxit.train.modeling import MultiExitModel
@@ -133,7 +133,7 @@ def best_device() -> torch.device:
 @torch.no_grad()
 def predict(
     model: MultiExitModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     examples: Examples,
     batch_size: int = 32,
     progress: Progress = silent,
@@ -145,8 +145,7 @@ def predict(
     nothing, before the pass; BerxitError for outputs that have no score.
     """
     check_labels(model.config.metric, examples.labels, source)
-    encoded = EncodedExamples(examples, tokenizer, model.config.max_length, progress)
-    collate = DataCollatorWithPadding(tokenizer)
+    encoded = EncodedExamples(examples, tokenizer, progress)
     model.eval()
     logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
     lte = np.empty((len(examples), model.layers), dtype=np.float32) if model.config.lte else None
@@ -154,9 +153,9 @@ def predict(
     with progress(len(examples)) as bar:
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
-            batch = collate([encoded[i] for i in rows]).to(model.device)
-            batch.pop("labels")
-            outputs = model(**batch)
+            batch = encoded.collate([encoded[i] for i in rows])
+            del batch["labels"]
+            outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             logits[rows] = outputs.exit_logits.float().cpu().numpy()
             if lte is not None:
                 lte[rows] = outputs.certainties.float().cpu().numpy()

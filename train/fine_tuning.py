@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import set_seed
 
@@ -32,6 +32,7 @@ from berxit.train.pretrained import read_tokenizer, resolve_model
 from berxit.train.resuming import KEY, RunState, StageResult, Stopwatch, changes
 from berxit.train.strategies import STRATEGIES
 from berxit.train.tasks import Task, write_examples
+from berxit.train.tokenizing import saved_tokenizer
 from berxit.train.trainer import (
     LossOnTheBar,
     MultiExitTrainer,
@@ -80,6 +81,7 @@ def fine_tune(
     examples, held_out, samples = read_data(task, data, options, report)
     set_seed(options.seed)
     model, tokenizer = start_model(task, options, report)
+    text_tokenizer = saved_tokenizer(tokenizer, resolve_model(options.model), options.max_length)
     report(str(checks.unknown_tokens(options.model, tokenizer, examples.texts)))
     if task.regression:
         model.answer_at_first(float(examples.labels.mean()))
@@ -89,12 +91,12 @@ def fine_tune(
         state.prepare(key, force)
     processes.wait_for_everyone()
     state.check_shared()
-    dataset = EncodedExamples(examples, tokenizer, options.max_length, progress_bar("tokenising", quiet or not first))
+    dataset = EncodedExamples(examples, text_tokenizer, progress_bar("tokenising", quiet or not first))
     results = []
     for number, objective in enumerate(stages, start=1):
         result = state.finished(number, model)  # an interrupted run had this stage behind it
         if result is None:
-            trainer = _trainer(model, tokenizer, dataset, objective, options, state.stage(number), quiet)
+            trainer = _trainer(model, dataset, objective, options, state.stage(number), quiet)
             if logs is not None:
                 trainer.add_callback(tensorboard(logs / f"stage-{number}" if len(stages) > 1 else logs))
             result = train_stage(trainer, state, number)
@@ -315,7 +317,6 @@ def take_padding_id(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -
 
 def _trainer(
     model: MultiExitModel,
-    tokenizer: PreTrainedTokenizerBase,
     dataset: EncodedExamples,
     objective: Objective,
     options: TrainingOptions,
@@ -331,7 +332,7 @@ def _trainer(
         objective=objective,
         head_learning_rate=options.head_learning_rate,
         train_dataset=dataset,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=dataset.collate,
     )
     for plain in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(plain)

@@ -11,8 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import Examples, find_split, read_examples, read_rows
+from berxit.runtime.examples import (
+    CUSTOM,
+    Examples,
+    find_split,
+    labelled_rows,
+    read_examples,
+)
+from berxit.runtime.labels import BOOLEANS, as_number, class_name
 from berxit.runtime.metrics import positive_class
+from berxit.runtime.tables import listed
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.metrics import METRICS, OF_CLASSES, OF_VALUES
 
@@ -41,7 +49,8 @@ class Task:
         """A split of a folder, or a file. Raises InputError with file and line for anything that does not fit."""
         path = find_split(data, split)
         columns = self.text_columns, self.label_column
-        examples = read_examples(path, *columns, self.labels or None, skip_bad_rows=skip_bad_rows)
+        numbers = self.name != CUSTOM
+        examples = read_examples(path, *columns, self.labels or None, glue_numbers=numbers, skip_bad_rows=skip_bad_rows)
         if self.name in TASKS and np.all(examples.labels == HIDDEN):
             raise InputError(f"{path}: all labels are {HIDDEN}: they are kept secret for this split. Take --split dev")
         return examples
@@ -80,7 +89,7 @@ TASKS: dict[str, Task] = {
 
 def get_task(name: str) -> Task:
     if name not in TASKS:
-        raise InputError(f"unknown task '{name}': choose one of {', '.join(TASKS)}, custom")
+        raise InputError(f"unknown task '{name}': choose one of {', '.join(TASKS)}, {CUSTOM}")
     return TASKS[name]
 
 
@@ -99,11 +108,11 @@ def custom_task(
     positive: str | None = None,
     skip_bad_rows: bool = False,
 ) -> Task:
-    """A task of the user's own. Class names are the labels that the training split has, in alphabetical order; under
-    F1 the positive class comes second.
+    """A task of the user's own. Class names are those that the training split has: numbers in ascending order, then
+    names in alphabetical order; under F1 the positive class comes second.
 
     ``positive``: the class that F1 scores; None: the one that ``obvious_positive`` finds. Raises InputError for a
-    metric that does not fit the labels, or a positive class that is unknown or not clear.
+    metric that does not fit the labels, a column that has no classes, or a positive class that is unknown or not clear.
     """
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
@@ -115,21 +124,55 @@ def custom_task(
         raise InputError(f"--metric {metric} does not score {kind}: choose {' or '.join(fitting)}")
     if positive is not None and metric != "f1":
         raise InputError(f"--positive {positive} goes with --metric f1, not with {metric}: add it, or omit --positive")
-    task = Task("custom", tuple(text_columns), label_column, (), metric)
+    if label_column in text_columns:
+        raise InputError(f"column '{label_column}' is both text and label: give --text-column and --label-column")
+    task = Task(CUSTOM, tuple(text_columns), label_column, (), metric)
     if regression:
         return task
     path = find_split(data, "train")
-    rows = read_rows(path, (*text_columns, label_column), [] if skip_bad_rows else None)
-    labels = sorted({row[label_column].strip() for _, row in rows})
-    if len(labels) < 2:
-        raise InputError(f"{path}: column '{label_column}' has one value only, '{labels[0]}': nothing to classify")
-    if len(labels) > 500:
-        raise InputError(f"{path}: column '{label_column}' has {len(labels)} values: for numbers add --regression")
+    labels = _classes(path, text_columns, label_column, [] if skip_bad_rows else None)
     if metric == "f1" and len(labels) > 2:
         raise InputError(f"--metric f1 is of two classes, and {path} has {len(labels)}: take accuracy")
     if metric == "f1":
         labels.sort(key=_positive(labels, positive, path).__eq__)
     return replace(task, labels=tuple(labels))
+
+
+MOST_CLASSES = 500
+MANY_CLASSES = 20
+"""Beyond so many, classes must have more rows each than a column of values or of free text has."""
+ROWS_PER_NUMBER = 5
+ROWS_PER_NAME = 2
+
+
+def _classes(path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None) -> list[str]:
+    """The class names of a training file. Raises InputError where its label column is not one of classes."""
+    rows = 0
+    first: dict[str, str] = {}
+    """Class name -> the first line that has it."""
+    for where, _, label in labelled_rows(path, text_columns, label_column, skipped):
+        rows += 1
+        first.setdefault(class_name(label), where)
+    numbers = {name: value for name in first if (value := as_number(name)) is not None}
+    labels = sorted(numbers, key=lambda name: numbers[name]) + sorted(first.keys() - numbers)
+    column = f"{path}: column '{label_column}'"
+    if not labels:
+        raise InputError(f"{path} has no good row, the first is bad: {skipped[0] if skipped else 'none'}")
+    if len(labels) < 2:
+        raise InputError(f"{column} has one value only, '{labels[0]}': nothing to classify")
+    if (boolean := first.keys() & set(BOOLEANS)) and (digit := first.keys() & {"0", "1"}):
+        places = " and ".join(f"'{name}' ({first[name]})" for name in (min(boolean), min(digit)))
+        raise InputError(f"{column} has {places}: write both classes in one way")
+    fractions = any(value != value.to_integral_value() for value in numbers.values())
+    if len(numbers) > MANY_CLASSES and (fractions or len(numbers) * ROWS_PER_NUMBER > rows):
+        found = listed(name for name in labels if name in numbers)
+        raise InputError(f"{column} has {len(numbers)} different numbers in {rows} rows: {found}. Add --regression")
+    if len(labels) > MOST_CLASSES or (len(labels) > MANY_CLASSES and len(labels) * ROWS_PER_NAME > rows):
+        raise InputError(
+            f"{column} has {len(labels)} different values in {rows} rows: {listed(labels)}."
+            " Name the column of the classes: --label-column"
+        )
+    return labels
 
 
 NEGATIVE_POSITIVE = frozenset(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from benchmarks.side_by_side.contenders import Case, Schedule
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.examples import Examples, find_split, read_examples
+from berxit.runtime.examples import Examples, find_split, read_examples_for
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import ExitPolicy, Floats, certainties, exit_layers
 from berxit.runtime.tokenization import TextTokenizer
@@ -129,7 +129,7 @@ def labelled(bundle: Path, manifest: Manifest, data: Path, split: str, limit: in
     for less than two rows per half."""
     model = manifest.model
     path = find_split(data, split)
-    examples = read_examples(path, model.text_columns, model.label_column, model.labels or None).head(limit)
+    examples = read_examples_for(model, path).head(limit)
     if len(examples) < 4:
         raise BerxitError(f"{path}: {len(examples)} rows cannot be halved to calibrate on: give at least 4")
     batch = TextTokenizer(bundle / manifest.tokenizer.file, model.max_length, model.pad_token_id)(examples.texts)

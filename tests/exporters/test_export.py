@@ -25,6 +25,7 @@ from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.policies import certainties, exit_layers
 from berxit.train.calibration import POLICY_FILE, calibrate, read_policy
 from berxit.train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
+from berxit.train.encoding import as_tensors
 from berxit.train.evaluation import predict
 from berxit.train.fine_tuning import TrainingOptions, fine_tune
 from berxit.train.modeling import MultiExitModel
@@ -86,7 +87,7 @@ def test_golden_outputs_are_the_checkpoints(bundle: Path, checkpoint: Path) -> N
     golden = read_golden(bundle, read_manifest(bundle))
     assert len(golden.texts) > 1
     for text, ids, logits, lte in zip(golden.inputs, golden.input_ids, golden.logits, golden.lte or (), strict=True):
-        encoded = tokenizer(text, return_tensors="pt")
+        encoded = as_tensors(tokenizer([text]))
         with torch.no_grad():
             outputs = model(**encoded)
         assert encoded["input_ids"][0].tolist() == list(ids)
@@ -121,7 +122,7 @@ def test_an_albert_body_is_stored_once(backbone_folders: dict, tmp_path: Path) -
     runner = EarlyExitRunner.load(tmp_path / "bundle")
     model, tokenizer = load_checkpoint(checkpoint)
     with torch.no_grad():
-        expected = torch.softmax(model(**tokenizer("the cat sat", return_tensors="pt")).exit_logits[0], dim=-1).numpy()
+        expected = torch.softmax(model(**as_tensors(tokenizer(["the cat sat"]))).exit_logits[0], dim=-1).numpy()
     found = np.array([list(step.scores.values()) for step in runner.stream("the cat sat")])
     assert np.abs(found - expected).max() <= 1e-5
 
@@ -133,7 +134,7 @@ def test_the_other_families_answer_as_in_pytorch(family: str, backbone_folders: 
     assert manifest.model.family == family
     model, tokenizer = load_checkpoint(checkpoint)
     with torch.no_grad():
-        expected = torch.softmax(model(**tokenizer("a red dog", return_tensors="pt")).exit_logits[0], dim=-1).numpy()
+        expected = torch.softmax(model(**as_tensors(tokenizer(["a red dog"]))).exit_logits[0], dim=-1).numpy()
     steps = list(EarlyExitRunner.load(tmp_path / "bundle").stream("a red dog"))
     assert np.abs(np.array([list(step.scores.values()) for step in steps]) - expected).max() <= 1e-5
 

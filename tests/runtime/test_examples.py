@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from berxit.runtime.bundle import read_manifest
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import find_split, has_split, label_numbers, read_examples, read_rows
+from berxit.runtime.examples import (
+    find_split,
+    has_split,
+    read_examples,
+    read_examples_for,
+    read_rows,
+)
+from berxit.runtime.labels import class_name, label_numbers
 
 LABELS = ("cat", "other")
 
@@ -31,7 +40,7 @@ def write(tmp_path: Path, name: str, content: str | bytes) -> Path:
     ],
 )
 def test_every_format_gives_the_same_examples(tmp_path: Path, name: str, content: str) -> None:
-    examples = read_examples(write(tmp_path, name, content), ("text",), "label", LABELS)
+    examples = read_examples(write(tmp_path, name, content), ("text",), "label", LABELS, glue_numbers=True)
     assert examples.texts == ["a cat", "žluť"]
     assert examples.labels.tolist() == [0, 1]
     assert examples.labels.dtype == np.int64
@@ -59,18 +68,153 @@ def test_regression_labels_are_values(tmp_path: Path) -> None:
     assert examples.labels.dtype == np.float64
 
 
-def test_a_label_may_be_its_number(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.tsv", "text\tlabel\na\t1\nb\tcat\nc\t0\n")
-    assert read_examples(path, ("text",), "label", LABELS).labels.tolist() == [1, 0, 0]
+def test_a_label_of_a_built_in_task_may_be_its_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", "text\tlabel\na\t1\nb\tcat\nc\t0.0\n")
+    assert read_examples(path, ("text",), "label", LABELS, glue_numbers=True).labels.tolist() == [1, 0, 0]
 
 
-def test_names_that_are_numbers_are_names() -> None:
+def test_a_label_of_a_custom_task_is_never_a_class_number(tmp_path: Path) -> None:
     assert label_numbers(("1", "0")) == {"1": 0, "0": 1}
-    assert label_numbers(("no", "yes")) == {"no": 0, "yes": 1, "0": 0, "1": 1}
+    assert label_numbers(("no", "yes")) == {"no": 0, "yes": 1}
+    path = write(tmp_path, "a.csv", "text,label\na,1.0\nb,0\n")
+    with pytest.raises(InputError, match=r"a\.csv, line 2: unknown label '1\.0'\. Known: cat, other$"):
+        read_examples(path, ("text",), "label", LABELS)
+    assert read_examples(path, ("text",), "label", ("1.0", "0.0")).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [("1.0", "2.0", "3.0"), ("1", "2", "3"), ("+1", "2e0", "03")])
+@pytest.mark.parametrize("spelling", ["2", "2.0", "+2", "2e0", "02", "2.", "0.2e1", " 2 "])
+def test_numeric_class_names_are_compared_by_value(labels: tuple[str, ...], spelling: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", f"text,label\na,{spelling}\nb,3\nc,1\n")
+    assert read_examples(path, ("text",), "label", labels).labels.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("spelling", ["1", "1.0", "1e0", "100e-2"])
+def test_a_number_in_json_is_the_number_in_csv(spelling: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", f'{{"text": "a", "label": {spelling}}}\n{{"text": "b", "label": "0"}}\n')
+    assert read_examples(path, ("text",), "label", ("0", "1")).labels.tolist() == [1, 0]
+
+
+def test_class_name_spells_each_class_once() -> None:
+    assert {class_name(label) for label in ("1", "1.0", "+1", "1e0", " 01 ")} == {"1"}
+    assert {class_name(label) for label in ("0", "-0", "0.0", "+0e9")} == {"0"}
+    assert [class_name(label) for label in ("1.50", "-2.0", "100", "1e2", ".5")] == ["1.5", "-2", "100", "100", "0.5"]
+    assert {class_name(label) for label in ("true", "True", "TRUE")} == {"true"}
+    assert class_name("caf\u00e9") == class_name("cafe\u0301")
+    assert class_name("12345678901234567890123") != class_name("12345678901234567890124")
+    assert class_name("1e9999") == "1E+9999"
+    assert [class_name(label) for label in ("Good", "1_0", "1,5", "1 2", "\uff11", "e5", ".")] == [
+        "Good", "1_0", "1,5", "1 2", "\uff11", "e5", "."
+    ]  # fmt: skip
+
+
+def test_two_classes_of_one_number_are_rejected(tmp_path: Path) -> None:
+    """A checkpoint that compared numbers as text."""
+    path = write(tmp_path, "a.csv", "text,label\na,1\n")
+    with pytest.raises(InputError, match=r"two of the classes 0, 1, 1\.0 are one .* train again"):
+        read_examples(path, ("text",), "label", ("0", "1", "1.0"))
+
+
+MISSING_LABELS = {
+    "blank.csv": "text,label\na,cat\nb,\nc,other\n",
+    "blanks.tsv": "text\tlabel\na\tcat\nb\t  \nc\tother\n",
+    "null.jsonl": '{"text": "a", "label": "cat"}\n{"text": "b", "label": null}\n{"text": "c", "label": "other"}\n',
+    "NaN.jsonl": '{"text": "a", "label": "cat"}\n{"text": "b", "label": NaN}\n{"text": "c", "label": "other"}\n',
+    **{
+        f"{number}.csv": f"text,label\na,cat\nb,{marker}\nc,other\n"
+        for number, marker in enumerate(
+            ["nan", "NaN", "-nan", "NULL", "null", "NA", "N/A", "n/a", "None", "<NA>", "#N/A"]
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", MISSING_LABELS)
+def test_a_missing_label_is_a_bad_row(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, name, MISSING_LABELS[name])
+    line = 2 if name.endswith("l") else 3
+    for labels in (LABELS, None):
+        kept = path if labels else write(tmp_path, f"r{name}", MISSING_LABELS[name].replace("cat", "1"))
+        with pytest.raises(InputError, match=rf"line {line}: column 'label' has no label"):
+            read_examples(kept, ("text",), "label", labels)
+    found = read_examples(path, ("text",), "label", LABELS, skip_bad_rows=True)
+    assert (found.texts, found.labels.tolist(), len(found.skipped)) == (["a", "c"], [0, 1], 1)
+
+
+@pytest.mark.parametrize(("value", "kind"), [('["cat"]', "a list"), ("[]", "a list"), ('{"name": "cat"}', "an object")])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_json_list_or_object_is_a_bad_row(value: str, kind: str, column: str, tmp_path: Path) -> None:
+    other = "label" if column == "text" else "text"
+    rows = f'{{"text": "a", "label": "cat"}}\n{{"{other}": "cat", "{column}": {value}, "meta": [1, {{}}]}}\n'
+    path = write(tmp_path, "a.jsonl", rows)
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 2: column '{column}' is {kind}, not one value"):
+        read_examples(path, ("text",), "label", LABELS)
+    assert len(read_examples(path, ("text",), "label", LABELS, skip_bad_rows=True)) == 1
+
+
+def test_an_unknown_label_lists_ten_classes_and_suggests_regression_for_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, "dev.csv", "text,label\na,0.123\n")
+    with pytest.raises(InputError, match=r"unknown label '0\.123'\. Known: 0, .*, 9 and 382 more\. .*--regression$"):
+        read_examples(path, ("text",), "label", [str(number) for number in range(392)])
+    with pytest.raises(InputError, match=r"Known: 10 and 2 more$|Known: c0, .*, c9 and 2 more$"):
+        read_examples(path, ("text",), "label", [f"c{number}" for number in range(12)])
+
+
+@pytest.mark.parametrize("label", ["1_000", "1e999", "inf", "0x10", "1,5", "true"])
+def test_a_regression_label_is_a_plain_decimal_number(label: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", f"text\tlabel\na\t1e3\nb\t{label}\n")
+    with pytest.raises(InputError, match=rf"line 3: label '{label}' is not a number"):
+        read_examples(path, ("text",), "label", None)
+
+
+def test_a_csv_cell_of_a_whole_document_is_read(tmp_path: Path) -> None:
+    document = "word " * 60_000
+    path = write(tmp_path, "a.csv", f'text,label\n"{document}",cat\nshort,other\n')
+    assert [len(text) for text in read_examples(path, ("text",), "label", LABELS).texts] == [len(document) - 1, 5]
+
+
+@pytest.mark.parametrize("suffix", [".CSV", ".Csv", ".TSV", ".JSONL"])
+def test_a_suffix_may_be_in_capitals(suffix: str, tmp_path: Path) -> None:
+    contents = {
+        ".csv": "text,label\na,cat\n", ".tsv": "text\tlabel\na\tcat\n", ".jsonl": '{"text": "a", "label": "cat"}\n'
+    }  # fmt: skip
+    path = write(tmp_path, f"train{suffix}", contents[suffix.lower()])
+    assert has_split(tmp_path, "train")
+    assert find_split(tmp_path, "train") == find_split(path, "train") == path
+    assert read_examples(path, ("text",), "label", LABELS).texts == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "\ufefftext , label\na,cat\n"),
+        ("a.csv", '\ufeff"text", label\na,cat\n'),
+        ("a.tsv", "\ufeff\ufefftext\tlabel\na\tcat\n"),
+        ("a.tsv", " text\t label \r\na\tcat\r\n"),
+        ("a.csv", "id,text,label,id\n1,a,cat,1\n"),
+    ],
+)
+def test_a_header_is_read_without_whitespace_and_byte_order_mark(name: str, content: str, tmp_path: Path) -> None:
+    assert read_examples(write(tmp_path, name, content), ("text",), "label", LABELS).texts == ["a"]
+
+
+def test_whitespace_around_a_text_is_stripped_as_in_a_runner(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", 'text,label\n" \u00a0the cat\u3000\n",cat\n')
+    assert read_examples(path, ("text",), "label", LABELS).texts == ["the cat"]
+
+
+def test_rows_are_read_as_a_bundle_names_them(bundle: Path, tmp_path: Path) -> None:
+    model = read_manifest(bundle).model
+    assert read_examples_for(model, write(tmp_path, "a.csv", "text,label\na,other\n")).labels.tolist() == [1]
+    numbered = write(tmp_path, "b.csv", "text,label\na,1\n")
+    with pytest.raises(InputError, match="unknown label '1'"):
+        read_examples_for(model, numbered)
+    assert read_examples_for(replace(model, task="sst2"), numbered).labels.tolist() == [1]
 
 
 def test_head_takes_the_first(tmp_path: Path) -> None:
-    examples = read_examples(write(tmp_path, "a.tsv", "text\tlabel\na\t0\nb\t1\nc\t0\n"), ("text",), "label", LABELS)
+    path = write(tmp_path, "a.tsv", "text\tlabel\na\tcat\nb\tother\nc\tcat\n")
+    examples = read_examples(path, ("text",), "label", LABELS)
     assert examples.head(2).texts == ["a", "b"]
     assert examples.head(2).labels.tolist() == [0, 1]
     assert len(examples.head(None)) == len(examples.head(9)) == 3
@@ -80,7 +224,7 @@ BAD = {
     "ragged": ("a.tsv", "text\tlabel\na\t0\nb\n", "line 3: 1 columns where the header has 2"),
     "a tab too many": ("a.tsv", "text\tlabel\na\tb\t0\n", "line 2: 3 columns"),
     "ragged csv": ("a.csv", 'text,label\n"a\nb",0\nc\n', "line 4: 1 columns"),
-    "open quote": ("a.csv", 'text,label\n"a,0\n', "not a CSV file"),
+    "open quote": ("a.csv", 'text,label\n"a,0\n', "line 2: not CSV"),
     "empty file": ("a.tsv", "", "no rows"),
     "empty csv": ("a.csv", "", "no rows"),
     "empty jsonl": ("a.jsonl", "\n\n", "no rows"),
@@ -92,7 +236,10 @@ BAD = {
     "no such key": ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2: no column 'label'"),
     "unknown label": ("a.tsv", "text\tlabel\na\tcat\nb\tdog\n", "line 3: unknown label 'dog'. Known: cat, other"),
     "number of no class": ("a.tsv", "text\tlabel\na\t2\n", "line 2: unknown label '2'"),
-    "no label": ("a.tsv", "text\tlabel\na\t\n", "line 2: unknown label ''"),
+    "column twice": ("a.csv", "text,label,label\na,0,1\n", "header has column 'label' twice"),
+    "key twice": ("a.jsonl", '{"text": "a", "label": 0, "label": 1}\n', "line 1: not JSON .key 'label' twice"),
+    "nested too deeply": ("a.jsonl", "[" * 100_000 + "\n", "line 1: not JSON"),
+    "half a character": ("a.jsonl", '{"text": "a \\ud800", "label": 0}\n', "line 1 has half a character"),
     "latin-1": ("a.tsv", b"text\tlabel\na\t0\ncaf\xe9\t1\n", "line 3: not UTF-8"),
     "latin-1 csv": ("a.csv", b"text,label\na,0\nb,1\ncaf\xe9,1\n", "line 4: not UTF-8"),
     "latin-1 jsonl": ("a.jsonl", b'{"text": "caf\xe9", "label": 0}\n', "line 1: not UTF-8"),
@@ -108,10 +255,10 @@ def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str) -> None:
     file, content, message = BAD[name]
     path = write(tmp_path, file, content)
     with pytest.raises(InputError, match=rf"{file}.*{message}"):
-        read_examples(path, ("text",), "label", LABELS)
+        read_examples(path, ("text",), "label", LABELS, glue_numbers=True)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "high", ""])
+@pytest.mark.parametrize("value", ["inf", "high"])
 def test_a_regression_label_must_be_a_finite_number(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, "a.tsv", f"text\tlabel\na\t1\nb\t{value}\n")
     with pytest.raises(InputError, match=rf"a\.tsv, line 3: label '{value}' is not a number"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import DataFile, read_manifest, sha256
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import Golden, differences, read_golden, write_golden
+from berxit.runtime.json_data import parse
 
 LOGITS = np.array([[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]])
 LTE = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
@@ -110,3 +112,18 @@ def test_the_bundles_own_segments_give_its_golden_outputs(bundle: Path) -> None:
     found = differences(open_backend(bundle, manifest, 1), read_golden(bundle, manifest), manifest.model.pad_token_id)
     assert len(found) == 3
     assert max(found) <= manifest.parity.atol
+
+
+def test_a_file_without_tokenization_is_read(bundle: Path) -> None:
+    """An older bundle."""
+    data = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))
+    del data["tokenization"]
+    golden = parse(Golden, data, "golden.json")
+    assert golden.tokenization == ()
+    assert [case.text for case in golden.tokenized] == golden.inputs
+
+
+def test_the_texts_of_tokenization_are_no_inputs(bundle: Path) -> None:
+    golden = read_golden(bundle, read_manifest(bundle))
+    assert golden.tokenization
+    assert len(golden.inputs) == len(golden.logits) == len(golden.batch(0))

@@ -12,7 +12,7 @@ from conftest import shared
 from tokenizers import Tokenizer
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch, checked_text
 
 LONG = "the red cat sat on the big blue tree and the small dog ran under it"
 TEXTS: list[Text] = ["the cat sat", LONG, "it was not play !", "Zebra"]
@@ -185,7 +185,8 @@ def random_text(rng: random.Random) -> str:
 
 def assert_as_library(ours: TextTokenizer, theirs: Tokenizer, text: Text) -> None:
     batch = ours([text])
-    expected = theirs.encode(*(text if isinstance(text, tuple) else (text,)))
+    stripped = checked_text(text, "the text")
+    expected = theirs.encode(*(stripped if isinstance(stripped, tuple) else (stripped,)))
     assert batch.input_ids[0].tolist() == expected.ids
     assert batch.token_type_ids[0].tolist() == expected.type_ids
     assert batch.truncated == (bool(expected.overflowing),)
@@ -210,7 +211,7 @@ def test_ids_of_random_pairs_are_those_of_the_library(kind: str) -> None:
         ours, theirs = TextTokenizer(VECTORS / f"{kind}.json", max_length, 0), library(kind, max_length)
         room = max_length - plain.num_special_tokens_to_add(True)
         for _ in range(40):
-            pair = (random_text(rng)[-600:] + "x", random_text(rng)[-600:] + "x")
+            pair = ("x" + random_text(rng)[-600:] + "x", "x" + random_text(rng)[-600:] + "x")
             counts = [len(plain.encode(text, add_special_tokens=False).ids) for text in pair]
             if min(counts) <= room or (counts[0] > counts[1]) == (len(pair[0]) > len(pair[1])):
                 assert_as_library(ours, theirs, pair)
@@ -225,7 +226,7 @@ def test_ids_of_random_pairs_are_those_of_the_library(kind: str) -> None:
         "the cat sat on the mat " * 4000,
         "ab" * 50_000,
         "日本語と中文" * 15_000,
-        " " * 100_000 + "the cat",
+        "a" + " " * 100_000 + "the cat",
         "the\u200b" * 25_000,
         "c" * 100_000 + " the cat " * 20,
     ],
@@ -293,7 +294,7 @@ def test_characters_read_do_not_depend_on_the_length(pair: bool, monkeypatch: py
 
 def test_reading_stops_at_the_deadline() -> None:
     tokenizer = TextTokenizer(VECTORS / "bert.json", 64, 0)
-    text = " " * 1_000_000 + "the cat"
+    text = "\u200b" * 1_000_000 + "the cat"
     assert tokenizer([text], time.perf_counter()).truncated == (True,)
     whole = tokenizer([text])
     assert whole.truncated == (False,)
@@ -313,7 +314,7 @@ def test_other_threads_run_while_a_long_text_is_tokenized() -> None:
     ticks = 0
 
     def work() -> None:
-        tokenizer([" " * 2_000_000 + "the cat"])
+        tokenizer(["\u200b" * 2_000_000 + "the cat"])
         done.set()
 
     thread = threading.Thread(target=work)
@@ -325,3 +326,12 @@ def test_other_threads_run_while_a_long_text_is_tokenized() -> None:
     thread.join()
     seconds = time.perf_counter() - start
     assert ticks > 20 * seconds, f"{ticks} turns of another thread in {seconds:.2f} s"
+
+
+@pytest.mark.parametrize("text", [" the cat", "the cat\n", "\u00a0the cat\u3000", "\x1c\tthe cat\u2029"])
+def test_whitespace_around_a_text_is_stripped(tokenizer: TextTokenizer, text: str) -> None:
+    assert checked_text(text, "it") == "the cat"
+    assert checked_text((text, f" {text} "), "it") == ("the cat", "the cat")
+    assert checked_text("\u200bthe\ufeff", "it") == "\u200bthe\ufeff"  # of no width, and no whitespace
+    assert tokenizer([text]).input_ids.tolist() == tokenizer(["the cat"]).input_ids.tolist()
+    assert tokenizer(["a", text]).input_ids.tolist() == tokenizer(["a", "the cat"]).input_ids.tolist()

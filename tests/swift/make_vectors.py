@@ -47,6 +47,9 @@ LONG_TEXTS: list[Text] = [
 TEXTS: list[Text] = [
     *SINGLES,
     "  What's   the weather like tomorrow?\t",
+    "\u00a0\u3000blanks of\u2003every kind\u2029\x85\n",
+    "\x1cseparators\x1f",
+    "\u200bno blank\ufeff",
     "Café au lait, s'il vous plaît — déjà vu!",
     "naïve coöperation (10:30 p.m.) costs $4.50, or 3,99 €",
     "日本語 and 中文 between words",

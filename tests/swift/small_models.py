@@ -23,11 +23,12 @@ from berxit.runtime.bundle import (
     sha256,
     write_manifest,
 )
-from berxit.runtime.golden import Golden, write_golden
+from berxit.runtime.golden import Golden, tokenized, write_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.runner import Prediction
 from berxit.runtime.tokenization import Text, TextTokenizer
+from berxit.train.tokenizing import revealing_texts
 
 LAYERS = 6
 MAX_LENGTH = 16
@@ -115,14 +116,15 @@ def write_model(model: SmallModel, shared: Path, place: Path, rng: np.random.Gen
     tokenizer = TextTokenizer(shared / "tokenizer.json", MAX_LENGTH, 0)
     logits = (rng.normal(size=(len(model.texts), LAYERS, max(len(model.labels), 1))) * 2).astype(np.float32)
     lte = rng.uniform(size=(len(model.texts), LAYERS)).astype(np.float32)
-    batch = tokenizer(model.texts)
-    rows = [slice(0, int(length)) for length in batch.lengths]
+    samples = tokenized(model.texts, tokenizer(model.texts))
+    revealing = revealing_texts(isinstance(model.texts[0], tuple), MAX_LENGTH)
     golden = Golden(
-        tuple(text if isinstance(text, tuple) else (text,) for text in model.texts),
-        tuple(tuple(batch.input_ids[i, row].tolist()) for i, row in enumerate(rows)),
-        tuple(tuple(batch.token_type_ids[i, row].tolist()) for i, row in enumerate(rows)),
+        tuple(sample.texts for sample in samples),
+        tuple(sample.input_ids for sample in samples),
+        tuple(sample.token_type_ids for sample in samples),
         logits.tolist(),
         lte.tolist(),
+        tokenized(revealing, tokenizer(revealing)) if model.name in ("confidence", "pairs") else (),
     )
     write_golden(golden, place / "golden.json")
     manifest = manifest_of(model, shared, place)

@@ -7,61 +7,68 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 from berxit.runtime.examples import Examples
+from berxit.runtime.tokenization import TextTokenizer
 from berxit.train import encoding
 from berxit.train.encoding import EncodedExamples
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tokenizer_folder)
+def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
+    return TextTokenizer(tokenizer_folder / "tokenizer.json", 16, 0)
 
 
-def test_single_texts_become_ids(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = EncodedExamples(Examples(["the cat", "a big red dog"], np.array([1, 0])), tokenizer, 16)
+def tokens(folder: Path, ids: npt.NDArray) -> list[str | None]:
+    return [Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token(int(token)) for token in ids]
+
+
+def test_single_texts_become_ids(tokenizer: TextTokenizer, tokenizer_folder: Path) -> None:
+    encoded = EncodedExamples(Examples(["the cat", "a big red dog"], np.array([1, 0])), tokenizer)
     first = encoded[0]
-    words = tokenizer.convert_ids_to_tokens(first["input_ids"])
-    assert words == ["[CLS]", "the", "cat", "[SEP]"]
-    assert first["attention_mask"] == [1, 1, 1, 1]
-    assert first["token_type_ids"] == [0, 0, 0, 0]
+    assert tokens(tokenizer_folder, first["input_ids"]) == ["[CLS]", "the", "cat", "[SEP]"]
+    assert first["token_type_ids"].tolist() == [0, 0, 0, 0]
+    assert encoded.collate([first])["attention_mask"].tolist() == [[1, 1, 1, 1]]
     assert len(encoded) == 2
     assert encoded.lengths == [4, 6]
 
 
-def test_pairs_stand_in_two_segments(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = EncodedExamples(Examples([("the cat", "sat")], np.array([1])), tokenizer, 16)
-    assert tokenizer.convert_ids_to_tokens(encoded[0]["input_ids"]) == ["[CLS]", "the", "cat", "[SEP]", "sat", "[SEP]"]
-    assert encoded[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+def test_pairs_stand_in_two_segments(tokenizer: TextTokenizer, tokenizer_folder: Path) -> None:
+    encoded = EncodedExamples(Examples([("the cat", "sat")], np.array([1])), tokenizer)
+    expected = ["[CLS]", "the", "cat", "[SEP]", "sat", "[SEP]"]
+    assert tokens(tokenizer_folder, encoded[0]["input_ids"]) == expected
+    assert encoded[0]["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1]
 
 
-def test_long_texts_are_cut_and_keep_their_end_mark(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = EncodedExamples(Examples(["the cat sat on the mat"], np.array([1])), tokenizer, 5)
-    assert tokenizer.convert_ids_to_tokens(encoded[0]["input_ids"]) == ["[CLS]", "the", "cat", "sat", "[SEP]"]
+def test_long_texts_are_cut_and_keep_their_end_mark(tokenizer_folder: Path) -> None:
+    short = TextTokenizer(tokenizer_folder / "tokenizer.json", 5, 0)
+    encoded = EncodedExamples(Examples(["the cat sat on the mat"], np.array([1])), short)
+    assert tokens(tokenizer_folder, encoded[0]["input_ids"]) == ["[CLS]", "the", "cat", "sat", "[SEP]"]
 
 
 @pytest.mark.parametrize(("labels", "dtype"), [([1, 0], torch.int64), ([0.5, 2.0], torch.float32)])
-def test_labels_keep_their_kind(labels: list, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = EncodedExamples(Examples(["the cat", "a dog"], np.array(labels)), tokenizer, 16)
-    batch = DataCollatorWithPadding(tokenizer)([encoded[0], encoded[1]])
+def test_labels_keep_their_kind(labels: list, dtype: torch.dtype, tokenizer: TextTokenizer) -> None:
+    encoded = EncodedExamples(Examples(["the cat", "a dog"], np.array(labels)), tokenizer)
+    batch = encoded.collate([encoded[0], encoded[1]])
     assert batch["labels"].dtype == dtype
     assert batch["labels"].tolist() == labels
 
 
-def test_a_batch_is_padded_to_its_own_longest_row(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_batch_is_padded_to_its_own_longest_row(tokenizer: TextTokenizer) -> None:
     texts = ["the cat", "a big red dog", "the cat sat on the mat"]
-    encoded = EncodedExamples(Examples(texts, np.array([1, 0, 1])), tokenizer, 16)
-    batch = DataCollatorWithPadding(tokenizer)([encoded[0], encoded[1]])
+    encoded = EncodedExamples(Examples(texts, np.array([1, 0, 1])), tokenizer)
+    batch = encoded.collate([encoded[0], encoded[1]])
     assert batch["input_ids"].shape == (2, 6)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
     assert batch["input_ids"][0, 4:].tolist() == [tokenizer.pad_token_id] * 2
 
 
 def test_many_rows_are_tokenised_in_parts_and_tell_how_far_it_is(
-    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
 
@@ -71,10 +78,10 @@ def test_many_rows_are_tokenised_in_parts_and_tell_how_far_it_is(
         yield type("Bar", (), {"update": lambda self, n: told.append(n)})()
 
     examples = Examples([("the cat", "sat"), ("a dog", "ran"), ("a big red dog", "is blue")], np.array([1, 0, 1]))
-    whole = EncodedExamples(examples, tokenizer, 16, bar)
+    whole = EncodedExamples(examples, tokenizer, bar)
     assert told == []  # so few take no time
     monkeypatch.setattr(encoding, "CHUNK", 2)
-    parts = EncodedExamples(examples, tokenizer, 16, bar)
+    parts = EncodedExamples(examples, tokenizer, bar)
     assert told == [3, 2, 1]
-    assert [parts[row]["input_ids"] for row in range(3)] == [whole[row]["input_ids"] for row in range(3)]
+    assert [parts[row]["input_ids"].tolist() for row in range(3)] == [ids.tolist() for ids in whole.input_ids]
     assert parts.lengths == whole.lengths

@@ -16,6 +16,7 @@ from berxit.runtime.chance import Constant
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
 from berxit.train.checkpoint import load_checkpoint
+from berxit.train.encoding import as_tensors
 from berxit.train.evaluation import (
     Predictions,
     candidate_thresholds,
@@ -54,7 +55,7 @@ def test_a_pass_equals_the_model_row_by_row(batch_size: int, checkpoint: Path, d
     assert found.labels.tolist() == examples.labels.tolist()
     with torch.no_grad():
         for row, text in enumerate(examples.texts):
-            outputs = model(**tokenizer(text, return_tensors="pt"))
+            outputs = model(**as_tensors(tokenizer([text])))
             assert np.abs(found.logits[row] - outputs.exit_logits[0].numpy()).max() <= 1e-5
             assert np.abs(found.lte[row] - outputs.certainties[0].numpy()).max() <= 1e-5
 

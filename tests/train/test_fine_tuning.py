@@ -12,7 +12,7 @@ import torch
 from conftest import ENCODERS, WORDS
 from pytest import MonkeyPatch
 from safetensors.torch import load_file
-from transformers import DataCollatorWithPadding, TrainerCallback
+from transformers import TrainerCallback
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
@@ -24,6 +24,7 @@ from berxit.train.objectives import Alternating, Raw
 from berxit.train.options import TrainingOptions
 from berxit.train.resuming import RunState, Stopwatch
 from berxit.train.tasks import Task, custom_task
+from berxit.train.tokenizing import saved_tokenizer
 from berxit.train.trainer import ByLength, MultiExitTrainer, training_arguments
 
 
@@ -55,14 +56,16 @@ def trainer_of(
     task: Task, options: TrainingOptions, data: Path, folder: Path, objective: Alternating, accumulate: int = 1
 ) -> MultiExitTrainer:
     model, tokenizer = start_model(task, options)
+    examples = task.read(data, "train").head(options.limit_train)
+    dataset = EncodedExamples(examples, saved_tokenizer(tokenizer, options.model, 16))
     arguments = training_arguments(options, folder, True, 32)
     return MultiExitTrainer(
         model,
         replace(arguments, gradient_accumulation_steps=accumulate, save_strategy="no"),
         objective=objective,
         head_learning_rate=options.head_learning_rate,
-        train_dataset=EncodedExamples(task.read(data, "train").head(options.limit_train), tokenizer, 16),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=dataset,
+        data_collator=dataset.collate,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_qqps_ragged_lines_are_left_out_when_asked_to(tmp_path: Path) -> None:
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     rows = "1\t2\t3\tWhy?\tHow?\t0\n4\t5\t6\tWhat\n7\t8\t9\tWho?\tWhom?\t1\n1\t2\t3\t\tHow?\t0\n1\t2\t3\ta\tb\tc\n"
     write(tmp_path, header + rows)
-    with pytest.raises(InputError, match=r"line 3: 4 columns where the header has 6\. Mend or delete it"):
+    with pytest.raises(InputError, match=r"line 3: 4 columns where the header has 6\. Fix or delete it"):
         get_task("qqp").read(tmp_path, "train")
     found = get_task("qqp").read(tmp_path, "train", skip_bad_rows=True)
     assert (len(found), found.labels.tolist()) == (2, [0, 1])
@@ -164,8 +165,94 @@ def test_one_class_is_nothing_to_classify(tmp_path: Path) -> None:
 
 def test_hundreds_of_classes_are_taken_for_numbers(tmp_path: Path) -> None:
     write(tmp_path, "text\tlabel\n" + "".join(f"x\t{i / 7}\n" for i in range(501)))
-    with pytest.raises(InputError, match="has 501 values: for numbers add --regression"):
+    with pytest.raises(InputError, match=r"501 different numbers in 501 rows: 0, .* and 491 more\. Add --regression"):
         custom_task(tmp_path, ("text",), "label")
+
+
+def rows(labels: Sequence[object]) -> str:
+    return "text\tlabel\n" + "".join(f"text {row}\t{label}\n" for row, label in enumerate(labels))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [round(row * 0.37 % 5, 2) for row in range(400)],
+        [row % 41 / 10 + 1 for row in range(4000)],  # SICK's scores, ten rows each
+        [row * 997 for row in range(90)],
+        [*(row / 7 for row in range(60)), "unknown"],
+    ],
+    ids=["scores", "tenths", "prices", "one name among values"],
+)
+def test_a_column_of_values_is_rejected_with_regression_suggested(labels: list[object], tmp_path: Path) -> None:
+    write(tmp_path, rows(labels))
+    with pytest.raises(
+        InputError, match=r"train\.tsv: column 'label' has .* and \d+ more\. Add --regression$"
+    ) as error:
+        custom_task(tmp_path, ("text",), "label")
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [row % 77 for row in range(770)],  # class numbers of a large intent data set
+        [row % 10 / 2 for row in range(40)],  # half stars
+        [f"intent {row % 60}" for row in range(180)],
+    ],
+    ids=["numbers", "half stars", "names"],
+)
+def test_many_classes_are_accepted_if_each_has_rows(labels: list[object], tmp_path: Path) -> None:
+    write(tmp_path, rows(labels))
+    assert len(custom_task(tmp_path, ("text",), "label").labels) == len(set(labels))
+
+
+def test_a_column_of_free_text_is_not_one_of_classes(tmp_path: Path) -> None:
+    write(tmp_path, rows([f"remark {row}" for row in range(30)]))
+    with pytest.raises(InputError, match=r"30 different values in 30 rows: .* and 20 more.*--label-column"):
+        custom_task(tmp_path, ("text",), "label")
+
+
+def test_numeric_classes_are_in_ascending_order_and_spelled_once(tmp_path: Path) -> None:
+    write(tmp_path, rows(["10", "2.0", "2", "-1", "+10", "1e1", "other"]))
+    task = custom_task(tmp_path, ("text",), "label")
+    assert task.labels == ("-1", "2", "10", "other")
+    assert task.read(tmp_path, "train").labels.tolist() == [2, 1, 1, 0, 2, 2, 3]
+
+
+def test_a_dev_label_is_the_class_of_that_number(tmp_path: Path) -> None:
+    """Written by pandas: floats where a cell was blank once, integers where none was."""
+    write(tmp_path, rows([1.0, 2.0, 3.0]))
+    write(tmp_path, rows([1, 2, 1, 2]), "dev.tsv")
+    task = custom_task(tmp_path, ("text",), "label")
+    assert [task.labels[number] for number in task.read(tmp_path, "dev").labels] == ["1", "2", "1", "2"]
+
+
+def test_a_missing_label_is_no_class(tmp_path: Path) -> None:
+    write(tmp_path, rows(["good", "", "bad", "NaN", "good"]))
+    with pytest.raises(InputError, match=r"train\.tsv, line 3: column 'label' has no label"):
+        custom_task(tmp_path, ("text",), "label")
+    task = custom_task(tmp_path, ("text",), "label", skip_bad_rows=True)
+    assert task.labels == ("bad", "good")
+    assert len(task.read(tmp_path, "train", skip_bad_rows=True).skipped) == 2
+
+
+def test_the_label_of_a_skipped_row_is_no_class(tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\na\tgood\nb\tbad\n \tother\n")
+    assert custom_task(tmp_path, ("text",), "label", skip_bad_rows=True).labels == ("bad", "good")
+
+
+def test_booleans_are_classes_but_not_beside_numbers(tmp_path: Path) -> None:
+    write(tmp_path, '{"text": "a", "label": true}\n{"text": "b", "label": "False"}\n', "train.jsonl")
+    assert custom_task(tmp_path, ("text",), "label").labels == ("false", "true")
+    write(tmp_path, '{"text": "a", "label": true}\n{"text": "b", "label": 1}\n', "train.jsonl")
+    with pytest.raises(InputError, match=r"'true' \(.*line 1\) and '1' \(.*line 2\): write both classes in one way"):
+        custom_task(tmp_path, ("text",), "label")
+
+
+def test_a_label_column_that_is_the_text_is_rejected(tmp_path: Path) -> None:
+    write(tmp_path, rows(["a", "b"]))
+    with pytest.raises(InputError, match="column 'text' is both text and label"):
+        custom_task(tmp_path, ("text",), "text")
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:

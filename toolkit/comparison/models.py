@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from berxit.runtime.chance import check_labels
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import find_split, read_examples
+from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.golden import read_golden
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import certainties, exit_layers
@@ -253,7 +253,7 @@ def _texts(
     """Texts, their labels (N,) or None, and a description of both."""
     if data is not None:
         path = find_split(data, split)
-        examples = read_examples(path, a.text_columns, a.label_column, a.labels or None).head(limit)
+        examples = read_examples_for(a, path).head(limit)
         check_labels(a.metric, examples.labels, str(path))
         return examples.texts, examples.labels, path.name
     for side in (a, b):

@@ -126,18 +126,16 @@ def _checkpoint(path: Path) -> Side:
 
     from berxit.train.calibration import read_policy
     from berxit.train.checkpoint import load_checkpoint
+    from berxit.train.encoding import as_tensors
 
     model, tokenizer = load_checkpoint(path)
     model.double()
     config, calibrated = model.config, read_policy(path)
     policy = calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, config.regression)
-    encode = TextTokenizer(path / "tokenizer.json", config.max_length, int(tokenizer.pad_token_id))
 
     @torch.no_grad()
     def outputs(text: Text) -> RowOutputs:
-        batch = encode([text])
-        parts = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        found = model(*(torch.from_numpy(part).long() for part in parts), output_hidden_states=True)
+        found = model(**as_tensors(tokenizer([text])), output_hidden_states=True)
         lte = None if found.certainties is None else found.certainties[0].numpy()
         return RowOutputs(found.exit_logits[0].numpy(), lte, tuple(hidden[0].numpy() for hidden in found.hidden_states))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from berxit import devices
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.examples import read_examples
+from berxit.runtime.examples import read_examples_for
 from berxit.runtime.measurement import Measured, measure
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.runner import EarlyExitRunner
@@ -79,7 +79,7 @@ def study(request: Request) -> Findings:
 def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTimes:
     manifest = runner.manifest
     model = manifest.model
-    examples = read_examples(request.data_file, model.text_columns, model.label_column, model.labels or None)
+    examples = read_examples_for(model, request.data_file)
     policies: dict[str, ExitPolicy] = {FULL: runner.policy.at_depth(model.layers)}
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy

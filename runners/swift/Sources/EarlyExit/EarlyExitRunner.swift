@@ -177,7 +177,7 @@ public final class EarlyExitRunner: Sendable {
             throw EarlyExitError.input("this model takes \(takes) (\(manifest.model.task)), and was given \(given)")
         }
         for part in [text, pair].compactMap({ $0 })
-        where part.unicodeScalars.allSatisfy(\.properties.isWhitespace) {
+        where Tokenizer.stripped(part.unicodeScalars).isEmpty {
             throw EarlyExitError.input("\(name) is empty: give it at least one character that is not blank")
         }
         return tokenizer.encode(text, pair, end: end, clock: clock)

@@ -9,9 +9,24 @@ struct Golden: Sendable {
     let logits: [[[Double]]]
     /// B x n, where the model has the learned certainty.
     let lte: [[Double]]?
+    /// Texts that reveal a tokenizer which differs, with their ids; no segment runs on them.
+    let tokenization: [TokenizedText]
+
+    struct TokenizedText: Sendable {
+        let texts: [String]
+        let inputIds: [Int]
+        let tokenTypeIds: [Int]
+
+        /// Whether the tokenizer gives these ids.
+        func agrees(with tokenizer: Tokenizer) -> Bool {
+            let tokens = tokenizer.encode(texts[0], texts.count == 2 ? texts[1] : nil)
+            return tokens.inputIds.map(Int.init) == inputIds && tokens.tokenTypeIds.map(Int.init) == tokenTypeIds
+        }
+    }
 
     init(_ json: JSON, at place: String) throws {
-        let fields = try Fields(json, at: place, needed: ["texts", "input_ids", "token_type_ids", "logits", "lte"])
+        let fields = try Fields(json, at: place, needed: ["texts", "input_ids", "token_type_ids", "logits", "lte"],
+            optional: ["tokenization"])
         texts = try fields.items("texts") { try Golden.row($0, \.string, $1) }
         inputIds = try fields.items("input_ids") { try Golden.row($0, \.int, $1) }
         tokenTypeIds = try fields.items("token_type_ids") { try Golden.row($0, \.int, $1) }
@@ -19,10 +34,19 @@ struct Golden: Sendable {
             try Fields.typed(sample, \.array, at: place).map { try Golden.row($0, \.double, place) }
         }
         lte = fields.has("lte") ? try fields.items("lte") { try Golden.row($0, \.double, $1) } : nil
+        tokenization = fields.has("tokenization") ? try fields.items("tokenization", Golden.tokenized) : []
         let rows = [inputIds.count, tokenTypeIds.count, logits.count, lte?.count ?? texts.count]
         guard rows.allSatisfy({ $0 == texts.count }), texts.allSatisfy({ (1...2).contains($0.count) }) else {
             throw EarlyExitError.failure("\(place): its lists do not fit each other. Export the bundle again")
         }
+    }
+
+    private static func tokenized(_ json: JSON, _ place: String) throws -> TokenizedText {
+        let fields = try Fields(json, at: place, needed: ["texts", "input_ids", "token_type_ids"])
+        let texts = try fields.list("texts", \.string)
+        guard (1...2).contains(texts.count) else { throw Fields.misfit(at: place) }
+        return try TokenizedText(
+            texts: texts, inputIds: fields.list("input_ids", \.int), tokenTypeIds: fields.list("token_type_ids", \.int))
     }
 
     private static func row<T>(_ json: JSON, _ type: KeyPath<JSON, T?>, _ place: String) throws -> [T] {
@@ -31,12 +55,16 @@ struct Golden: Sendable {
 
     /// The largest difference at each of `exits`, over logits (divided by `scale`) and learned certainty of all samples.
     ///
-    /// Throws where the tokenizer gives other ids than the checkpoint's did.
+    /// Throws where the tokenizer returns other ids than at export.
     func differences(
         executor: any SegmentExecutor, tokenizer: Tokenizer, exits: [Int], scale: Double
     ) throws -> [Double] {
         let layers = exits.last ?? 0
         var largest = [Double](repeating: 0, count: exits.count)
+        if let text = tokenization.first(where: { !$0.agrees(with: tokenizer) }) {
+            throw EarlyExitError.failure(
+                "the tokenizer encodes '\(text.texts[0].prefix(60))' to other ids than at export. Export the bundle again")
+        }
         for (row, text) in texts.enumerated() {
             let tokens = tokenizer.encode(text[0], text.count == 2 ? text[1] : nil)
             guard tokens.inputIds.map(Int.init) == inputIds[row],

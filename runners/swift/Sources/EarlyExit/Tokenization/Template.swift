@@ -15,6 +15,10 @@ struct Template: Sendable {
     let pair: [Piece]
 
     init(_ json: JSON) throws {
+        if json.isNull {  // no special tokens
+            (single, pair) = ([.first(type: 0)], [.first(type: 0), .second(type: 1)])
+            return
+        }
         switch json["type"].string {
         case "TemplateProcessing":
             single = try Template.pieces(json["single"], specials: json["special_tokens"])

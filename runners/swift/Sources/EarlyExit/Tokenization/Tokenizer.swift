@@ -40,7 +40,7 @@ public struct Tokenizer: Sendable {
         openWords = max(2, addedTokens.longest)
     }
 
-    /// Ids and types of one text or a pair, truncated to what the model accepts, the longer text of a pair first. Only
+    /// Ids and types of one text or a pair, without the whitespace around each, truncated to what the model accepts, the longer text of a pair first. Only
     /// as much of a long text is read as that takes.
     ///
     /// `end`: seconds on `clock` after which no longer prefix of a text is read; a text that would need one is truncated
@@ -50,6 +50,8 @@ public struct Tokenizer: Sendable {
     }
 
     func encode(_ text: String, _ pair: String?, end: Double, clock: () -> Double) -> Tokens {
+        let text = String(Tokenizer.stripped(text.unicodeScalars))
+        let pair = pair.map { String(Tokenizer.stripped($0.unicodeScalars)) }
         let pieces = pair == nil ? template.single : template.pair
         let room = max(maxLength - pieces.filter(\.isSpecial).count, 0)
         let firstFound = ids(of: text, room: room, end: end, clock: clock)
@@ -123,6 +125,16 @@ public struct Tokenizer: Sendable {
         case .token(let id): return [id]
         case .text(let scalars): return model.ids(of: scalars)
         }
+    }
+
+    /// Without surrounding whitespace: Unicode's White_Space, and the four separators U+001C to U+001F. Training and
+    /// every runner strip exactly these.
+    static func stripped(_ text: String.UnicodeScalarView) -> String.UnicodeScalarView.SubSequence {
+        let isBlank = { (scalar: Unicode.Scalar) in
+            scalar.properties.isWhitespace || (0x1C...0x1F).contains(scalar.value)
+        }
+        guard let end = text.lastIndex(where: { !isBlank($0) }) else { return text.prefix(0) }
+        return text[...end].drop(while: isBlank)
     }
 
     /// How many tokens of each half stay: the longer is cut down to the shorter, then both alike (the odd one to the
