@@ -70,10 +70,9 @@ def check_config(model: str, config: PreTrainedConfig) -> Adapter:
     for option, values in adapter.implemented.items():
         value = getattr(config, option, values[0])
         if value not in values:
-            choices = " or ".join(str(choice) for choice in values if choice is not None)
+            choices = " or ".join(f"{choice!r}" for choice in values if choice is not None) or "no such option"
             raise InputError(
-                f"{model}: config.json has {option} {value!r}, which is not supported: "
-                + (f"choose a model with {choices}" if choices else "choose a model without it")
+                f"{model}: config.json has {option} {value!r}, only {choices} is supported: choose another model"
             )
     heads = config.num_attention_heads
     if heads < 1 or adapter.hidden_size % heads:
@@ -83,10 +82,9 @@ def check_config(model: str, config: PreTrainedConfig) -> Adapter:
         )
     if adapter.layers < 1:
         raise InputError(f"{model}: config.json has {adapter.layers} layers: choose a model with at least one")
-    padding = config.pad_token_id
-    if not 0 <= (adapter.padding_id is None if padding is None else padding) < config.vocab_size:
+    if any(not 0 <= row < config.vocab_size for row in (config.pad_token_id, adapter.padding_id) if row is not None):
         raise InputError(
-            f"{model}: config.json has pad_token_id {padding}, which is no row of the word embedding table"
+            f"{model}: config.json has pad_token_id {config.pad_token_id}, which is no row of the word embedding table"
             f" ({config.vocab_size} rows): set it to the tokenizer's padding id"
         )
     return adapter

@@ -268,7 +268,6 @@ def start_model(
     """
     source = resolve_model(options.model)
     try:
-        tokenizer = read_tokenizer(source)
         model = MultiExitModel.from_backbone(
             source,
             layers=options.layers,
@@ -286,6 +285,7 @@ def start_model(
             label_column=task.label_column,
             max_length=options.max_length,
         )
+        tokenizer = read_tokenizer(source)
     except BerxitError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, and its own types for a bad config.json

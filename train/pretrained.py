@@ -19,7 +19,6 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from berxit.runtime.errors import BerxitError, InputError, first_line
-from berxit.runtime.json_data import read_json
 from berxit.train import checks
 
 WEIGHT_FILES = (
@@ -42,11 +41,8 @@ def resolve_model(model: Path | str) -> str:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise InputError(f"no folder {name}: --model is a model folder, or a name on the hub (OWNER/NAME)")
         return name
-    if not (folder / "config.json").is_file() and (folder / "modules.json").is_file():
-        modules = read_json(folder / "modules.json")
-        first = modules[0].get("path", "") if isinstance(modules, list) and modules else "0_Transformer"
-        if (folder / first / "config.json").is_file():
-            return str(folder / first)
+    if not (folder / "config.json").is_file():
+        return next((str(path.parent) for path in sorted(folder.glob("0_*/config.json"))), name)
     return name
 
 

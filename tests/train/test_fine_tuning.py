@@ -388,7 +388,7 @@ def test_bad_rows_are_left_out_when_asked_to(
         fine_tune(task, tmp_path, brief, tmp_path / "output", quiet=True)
     skip = replace(brief, skip_bad_rows=True)
     output = fine_tune(task, tmp_path, skip, tmp_path / "output", quiet=True, report=said.append)
-    assert [line.partition(" of ")[0] for line in said] == ["left out 1 bad row"] * 2
+    assert [line.partition(" of ")[0] for line in said if "bad row" in line] == ["left out 1 bad row"] * 2
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert (record["train_examples"], record["options"]["skip_bad_rows"]) == (96, True)
 

@@ -54,7 +54,7 @@ class RobertaAdapter(BertAdapter):
 
     @property
     def padding_id(self) -> int | None:
-        return self.config.pad_token_id
+        return -1 if self.config.pad_token_id is None else self.config.pad_token_id  # -1, which no check accepts
 
     @property
     def max_length(self) -> int:
