@@ -1,7 +1,7 @@
 """Time of every check before the first training step: python benchmarks/training_checks.py MODEL [TEXTS]
 
 MODEL is a model folder or hub name, TEXTS a file with one training text per line (default: 1,000 generated texts of
-1,000 characters). Prints the median of five runs of each check, as a table for docs/training.md.
+500 characters). Prints the median of five runs of each check, as a table for docs/training.md.
 """
 
 from __future__ import annotations
@@ -59,4 +59,4 @@ if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     given = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines() if len(sys.argv) == 3 else []
-    main(sys.argv[1], given or ["The meeting starts at nine, and nobody told them. " * 20] * 1000)
+    main(sys.argv[1], given or ["The meeting starts at nine, and nobody told them. " * 10] * 1000)

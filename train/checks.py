@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from berxit.runtime.errors import InputError, first_line
 from berxit.runtime.tokenization import Text
 from berxit.train.backbones import Adapter, adapter_for
+from berxit.train.backbones.weights import array
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "0.auto_model.", "auto_model.")
 """Prefixes that DataParallel, torch.compile, training scripts and sentence-transformers put before an encoder."""
@@ -31,7 +32,7 @@ POOLER = "pooler."
 SPECIAL_TOKENS = ("cls", "sep", "unk", "mask", "bos", "eos")
 """Roles whose id config.json may state. Padding has a check of its own."""
 
-TEXTS, CHARACTERS = 1000, 1000
+TEXTS, CHARACTERS = 1000, 500
 """The share of unknown tokens is counted on so many texts, spread over the data, and so many characters of each."""
 
 UNKNOWN_LIMIT = 0.3
@@ -133,10 +134,12 @@ def match_weights(
     return found
 
 
-def check_finite(model: str, encoder: torch.nn.Module) -> None:
+def check_finite(model: str, encoder: nn.Module) -> None:
     """Rejects weights that contain NaN or infinity."""
     for name, parameter in encoder.named_parameters():
-        if not torch.isfinite(parameter.detach().sum()):
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(array(parameter).sum())  # numpy: one thread, which other processes do not delay
+        if not finite:
             raise InputError(f"{model}: the weights '{name}' contain NaN or infinity: copy or train the model again")
 
 
