@@ -65,7 +65,7 @@ def measure(bundle: Path, deadline_ms: float, size: int, unit: str) -> list[str]
         runner.predict(text, text if pair else None, deadline_ms=deadline_ms)
         return 1e3 * (time.perf_counter() - start)
 
-    text = (UNITS[unit] * (size // len(UNITS[unit])))[: size - 2] + " x"
+    text = "x " + (UNITS[unit] * (size // len(UNITS[unit])))[: size - 4] + " x"
     for _ in range(3):
         predict("a short text")
     milliseconds = predict(text)

@@ -54,7 +54,7 @@ def random_texts(tokenizer_file: Path, max_length: int, *, pairs: bool) -> list[
     drawn = np.random.default_rng(0)
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    ids = sorted(set(range(tokenizer.get_vocab_size())) - special)
+    ids = sorted(set(tokenizer.get_vocab().values()) - special)
     lengths = np.linspace(1, max(1, max_length // 2), RANDOM_TEXTS).astype(int).tolist()
 
     def text(length: int) -> str:

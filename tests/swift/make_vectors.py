@@ -36,7 +36,7 @@ LONG = "what is the weather like tomorrow, and what was it like a week ago? " * 
 LONG_TEXTS: list[Text] = [
     LONG,
     LONG.replace(" ", ""),
-    " " * 700 + "turn the lights off" + " " * 700 + LONG,
+    "turn" + " " * 700 + "the lights off" + " " * 700 + LONG,
     "天気はどうですか " * 60,
     "[SEP] <mask> " * 60,
     (LONG, LONG),

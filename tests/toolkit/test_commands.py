@@ -424,7 +424,7 @@ def test_a_failure_is_one_line_and_status_1(
 
 
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
-    "a ragged row": (b"the cat\tcat\tcat\n", "line 98: 3 columns where the header has 2. Mend or delete it"),
+    "a ragged row": (b"the cat\tcat\tcat\n", "line 98: 3 columns where the header has 2. Fix or delete it"),
     "no UTF-8": (b"the caf\xe9\tcat\n", "line 98: not UTF-8"),
     "an empty text": (b"\tcat\n", "line 98: column 'text' is empty"),
 }

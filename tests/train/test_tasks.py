@@ -249,6 +249,11 @@ def test_booleans_are_classes_but_not_beside_numbers(tmp_path: Path) -> None:
         custom_task(tmp_path, ("text",), "label")
 
 
+def test_the_positive_class_is_named_by_value(tmp_path: Path) -> None:
+    write(tmp_path, rows(["2.0", "1.0", "2"]))
+    assert custom_task(tmp_path, ("text",), "label", metric="f1", positive="1.0").labels == ("2", "1")
+
+
 def test_a_label_column_that_is_the_text_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, rows(["a", "b"]))
     with pytest.raises(InputError, match="column 'text' is both text and label"):

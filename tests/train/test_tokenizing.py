@@ -87,7 +87,8 @@ def test_whitespace_around_a_text_changes_no_prediction(
     text: str, whitespace_run: tuple[Path, EarlyExitRunner], tmp_path: Path
 ) -> None:
     checkpoint, runner = whitespace_run
-    (tmp_path / "x.jsonl").write_text(json.dumps({"text": text, "label": "cat"}) + "\n", encoding="utf-8")
+    rows = [{"text": text, "label": "cat"}, {"text": "a dog", "label": "other"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     model, tokenizer = load_checkpoint(checkpoint)
     examples = Task("custom", ("text",), "label", ("cat", "other"), "accuracy").read(tmp_path / "x.jsonl", "")
     encoded = EncodedExamples(examples, tokenizer).input_ids[0].tolist()
@@ -275,7 +276,7 @@ def test_real_texts_have_the_ids_of_transformers(name: str) -> None:
 def test_logits_do_not_depend_on_the_rows_of_a_batch(checkpoint: Path, tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
     texts = ["the cat", "the big red dog ran under the tree and the mat"]
-    rows = [f'{{"text": "{text}", "label": "cat"}}' for text in texts]
+    rows = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, ("cat", "other"), strict=True)]
     (tmp_path / "x.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     examples = Task("custom", ("text",), "label", ("cat", "other"), "accuracy").read(tmp_path / "x.jsonl", "")
     alone, together = (predict(model, tokenizer, examples, batch_size).logits for batch_size in (1, 2))

@@ -40,8 +40,8 @@ public struct Tokenizer: Sendable {
         openWords = max(2, addedTokens.longest)
     }
 
-    /// Ids and types of one text or a pair, without the whitespace around each, truncated to what the model accepts, the longer text of a pair first. Only
-    /// as much of a long text is read as that takes.
+    /// Ids and types of one text or a pair, without the whitespace around each, truncated to what the model accepts, the
+    /// longer text of a pair first. Only as much of a long text is read as that takes.
     ///
     /// `end`: seconds on `clock` after which no longer prefix of a text is read; a text that would need one is truncated
     /// to the tokens found so far.
