@@ -203,9 +203,9 @@ def _values(*names: str) -> tuple[float, ...]:
 def _positive(labels: Sequence[str], given: str | None, path: Path) -> str:
     named = f"'{labels[0]}' and '{labels[1]}'"
     if given is not None:
-        if given not in labels:
+        if class_name(given) not in labels:
             raise InputError(f"--positive {given} is not a class of {path}: choose {named.replace(' and ', ' or ')}")
-        return given
+        return class_name(given)
     found = obvious_positive(labels)
     if found is None:
         raise InputError(
