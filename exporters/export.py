@@ -115,7 +115,7 @@ def export(  # noqa: PLR0915
     thresholds from its outputs. ``data``: the file (or its folder) that the checkpoint was calibrated on, for a
     checkpoint that does not contain its texts; default: the texts that the calibration stored. It also gives the golden
     inputs where the checkpoint has no samples. ``report`` receives every line of the parity check, ``warn`` (default:
-    ``report``) what was not measured.
+    ``report``) what was not measured, and why scores or golden inputs may mean little.
 
     Raises InputError for an unknown target or precision, an output that exists, or a precision that needs texts of the
     task where there are none; BerxitError for a checkpoint that cannot be read or an exit that differs from it.
@@ -125,7 +125,7 @@ def export(  # noqa: PLR0915
     precision = str(options.precision)
     model, tokenizer = load_checkpoint(checkpoint)
     scored = precision if precision in getattr(writer, "SCORED", ()) else None
-    samples = golden_texts(checkpoint, model.config, data, scored, report)
+    warn = warn or report
     calibrated = stored = read_policy(checkpoint)
     if calibrated and calibrated.policy.layers != model.layers:
         raise BerxitError(
@@ -135,6 +135,7 @@ def export(  # noqa: PLR0915
     data_file = None
     if data and (calibrated or read_samples(checkpoint)):  # else --data gives the golden inputs alone
         data_file = calibration_file(data, checkpoint, calibrated.calibration if calibrated else None)
+    samples = golden_texts(checkpoint, model.config, data_file or data, scored, warn)
     segments, placed = cut(model), None
     if options.exits == "auto":
         placed = automatic_exits(checkpoint, target, options, calibrated, data, progress)
@@ -196,7 +197,7 @@ def export(  # noqa: PLR0915
                 data_file,
                 progress,
                 report,
-                warn or report,
+                warn,
             )
         del backend  # it maps files of a folder that is about to be renamed
         if placed and manifest.calibration:
@@ -205,7 +206,7 @@ def export(  # noqa: PLR0915
             if manifest.scores:
                 report(f"expected with this threshold: {placed.expected_ms:.2f} ms per input")
         for line in manifest.calibration["warnings"] if manifest.calibration else ():
-            report(f"warning: {line}")
+            warn(line)
         write_manifest(manifest, folder)
         apply_umask(folder)
     return manifest

@@ -26,10 +26,10 @@ def golden_texts(
     config: MultiExitConfig,
     data: Path | None,
     needed_by: str | None,
-    report: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> list[Text]:
     """Texts for the golden inputs: the checkpoint's samples; where it has none, texts of the dev split (or the file)
-    ``data``; without ``data``, random tokens of the vocabulary, and ``report`` receives a line about it.
+    ``data``; without ``data``, random tokens of the vocabulary, and ``warn`` receives a line about it.
 
     ``needed_by``: the precision whose rounding depends on texts of the task; InputError where there are only tokens.
     """
@@ -42,9 +42,9 @@ def golden_texts(
             f"--precision {needed_by} needs texts of the task, and {checkpoint} has no {SAMPLES_FILE}: give --data, a"
             " file or folder of the task's data"
         )
-    report(
-        f"warning: {checkpoint} has no {SAMPLES_FILE}: the golden inputs are random tokens of its vocabulary. --data"
-        " takes texts of the task instead"
+    warn(
+        f"{checkpoint} has no {SAMPLES_FILE}: the golden inputs are random tokens of its vocabulary. --data takes texts"
+        " of the task instead"
     )
     return random_texts(checkpoint / TOKENIZER_FILE, config.max_length, pairs=len(config.text_columns) == 2)
 

@@ -58,7 +58,15 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
         click.echo(chosen.summary())
         warn(chosen.warnings)
     with _step(3, "export: one ONNX file per layer, every exit checked against the checkpoint"):
-        export(checkpoint, "onnxruntime", bundle, force=True, progress=progress_bar("exporting"), report=click.echo)
+        export(
+            checkpoint,
+            "onnxruntime",
+            bundle,
+            force=True,
+            progress=progress_bar("exporting"),
+            report=click.echo,
+            warn=lambda line: warn([line]),
+        )
     with _step(4, "measure on this machine, on sentences that neither training nor calibration has seen"):
         measurement = bench(bundle, examples=task.read(SAMPLE, "test"), progress=progress_bar("measuring"))
         result = replace(measurement, memory_mib=None)  # torch is in this process: no device holds so much

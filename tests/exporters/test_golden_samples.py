@@ -123,6 +123,7 @@ def test_random_texts_are_pairs_for_a_model_of_pairs_and_the_same_each_time(back
 
 
 def test_export_of_data_that_does_not_fit_names_the_column(bare: Path, tmp_path: Path) -> None:
+    (bare / "exit_policy.json").unlink()  # else --data is the calibration data
     (tmp_path / "other.tsv").write_text("words\tlabel\nthe cat\tcat\n", encoding="utf-8")
     with pytest.raises(BerxitError, match="no column 'text'"):
         export(bare, "onnxruntime", tmp_path / "bundle", data=tmp_path / "other.tsv")

@@ -584,7 +584,7 @@ def test_scores_at_chance_come_with_a_warning_in_eval_calibrate_and_export(
     for more in ([], ["--precision", "int8"], ["--exits", "2"]):
         arguments = ["--target", "onnxruntime", "--output", tmp_path / "b", "--force", "--quiet", *more]
         assert run("export", copy, *arguments) == 0
-        assert "\nwarning: full depth is at chance" in capsys.readouterr().out
+        assert "warning: full depth is at chance" in capsys.readouterr().err
         manifest = json.loads((tmp_path / "b" / "manifest.json").read_text(encoding="utf-8"))
         assert manifest["calibration"]["warnings"]
 
@@ -592,7 +592,7 @@ def test_scores_at_chance_come_with_a_warning_in_eval_calibrate_and_export(
 def test_positive_is_recorded_in_config_manifest_evaluation_and_calibration(
     backbone_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = "".join(f"the {'cat' if i % 3 else 'dog'} {i}\t{'ok' if i % 3 else 'fraud'}\n" for i in range(24))
+    rows = "".join(f"the {'cat' if i % 3 else 'dog'} sat\t{'ok' if i % 3 else 'fraud'}\n" for i in range(24))
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text(f"text\tlabel\n{split} {rows}", encoding="utf-8")
     checkpoint, f1 = tmp_path / "checkpoint", ["--metric", "f1"]

@@ -322,6 +322,12 @@ def test_a_clear_positive_class_needs_no_option(tmp_path: Path) -> None:
     assert custom_task(tmp_path, ("text",), "label", metric="f1", positive="no").labels == ("yes", "no")
 
 
+@pytest.mark.parametrize(("given", "positive"), [("1.0", "1"), ("+2", "2"), (" 2 ", "2")])
+def test_positive_is_compared_as_labels_are(given: str, positive: str, tmp_path: Path) -> None:
+    write(tmp_path, "text\tlabel\nx\t1\ny\t2.0\n")
+    assert custom_task(tmp_path, ("text",), "label", metric="f1", positive=given).positive == positive
+
+
 @pytest.mark.parametrize(("metric", "regression"), [(None, False), ("accuracy", False), ("pearson", True)])
 def test_positive_goes_with_f1(metric: str | None, regression: bool, tmp_path: Path) -> None:
     write(tmp_path, "text\tlabel\nx\t1\ny\t2\n")

@@ -17,6 +17,7 @@ from berxit.toolkit.commands.options import (
     force_option,
     hush_libraries,
     quiet_option,
+    warn,
 )
 
 
@@ -127,13 +128,10 @@ def command(
         report=parity.append,
         warn=warnings.append,
     )
-    for line in parity:
-        stands_out = line.startswith("warning: ")
-        click.secho(line, fg="yellow" if stands_out else None, bold=stands_out or None)
+    click.echo("\n".join(parity))
     if manifest.calibration is None:
         click.echo("not calibrated: the bundle never stops early. Run berxit-calibrate, then export again")
-    for warning in warnings:
-        click.secho(f"WARNING: {warning}", bold=True, err=True)
+    warn(warnings)
     click.echo(f"bundle: {output}")
     click.echo(next_step(output, target, profile))
 
