@@ -25,6 +25,7 @@ from berxit.runtime.backends.tensorrt.cuda import Gpu
 from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines
 from berxit.runtime.backends.tensorrt.versions import load
 from berxit.runtime.bundle import read_manifest
+from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import Golden, differences, read_golden, write_golden
 from berxit.runtime.tokenization import TokenBatch
@@ -92,12 +93,13 @@ def build(  # type: ignore[no-untyped-def]
     from types import SimpleNamespace
 
     from berxit.runtime.backends.tensorrt.engines import _build_one
-    from berxit.runtime.bundle import Segment
+    from berxit.runtime.bundle import Segment, sha256
 
     onnx.save(graph.model, folder / "segment.onnx")
     manifest = SimpleNamespace(precision=precision, lengths=lengths, max_batch=4)
-    segment = Segment(0, "segment.onnx", "0", graph.inputs, graph.outputs)
-    return len(_build_one(folder, manifest, segment, rtx, Gpu("SM 86", (8, 6)), EngineCache(folder), 256))
+    segment = Segment(0, "segment.onnx", sha256(folder / "segment.onnx"), graph.inputs, graph.outputs)
+    file = BundleFolder(folder).file(segment)
+    return len(_build_one(file, manifest, segment, rtx, Gpu("SM 86", (8, 6)), EngineCache(folder), 256))
 
 
 def different(graphs: Iterator[OnnxSegment]) -> list[OnnxSegment]:
