@@ -24,7 +24,8 @@ from berxit.exporters.segments import Segments, cut
 from berxit.runtime.backends.tensorrt.cuda import Gpu
 from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines
 from berxit.runtime.backends.tensorrt.versions import load
-from berxit.runtime.bundle import read_manifest
+from berxit.runtime.bundle import DataFile, read_manifest, sha256
+from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import Golden, differences, read_golden, write_golden
 from berxit.runtime.tokenization import TokenBatch
@@ -85,6 +86,12 @@ def rtx():  # type: ignore[no-untyped-def]
     return load("tensorrt-rtx")
 
 
+def saved(graph: OnnxSegment, folder: Path) -> BundleFile:
+    """The graph's file, open."""
+    onnx.save(graph.model, folder / "segment.onnx")
+    return BundleFolder(folder).file(DataFile("segment.onnx", sha256(folder / "segment.onnx")))
+
+
 def build(  # type: ignore[no-untyped-def]
     rtx, graph: OnnxSegment, folder: Path, precision: str = "fp16", lengths: tuple[int, ...] = (16,)
 ) -> int:
@@ -94,10 +101,10 @@ def build(  # type: ignore[no-untyped-def]
     from berxit.runtime.backends.tensorrt.engines import _build_one
     from berxit.runtime.bundle import Segment
 
-    onnx.save(graph.model, folder / "segment.onnx")
+    file = saved(graph, folder)
     manifest = SimpleNamespace(precision=precision, lengths=lengths, max_batch=4)
-    segment = Segment(0, "segment.onnx", "0", graph.inputs, graph.outputs)
-    return len(_build_one(folder, manifest, segment, rtx, Gpu("SM 86", (8, 6)), EngineCache(folder), 256))
+    segment = Segment(0, file.path.name, sha256(file.path), graph.inputs, graph.outputs)
+    return len(_build_one(file, manifest, segment, rtx, Gpu("SM 86", (8, 6)), EngineCache(folder), 256))
 
 
 def different(graphs: Iterator[OnnxSegment]) -> list[OnnxSegment]:
@@ -127,7 +134,7 @@ def test_tensorrt_builds_every_segment_of_a_tiny_model(  # type: ignore[no-untyp
         lengths = (8, 32) if place < 2 else (32,)  # a profile costs as much as a segment, and the layers are alike
         assert build(rtx, graph, tmp_path, precision, lengths) > weight_bytes(graph)
         network = rtx.network(rtx.trt.Builder(rtx.logger))
-        rtx.parse(network, tmp_path / "segment.onnx")
+        rtx.parse(network, saved(graph, tmp_path))
         assert [network.get_output(i).name for i in range(network.num_outputs)] == [o.name for o in graph.outputs]
 
 
