@@ -43,12 +43,12 @@ class Prediction:
     latency_ms: float
     """Milliseconds from the call to this prediction, tokenization included; in a batch, until this row exited."""
     truncated: bool = False
-    """Whether the text had more tokens than the model accepts, or than could be read before the deadline."""
+    """True if the text had more tokens than the model accepts, or than could be read before the deadline."""
     stopped_by: StoppedBy | None = None
     """Why the row exited: its certainty passed the threshold ("certainty"), the next exit was not expected before the
     deadline ("deadline"), or no deeper layer follows ("last_layer"). None in ``stream`` before the last layer."""
     late: bool | None = None
-    """Whether ``latency_ms`` exceeded the deadline; None without a deadline."""
+    """True if ``latency_ms`` exceeded the deadline; None without a deadline."""
     model: str = ""
     """Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json."""
 
@@ -243,9 +243,8 @@ class EarlyExitRunner:
             return ["last_layer" for _ in range(rows)]
         certain = policy.exits(result.layer, result.certainty[which]).tolist()
         exited = result.exits[which].tolist()
-        return [
-            ("certainty" if sure else "deadline") if out else None for sure, out in zip(certain, exited, strict=True)
-        ]
+        names: tuple[StoppedBy, StoppedBy] = ("deadline", "certainty")
+        return [names[int(sure)] if out else None for sure, out in zip(certain, exited, strict=True)]
 
 
 def parts(lengths: Ints, tokens: int) -> list[Ints]:
