@@ -24,13 +24,11 @@ NOTABLE = 0.005
 """Half a point: an exit that loses more is worth a word."""
 
 
-def calibration_file(data: Path, checkpoint: Path, calibration: Calibration | None) -> Path:
+def calibration_file(data: Path, checkpoint: Path, calibration: Calibration) -> Path:
     """The file that the checkpoint was calibrated on: ``data``, or the file of its name in that folder.
 
-    Raises InputError for another file, and for a checkpoint that was not calibrated.
+    Raises InputError for another file.
     """
-    if calibration is None:
-        raise InputError(f"--data is the calibration data, and {checkpoint} has none: run berxit-calibrate first")
     path = data / calibration.data if data.is_dir() else data
     if not path.is_file():
         raise InputError(
@@ -39,7 +37,7 @@ def calibration_file(data: Path, checkpoint: Path, calibration: Calibration | No
     if sha256(path) != calibration.data_sha256:
         raise InputError(
             f"{path} is not the data that {checkpoint} was calibrated on (another sha256): give {calibration.data} as"
-            " it was, or run berxit-calibrate again"
+            " it was, run berxit-calibrate again, or add --no-scores"
         )
     return path
 

@@ -42,7 +42,7 @@ from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_whole
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.calibration import POLICY_FILE, CalibratedPolicy, choose, choose_again, read_policy, stored_pass
-from berxit.train.checkpoint import apply_umask, load_checkpoint, read_samples
+from berxit.train.checkpoint import apply_umask, load_checkpoint
 from berxit.train.encoding import as_tensors
 from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import Task, task_of
@@ -133,8 +133,8 @@ def export(  # noqa: PLR0915
             " run berxit-calibrate again"
         )
     data_file = None
-    if data and (calibrated or read_samples(checkpoint)):  # else --data gives the golden inputs alone
-        data_file = calibration_file(data, checkpoint, calibrated.calibration if calibrated else None)
+    if data and scores and stored and scored:  # else --data gives golden inputs, or nothing
+        data_file = calibration_file(data, checkpoint, stored.calibration)
     samples = golden_texts(checkpoint, model.config, data_file or data, scored, warn)
     segments, placed = cut(model), None
     if options.exits == "auto":

@@ -120,6 +120,11 @@ def _nothing(line: str) -> None:
     """For the processes that do not report."""
 
 
+def refuse_other_than_checkpoint(output: Path, force: bool) -> None:
+    """Raises InputError for an ``output`` that is no checkpoint of ours, without ``force``: before any data is read."""
+    refuse_to_overwrite(output, force or bool(read_record(output)))
+
+
 def check_output(output: Path, key: dict[str, Any], force: bool) -> bool:
     """Whether ``output`` is the finished checkpoint of the run with this ``key``; with ``force`` it is replaced anyway.
 

@@ -142,7 +142,7 @@ def test_golden_outputs_keep_every_bit(backbone_folders: dict, tmp_path: Path) -
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
     model, tokenizer = load_checkpoint(checkpoint)
     with torch.no_grad():
-        expected = model(**tokenizer(TEXTS[0], return_tensors="pt")).logits[0].numpy()
+        expected = model(**tokenizer(TEXTS[0], return_tensors="pt")).exit_logits[0].numpy()
     golden = np.array(read_golden(tmp_path / "bundle", manifest).logits[0])
     assert np.abs(golden).max() < 1e-4
     assert golden == pytest.approx(expected.astype(np.float64), rel=1e-4)

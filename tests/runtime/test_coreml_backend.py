@@ -313,5 +313,7 @@ def test_elsewhere_than_on_a_mac_one_line_says_what_is_missing(
         open_backend(bundles["any"], manifest)
     assert "\n" not in str(failure.value)
     monkeypatch.setattr(devices, "this_machine", lambda: dataclasses.replace(MAC, system="Linux"))
-    with pytest.raises(InputError, match="exported for 'coreml', device 'cpu' runs onnxruntime"):
+    with pytest.raises(
+        InputError, match=r"exported for 'coreml', and device 'cpu' runs onnxruntime\. For mac: run this"
+    ):
         EarlyExitRunner.load(bundles["any"])

@@ -97,7 +97,7 @@ def command(
     """Fine-tune an encoder so that every layer can answer."""
     hush_libraries()
     from berxit.train.checkpoint import DEV_FILE
-    from berxit.train.fine_tuning import fine_tune, has_dev
+    from berxit.train.fine_tuning import fine_tune, has_dev, refuse_other_than_checkpoint
     from berxit.train.options import TrainingOptions
     from berxit.train.tasks import custom_task, get_task
     from berxit.train.trainer import processes_here
@@ -131,6 +131,7 @@ def command(
             "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
             f" {task_name}"
         )
+    refuse_other_than_checkpoint(output, force)
     processes = processes_here()
     if task_name == "custom":
         data = data_for(task_name, data, "train")
