@@ -182,7 +182,7 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
 
 
 def _tensors(segment: Segment, expected: Mapping[str, Sequence[Shape]]) -> Iterator[str]:
-    """What every segment must fulfil: known roles, each once, with the dtype and shape of the role."""
+    """Rules for every segment: known roles, each once, with the dtype and shape of the role."""
     for kind, tensors in (("input", segment.inputs), ("output", segment.outputs)):
         if twice := _repeated(tensor.name for tensor in tensors):
             yield f"{kind} '{twice}' is listed twice"

@@ -1,4 +1,4 @@
-"""How noisy a measurement of latency was, and whether a decision may depend on it.
+"""Noise of a latency measurement: its measures, their limits, and the check before a decision depends on it.
 
 A busy or throttled machine does not make every query slower by one factor, so its numbers look valid. What shows it is
 the same work repeated: its latencies spread and drift. What other processes used of the CPUs shows the rest: a machine

@@ -24,15 +24,15 @@ generation = 0
 """Forks between the process that imported this module and this one: what was opened under another number is dead."""
 opening = threading.RLock()
 """Held while a file is opened, so that no child is forked in the middle of it."""
-REMEDY = "load it in the child, start the process with spawn or forkserver, or use --backend onnxruntime"
+REMEDY = "start it with spawn or forkserver, or load no bundle before the fork; backend onnxruntime can be forked"
 
 METHODS = ("embed", "layer", "keep", "opening_seconds")
-"""What is called of a backend."""
+"""Methods of a backend that may be called in a child."""
 
 _watched: WeakKeyDictionary[Any, Callable[[], Any] | None] = WeakKeyDictionary()
 """Opened backend -> what opens it anew."""
 _child_ends_early = False
-"""Whether a child of this process skips the native exit handlers that it inherits."""
+"""True if a child of this process skips the native exit handlers that it inherits."""
 
 
 def watch(backend: Any, reopen: Callable[[], Any] | None) -> None:
