@@ -179,7 +179,7 @@ def measured(bundle: Path, backend: str, queries: int) -> Outcome:
     result = bench(bundle, backend=backend, queries=queries, seconds=0.0, thresholds=1)
     said = (
         f"exits within {result.self_check:.1e} of the checkpoint; {result.full_depth.latency.p50:.2f} ms at full depth,"
-        f" {1e3 * result.line.ms_per_layer:.0f} us a layer"
+        f" {1e3 * result.line.ms_per_layer if result.line else float('nan'):.0f} us a layer"
     )
     return said, dataclasses.asdict(result)
 

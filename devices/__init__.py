@@ -3,13 +3,15 @@
 from berxit.devices.catalogue import DEVICES, Device
 from berxit.devices.installation import install_command, tensorrt_command
 from berxit.devices.machine import Machine, default_threads, this_machine, usable_cores
-from berxit.devices.sensors import Reading, read_sensors, resident_mib
+from berxit.devices.sensors import Reading, all_cpus, cpu_seconds_of_others, read_sensors, resident_mib
 
 __all__ = [
     "DEVICES",
     "Device",
     "Machine",
     "Reading",
+    "all_cpus",
+    "cpu_seconds_of_others",
     "default_threads",
     "find",
     "install_command",

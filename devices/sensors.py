@@ -57,6 +57,23 @@ def _cpuinfo_mhz() -> float | None:
     return sum(clocks) / len(clocks) if clocks else None
 
 
+def all_cpus() -> int:
+    """CPUs of the machine that ``cpu_seconds_of_others`` counts, whether this process may use them or not."""
+    return os.cpu_count() or 1
+
+
+def cpu_seconds_of_others() -> float | None:
+    """CPU time that everything but this process and its children has used since the system started, a hypervisor's
+    other guests included. None where the system does not tell."""
+    line = (_text("/proc/stat") or "").partition("\n")[0].split()
+    if len(line) < 9 or line[0] != "cpu":
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line[1:9])
+    own = os.times()
+    used = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return used - sum(own[:4])
+
+
 def resident_mib() -> float | None:
     """The memory that this process holds now."""
     return _memory_mib("VmRSS")

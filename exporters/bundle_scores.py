@@ -13,7 +13,7 @@ import numpy as np
 
 from berxit.runtime.bundle import Scores, sha256
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.loop import Backend
+from berxit.runtime.loop import Backend, every_exit
 from berxit.runtime.progress import Progress
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.calibration import PASS_FILE, TEXTS_FILE, Calibration, stored_texts
@@ -74,12 +74,10 @@ def bundle_pass(
     lte = None if expected.lte is None else np.empty_like(expected.lte)
     with progress(len(texts)) as bar:
         for row, text in enumerate(texts):
-            state = backend.embed(tokenizer([text]))
-            for place, layer in enumerate(backend.exits):
-                state, said, certainty = backend.layer(layer, state)
-                logits[row, place] = said[0]
-                if lte is not None and certainty is not None:
-                    lte[row, place] = certainty[0]
+            for place, found in enumerate(every_exit(backend, tokenizer([text]))):
+                logits[row, place] = found.logits[0]
+                if lte is not None and found.lte is not None:
+                    lte[row, place] = found.lte[0]
             bar.update(1)
     return replace(expected, logits=logits, lte=lte, reference=expected.full_depth)
 

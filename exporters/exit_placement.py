@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from berxit.runtime.errors import InputError
-from berxit.runtime.loop import Backend, exit_loop
+from berxit.runtime.errors import InputError, NoisyError
+from berxit.runtime.loop import Backend, exit_loop, run_embeddings
+from berxit.runtime.noise import QUIET, CpuMeter, Noise, noisy
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress
 from berxit.runtime.tokenization import TokenBatch
 
 SECONDS = 2.0
 """How long costs are measured, at least."""
+ATTEMPTS = 3
+"""Measurements on a busy machine, before ``--exits auto`` refuses to choose by them."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Costs:
     layer_ms: float
     exit_ms: float
     """Head, decision, and that a segment ends there."""
+    noise: Noise | None = None
+    """Of the measurement; None for costs that are given."""
 
     def milliseconds(self, exits: Sequence[int], histogram: Sequence[int]) -> float:
         """What an average input is expected to take, embeddings and tokenisation aside, when ``histogram`` (n,) says
@@ -48,11 +53,17 @@ class Placement:
         """The same exits where so many leave after each of the model's layers."""
         return replace(self, expected_ms=self.costs.milliseconds(self.exits, histogram))
 
+    def _noise(self) -> str:
+        if self.costs.noise is None:
+            return ""
+        problems = self.costs.noise.problems()
+        return f" (warning: {noisy('accepted', problems)})" if problems else f" ({self.costs.noise})"
+
     def __str__(self) -> str:
         return (
             f"exits after layers {', '.join(map(str, self.exits))}: here a layer takes {self.costs.layer_ms:.3f} ms and"
             f" an exit {self.costs.exit_ms:.3f} ms; expected {self.expected_ms:.2f} ms per input instead of"
-            f" {self.all_exits_ms:.2f} with all exits"
+            f" {self.all_exits_ms:.2f} with all exits{self._noise()}"
         )
 
 
@@ -121,13 +132,14 @@ def measure_costs(every: Backend, last: Backend, inputs: Sequence[TokenBatch], p
     def seconds(backend: Backend | None, batch: TokenBatch) -> float:
         start = time.perf_counter()
         if backend is None:
-            last.embed(batch)
+            run_embeddings(last, batch)
         else:
             for _ in exit_loop(backend, batch, policy):
                 pass
         return time.perf_counter() - start
 
     rounds: list[list[float]] = []
+    meter = CpuMeter()
     with progress(100) as bar:
         shown, start = 0, time.perf_counter()
         while len(rounds) < 3 * len(inputs) or time.perf_counter() - start < SECONDS:
@@ -139,4 +151,21 @@ def measure_costs(every: Backend, last: Backend, inputs: Sequence[TokenBatch], p
     times = 1e3 * np.array(rounds[len(inputs) :])  # the first visit to an input warms up
     all_exits, one_exit, embeddings = times.T
     exit_ms = max(0.0, float(np.median(all_exits - one_exit)) / max(1, n - 1))
-    return Costs(max(1e-6, float(np.median(one_exit - embeddings) - exit_ms) / n), exit_ms)
+    repeats = [times[place :: len(inputs), way] for place in range(len(inputs)) for way in range(2)]
+    noise = Noise.of([work for work in repeats if len(work)], meter, every.threads)
+    return Costs(max(1e-6, float(np.median(one_exit - embeddings) - exit_ms) / n), exit_ms, noise)
+
+
+def quiet_costs(
+    every: Backend, last: Backend, inputs: Sequence[TokenBatch], progress: Progress, *, accept_noise: bool
+) -> Costs:
+    """``measure_costs``, up to ATTEMPTS times until the machine is quiet.
+
+    Raises NoisyError where it never is, unless ``accept_noise``.
+    """
+    for _ in range(ATTEMPTS):
+        costs = measure_costs(every, last, inputs, progress)
+        problems = costs.noise.problems() if costs.noise else []
+        if accept_noise or not problems:
+            return costs
+    raise NoisyError(f"{noisy('--exits auto', problems)}, {ATTEMPTS} times. {QUIET}, or name the exits, as --exits 2,4")

@@ -18,7 +18,7 @@ import torch
 
 from berxit.devices import recognise, this_machine
 from berxit.exporters.bundle_scores import bundle_pass, calibration_file, calibration_texts, compare, in_words
-from berxit.exporters.exit_placement import Placement, checked_exits, measure_costs, place_exits
+from berxit.exporters.exit_placement import Placement, checked_exits, place_exits, quiet_costs
 from berxit.exporters.golden_samples import golden_texts, of_every_length
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import cut
@@ -103,6 +103,7 @@ def export(  # noqa: PLR0915
     *,
     options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     force: bool = False,
+    accept_noise: bool = False,
     scores: bool = True,
     data: Path | None = None,
     progress: Progress = silent,
@@ -114,8 +115,9 @@ def export(  # noqa: PLR0915
     ``scores``: run what a precision may change over the calibration data, measure what it costs, and choose the
     thresholds from its outputs. ``data``: the file (or its folder) that the checkpoint was calibrated on, for a
     checkpoint that does not contain its texts; default: the texts that the calibration stored. It also gives the golden
-    inputs where the checkpoint has no samples. ``report`` receives every line of the parity check, ``warn`` (default:
-    ``report``) what was not measured, and why scores or golden inputs may mean little.
+    inputs where the checkpoint has no samples. ``accept_noise``: place exits automatically on a busy machine, too.
+    ``report`` receives every line of the parity check, ``warn`` (default: ``report``) what was not measured, and why
+    scores or golden inputs may mean little.
 
     Raises InputError for an unknown target or precision, an output that exists, or a precision that needs texts of the
     task where there are none; BerxitError for a checkpoint that cannot be read or an exit that differs from it.
@@ -138,7 +140,7 @@ def export(  # noqa: PLR0915
     samples = golden_texts(checkpoint, model.config, data_file or data, scored, warn)
     segments, placed = cut(model), None
     if options.exits == "auto":
-        placed = automatic_exits(checkpoint, target, options, calibrated, data, progress)
+        placed = automatic_exits(checkpoint, target, options, calibrated, data, progress, accept_noise=accept_noise)
         report(str(placed))
         options = replace(options, exits=placed.exits)
     if options.exits:
@@ -276,8 +278,11 @@ def automatic_exits(
     calibrated: CalibratedPolicy | None,
     data: Path | None,
     progress: Progress,
+    *,
+    accept_noise: bool = False,
 ) -> Placement:
-    """Exits where they pay: measured on two bundles, one with all exits and one with the last only, on this machine.
+    """Exits where they pay: measured on two bundles, one with all exits and one with the last only, on this machine and
+    with as many threads as the bundle will run with.
 
     Raises InputError for a checkpoint that was not calibrated: nobody knows where its inputs would leave; and on a
     machine that does not run the target.
@@ -304,9 +309,11 @@ def automatic_exits(
         manifest = export(
             checkpoint, target, bundles[1], options=replace(options, exits=(layers,)), scores=False, data=data
         )
-        both = [open_backend(bundle, read_manifest(bundle)) for bundle in bundles]
+        threads = options.threads or here.threads
+        both = [open_backend(bundle, read_manifest(bundle), threads) for bundle in bundles]
         golden = read_golden(bundles[0], manifest)
-        costs = measure_costs(both[0], both[1], golden.one_by_one(manifest.model.pad_token_id), progress)
+        inputs = golden.one_by_one(manifest.model.pad_token_id)
+        costs = quiet_costs(both[0], both[1], inputs, progress, accept_noise=accept_noise)
     calibration, predictions = calibrated.calibration, stored_pass(checkpoint, calibrated)
     return place_exits(layers, lambda exits: choose_again(predictions, calibration, exits).calibration.histogram, costs)
 

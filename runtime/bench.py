@@ -24,6 +24,7 @@ from berxit.runtime.golden import check_tokenization, differences, read_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
 from berxit.runtime.metrics import METRICS
+from berxit.runtime.noise import Noise, bench_problems
 from berxit.runtime.placement import device_here
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
@@ -63,7 +64,8 @@ class BenchResult:
     criterion: str
     policy: Measured | None
     """The bundle's own thresholds; None where it was not calibrated."""
-    line: Line
+    line: Line | None
+    """None for a bundle with one exit: one depth determines no line."""
     before: devices.Reading
     after: devices.Reading
     versions: dict[str, str]
@@ -78,6 +80,12 @@ class BenchResult:
     """The score of the best prediction that is the same for every input; None without labels."""
     warnings: tuple[str, ...] = ()
     """Scores at chance."""
+    noise: Noise | None = None
+    """None in the results of an older version."""
+
+    def noise_problems(self) -> list[str]:
+        """Why nothing should be decided by this bench; empty for a quiet machine."""
+        return bench_problems(self.noise, self.line)
 
     @property
     def full_depth(self) -> Measured:
@@ -145,6 +153,20 @@ class BenchResult:
             f" {'with the layers that they needed (lazy)' if self.lazy else 'with all layers'}"
         )
 
+    def _line(self) -> str:
+        if self.line is None:
+            return "no line through the latencies: they are all of one depth"
+        return (
+            f"latency = {self.line.intercept_ms:.2f} ms + {self.line.ms_per_layer:.2f} ms x average exit layer,"
+            f" R^2 = {self.line.r_squared:.4f}"
+        )
+
+    def _noise(self) -> str:
+        problems = self.noise_problems()
+        if not problems:
+            return f"noise: {self.noise}"
+        return f"warning: noisy measurement: {'; '.join(problems)}. Bench again when no other process is busy"
+
     def text(self) -> str:
         """The whole report, as Markdown."""
         lines = [
@@ -157,8 +179,8 @@ class BenchResult:
             *([f"tuned: the fastest here is {self.tuned[0]}"] if self.tuned else []),
             *([self._memory()] if self.memory_mib is not None else []),
             *(markdown_table(*table) for table in self.tables()),
-            f"latency = {self.line.intercept_ms:.2f} ms + {self.line.ms_per_layer:.2f} ms x average exit layer,"
-            f" R^2 = {self.line.r_squared:.4f}; exits within {self.self_check:.0e} of the checkpoint on this device",
+            f"{self._line()}; exits within {self.self_check:.0e} of the checkpoint on this device",
+            *([self._noise()] if self.noise else []),
         ]
         return "\n\n".join(lines)
 
@@ -219,7 +241,7 @@ def bench(
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
     with progress(rounds * len(inputs) * len(policies)) as bar:
-        found = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
+        found, noise = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
     return BenchResult(
         bundle=bundle.resolve().name,
         target=manifest.target,
@@ -248,6 +270,7 @@ def bench(
         tuned=tuned,
         constant_score=constant,
         warnings=warnings,
+        noise=noise,
     )
 
 
@@ -267,6 +290,7 @@ def bench(
     is_flag=True,
     help="Try the installed backends of the bundle's precision, and thread counts; take the fastest.",
 )
+@click.option("--accept-noise", is_flag=True, help="With --tune: take the fastest even on a busy machine.")
 @click.option(
     "--lazy", is_flag=True, help="Load a layer when an input first gets there, and see what memory that saves."
 )
@@ -285,6 +309,7 @@ def command(
     backend: str | None,
     threads: int | None,
     tuning: bool,
+    accept_noise: bool,
     lazy: bool,
     thresholds: int,
     queries: int,
@@ -306,7 +331,8 @@ def command(
     tuned: tuple[Tried, ...] = ()
     if tuning:
         manifest = read_manifest(bundle)
-        tuned = tune(bundle, manifest, backend=backend, threads=threads, progress=progress_bar("tuning", quiet))
+        bar = progress_bar("tuning", quiet)
+        tuned = tune(bundle, manifest, backend=backend, threads=threads, accept_noise=accept_noise, progress=bar)
     result = bench(
         bundle,
         device,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import decode_json, parse, write_json
-from berxit.runtime.metrics import positive_class
+from berxit.runtime.manifest_checks import check_manifest
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.storage import recover
 
@@ -240,34 +239,7 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
         manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
     except InputError as error:  # the policy checks itself, but knows no file
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
-    model = manifest.model
-    if model.positive is not None and model.positive != positive_class(model.metric, model.labels):
-        raise BerxitError(
-            f"{folder / MANIFEST}: positive is '{model.positive}', which is not the second of two labels under metric"
-            " f1. Export the bundle again"
-        )
-    layers = [segment.layer for segment in manifest.segments]
-    n = manifest.model.layers
-    if layers != sorted({0, *layers, n}) or len(layers) < 2 or layers[-1] != n or manifest.policy.layers != n:
-        raise BerxitError(
-            f"{folder / MANIFEST}: {len(layers)} segments {layers} and a policy for {manifest.policy.layers} layers"
-            f" do not fit a model of {n} layers. Export the bundle again"
-        )
-    for segment in manifest.segments:
-        if segment.repeat < 1:
-            raise BerxitError(
-                f"{folder / MANIFEST}: segment of layer {segment.layer}: repeat is {segment.repeat}, and must be at"
-                " least 1. Export the bundle again"
-            )
-    if not 0 < manifest.parity.scale < math.inf:
-        raise BerxitError(
-            f"{folder / MANIFEST}: parity.scale is {manifest.parity.scale}: it must be above 0, and finite. Export the"
-            " bundle again"
-        )
-    if manifest.threads is not None and manifest.threads < 1:
-        raise BerxitError(
-            f"{folder / MANIFEST}: threads is {manifest.threads}: it must be at least 1. Export the bundle again"
-        )
+    check_manifest(manifest, str(folder / MANIFEST))
     for file, digest in sorted(files_of(manifest).items()):
         _open_file(opened, DataFile(file, digest))
     return dataclasses.replace(manifest, digest=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])

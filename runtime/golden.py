@@ -13,7 +13,7 @@ from berxit.runtime.bundle import Manifest
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import decode_json, parse, write_json
-from berxit.runtime.loop import Backend
+from berxit.runtime.loop import Backend, every_exit
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 
@@ -83,9 +83,18 @@ class Golden:
 
 
 def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
-    """Raises BerxitError where the file is not the one of the manifest, or is damaged."""
+    """Raises BerxitError where the file is not the one of the manifest, is damaged, or does not fit the model."""
     file = BundleFolder.at(bundle).file(manifest.golden)
     golden: Golden = parse(Golden, decode_json(file.read_bytes(), file.path), str(file))
+    rows, layers, outputs = len(golden.texts), manifest.model.layers, len(manifest.model.labels) or 1
+    sizes = [len(golden.input_ids), len(golden.token_type_ids), len(golden.logits), len(golden.lte or golden.texts)]
+    per_row = [len(row) for row in (*golden.logits, *(golden.lte or ()))]
+    per_exit = [len(exit_) for row in golden.logits for exit_ in row]
+    if not rows or {*sizes} != {rows} or {*per_row} != {layers} or {*per_exit} != {outputs}:
+        raise BerxitError(
+            f"{file}: its entries do not fit {rows} samples, {layers} layers and {outputs} outputs of the manifest."
+            " Export the bundle again"
+        )
     return golden
 
 
@@ -117,7 +126,7 @@ class Deviation:
     """How far one exit is from what the checkpoint answered, over all golden samples."""
 
     max_diff: float
-    """The largest difference: of logits, divided by the bundle's scale, and of LTE certainty; NaN where anything is."""
+    """The largest difference: of logits, divided by the bundle's scale, and of LTE certainty."""
     psnr: float
     """Peak signal to noise of the logits in dB: 20 lg(largest logit expected / root mean square difference)."""
 
@@ -125,13 +134,12 @@ class Deviation:
 def deviations(backend: Backend, golden: Golden, pad_token_id: int, scale: float = 1.0) -> list[Deviation]:
     """All samples in one batch through all layers: one per exit of the back end.
 
-    ``scale``: what differences of logits are divided by, as ``Manifest.parity.scale``.
+    ``scale``: what differences of logits are divided by, as ``Manifest.parity.scale``. Raises BerxitError for outputs
+    that are not finite.
     """
-    state = backend.embed(golden.batch(pad_token_id))
     logits_expected = np.array(golden.logits)
     found = []
-    for layer in backend.exits:
-        state, logits, lte = backend.layer(layer, state)
+    for layer, logits, lte, _ in every_exit(backend, golden.batch(pad_token_id)):
         expected = logits_expected[:, layer - 1]
         off = [np.abs(logits - expected).max() / scale]
         if golden.lte is not None and lte is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.errors import ANOTHER_BACKEND, BerxitError, failure
 from berxit.runtime.policies import Bools, Certainty, Floats, Ints, Memory
 from berxit.runtime.tokenization import TokenBatch
 
@@ -84,9 +86,9 @@ class ExitOutput(NamedTuple):
 
 def every_exit(backend: Backend, batch: TokenBatch) -> Iterator[ExitOutput]:
     """Runs all segments on B rows and yields every exit's output, the shallowest first. No row exits early."""
-    state = backend.embed(batch)
+    state = run_embeddings(backend, batch)
     for layer in backend.exits:
-        state, logits, lte = backend.layer(layer, state)
+        state, logits, lte = run_layer(backend, layer, state)
         yield ExitOutput(layer, logits, lte, state)
 
 
@@ -94,9 +96,9 @@ def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[L
     """Runs from exit to exit and yields each one's results; rows leave as soon as the policy is satisfied."""
     rows = np.arange(len(batch))
     memory: Memory | None = None
-    state = backend.embed(batch)
+    state = run_embeddings(backend, batch)
     for layer in backend.exits:
-        state, logits, lte = backend.layer(layer, state)
+        state, logits, lte = run_layer(backend, layer, state)
         certainty, memory = policy.certainty(layer, logits, lte, memory)
         exits = policy.exits(layer, certainty)
         yield LayerResult(layer, rows, logits, certainty, exits)
@@ -106,5 +108,56 @@ def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[L
         if leaving:
             stay = ~exits
             rows = rows[stay]
-            state = backend.keep(state, stay)
+            state = keep_rows(backend, layer, state, stay)
             memory = memory.keep(stay) if memory is not None else None
+
+
+def run_embeddings(backend: Backend, batch: TokenBatch) -> State:
+    """``backend.embed``. Raises BerxitError for whatever goes wrong in it."""
+    try:
+        return backend.embed(batch)
+    except Exception as error:
+        raise _failure(backend, "the embeddings segment", error) from error
+
+
+def run_layer(backend: Backend, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
+    """``backend.layer``. Raises BerxitError for whatever goes wrong in it, and for outputs that are no prediction."""
+    try:
+        state, logits, lte = backend.layer(layer, state)
+    except Exception as error:
+        raise _failure(backend, f"layer {layer}", error) from error
+    check_outputs(backend, layer, logits, lte)
+    return state, logits, lte
+
+
+def keep_rows(backend: Backend, layer: int, state: State, rows: Bools) -> State:
+    """``backend.keep`` after ``layer``. Raises BerxitError for whatever goes wrong in it."""
+    try:
+        return backend.keep(state, rows)
+    except Exception as error:
+        raise _failure(backend, f"layer {layer} (removing rows that exited)", error) from error
+
+
+def check_outputs(backend: Backend, layer: int, logits: Floats, lte: Floats | None) -> None:
+    """Raises BerxitError unless logits (B, C) are finite and LTE certainties (B,) are in [0, 1].
+
+    A sum of squares is finite only if every number is, and takes a fifth of the time of numpy's test, which decides
+    where the sum overflows.
+    """
+    if not isfinite(np.vdot(logits, logits)) and not np.isfinite(logits).all():
+        raise _no_prediction(backend, layer, "logits are not finite", logits)
+    if lte is not None:
+        low, high = (lte.item(),) * 2 if len(lte) == 1 else (lte.min(), lte.max())
+        if not (low >= 0 and high <= 1):  # not for NaN
+            raise _no_prediction(backend, layer, "LTE certainties are not in [0, 1]", lte)
+
+
+def _no_prediction(backend: Backend, layer: int, what: str, values: Floats) -> BerxitError:
+    return BerxitError(
+        f"backend '{backend.name}', layer {layer}: {what}: {np.ravel(values)[:4].tolist()}. Measure the bundle with"
+        " berxit-bench, which compares every exit with the checkpoint; then export again or use another --backend"
+    )
+
+
+def _failure(backend: Backend, where: str, error: Exception) -> BerxitError:
+    return failure(f"backend '{backend.name}' failed at {where}", error, ANOTHER_BACKEND)

@@ -16,6 +16,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.loop import every_exit
+from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.runner import EarlyExitRunner, Prediction
 from berxit.runtime.tokenization import Text
@@ -59,8 +61,11 @@ class Line:
     r_squared: float
 
     @classmethod
-    def through(cls, points: Sequence[Measured]) -> Line:
+    def through(cls, points: Sequence[Measured]) -> Line | None:
+        """None for points of fewer than two distinct depths, which determine no line."""
         layers = np.array([point.average_exit_layer for point in points])
+        if np.ptp(layers) < 1e-6:
+            return None
         means = np.array([point.latency.mean for point in points])
         slope, intercept = np.polyfit(layers, means, 1)
         spread = float(((means - means.mean()) ** 2).sum())
@@ -72,9 +77,7 @@ def stored_pass(runner: EarlyExitRunner, inputs: Sequence[Text]) -> tuple[npt.ND
     """All E exits of all inputs, one by one: logits (N, E, C), LTE (N, E) or None."""
     logits, lte = [], []
     for text in inputs:
-        state = runner.backend.embed(runner.tokenizer([text]))
-        for layer in runner.backend.exits:
-            state, layer_logits, layer_lte = runner.backend.layer(layer, state)
+        for _, layer_logits, layer_lte, _ in every_exit(runner.backend, runner.tokenizer([text])):
             logits.append(layer_logits[0])
             lte.append(None if layer_lte is None else layer_lte[0])
     shape = (len(inputs), len(runner.backend.exits))
@@ -117,21 +120,28 @@ def measure(
     score: Callable[[Sequence[Prediction]], float] | None = None,
     advance: Callable[[int], None] = lambda queries: None,
     seed: int = 0,
-) -> dict[str, Measured]:
-    """Answers every input under every policy, ``rounds`` times, one query at a time.
+) -> tuple[dict[str, Measured], Noise]:
+    """Answers every input under every policy, ``rounds`` times, one query at a time. The first input at full depth is
+    repeated between them: what spreads there is noise.
 
     ``score``: the task's metric of the answers to ``inputs``, in their order; it sees the first round's.
     """
     order = random.Random(seed)
+    full_depth = runner.policy.at_depth(runner.backend.layers)
     for i in range(warmup):
-        runner.answer([inputs[i % len(inputs)]], runner.policy.at_depth(runner.backend.layers))
+        runner.answer([inputs[i % len(inputs)]], full_depth)
+    repeated: list[float] = []
+    meter = CpuMeter()
     found: dict[str, list[Prediction]] = {name: [] for name in policies}
     for _ in range(rounds):
         for text in inputs:
             for name in order.sample(list(policies), len(policies)):
                 found[name].append(runner.answer([text], policies[name])[0])
+            repeated.append(runner.answer([inputs[0]], full_depth)[0].latency_ms)
             advance(len(policies))
-    return {name: _summary(answers, len(inputs), runner.backend.layers, score) for name, answers in found.items()}
+    noise = Noise.of([repeated], meter, runner.backend.threads)
+    layers = runner.backend.layers
+    return {name: _summary(answers, len(inputs), layers, score) for name, answers in found.items()}, noise
 
 
 def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *, queries: int, seconds: float) -> int:

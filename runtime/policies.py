@@ -138,7 +138,8 @@ class Confidence(Criterion):
 
 
 class Entropy(Criterion):
-    """The entropy of the class probabilities in nats, in [0, ln C]; logits are shifted so that exp cannot overflow."""
+    """The entropy of the class probabilities in nats, in [0, ln C], with 0 log 0 = 0; logits are shifted so that exp
+    cannot overflow."""
 
     name = "entropy"
     description = "the entropy of the class probabilities in nats; a row exits below the threshold (DeeBERT)"
@@ -154,7 +155,8 @@ class Entropy(Criterion):
         shifted = logits - logits.max(axis=-1, keepdims=True)
         powers = np.exp(shifted)
         total = powers.sum(axis=-1)
-        return np.log(total) - (powers * shifted).sum(axis=-1) / total, None
+        finite = np.maximum(shifted, -6e4)  # exp is 0 there in every dtype, and 0 x -inf would be NaN
+        return np.log(total) - (powers * finite).sum(axis=-1) / total, None
 
 
 class Lte(Criterion):
@@ -234,6 +236,8 @@ class ExitPolicy:
             criterion.check(threshold)
         if not all(t > 0 and np.isfinite(t) for t in self.temperatures):
             raise InputError("temperatures must be finite and above 0")
+        if not 0 <= self.tolerance < np.inf:
+            raise InputError(f"tolerance is {self.tolerance}: it must be a finite number of at least 0")
 
     @classmethod
     def uniform(cls, criterion: str, threshold: float, layers: int, tolerance: float = 0.5) -> ExitPolicy:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from berxit.devices import Device
 from berxit.runtime import tuning
+from berxit.runtime.arguments import as_number, as_texts, load_arguments
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.deadline import MISS_PROBABILITY, RESERVE_S, Deadline, StepEstimator, end_of
-from berxit.runtime.errors import InputError
+from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import Bools, ExitPolicy, Ints, softmax
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
+_LOG = logging.getLogger(__name__)
 StoppedBy = Literal["certainty", "deadline", "last_layer"]
 TOKENS_AT_ONCE = 16384
 """Tokens of a batch that go through the layers together, padding included, where the back end names no number."""
@@ -76,6 +79,8 @@ class EarlyExitRunner:
         self.backend = backend
         self.device = device
         self._estimator = StepEstimator(miss_probability)
+        self._arguments: dict[str, Any] | None = None
+        """What it was loaded with."""
 
     @classmethod
     def load(
@@ -99,24 +104,41 @@ class EarlyExitRunner:
         check every file against its sha256 first (1 s per GB). ``tune``: take the fastest of the installed back ends
         of the bundle's precision and thread counts, measured on the golden inputs when the bundle is first opened so,
         which takes seconds (a log message states how many, ``progress`` shows them); ``backend`` and ``threads`` fix
-        one of them. ``lazy``: open a layer when an input first gets there, so that layers which none needs take no
-        memory; that input waits for it (CPU back ends). ``miss_probability``: largest share of calls with a deadline
-        that may end late although their first exit was in time (docs/runtime.md).
+        one of them. On a busy machine the defaults are taken and a warning is logged. ``lazy``: open a layer when an
+        input first gets there, so that layers which none needs take no memory; that input waits for it (CPU back ends).
+        ``miss_probability``: largest share of calls with a deadline that may end late although their first exit was in
+        time (docs/runtime.md).
+
+        A runner can be pickled, and used in a child process that is forked after it was loaded: both load the bundle
+        anew from the same path. Backends that cannot do so after a fork raise BerxitError there.
 
         Raises InputError for a miss probability out of range, BerxitError where the bundle is damaged or this machine
         cannot run it.
         """
-        folder, manifest = open_bundle(bundle, verify=verify)
+        arguments = load_arguments(bundle, device, backend, threads, verify=verify, tune=tune, lazy=lazy)
+        threads, miss_probability = arguments["threads"], as_number("miss_probability", miss_probability)
+        folder, manifest = open_bundle(arguments["bundle"], verify=verify)
         profile = choose_device(device, manifest.target)
         tokenizer = TextTokenizer(
             folder.file(manifest.tokenizer), manifest.model.max_length, manifest.model.pad_token_id
         )
         if tune:
-            fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads, progress=progress)
-            backend, threads = fastest.backend, fastest.threads
+            try:
+                fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads, progress=progress)
+                backend, threads = fastest.backend, fastest.threads
+            except NoisyError as error:  # an app must start on a busy machine, too
+                _LOG.warning("loaded without tuning: %s", error)
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
         segments = open_backend(folder, manifest, threads, backend=backend, lazy=lazy)
-        return cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
+        runner = cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
+        runner._arguments = {**arguments, "miss_probability": miss_probability}
+        return runner
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles how the runner was loaded, and its policy: the other process loads the bundle from the same path."""
+        if self._arguments is None:
+            raise BerxitError("only a runner from EarlyExitRunner.load can be pickled: load it in the other process")
+        return _load_again, (type(self), self._arguments, self.policy)
 
     def predict(
         self,
@@ -137,20 +159,22 @@ class EarlyExitRunner:
         return self.predict_batch(texts, threshold=threshold, deadline_ms=deadline_ms)[0]
 
     def predict_batch(
-        self, texts: Sequence[Text], *, threshold: float | None = None, deadline_ms: float | None = None
+        self, texts: Iterable[Text], *, threshold: float | None = None, deadline_ms: float | None = None
     ) -> list[Prediction]:
-        """Answers texts (or pairs, as tuples) in their order, however many.
+        """Answers texts (or pairs, as tuples) in their order, however many. ``texts``: a list, tuple, generator, array,
+        or a column of a data frame.
 
         They go through the layers in parts of similar length, the shortest first. Rows that exit leave; the rest go on.
         A deadline is one for all: what is left of it is shared by the tokens that are left.
         """
-        policy = self.policy if threshold is None else self.policy.with_threshold(threshold)
+        policy = self.policy if threshold is None else self.policy.with_threshold(as_number("threshold", threshold))
         return self.answer(texts, policy, deadline_ms)
 
-    def answer(self, texts: Sequence[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Prediction]:
+    def answer(self, texts: Iterable[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Prediction]:
         """``predict_batch`` under another policy than the bundle's."""
         start = time.perf_counter()
-        end = None if deadline_ms is None else end_of(deadline_ms, start)
+        end = None if deadline_ms is None else end_of(as_number("deadline_ms", deadline_ms), start)
+        texts = as_texts(texts)
         self._check_texts(texts)
         batch = self.tokenizer(texts, math.inf if end is None else end)
         answers: dict[int, Prediction] = {}
@@ -176,7 +200,7 @@ class EarlyExitRunner:
         Raises InputError for an empty text, here and not at the first iteration.
         """
         start = time.perf_counter()
-        texts: list[Text] = [text if text_pair is None else (text, text_pair)]
+        texts = as_texts([text if text_pair is None else (text, text_pair)])
         self._check_texts(texts)
         batch = self.tokenizer(texts)
         policy = self.policy.at_depth(self.backend.layers)
@@ -245,6 +269,13 @@ class EarlyExitRunner:
         exited = result.exits[which].tolist()
         names: tuple[StoppedBy, StoppedBy] = ("deadline", "certainty")
         return [names[int(sure)] if out else None for sure, out in zip(certain, exited, strict=True)]
+
+
+def _load_again(cls: type[EarlyExitRunner], arguments: dict[str, Any], policy: ExitPolicy) -> EarlyExitRunner:
+    """A pickled runner in its new process."""
+    runner = cls.load(**arguments)
+    runner.policy = policy
+    return runner
 
 
 def parts(lengths: Ints, tokens: int) -> list[Ints]:

@@ -22,10 +22,11 @@ from berxit.devices import default_threads, this_machine
 from berxit.runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, files_of
 from berxit.runtime.bundle_files import BundleFolder
-from berxit.runtime.errors import BerxitError, InputError, PoolError
+from berxit.runtime.errors import BerxitError, InputError, NoisyError, PoolError
 from berxit.runtime.golden import Golden, differences, read_golden
 from berxit.runtime.json_data import parse, read_json, write_json
-from berxit.runtime.loop import Backend
+from berxit.runtime.loop import Backend, every_exit
+from berxit.runtime.noise import QUIET, CpuMeter, Noise, noisy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import TokenBatch
 
@@ -55,6 +56,7 @@ def tune(
     backend: str | None = None,
     threads: int | None = None,
     seconds: float = VISIT_SECONDS,
+    accept_noise: bool = False,
     progress: Progress = silent,
 ) -> tuple[Tried, ...]:
     """Every installed backend of the bundle's precision under every thread count that makes sense here, the fastest
@@ -63,12 +65,14 @@ def tune(
     ``backend`` and ``threads`` fix one of them; only ``backend`` takes one that computes in another precision.
     ``seconds``: the least that a visit measures. A backend that this machine cannot run, or whose exits differ too much
     from the checkpoint's, is omitted, and so is one that changes the process. Raises InputError where that is the
-    requested one, BerxitError where none remains.
+    requested one, BerxitError where none remains, NoisyError on a busy machine unless ``accept_noise``.
     """
     candidates = candidates_of(bundle, manifest, backend, threads)
     golden = read_golden(bundle, manifest)
     inputs = golden.one_by_one(manifest.model.pad_token_id)
-    best: dict[tuple[str, int], float] = {}
+    times: dict[tuple[str, int], list[list[list[float]]]] = {}
+    """Candidate -> visit -> input -> milliseconds."""
+    meter = CpuMeter()
     refused: dict[str, str] = {}
     with progress(2 * len(candidates)) as bar:
         for name, count in [*candidates, *reversed(candidates)]:
@@ -77,15 +81,23 @@ def tune(
                     found = _visit(
                         open_backend(bundle, manifest, count, backend=name), manifest, golden, inputs, seconds
                     )
-                    best[name, count] = min(found, best.get((name, count), np.inf))
+                    times.setdefault((name, count), []).append(found)
                 except PoolError as error:  # not this bundle's fault, and nothing to remember
                     raise BerxitError(f"{bundle} cannot be tuned here: {error}") from error
                 except BerxitError as error:
                     refused[name] = str(error)
             bar.update(1)
-    tried = [Tried(name, count, ms) for (name, count), ms in best.items() if name not in refused]
-    if not tried:
+    times = {(name, count): visits for (name, count), visits in times.items() if name not in refused}
+    if not times:
         raise BerxitError(f"{bundle}: nothing here can run it: {next(iter(refused.values()))}")
+    works = [np.concatenate(work) for visits in times.values() for work in zip(*visits, strict=True)]
+    problems = Noise.of(works, meter, max(count for _, count in times)).problems()
+    if problems and not accept_noise:
+        raise NoisyError(f"{noisy(str(bundle), problems)}: no backend is chosen. {QUIET}")
+    tried = [
+        Tried(name, count, min(float(np.median(np.concatenate(visit))) for visit in visits))
+        for (name, count), visits in times.items()
+    ]
     return tuple(sorted(tried, key=lambda each: each.median_ms))
 
 
@@ -175,23 +187,24 @@ def thread_counts() -> list[int]:
 
 
 def full_depth(backend: Backend, batch: TokenBatch) -> None:
-    state = backend.embed(batch)
-    for layer in backend.exits:
-        state, _, _ = backend.layer(layer, state)
+    for _ in every_exit(backend, batch):
+        pass
 
 
-def _visit(backend: Backend, manifest: Manifest, golden: Golden, inputs: Sequence[TokenBatch], seconds: float) -> float:
-    """Median milliseconds per input. Raises BerxitError for exits that are off the checkpoint."""
+def _visit(
+    backend: Backend, manifest: Manifest, golden: Golden, inputs: Sequence[TokenBatch], seconds: float
+) -> list[list[float]]:
+    """Milliseconds of every run of each input. Raises BerxitError for exits that are off the checkpoint."""
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend.name):
         raise BerxitError(f"by {backend.name} an exit is {largest:.1e} off the checkpoint")
     for batch in inputs:  # a length that is new costs more, once
         full_depth(backend, batch)
-    taken: list[float] = []
+    taken: list[list[float]] = [[] for _ in inputs]
     until = time.perf_counter() + seconds
-    while not taken or time.perf_counter() < until:
-        for batch in inputs:
+    while not taken[0] or time.perf_counter() < until:
+        for times, batch in zip(taken, inputs, strict=True):
             start = time.perf_counter()
             full_depth(backend, batch)
-            taken.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(taken))
+            times.append(1e3 * (time.perf_counter() - start))
+    return taken

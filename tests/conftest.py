@@ -143,6 +143,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     return output
 
 
+@pytest.fixture
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No measurement is noisy, however busy the machine that runs the tests is."""
+    monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: [])
+
+
+@pytest.fixture
+def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every measurement is noisy."""
+    monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: ["the machine is busy"])
+
+
 def shared(*parts: str) -> Path:
     """A file or folder of real weights or data beside the project; skips the test where it is not there."""
     path = SHARED.joinpath(*parts)

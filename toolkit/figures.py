@@ -64,7 +64,10 @@ def _latency_panel(axes: Axes, result: BenchResult) -> None:
     thresholds = list(result.by_threshold.values())
     ends = np.array([1.0, result.layers])
     line = result.line
-    axes.plot(ends, line.intercept_ms + line.ms_per_layer * ends, color="black", lw=0.8, ls="--", zorder=1)
+    if line is not None:
+        axes.plot(ends, line.intercept_ms + line.ms_per_layer * ends, color="black", lw=0.8, ls="--", zorder=1)
+        title = f"{line.intercept_ms:.2f} + {line.ms_per_layer:.2f} ms per layer, $R^2$ = {line.r_squared:.4f}"
+        axes.set_title(title, fontsize=9)
     for points, color, label in (
         (layers, LAYERS, "all inputs leave at one layer"),
         (thresholds, CURVE, f"{result.criterion} thresholds"),
@@ -75,9 +78,6 @@ def _latency_panel(axes: Axes, result: BenchResult) -> None:
             axes.scatter(x, y, s=26, color=color, label=label, zorder=3)
             axes.vlines(x, y, [p.latency.p90 for p in points], color=color, lw=0.8, alpha=0.6)
     axes.set(xlabel="average exit layer", ylabel="milliseconds per input (mean; bar to p90)", ylim=(0, None))
-    axes.set_title(
-        f"{line.intercept_ms:.2f} + {line.ms_per_layer:.2f} ms per layer, $R^2$ = {line.r_squared:.4f}", fontsize=9
-    )
     axes.legend(loc="upper left")
 
 

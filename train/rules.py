@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.devices import Machine, this_machine
+from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
+from berxit.runtime.noise import Noise, bench_problems, noisy
 from berxit.runtime.policies import CRITERIA
 from berxit.train.backbones import adapter_for
 from berxit.train.configuration import MultiExitConfig
@@ -159,20 +161,21 @@ class Budget:
         if not (math.isfinite(self.intercept_ms) and 0 < self.ms_per_layer < math.inf):
             raise InputError(
                 f"{self.measured}: a layer costs {self.ms_per_layer:.3g} ms by that bench, which predicts nothing."
-                " Bench again on a quiet machine"
+                " Bench again when no other process is busy"
             )
 
     @classmethod
-    def of_bench(cls, budget_ms: float, bench: Path, config: MultiExitConfig) -> Budget:
+    def of_bench(cls, budget_ms: float, bench: Path, config: MultiExitConfig, *, accept_noise: bool = False) -> Budget:
         """From bench.json, or the folder that berxit-bench wrote it to; ``config`` is the checkpoint's.
 
-        Raises InputError for a bench of a model for another task or with other layers, BerxitError for no bench.
+        Raises InputError for a bench of a model for another task or with other layers, or of one depth only,
+        BerxitError for no bench, NoisyError for a bench of a busy machine unless ``accept_noise``.
         """
         path = bench / "bench.json" if bench.is_dir() else bench
         if not path.is_file():
             raise InputError(f"no bench at {path}: --bench is the bench.json that berxit-bench wrote")
         data = read_json(path)
-        if missing := {"line", "task", "layers", "device", "backend"} - set(data):
+        if missing := {"line", "task", "layers", "device", "backend", "machine"} - set(data):
             raise BerxitError(f"{path} is no bench.json: it has no '{min(missing)}'. Run berxit-bench again")
         layers = adapter_for(config.backbone).layers
         if (data["task"], data["layers"]) != (config.task, layers):
@@ -180,8 +183,23 @@ class Budget:
                 f"{path} is of a {data['layers']}-layer model for {data['task']}, the checkpoint has {layers} layers"
                 f" for {config.task}: bench a bundle of this checkpoint"
             )
+        if data["line"] is None:
+            raise InputError(
+                f"{path}: its latencies are all of one depth, which predict no other: bench a bundle with several exits"
+            )
         line: Line = parse(Line, data["line"], f"{path}: line")
+        noise: Noise | None = parse(Noise, data["noise"], f"{path}: noise") if data.get("noise") else None
+        if (problems := bench_problems(noise, line)) and not accept_noise:
+            raise NoisyError(
+                f"{noisy(str(path), problems)}: no threshold is chosen by it. Bench again when no other process is"
+                " busy, or add --accept-noise"
+            )
         measured = f"{path.name} of {data['device']}, {data['backend']}"
+        machine = str(parse(Machine, data["machine"], f"{path}: machine"))
+        if machine != str(this_machine()):
+            measured += f", on another machine than this: {machine}"
+        if problems:
+            measured += "; noisy, accepted"
         return cls(budget_ms, line.intercept_ms, line.ms_per_layer, measured)
 
     def milliseconds(self, point: OperatingPoint) -> float:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berxit.devices import install_command, tensorrt_command
-from berxit.runtime.bundle import Manifest
+from berxit.runtime.arguments import as_threads
+from berxit.runtime.backends import forking
+from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.bundle_files import BundleFolder
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import ANOTHER_BACKEND, BerxitError, InputError, one_line_errors
 
 if TYPE_CHECKING:
     from berxit.runtime.loop import Backend
@@ -40,6 +42,8 @@ class BackendInfo:
     """Another name that the package may be installed under."""
     cpu: bool = True
     """Whether it computes on the CPU, so that threads matter."""
+    reopens: bool = False
+    """Whether a forked child process can open it anew; if not, it refuses to run there."""
     changes_process: bool = False
     """Whether the process is another once it was opened, so that it is never tried unasked."""
 
@@ -84,6 +88,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "onnxruntime",
             "onnxruntime",
             lazy=True,
+            reopens=True,
         ),
         BackendInfo(
             "onnxruntime-pool",
@@ -158,14 +163,29 @@ def open_backend(
     Raises InputError for a name that does not run this target or cannot be ``lazy``, BerxitError where this machine has
     no back end for it.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: it must be at least 1")
+    if threads is not None:
+        threads = as_threads(threads)
     info = choose_backend(folder, manifest.target, backend)
     if lazy and not info.lazy:
         raise InputError(f"back end '{info.name}' opens all layers at once: leave lazy away, or take another back end")
     options = {**info.options, **({"lazy": True} if lazy else {})}
-    backend_of_target: Backend = import_module(info.module).open_backend(folder, manifest, threads, **options)
-    return backend_of_target
+
+    def opened(bundle: Path | BundleFolder) -> Backend:
+        with one_line_errors(f"backend '{info.name}' cannot open {bundle}", ANOTHER_BACKEND):
+            backend_of_target: Backend = import_module(info.module).open_backend(bundle, manifest, threads, **options)
+        return backend_of_target
+
+    path = folder.path if isinstance(folder, BundleFolder) else folder  # an open folder keeps its files open
+
+    def opened_anew() -> Backend:
+        bundle, found = open_bundle(path)
+        if found != manifest:
+            raise BerxitError(f"{path} was replaced after it was loaded: load it again in this forked process")
+        return opened(bundle)
+
+    backend_here = opened(folder)
+    forking.watch(backend_here, opened_anew if info.reopens else None)
+    return backend_here
 
 
 def allowed_difference(manifest: Manifest, backend: str) -> float:

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.backends import forking
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.policies import Bools, Floats
@@ -57,21 +58,21 @@ class SegmentFile(Generic[Opened]):
 
 _opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 """What is open in this process; it is closed with the last runner that holds it."""
-_opening = threading.Lock()
 
 
 def opened_once(files: Sequence[BundleFile], options: Hashable, open_file: Callable[[], Any]) -> Any:
     """What ``open_file`` makes of these files, or made before of the same content with the same ``options``: runners of
     one bundle share its weights. The key is the sha256 of what is read, never a path or an unchecked checksum: where
-    files are not checked (``verify=False``), nothing is shared.
+    files are not checked (``verify=False``), nothing is shared. A forked child shares nothing with its parent.
     """
     contents = tuple(file.content for file in files)
-    with _opening:
-        found = None if None in contents else _opened.get((contents, options))
+    with forking.opening:
+        key = contents, options, forking.generation
+        found = None if None in contents else _opened.get(key)
         if found is None:
             found = open_file()
             if None not in contents:
-                _opened[contents, options] = found
+                _opened[key] = found
             _give_back_freed_memory()
     return found
 

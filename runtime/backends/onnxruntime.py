@@ -18,7 +18,6 @@ as long and hold as much as one graph:
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
@@ -30,11 +29,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from berxit.devices import default_threads
+from berxit.runtime.backends import forking
+from berxit.runtime.backends.forking import REMEDY
 from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
 from berxit.runtime.backends.workspace import BoundStep, Buffers, Workspace
 from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError, PoolError
+from berxit.runtime.manifest_checks import Port, check_ports
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
@@ -45,6 +47,10 @@ POOLED = (
     "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend onnxruntime-pool, or"
     " another process"
 )
+DTYPES = {"tensor(float)": "float32"} | {
+    f"tensor({name})": name for name in ("float16", "int8", "uint8", "int32", "int64")
+}
+"""ONNX Runtime's name of a tensor's type -> numpy's."""
 LARGE = 512
 """Tokens that a batch may have, padding included, without having its memory given back after it."""
 
@@ -76,6 +82,7 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
             session: ort.InferenceSession = opened_once(
                 [file], ("onnxruntime", threads_of_session), lambda: open_session(file, threads_of_session)
             )
+            check_ports(segment, *ports_of(session), str(file))
             return session
 
         super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
@@ -156,7 +163,7 @@ def open_session(file: Path | BundleFile, threads: int | None, providers: Provid
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
     if providers is CPU:
-        shared_arena()
+        shared_arena(forking.generation)
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # weights stay outside
@@ -178,9 +185,20 @@ def open_session(file: Path | BundleFile, threads: int | None, providers: Provid
         raise BerxitError(f"ONNX Runtime {ort.__version__} cannot load {file}: {reason}. Export again here") from error
 
 
+def ports_of(session: ort.InferenceSession) -> tuple[list[Port], list[Port]]:
+    """The session's inputs and outputs."""
+
+    def ports(tensors: Sequence[ort.NodeArg]) -> list[Port]:
+        sizes = [tuple(size if isinstance(size, int) else str(size) for size in tensor.shape) for tensor in tensors]
+        return [Port(t.name, DTYPES.get(t.type, t.type), shape) for t, shape in zip(tensors, sizes, strict=True)]
+
+    return ports(session.get_inputs()), ports(session.get_outputs())
+
+
 @cache
-def shared_arena() -> None:
-    """Memory for what sessions compute; only those that ask for it take from it: ours.
+def shared_arena(generation: int) -> None:
+    """Memory for what sessions compute; only those that ask for it take from it: ours. A forked child, another
+    ``generation``, replaces it: a thread that is gone may have held its lock.
 
     It grows in powers of two. Growing by what is asked for leaves a piece for every length that came by: 16 lengths at
     batch 64 then held 1,294 MiB instead of 229 (MiniLM-L6).
@@ -190,17 +208,16 @@ def shared_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, powers_of_two, default, default))
 
 
-_pool: list[int | None] = []
-"""The threads of the process's pool, once there is one; None where the app had started it."""
-_pool_starts = threading.Lock()
+_pool: list[tuple[int, int | None]] = []
+"""The fork generation and the threads of the process's pool, once there is one; None where the app had started it."""
 
 
 def start_pool(threads: int) -> None:
     """One pool of threads for all sessions of this process; one that the app has started already serves as well.
 
-    Raises PoolError where we started one of another size: there can be one.
+    Raises PoolError where we started one of another size: there can be one. A forked child has none of its threads.
     """
-    with _pool_starts:
+    with forking.opening:
         if not _pool:
             ours: int | None = threads
             try:
@@ -214,8 +231,11 @@ def start_pool(threads: int) -> None:
                 if "already been created" not in str(error):
                     raise
                 ours = None
-            _pool.append(ours)
-    if _pool[0] not in (None, threads):
+            _pool.append((forking.generation, ours))
+    generation, size = _pool[0]
+    if generation != forking.generation:
+        raise PoolError(f"the pool of ONNX Runtime's threads was started before this process was forked: {REMEDY}")
+    if size not in (None, threads):
         raise PoolError(
-            f"this process has its pool of {_pool[0]} threads already, and {threads} are asked for: ask for {_pool[0]}"
+            f"this process has its pool of {size} threads already, and {threads} are asked for: ask for {size}"
         )

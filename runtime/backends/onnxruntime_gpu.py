@@ -15,12 +15,13 @@ import onnxruntime as ort
 
 from berxit.devices import install_command, tensorrt_command
 from berxit.runtime.backends.host import HostBackend, Run, State, opened_once
-from berxit.runtime.backends.onnxruntime import Providers, open_session
+from berxit.runtime.backends.onnxruntime import Providers, open_session, ports_of
 from berxit.runtime.backends.tensorrt.engines import cache_folder, rows_of
 from berxit.runtime.backends.tensorrt.plan import shape_of
 from berxit.runtime.bundle import Manifest, Segment
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.manifest_checks import check_ports
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
@@ -102,6 +103,7 @@ class OnnxRuntimeGpuBackend:
             if file.content is None:
                 file.verify()  # engines are kept on the disk under the segment's sha256
             session = opened_once([file], (threads, repr(chosen)), lambda: open_session(file, threads, chosen))
+            check_ports(segment, *ports_of(session), str(file))
             self.providers = session.get_providers()
             return partial(session.run, [output.name for output in segment.outputs])
 

@@ -8,9 +8,11 @@ where it has not. What a segment writes is read where it lies by the next: every
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,13 @@ import openvino as ov
 from openvino import opset13
 
 from berxit.devices import default_threads
+from berxit.runtime.backends import forking
+from berxit.runtime.backends.forking import REMEDY
 from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
-from berxit.runtime.bundle import Manifest, Segment, read_tensor
+from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.manifest_checks import Port, check_ports
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
@@ -107,7 +112,12 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
             own = {} if segment.layer else tables
             files = [file, *(table for table, _ in own.values())]
             known = {name: values for name, (_, values) in own.items()}
-            return opened_once(files, ("openvino", threads, precision), partial(_compile, core, file, options, known))
+            compiled: ov.CompiledModel = opened_once(
+                files, ("openvino", threads, precision), partial(_compile, core, file, options, known)
+            )
+            fed = replace(segment, inputs=segment.varying) if own else segment
+            check_ports(fed, _ports(compiled.inputs, fed.inputs), _ports(compiled.outputs, fed.outputs), str(file))
+            return compiled
 
         super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
         self._embeddings, *layers = (
@@ -164,11 +174,33 @@ def open_backend(
     return OpenVinoBackend(BundleFolder.at(folder), manifest, threads or default_threads(), precision, lazy=lazy)
 
 
-@cache
+def _ports(found: Sequence[Any], stated: Sequence[TensorInfo]) -> list[Port]:
+    """OpenVINO's ports, under the stated one of their names."""
+    names, ports = {tensor.name for tensor in stated}, []
+    for port in found:
+        name = next((name for name in port.get_names() if name in names), port.any_name)
+        dtype = np.dtype(port.get_element_type().to_dtype()).name
+        rank = port.get_partial_shape()
+        shape = None if rank.rank.is_dynamic else tuple("?" if d.is_dynamic else d.get_length() for d in rank)
+        ports.append(Port(name, dtype, shape))
+    return ports
+
+
 def the_core() -> ov.Core:
-    """One for the process. Each has a CPU plug-in of its own, and the one that goes last leaves the main thread the
-    signal stack of one that went before (OpenVINO 2026.4): the next Ctrl-C would end the process by SIGSEGV."""
-    return ov.Core()
+    """Raises BerxitError in a process that was forked from one that has used it: OpenVINO's threads are gone there, and
+    it starts no others."""
+    core, generation = _core()
+    if generation != forking.generation:
+        raise BerxitError(f"OpenVINO was started before this process was forked and cannot run here: {REMEDY}")
+    return core
+
+
+@cache
+def _core() -> tuple[ov.Core, int]:
+    """The process's only core, and its fork generation. Each has a CPU plug-in of its own, and the one that goes last
+    leaves the main thread the signal stack of one that went before (OpenVINO 2026.4): the next Ctrl-C would end the
+    process by SIGSEGV."""
+    return ov.Core(), forking.generation
 
 
 def _constants(bundle: BundleFolder, segment: Segment) -> dict[str, ov.Tensor]:
@@ -186,10 +218,14 @@ def _compile(
         for parameter in model.get_parameters():
             for name in parameter.output(0).get_names() & tables.keys():
                 known = opset13.constant(tables[name])
+                if known.output(0).get_element_type() != parameter.get_element_type():
+                    raise BerxitError(f"{file}: input '{name}' is not {tables[name].dtype} in the file. Export again")
                 for reader in parameter.output(0).get_target_inputs():
                     reader.replace_source_output(known.output(0))
                 model.remove_parameter(parameter)
         return core.compile_model(model, "CPU", options)
+    except BerxitError:
+        raise
     except Exception as error:  # OpenVINO raises bare RuntimeError with pages of text
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1].replace(str(location), str(file)) if lines else type(error).__name__

@@ -45,7 +45,7 @@ class Buffers:
         self._sizes = {"batch": rows, "length": length}
         self._arrays: dict[str, npt.NDArray] = {}
         self._values: dict[str, ort.OrtValue] = {}
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int], tuple[ort.InferenceSession, ort.IOBinding]] = {}
 
     def array(self, tensor: TensorInfo, side: int) -> npt.NDArray:
         """Where ``tensor`` lies: hidden states on the ``side`` that is asked for, everything else in its one place."""
@@ -60,15 +60,15 @@ class Buffers:
 
     def binding(self, step: BoundStep, session: ort.InferenceSession, side: int) -> ort.IOBinding:
         key = step.segment.layer, side
-        found = self._bindings.get(key)
-        if found is None:
+        tied_to, found = self._bindings.get(key, (None, None))
+        if found is None or tied_to is not session:  # a forked child opens its sessions anew
             found = session.io_binding()
             for tensor in step.segment.inputs:
                 constant = step.constants.get(tensor.name)
                 found.bind_ortvalue_input(tensor.name, constant or self._value(tensor, side))
             for tensor in step.segment.outputs:
                 found.bind_ortvalue_output(tensor.name, self._value(tensor, 1 - side))
-            self._bindings[key] = found
+            self._bindings[key] = session, found
         return found
 
     def _value(self, tensor: TensorInfo, side: int) -> ort.OrtValue:

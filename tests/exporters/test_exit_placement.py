@@ -20,8 +20,9 @@ from berxit.exporters.options import ExportOptions
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import read_manifest
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.golden import read_golden
+from berxit.runtime.json_data import parse
 from berxit.train.calibration import PASS_FILE, POLICY_FILE, read_policy
 from berxit.train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
 from berxit.train.evaluation import predict
@@ -213,7 +214,12 @@ def test_without_the_calibration_pass_one_is_told_to_calibrate(copy: Path) -> No
 def test_auto_measures_and_says_what_it_found(copy: Path) -> None:
     said: list[str] = []
     manifest = export(
-        copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"), report=said.append
+        copy,
+        "onnxruntime",
+        copy.with_name("bundle"),
+        options=ExportOptions(exits="auto"),
+        accept_noise=True,
+        report=said.append,
     )
     assert said[0].startswith("exits after layers ")
     assert f"exits after layers {', '.join(map(str, manifest.exits))}: here a layer takes" in said[0]
@@ -221,7 +227,8 @@ def test_auto_measures_and_says_what_it_found(copy: Path) -> None:
     assert manifest.calibration is not None
     placement = manifest.calibration["placement"]
     assert tuple(placement["exits"]) == manifest.exits
-    costs = Costs(**placement["costs"])
+    costs = parse(Costs, placement["costs"], "costs")
+    assert costs.noise is not None
     assert placement["expected_ms"] == costs.milliseconds(manifest.exits, manifest.calibration["histogram"])
     assert f"expected {placement['expected_ms']:.2f} ms per input" in said[0]
     assert placement["expected_ms"] <= placement["all_exits_ms"]
@@ -268,3 +275,35 @@ def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -
     assert [id(encoder) for encoder in order] == [id(segment.encoder) for segment in segments.layers]
     assert all(after.layer > before.layer for before, after in pairwise(grouped.layers))
     assert grouped.layers[0].exit is segments.layers[1].exit
+
+
+def test_auto_refuses_costs_of_a_busy_machine(copy: Path, busy_machine: None) -> None:
+    with pytest.raises(NoisyError, match=r"--exits auto: noisy measurement: the machine is busy, 3 times.*--exits 2,4"):
+        export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"))
+    assert not copy.with_name("bundle").exists()
+
+
+def test_auto_measures_again_until_the_machine_is_quiet(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([["busy"], ["busy"], *[[]] * 9])
+    monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: next(found))
+    manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"))
+    assert manifest.calibration is not None
+    assert manifest.calibration["placement"]["costs"]["noise"]["repeats"] > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_auto_measures_with_the_threads_of_the_bundle(
+    copy: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int | None] = []
+
+    def opener(folder: Path, manifest: object, count: int | None = None) -> object:
+        opened.append(count)
+        return open_backend(folder, manifest, count)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("berxit.exporters.export.open_backend", opener)
+    options = ExportOptions(exits="auto", threads=threads)
+    manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=options, accept_noise=True)
+    assert opened == [threads, threads]
+    assert manifest.calibration is not None
+    assert manifest.calibration["placement"]["costs"]["noise"]["threads"] == threads

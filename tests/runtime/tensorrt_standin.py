@@ -426,6 +426,26 @@ class ICudaEngine(Guarded):
     def __del__(self) -> None:
         self._module.world.gone.append("engine")
 
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors())
+
+    def get_tensor_name(self, place: int) -> str:
+        return list(self._tensors())[place]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "INPUT" if name in {tensor.name for tensor in self._session.get_inputs()} else "OUTPUT"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        dtypes = {"float": "FLOAT", "float16": "HALF", "int32": "INT32", "int8": "INT8"}
+        return dtypes[self._tensors()[name].type.removeprefix("tensor(").removesuffix(")")]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(size if isinstance(size, int) else -1 for size in self._tensors()[name].shape)
+
+    def _tensors(self) -> dict[str, Any]:
+        return {tensor.name: tensor for tensor in (*self._session.get_inputs(), *self._session.get_outputs())}
+
     device_memory_size = property(lambda self: self._memory)
     device_memory_size_v2 = property(lambda self: self._memory)
 
@@ -568,7 +588,7 @@ class TensorRt:
         for name in ("Builder", "Runtime", "OnnxParser"):
             setattr(self, name, self.classes[name])
         self.ILogger = type("ILogger", (self.classes["ILogger"],), {"ERROR": 1, "INTERNAL_ERROR": 0})
-        for name in ("MemoryPoolType", "BuilderFlag", "DataType", "LayerType"):
+        for name in ("MemoryPoolType", "BuilderFlag", "DataType", "LayerType", "TensorIOMode"):
             setattr(self, name, SimpleNamespace(**{member: member for member in names[name]}))
         flags = names["NetworkDefinitionCreationFlag"]
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**{name: i for i, name in enumerate(flags)})

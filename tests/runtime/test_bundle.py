@@ -62,11 +62,12 @@ def test_newer_keys_are_written_only_where_they_say_something(bundle: Path, copy
     assert "scores" not in data  # an older reader refuses what it does not know
     assert not any("repeat" in segment for segment in data["segments"])
     manifest = read_manifest(bundle)
-    scores = Scores("dev.tsv", 48, "accuracy", (0.5, 0.6, 0.7), (0.5, 0.5, 0.75))
-    last = replace(manifest.segments[-1], repeat=3)
-    write_manifest(replace(manifest, scores=scores, segments=(*manifest.segments[:-1], last)), copy)
+    scores = Scores("dev.tsv", 48, "accuracy", (0.7,), (0.75,))
+    segments = manifest.segments[0], replace(manifest.segments[2], layer=3, repeat=3)
+    parity = replace(manifest.parity, max_diff=(0.0,))
+    write_manifest(replace(manifest, scores=scores, segments=segments, parity=parity), copy)
     read = read_manifest(copy)
-    assert (read.scores, [segment.repeat for segment in read.segments]) == (scores, [1, 1, 1, 3])
+    assert (read.scores, [segment.repeat for segment in read.segments]) == (scores, [1, 3])
 
 
 def test_a_segment_runs_at_least_once(copy: Path) -> None:
@@ -283,7 +284,7 @@ def test_read_manifest_rejects_a_positive_class_that_is_not_the_second_label(cop
     for metric, positive in (("f1", "cat"), ("f1", "dog"), ("accuracy", "other")):
         change(copy, lambda data, keys={"metric": metric, "positive": positive}: data["model"].update(keys))
         with pytest.raises(
-            BerxitError, match=r"manifest.json: positive is '\w+', which is not the second of two labels"
+            BerxitError, match=r"manifest.json: model.positive is '\w+', which is not the second of two labels"
         ):
             read_manifest(copy)
 

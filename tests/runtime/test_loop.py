@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 from stored_backend import StoredBackend, batch_of
 
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.loop import exit_loop
 from berxit.runtime.policies import ExitPolicy
 
@@ -62,3 +66,58 @@ def test_patience_of_the_rows_that_stay_is_theirs() -> None:
     results = list(exit_loop(StoredBackend(logits), batch_of(2), policy))
     assert [result.certainty.tolist() for result in results] == [[0, 0], [1, 0], [1]]
     assert [result.rows.tolist() for result in results] == [[0, 1], [0, 1], [1]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_logits_that_are_not_finite_are_an_error(bad: float, rows: int) -> None:
+    logits = LOGITS.copy()
+    logits[rows - 1, 1, 0] = bad
+    with pytest.raises(BerxitError, match="backend 'stored', layer 2: logits are not finite"):
+        list(exit_loop(StoredBackend(logits), batch_of(rows), ExitPolicy.uniform("patience", 3, layers=4)))
+
+
+def test_large_logits_whose_squares_overflow_are_finite() -> None:
+    list(
+        exit_loop(
+            StoredBackend(np.full((2, 4, 2), 1e30, np.float32)), batch_of(2), ExitPolicy.uniform("patience", 3, 4)
+        )
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.01, 2.0])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_lte_certainty_outside_0_to_1_is_an_error(bad: float, rows: int) -> None:
+    lte = np.full((4, 4), 0.25)
+    lte[rows - 1, 1] = bad
+    with pytest.raises(BerxitError, match=r"backend 'stored', layer 2: LTE certainties are not in \[0, 1\]"):
+        list(exit_loop(StoredBackend(LOGITS, lte), batch_of(rows), HALF))
+
+
+@pytest.mark.parametrize("where", ["embed", "layer", "keep"])
+def test_whatever_a_backend_raises_is_a_berxit_error(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = StoredBackend(LOGITS, LTE)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("Non-zero status code\nreturned while running Gather")
+
+    monkeypatch.setattr(backend, where, fails)
+    place = {"embed": "the embeddings segment", "layer": "layer 1", "keep": r"layer 1 \(removing rows that exited\)"}
+    with pytest.raises(
+        BerxitError, match=rf"backend 'stored' failed at {place[where]}: Non-zero status code\."
+    ) as error:
+        list(exit_loop(backend, batch_of(4), HALF))
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value.__cause__, RuntimeError)
+
+
+def test_an_error_of_the_project_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, told = StoredBackend(LOGITS, LTE), InputError("too long")
+
+    def fails(*_: object) -> None:
+        raise told
+
+    monkeypatch.setattr(backend, "layer", fails)
+    with pytest.raises(InputError) as error:
+        list(exit_loop(backend, batch_of(4), HALF))
+    assert error.value is told

@@ -23,7 +23,7 @@ class StubRunner:
     """Answers at a policy's depth, in as many milliseconds, and notes every question."""
 
     def __init__(self) -> None:
-        self.backend = SimpleNamespace(layers=4)
+        self.backend = SimpleNamespace(threads=1, layers=4)
         self.policy = ExitPolicy.uniform("confidence", 0.5, layers=4)
         self.asked: list[tuple[Text, int]] = []
 
@@ -109,7 +109,7 @@ def test_every_policy_answers_every_input_in_every_round() -> None:
         seen.append([str(answer.label)[0] for answer in answers])
         return len(answers) / 10
 
-    found = measure(
+    found, noise = measure(
         runner,  # type: ignore[arg-type]
         ["a", "b"],
         policies,
@@ -120,8 +120,10 @@ def test_every_policy_answers_every_input_in_every_round() -> None:
     )
     warm, asked = runner.asked[:5], runner.asked[5:]
     assert warm == [("a", 4), ("b", 4), ("a", 4), ("b", 4), ("a", 4)]
-    assert Counter(asked) == dict.fromkeys([(text, depth) for text in "ab" for depth in (1, 2, 4)], 3)
-    assert sum(advanced) == len(asked) == 18
+    each = Counter({(text, depth): 3 for text in "ab" for depth in (1, 2, 4)})
+    assert Counter(asked) == each + Counter({("a", 4): 6})  # the first input at full depth shows the noise
+    assert sum(advanced) == 18
+    assert (noise.repeats, noise.tail, noise.drift) == (6, 1, 1)
 
     assert found["shallow"] == Measured(Latency(1, 1, 1, 1), 1.0, (6, 0, 0, 0), 6, 0.2)
     assert found["own"] == Measured(Latency(2, 2, 2, 2), 2.0, (0, 6, 0, 0), 6, 0.2)
@@ -133,7 +135,7 @@ def test_policies_take_turns_on_each_input_in_a_shuffled_order() -> None:
     runner = StubRunner()
     policies = {str(depth): runner.policy.at_depth(depth) for depth in (1, 2, 3, 4)}
     measure(runner, ["a", "b"], policies, rounds=10, warmup=0)  # type: ignore[arg-type]
-    turns = [runner.asked[i : i + 4] for i in range(0, len(runner.asked), 4)]
+    turns = [runner.asked[i : i + 4] for i in range(0, len(runner.asked), 5)]
     assert [{text for text, _ in turn} for turn in turns] == [{"a"}, {"b"}] * 10
     assert all(sorted(depth for _, depth in turn) == [1, 2, 3, 4] for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 2
@@ -141,7 +143,7 @@ def test_policies_take_turns_on_each_input_in_a_shuffled_order() -> None:
 
 def test_without_labels_there_is_no_score() -> None:
     runner = StubRunner()
-    found = measure(runner, ["a"], {"own": runner.policy}, rounds=1, warmup=0)  # type: ignore[arg-type]
+    found, _ = measure(runner, ["a"], {"own": runner.policy}, rounds=1, warmup=0)  # type: ignore[arg-type]
     assert found["own"].score is None
 
 

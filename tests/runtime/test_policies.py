@@ -287,3 +287,10 @@ def test_many_thresholds_at_once_leave_where_each_does_alone() -> None:
         assert row.tolist() == exit_layers(policy.with_threshold(threshold), certainty).tolist()
     with pytest.raises(InputError, match="out of range"):
         exit_layers_at(policy, certainty, [0.5, 2.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_probability_of_0_adds_nothing_to_the_entropy(dtype: type) -> None:
+    logits = np.array([[0, -np.inf], [0, -1000], [0, 0]], dtype)
+    found, _ = CRITERIA["entropy"].certainty(logits, None, None, 0.5)
+    assert found.tolist() == pytest.approx([0, 0, np.log(2)])

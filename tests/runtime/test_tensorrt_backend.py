@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import re
 import shutil
 import sys
 import threading
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +19,7 @@ import pytest
 from conftest import SHARED
 from tensorrt_standin import NAMES, TensorRt, World, cuda_runtime
 
-from berxit.runtime.backends import BACKENDS, open_backend
+from berxit.runtime.backends import BACKENDS, forking, open_backend
 from berxit.runtime.backends.onnxruntime import open_backend as open_onnxruntime
 from berxit.runtime.backends.tensorrt import TensorRtBackend, backend, engines
 from berxit.runtime.backends.tensorrt.cuda import Cuda, Gpu
@@ -295,6 +298,44 @@ def test_a_runner_that_does_not_open_leaves_nothing_behind(bundles: dict, machin
         TensorRtBackend(bundles["fp32"], read_manifest(bundles["fp32"]), machine.api, machine.cuda, built)
     assert not machine.world.made
     assert not machine.world.blocks
+
+
+def test_an_engine_that_the_manifest_does_not_describe_is_refused(
+    bundles: dict, machine: Machine, tmp_path: Path
+) -> None:
+    built, manifest = machine.prepare(bundles["fp32"]), read_manifest(bundles["fp32"])
+    first, second, *others = manifest.segments
+    for change, message in (
+        ({"name": "logit"}, "layer_01.onnx: the file has no output 'logit'"),
+        ({"dtype": "float16"}, r"'logits' is float32 .* in the file and float16 .* in the manifest"),
+        (
+            {"shape": ("batch", 3)},
+            r"'logits' is float32 \(\?, 2\) in the file and float32 \(batch, 3\) in the manifest",
+        ),
+    ):
+        outputs = tuple(replace(o, **change) if o.role == "logits" else o for o in second.outputs)
+        other = replace(manifest, segments=(first, replace(second, outputs=outputs), *others))
+        with pytest.raises(BerxitError, match=message):
+            TensorRtBackend(bundles["fp32"], other, machine.api, Machine("10.3.0", tmp_path).cuda, built)
+
+
+def test_a_forked_child_runs_nothing_and_gives_nothing_back(
+    bundles: dict, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = machine.open(bundles["fp32"])
+    monkeypatch.setattr(forking, "_watched", weakref.WeakKeyDictionary({found: None}))
+    monkeypatch.setattr(forking, "_skip_native_exit_handlers", lambda: None)
+    monkeypatch.setattr(forking, "generation", 0)
+    machine.world.gone.clear()
+    with forking.opening:
+        forking.opening.acquire()
+        forking._in_child()
+    for call in (found.embed, found.layer, found.keep):
+        with pytest.raises(BerxitError, match="'tensorrt' was opened before this process was forked"):
+            call()
+    del found, call
+    gc.collect()
+    assert not machine.world.gone
 
 
 def test_contexts_are_made_for_the_lengths_that_are_used(bundles: dict, machine: Machine) -> None:
@@ -605,7 +646,7 @@ def test_a_bundle_opens_through_the_registry(
         assert open_backend(folder, read_manifest(folder), backend=name).name == name
     with pytest.raises(InputError, match="no back end 'tensorrt-fast' runs bundles for tensorrt"):
         open_backend(folder, read_manifest(folder), backend="tensorrt-fast")
-    tried = tune(folder, read_manifest(folder), seconds=0)
+    tried = tune(folder, read_manifest(folder), seconds=0, accept_noise=True)
     names = {"tensorrt", "tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"}
     assert names <= {each.backend for each in tried}
     assert {each.threads for each in tried} == {1}

@@ -17,9 +17,11 @@ from berxit.runtime.backends import BACKENDS, BackendInfo, open_backend
 from berxit.runtime.bench import command
 from berxit.runtime.bundle import DataFile, Manifest, read_manifest, sha256
 from berxit.runtime.console import status_of
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tuning import candidates_of, fastest, thread_counts, tune
+
+pytestmark = pytest.mark.usefixtures("quiet_machine")
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,22 @@ def test_the_bench_tells_what_it_tried(bundle: Path, tmp_path: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "tuned: the fastest here is --backend onnxruntime --threads 1" in out
     assert "| tried: back end" in out
+
+
+def test_nothing_is_chosen_on_a_busy_machine(
+    bundle: Path, manifest: Manifest, cache: Path, busy_machine: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(NoisyError, match=r"noisy measurement: the machine is busy: no backend is chosen"):
+        tune(bundle, manifest, backend="onnxruntime", threads=1, seconds=0)
+    assert tune(bundle, manifest, backend="onnxruntime", threads=1, seconds=0, accept_noise=True)
+    assert status_of(command, [str(bundle), "--tune", "--threads", "1", "--quiet"]) == 1
+    assert "--accept-noise" in capsys.readouterr().err
+
+
+def test_an_app_starts_on_a_busy_machine_and_remembers_nothing(
+    bundle: Path, cache: Path, busy_machine: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime", threads=1)
+    assert runner.backend.threads == 1
+    assert "loaded without tuning: " in caplog.text
+    assert not list(cache.rglob("*.json"))

@@ -141,7 +141,7 @@ def test_calibrate_takes_a_budget_from_a_bench(
     bench["line"] = {"intercept_ms": 1.0, "ms_per_layer": 2.0, "r_squared": 1.0}  # so tiny a model is all noise
     path.write_text(json.dumps(bench), encoding="utf-8")
     budget = ["--budget-ms", 5.5, "--bench", path, "--quiet"]
-    assert run("calibrate", copy, "--data", data_folder, *budget) == 0
+    assert run("calibrate", copy, "--data", data_folder, "--accept-noise", *budget) == 0
     record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
     assert record["asked"]["budget_ms"] == 5.5
     assert record["average_exit_layer"] <= 2.25
@@ -213,7 +213,7 @@ def test_export_with_fewer_exits_calibrates_for_them(copy: Path, capsys: pytest.
 def test_inspect_shows_what_placed_exits_were_to_bring(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--target", "onnxruntime", "--exits", "auto", "--quiet", "--output", tmp_path / "b"]
+    arguments = ["--target", "onnxruntime", "--exits", "auto", "--accept-noise", "--quiet", "--output", tmp_path / "b"]
     assert run("export", copy, *arguments) == 0
     placed = json.loads((tmp_path / "b" / "manifest.json").read_text(encoding="utf-8"))["calibration"]["placement"]
     capsys.readouterr()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from berxit.devices import this_machine
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.train.calibration import choose
@@ -256,7 +257,9 @@ def test_a_budget_out_of_range_is_refused(value: float) -> None:
 def test_a_bench_is_read_and_must_be_of_this_model(checkpoint: Path, tmp_path: Path) -> None:
     config = MultiExitConfig.from_pretrained(str(checkpoint))
     line = {"intercept_ms": 0.5, "ms_per_layer": 0.25, "r_squared": 0.99}
-    whole = {"task": "custom", "layers": 3, "line": line, "device": "cpu", "backend": "onnxruntime"}
+    here = {"device": "cpu", "machine": asdict(this_machine()), "backend": "onnxruntime"}
+    quiet = {"repeats": 200, "tail": 1.1, "drift": 1.02, "others": 0.1, "cpus": 2, "threads": 2}
+    whole = {"task": "custom", "layers": 3, "line": line, "noise": quiet, **here}
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(whole), encoding="utf-8")
     expected = Budget(2.0, 0.5, 0.25, "bench.json of cpu, onnxruntime")
@@ -266,12 +269,24 @@ def test_a_bench_is_read_and_must_be_of_this_model(checkpoint: Path, tmp_path: P
     for change, message in (
         ({"task": "rte"}, "is of a 3-layer model for rte, the checkpoint has 3 layers for custom"),
         ({"layers": 6}, "is of a 6-layer model for custom"),
-        ({"line": {**line, "ms_per_layer": -0.1}}, r"a layer costs -0\.1 ms .* quiet machine"),
+        ({"line": {**line, "ms_per_layer": -0.1}}, r"a layer costs -0\.1 ms .* no other process is busy"),
         ({"line": 3}, "line: expected an object"),
+        ({"line": None}, "of one depth, which predict no other: bench a bundle with several exits"),
+        ({"noise": {**quiet, "tail": 4.0}}, r"noisy measurement: the 90th .* is 4\.00 times .*--accept-noise"),
+        ({"noise": {**quiet, "others": 1.9}}, r"other processes used 1\.9 of 2 CPUs while 2 were measured"),
+        ({"noise": {**quiet, "others": 0.9, "threads": 1, "drift": 2.0}}, r"measurement: the median drifted .* 2\.00"),
+        ({"noise": None}, r"the noise was not measured \(an older version\)"),
+        ({"line": {**line, "r_squared": 0.95}}, r"R\^2 of the line is 0\.9500, at least 0\.98 is expected"),
     ):
         path.write_text(json.dumps({**whole, **change}), encoding="utf-8")
         with pytest.raises(BerxitError, match=message):
             Budget.of_bench(2.0, path, config)
+    path.write_text(json.dumps({**whole, "noise": {**quiet, "tail": 4.0}}), encoding="utf-8")
+    accepted = Budget.of_bench(2.0, path, config, accept_noise=True)
+    assert (accepted.ms_per_layer, accepted.measured) == (0.25, f"{expected.measured}; noisy, accepted")
+    elsewhere = asdict(replace(this_machine(), system="Plan 9"))
+    path.write_text(json.dumps({**whole, "machine": elsewhere}), encoding="utf-8")
+    assert "on another machine than this: Plan 9" in Budget.of_bench(2.0, path, config).in_words("accuracy")
     path.write_text(json.dumps({"task": "custom"}), encoding="utf-8")
     with pytest.raises(BerxitError, match=r"is no bench\.json: it has no 'backend'"):
         Budget.of_bench(2.0, path, config)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--delta", type=float, help="With --risk: how probable it may be that it is exceeded.  [default: 0.05]")
 @click.option("--budget-ms", type=float, help="Instead: mean milliseconds per input, as --bench predicts them.")
 @click.option("--bench", type=PATH, help="With --budget-ms: the bench.json of a bundle of this checkpoint.")
+@click.option("--accept-noise", is_flag=True, help="With --budget-ms: use a bench of a busy machine, too.")
 @batch_size_option
 @skip_bad_rows_option
 @quiet_option
@@ -52,6 +53,7 @@ def command(
     delta: float | None,
     budget_ms: float | None,
     bench: Path | None,
+    accept_noise: bool,
     batch_size: int,
     skip_bad_rows: bool,
     quiet: bool,
@@ -68,7 +70,7 @@ def command(
     from berxit.train.checkpoint import read_config
 
     task_name = read_config(checkpoint)["task"]
-    rule = rule_for(checkpoint, keep, risk, delta, budget_ms, bench)
+    rule = rule_for(checkpoint, keep, risk, delta, budget_ms, bench, accept_noise=accept_noise)
     chosen = calibrate(
         checkpoint,
         data_for(task_name, data, split),
@@ -111,6 +113,8 @@ def rule_for(
     delta: float | None,
     budget_ms: float | None,
     bench: Path | None,
+    *,
+    accept_noise: bool = False,
 ) -> Rule:
     """What the options ask for, of this checkpoint."""
     from berxit.train.configuration import MultiExitConfig
@@ -119,5 +123,7 @@ def rule_for(
     if risk is not None:
         return Risk(risk) if delta is None else Risk(risk, delta)
     if budget_ms is not None and bench is not None:
-        return Budget.of_bench(budget_ms, bench, MultiExitConfig.from_pretrained(str(checkpoint)))
+        return Budget.of_bench(
+            budget_ms, bench, MultiExitConfig.from_pretrained(str(checkpoint)), accept_noise=accept_noise
+        )
     return Keep() if keep is None else Keep(keep)

@@ -74,6 +74,7 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--threads", type=click.IntRange(min=1), help="onnxruntime: CPU threads that the bundle asks for.  [default: none]"
 )
+@click.option("--accept-noise", is_flag=True, help="With --exits auto: choose on a busy machine, too.")
 @click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
 @force_option
 @quiet_option
@@ -91,6 +92,7 @@ def command(
     exits: tuple[int, ...] | str,
     scores: bool,
     threads: int | None,
+    accept_noise: bool,
     layout: str | None,
     force: bool,
     quiet: bool,
@@ -122,6 +124,7 @@ def command(
         output,
         options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads),
         force=force,
+        accept_noise=accept_noise,
         scores=scores,
         data=data,
         progress=progress_bar("exporting", quiet),

@@ -10,6 +10,7 @@ from berxit import devices
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples_for
 from berxit.runtime.measurement import Measured, measure
+from berxit.runtime.noise import Noise
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tables import Table
@@ -39,6 +40,7 @@ class BundleTimes:
     full: Measured
     calibrated: Measured | None
     """Under its own exit policy; None where it was never calibrated."""
+    noise: Noise
 
     def seconds(self, measured: Measured) -> float:
         """For all inputs, one by one."""
@@ -69,6 +71,7 @@ def study(request: Request) -> Findings:
             f"data: {request.data_file.parent.name}/{request.data_file.name}, {times[0].inputs} inputs, one at a time,"
             " from text to answer, tokenisation included; full depth and calibrated in shuffled turns",
             f"device: {devices.this_machine()}; threads: {', '.join(str(time.threads) for time in times)}",
+            *(f"noise of {time.bundle}: {'; '.join(time.noise.problems()) or time.noise}" for time in times),
         ],
         tables=[("Seconds for the whole split", Table(header, rows))],
         data={"bundles": [asdict(time) for time in times]},
@@ -84,7 +87,7 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
     with request.bar(name)(len(examples) * len(policies)) as bar:
-        found = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
+        found, noise = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
     return BundleTimes(
         bundle=name,
         model=f"{model.family}, d = {model.hidden_size}",
@@ -96,6 +99,7 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
         inputs=len(examples),
         full=found[FULL],
         calibrated=found.get(CALIBRATED),
+        noise=noise,
     )
 
 

@@ -30,6 +30,7 @@ from berxit.runtime.bundle import Manifest, Segment, read_tensor
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.manifest_checks import check_ports
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
@@ -209,6 +210,8 @@ class TensorRtBackend:
         self._held.runtimes.append(runtime)
         for file, data in engines.items():
             self._held.engines[file] = _deserialized(api, runtime, file, data)
+        for segment in manifest.segments:
+            check_ports(segment, *api.ports(self._held.engines[segment.file]), segment.file)
         size = max(api.memory_size(engine) for engine in self._held.engines.values())
         self._memory = (cuda.allocate(size), size)
         bundle = BundleFolder.at(folder)
@@ -222,6 +225,10 @@ class TensorRtBackend:
         """Gives back memory, engines and stream on the GPU; what is asked of the back end then is refused."""
         with self._lock:
             self._give_back()
+
+    def after_fork(self) -> None:
+        """Gives nothing back in a forked child: CUDA does not work there."""
+        self._give_back.detach()
 
     def embed(self, batch: TokenBatch) -> State:
         rows = rows_of(self._manifest)

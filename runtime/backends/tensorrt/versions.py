@@ -11,7 +11,10 @@ from typing import Any
 from berxit.devices import install_command, tensorrt_command
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.manifest_checks import Port
 
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT8": "int8"}
+"""TensorRT's name of a tensor's type -> numpy's."""
 BUILDERS = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """What builds and runs engines -> the Python modules that it may come as."""
 
@@ -176,6 +179,18 @@ class Api:
         if self.shares_profiles:
             return engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         return engine.create_execution_context_without_device_memory()
+
+    def ports(self, engine: Any) -> tuple[list[Port], list[Port]]:
+        """The engine's inputs and outputs."""
+        known = {getattr(self.trt.DataType, name): dtype for name, dtype in DTYPES.items()}
+        inputs: list[Port] = []
+        outputs: list[Port] = []
+        for place in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(place)
+            shape = tuple("?" if size == -1 else int(size) for size in engine.get_tensor_shape(name))
+            port = Port(name, known.get(engine.get_tensor_dtype(name)), shape)
+            (inputs if engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT else outputs).append(port)
+        return inputs, outputs
 
     @staticmethod
     def memory_size(engine: Any) -> int:

@@ -21,6 +21,17 @@ public struct LayerOutput: Equatable, Sendable {
         self.logits = logits
         self.lte = lte
     }
+
+    /// Throws unless the logits are finite and the learned certainty is in [0, 1].
+    func check(layer: Int) throws {
+        guard logits.allSatisfy(\.isFinite) else {
+            throw EarlyExitError.failure("layer \(layer): logits are not finite: \(logits). Export the bundle again")
+        }
+        guard lte.map((0...1).contains) ?? true else {
+            throw EarlyExitError.failure(
+                "layer \(layer): the LTE certainty \(lte ?? .nan) is not in [0, 1]. Export the bundle again")
+        }
+    }
 }
 
 /// When to stop: an ExitPolicy, one under a deadline, or never before the last layer.
@@ -65,6 +76,7 @@ struct ExitLoop {
     mutating func next() throws -> Step? {
         guard let layer = ahead.popFirst() else { return nil }
         let output = try run.layer(layer)
+        try output.check(layer: layer)
         let certainty = try policy.certainty(layer: layer, output: output, memory: &memory)
         let exits = rule.stops(after: layer, certainty: certainty) || ahead.isEmpty
         if exits { ahead = [] }

@@ -93,7 +93,8 @@ public struct ExitPolicy: Equatable, Sendable {
             let shifted = logits.map { $0 - (logits.max() ?? 0) }
             let powers = shifted.map { Float(exp($0)) }
             let total = powers.reduce(0, +)
-            return log(total) - zip(powers, shifted).map(*).reduce(0, +) / total
+            let terms = zip(powers, shifted).map { $0 == 0 ? 0 : $0 * $1 }  // 0 log 0 = 0, where 0 x -inf is NaN
+            return log(total) - terms.reduce(0, +) / total
         case .lte:
             guard let lte = output.lte else {
                 throw EarlyExitError.failure("layer \(layer) gave no lte, which the policy needs. Export the bundle again")

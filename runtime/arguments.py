@@ -1,0 +1,79 @@
+"""Checks of what an app passes to a runner. Every wrong type is an InputError that names the argument."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Set
+from numbers import Real
+from operator import index
+from pathlib import Path
+from typing import Any
+
+from berxit.runtime.errors import InputError
+
+MOST_THREADS = 256
+"""More than any machine's cores that one small model can use; backends create as many threads as they are told."""
+
+
+def as_texts(texts: Iterable[Any]) -> list[Any]:
+    """A batch as a list: of a list, tuple, generator, array of str, or a column of a data frame, whatever its index.
+
+    A list or array of two texts becomes a tuple, a pair. What the elements are is checked when they are tokenized.
+    Raises InputError for what is no batch, or has no order.
+    """
+    if isinstance(texts, str | bytes):
+        raise InputError("a batch is a list of texts, not one text: use predict for one")
+    if isinstance(texts, Mapping | Set) or hasattr(texts, "columns"):
+        raise InputError(
+            f"a batch is a list of texts, not a {type(texts).__name__}: give one column, or list(zip(first, second))"
+            " for pairs"
+        )
+    try:
+        rows = iter(texts)
+    except TypeError:
+        raise InputError(f"a batch is a list of texts, not a {type(texts).__name__}") from None
+    return [row if isinstance(row, str | tuple) else _as_pair(row) for row in rows]
+
+
+def _as_pair(row: Any) -> Any:
+    if isinstance(row, list) or getattr(row, "ndim", 0) == 1:
+        return tuple(row)
+    return row
+
+
+def as_number(name: str, value: Any) -> float:
+    """Raises InputError unless ``value`` is a real number; bool and str are none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{name} is {value!r} ({type(value).__name__}): give a number")
+    return float(value)
+
+
+def as_threads(value: Any) -> int:
+    """Raises InputError unless ``value`` is an integer of at least 1."""
+    try:
+        threads = index(value) if not isinstance(value, bool) else None
+    except TypeError:
+        threads = None
+    if threads is None:
+        raise InputError(f"threads is {value!r} ({type(value).__name__}): give an int of at least 1")
+    if not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}: it must be at least 1 and at most {MOST_THREADS}")
+    return threads
+
+
+def load_arguments(bundle: Any, device: Any, backend: Any, threads: Any, **flags: Any) -> dict[str, Any]:
+    """The checked arguments of ``EarlyExitRunner.load``, by name.
+
+    The path becomes absolute, so that it stays valid when the process changes its working directory; links are not
+    resolved. Raises InputError for a wrong type: flags are True or False, because "no" would count as True.
+    """
+    if not isinstance(bundle, str | os.PathLike):
+        raise InputError(f"bundle is {bundle!r} ({type(bundle).__name__}): give the path of a folder")
+    for name, value in {"device": device, "backend": backend or ""}.items():
+        if not isinstance(value, str):
+            raise InputError(f"{name} is {value!r} ({type(value).__name__}): give a str")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputError(f"{name} is {flag!r} ({type(flag).__name__}): give True or False")
+    threads = None if threads is None else as_threads(threads)
+    return {"bundle": Path(bundle).absolute(), "device": device, "backend": backend, "threads": threads, **flags}

@@ -1,0 +1,115 @@
+"""Noise of a latency measurement: its measures, their limits, and the check before a decision depends on it.
+
+A busy or throttled machine does not make every query slower by one factor, so its numbers look valid. What shows it is
+the same work repeated: its latencies spread and drift. What other processes used of the CPUs shows the rest: a machine
+that is always busy slows every query alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from berxit import devices
+
+if TYPE_CHECKING:
+    from berxit.runtime.measurement import Line
+
+TAIL = 1.5
+DRIFT = 1.25
+OTHERS = 0.3
+"""Limits of Noise.tail, Noise.drift, and of the CPUs that other processes take away from the measurement.
+
+``python benchmarks/noise.py``: 16 benches of a 3-layer model on two cores at a load average of 5 to 15 had a tail of
+1.84 to 143, a drift of 1.08 to 1.84, and 1.6 to 1.95 CPUs used by others. A drift can be small on a machine that is
+always busy, so no limit replaces another. On a quiet machine p90 / p50 is 1.4 to 1.6 over inputs of different lengths
+(results/README.md), which is more than the same input spreads.
+"""
+R_SQUARED = 0.98
+"""Least R^2 of a bench's line. Quiet benches reach 0.9966 to 0.9990 (results/), the 16 busy ones 0.02 to 0.98."""
+REPEATS = 20
+"""Fewest repeats of the same work that show anything."""
+BLOCKS = 5
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Spread of the same work over one measurement."""
+
+    repeats: int
+    tail: float
+    """90th percentile over median, of latencies of the same work."""
+    drift: float
+    """Largest over smallest median, of five consecutive parts of the measurement."""
+    others: float | None
+    """CPUs that other processes used meanwhile, on average; None where the system does not tell."""
+    cpus: int
+    threads: int
+    """CPUs that the measured work used at once."""
+
+    @classmethod
+    def of(cls, works: Sequence[npt.ArrayLike], meter: CpuMeter, threads: int) -> Noise:
+        """``works``: for each work that was repeated, its latencies in the order of time."""
+        relative = [times / np.median(times) for times in map(np.asarray, works)]
+        p50, p90 = np.percentile(np.concatenate(relative), [50, 90])
+        parts = zip(*(np.array_split(times, BLOCKS) for times in relative), strict=True)
+        medians = [float(np.median(np.concatenate(part))) for part in parts if sum(map(len, part))]
+        others = meter.others()
+        repeats = sum(map(len, relative))
+        return cls(repeats, float(p90 / p50), max(medians) / min(medians), others, devices.all_cpus(), threads)
+
+    def __str__(self) -> str:
+        others = "" if self.others is None else f", other processes used {self.others:.1f} of {self.cpus} CPUs"
+        return f"p90 / p50 of the same work {self.tail:.2f}, drift {self.drift:.2f}{others}"
+
+    def problems(self) -> list[str]:
+        """Why no decision should depend on the measurement; empty for a quiet one."""
+        found = []
+        if self.repeats < REPEATS:
+            found.append(f"only {self.repeats} repeats of the same work were measured, {REPEATS} are needed")
+        if self.tail > TAIL:
+            found.append(f"the 90th percentile of the same work is {self.tail:.2f} times its median, {TAIL} is allowed")
+        if self.drift > DRIFT:
+            found.append(f"the median drifted by a factor of {self.drift:.2f}, {DRIFT} is allowed")
+        taken = 0.0 if self.others is None else self.others - max(0, self.cpus - self.threads)
+        if taken > OTHERS:
+            found.append(
+                f"other processes used {self.others:.1f} of {self.cpus} CPUs while {self.threads} were measured"
+            )
+        return found
+
+
+class CpuMeter:
+    """Measures what other processes use of the CPUs, from its creation on."""
+
+    def __init__(self) -> None:
+        self._start, self._before = time.perf_counter(), devices.cpu_seconds_of_others()
+
+    def others(self) -> float | None:
+        """CPUs, on average; None where the system does not tell, or after less than half a second, because the system
+        counts in hundredths."""
+        seconds, now = time.perf_counter() - self._start, devices.cpu_seconds_of_others()
+        if self._before is None or now is None or seconds < 0.5:
+            return None
+        return max(0.0, (now - self._before) / seconds)
+
+
+QUIET = "Rerun when no other process is busy, or add --accept-noise"
+
+
+def noisy(what: str, problems: Sequence[str]) -> str:
+    """The start of a message about a noisy measurement."""
+    return f"{what}: noisy measurement: {'; '.join(problems)}"
+
+
+def bench_problems(noise: Noise | None, line: Line | None) -> list[str]:
+    """Why nothing should be decided by a bench; empty for a quiet one."""
+    found = ["the noise was not measured (an older version)"] if noise is None else noise.problems()
+    if line is not None and line.r_squared < R_SQUARED:
+        found.append(f"R^2 of the line is {line.r_squared:.4f}, at least {R_SQUARED} is expected")
+    return found
