@@ -4,17 +4,23 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TYPES  := build/types/berxit
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slow lint types clean
 
 quickstart: $(VENV)/quickstart.ready
 	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
 
 test: $(VENV)/dev.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(VENV)/dev.ready
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	# mypy does not read setuptools' package-dir: it gets the installed layout as links
+	$(MAKE) types
+
+# mypy does not read setuptools' package-dir: it gets the installed layout as links.
+types: $(VENV)/dev.ready
 	mkdir -p $(TYPES) && ln -sfn $(CURDIR)/berxit/*.* $(CURDIR)/devices $(CURDIR)/exporters $(CURDIR)/runtime \
 		$(CURDIR)/toolkit $(CURDIR)/train $(TYPES)/
 	$(BIN)/mypy

@@ -35,6 +35,7 @@ def result(output: Path) -> dict[str, Any]:
     return json.loads((output / "side_by_side.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_the_quick_run_writes_what_it_measured(tmp_path: Path) -> None:
     done = side_by_side("--quick", "--threads", "1", "--no-memory", "--output", tmp_path / "out")
@@ -52,6 +53,7 @@ def test_the_quick_run_writes_what_it_measured(tmp_path: Path) -> None:
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_real_weights_are_scored_on_all_rows(
     checkpoint: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Ca
     return once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_real_weights_stay_within_the_promise(

@@ -178,6 +178,7 @@ def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return family, layers, cut(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_tensorrt_builds_every_layer_of_base_size(  # type: ignore[no-untyped-def]
     deep: tuple[str, int, Segments], precision: str, rtx, tmp_path: Path
