@@ -9,20 +9,33 @@ import onnx
 import pytest
 import torch
 from conftest import shared
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from berxit.exporters.export import export
+from berxit.exporters.onnx import int8_dynamic
 from berxit.exporters.onnx.activations import Activations, _session, _values, product_inputs
-from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
-from berxit.exporters.onnx.int8_dynamic import PRODUCTS, _bytes, _int8_columns, even_factors, quantized
+from berxit.exporters.onnx.graph import GraphWriter, OnnxSegment, embeddings_graph, layer_graph
+from berxit.exporters.onnx.int8_dynamic import (
+    LOWEST,
+    PRODUCTS,
+    TokenQuantization,
+    _int8_columns,
+    even_factors,
+    quantized,
+)
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments, cut
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import files_of, read_manifest
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.loop import every_exit
 from berxit.runtime.tokenization import TokenBatch
+from berxit.train.fine_tuning import TrainingOptions, fine_tune
 from berxit.train.modeling import MultiExitModel
+from berxit.train.tasks import custom_task
 
 FOUR = {"qkv.weight", "output.weight", "up.weight", "down.weight"}
+SIGNED = TokenQuantization.of("qkv.weight")
 
 
 @pytest.fixture
@@ -39,7 +52,8 @@ def test_a_layers_four_products_are_int8_and_its_exit_is_not(segments: Segments)
     model = quantized(plain).model
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("MatMulInteger") == 4
-    assert kinds.count("DynamicQuantizeLinear") == 4
+    assert kinds.count("QuantizeLinear") == 4
+    assert "DynamicQuantizeLinear" not in kinds  # its scale depends on the whole batch
     weights = initializers(model)
     assert {name for name, value in weights.items() if value.dtype == np.int8} == FOUR
     assert weights["classifier.weight"].dtype == weights["lte.weight"].dtype == np.float32
@@ -76,7 +90,7 @@ def test_no_two_neighbours_overflow_16_bits(segments: Segments) -> None:
 def product_error(weight: np.ndarray, rows: np.ndarray, factors: np.ndarray) -> float:
     """Root mean square, of the product as ONNX Runtime computes it."""
     values, scale = _int8_columns(weight * factors[:, None])
-    return float(np.sqrt(np.square(_bytes(rows / factors) @ (values * scale) - rows @ weight).mean()))
+    return float(np.sqrt(np.square(SIGNED.dequantized(rows / factors) @ (values * scale) - rows @ weight).mean()))
 
 
 def test_large_channels_are_evened_out_where_that_brings_the_product_nearer() -> None:
@@ -84,12 +98,69 @@ def test_large_channels_are_evened_out_where_that_brings_the_product_nearer() ->
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     rows = rng.normal(size=(200, 64)).astype(np.float32)
     rows[:, 5] *= 30
-    factors = even_factors(weight, Activations(np.abs(rows).max(axis=0), rows))
-    assert factors[5] > 3
+    factors = even_factors(weight, Activations(np.abs(rows).max(axis=0), rows), SIGNED)
+    assert factors[5] > 2
     assert (np.delete(factors, 5) < 1.5).all()
-    assert product_error(weight, rows, factors) < 0.6 * product_error(weight, rows, np.ones(64, np.float32))
+    assert product_error(weight, rows, factors) < 0.5 * product_error(weight, rows, np.ones(64, np.float32))
     rows[:, 5] /= 30  # nothing to even out: no operator for little
-    assert (even_factors(weight, Activations(np.abs(rows).max(axis=0), rows)) == 1).all()
+    assert (even_factors(weight, Activations(np.abs(rows).max(axis=0), rows), SIGNED) == 1).all()
+
+
+def test_even_factors_counts_each_token_relative_to_its_own_product() -> None:
+    """One token of very large values, at which smoothing helps, must not decide for 199 tokens at which it harms."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(64, 48)).astype(np.float32)
+    rows = rng.normal(size=(200, 64)).astype(np.float32)
+    rows[0] *= 1000
+    rows[0, 5] *= 30
+    assert (even_factors(weight, Activations(np.abs(rows).max(axis=0), rows), SIGNED) == 1).all()
+
+
+def quantized_by_operators(quantization: TokenQuantization, x: np.ndarray) -> np.ndarray:
+    constants: dict[str, np.ndarray] = {}
+    nodes, outputs = quantization.nodes("x", constants)
+    graph = helper.make_graph(
+        nodes,
+        "quantization",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", x.shape[1]])],
+        [
+            helper.make_tensor_value_info(name, kind, None)
+            for name, kind in zip(outputs[:2], (TensorProto.UINT8, TensorProto.FLOAT), strict=True)
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    values, scale = _session(model).run(None, {"x": x})
+    return (values.astype(np.float32) - quantization.zero_point) * scale
+
+
+@pytest.mark.parametrize("weight", ["qkv.weight", "1/down.weight"])
+def test_token_quantization_matches_its_operators_and_stays_within_half_a_step(weight: str) -> None:
+    quantization = TokenQuantization.of(weight)
+    x = (
+        np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+        * np.logspace(-3, 3, 50, dtype=np.float32)[:, None]
+    )
+    x[7] = 0
+    x = x if quantization.signed else np.maximum(x, -LOWEST)
+    found = quantized_by_operators(quantization, x)
+    np.testing.assert_allclose(found, quantization.dequantized(x), rtol=1e-6)
+    largest = (np.abs(x) if quantization.signed else x).max(axis=1, keepdims=True)
+    step = np.maximum(largest / quantization.steps, quantization.smallest_scale)
+    assert (np.abs(found - x) <= step * 0.5001).all()
+    assert not found[7].any()
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_no_activation_goes_below_the_lowest_value(name: str) -> None:
+    writer = GraphWriter()
+    output = writer.activation(name, "x")
+    values = [helper.make_tensor_value_info(each, TensorProto.FLOAT, ["n"]) for each in ("x", output)]
+    weights = [numpy_helper.from_array(value, key) for key, value in writer.weights.items()]
+    graph = helper.make_graph(writer.nodes, name, values[:1], values[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (found,) = _session(model).run(None, {"x": np.linspace(-20, 20, 400_001, dtype=np.float32)})
+    assert found.min() >= -LOWEST
 
 
 def test_a_layer_with_large_channels_is_nearer_when_they_are_evened_out(backbone_folders: dict[str, Path]) -> None:
@@ -111,7 +182,7 @@ def test_a_layer_with_large_channels_is_nearer_when_they_are_evened_out(backbone
     assert found["up.weight"].largest.argmax() == 3
     graphs = (plain, quantized(plain), quantized(plain, found))
     exact, coarse, even = (_values(_session(graph.model), graph, _roles(plain, feeds))["hidden"] for graph in graphs)
-    assert np.abs(even - exact).mean() < 0.6 * np.abs(coarse - exact).mean()
+    assert np.abs(even - exact).mean() < 0.7 * np.abs(coarse - exact).mean()
     assert "Mul" not in {node.op_type for node in quantized(plain).model.graph.node if "evened" in node.name}
 
 
@@ -155,6 +226,120 @@ def test_an_int8_bundle_answers_as_the_float_one(checkpoint: Path, bundle: Path,
     texts = ["the cat sat", "a dog ran", "big red tree", "the small cat"]
     small, plain = EarlyExitRunner.load(tmp_path / "int8"), EarlyExitRunner.load(bundle)
     assert [a.label for a in small.predict_batch(texts)] == [a.label for a in plain.predict_batch(texts)]
+
+
+@pytest.fixture(scope="module")
+def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data_folder: Path):  # type: ignore[no-untyped-def]
+    """Name -> an int8 bundle, trained a little so that exits differ: a family, with "-exits" only exits 1 and 3."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            family, _, exits = name.partition("-")
+            folder = tmp_path_factory.mktemp(name)
+            options = TrainingOptions(
+                str(backbone_folders[family]),
+                max_steps=8,
+                batch_size=8,
+                max_length=32,
+                learning_rate=3e-3,
+                pooling="first" if family == "bert" else "mean",
+                exit_head="pooler" if family in ("bert", "albert") else "linear",
+            )
+            fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "ckpt", quiet=True)
+            export_options = ExportOptions(precision="int8", exits=(1, 3) if exits else ())
+            export(folder / "ckpt", "onnxruntime", folder / "bundle", options=export_options)
+            made[name] = folder / "bundle"
+        return made[name]
+
+    return make
+
+
+BUNDLES = ("bert", "albert", "mpnet", "distilbert", "bert-exits", "albert-exits")
+
+
+def all_exits(runner: EarlyExitRunner, texts: list[str]) -> np.ndarray:
+    """(rows, exits, C) the logits of a batch."""
+    return np.stack([output.logits for output in every_exit(runner.backend, runner.tokenizer(texts))], axis=1)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", BUNDLES)
+def test_int8_row_does_not_depend_on_neighbours_or_padding(family_bundle, name: str, backend: str) -> None:  # type: ignore[no-untyped-def]
+    """Float32 sums may differ in the last bits, by the order of summation; a scale per batch differed by 1e-2."""
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+    runner = EarlyExitRunner.load(family_bundle(name), backend=backend, threads=1)
+    texts = [
+        "the cat",
+        "a dog ran under the big red tree and it was not a cat",
+        "stop",
+        "turn the light on",
+        "music is",
+    ]
+    alone = np.concatenate([all_exits(runner, [text]) for text in texts])
+    for batch in (texts, texts[::-1], texts[:2], texts[2:], [texts[1]] * 7 + texts):
+        rows = [texts.index(text) for text in batch]
+        np.testing.assert_allclose(all_exits(runner, batch), alone[rows], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_int8_batches_of_every_size_give_what_single_texts_give(family_bundle, data_folder: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    runner = EarlyExitRunner.load(family_bundle(name), threads=1)
+    lines = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    texts = [line.split("\t")[0] for line in lines]
+    certainties = np.sort([next(runner.stream(text)).certainty for text in texts])
+    threshold = float(certainties[23:25].mean())  # half of the rows exit at layer 1
+    alone = [runner.predict(text, threshold=threshold) for text in texts]
+    assert len({prediction.exit_layer for prediction in alone}) > 1
+    for size in (2, 8, 32, len(texts)):
+        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+        found = [p for batch in batches for p in runner.predict_batch(batch, threshold=threshold)]
+        assert [(p.label, p.exit_layer) for p in found] == [(p.label, p.exit_layer) for p in alone]
+
+
+def test_int8_token_does_not_depend_on_the_size_of_other_tokens(segments: Segments) -> None:
+    """Without attention, which mixes tokens: a row whose neighbour has hidden states 1,000 times as large."""
+    graph = quantized(layer_graph(segments, segments.layers[0]))
+    session = _session(graph.model)
+    hidden = np.random.default_rng(0).normal(size=(2, 6, 32)).astype(np.float32)
+    bias = np.zeros((2, 1, 1, 6), np.float32)
+    plain = session.run(["hidden_out"], {"hidden_in": hidden, "attention_bias": bias})[0]
+    hidden[1] *= 1000
+    beside_large = session.run(["hidden_out"], {"hidden_in": hidden, "attention_bias": bias})[0]
+    np.testing.assert_allclose(beside_large[0], plain[0], atol=1e-5)
+
+
+def batch_scaled_product(node, weights, quantized_inputs, inputs):  # type: ignore[no-untyped-def]
+    """The matmul as older bundles contain it: DynamicQuantizeLinear, one scale for the whole batch."""
+    (x, name), output = node.input, node.output[0]
+    if f"{name}.scale" not in weights:
+        weights[name], weights[f"{name}.scale"] = _int8_columns(weights[name])
+    if x not in quantized_inputs:
+        quantized_inputs[x] = (f"{x}.bytes", f"{x}.scale", f"{x}.zero")
+        yield helper.make_node("DynamicQuantizeLinear", [x], list(quantized_inputs[x]))
+    values, scale, zero = quantized_inputs[x]
+    yield helper.make_node("MatMulInteger", [values, name, zero], [f"{output}.int32"])
+    yield helper.make_node("Cast", [f"{output}.int32"], [f"{output}.steps"], to=TensorProto.FLOAT)
+    yield helper.make_node("Mul", [scale, f"{name}.scale"], [f"{output}.step"])
+    yield helper.make_node("Mul", [f"{output}.steps", f"{output}.step"], [output])
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_int8_bundle_with_one_scale_per_batch_still_runs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+    monkeypatch.setattr(int8_dynamic, "_product", batch_scaled_product)
+    manifest = export(checkpoint, "onnxruntime", tmp_path / "old", options=ExportOptions(precision="int8"))
+    monkeypatch.undo()
+    file = tmp_path / "old" / manifest.segments[1].file
+    assert "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(file).graph.node}
+    runner = EarlyExitRunner.load(tmp_path / "old", backend=backend, threads=1)
+    golden = read_golden(tmp_path / "old", manifest)
+    assert max(differences(runner.backend, golden, manifest.model.pad_token_id)) <= manifest.parity.atol
+    assert len(runner.predict_batch(["the cat sat", "a dog", "big red tree"])) == 3
 
 
 def test_real_weights_shrink_to_a_quarter(tmp_path: Path) -> None:
