@@ -160,7 +160,10 @@ def tensorboard(logs: Path) -> TensorBoardCallback:
 
 
 def last_epochs_loss(trainer: Trainer) -> float:
-    """The mean over the last epoch's logs."""
-    logs = [log for log in trainer.state.log_history if "loss" in log]
+    """Mean loss over the last epoch's logs; over all steps in a run that ended before its first log."""
+    history = trainer.state.log_history
+    logs = [log for log in history if "loss" in log]
+    if not logs:
+        return float(next(log["train_loss"] for log in reversed(history) if "train_loss" in log))
     last = [log["loss"] for log in logs if log["epoch"] > logs[-1]["epoch"] - 1]
     return float(sum(last) / len(last))

@@ -555,3 +555,11 @@ def test_max_steps_ends_the_run_early(task: Task, options: TrainingOptions, data
     fine_tune(task, data_folder, replace(options, max_steps=1), tmp_path / "output", quiet=True)
     record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
     assert (record["steps"], record["train_examples"]) == (1, 32)
+
+
+def test_fine_tune_records_the_loss_of_a_run_shorter_than_the_logging_interval(
+    task: Task, still: str, data_folder: Path, tmp_path: Path
+) -> None:
+    options = TrainingOptions(still, batch_size=1, max_steps=1, max_length=32)
+    fine_tune(task, data_folder, options, tmp_path / "checkpoint", quiet=True)
+    assert read_record(tmp_path / "checkpoint")["loss"] > 0
