@@ -18,6 +18,7 @@ from transformers import (
 from berxit.runtime import EarlyExitRunner
 from berxit.train import MultiExitModel
 from berxit.train.checkpoint import load_checkpoint
+from berxit.train.encoding import as_tensors
 
 
 def test_pipeline_predicts_what_the_runner_predicts_at_full_depth(checkpoint: Path, bundle: Path) -> None:
@@ -36,7 +37,7 @@ def test_auto_class_loads_the_multi_exit_model(checkpoint: Path) -> None:
 
 def test_forward_with_labels_returns_the_joint_loss(checkpoint: Path) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
-    batch = tokenizer(["the cat sat", "a dog"], padding=True, return_tensors="pt")
+    batch = as_tensors(tokenizer(["the cat sat", "a dog"]))
     labels = torch.tensor([0, 1])
     with torch.no_grad():
         outputs = model(**batch, labels=labels)
