@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
 from berxit.train import fine_tuning, trainer
-from berxit.train.checkpoint import load_checkpoint
+from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.encoding import EncodedExamples
 from berxit.train.fine_tuning import fine_tune, run_key, start_model
 from berxit.train.objectives import Alternating, Raw

@@ -226,6 +226,7 @@ def test_an_albert_body_is_stored_once_in_int8_too(backbone_folders: dict, tmp_p
     sizes = []
     for layers in (1, 3):
         checkpoint = checkpoint_of(backbone_folders["albert"], tmp_path / f"checkpoint-{layers}", layers=layers)
+        (checkpoint / "samples.json").write_text(json.dumps(SAMPLES), encoding="utf-8")
         export(checkpoint, "coreml", tmp_path / f"bundle-{layers}", options=ExportOptions("int8"))
         sizes.append(
             (tmp_path / f"bundle-{layers}/segments/model.mlpackage/Data/com.apple.CoreML/weights/weight.bin")
@@ -239,6 +240,7 @@ def test_int8_takes_half_of_fp16_on_real_weights(tokenizer_folder: Path, tmp_pat
     checkpoint = checkpoint_of(
         shared("models", "rxnmapper-albert"), tmp_path / "checkpoint", tokenizer=tokenizer_folder, layers=2
     )
+    (checkpoint / "samples.json").write_text(json.dumps(SAMPLES), encoding="utf-8")
     manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=ExportOptions("int8"))
     model, _ = load_checkpoint(checkpoint)
     half = 2 * sum(parameter.numel() for parameter in model.parameters())
