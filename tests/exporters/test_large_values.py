@@ -129,7 +129,7 @@ def test_the_device_checks_relative_to_the_values_too(
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
     result = bench(tmp_path / "bundle", threads=1, queries=1, seconds=0, thresholds=2)
     assert result.self_check <= manifest.parity.atol
-    assert tune(tmp_path / "bundle", manifest, backend="onnxruntime", threads=1, seconds=0.01)
+    assert tune(tmp_path / "bundle", manifest, backend="onnxruntime", threads=1, seconds=0.01, accept_noise=True)
     golden = json.loads((tmp_path / "bundle" / "golden.json").read_text(encoding="utf-8"))
     golden["logits"][0][0][0] *= 1.001
     (tmp_path / "bundle" / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
