@@ -21,6 +21,7 @@ from berxit.exporters.onnx.onnxruntime import write_graphs
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import cut
 from berxit.runtime.bundle import Manifest
+from berxit.runtime.json_data import write_json
 from berxit.runtime.progress import Progress
 from berxit.train.checkpoint import load_checkpoint
 
@@ -30,6 +31,7 @@ def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> P
     import torch
     from transformers import BertConfig, BertTokenizer
 
+    from berxit.train.checkpoint import SAMPLES_FILE
     from berxit.train.configuration import MultiExitConfig
     from berxit.train.modeling import MultiExitModel
 
@@ -45,6 +47,7 @@ def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> P
     MultiExitModel(config).save_pretrained(folder)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the"]
     BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    write_json({"texts": ["the a " * words for words in (1, 4, 16)]}, folder / SAMPLES_FILE)  # int8 needs texts
     return folder
 
 

@@ -68,7 +68,12 @@ def test_real_weights_are_scored_on_all_rows(
         return manifest, [spec for spec in specs if spec.name in some]
 
     monkeypatch.setattr(prepare, "prepare", prepare_some)
-    arguments = ["--checkpoint", checkpoint, "--data", data_folder, "--threads", 1, "--seconds", 0, "--quiet"]
+    header, *lines = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    pairs = [lines[i] for start in range(0, len(lines), 4) for i in (start, start + 2, start + 1, start + 3)]
+    data = tmp_path / "data"  # rows with even numbers and rows with odd numbers must both have both classes
+    data.mkdir()
+    (data / "dev.tsv").write_text("\n".join([header, *pairs]) + "\n", encoding="utf-8")
+    arguments = ["--checkpoint", checkpoint, "--data", data, "--threads", 1, "--seconds", 0, "--quiet"]
     command.main([*map(str, arguments), "--output", str(tmp_path / "out")], standalone_mode=False)
     found = result(tmp_path / "out")
     ours = found["scores"][some[0]]
