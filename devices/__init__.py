@@ -1,4 +1,4 @@
-"""What a device is, which one this is, its sensors, and how packages get there. Imports nothing of the project."""
+"""Device descriptions, detection, sensors, and install commands. Imports nothing of the project."""
 
 from berxit.devices.catalogue import DEVICES, Device
 from berxit.devices.installation import install_command, tensorrt_command

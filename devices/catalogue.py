@@ -34,7 +34,7 @@ class Device:
     target_version: str | None = None
     """The oldest system to export for; Xavier ends with JetPack 5."""
     in_an_app: bool = False
-    """Whether there is no Python on it: a bundle runs in an app."""
+    """True for a device without Python, where an app runs the bundle."""
     compute_units: str | None = None
     """What CoreML should use, as coremltools names it: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY. Chosen where a bundle is
     loaded: on a Mac this is the back end's default, an app says it to the Swift package."""

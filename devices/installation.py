@@ -38,7 +38,7 @@ def install_command(extra: str = "") -> str:
 
 
 def tensorrt_command() -> str:
-    """How TensorRT and its bindings get onto this machine: JetPack brings TensorRT to a Jetson, pip elsewhere."""
+    """The command that installs TensorRT's bindings here. JetPack contains TensorRT; elsewhere pip installs it."""
     if next(device for device in DEVICES if device.name == "jetson").is_this(this_machine()):
         return f"sudo apt install python3-libnvinfer, then {install_command('jetson')}"
     return install_command("tensorrt")

@@ -59,7 +59,7 @@ class BenchResult:
     """The largest difference from the checkpoint over all exits of the golden inputs, on this device; of logits,
     relative to the manifest's ``parity.scale``."""
     by_layer: dict[int, Measured]
-    """Layer with an exit -> what it costs when every input leaves there."""
+    """Layer with an exit -> latency and score if every input exits there."""
     by_threshold: dict[float, Measured]
     criterion: str
     policy: Measured | None
@@ -142,7 +142,7 @@ class BenchResult:
             made.append(Table(["tried: back end", "threads", "ms at full depth, without tokenisation"], rows))
         if self.policy is not None:
             share = [f"{self.policy.histogram[layer - 1] / self.policy.queries:.1%}" for layer in self.by_layer]
-            header = ["leaves at layer", *map(str, self.by_layer)]
+            header = ["share that exits at layer", *map(str, self.by_layer)]
             made.append(Table(header, [[f"{CALIBRATED} policy", *share]]))
         return made
 
@@ -255,7 +255,7 @@ def bench(
         threads=runner.backend.threads,
         inputs=len(inputs),
         rounds=rounds,
-        boundary="from text to answer, tokenisation included",
+        boundary="from text to prediction, tokenization included",
         self_check=largest,
         by_layer={i: found[f"layer {i}"] for i in manifest.exits},
         by_threshold={t: found[f"threshold {t}"] for t in tried},

@@ -26,7 +26,7 @@ from berxit.runtime.storage import recover
 SCHEMA_VERSION = 1
 DIGEST_LENGTH = 12
 MISSING_S, REPLACED_S, PAUSE_S = 0.5, 5.0, 0.005
-"""How long a load waits for a bundle that is missing, and for one that changes again and again; between two tries."""
+"""Seconds that a load waits for a missing bundle, for one that keeps changing, and between two attempts."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def open_bundle(bundle: Path | str, *, verify: bool = True) -> tuple[BundleFolde
 
 
 def _state(folder: Path) -> list[tuple[str, int, int, int]] | None:
-    """What differs after a bundle was replaced, or changed in place; None where there is none."""
+    """Names, inodes, sizes and times of the files, which change if the bundle is replaced. None if it is missing."""
     try:
         found = ((path, path.stat()) for path in (folder, *sorted(folder.rglob("*"))))
         return [(str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found]

@@ -69,7 +69,7 @@ def _latency_panel(axes: Axes, result: BenchResult) -> None:
         title = f"{line.intercept_ms:.2f} + {line.ms_per_layer:.2f} ms per layer, $R^2$ = {line.r_squared:.4f}"
         axes.set_title(title, fontsize=9)
     for points, color, label in (
-        (layers, LAYERS, "all inputs leave at one layer"),
+        (layers, LAYERS, "all inputs exit at one layer"),
         (thresholds, CURVE, f"{result.criterion} thresholds"),
         ([result.policy] if result.policy else [], CHOSEN, "calibrated"),
     ):
@@ -83,7 +83,7 @@ def _latency_panel(axes: Axes, result: BenchResult) -> None:
 
 def _score_panel(axes: Axes, result: BenchResult) -> None:
     for points, color, label in (
-        (result.by_layer.values(), LAYERS, "all inputs leave at one layer"),
+        (result.by_layer.values(), LAYERS, "all inputs exit at one layer"),
         (result.by_threshold.values(), CURVE, f"{result.criterion} thresholds"),
     ):
         pairs = sorted((p.latency.mean, p.score) for p in points if p.score is not None)
@@ -103,7 +103,7 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
         figure, axes = plt.subplots(figsize=(5.6, 3.8))
         layers = range(1, len(evaluation.layer_scores) + 1)
         axes.plot(
-            layers, evaluation.layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples leave at one layer"
+            layers, evaluation.layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples exit at one layer"
         )
         for name, points in evaluation.curves.items():
             curve = curve_of(points, len(layers))

@@ -42,7 +42,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     checkpoint, bundle, measured = output / "checkpoint", output / "bundle", output / "bench"
     output.mkdir(parents=True, exist_ok=True)
     task = custom_task(SAMPLE, ("text",), "label")
-    with _step(1, "fine-tune: every layer learns to answer, and when to stop"):
+    with _step(1, "fine-tune: every layer gets an exit, and learns when to stop"):
         options = TrainingOptions(
             model=model or demo_model(),
             pooling="mean",  # this encoder was pre-trained for it: its first token says little in the early layers

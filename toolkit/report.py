@@ -29,22 +29,22 @@ pre {{ background: #f3f4f6; padding: 1rem; border-radius: 6px; overflow-x: auto;
 <h1>{headline}</h1>
 <p class="sub">{measured}</p>
 {warnings}{figure}
-<h2>Where the inputs leave</h2>{histogram}
-<h2>The first to leave, and the last</h2>{examples}
-<h2>What a threshold buys</h2>{thresholds}
-<h2>What each layer costs and scores</h2>{layers}
+<h2>Exit layers</h2>{histogram}
+<h2>Inputs that exit early and late</h2>{examples}
+<h2>Thresholds</h2>{thresholds}
+<h2>Layers</h2>{layers}
 <h2>How the threshold was chosen</h2><p>{calibration}</p>
 <h2>Use it</h2><pre>{code}</pre>
 <h2>Conditions</h2><p>{conditions}</p>
 </body></html>
 """
 
-_CODE = """from runtime import EarlyExitRunner
+_CODE = """from berxit import EarlyExitRunner
 
 # The folder is beside the report of the quickstart.
 runner = EarlyExitRunner.load({bundle!r})
-answer = runner.predict("turn the kitchen lights off")
-print(answer.label, answer.exit_layer, answer.certainty, answer.latency_ms)
+prediction = runner.predict("turn the kitchen lights off")
+print(prediction.label, prediction.exit_layer, prediction.certainty, prediction.latency_ms)
 """
 
 
@@ -55,7 +55,7 @@ def write_report(
     bundle: Path,
     answers: Sequence[tuple[str, Prediction]],
 ) -> Path:
-    """``answers``: texts with what the calibrated bundle answered to them."""
+    """Writes the report page. ``answers``: texts with the calibrated bundle's predictions."""
     layers, thresholds, *histogram = (_html(table) for table in result.tables())
     machine = result.machine
     page = _PAGE.format(
@@ -90,13 +90,13 @@ def _sentence(text: str) -> str:
 
 
 def _examples(answers: Sequence[tuple[str, Prediction]]) -> str:
-    """Four inputs that left first and four that went deepest."""
+    """Four inputs that exit earliest and four that exit latest."""
     by_depth = sorted(answers, key=lambda pair: pair[1].exit_layer)
     rows = [
         [text, str(answer.label), f"{answer.certainty:.2f}", answer.exit_layer]
         for text, answer in by_depth[:4] + by_depth[4:][-4:]
     ]
-    return _html(Table(["input", "answer", "certainty", "left at layer"], rows))
+    return _html(Table(["input", "prediction", "certainty", "exit layer"], rows))
 
 
 def _html(table: Table) -> str:

@@ -38,7 +38,7 @@ class Curve:
 
     @classmethod
     def layer_wise(cls, scores: Sequence[float]) -> Curve:
-        """All examples leave at one layer: scores (n,)."""
+        """All examples exit at one layer: scores (n,)."""
         return cls(np.arange(1, len(scores) + 1, dtype=np.float64), np.array(scores, dtype=np.float64), len(scores))
 
     def relative_to(self, reference: float) -> Curve:

@@ -26,9 +26,9 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.progress import Bar
 
 PRECISIONS = {"fp16": 2e-2, "fp32": 1e-4, **{name: chosen.tolerance for name, chosen in COMPRESSIONS.items()}}
-"""What the target can be exported in -> how far an exit may be from the checkpoint's (logits relative to their scale,
-and LTE). fp16 comes first: it is what Apple's Neural Engine computes in, and half the download; float32 runs on CPU and
-GPU only."""
+"""Precision -> tolerance: the largest difference of an exit from the checkpoint's (logits relative to their scale, and
+LTE). fp16 is the default, since the Neural Engine computes in it and it halves the download; fp32 runs on CPU and GPU
+only."""
 LEAST_PSNR = {"fp32": 70.0, "fp16": 45.0, "int8": 25.0, "palette6": 20.0, "palette4": 10.0}
 """And the PSNR in dB that its logits must reach, whatever their size; docs/coreml.md has what trained models have."""
 SCORED = frozenset(COMPRESSIONS)

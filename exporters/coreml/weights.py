@@ -11,7 +11,7 @@ from berxit.exporters.coreml.quiet import ct
 @dataclass(frozen=True)
 class Compression:
     tolerance: float
-    """How far an exit may be from the checkpoint's: logits relative to their scale, and LTE."""
+    """Largest difference of an exit from the checkpoint's: logits relative to their scale, and LTE."""
     bits: int
     palette: bool
     """Each weight an index into a table of 2^bits values, found by k-means; else an integer times its row's scale."""

@@ -94,7 +94,7 @@ class TokenQuantization:
     smallest_scale: float
     """Lower bound of the scale. It is positive, so a token of zeros stays zero."""
     signed: bool
-    """Whether the largest value is the largest absolute value."""
+    """True if the token's largest value is its largest absolute value."""
 
     @classmethod
     def of(cls, weight: str) -> TokenQuantization:

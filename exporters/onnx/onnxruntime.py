@@ -20,8 +20,8 @@ from berxit.runtime.bundle import Segment, TensorFile, sha256
 from berxit.runtime.progress import Bar
 
 PRECISIONS = {"fp32": 1e-4, "int8": 2.0, "fp16": 1e-2}
-"""What the target can be exported in -> how far an exit may be from the checkpoint's (logits relative to their scale,
-and LTE). Int8 moves single logits by up to 1.1 on the real models we tried; what holds it is LEAST_PSNR, and its
+"""Precision -> tolerance: the largest difference of an exit from the checkpoint's (logits relative to their scale, and
+LTE). Int8 moves single logits by up to 1.1 on the real models we tried; what holds it is LEAST_PSNR, and its
 measured score. fp16 is how weights are stored; computed is in float32."""
 LEAST_PSNR = {"int8": 20.0}
 """Precision -> dB: rounding may make up a tenth of the largest logit, root mean square. Real models reach 30 to 46; an

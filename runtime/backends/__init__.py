@@ -34,8 +34,8 @@ class BackendInfo:
     options: dict[str, Any] = field(default_factory=dict)
     """What ``open_backend`` is told besides, where one module is several back ends."""
     atol: float = 0.0
-    """How far an exit may be off the checkpoint where the back end computes in less than the files hold; else the
-    bundle's own tolerance stands."""
+    """Largest difference from the checkpoint for a backend that computes in a lower precision than the files'; 0 for
+    others, which the bundle's own tolerance applies to."""
     lazy: bool = False
     """Whether its ``open_backend`` takes ``lazy``: open a layer when an input first gets there."""
     other_package: str | None = None
@@ -43,7 +43,7 @@ class BackendInfo:
     cpu: bool = True
     """Whether it computes on the CPU, so that threads matter."""
     reopens: bool = False
-    """Whether a forked child process can open it anew; if not, it refuses to run there."""
+    """True if a forked child process can open the segments again; otherwise the backend raises an error there."""
     changes_process: bool = False
     """Whether the process is another once it was opened, so that it is never tried unasked."""
 
@@ -189,7 +189,7 @@ def open_backend(
 
 
 def allowed_difference(manifest: Manifest, backend: str) -> float:
-    """How far an exit may be off the checkpoint when the back end of that name runs the bundle."""
+    """Largest difference of an exit from the checkpoint's if the backend of that name runs the bundle."""
     return max([manifest.parity.atol, *(info.atol for info in BACKENDS[manifest.target] if info.name == backend)])
 
 

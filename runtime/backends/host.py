@@ -61,9 +61,11 @@ _opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
 def opened_once(files: Sequence[BundleFile], options: Hashable, open_file: Callable[[], Any]) -> Any:
-    """What ``open_file`` makes of these files, or made before of the same content with the same ``options``: runners of
-    one bundle share its weights. The key is the sha256 of what is read, never a path or an unchecked checksum: where
-    files are not checked (``verify=False``), nothing is shared. A forked child shares nothing with its parent.
+    """Result of ``open_file`` for these files, which runners of one bundle share.
+
+    Files of the same content with the same ``options`` are opened once. The key is the sha256 of the bytes that were
+    read, never a path or an unchecked checksum: unchecked files (``verify=False``) are not shared. A forked child
+    shares nothing with its parent.
     """
     contents = tuple(file.content for file in files)
     with forking.opening:

@@ -65,9 +65,11 @@ def unusable_here() -> str | None:
 
 
 def engine_folder(manifest: Manifest) -> Path:
-    """Where the TensorRT provider keeps this bundle's engines. It tells engines apart by the names in a graph, which
-    layers share and a model that was trained again does not change: so every bundle has a folder, named by all that its
-    engines hold, and in it one per segment file."""
+    """Folder of the TensorRT provider's engines for this bundle.
+
+    The provider identifies engines by the names in a graph, which layers share and retraining does not change. So every
+    bundle has a folder of its own, named after everything its engines depend on, with one folder per segment file.
+    """
     files = [segment.sha256 for segment in manifest.segments]
     held = json.dumps([files, manifest.precision, manifest.lengths, rows_of(manifest)])
     return cache_folder() / "onnxruntime" / sha256(held.encode()).hexdigest()[:24]

@@ -206,7 +206,7 @@ def test_export_with_fewer_exits_calibrates_for_them(copy: Path, capsys: pytest.
     assert "layers 1 to 2" in said
     assert "| layer 3 " in said
     assert run("bench", bundle, "--seconds", "0", "--queries", "1", "--quiet") == 0
-    header = next(line for line in capsys.readouterr().out.splitlines() if "leaves at layer" in line)
+    header = next(line for line in capsys.readouterr().out.splitlines() if "share that exits at layer" in line)
     assert header.replace("|", " ").split() == ["leaves", "at", "layer", "2", "3"]
 
 

@@ -189,7 +189,7 @@ def compare_models(
     Raises InputError for models that do not predict the same thing, and where there are no texts to compare on.
     """
     a, b = (open_side(path, threads) for path in (first, second))
-    if (a.labels, len(a.text_columns)) != (b.labels, len(b.text_columns)):
+    if (a.model.labels, len(a.model.text_columns)) != (b.model.labels, len(b.model.text_columns)):
         raise InputError(f"{first} predicts {_labels(a)}, {second} predicts {_labels(b)}: compare models of one task")
     if a.manifest is None and b.manifest is not None:
         a = replace(a, policy=b.policy, exits=b.exits)
@@ -205,7 +205,7 @@ def compare_models(
     scores: tuple[tuple[float, float], ...] = ()
     policy_scores = None
     if labels is not None:
-        metric = METRICS[a.metric]
+        metric = METRICS[a.model.metric]
         per_exit = [
             [metric(_predicted(side, rows, layer), labels) for layer in common]
             for side, rows in zip((a, b), found, strict=True)
@@ -218,7 +218,7 @@ def compare_models(
         mib=(a.mib, b.mib),
         data=source,
         rows=len(texts),
-        metric=a.metric if labels is not None else None,
+        metric=a.model.metric if labels is not None else None,
         exits=common,
         max_diff=tuple(_max_diff(a, b, found, layer) for layer in common),
         scores=scores,
@@ -243,8 +243,8 @@ class _Decisions:
 
 
 def _labels(side: Side) -> str:
-    kind = f"the classes {', '.join(side.labels)}" if side.labels else "a value"
-    return f"{kind} for {'pairs' if len(side.text_columns) == 2 else 'single texts'}"
+    kind = f"the classes {', '.join(side.model.labels)}" if side.model.labels else "a value"
+    return f"{kind} for {'pairs' if len(side.model.text_columns) == 2 else 'single texts'}"
 
 
 def _texts(
@@ -253,8 +253,8 @@ def _texts(
     """Texts, their labels (N,) or None, and a description of both."""
     if data is not None:
         path = find_split(data, split)
-        examples = read_examples_for(a, path).head(limit)
-        check_labels(a.metric, examples.labels, str(path))
+        examples = read_examples_for(a.model, path).head(limit)
+        check_labels(a.model.metric, examples.labels, str(path))
         return examples.texts, examples.labels, path.name
     for side in (a, b):
         if side.manifest is not None:
@@ -279,7 +279,7 @@ def _decide(side: Side, rows: Sequence[RowOutputs]) -> _Decisions:
     certainty = certainties(policy, logits, np.stack(lte) if lte else None)
     places = exit_layers(policy, certainty) - 1
     last = logits[np.arange(len(logits)), places]
-    predictions = last.argmax(axis=1) if side.labels else last[:, 0]
+    predictions = last.argmax(axis=1) if side.model.labels else last[:, 0]
     margins = np.abs(certainty[:, :-1] - np.array(policy.thresholds)).min(axis=1, initial=np.finfo(np.float64).max)
     return _Decisions(np.array(side.exits)[places], predictions, margins)
 
@@ -287,7 +287,7 @@ def _decide(side: Side, rows: Sequence[RowOutputs]) -> _Decisions:
 def _predicted(side: Side, rows: Sequence[RowOutputs], layer: int) -> npt.NDArray:
     """(N,) predictions of one exit."""
     logits = np.stack([row.logits[side.exits.index(layer)] for row in rows])
-    return logits.argmax(axis=1) if side.labels else logits[:, 0]
+    return logits.argmax(axis=1) if side.model.labels else logits[:, 0]
 
 
 def _max_diff(a: Side, b: Side, found: Sequence[Sequence[RowOutputs]], layer: int) -> float:
@@ -301,9 +301,9 @@ def _max_diff(a: Side, b: Side, found: Sequence[Sequence[RowOutputs]], layer: in
 
 
 def _differences(a: Side, first: _Decisions, second: _Decisions) -> tuple[RowDifference, ...]:
-    if a.labels:
+    if a.model.labels:
         same = first.predictions == second.predictions
-        names = [[a.labels[i] for i in each.predictions] for each in (first, second)]
+        names = [[a.model.labels[i] for i in each.predictions] for each in (first, second)]
     else:
         size = np.maximum(1.0, np.abs(first.predictions))
         same = np.abs(first.predictions - second.predictions) < SAME_VALUE * size

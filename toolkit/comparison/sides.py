@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit import devices
-from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.bundle import Manifest, ModelInfo, read_manifest
 from berxit.runtime.bundle_files import MANIFEST
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import every_exit
@@ -41,12 +41,7 @@ class Side:
 
     name: str
     path: Path
-    task: str
-    labels: tuple[str, ...]
-    """Class names; empty for regression."""
-    metric: str
-    text_columns: tuple[str, ...]
-    label_column: str
+    model: ModelInfo
     exits: tuple[int, ...]
     policy: ExitPolicy
     executed_by: str
@@ -103,11 +98,7 @@ def _bundle(path: Path, threads: int | None) -> Side:
     return Side(
         name=path.name,
         path=path,
-        task=model.task,
-        labels=model.labels,
-        metric=model.metric,
-        text_columns=model.text_columns,
-        label_column=model.label_column,
+        model=model,
         exits=manifest.exits,
         policy=manifest.policy,
         executed_by=executed_by,
@@ -124,6 +115,7 @@ def _checkpoint(path: Path) -> Side:
     hush_libraries()
     import torch
 
+    from berxit.exporters.export import describe
     from berxit.train.calibration import read_policy
     from berxit.train.checkpoint import load_checkpoint
     from berxit.train.encoding import as_tensors
@@ -142,11 +134,7 @@ def _checkpoint(path: Path) -> Side:
     return Side(
         name=path.name,
         path=path,
-        task=config.task,
-        labels=config.labels,
-        metric=config.metric,
-        text_columns=tuple(config.text_columns),
-        label_column=config.label_column,
+        model=describe(model, tokenizer.pad_token_id, config.max_length),
         exits=tuple(range(1, model.layers + 1)),
         policy=policy,
         executed_by="PyTorch, float64",

@@ -69,7 +69,7 @@ def study(request: Request) -> Findings:
         title=f"Seconds for {times[0].inputs} inputs, {times[0].task}",
         conditions=[
             f"data: {request.data_file.parent.name}/{request.data_file.name}, {times[0].inputs} inputs, one at a time,"
-            " from text to answer, tokenisation included; full depth and calibrated in shuffled turns",
+            " from text to prediction, tokenization included; full depth and calibrated in shuffled turns",
             f"device: {devices.this_machine()}; threads: {', '.join(str(time.threads) for time in times)}",
             *(f"noise of {time.bundle}: {'; '.join(time.noise.problems()) or time.noise}" for time in times),
         ],
