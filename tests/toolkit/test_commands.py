@@ -207,7 +207,7 @@ def test_export_with_fewer_exits_calibrates_for_them(copy: Path, capsys: pytest.
     assert "| layer 3 " in said
     assert run("bench", bundle, "--seconds", "0", "--queries", "1", "--quiet") == 0
     header = next(line for line in capsys.readouterr().out.splitlines() if "share that exits at layer" in line)
-    assert header.replace("|", " ").split() == ["leaves", "at", "layer", "2", "3"]
+    assert header.replace("|", " ").split() == ["share", "that", "exits", "at", "layer", "2", "3"]
 
 
 def test_inspect_shows_what_placed_exits_were_to_bring(
