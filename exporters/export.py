@@ -258,14 +258,14 @@ def _scored(
     and ``warn`` receives the reason, where that data is not available."""
     c = stored.calibration
     try:
-        expected = stored_pass(checkpoint, stored).at_exits(manifest.exits)
+        expected = stored_pass(checkpoint, stored).select_exits(manifest.exits)
         texts = calibration_texts(checkpoint, expected, c, task, data_file)
     except BerxitError as error:
         warn(f"what {manifest.precision} costs was not measured, the thresholds are the checkpoint's: {error}")
         return manifest
     found = bundle_pass(backend, tokenizer, texts, expected, progress)
     scores = compare(expected, found, c)
-    chosen = choose(found, c.criterion, c.asked, c.data, c.data_sha256)
+    chosen = choose(found, c.criterion, c.requirement, c.data, c.data_sha256)
     report(in_words(scores, manifest.exits, chosen.calibration.histogram, manifest.precision))
     report(f"calibrated on its own answers: {chosen.calibration.summary()}")
     return replace(manifest, policy=chosen.policy, calibration=asdict(chosen.calibration), scores=scores)

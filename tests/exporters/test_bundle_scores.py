@@ -51,7 +51,7 @@ def test_the_scores_are_those_of_the_checkpoint_and_of_the_bundle_as_it_runs(
     manifest, said = exported(checkpoint, ExportOptions(precision="int8", exits=exits))
     layers = (exits and (2, 3)) or (1, 2, 3)
     assert manifest.exits == layers
-    expected = layer_scores(Predictions.load(checkpoint / PASS_FILE).at_exits(layers))
+    expected = layer_scores(Predictions.load(checkpoint / PASS_FILE).select_exits(layers))
     scores = manifest.scores
     assert scores is not None
     assert scores.checkpoint == pytest.approx(expected)

@@ -194,13 +194,13 @@ def test_the_threshold_is_chosen_again_for_the_exits_that_are_left(copy: Path, d
     manifest = export(copy, "onnxruntime", bundle, options=ExportOptions(exits=(2,)))
     assert manifest.calibration is not None
     assert manifest.calibration["histogram"][0] == 0
-    assert manifest.calibration["asked"] == asdict(before.calibration.asked)
+    assert manifest.calibration["requirement"] == asdict(before.calibration.requirement)
     model, tokenizer = load_checkpoint(copy)
     examples = task_of(model.config).read(data_folder, "dev")
     runner = EarlyExitRunner.load(bundle, threads=1)
     layers = [runner.predict(str(text)).exit_layer for text in examples.texts]
     assert np.bincount(layers, minlength=4)[1:].tolist() == list(manifest.calibration["histogram"])
-    assert predict(model, tokenizer, examples).at_exits((2, 3)).exit_layers.tolist() == [2, 3]
+    assert predict(model, tokenizer, examples).select_exits((2, 3)).exit_layers.tolist() == [2, 3]
 
 
 def test_without_the_calibration_pass_one_is_told_to_calibrate(copy: Path) -> None:
