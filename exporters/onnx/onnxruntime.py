@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy.typing as npt
 import onnx
 
-from berxit.exporters.onnx.activations import product_inputs, samples_of
+from berxit.exporters.onnx.activations import EMBEDDINGS, matmul_inputs, samples_of
 from berxit.exporters.onnx.fp16_weights import halved
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, fed, layer_graph
-from berxit.exporters.onnx.int8_dynamic import PRODUCTS, quantized
+from berxit.exporters.onnx.int8_cpu import QUANTIZED_WEIGHTS, quantized
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments
 from berxit.runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
@@ -48,8 +48,9 @@ def _graphs(segments: Segments) -> Iterator[OnnxSegment]:
 def _int8_graphs(segments: Segments, folder: Path) -> Iterator[OnnxSegment]:
     """Two passes over the graphs, since layers that share a file must agree on what comes to its products."""
     embeddings, *layers = _graphs(segments)
-    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples_of(folder), PRODUCTS)
-    yield quantized(embeddings)
+    pairs = zip(segments.layers, layers, strict=True)
+    inputs = matmul_inputs(embeddings, pairs, samples_of(folder), QUANTIZED_WEIGHTS)
+    yield quantized(embeddings, inputs[EMBEDDINGS])
     for segment, graph in zip(segments.layers, layers, strict=True):
         yield quantized(graph, inputs[segment.body])
 

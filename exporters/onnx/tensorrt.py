@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from berxit.devices import default_threads
-from berxit.exporters.onnx.activations import product_inputs, samples_of
+from berxit.exporters.onnx.activations import matmul_inputs, samples_of
 from berxit.exporters.onnx.bfloat16 import RoundingBackend, with_float32_borders
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
 from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, PRODUCTS, quantized
@@ -77,7 +77,7 @@ def graphs_of(segments: Segments, options: ExportOptions, folder: Path) -> Itera
     bfloat16 = options.precision == "bf16"
     dtype = "bfloat16" if bfloat16 else "float16" if half else "float32"
     plain = ((segment, layer_graph(segments, segment)) for segment in segments.layers)
-    inputs = product_inputs(embeddings_graph(segments), plain, samples_of(folder), PRODUCTS) if int8 else {}
+    inputs = matmul_inputs(embeddings_graph(segments), plain, samples_of(folder), PRODUCTS) if int8 else {}
     embeddings = embeddings_graph(segments, opset=opset, dtype=dtype)
     yield with_float32_borders(embeddings) if bfloat16 else embeddings
     for segment in segments.layers:
