@@ -86,4 +86,3 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
 def shape_of(checkpoint: Path, manifest: Manifest) -> Shape:
     """The last segment may give no hidden state: it then computes the first token alone."""
     return Shape.of(checkpoint, last_alone=all(output.role != "hidden" for output in manifest.segments[-1].outputs))
-

@@ -1,7 +1,7 @@
-"""Int8 for the CPU: QuantizeLinear and DequantizeLinear around the large matmuls, all scales constant.
+"""Int8 for the CPU: QuantizeLinear and DequantizeLinear around the large matmuls, with constant scales.
 
-ONNX Runtime and OpenVINO replace each group by one int8 matmul when they load the file. The scales are measured once,
-at export, on texts of the task. So a row's result depends neither on the other rows of its batch nor on its padding.
+ONNX Runtime and OpenVINO replace each group by one int8 matmul when they load the file. The scales are chosen once, at
+export, on texts of the task. So a row's result depends neither on the other rows of its batch nor on its padding.
 
 Activations are uint8 with one scale for the whole tensor; weights are int8 with one scale per column. BERT's hidden
 states have outlier channels, 5 to 30 times as large as the others and always the same ones. One scale for all channels
@@ -45,15 +45,15 @@ or AVX512 but no VNNI adds two adjacent products in 16 bits (vpmaddubsw), and be
 an error. So no two adjacent weights of one sign exceed 128 together, and every CPU computes the same result. The
 largest real weight of a column then has about 100 steps."""
 
-SCALED_PER_TOKEN = ("down.weight",)
+AFTER_ACTIVATION = ("down.weight",)
 """Weights whose input is the feed-forward activation. Its largest value differs by a factor of ten between tokens, so
-each token is divided by its largest value before quantization and the result multiplied by it. In the three other
-matmuls of a layer a constant scale is as exact, because a norm precedes them or, for the attention, its weights sum
-to 1."""
+one scale for all tokens can be too coarse. Then each token is divided by its largest value before quantization, and its
+result multiplied by it. The inputs of the other matmuls do not need that: a norm precedes them, or they are weighted
+means of values that it precedes."""
 LOWEST = 0.1701
 """gelu (-0.16997), gelu_new (-0.17004) and relu (0) have no lower value, whatever their input."""
 STEPS_BELOW_ZERO = 20
-"""Of the 255 steps of the feed-forward activation; a token's divisor is large enough that -LOWEST needs no more."""
+"""Of the 255 steps of a token that is divided by its largest value: the divisor is large enough for -LOWEST."""
 
 OUTLIER_SHARES = (0.998, 0.995, 0.99, 0.98, 0.95, 0.9)
 """Candidate smoothing: channels above this quantile are divided down to it."""
@@ -62,7 +62,8 @@ MIGRATION_STRENGTHS = (0.5, 0.7, 0.85, 1.0)
 SMALLEST_CHANNEL = 1e-3
 """Lower bound of a channel's largest value, as a share of the largest channel's, when smoothing scales are computed."""
 WORTHWHILE = 0.8
-"""Smoothing adds one Mul; it is skipped unless it reduces the error below this share."""
+"""Smoothing adds a Mul, a divisor per token four operators; each is skipped unless it reduces the error below this
+share."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,11 @@ class Quantization:
     """If set, each token is first divided by its largest value, or by this if that is smaller."""
 
     @classmethod
-    def of_range(cls, largest: float) -> Quantization:
-        """The symmetric quantization of values up to ``largest``: 127 steps up and 127 down."""
-        return cls(max(largest, 1e-6) / 127, 128)
+    def of_range(cls, lowest: float, largest: float) -> Quantization:
+        """The quantization with the smallest scale whose range contains ``lowest`` (below 0) and ``largest``."""
+        lowest, largest = min(lowest, -1e-6), max(largest, 1e-6)
+        zero_point = int(np.clip(np.round(255 * -lowest / (largest - lowest)), 1, 254))
+        return cls(max(largest / (255 - zero_point), -lowest / zero_point), zero_point)
 
     @classmethod
     def per_token(cls, lowest: float) -> Quantization:
@@ -109,24 +112,36 @@ class QuantizedMatmul:
 
     @classmethod
     def of(
-        cls, weight: npt.NDArray, inputs: Activations, smoothing: npt.NDArray[np.float32], *, per_token: bool
+        cls,
+        weight: npt.NDArray,
+        inputs: Activations,
+        smoothing: npt.NDArray[np.float32],
+        *,
+        after_activation: bool = False,
+        per_token: bool = False,
     ) -> QuantizedMatmul:
-        if per_token:
-            activation = Quantization.per_token(-LOWEST / float(smoothing.min()))
-        else:
-            activation = Quantization.of_range(float((inputs.largest / smoothing).max()))
+        largest = float((inputs.largest / smoothing).max())
+        lowest = -LOWEST / float(smoothing.min()) if after_activation else -largest
+        activation = Quantization.per_token(lowest) if per_token else Quantization.of_range(lowest, largest)
         return cls(smoothing, activation, *_int8_columns(weight * smoothing[:, None]))
 
     @classmethod
-    def choose(cls, weight: npt.NDArray, inputs: Activations, *, per_token: bool) -> QuantizedMatmul:
-        """The candidate with the least error on ``inputs``; without smoothing unless that is WORTHWHILE."""
+    def choose(cls, weight: npt.NDArray, inputs: Activations, *, after_activation: bool) -> QuantizedMatmul:
+        """The plainest candidate whose error on ``inputs`` no other reduces by enough to be WORTHWHILE."""
         exact = inputs.rows @ weight
-        plain = cls.of(weight, inputs, np.ones(len(weight), np.float32), per_token=per_token)
-        candidates = (
-            cls.of(weight, inputs, smoothing, per_token=per_token) for smoothing in smoothing_candidates(weight, inputs)
-        )
-        error, best = min(((c.error(inputs.rows, exact), c) for c in candidates), key=lambda pair: pair[0])
-        return best if error < WORTHWHILE * plain.error(inputs.rows, exact) else plain
+        smoothings = list(smoothing_candidates(weight, inputs))
+        best, least = None, np.inf
+        for per_token in (False, True) if after_activation else (False,):
+            for tried in ([np.ones(len(weight), np.float32)], smoothings):
+                found = [
+                    cls.of(weight, inputs, each, after_activation=after_activation, per_token=per_token)
+                    for each in tried
+                ]
+                errors = [each.error(inputs.rows, exact) for each in found]
+                if min(errors) < WORTHWHILE * least:
+                    best, least = found[int(np.argmin(errors))], min(errors)
+        assert best is not None  # the first candidate has a finite error
+        return best
 
     def error(self, rows: npt.NDArray, exact: npt.NDArray) -> float:
         """Root mean square over the tokens of the error relative to the token's own result.
@@ -166,8 +181,8 @@ def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegm
         if node.op_type == "MatMul" and node.input[1] in inputs and node.input[1] in weights:
             name = node.input[1]
             if name not in chosen:  # layers of one segment may share a weight
-                per_token = name.rpartition("/")[2] in SCALED_PER_TOKEN
-                chosen[name] = QuantizedMatmul.choose(weights[name], inputs[name], per_token=per_token)
+                after = name.rpartition("/")[2] in AFTER_ACTIVATION
+                chosen[name] = QuantizedMatmul.choose(weights[name], inputs[name], after_activation=after)
             nodes += _matmul(node, chosen[name], weights, rounded)
         elif node.op_type == "Gather" and node.input[0] in QUANTIZED_TABLES:
             nodes += _lookup(node, weights)
