@@ -88,7 +88,7 @@ def compare(expected: Predictions, found: Predictions, calibration: Calibration)
     return Scores(calibration.data, len(expected.labels), expected.metric, before, after)
 
 
-def in_words(scores: Scores, exits: Sequence[int], histogram: Sequence[int], precision: str) -> str:
+def describe_scores(scores: Scores, exits: Sequence[int], histogram: Sequence[int], precision: str) -> str:
     """The largest loss where rows leave: ``histogram`` says how many do after each of the model's layers."""
     used = {layer: loss for layer, loss in zip(exits, scores.losses, strict=True) if histogram[layer - 1]}
     worst = max(used, key=lambda layer: used[layer])

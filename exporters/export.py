@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 
 from berxit.devices import recognise, this_machine
-from berxit.exporters.bundle_scores import bundle_pass, calibration_file, calibration_texts, compare, in_words
+from berxit.exporters.bundle_scores import bundle_pass, calibration_file, calibration_texts, compare, describe_scores
 from berxit.exporters.exit_placement import Placement, checked_exits, place_exits, quiet_costs
 from berxit.exporters.golden_samples import golden_texts, of_every_length
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import cut
+from berxit.exporters.segments import split_segments
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import (
     SCHEMA_VERSION,
@@ -138,7 +138,7 @@ def export(  # noqa: PLR0915
     if data and scores and stored and scored:  # else --data gives golden inputs, or nothing
         data_file = calibration_file(data, checkpoint, stored.calibration)
     samples = golden_texts(checkpoint, model.config, data_file or data, scored, warn)
-    segments, placed = cut(model), None
+    segments, placed = split_segments(model), None
     if options.exits == "auto":
         placed = automatic_exits(checkpoint, target, options, calibrated, data, progress, accept_noise=accept_noise)
         report(str(placed))
@@ -168,7 +168,7 @@ def export(  # noqa: PLR0915
             schema_version=SCHEMA_VERSION,
             target=target,
             precision=precision,
-            model=describe(model, tokenizer.pad_token_id, longest),
+            model=model_info(model, tokenizer.pad_token_id, longest),
             tokenizer=DataFile("tokenizer.json", sha256(folder / "tokenizer.json")),
             segments=written,
             policy=calibrated.policy if calibrated else ExitPolicy.full_depth(model.layers, model.config.regression),
@@ -266,7 +266,7 @@ def _scored(
     found = bundle_pass(backend, tokenizer, texts, expected, progress)
     scores = compare(expected, found, c)
     chosen = choose(found, c.criterion, c.asked, c.data, c.data_sha256)
-    report(in_words(scores, manifest.exits, chosen.calibration.histogram, manifest.precision))
+    report(describe_scores(scores, manifest.exits, chosen.calibration.histogram, manifest.precision))
     report(f"calibrated on its own answers: {chosen.calibration.summary()}")
     return replace(manifest, policy=chosen.policy, calibration=asdict(chosen.calibration), scores=scores)
 
@@ -324,7 +324,7 @@ def target_module(target: str) -> ModuleType:
     return import_module(TARGETS[target])
 
 
-def describe(model: MultiExitModel, pad_token_id: int, max_length: int) -> ModelInfo:
+def model_info(model: MultiExitModel, pad_token_id: int, max_length: int) -> ModelInfo:
     config = model.config
     return ModelInfo(
         family=config.backbone.model_type,

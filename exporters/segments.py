@@ -93,7 +93,7 @@ class Segments:
         return replace(self, layers=tuple(layers))
 
 
-def cut(model: MultiExitModel) -> Segments:
+def split_segments(model: MultiExitModel) -> Segments:
     """The segments of a model. Arrays are views of its weights where they can be."""
     lte = Linear.of(model.lte) if model.lte is not None else None
     exits = [

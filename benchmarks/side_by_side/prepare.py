@@ -16,10 +16,10 @@ from berxit.exporters.export import export
 from berxit.exporters.onnx.activations import product_inputs, samples_of
 from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
 from berxit.exporters.onnx.int8_dynamic import PRODUCTS
-from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, quantized
+from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, quantize_for_tensorrt
 from berxit.exporters.onnx.onnxruntime import write_graphs
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import cut
+from berxit.exporters.segments import split_segments
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.json_data import write_json
 from berxit.runtime.progress import Progress
@@ -101,11 +101,13 @@ def _write_qdq_graph(checkpoint: Path, bundle: Path, output: Path, progress: Pro
     """Int8 as OpenVINO computes it: QuantizeLinear and DequantizeLinear around the products, static scales from the
     samples in the bundle. (Dynamic int8, as ONNX Runtime has it, OpenVINO multiplies in float.)"""
     model, _ = load_checkpoint(checkpoint)
-    segments = cut(model)
+    segments = split_segments(model)
     embeddings = embeddings_graph(segments, opset=DEQUANTIZED_WEIGHTS)
     layers = [layer_graph(segments, each, opset=DEQUANTIZED_WEIGHTS, short_end=True) for each in segments.layers]
     inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples_of(bundle), PRODUCTS)
-    int8 = [quantized(graph, inputs[each.body]) for each, graph in zip(segments.layers, layers, strict=True)]
+    int8 = [
+        quantize_for_tensorrt(graph, inputs[each.body]) for each, graph in zip(segments.layers, layers, strict=True)
+    ]
     folder = output.with_suffix("")
     folder.mkdir()
     with progress(1 + len(int8)) as bar:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import erf, expit
 
-from berxit.exporters.coreml.quiet import MLModel, decode_program, types
+from berxit.exporters.coreml.silenced_coremltools import MLModel, decode_program, types
 from berxit.runtime.errors import BerxitError
 
 Array = npt.NDArray[Any]

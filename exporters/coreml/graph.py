@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from berxit.exporters.coreml.quiet import Function, Program, ct, get_new_symbol, mb, types
+from berxit.exporters.coreml.silenced_coremltools import Function, Program, ct, get_new_symbol, mb, types
 from berxit.exporters.coreml.weights import weights_pass
 from berxit.exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
 from berxit.runtime.bundle import TensorInfo
@@ -88,7 +88,7 @@ def embeddings_model(segments: Segments, form: Form) -> MilSegment:
 
     def write(fed: dict[str, Var]) -> list[Var]:
         # Three small numbers in float32, whatever the layout: the norm would multiply their rounding by some twenty.
-        total = _cast(mb.gather(x=layout.weight(weights.words), indices=fed["input_ids"], axis=0), np.float32)
+        total = _cast(mb.gather(x=layout.weight(weights.word_embeddings), indices=fed["input_ids"], axis=0), np.float32)
         if weights.types is not None:
             kinds = mb.gather(x=layout.weight(weights.types), indices=fed["token_type_ids"], axis=0)
             total = mb.add(x=total, y=_cast(kinds, np.float32))

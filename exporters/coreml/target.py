@@ -16,7 +16,7 @@ from pathlib import Path
 
 from berxit.exporters.coreml.executor import MilFunction, open_package
 from berxit.exporters.coreml.graph import Form, MilSegment, embeddings_model, layer_model
-from berxit.exporters.coreml.quiet import ct
+from berxit.exporters.coreml.silenced_coremltools import ct
 from berxit.exporters.coreml.weights import COMPRESSIONS
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments

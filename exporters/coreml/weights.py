@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from berxit.exporters.coreml.quiet import ct
+from berxit.exporters.coreml.silenced_coremltools import ct
 
 
 @dataclass(frozen=True)

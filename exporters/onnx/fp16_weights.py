@@ -17,7 +17,7 @@ EXITS = ("classifier.weight", "lte.weight")
 """They stay float32: small, and as large or tiny as a regression's values."""
 
 
-def halved(graph: OnnxSegment) -> OnnxSegment:
+def store_weights_fp16(graph: OnnxSegment) -> OnnxSegment:
     """The segment with its float32 matrices stored in float16: same inputs, same outputs.
 
     Raises BerxitError for a weight that float16 cannot hold.

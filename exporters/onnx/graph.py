@@ -65,8 +65,8 @@ class GraphWriter:
         self.constants[name] = np.asarray(value, dtype=np.float32, order="C")
         return name
 
-    def linear(self, name: str, x: str, linear: Linear, *, fed: bool = False) -> str:
-        add = self.constant if fed else self.weight
+    def linear(self, name: str, x: str, linear: Linear, *, external: bool = False) -> str:
+        add = self.constant if external else self.weight
         return self.op(
             "Add", self.op("MatMul", x, add(f"{name}.weight", linear.weight)), add(f"{name}.bias", linear.bias)
         )
@@ -131,7 +131,7 @@ class OnnxSegment:
     constants: dict[str, npt.NDArray]
 
 
-def fed(graph: OnnxSegment, weight: str) -> OnnxSegment:
+def externalize_weight(graph: OnnxSegment, weight: str) -> OnnxSegment:
     """The segment with one of its weights as an input, so that it lies in a file of its own."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -155,7 +155,7 @@ def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "fl
     weights = segments.embeddings
     tokens: tuple[str | int, ...] = ("batch", "length")
     inputs = [TensorInfo("input_ids", "input_ids", "int32", tokens)]
-    total = g.op("Gather", g.weight("words", weights.words), "input_ids", axis=0)
+    total = g.op("Gather", g.weight("words", weights.word_embeddings), "input_ids", axis=0)
     if weights.types is not None:
         inputs.append(TensorInfo("token_type_ids", "token_type_ids", "int32", tokens))
         total = g.op("Add", total, g.op("Gather", g.weight("types", weights.types), "token_type_ids", axis=0))
@@ -209,9 +209,9 @@ def layer_graph(
     only that one is computed, and there is no hidden_out. Keys and values are still needed of all tokens.
     """
     g = GraphWriter(opset, dtype)
-    feed_head, hidden_size = segments.shared(segment), segments.hidden_size
+    shared, hidden_size = segments.shared(segment), segments.hidden_size
     hidden, encoders = "hidden_in", (*segment.before, segment.encoder)
-    first_only = short_end and segment is segments.layers[-1] and segments.pooling == "first" and not feed_head
+    first_only = short_end and segment is segments.layers[-1] and segments.pooling == "first" and not shared
     prefixes: dict[int, str] = {}  # of weights: layers that share them name them alike
     for place, encoder in enumerate(encoders):
         prefix = prefixes.setdefault(id(encoder), f"{len(prefixes)}/" if prefixes else "")
@@ -227,8 +227,8 @@ def layer_graph(
     g.dtype = "float32"
     answer = pooled
     if segment.exit.pooler is not None:
-        answer = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, fed=feed_head))
-    g.op("Identity", g.linear("classifier", answer, segment.exit.classifier, fed=feed_head), output="logits")
+        answer = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, external=shared))
+    g.op("Identity", g.linear("classifier", answer, segment.exit.classifier, external=shared), output="logits")
     declared = [] if first_only else [_hidden("hidden_out", hidden_size, dtype)]
     declared.append(TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)))
     if segment.exit.lte is not None:
@@ -237,7 +237,7 @@ def layer_graph(
         declared.append(TensorInfo("lte", "lte", "float32", ("batch",)))
     inputs = [_hidden("hidden_in", hidden_size, dtype), *_carried(segments, dtype)]
     inputs += [TensorInfo(name, "constant", "float32", value.shape) for name, value in g.constants.items()]
-    name = "body" if feed_head else f"layer_{segment.layer:02d}"
+    name = "body" if shared else f"layer_{segment.layer:02d}"
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
 
 

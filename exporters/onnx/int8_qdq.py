@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from berxit.exporters.onnx.activations import Activations
 from berxit.exporters.onnx.graph import OnnxSegment
 
-PRODUCTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
+QDQ_WEIGHTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
 """The weights whose products run in int8: everything in a layer that has weights; the attention itself has none."""
 
 DEQUANTIZED_WEIGHTS = 19
@@ -32,7 +32,7 @@ QUIET = 1e-3
 """A channel counts as reaching this far at least, as a share of the farthest: float16 must hold the division."""
 
 
-def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegment:
+def quantize_for_tensorrt(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegment:
     """The segment with its products in int8; everything else stays in the type that it had. Cutting outliers off for
     finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
 
@@ -53,7 +53,7 @@ def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegm
             node.input[0], node.input[1] = rounded, ends[2]
             if ends[0] not in constants:  # else a layer before in this segment has the same weights
                 weight = numpy_helper.to_array(weights[name])
-                factors, step = _evened(inputs[name].largest, weight)
+                factors, step = _smoothing(inputs[name].largest, weight)
                 weight = (weight * factors[:, None]).astype(weight.dtype)
                 constants |= {
                     f"{name}.input_factor": (1 / factors).astype(weight.dtype),
@@ -86,7 +86,7 @@ def _rounded(x: str, scale: str, zero: str, output: str, axis: int | None = None
     ]
 
 
-def _evened(reach: npt.NDArray, weight: npt.NDArray) -> tuple[npt.NDArray, float]:
+def _smoothing(reach: npt.NDArray, weight: npt.NDArray) -> tuple[npt.NDArray, float]:
     """(in,) what an activation's channels are divided by and the rows of its weight (in, out) multiplied by; and how
     large one int8 step of the activation is then."""
     rows = np.abs(weight.astype(np.float64)).max(axis=1)

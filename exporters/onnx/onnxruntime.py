@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 
 from berxit.exporters.onnx.activations import product_inputs, samples_of
-from berxit.exporters.onnx.fp16_weights import halved
-from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, fed, layer_graph
+from berxit.exporters.onnx.fp16_weights import store_weights_fp16
+from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, externalize_weight, layer_graph
 from berxit.exporters.onnx.int8_dynamic import PRODUCTS, quantized
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments
@@ -36,7 +36,9 @@ def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar
     """Writes the segment files below ``folder`` and returns what the manifest says of them."""
     segments = segments.repeating()
     graphs = _int8_graphs(segments, folder) if options.precision == "int8" else _graphs(segments)
-    return write_graphs(segments, _mapped(map(halved, graphs) if options.precision == "fp16" else graphs), folder, bar)
+    return write_graphs(
+        segments, _mapped(map(store_weights_fp16, graphs) if options.precision == "fp16" else graphs), folder, bar
+    )
 
 
 def _graphs(segments: Segments) -> Iterator[OnnxSegment]:
@@ -57,7 +59,7 @@ def _int8_graphs(segments: Segments, folder: Path) -> Iterator[OnnxSegment]:
 def _mapped(graphs: Iterator[OnnxSegment]) -> Iterator[OnnxSegment]:
     """The table of words gets a file of its own, which a device maps: of a vocabulary it then holds what it meets. (In
     the graph ONNX Runtime would read all of it, 90 MiB at d = 768.)"""
-    yield fed(next(graphs), "words")
+    yield externalize_weight(next(graphs), "words")
     yield from graphs
 
 

@@ -14,7 +14,7 @@ from berxit.devices import default_threads
 from berxit.exporters.onnx.activations import product_inputs, samples_of
 from berxit.exporters.onnx.bfloat16 import RoundingBackend, with_float32_borders
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
-from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, PRODUCTS, quantized
+from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, QDQ_WEIGHTS, quantize_for_tensorrt
 from berxit.exporters.onnx.onnxruntime import write_graphs
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments
@@ -77,12 +77,18 @@ def graphs_of(segments: Segments, options: ExportOptions, folder: Path) -> Itera
     bfloat16 = options.precision == "bf16"
     dtype = "bfloat16" if bfloat16 else "float16" if half else "float32"
     plain = ((segment, layer_graph(segments, segment)) for segment in segments.layers)
-    inputs = product_inputs(embeddings_graph(segments), plain, samples_of(folder), PRODUCTS) if int8 else {}
+    inputs = product_inputs(embeddings_graph(segments), plain, samples_of(folder), QDQ_WEIGHTS) if int8 else {}
     embeddings = embeddings_graph(segments, opset=opset, dtype=dtype)
     yield with_float32_borders(embeddings) if bfloat16 else embeddings
     for segment in segments.layers:
         graph = layer_graph(segments, segment, opset=opset, dtype=dtype)
-        yield quantized(graph, inputs[segment.body]) if int8 else with_float32_borders(graph) if bfloat16 else graph
+        yield (
+            quantize_for_tensorrt(graph, inputs[segment.body])
+            if int8
+            else with_float32_borders(graph)
+            if bfloat16
+            else graph
+        )
 
 
 def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> Backend:

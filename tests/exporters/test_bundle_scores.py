@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from berxit.exporters.bundle_scores import in_words
+from berxit.exporters.bundle_scores import describe_scores
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime import EarlyExitRunner
@@ -168,10 +168,14 @@ def test_it_can_be_left_out(calibrated: tuple[Path, Path]) -> None:
 def test_only_exits_that_the_policy_uses_count() -> None:
     scores = Scores("dev.tsv", 1000, "f1", (0.80, 0.85, 0.90), (0.70, 0.846, 0.91))
     assert scores.losses == pytest.approx((0.10, 0.004, -0.01))
-    said = in_words(scores, (1, 2, 3), (0, 7, 3), "int8")
+    said = describe_scores(scores, (1, 2, 3), (0, 7, 3), "int8")
     assert said == (
         "int8 costs at most 0.40 points of f1 at an exit that the policy uses (layer 2), on the"
         " 1000 examples of dev.tsv"
     )
-    assert in_words(scores, (1, 2, 3), (0, 0, 10), "int8").startswith("int8 costs no f1 at any exit that the policy")
-    assert in_words(scores, (1, 2, 3), (1, 7, 2), "int8").endswith(": more than 0.5, compare with another precision")
+    assert describe_scores(scores, (1, 2, 3), (0, 0, 10), "int8").startswith(
+        "int8 costs no f1 at any exit that the policy"
+    )
+    assert describe_scores(scores, (1, 2, 3), (1, 7, 2), "int8").endswith(
+        ": more than 0.5, compare with another precision"
+    )

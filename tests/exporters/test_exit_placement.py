@@ -266,10 +266,10 @@ def test_costs_are_above_zero_and_layers_cost_more_than_nothing(copy: Path, bund
 
 
 def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -> None:
-    from berxit.exporters.segments import cut
+    from berxit.exporters.segments import split_segments
 
     model, _ = load_checkpoint(checkpoint)
-    segments = cut(model)
+    segments = split_segments(model)
     grouped = segments.with_exits((2, 3))
     order = [encoder for segment in grouped.layers for encoder in (*segment.before, segment.encoder)]
     assert [id(encoder) for encoder in order] == [id(segment.encoder) for segment in segments.layers]

@@ -17,7 +17,7 @@ from berxit.exporters import export as export_module
 from berxit.exporters.export import ExitParity, export
 from berxit.exporters.onnx import onnxruntime as onnxruntime_target
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import Manifest, files_of, read_manifest, read_tensor, sha256
 from berxit.runtime.errors import BerxitError, InputError
@@ -141,13 +141,13 @@ def test_the_other_families_answer_as_in_pytorch(family: str, backbone_folders: 
 
 def test_exits_that_differ_stop_the_export(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: MultiExitModel) -> Segments:
-        segments = cut(model)
+        segments = split_segments(model)
         last = segments.layers[-1]
         classifier = last.exit.classifier
         worse = replace(last.exit, classifier=replace(classifier, bias=classifier.bias + 0.001))
         return replace(segments, layers=(*segments.layers[:-1], replace(last, exit=worse)))
 
-    monkeypatch.setattr(export_module, "cut", wrong)
+    monkeypatch.setattr(export_module, "split_segments", wrong)
     lines: list[str] = []
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(copy, "onnxruntime", tmp_path / "bundle", report=lines.append)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from berxit.exporters import export as export_module
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bench import bench
 from berxit.runtime.bundle import read_manifest, sha256
@@ -98,10 +98,10 @@ def test_classifiers_with_usual_logits_keep_the_absolute_tolerance(bundle: Path)
 
 
 def with_bias(change: float) -> Callable[[MultiExitModel], Segments]:
-    """``cut`` with an error in the last exit."""
+    """``split_segments`` with an error in the last exit."""
 
     def wrong(model: MultiExitModel) -> Segments:
-        segments = cut(model)
+        segments = split_segments(model)
         last = segments.layers[-1]
         classifier = last.exit.classifier
         worse = replace(last.exit, classifier=replace(classifier, bias=classifier.bias + np.float32(change)))
@@ -116,7 +116,7 @@ def test_a_wrong_exit_is_rejected_whatever_the_size_of_the_values(
 ) -> None:
     mean, spread = VALUES[values]
     checkpoint = regression(backbone_folders["bert"], tmp_path / "checkpoint", mean, spread)
-    monkeypatch.setattr(export_module, "cut", with_bias(mean / 1000))
+    monkeypatch.setattr(export_module, "split_segments", with_bias(mean / 1000))
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*relative to .*Nothing was written"):
         export(checkpoint, "onnxruntime", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -115,7 +115,7 @@ def _checkpoint(path: Path) -> Side:
     hush_libraries()
     import torch
 
-    from berxit.exporters.export import describe
+    from berxit.exporters.export import model_info
     from berxit.train.calibration import read_policy
     from berxit.train.checkpoint import load_checkpoint
     from berxit.train.encoding import as_tensors
@@ -134,7 +134,7 @@ def _checkpoint(path: Path) -> Side:
     return Side(
         name=path.name,
         path=path,
-        model=describe(model, tokenizer.pad_token_id, config.max_length),
+        model=model_info(model, tokenizer.pad_token_id, config.max_length),
         exits=tuple(range(1, model.layers + 1)),
         policy=policy,
         executed_by="PyTorch, float64",

@@ -25,7 +25,7 @@ from berxit.exporters.coreml.executor import open_package, ops_of, types_of
 from berxit.exporters.coreml.target import checking_backend
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.runtime.bundle import Manifest, files_of, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tokenization import TokenBatch
@@ -303,13 +303,13 @@ def test_palettes_are_smaller_and_near(precision: str, made: Checkpoint, tmp_pat
 
 def test_exits_that_differ_stop_the_export(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: MultiExitModel) -> Segments:
-        segments = cut(model)
+        segments = split_segments(model)
         last = segments.layers[-1]
         up = replace(last.encoder.up, bias=last.encoder.up.bias + 5)
         return replace(segments, layers=(*segments.layers[:-1], replace(last, encoder=replace(last.encoder, up=up))))
 
     checkpoint = made("bert")
-    monkeypatch.setattr(export_module, "cut", wrong)
+    monkeypatch.setattr(export_module, "split_segments", wrong)
     monkeypatch.setitem(coreml.PRECISIONS, "fp16", 1e-3)  # the exits of an untrained model lie close to each other
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(checkpoint, "coreml", tmp_path / "bundle")

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from berxit.exporters.onnx.bfloat16 import rounded_in_float32, with_float32_borders
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.train.modeling import MultiExitModel
 
 
@@ -22,7 +22,7 @@ from berxit.train.modeling import MultiExitModel
 def segments(request: pytest.FixtureRequest, tmp_path: Path) -> Segments:
     tiny_backbone(request.param).save_pretrained(tmp_path)
     model = MultiExitModel.from_backbone(tmp_path, num_labels=3, lte=True, pooling="mean", max_length=32)
-    return cut(model.eval())
+    return split_segments(model.eval())
 
 
 def graphs_of(segments: Segments, dtype: str) -> list[OnnxSegment]:

@@ -24,7 +24,7 @@ from berxit.exporters.onnx.int8_dynamic import (
     quantized,
 )
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import files_of, read_manifest
 from berxit.runtime.golden import differences, read_golden
@@ -40,7 +40,7 @@ SIGNED = TokenQuantization.of("qkv.weight")
 
 @pytest.fixture
 def segments(backbone_folders: dict[str, Path]) -> Segments:
-    return cut(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True))
+    return split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True))
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -60,10 +60,10 @@ def test_a_layers_four_products_are_int8_and_its_exit_is_not(segments: Segments)
 
 
 def test_a_pooler_is_int8_what_answers_is_not(backbone_folders: dict[str, Path]) -> None:
-    pooling = cut(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, exit_head="pooler"))
+    pooling = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, exit_head="pooler"))
     weights = initializers(quantized(layer_graph(pooling, pooling.layers[0])).model)
     assert {name for name, value in weights.items() if value.dtype == np.int8} == {*FOUR, "pooler.weight"}
-    shared_body = cut(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, exit_head="pooler"))
+    shared_body = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, exit_head="pooler"))
     fed = quantized(layer_graph(shared_body, shared_body.layers[0]))
     assert fed.constants["pooler.weight"].dtype == np.float32  # fed at every layer, since they share the file
 
@@ -167,7 +167,7 @@ def test_a_layer_with_large_channels_is_nearer_when_they_are_evened_out(backbone
     model = MultiExitModel.from_backbone(backbone_folders["bert"], lte=True)
     with torch.no_grad():
         model.backbone.encoder.layer[0].attention.output.LayerNorm.weight[3] *= 40
-    segments = cut(model)
+    segments = split_segments(model)
     plain = layer_graph(segments, segments.layers[0])
     rng = np.random.default_rng(0)
     feeds = {
@@ -191,7 +191,7 @@ def _roles(graph: OnnxSegment, feeds: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def test_layers_that_share_a_file_are_quantised_alike(backbone_folders: dict[str, Path]) -> None:
-    segments = cut(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True))
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True))
     samples = [TokenBatch.pad([[2, 7, 9, 11, 3]], [[0] * 5], 0)]
     pairs = [(segment, layer_graph(segments, segment)) for segment in segments.layers]
     inputs = product_inputs(embeddings_graph(segments), pairs, samples, PRODUCTS)
@@ -210,7 +210,7 @@ def test_words_are_stored_in_int8_row_by_row(segments: Segments) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_what_goes_in_and_out_stays_the_same(family: str, backbone_folders: dict[str, Path]) -> None:
-    segments = cut(MultiExitModel.from_backbone(backbone_folders[family], lte=True))
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True))
     plain = layer_graph(segments, segments.layers[0])
     small = quantized(plain)
     assert (small.inputs, small.outputs, small.constants) == (plain.inputs, plain.outputs, plain.constants)

@@ -17,10 +17,10 @@ from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, 
 
 from berxit.exporters.export import export
 from berxit.exporters.onnx.graph import OnnxSegment
-from berxit.exporters.onnx.int8_qdq import PRODUCTS, _evened
+from berxit.exporters.onnx.int8_qdq import QDQ_WEIGHTS, _smoothing
 from berxit.exporters.onnx.tensorrt import OPSETS, graphs_of, with_defaults
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.runtime.backends.tensorrt.cuda import Gpu
 from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines
 from berxit.runtime.backends.tensorrt.versions import load
@@ -127,7 +127,7 @@ TARGETS = [
 def test_tensorrt_builds_every_segment_of_a_tiny_model(  # type: ignore[no-untyped-def]
     family: str, precision: str, version: str, rtx, tmp_path: Path
 ) -> None:
-    segments = cut(multi_exit(tiny_backbone(family), tmp_path))
+    segments = split_segments(multi_exit(tiny_backbone(family), tmp_path))
     graphs = different(written(segments, ExportOptions(precision, target_version=version), tmp_path))
     assert len(graphs) == (2 if family == "albert" else 4)
     for place, graph in enumerate(graphs):
@@ -144,7 +144,7 @@ def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-
     family: str, precision: str, rtx, tmp_path: Path
 ) -> None:
     exits = (1, 3) if family == "bert" else (3,)
-    segments = cut(multi_exit(tiny_backbone(family), tmp_path)).with_exits(exits)
+    segments = split_segments(multi_exit(tiny_backbone(family), tmp_path)).with_exits(exits)
     sizes = [build(rtx, graph, tmp_path, precision) for graph in written(segments, ExportOptions(precision), tmp_path)]
     assert len(sizes) == 1 + len(exits)
     if family == "bert":
@@ -155,7 +155,9 @@ def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Segments]:
     """A family, and its embeddings and two layers at base size."""
     family = request.param
-    return family, cut(multi_exit(base_backbone(family, 2), tmp_path_factory.mktemp("base"), pooling="first"))
+    return family, split_segments(
+        multi_exit(base_backbone(family, 2), tmp_path_factory.mktemp("base"), pooling="first")
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -175,7 +177,7 @@ def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A family at base size with all its layers: twelve, DistilBERT six."""
     family, layers = request.param, 6 if request.param == "distilbert" else 12
     model = multi_exit(base_backbone(family, layers), tmp_path_factory.mktemp("deep"), pooling="first")
-    return family, layers, cut(model)
+    return family, layers, split_segments(model)
 
 
 @pytest.mark.slow
@@ -191,7 +193,7 @@ def test_tensorrt_builds_every_layer_of_base_size(  # type: ignore[no-untyped-de
 
 
 def test_a_file_that_tensorrt_cannot_read_is_told_in_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     graph = next(written(segments, ExportOptions("fp32"), tmp_path))
     graph.model.graph.node[0].op_type = "NoSuchOp"
     with pytest.raises(BerxitError, match=r"cannot parse .*segment\.onnx.*Export again with the --target-version"):
@@ -200,7 +202,7 @@ def test_a_file_that_tensorrt_cannot_read_is_told_in_one_line(rtx, tmp_path: Pat
 
 @pytest.mark.parametrize(("version", "opset"), OPSETS.items())
 def test_the_opset_follows_the_version(version: str, opset: int, tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     for graph in written(segments, ExportOptions("fp16", target_version=version), tmp_path):
         kinds = {node.op_type for node in graph.model.graph.node}
         assert graph.model.opset_import[0].version == opset
@@ -210,7 +212,7 @@ def test_the_opset_follows_the_version(version: str, opset: int, tmp_path: Path)
 
 @pytest.mark.parametrize(("precision", "version"), WRITTEN)
 def test_names_and_types_cross_the_borders(precision: str, version: str, tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     carried = {}
     for graph in written(segments, ExportOptions(precision, target_version=version), tmp_path):
         names = [tensor.name for tensor in (*graph.inputs, *graph.outputs)]
@@ -224,7 +226,7 @@ def test_names_and_types_cross_the_borders(precision: str, version: str, tmp_pat
 
 
 def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     for version, pairs in (("jetpack6", (4, 8)), ("tensorrt8.6", (8, 8))):
         _, layer, *_ = written(segments, ExportOptions("int8", target_version=version), tmp_path)
         weights = {t.name: onnx.numpy_helper.to_array(t) for t in layer.model.graph.initializer}
@@ -234,7 +236,7 @@ def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
         zeros = [weights[node.input[2]] for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
         assert zeros
         assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
-        for name in PRODUCTS:
+        for name in QDQ_WEIGHTS:
             scale, source = weights[f"{name}.scale"], getattr(segments.layers[0].encoder, name.split(".")[0]).weight
             assert scale.shape == (source.shape[1],)
             if version == "jetpack6":
@@ -247,7 +249,7 @@ def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
 
 
 def test_layers_that_share_weights_share_a_file(tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("albert"), tmp_path))
+    segments = split_segments(multi_exit(tiny_backbone("albert"), tmp_path))
     _, *graphs = written(segments, ExportOptions("int8"), tmp_path)
     assert len({graph.model.SerializeToString() for graph in graphs}) == 1
 
@@ -258,7 +260,7 @@ def test_uneven_channels_are_evened_out_and_the_product_stays(tmp_path: Path) ->
     x[:, 3] *= 60  # as BERT has it
     x[:, 5] = 0
     reach = np.abs(x).max(axis=0)
-    factors, step = _evened(reach, weight)
+    factors, step = _smoothing(reach, weight)
     assert np.isfinite(factors.astype(np.float16)).all()
     assert np.isfinite((1 / factors).astype(np.float16)).all()
     np.testing.assert_allclose((x / factors) @ (weight * factors[:, None]), x @ weight, rtol=1e-9)
@@ -276,7 +278,7 @@ def test_uneven_channels_are_evened_out_and_the_product_stays(tmp_path: Path) ->
 
 
 def test_an_activation_that_is_always_zero_is_quantised(tmp_path: Path) -> None:
-    factors, step = _evened(np.zeros(4), np.zeros((4, 2)))
+    factors, step = _smoothing(np.zeros(4), np.zeros((4, 2)))
     assert np.isfinite(factors).all()
     assert step > 0
 
@@ -319,7 +321,7 @@ def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if name.endswith("layer.0.output.dense.weight")).fill_(1e6)
     with pytest.raises(BerxitError, match=r"weight down.weight has values that float16 cannot hold: export in fp32"):
-        list(written(cut(model), ExportOptions("fp16"), tmp_path))
+        list(written(split_segments(model), ExportOptions("fp16"), tmp_path))
 
 
 def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
