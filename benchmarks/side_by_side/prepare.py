@@ -13,14 +13,15 @@ from benchmarks.side_by_side.contenders import Spec, has_bf16
 from benchmarks.side_by_side.products import Shape
 from benchmarks.side_by_side.whole_graph import write_whole_graph
 from berxit.exporters.export import export
-from berxit.exporters.onnx.activations import product_inputs, samples_of
+from berxit.exporters.onnx.activations import product_inputs
 from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
 from berxit.exporters.onnx.int8_dynamic import PRODUCTS
 from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, quantize_for_tensorrt
 from berxit.exporters.onnx.onnxruntime import write_graphs
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import split_segments
-from berxit.runtime.bundle import Manifest
+from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.runtime.golden import read_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.progress import Progress
 from berxit.train.checkpoint import load_checkpoint
@@ -104,7 +105,8 @@ def _write_qdq_graph(checkpoint: Path, bundle: Path, output: Path, progress: Pro
     segments = split_segments(model)
     embeddings = embeddings_graph(segments, opset=DEQUANTIZED_WEIGHTS)
     layers = [layer_graph(segments, each, opset=DEQUANTIZED_WEIGHTS, short_end=True) for each in segments.layers]
-    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples_of(bundle), PRODUCTS)
+    samples = read_golden(bundle, read_manifest(bundle)).one_by_one(pad_token_id=0)
+    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples, PRODUCTS)
     int8 = [
         quantize_for_tensorrt(graph, inputs[each.body]) for each, graph in zip(segments.layers, layers, strict=True)
     ]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from berxit.exporters.coreml.silenced_coremltools import Function, Program, ct, get_new_symbol, mb, types
 from berxit.exporters.coreml.weights import weights_pass
 from berxit.exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
+from berxit.exporters.targets import Precision
 from berxit.runtime.bundle import TensorInfo
 from berxit.runtime.errors import InputError
 from berxit.train.backbones import LayerWeights
@@ -39,8 +40,8 @@ SMALLEST_EPSILON = 2.0**-24
 class Form:
     """How a program is written, beside what it computes."""
 
-    precision: str
-    """fp32, fp16, or one of COMPRESSIONS, whose arithmetic is fp16."""
+    precision: Precision
+    """The arithmetic of CompressedWeights is fp16."""
     target: ct.target
     """The oldest system that can read it; decides which versions of the ops are used."""
     lengths: tuple[int, ...]
@@ -51,7 +52,7 @@ class Form:
     @property
     def dtype(self) -> type[np.floating]:
         """Of weights and arithmetic; the layout says of what hidden states are. Logits and LTE are float32 always."""
-        return np.float32 if self.precision == "fp32" else np.float16
+        return np.float32 if self.precision.name == "fp32" else np.float16
 
     @property
     def layout(self) -> Layout:

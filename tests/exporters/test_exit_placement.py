@@ -86,7 +86,7 @@ def test_an_exit_stays_where_all_others_would_wait_without_it() -> None:
     moved = {(1, 2): [10, 90], (2,): [0, 100]}  # with this threshold hardly any leaves after layer 1
     placed = place_exits(2, moved.__getitem__, Costs(1.0, 1.0))
     assert (placed.exits, placed.expected_ms, placed.all_exits_ms) == ((2,), 3.0, 3.8)
-    assert placed.under([0, 50]).expected_ms == 3.0
+    assert placed.with_histogram([0, 50]).expected_ms == 3.0
 
 
 def test_free_exits_stay_where_somebody_leaves_and_dear_ones_go() -> None:
@@ -236,7 +236,7 @@ def test_auto_measures_and_says_what_it_found(copy: Path) -> None:
 
 def test_auto_needs_a_calibrated_checkpoint(copy: Path) -> None:
     (copy / POLICY_FILE).unlink()
-    with pytest.raises(InputError, match="--exits auto needs to know where inputs leave: run berxit-calibrate"):
+    with pytest.raises(InputError, match="--exits auto needs a calibrated policy: run berxit-calibrate"):
         export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"))
     assert not copy.with_name("bundle").exists()
 
@@ -301,7 +301,7 @@ def test_auto_measures_with_the_threads_of_the_bundle(
         opened.append(count)
         return open_backend(folder, manifest, count)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("berxit.exporters.export.open_backend", opener)
+    monkeypatch.setattr("berxit.exporters.exit_placement.open_backend", opener)
     options = ExportOptions(exits="auto", threads=threads)
     manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=options, accept_noise=True)
     assert opened == [threads, threads]

@@ -13,11 +13,12 @@ import torch
 from conftest import WORDS, shared
 from transformers import AutoTokenizer
 
-from berxit.exporters import export as export_module
-from berxit.exporters.export import ExitParity, export
-from berxit.exporters.onnx import onnxruntime as onnxruntime_target
+from berxit.exporters import loading
+from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
+from berxit.exporters.parity import ExitParity
 from berxit.exporters.segments import Segments, split_segments
+from berxit.exporters.targets import TARGETS
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import Manifest, files_of, read_manifest, read_tensor, sha256
 from berxit.runtime.errors import BerxitError, InputError
@@ -48,6 +49,13 @@ def checkpoint_of(model: str | Path, folder: Path, tokenizer: str | Path | None 
     save_checkpoint(folder, multi_exit, AutoTokenizer.from_pretrained(tokenizer or model), record, [])
     (folder / "samples.json").unlink()
     return folder
+
+
+def change_precision(monkeypatch: pytest.MonkeyPatch, target: str, name: str, **limits: float) -> None:
+    """Changes the limits of one precision of a target."""
+    before = TARGETS[target]
+    precisions = tuple(replace(each, **limits) if each.name == name else each for each in before.precisions)
+    monkeypatch.setitem(TARGETS, target, replace(before, precisions=precisions))
 
 
 def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
@@ -147,7 +155,7 @@ def test_exits_that_differ_stop_the_export(copy: Path, tmp_path: Path, monkeypat
         worse = replace(last.exit, classifier=replace(classifier, bias=classifier.bias + 0.001))
         return replace(segments, layers=(*segments.layers[:-1], replace(last, exit=worse)))
 
-    monkeypatch.setattr(export_module, "split_segments", wrong)
+    monkeypatch.setattr(loading, "split_segments", wrong)
     lines: list[str] = []
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(copy, "onnxruntime", tmp_path / "bundle", report=lines.append)
@@ -166,7 +174,7 @@ def test_an_exit_that_is_not_a_number_never_passes() -> None:
 def test_an_exit_with_too_much_noise_never_passes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime_target, "LEAST_PSNR", {"int8": 200.0})
+    change_precision(monkeypatch, "onnxruntime", "int8", least_psnr=200.0)
     with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*Nothing was written"):
         export(checkpoint, "onnxruntime", tmp_path / "bundle", options=ExportOptions(precision="int8"))
     assert list(tmp_path.iterdir()) == []
@@ -306,3 +314,16 @@ def test_real_albert_is_exported_within_tolerance(tokenizer_folder: Path, tmp_pa
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
     assert max(manifest.parity.max_diff) <= 1e-4
     assert len({segment.file for segment in manifest.segments}) == 2
+
+
+@pytest.mark.parametrize("exits", [(), (2,), "auto"])
+def test_export_reads_the_checkpoint_and_its_pass_once(
+    copy: Path, tmp_path: Path, exits: tuple[int, ...] | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    for name in ("load_checkpoint", "stored_pass"):
+        function = getattr(loading, name)
+        monkeypatch.setattr(loading, name, lambda *args, f=function, n=name: (reads.append(n), f(*args))[1])
+    options = ExportOptions("int8", exits=exits)
+    export(copy, "onnxruntime", tmp_path / "bundle", options=options, accept_noise=True)
+    assert sorted(reads) == ["load_checkpoint", "stored_pass"]

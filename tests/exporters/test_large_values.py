@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from berxit.exporters import export as export_module
+from berxit.exporters import loading
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments, split_segments
@@ -116,7 +116,7 @@ def test_a_wrong_exit_is_rejected_whatever_the_size_of_the_values(
 ) -> None:
     mean, spread = VALUES[values]
     checkpoint = regression(backbone_folders["bert"], tmp_path / "checkpoint", mean, spread)
-    monkeypatch.setattr(export_module, "split_segments", with_bias(mean / 1000))
+    monkeypatch.setattr(loading, "split_segments", with_bias(mean / 1000))
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*relative to .*Nothing was written"):
         export(checkpoint, "onnxruntime", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

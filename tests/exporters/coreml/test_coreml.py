@@ -15,17 +15,17 @@ pytest.importorskip("coremltools", reason="coremltools is not installed here: pi
 
 import torch
 from conftest import ENCODERS, shared
-from test_export import checkpoint_of
+from test_export import change_precision, checkpoint_of
 
 from berxit.devices import find
-from berxit.exporters import export as export_module
-from berxit.exporters.coreml import target as coreml
+from berxit.exporters import exit_placement, loading
 from berxit.exporters.coreml import weights as mil_weights
 from berxit.exporters.coreml.executor import open_package, ops_of, types_of
 from berxit.exporters.coreml.target import checking_backend
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments, split_segments
+from berxit.exporters.targets import COREML
 from berxit.runtime.bundle import Manifest, files_of, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tokenization import TokenBatch
@@ -182,7 +182,7 @@ def test_layers_without_an_exit_run_in_the_next_ones_segment(
 def test_exits_are_only_measured_where_coreml_runs(
     made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "recognise", lambda machine: find("cpu"))
+    monkeypatch.setattr(exit_placement, "recognise", lambda machine: find("cpu"))
     with pytest.raises(InputError, match="--exits auto measures here, and a cpu does not run coreml: name them"):
         export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(exits="auto"))
     assert not (tmp_path / "bundle").exists()
@@ -309,8 +309,8 @@ def test_exits_that_differ_stop_the_export(made: Checkpoint, tmp_path: Path, mon
         return replace(segments, layers=(*segments.layers[:-1], replace(last, encoder=replace(last.encoder, up=up))))
 
     checkpoint = made("bert")
-    monkeypatch.setattr(export_module, "split_segments", wrong)
-    monkeypatch.setitem(coreml.PRECISIONS, "fp16", 1e-3)  # the exits of an untrained model lie close to each other
+    monkeypatch.setattr(loading, "split_segments", wrong)
+    change_precision(monkeypatch, "coreml", "fp16", atol=1e-3)  # exits of an untrained model hardly differ
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(checkpoint, "coreml", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -319,14 +319,14 @@ def test_exits_that_differ_stop_the_export(made: Checkpoint, tmp_path: Path, mon
 def test_exits_below_the_floor_of_psnr_stop_the_export(
     made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(coreml.LEAST_PSNR, "fp16", 120.0)  # as if float32
+    change_precision(monkeypatch, "coreml", "fp16", least_psnr=120.0)  # as if float32
     with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*PSNR \d+ dB \(at least: 120\)\. Nothing was written"):
         export(made("bert"), "coreml", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_every_precision_has_its_floors() -> None:
-    assert set(coreml.LEAST_PSNR) == set(coreml.PRECISIONS)
+def test_every_coreml_precision_has_a_least_psnr() -> None:
+    assert all(np.isfinite(precision.least_psnr) for precision in COREML.precisions)
 
 
 @pytest.mark.parametrize(
@@ -335,8 +335,8 @@ def test_every_precision_has_its_floors() -> None:
         (ExportOptions(target_version="ios12"), "no --target-version 'ios12': choose ios18, macos15, ios16"),
         (ExportOptions(layout="sideways"), "no --layout 'sideways': choose tokens or ane"),
         (ExportOptions(target_version="ios16", lengths=(8, 16)), "ios16 takes one of --lengths"),
-        (ExportOptions(max_batch=4), "--max-batch 4: target coreml takes one row at a time"),
-        (ExportOptions("fp7"), "no precision 'fp7': choose fp16 or fp32"),
+        (ExportOptions(max_batch=4), "--max-batch 4: the largest batch of target coreml is 1"),
+        (ExportOptions("fp7"), "no precision 'fp7': choose fp16, fp32"),
     ],
 )
 def test_what_coreml_does_not_know_is_refused(
