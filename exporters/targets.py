@@ -290,3 +290,13 @@ def versions_by_target() -> dict[str, Sequence[str]]:
 def layouts_by_target() -> dict[str, Sequence[str]]:
     """Target -> names of its layouts, the default first."""
     return {target.name: target.layouts for target in TARGETS.values()}
+
+
+def batches_by_target() -> dict[str, Sequence[str]]:
+    """Target -> its default of --max-batch, for the targets that have one."""
+    return {target.name: [str(target.max_batch)] for target in TARGETS.values() if target.max_batch}
+
+
+def targets_with(option: str) -> str:
+    """Names of the targets that accept an option of ExportOptions, for help."""
+    return ", ".join(target.name for target in TARGETS.values() if option in target.accepted_options)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
+from berxit.exporters.exit_placement import Costs, ExitPlacement
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.targets import COREML, ONNX_RUNTIME, TARGETS, TENSORRT, by_target, find_target
 from berxit.runtime.backends import BACKENDS
 from berxit.runtime.errors import InputError
+from berxit.train.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "coremltools", "scipy")
@@ -76,3 +82,48 @@ def test_settings_accept_threads_on_a_cpu() -> None:
 
 def test_help_lists_names_by_target() -> None:
     assert by_target({"a": ["x", "y"], "b": [], "c": ["z"]}) == "a: x, y; c: z"
+
+
+def table(heading: str) -> list[list[str]]:
+    """Rows of the first table below a heading of docs/bundle.md, without its header."""
+    page = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    lines = page.split(f"\n{heading}\n", 1)[1].splitlines()
+    start = next(row for row, line in enumerate(lines) if line.startswith("|"))
+    rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_docs_list_the_targets_and_precisions_of_the_registry() -> None:
+    meanings = {row[0]: row[2] for row in table("## manifest.json")}
+    assert names(meanings["`target`"]) == list(TARGETS)
+    every = {precision.name for target in TARGETS.values() for precision in target.precisions}
+    listed = names(meanings["`precision`"].partition(";")[0])
+    assert (set(listed), len(listed)) == (every, len(every))
+    rows = [
+        (*names(target + name), float(atol), psnr, scored)
+        for target, name, atol, psnr, scored in table("### precisions")
+    ]
+    assert rows == [
+        (
+            target.name,
+            precision.name,
+            precision.atol,
+            f"{precision.least_psnr:g}" if math.isfinite(precision.least_psnr) else "",
+            "yes" if precision.scored else "",
+        )
+        for target in TARGETS.values()
+        for precision in target.precisions
+    ]
+
+
+def test_docs_list_the_keys_of_a_calibration_and_of_a_placement() -> None:
+    keys = [name for row in table("### calibration") for name in names(row[0])]
+    assert sorted(keys) == sorted([*(field.name for field in fields(Calibration)), "placement"])
+    below = "`placement` contains the measurement on the exporting machine:"
+    keys = [name for row in table(below) for name in names(row[0])]
+    costs = [f"costs.{field.name}" for field in fields(Costs)]
+    assert sorted(keys) == sorted([*(field.name for field in fields(ExitPlacement) if field.name != "costs"), *costs])

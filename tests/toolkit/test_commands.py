@@ -349,7 +349,7 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         ["train", "--model", "./none", "--task", "custom", "--data", "DATA", "--output", "O"],
         "no folder ./none: --model is a model folder",
     ),
-    "an unknown target": (["export", "CHECKPOINT", "--target", "abacus", "--output", "O"], "unknown target 'abacus'"),
+    "an unknown target": (["export", "CHECKPOINT", "--target", "abacus", "--output", "O"], "'abacus' is not one of"),
     "an unknown precision": (
         ["export", "CHECKPOINT", "--target", "onnxruntime", "--precision", "fp7", "--output", "O"],
         "no precision 'fp7'",
