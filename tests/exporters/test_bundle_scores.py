@@ -66,7 +66,7 @@ def test_the_scores_are_those_of_the_checkpoint_and_of_the_bundle_as_it_runs(
     assert manifest.calibration is not None
     assert np.bincount(policy_layers, minlength=4)[1:].tolist() == list(manifest.calibration["histogram"])
     assert any(line.startswith("int8 costs ") for line in said)
-    assert any(line.startswith("calibrated on its own answers: confidence threshold") for line in said)
+    assert any(line.startswith("calibrated on the bundle's own outputs: confidence threshold") for line in said)
 
 
 def test_what_computes_as_the_checkpoint_needs_no_scores(calibrated: tuple[Path, Path]) -> None:
@@ -111,7 +111,7 @@ def test_without_the_data_one_line_says_so(
     assert manifest.scores is None
     assert manifest.policy == before.policy
     (line,) = [line for line in said if "costs" in line]
-    assert line.startswith("what int8 costs was not measured, the thresholds are the checkpoint's: ")
+    assert line.startswith("the cost of int8 was not measured, the thresholds are the checkpoint's: ")
     assert line.endswith(reason)
 
 

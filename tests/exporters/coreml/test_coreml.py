@@ -284,7 +284,7 @@ def test_compressed_weights_choose_their_own_threshold(checkpoint: Path, tmp_pat
     assert (manifest.scores.examples, manifest.scores.data) == (48, "dev.tsv")
     assert len(manifest.scores.bundle) == 3
     assert manifest.policy.thresholds != calibrated.policy.thresholds
-    assert said[-1].startswith("calibrated on its own answers: ")
+    assert said[-1].startswith("calibrated on the bundle's own outputs: ")
     stored = read_manifest(tmp_path / "bundle")
     assert (stored.policy, stored.scores) == (manifest.policy, manifest.scores)
 
