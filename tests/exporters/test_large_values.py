@@ -62,7 +62,7 @@ def saved(model: Path, folder: Path, factor: float, bias: float, **options: obje
         ("tensorrt", "int8"),
     ],
 )
-def test_regression_of_any_size_is_exported(
+def test_export_accepts_regression_values_of_any_size(
     values: str, target: str, precision: str, backbone_folders: dict, tmp_path: Path
 ) -> None:
     checkpoint = regression(backbone_folders["bert"], tmp_path / "checkpoint", *VALUES[values])
@@ -75,7 +75,7 @@ def test_regression_of_any_size_is_exported(
 @pytest.mark.parametrize("values", ["prices", "years", "concentrations"])
 @pytest.mark.parametrize("precision", ["fp16", "fp32", "int8", "palette6"])
 @pytest.mark.parametrize("layout", ["tokens", "ane"])
-def test_coreml_holds_values_beyond_the_range_of_float16(
+def test_coreml_represents_values_beyond_the_range_of_float16(
     values: str, precision: str, layout: str, backbone_folders: dict, tmp_path: Path
 ) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed here")
@@ -111,7 +111,7 @@ def with_bias(change: float) -> Callable[[MultiExitModel], Segments]:
 
 
 @pytest.mark.parametrize("values", ["prices", "years", "concentrations"])
-def test_a_wrong_exit_is_rejected_whatever_the_size_of_the_values(
+def test_export_rejects_a_wrong_exit_for_values_of_any_size(
     values: str, backbone_folders: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mean, spread = VALUES[values]
@@ -122,7 +122,7 @@ def test_a_wrong_exit_is_rejected_whatever_the_size_of_the_values(
     assert not (tmp_path / "bundle").exists()
 
 
-def test_the_device_checks_relative_to_the_values_too(
+def test_bench_and_tune_check_relative_to_the_size_of_the_values(
     backbone_folders: dict, tmp_path: Path, quiet_machine: None
 ) -> None:
     checkpoint = regression(backbone_folders["bert"], tmp_path / "checkpoint", *VALUES["prices"])

@@ -1,4 +1,4 @@
-"""A model in segments: the embeddings, and one layer with its exit at a time."""
+"""Segments of a model: the embeddings, and one layer with its exit each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from berxit.train.modeling import MultiExitModel
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_is_cut_into_its_layers(family: str, backbone_folders: dict) -> None:
+def test_split_segments_has_one_segment_per_layer(family: str, backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders[family], num_labels=3, lte=True, pooling="mean")
     segments = split_segments(model)
     assert [segment.layer for segment in segments.layers] == [1, 2, 3]
@@ -21,7 +21,7 @@ def test_a_model_is_cut_into_its_layers(family: str, backbone_folders: dict) -> 
     assert [segments.shared(segment) for segment in segments.layers] == [family == "albert"] * 3
 
 
-def test_each_exit_brings_its_own_classifier(backbone_folders: dict) -> None:
+def test_each_exit_has_its_own_classifier(backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["bert"], num_labels=3, exit_head="pooler")
     for segment, head in zip(split_segments(model).layers, model.heads, strict=True):
         assert np.array_equal(segment.exit.classifier.weight, head.classifier.weight.detach().numpy().T)

@@ -154,7 +154,7 @@ def command(
 
 
 def next_step(bundle: Path, target: str, profile: devices.Device | None) -> str:
-    """How to go on: measure the bundle on this machine or on the device that it is for, or put it into an app."""
+    """The next step: measure the bundle on this machine or on its device, or add it to an app."""
     bench = f"python -m runtime.bench {shlex.quote(str(bundle))}"
     machine = devices.this_machine()
     here = profile.is_this(machine) if profile else target in devices.recognise(machine).targets

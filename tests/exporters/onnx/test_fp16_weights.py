@@ -1,4 +1,4 @@
-"""Weights stored in float16: half the bytes, the same answers, float32 everywhere else."""
+"""Weights stored in float16: half the bytes, the same predictions, float32 everywhere else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def segments(request: pytest.FixtureRequest, backbone_folders: dict[str, Path]) 
     return split_segments(MultiExitModel.from_backbone(backbone_folders[request.param], lte=True))
 
 
-def test_matrices_are_half_and_the_rest_is_as_it_was(segments: Segments) -> None:
+def test_store_weights_fp16_changes_only_matrices(segments: Segments) -> None:
     for plain in (embeddings_graph(segments), layer_graph(segments, segments.layers[0])):
         small = store_weights_fp16(plain)
         assert (small.inputs, small.outputs, small.constants) == (plain.inputs, plain.outputs, plain.constants)
@@ -40,7 +40,7 @@ def test_matrices_are_half_and_the_rest_is_as_it_was(segments: Segments) -> None
                 assert np.array_equal(after[name], value)
 
 
-def test_tables_are_looked_up_in_half(segments: Segments) -> None:
+def test_store_weights_fp16_casts_only_looked_up_rows(segments: Segments) -> None:
     graph = store_weights_fp16(embeddings_graph(segments)).model.graph
     (lookup,) = [node for node in graph.node if "words" in node.input]
     assert lookup.op_type == "Gather"
@@ -48,7 +48,7 @@ def test_tables_are_looked_up_in_half(segments: Segments) -> None:
     assert cast.op_type == "Cast"
 
 
-def test_a_weight_that_float16_cannot_hold_is_named(segments: Segments) -> None:
+def test_store_weights_fp16_names_a_weight_beyond_float16(segments: Segments) -> None:
     first = segments.layers[0]
     up = replace(first.encoder.up, weight=first.encoder.up.weight * 1e7)
     large = replace(first, encoder=replace(first.encoder, up=up))
@@ -56,7 +56,7 @@ def test_a_weight_that_float16_cannot_hold_is_named(segments: Segments) -> None:
         store_weights_fp16(layer_graph(replace(segments, layers=(large, *segments.layers[1:])), large))
 
 
-def test_a_bundle_is_half_as_large_and_answers_the_same(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_an_fp16_bundle_predicts_as_fp32(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     manifest = export(checkpoint, "onnxruntime", tmp_path / "half", options=ExportOptions(precision="fp16"))
     assert manifest.precision == "fp16"
     assert manifest.scores is None

@@ -1,4 +1,4 @@
-"""The graphs, run layer by layer beside PyTorch."""
+"""The graphs, compared layer by layer with PyTorch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expected_of(model: MultiExitModel, batch: Arrays) -> MultiExitOutput:
 
 
 class Runner:
-    """All segments of a model in ONNX Runtime; tensors go from one to the next by their role."""
+    """All segments of a model in ONNX Runtime; each reads the tensors of earlier ones by role."""
 
     def __init__(self, model: MultiExitModel) -> None:
         segments = split_segments(model)
@@ -94,7 +94,7 @@ def test_every_segment_equals_pytorch(family: str, pooling: str, exit_head: str,
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_a_short_end_answers_the_same_without_hidden_states(family: str, backbone_folders: dict) -> None:
+def test_a_short_end_has_the_same_outputs_without_hidden_states(family: str, backbone_folders: dict) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True, exit_head="pooler"))
     last = segments.layers[-1]
     long, short = (layer_graph(segments, last, short_end=short_end) for short_end in (False, True))
@@ -116,7 +116,7 @@ def test_a_short_end_answers_the_same_without_hidden_states(family: str, backbon
             assert np.abs(one - other).max() <= 1e-5
 
 
-def test_a_mean_needs_all_tokens_to_the_end(backbone_folders: dict) -> None:
+def test_mean_pooling_has_no_short_end(backbone_folders: dict) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], pooling="mean"))
     last = segments.layers[-1]
     assert layer_graph(segments, last, short_end=True).model == layer_graph(segments, last).model
@@ -131,7 +131,7 @@ def test_other_activations_equal_pytorch(activation: str, backbone_folders: dict
     check(changed, Runner(changed), batch_of((9, 4)), 1e-5)
 
 
-def test_an_unsupported_activation_is_refused_by_name(backbone_folders: dict) -> None:
+def test_an_unsupported_activation_is_rejected_by_name(backbone_folders: dict) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"]))
     first = segments.layers[0]
     strange = replace(first, encoder=replace(first.encoder, activation="swish"))
@@ -149,12 +149,12 @@ def test_layers_that_share_weights_are_one_graph(backbone_folders: dict) -> None
     assert not np.array_equal(graphs[0].constants["classifier.weight"], graphs[1].constants["classifier.weight"])
 
 
-def test_layers_with_their_own_weights_feed_nothing(backbone_folders: dict) -> None:
+def test_layers_with_their_own_weights_have_no_constant_inputs(backbone_folders: dict) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"]))
     assert all(layer_graph(segments, segment).constants == {} for segment in segments.layers)
 
 
-def test_a_graph_is_what_the_manifest_says(backbone_folders: dict) -> None:
+def test_inputs_and_outputs_of_a_graph_equal_its_description(backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["bert"], num_labels=3, lte=True, pooling="mean")
     for graph in Runner(model).graphs:
         for declared, values in ((graph.inputs, graph.model.graph.input), (graph.outputs, graph.model.graph.output)):

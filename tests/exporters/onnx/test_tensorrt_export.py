@@ -1,5 +1,5 @@
-"""What is exported for TensorRT: the numbers of the very files in ONNX Runtime, and that TensorRT-RTX, the one TensorRT
-that builds without a GPU, parses and builds every one of them."""
+"""Exports for TensorRT: outputs of the files in ONNX Runtime, and engines of every file, built with TensorRT-RTX, which
+builds without a GPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def multi_exit(backbone: torch.nn.Module, folder: Path, **options: object) -> Mu
 
 
 def base_backbone(family: str, layers: int) -> torch.nn.Module:
-    """Layers of base size with random weights; few words, since a table of words is only looked up."""
+    """Layers of base size with random weights, and a small vocabulary."""
     torch.manual_seed(0)
     words = {"vocab_size": 500, "pad_token_id": 0}
     wide = {"hidden_size": 768, "num_hidden_layers": layers, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -95,7 +95,7 @@ def saved(graph: OnnxSegment, folder: Path) -> BundleFile:
 def build(  # type: ignore[no-untyped-def]
     rtx, graph: OnnxSegment, folder: Path, precision: str = "fp16", lengths: tuple[int, ...] = (16,)
 ) -> int:
-    """The size of the engine, built as ``berxit-build`` does for inputs of these lengths, 1 to 4 at once."""
+    """Size of the engine that ``berxit-build`` builds for inputs of these lengths, 1 to 4 rows."""
     from types import SimpleNamespace
 
     from berxit.runtime.backends.tensorrt.engines import _build_one
@@ -108,7 +108,7 @@ def build(  # type: ignore[no-untyped-def]
 
 
 def different(graphs: Iterator[OnnxSegment]) -> list[OnnxSegment]:
-    """Each file once: layers that share their weights share it."""
+    """Each file once: layers that share their weights share a file."""
     return list({graph.model.SerializeToString(): graph for graph in graphs}.values())
 
 
@@ -153,7 +153,7 @@ def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-
 
 @pytest.fixture(scope="module", params=ENCODERS)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Segments]:
-    """A family, and its embeddings and two layers at base size."""
+    """A family, with the embeddings and two layers at base size."""
     family = request.param
     return family, split_segments(
         multi_exit(base_backbone(family, 2), tmp_path_factory.mktemp("base"), pooling="first")
@@ -174,7 +174,7 @@ def test_tensorrt_builds_base_size(  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module", params=["bert", "roberta", "albert", "distilbert"])
 def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int, Segments]:
-    """A family at base size with all its layers: twelve, DistilBERT six."""
+    """A family at base size with all layers: twelve, for DistilBERT six."""
     family, layers = request.param, 6 if request.param == "distilbert" else 12
     model = multi_exit(base_backbone(family, layers), tmp_path_factory.mktemp("deep"), pooling="first")
     return family, layers, split_segments(model)
@@ -192,7 +192,7 @@ def test_tensorrt_builds_every_layer_of_base_size(  # type: ignore[no-untyped-de
     assert min(sizes[1:]) > 12 * 768 * 768 * {"fp32": 4, "fp16": 2, "int8": 1}[precision] * 0.9
 
 
-def test_a_file_that_tensorrt_cannot_read_is_told_in_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_unreadable_file_raises_an_error_of_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     graph = next(written(segments, ExportOptions("fp32")))
     graph.model.graph.node[0].op_type = "NoSuchOp"
@@ -211,21 +211,23 @@ def test_graphs_have_the_opset_of_the_version(version: TensorRTVersion, tmp_path
 
 
 @pytest.mark.parametrize(("precision", "version"), WRITTEN)
-def test_names_and_types_cross_the_borders(precision: str, version: str, tmp_path: Path) -> None:
+def test_dtypes_agree_between_segments(precision: str, version: str, tmp_path: Path) -> None:
     segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     carried = {}
     for graph in written(segments, ExportOptions(precision, target_version=version)):
         names = [tensor.name for tensor in (*graph.inputs, *graph.outputs)]
-        assert len(names) == len(set(names))  # an engine knows its tensors by name alone
+        assert len(names) == len(set(names))  # an engine identifies its tensors by name
         for tensor in graph.inputs:
             assert tensor.dtype == carried.get(tensor.role, "int32")
         carried |= {tensor.role: tensor.dtype for tensor in graph.outputs}
-    half = precision == "fp16" or (precision == "int8" and version == "jetpack6")  # of bf16 borders are float32
+    half = precision == "fp16" or (
+        precision == "int8" and version == "jetpack6"
+    )  # inputs and outputs of bf16 segments are float32
     assert carried["hidden"] == carried["attention_bias"] == ("float16" if half else "float32")
     assert carried["logits"] == carried["lte"] == "float32"
 
 
-def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+def test_int8_is_symmetric_and_quantizes_only_matrices(tmp_path: Path) -> None:
     segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     for version, pairs in (("jetpack6", (4, 8)), ("tensorrt8.6", (8, 8))):
         _, layer, *_ = written(segments, ExportOptions("int8", target_version=version))
@@ -241,8 +243,8 @@ def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
             assert scale.shape == (source.shape[1],)
             if version == "jetpack6":
                 assert weights[name].dtype == np.int8
-                evened = source / weights[f"{name}.input_factor"].astype(np.float32)[:, None]
-                error = np.abs(weights[name] * scale.astype(np.float32) - evened)
+                smoothed = source / weights[f"{name}.input_factor"].astype(np.float32)[:, None]
+                error = np.abs(weights[name] * scale.astype(np.float32) - smoothed)
                 queries = 32 if name == "qkv.weight" else 0  # they carry attention's own scale
                 assert (error[:, queries:] <= 0.7 * scale[queries:].astype(np.float32)).all()
         assert all(weights[f"{name}.bias"].dtype != np.int8 for name in ("qkv", "up", "down"))
@@ -254,10 +256,10 @@ def test_layers_that_share_weights_share_a_file(tmp_path: Path) -> None:
     assert len({graph.model.SerializeToString() for graph in graphs}) == 1
 
 
-def test_uneven_channels_are_evened_out_and_the_product_stays(tmp_path: Path) -> None:
+def test_smoothing_reduces_the_error_and_keeps_the_matmul(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(50, 32)), rng.normal(size=(32, 8))
-    x[:, 3] *= 60  # as BERT has it
+    x[:, 3] *= 60  # an outlier channel, as in BERT
     x[:, 5] = 0
     reach = np.abs(x).max(axis=0)
     factors, step = _smoothing(reach, weight)
@@ -277,14 +279,16 @@ def test_uneven_channels_are_evened_out_and_the_product_stays(tmp_path: Path) ->
     assert error(factors, step) < 0.5 * error(np.ones(32), reach.max() / 127)
 
 
-def test_an_activation_that_is_always_zero_is_quantised(tmp_path: Path) -> None:
+def test_smoothing_accepts_activations_of_zero(tmp_path: Path) -> None:
     factors, step = _smoothing(np.zeros(4), np.zeros((4, 2)))
     assert np.isfinite(factors).all()
     assert step > 0
 
 
 @pytest.mark.parametrize(("precision", "version"), WRITTEN)
-def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_within_tolerance_of_the_checkpoint(
+    precision: str, version: str, checkpoint: Path, tmp_path: Path
+) -> None:
     options = ExportOptions(precision, target_version=version)
     lines: list[str] = []
     manifest = export(checkpoint, "tensorrt", tmp_path / "bundle", options=options, report=lines.append)
@@ -302,7 +306,7 @@ def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoin
     assert found == pytest.approx(manifest.parity.max_diff, abs=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_rejects_unknown_options(checkpoint: Path, tmp_path: Path) -> None:
     for options, message in (
         (
             ExportOptions(target_version="jetpack4"),
@@ -322,7 +326,7 @@ def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) ->
     assert not (tmp_path / "bundle").exists()
 
 
-def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
+def test_weights_beyond_float16_are_rejected_by_name(tmp_path: Path) -> None:
     model = multi_exit(tiny_backbone("bert"), tmp_path)
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if name.endswith("layer.0.output.dense.weight")).fill_(1e6)
@@ -358,7 +362,7 @@ def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) 
     assert set(engines) == {segment.file for segment in manifest.segments}
 
 
-def test_build_refuses_what_it_cannot_do(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_build_rejects_a_bundle_of_another_target(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     from berxit.runtime.build import command
     from berxit.runtime.console import status_of
 
