@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,6 @@ from onnx import TensorProto, helper
 
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.exporters.segments import LayerSegment
-from berxit.runtime.golden import Golden
-from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.tokenization import TokenBatch
 
 Array = npt.NDArray[np.float32]
@@ -34,12 +31,6 @@ class Activations:
 
     def and_(self, other: Activations) -> Activations:
         return Activations(np.maximum(self.largest, other.largest), _some(np.concatenate([self.rows, other.rows])))
-
-
-def samples_of(folder: Path) -> list[TokenBatch]:
-    """The golden inputs of the bundle that is being written, one by one: nothing is padded."""
-    golden: Golden = parse(Golden, read_json(folder / "golden.json"), str(folder / "golden.json"))
-    return golden.one_by_one(pad_token_id=0)
 
 
 EMBEDDINGS = ()
