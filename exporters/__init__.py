@@ -1,1 +1,1 @@
-"""Cut a checkpoint into one segment per layer, and write them as a bundle for a target. See exporters.export."""
+"""Export of a checkpoint as a bundle with one segment per layer. See exporters.export."""

@@ -1,31 +1,66 @@
-"""What a precision costs: the written bundle over the calibration data, exit by exit beside the checkpoint.
+"""Effect of a precision on the scores: the written bundle on the calibration data, per exit and next to the checkpoint.
 
-The thresholds are then chosen again from what the bundle said, since they are compared with its numbers.
+The thresholds are then chosen again from the bundle's own outputs, because they are compared with these outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from berxit.exporters.loading import LoadedCheckpoint
+from berxit.exporters.options import Messages
+from berxit.exporters.writing import Written
 from berxit.runtime.bundle import Scores, sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.loop import Backend, every_exit
 from berxit.runtime.progress import Progress
 from berxit.runtime.tokenization import Text, TextTokenizer
-from berxit.train.calibration import PASS_FILE, TEXTS_FILE, Calibration, stored_texts
+from berxit.train.calibration import PASS_FILE, TEXTS_FILE, CalibratedPolicy, Calibration, choose, stored_texts
 from berxit.train.evaluation import Predictions, layer_scores
-from berxit.train.tasks import Task
+from berxit.train.tasks import Task, task_of
 
 NOTABLE = 0.005
-"""Half a point: an exit that loses more is worth a word."""
+"""Half a point: a larger loss of an exit comes with advice."""
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """The policy chosen from the bundle's own outputs, and the scores that it was chosen with."""
+
+    chosen: CalibratedPolicy
+    scores: Scores
+
+
+def recalibrate(
+    checkpoint: LoadedCheckpoint, written: Written, backend: Backend, data_file: Path | None, messages: Messages
+) -> Recalibrated | None:
+    """Runs the calibration data through the bundle, scores every exit, and chooses the thresholds again.
+
+    ``data_file``: the calibration data; None reads the texts that the calibration stored. Returns None if that data is
+    not available; ``messages.warn`` then receives the reason.
+    """
+    assert checkpoint.calibrated is not None
+    calibration, exits, precision = checkpoint.calibrated.calibration, written.draft.exits, written.draft.precision
+    try:
+        expected = checkpoint.calibration_pass.select_exits(exits)
+        texts = calibration_texts(checkpoint.path, expected, calibration, task_of(checkpoint.model.config), data_file)
+    except BerxitError as error:
+        messages.warn(f"the cost of {precision} was not measured, the thresholds are the checkpoint's: {error}")
+        return None
+    found = bundle_pass(backend, written.tokenizer, texts, expected, messages.progress)
+    scores = compare(expected, found, calibration)
+    chosen = choose(found, calibration.criterion, calibration.requirement, calibration.data, calibration.data_sha256)
+    messages.report(describe_scores(scores, exits, chosen.calibration.histogram, precision))
+    messages.report(f"calibrated on the bundle's own outputs: {chosen.calibration.summary()}")
+    return Recalibrated(chosen, scores)
 
 
 def calibration_file(data: Path, checkpoint: Path, calibration: Calibration) -> Path:
-    """The file that the checkpoint was calibrated on: ``data``, or the file of its name in that folder.
+    """The file that the checkpoint was calibrated on: ``data``, or the file of the same name in that folder.
 
     Raises InputError for another file.
     """
@@ -45,9 +80,9 @@ def calibration_file(data: Path, checkpoint: Path, calibration: Calibration) -> 
 def calibration_texts(
     checkpoint: Path, expected: Predictions, calibration: Calibration, task: Task, path: Path | None
 ) -> list[Text]:
-    """The texts of the pass, in its order: from ``path``, else as the calibration stored them.
+    """The texts of the pass, in its order: from ``path``, or those that the calibration stored.
 
-    Raises BerxitError where they are not stored, or do not fit the pass.
+    Raises BerxitError if they are not stored, or do not match the pass.
     """
     if path is None:
         texts = stored_texts(checkpoint, calibration)
@@ -59,7 +94,7 @@ def calibration_texts(
         if len(texts) != len(expected.labels):
             raise BerxitError(f"{checkpoint / TEXTS_FILE} does not fit {PASS_FILE}: run berxit-calibrate again")
         return texts
-    examples = task.read(path, "", skip_bad_rows=True)  # as calibration did, or else there is none
+    examples = task.read(path, "", skip_bad_rows=True)  # as the calibration read them
     rows = np.arange(len(expected.labels)) if expected.ids is None else expected.ids
     if rows.max(initial=-1) >= len(examples) or not np.array_equal(examples.labels[rows], expected.labels):
         raise BerxitError(f"{path} does not fit {PASS_FILE}: run berxit-calibrate again")
@@ -69,7 +104,7 @@ def calibration_texts(
 def bundle_pass(
     backend: Backend, tokenizer: TextTokenizer, texts: Sequence[Text], expected: Predictions, progress: Progress
 ) -> Predictions:
-    """What the bundle says of the same texts at the same exits: one at a time, as a device is asked."""
+    """The bundle's outputs for the same texts at the same exits. Batch size 1, as on a device."""
     logits = np.empty_like(expected.logits)
     lte = None if expected.lte is None else np.empty_like(expected.lte)
     with progress(len(texts)) as bar:
@@ -83,18 +118,18 @@ def bundle_pass(
 
 
 def compare(expected: Predictions, found: Predictions, calibration: Calibration) -> Scores:
-    """Every exit's score in both passes."""
+    """The score of every exit in both passes."""
     before, after = (tuple(layer_scores(predictions)) for predictions in (expected, found))
     return Scores(calibration.data, len(expected.labels), expected.metric, before, after)
 
 
-def in_words(scores: Scores, exits: Sequence[int], histogram: Sequence[int], precision: str) -> str:
-    """The largest loss where rows leave: ``histogram`` says how many do after each of the model's layers."""
+def describe_scores(scores: Scores, exits: Sequence[int], histogram: Sequence[int], precision: str) -> str:
+    """The largest loss of an exit that the policy uses. ``histogram`` (n,): number of rows that exit at each layer."""
     used = {layer: loss for layer, loss in zip(exits, scores.losses, strict=True) if histogram[layer - 1]}
     worst = max(used, key=lambda layer: used[layer])
     where = f"on the {scores.examples} examples of {scores.data}"
     if used[worst] <= 0:
         return f"{precision} costs no {scores.metric} at any exit that the policy uses, {where}"
     lost = f"{precision} costs at most {100 * used[worst]:.2f} points of {scores.metric}"
-    said = f"{lost} at an exit that the policy uses (layer {worst}), {where}"
-    return said if used[worst] <= NOTABLE else f"{said}: more than {100 * NOTABLE:.1f}, compare with another precision"
+    line = f"{lost} at an exit that the policy uses (layer {worst}), {where}"
+    return line if used[worst] <= NOTABLE else f"{line}: more than {100 * NOTABLE:.1f}, compare with another precision"

@@ -1,56 +1,70 @@
-"""Exits where they pay: an exit costs every input that gets there, and spares layers to those that leave."""
+"""Automatic exit placement. An exit costs time for every input that reaches it, and saves layers for those that exit.
+
+``--exits auto`` measures the cost of a layer and of an exit, and keeps the exits with the least expected time.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from berxit.devices import recognise, this_machine
+from berxit.exporters.loading import LoadedCheckpoint
+from berxit.exporters.options import Messages
+from berxit.exporters.targets import Settings
+from berxit.exporters.writing import write_files
+from berxit.runtime.backends import open_backend
 from berxit.runtime.errors import InputError, NoisyError
 from berxit.runtime.loop import Backend, exit_loop, run_embeddings
 from berxit.runtime.noise import QUIET, CpuMeter, Noise, noisy
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.progress import Progress
-from berxit.runtime.tokenization import TokenBatch
+from berxit.runtime.progress import Progress, silent
+from berxit.runtime.tokenization import Text, TokenBatch
 
 SECONDS = 2.0
-"""How long costs are measured, at least."""
+"""Minimum duration of the cost measurement."""
 ATTEMPTS = 3
-"""Measurements on a busy machine, before ``--exits auto`` refuses to choose by them."""
+"""Measurements on a busy machine before ``--exits auto`` raises an error."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one input on this machine."""
+    """Costs of one input on this machine."""
 
     layer_ms: float
+    """Time of one encoder layer."""
     exit_ms: float
-    """Head, decision, and that a segment ends there."""
+    """Time of one exit: head, decision, and the end of a segment."""
     noise: Noise | None = None
-    """Of the measurement; None for costs that are given."""
+    """Noise of the measurement; None for costs that were not measured."""
 
     def milliseconds(self, exits: Sequence[int], histogram: Sequence[int]) -> float:
-        """What an average input is expected to take, embeddings and tokenisation aside, when ``histogram`` (n,) says
-        how many leave after each layer, which are among ``exits``."""
+        """Expected time of an average input in ms, without embeddings and tokenization.
+
+        ``histogram`` (n,): number of inputs that exit at each layer; only layers of ``exits`` have any.
+        """
         layers = np.arange(1, len(histogram) + 1)
         passed = np.searchsorted(exits, layers, side="right")
         return float(np.asarray(histogram) @ (layers * self.layer_ms + passed * self.exit_ms) / sum(histogram))
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Which exits are worth having, and what an average input is expected to take with them."""
+class ExitPlacement:
+    """The chosen exits, with the expected time of an average input in ms."""
 
     exits: tuple[int, ...]
     costs: Costs
     expected_ms: float
     all_exits_ms: float
-    """The same with an exit after every layer, and the threshold that goes with them."""
+    """The same with an exit after every layer and the threshold chosen for these exits."""
 
-    def under(self, histogram: Sequence[int]) -> Placement:
-        """The same exits where so many leave after each of the model's layers."""
+    def with_histogram(self, histogram: Sequence[int]) -> ExitPlacement:
+        """The same exits, if ``histogram`` (n,) inputs exit at each layer."""
         return replace(self, expected_ms=self.costs.milliseconds(self.exits, histogram))
 
     def _noise(self) -> str:
@@ -67,22 +81,56 @@ class Placement:
         )
 
 
-def checked_exits(asked: Sequence[int] | str, layers: int) -> tuple[int, ...]:
-    """In order, the last layer added. Raises InputError for what is no layer."""
-    if isinstance(asked, str) or not all(1 <= layer <= layers for layer in asked):
-        raise InputError(f"--exits {asked}: give layers from 1 to {layers} with commas between, or auto")
-    return tuple(sorted({*asked, layers}))
+def checked_exits(exits: Sequence[int] | str, layers: int) -> tuple[int, ...]:
+    """The exits in ascending order, with the last layer. Raises InputError for a number that is no layer."""
+    if isinstance(exits, str) or not all(1 <= layer <= layers for layer in exits):
+        raise InputError(f"--exits {exits}: give layers from 1 to {layers} with commas between, or auto")
+    return tuple(sorted({*exits, layers}))
+
+
+def place_automatically(
+    checkpoint: LoadedCheckpoint, settings: Settings, samples: Sequence[Text], messages: Messages, *, accept_noise: bool
+) -> ExitPlacement:
+    """The exits with the least expected time on this machine, with as many threads as the bundle will use.
+
+    Measures two temporary bundles: one with all exits, one with the last exit only. Raises InputError for a checkpoint
+    that is not calibrated and on a machine that does not run the target, NoisyError as ``quiet_costs`` does.
+    """
+    here = recognise(this_machine())
+    if settings.target.name not in here.targets:
+        raise InputError(
+            f"--exits auto measures here, and a {here.name} does not run {settings.target.name}: name them, as"
+            " --exits 2,4"
+        )
+    if checkpoint.calibrated is None:
+        raise InputError(f"--exits auto needs a calibrated policy: run berxit-calibrate {checkpoint.path} first")
+    segments, layers = checkpoint.segments, checkpoint.model.layers
+    with TemporaryDirectory() as scratch:
+        backends = []
+        for name, kept, progress in (
+            ("all", segments, messages.progress),
+            ("last", segments.with_exits((layers,)), silent),
+        ):
+            folder = Path(scratch) / name
+            folder.mkdir()
+            written = write_files(checkpoint, settings, kept, samples, folder, progress)
+            backends.append(open_backend(folder, written.draft, settings.threads or here.threads))
+        inputs = written.golden.one_by_one(written.draft.model.pad_token_id)
+        every, last = backends
+        costs = quiet_costs(every, last, inputs, messages.progress, accept_noise=accept_noise)
+    return place_exits(layers, lambda exits: checkpoint.calibrated_for(exits).calibration.histogram, costs)
 
 
 Histogram = Callable[[tuple[int, ...]], Sequence[int]]
-"""Exits -> (n,) how many inputs leave after each layer, under the threshold that is chosen for these exits."""
+"""Exits -> (n,) number of inputs that exit at each layer, with the threshold that is chosen for these exits."""
 
 
-def place_exits(layers: int, histogram: Histogram, costs: Costs) -> Placement:
-    """The exits under which an average input takes the least time, each choice with its own threshold.
+def place_exits(layers: int, histogram: Histogram, costs: Costs) -> ExitPlacement:
+    """The exits with the least expected time of an average input; each choice of exits has its own threshold.
 
-    Where the threshold stays, ``cheapest_at`` finds them; but fewer exits get another threshold, so that is only where
-    the search starts, beside all exits: it adds or drops one exit at a time for as long as that pays.
+    A local search: it adds or removes one exit at a time while that reduces the time. It starts from all exits or from
+    the exits of ``cheapest_at``, whichever take less time. ``cheapest_at`` alone is not enough, because fewer exits get
+    another threshold.
     """
     known: dict[tuple[int, ...], float] = {}
 
@@ -98,15 +146,15 @@ def place_exits(layers: int, histogram: Histogram, costs: Costs) -> Placement:
     best = min((every, cheapest_at(histogram(every), costs)), key=cost)
     while (nearby := min(neighbours(best), key=cost, default=best)) != best and cost(nearby) < cost(best):
         best = nearby
-    return Placement(best, costs, cost(best), cost(every))
+    return ExitPlacement(best, costs, cost(best), cost(every))
 
 
 def cheapest_at(histogram: Sequence[int], costs: Costs) -> tuple[int, ...]:
-    """The exits under which an average input takes the least time at one and the same threshold.
+    """The exits with the least expected time of an average input at a fixed threshold.
 
-    ``histogram``: how many inputs leave after each of the n layers while all have an exit. An input whose exit is gone
-    leaves at the next one. By dynamic programming over the last exit so far: a segment from layer a to layer b costs
-    (b - a) layers and one exit to all inputs that got past a.
+    ``histogram`` (n,): number of inputs that exit at each layer if every layer has an exit. An input whose exit is
+    removed takes the next one. Dynamic programming over the last exit so far: a segment from layer a to layer b costs
+    (b - a) layers and one exit for all inputs that pass layer a.
     """
     n = len(histogram)
     past = 1 - np.cumsum([0, *histogram]) / sum(histogram)
@@ -122,9 +170,9 @@ def cheapest_at(histogram: Sequence[int], costs: Costs) -> tuple[int, ...]:
 
 
 def measure_costs(every: Backend, last: Backend, inputs: Sequence[TokenBatch], progress: Progress) -> Costs:
-    """Times a bundle with all n exits and one with the last alone, in turns, input by input.
+    """Measures a bundle with all n exits and one with the last exit only, alternately, input by input.
 
-    Both run n layers; one also has n - 1 exits more. The embeddings are timed on their own and taken off.
+    Both run n layers; the first has n - 1 more exits. The embeddings are measured separately and subtracted.
     """
     n = every.layers
     policy = ExitPolicy.full_depth(n).at_depth(n)
@@ -148,7 +196,7 @@ def measure_costs(every: Backend, last: Backend, inputs: Sequence[TokenBatch], p
             now = min(100, int(100 * (time.perf_counter() - start) / SECONDS))
             bar.update(now - shown)
             shown = now
-    times = 1e3 * np.array(rounds[len(inputs) :])  # the first visit to an input warms up
+    times = 1e3 * np.array(rounds[len(inputs) :])  # the first run of an input is warm-up
     all_exits, one_exit, embeddings = times.T
     exit_ms = max(0.0, float(np.median(all_exits - one_exit)) / max(1, n - 1))
     repeats = [times[place :: len(inputs), way] for place in range(len(inputs)) for way in range(2)]
@@ -159,9 +207,9 @@ def measure_costs(every: Backend, last: Backend, inputs: Sequence[TokenBatch], p
 def quiet_costs(
     every: Backend, last: Backend, inputs: Sequence[TokenBatch], progress: Progress, *, accept_noise: bool
 ) -> Costs:
-    """``measure_costs``, up to ATTEMPTS times until the machine is quiet.
+    """``measure_costs``, repeated up to ATTEMPTS times until the noise is within its limits.
 
-    Raises NoisyError where it never is, unless ``accept_noise``.
+    Raises NoisyError if it never is, unless ``accept_noise``.
     """
     for _ in range(ATTEMPTS):
         costs = measure_costs(every, last, inputs, progress)

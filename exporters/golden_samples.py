@@ -1,4 +1,4 @@
-"""Texts of the golden inputs: the checkpoint's samples, texts of --data, or random tokens; one for every length."""
+"""Texts of the golden inputs: the checkpoint's samples, texts of --data, or random tokens. One text per length."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def golden_texts(
     needed_by: str | None,
     warn: Callable[[str], None],
 ) -> list[Text]:
-    """Texts for the golden inputs: the checkpoint's samples; where it has none, texts of the dev split (or the file)
-    ``data``; without ``data``, random tokens of the vocabulary, and ``warn`` receives a line about it.
+    """Texts for the golden inputs: the checkpoint's samples; else texts of ``data`` (a file, or a folder with a dev
+    split); else random tokens of the vocabulary, and ``warn`` receives a line about it.
 
-    ``needed_by``: the precision whose rounding depends on texts of the task; InputError where there are only tokens.
+    ``needed_by``: a precision whose rounding depends on texts of the task. Raises InputError if there are only tokens.
     """
     if samples := read_samples(checkpoint):
         return samples
@@ -50,7 +50,7 @@ def golden_texts(
 
 
 def random_texts(tokenizer_file: Path, max_length: int, *, pairs: bool) -> list[Text]:
-    """Texts of random tokens without special ones, from one token to half of ``max_length``, always the same."""
+    """Texts of random tokens, no special ones, from one token to half of ``max_length``. The seed is fixed."""
     drawn = np.random.default_rng(0)
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -66,8 +66,11 @@ def random_texts(tokenizer_file: Path, max_length: int, *, pairs: bool) -> list[
 
 
 def of_every_length(samples: Sequence[Text], lengths: Sequence[int], tokenizer: TextTokenizer) -> list[Text]:
-    """The samples; and for each of the ascending ``lengths`` that none of them is padded to, their words strung
-    together until the text is. A length that no such text has, as one below the special tokens, is left out."""
+    """The samples, and one more text for each of the ascending ``lengths`` that no sample is padded to.
+
+    The additional text repeats the words of the samples. A length that no such text can have (fewer tokens than the
+    special ones) is skipped.
+    """
     taken = set(tokenizer(samples).lengths.tolist())
     found = list(samples)
     for shorter, length in pairwise((0, *lengths)):
@@ -78,8 +81,8 @@ def of_every_length(samples: Sequence[Text], lengths: Sequence[int], tokenizer: 
 
 
 def _longer_than(tokens: int, samples: Sequence[Text], tokenizer: TextTokenizer) -> Iterator[Text]:
-    """The shortest beginnings of the samples, one after the other and over again, that have more tokens: cut between
-    words, and cut anywhere, for languages without blanks."""
+    """The shortest prefixes of the repeated samples with more than ``tokens`` tokens: one that ends between words, and
+    one that ends anywhere, for languages without blanks."""
     parts = [part.strip() for sample in samples for part in ((sample,) if isinstance(sample, str) else sample)]
     words = " ".join(parts) + " "
     words *= 1 + 16 * (tokens + 1) // len(words)

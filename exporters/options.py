@@ -1,38 +1,40 @@
-"""What a user may ask of an export. Each target takes some of it, and says which."""
+"""Options of an export, as the user gives them, and the callbacks that receive its messages."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from berxit.runtime.errors import InputError
+from berxit.runtime.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """None, or empty, leaves the choice to the target."""
+    """Options of an export. None, or an empty tuple, selects the target's default."""
 
     precision: str | None = None
     lengths: tuple[int, ...] = ()
-    """Input lengths in tokens that the segments are made for; inputs are padded to the next."""
+    """Input lengths in tokens that the segments accept; an input is padded to the next length."""
     max_batch: int | None = None
-    """Rows that a segment takes at most."""
+    """Largest number of rows per call of a segment."""
     target_version: str | None = None
-    """The oldest software that must be able to read it: jetpack6, ios18, ..."""
+    """The oldest software that must read the segments: jetpack6, ios18, ..."""
     layout: str | None = None
-    """How hidden states lie in memory, where a target knows several."""
+    """Memory layout of the hidden states, if the target has several."""
     exits: tuple[int, ...] | str = ()
-    """The layers that get an exit, beside the last; "auto": where measurement says that they pay. Empty: all."""
-
+    """Layers that get an exit, in addition to the last; "auto": chosen by measurement. Empty: all layers."""
     threads: int | None = None
-    """CPU threads that the bundle asks for, unless its user says otherwise."""
+    """Default number of CPU threads of the bundle; the caller can override it."""
 
-    def checked_for(self, target: str, writer: ModuleType) -> ExportOptions:
-        """With the target's first precision filled in. Raises InputError for what the target does not take."""
-        for field in fields(self):
-            if field.name != "precision" and getattr(self, field.name) and field.name not in writer.OPTIONS:
-                raise InputError(f"--{field.name.replace('_', '-')} does not go with target {target}")
-        precision = self.precision or next(iter(writer.PRECISIONS))
-        if precision not in writer.PRECISIONS:
-            raise InputError(f"target {target} has no precision '{precision}': choose {' or '.join(writer.PRECISIONS)}")
-        return replace(self, precision=precision)
+
+def _ignore(line: str) -> None:
+    """Ignores a line."""
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Callbacks of an export: progress bars, lines of its report, warnings."""
+
+    progress: Progress = silent
+    report: Callable[[str], None] = _ignore
+    warn: Callable[[str], None] = _ignore

@@ -1,5 +1,5 @@
-"""Canonical segments: embeddings, then one encoder layer with its exit at a time; or several layers, where not all have
-an exit. All targets are built from these.
+"""Canonical segments: the embeddings, then one segment per exit with the encoder layers up to it. The exporters of all
+targets read these.
 
 token ids -> [embeddings] -> hidden 0 -> [layer 1] -> hidden 1 -> [layer 2] -> ...
                                           |                        |
@@ -20,15 +20,15 @@ from berxit.train.backbones.weights import Linear
 from berxit.train.modeling import MultiExitModel
 
 MASKED = -30000.0
-"""Added to the attention scores of padding: softmax makes it 0, and fp16 can still hold it."""
+"""Added to the attention scores of padding. Softmax then returns 0, and float16 can represent the number."""
 
 
 @dataclass(frozen=True)
 class ExitWeights:
-    """What answers after a layer, from its pooled hidden state (B, d)."""
+    """Exit of a layer: from its pooled hidden state (B, d) to logits and LTE certainty."""
 
     pooler: Linear | None
-    """(d, d), followed by tanh; None where the classifier sits on the hidden state itself."""
+    """(d, d), followed by tanh; None if the classifier reads the pooled hidden state directly."""
     classifier: Linear
     """(d, C)"""
     lte: Linear | None
@@ -38,38 +38,38 @@ class ExitWeights:
 @dataclass(frozen=True)
 class LayerSegment:
     layer: int
-    """From 1: the one that the exit reads."""
+    """Number of the layer that the exit reads, from 1."""
     encoder: LayerWeights
     exit: ExitWeights
     before: tuple[LayerWeights, ...] = ()
-    """Layers without an exit, which run first."""
+    """Layers without an exit, which run before ``encoder``."""
     repeat: int = 1
-    """How often all of this runs in turn, before the exit answers (ALBERT, whose layers are the same)."""
+    """Number of consecutive runs of all layers before the exit (ALBERT, whose layers are the same)."""
 
     @property
     def body(self) -> tuple[int, ...]:
-        """Which weights the layers have: equal where two segments share all of them (ALBERT)."""
+        """Identity of the layers' weights: equal if two segments share all of them (ALBERT)."""
         return tuple(id(encoder) for encoder in (*self.before, self.encoder))
 
 
 @dataclass(frozen=True)
 class Segments:
     pooling: str
-    """What the exits read: first (token), or mean (over tokens)."""
+    """Input of the exits: first (token), or mean (over tokens)."""
     embeddings: EmbeddingWeights
     layers: tuple[LayerSegment, ...]
     outputs: int
     """C: classes, or 1 for regression."""
     hidden_size: int
     max_length: int
-    """Tokens of the longest input that training saw; the position table may have more rows."""
+    """Tokens of the longest input in training; the position table may have more rows."""
 
     def shared(self, segment: LayerSegment) -> bool:
-        """Whether another segment has the same encoder weights (ALBERT)."""
+        """True if another segment has the same encoder weights (ALBERT)."""
         return sum(other.body == segment.body for other in self.layers) > 1
 
     def with_exits(self, exits: Sequence[int]) -> Segments:
-        """Fewer, longer segments: ``exits`` are the layers that keep theirs, ascending, the last one among them."""
+        """Segments with these exits only. ``exits``: layers in ascending order, including the last."""
         ends = pairwise((0, *exits))
         return replace(
             self,
@@ -80,8 +80,11 @@ class Segments:
         )
 
     def repeating(self) -> Segments:
-        """The same, where all layers have the same weights (ALBERT): one body for all segments, as many layers as go
-        into each of them, which a segment runs repeatedly. For back ends that know ``repeat``."""
+        """The segments with one shared body if all layers share their weights (ALBERT); else unchanged.
+
+        The body has the largest number of layers that divides all segments, and each segment runs it repeatedly. Only
+        for backends that support ``repeat``.
+        """
         if len({encoder for segment in self.layers for encoder in segment.body}) > 1:
             return self
         counts = [len(segment.body) for segment in self.layers]
@@ -93,8 +96,8 @@ class Segments:
         return replace(self, layers=tuple(layers))
 
 
-def cut(model: MultiExitModel) -> Segments:
-    """The segments of a model. Arrays are views of its weights where they can be."""
+def split_segments(model: MultiExitModel) -> Segments:
+    """The segments of a model, with an exit after every layer. Arrays are views of its weights if possible."""
     lte = Linear.of(model.lte) if model.lte is not None else None
     exits = [
         ExitWeights(Linear.of(head.pooler) if head.pooler is not None else None, Linear.of(head.classifier), lte)
@@ -112,7 +115,7 @@ def cut(model: MultiExitModel) -> Segments:
 
 
 def scaled_queries(layer: LayerWeights, hidden_size: int) -> Linear:
-    """The fused (d, 3d) matrix with attention's 1 / sqrt(head size) folded into the queries: one operator less on
+    """The fused (d, 3d) matrix with attention's 1 / sqrt(head size) folded into the queries. This saves one operator on
     (B, heads, S, S)."""
     factors = np.ones(3 * hidden_size, dtype=np.float32)
     factors[:hidden_size] = (hidden_size // layer.heads) ** -0.5

@@ -1,9 +1,9 @@
-"""Executes a saved CoreML package in numpy, on any machine: how an export is verified where CoreML does not exist.
+"""Execution of a saved CoreML package in numpy. It verifies an export on machines without CoreML.
 
-The package is read back from disk, its MIL program decoded, its weights read (and decompressed) from its weight file.
-Each op computes in float32 and rounds its result to the number type that the program gives it, so that a float16
-program carries float16 errors from op to op; inside one op (a matmul's sum, a norm, a softmax) nothing is rounded.
-This verifies graph and weights. It says nothing of Apple's runtime, which may round otherwise.
+The package is read from disk: its MIL program is decoded, its weights are read (and decompressed) from its weight file.
+Each op computes in float32 and rounds its result to the dtype of the result in the program. A float16 program therefore
+passes float16 errors from op to op; inside one op (the sum of a matmul, a norm, a softmax) nothing is rounded.
+This verifies graph and weights. It does not verify Apple's runtime, which may round differently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import erf, expit
 
-from berxit.exporters.coreml.quiet import MLModel, decode_program, types
+from berxit.exporters.coreml.silenced_coremltools import MLModel, decode_program, types
 from berxit.runtime.errors import BerxitError
 
 Array = npt.NDArray[Any]
@@ -30,14 +30,14 @@ class MilFunction:
     def __init__(self, function: Any, description: Any) -> None:
         self.inputs = {feature.name: feature.type.multiArrayType for feature in description.input}
         self.outputs = [(var.name, var, _numpy_type(var)) for var in function.outputs]
-        self._fed = [(var, name) for name, var in function.inputs.items()]
+        self._feeds = [(var, name) for name, var in function.inputs.items()]
         self._constants: dict[Any, Any] = {}
         self._steps: list[_Step] = []
         for op in function.operations:
             if op.op_type == "const":
-                self._constants[op.outputs[0]] = _carried(op.outputs[0].val)
+                self._constants[op.outputs[0]] = _in_float32(op.outputs[0].val)
             elif op.op_type.startswith("constexpr_"):
-                self._constants[op.outputs[0]] = _carried(op.materialized_val_inference())
+                self._constants[op.outputs[0]] = _in_float32(op.materialized_val_inference())
             elif op.op_type in OPS:
                 arguments = {name: value for name, value in op.inputs.items() if value is not None}
                 self._steps.append(_Step(OPS[op.op_type], arguments, tuple(op.outputs)))
@@ -45,28 +45,28 @@ class MilFunction:
                 raise BerxitError(f"cannot verify the package: no numpy for its op '{op.op_type}'")
 
     def __call__(self, feeds: Arrays) -> Arrays:
-        """Raises BerxitError for an input that the package does not declare, or not in this shape."""
+        """Raises BerxitError for an input whose name or shape the package does not declare."""
         self._check(feeds)
         values = dict(self._constants)
-        values.update({var: _carried(feeds[name]) for var, name in self._fed})
+        values.update({var: _in_float32(feeds[name]) for var, name in self._feeds})
         for step in self._steps:
             values.update(step.run(values))
         return {name: values[var].astype(dtype) for name, var, dtype in self.outputs}
 
     def types(self) -> dict[str, Any]:
-        """The name of each tensor that is computed -> its number type, as numpy's."""
+        """Name of each computed tensor -> its dtype in numpy."""
         return {var.name: _numpy_type(var) for step in self._steps for var in step.outputs}
 
     def _check(self, feeds: Arrays) -> None:
         if set(feeds) != set(self.inputs):
-            raise BerxitError(f"the function takes {', '.join(self.inputs)}, and was given {', '.join(feeds)}")
+            raise BerxitError(f"the function takes {', '.join(self.inputs)}, not {', '.join(feeds)}")
         for name, array in feeds.items():
             if not _allows(self.inputs[name], array.shape):
                 raise BerxitError(f"input '{name}' of shape {array.shape} is not one that the package declares")
 
 
 def open_package(path: Path) -> dict[str, MilFunction]:
-    """All functions of a package; that of a package of one function is called ``main``."""
+    """Name -> function. The only function of a package is named ``main``."""
     model = MLModel(str(path), skip_model_load=True)
     spec = model.get_spec()
     program = decode_program(spec, spec.specificationVersion, model.weights_dir)
@@ -75,7 +75,7 @@ def open_package(path: Path) -> dict[str, MilFunction]:
 
 
 def ops_of(path: Path) -> dict[str, list[str]]:
-    """Function -> the kinds of op it has, in their order, for those who want to look."""
+    """Function -> types of its ops, in order, for inspection."""
     spec = MLModel(str(path), skip_model_load=True).get_spec()
     return {
         name: [op.type for block in function.block_specializations.values() for op in block.operations]
@@ -84,7 +84,7 @@ def ops_of(path: Path) -> dict[str, list[str]]:
 
 
 def types_of(path: Path) -> dict[str, dict[str, Any]]:
-    """Function -> the name of each tensor that its ops give -> its number type."""
+    """Function -> name of each tensor that its ops return -> its dtype."""
     return {name: function.types() for name, function in open_package(path).items()}
 
 
@@ -92,7 +92,7 @@ def types_of(path: Path) -> dict[str, dict[str, Any]]:
 class _Step:
     compute: Callable[..., Any]
     arguments: dict[str, Any]
-    """Parameter -> a variable of the program, or a tuple of them."""
+    """Parameter -> a variable of the program, or a tuple of variables."""
     outputs: tuple[Any, ...]
 
     def run(self, values: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
@@ -102,11 +102,11 @@ class _Step:
         }
         found = self.compute(**arguments)
         for var, value in zip(self.outputs, found if len(self.outputs) > 1 else (found,), strict=True):
-            yield var, _carried(np.asarray(value).astype(_numpy_type(var)))
+            yield var, _in_float32(np.asarray(value).astype(_numpy_type(var)))
 
 
-def _carried(value: Any) -> Any:
-    """How a tensor travels from op to op: float16 values as float32, which numpy computes fast and exactly so."""
+def _in_float32(value: Any) -> Any:
+    """float16 values as float32, for the next op: the same values, and numpy computes faster with them."""
     return value.astype(np.float32) if getattr(value, "dtype", None) == np.float16 else value
 
 
@@ -126,7 +126,7 @@ def _allows(declared: Any, shape: tuple[int, ...]) -> bool:
     return tuple(declared.shape) == shape
 
 
-def _slice_by_index(  # the masks are MIL's: begin_mask ignores a begin, squeeze_mask takes one and drops the axis
+def _slice_by_index(  # MIL's masks: begin_mask ignores a begin, squeeze_mask removes the axis
     x: Array,
     begin: Array,
     end: Array,
@@ -166,7 +166,7 @@ def _layer_norm(x: Array, axes: Array, gamma: Array, beta: Array, epsilon: Any) 
 
 
 def _conv(x: Array, weight: Array, bias: Array, groups: Any = 1, **_: Any) -> Array:
-    """A linear layer in the shape of a 1x1 convolution: x (1, C, 1, S)."""
+    """A linear layer as a 1x1 convolution: x (1, C, 1, S)."""
     if weight.shape[2:] != (1, 1) or groups != 1:
         raise BerxitError(f"cannot verify the package: no numpy for a convolution of shape {weight.shape}")
     return (weight[:, :, 0, 0] @ x[0, :, 0] + bias[:, None])[None, :, None]
@@ -188,7 +188,7 @@ def _gelu(x: Array, mode: str) -> Array:
 
 
 def _of_x(function: np.ufunc) -> Callable[..., Array]:
-    """MIL names its arguments, numpy's functions count theirs."""
+    """The function with a parameter named x: MIL passes arguments by name, numpy's functions accept positions only."""
     return lambda x: function(x)  # noqa: PLW0108
 
 
@@ -224,4 +224,4 @@ OPS: dict[str, Callable[..., Any]] = {
     "slice_by_index": _slice_by_index,
     "slice_by_size": _slice_by_size,
 }
-"""Op -> what it computes (MIL's specification, iOS 16 to 18), for the ops that our segments are made of."""
+"""Op -> implementation (MIL's specification, iOS 16 to 18), for the ops of our segments."""

@@ -1,47 +1,32 @@
-"""Compressed weights of a CoreML model: stored small, made float16 again when the device loads or uses them."""
+"""Compressed weights of a CoreML model: stored in few bits, and decompressed to float16 when the device loads or uses
+them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from berxit.exporters.coreml.quiet import ct
+from berxit.exporters.coreml.silenced_coremltools import ct
+from berxit.exporters.targets import CompressedWeights, Precision
 
-
-@dataclass(frozen=True)
-class Compression:
-    tolerance: float
-    """Largest difference of an exit from the checkpoint's: logits relative to their scale, and LTE."""
-    bits: int
-    palette: bool
-    """Each weight an index into a table of 2^bits values, found by k-means; else an integer times its row's scale."""
-
-
-COMPRESSIONS = {
-    "int8": Compression(0.25, 8, palette=False),
-    "palette6": Compression(0.75, 6, palette=True),
-    "palette4": Compression(2.0, 4, palette=True),
-}
-"""--precision -> how the weights are stored."""
 SMALLEST = 2048
-"""Elements; smaller tensors (norms, biases, most exits) stay as they are."""
+"""Number of elements; smaller tensors (norms, biases, most exits) are not compressed."""
 
 
-def weights_pass(precision: str) -> ct.PassPipeline:
-    """What a conversion does beside writing the program down: keeps what several layers share once (ALBERT), and
-    compresses matrices and tables. (None of coremltools' other passes: there is nothing to fuse, and one of them would
-    guard every look-up against ids below 0.)"""
+def weights_pass(precision: Precision) -> ct.PassPipeline:
+    """The graph passes of a conversion: one that stores weights shared by several layers once (ALBERT), and one that
+    compresses matrices and tables. coremltools' other passes are not used: there is nothing to fuse, and one of them
+    would add a check for ids below 0 to every embedding lookup."""
     once = "common::const_deduplication"
-    if precision not in COMPRESSIONS:
-        return ct.PassPipeline(pass_names=[once], pipeline_name=precision)
-    chosen, tools = COMPRESSIONS[precision], ct.optimize.coreml
+    if not isinstance(precision, CompressedWeights):
+        return ct.PassPipeline(pass_names=[once], pipeline_name=precision.name)
+    tools = ct.optimize.coreml
     how: Any
-    if chosen.palette:
+    if precision.palette:
         name = "compression::palettize_weights"
-        how = tools.OpPalettizerConfig(mode="kmeans", nbits=chosen.bits, weight_threshold=SMALLEST)
+        how = tools.OpPalettizerConfig(mode="kmeans", nbits=precision.bits, weight_threshold=SMALLEST)
     else:
         name = "compression::linear_quantize_weights"
         how = tools.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=SMALLEST)
-    pipeline = ct.PassPipeline(pass_names=[once, name], pipeline_name=precision)
+    pipeline = ct.PassPipeline(pass_names=[once, name], pipeline_name=precision.name)
     pipeline.set_options(name, {"config": tools.OptimizationConfig(global_config=how)})
     return pipeline

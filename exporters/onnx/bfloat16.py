@@ -1,7 +1,7 @@
-"""Segments that compute in bfloat16: float32's range in half the bytes, with 8 bits of precision.
+"""Segments that compute in bfloat16: the range of float32 in half the bytes, with 8 bits of precision.
 
-Numpy has no such numbers and ONNX Runtime's CPU no kernels for them. So what goes from segment to segment is float32,
-and the parity check runs the same graph in float32 with every result rounded to bfloat16.
+numpy has no bfloat16, and ONNX Runtime has no CPU kernels for it. Tensors between segments are therefore float32, and
+the parity check runs the same graph in float32 with every result rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from berxit.runtime.bundle_files import BundleFile, BundleFolder
 
 
 def with_float32_borders(graph: OnnxSegment) -> OnnxSegment:
-    """The segment with inputs and outputs in float32 and everything between as it was."""
+    """The segment with inputs and outputs in float32. Everything between them stays bfloat16."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     inputs, outputs = (
@@ -44,8 +44,8 @@ def with_float32_borders(graph: OnnxSegment) -> OnnxSegment:
 
 
 def rounded_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph for a machine without bfloat16: it computes in float32, and whatever was bfloat16, weights and the
-    result of every node, is rounded to what bfloat16 can hold. Sums within a node keep float32, as they do on a GPU."""
+    """The same graph for a machine without bfloat16. It computes in float32; weights and results of nodes that were
+    bfloat16 are rounded to bfloat16. Sums within a node are float32, as on a GPU."""
     twin = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     rounded = {v.name for v in twin.graph.value_info if v.type.tensor_type.elem_type == TensorProto.BFLOAT16}
     del twin.graph.value_info[:]
@@ -69,14 +69,15 @@ def rounded_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class RoundingBackend(HostBackend):
-    """The loop's Backend for the parity check: every segment as ``rounded_in_float32`` has it."""
+    """Backend of the parity check: runs every segment as ``rounded_in_float32``."""
 
     name = "onnxruntime"
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # the casts must stay
+        # Optimizations would remove the casts.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
         def open_file(segment: Segment, file: BundleFile) -> Run:
             twin = rounded_in_float32(onnx.load_from_string(file.read_bytes()))
@@ -97,6 +98,6 @@ def _in_float32(tensors: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
 
 
 def _replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # they die with the list below
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # freed by the deletion below
     del model.graph.node[:]
     model.graph.node.extend(kept)

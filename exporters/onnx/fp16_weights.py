@@ -1,7 +1,7 @@
-"""Weights in float16 on disk, everything computed in float32: half the download, where a CPU has no use for float16.
+"""Weights stored in float16 and computed in float32: half the download size, for CPUs that do not compute in float16.
 
-Every matrix goes through a Cast, which a runtime folds away when it loads the file. Of the embedding tables only what
-is looked up is cast, so they need not be converted as a whole.
+Each matrix is followed by a Cast, which a runtime folds when it loads the file. Of an embedding table, only the rows
+that are looked up are cast.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.runtime.errors import BerxitError
 
 EXITS = ("classifier.weight", "lte.weight")
-"""They stay float32: small, and as large or tiny as a regression's values."""
+"""Weights that stay float32: they are few, and their values depend on the unit of a regression."""
 
 
-def halved(graph: OnnxSegment) -> OnnxSegment:
+def store_weights_fp16(graph: OnnxSegment) -> OnnxSegment:
     """The segment with its float32 matrices stored in float16: same inputs, same outputs.
 
-    Raises BerxitError for a weight that float16 cannot hold.
+    Raises BerxitError for a weight beyond the range of float16.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -49,7 +49,7 @@ def halved(graph: OnnxSegment) -> OnnxSegment:
             nodes += [node, _to_float32(rows, found)]
         else:
             nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # they die with the list below
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # freed by the deletion below
     del model.graph.node[:]
     model.graph.node.extend(kept)
     onnx.checker.check_model(model, full_check=True)

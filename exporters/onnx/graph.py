@@ -1,7 +1,7 @@
 """Canonical segments as ONNX graphs, node by node.
 
-Written directly, not traced: a layer is some 35 nodes of plain ai.onnx operators with names one can read, the shapes
-stay dynamic by construction, opset and layout are ours to choose, and twelve layers take a second.
+They are written and not traced: a layer is some 35 plain ai.onnx nodes with readable names and dynamic shapes, the
+exporter chooses the opset, and twelve layers take a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from berxit.train.backbones import LayerWeights
 from berxit.train.backbones.weights import Array, Linear, Norm
 
 OPSET = 17
-"""The first with LayerNormalization; ONNX Runtime since 1.12 and TensorRT since 8.6 take it."""
+"""The first opset with LayerNormalization; ONNX Runtime 1.12 and TensorRT 8.6 support it."""
 
 _TYPES = {
     "float32": TensorProto.FLOAT,
@@ -34,15 +34,15 @@ _TYPES = {
 
 @dataclass
 class GraphWriter:
-    """Collects nodes and weights; every method adds one operator and gives back the name of its output."""
+    """Collects nodes and weights. Every method adds an operator and returns the name of its output."""
 
     opset: int = OPSET
     dtype: str = "float32"
-    """What weights are stored and operators compute in."""
+    """Dtype of weights and operators."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, npt.NDArray] = field(default_factory=dict)
     constants: dict[str, npt.NDArray] = field(default_factory=dict)
-    """Weights that are fed as inputs, because layers that share the file differ in them."""
+    """Constant inputs: weights in which layers that share the file differ."""
 
     def op(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
         output = output or f"{kind.lower()}_{len(self.nodes)}"
@@ -50,7 +50,7 @@ class GraphWriter:
         return output
 
     def weight(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = None) -> str:
-        with np.errstate(over="ignore"):  # told below, by name
+        with np.errstate(over="ignore"):  # raises below, with the name
             stored = np.asarray(value, dtype=dtype or self.dtype, order="C")
         if not np.isfinite(stored).all():
             raise BerxitError(f"weight {name} has values that {stored.dtype} cannot hold: export in fp32")
@@ -58,15 +58,15 @@ class GraphWriter:
         return name
 
     def cast(self, x: str, dtype: str) -> str:
-        """x itself where the graph's dtype is that one already."""
+        """A Cast to ``dtype``; x itself if the graph has that dtype."""
         return x if self.dtype == dtype else self.op("Cast", x, to=_TYPES[dtype])
 
     def constant(self, name: str, value: npt.NDArray) -> str:
         self.constants[name] = np.asarray(value, dtype=np.float32, order="C")
         return name
 
-    def linear(self, name: str, x: str, linear: Linear, *, fed: bool = False) -> str:
-        add = self.constant if fed else self.weight
+    def linear(self, name: str, x: str, linear: Linear, *, external: bool = False) -> str:
+        add = self.constant if external else self.weight
         return self.op(
             "Add", self.op("MatMul", x, add(f"{name}.weight", linear.weight)), add(f"{name}.bias", linear.bias)
         )
@@ -78,7 +78,7 @@ class GraphWriter:
         return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=norm.epsilon, output=output)
 
     def _norm_in_parts(self, name: str, x: str, norm: Norm, output: str) -> str:
-        """In float32 throughout: the squares of a layer with outliers leave the range of float16."""
+        """LayerNormalization in basic operators, in float32: squares of outliers exceed the range of float16."""
         dtype, x = self.dtype, self.cast(x, "float32")
         self.dtype = "float32"
         centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1], keepdims=1))
@@ -95,7 +95,7 @@ class GraphWriter:
         half, one = self.weight("half", 0.5), self.weight("one", 1.0)
         if name == "relu":
             return self.op("Relu", x)
-        if name == "gelu":  # x / 2 (1 + erf(x / sqrt 2)), in the shape that ONNX Runtime fuses
+        if name == "gelu":  # x / 2 (1 + erf(x / sqrt 2)), in the form that ONNX Runtime fuses
             gate = self.op("Erf", self.op("Div", x, self.weight("sqrt_2", np.sqrt(2.0))))
         elif name in ("gelu_new", "gelu_pytorch_tanh"):  # x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
             cube = self.op("Mul", self.op("Pow", x, self.weight("three", 3.0)), self.weight("gelu_cubic", 0.044715))
@@ -123,7 +123,7 @@ class GraphWriter:
 
 @dataclass(frozen=True)
 class OnnxSegment:
-    """A graph with what the manifest says of it."""
+    """A graph with its inputs, outputs and constant inputs for the manifest."""
 
     model: onnx.ModelProto
     inputs: tuple[TensorInfo, ...]
@@ -131,8 +131,8 @@ class OnnxSegment:
     constants: dict[str, npt.NDArray]
 
 
-def fed(graph: OnnxSegment, weight: str) -> OnnxSegment:
-    """The segment with one of its weights as an input, so that it lies in a file of its own."""
+def externalize_weight(graph: OnnxSegment, weight: str) -> OnnxSegment:
+    """The segment with one of its weights as a constant input, which is stored in a separate file."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     [stored] = [tensor for tensor in model.graph.initializer if tensor.name == weight]
@@ -147,21 +147,20 @@ def fed(graph: OnnxSegment, weight: str) -> OnnxSegment:
 def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "float32") -> OnnxSegment:
     """input_ids, attention_mask (and token_type_ids), (B, S) int32 -> hidden (B, S, d), attention_bias (B, 1, 1, S).
 
-    Where the model has a bias by relative position, it is in attention_bias, which is (B, heads, S, S) then.
-    Where the exits pool by the mean, also token_weights (B, 1, S): 1 / tokens for a token, 0 for padding. The outputs
-    are in ``dtype``.
+    With a relative position bias, attention_bias contains it and is (B, heads, S, S). With mean pooling, there is also
+    token_weights (B, 1, S): 1 / tokens for a token, 0 for padding. The outputs are in ``dtype``.
     """
     g = GraphWriter(opset, dtype)
     weights = segments.embeddings
     tokens: tuple[str | int, ...] = ("batch", "length")
     inputs = [TensorInfo("input_ids", "input_ids", "int32", tokens)]
-    total = g.op("Gather", g.weight("words", weights.words), "input_ids", axis=0)
+    total = g.op("Gather", g.weight("words", weights.word_embeddings), "input_ids", axis=0)
     if weights.types is not None:
         inputs.append(TensorInfo("token_type_ids", "token_type_ids", "int32", tokens))
         total = g.op("Add", total, g.op("Gather", g.weight("types", weights.types), "token_type_ids", axis=0))
     start, axis = g.weight("zero", [0], np.int64), g.weight("rows", [0], np.int64)
     one, two = g.weight("length_axis", [1], np.int64), g.weight("after_length", [2], np.int64)
-    length = g.op("Slice", g.op("Shape", "input_ids"), one, two, axis)  # TensorRT 8.5 may not know Shape's own start
+    length = g.op("Slice", g.op("Shape", "input_ids"), one, two, axis)  # TensorRT 8.5 may not support Shape's own start
     positions = g.op("Slice", g.weight("positions", weights.positions), start, length, axis)
     hidden = g.norm("norm", g.op("Add", total, positions), weights.norm, "" if weights.projection else "hidden")
     if weights.projection is not None:
@@ -173,7 +172,7 @@ def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "fl
     padding = g.op("Unsqueeze", bias, g.weight("heads_and_queries", [1, 2], np.int64), output=padding_name)
     if weights.relative_bias is not None:
         g.op("Add", padding, _relative_bias(g, weights.relative_bias, length), output="attention_bias")
-    outputs = [_hidden("hidden", segments.hidden_size, dtype), *_carried(segments, dtype)]
+    outputs = [_hidden("hidden", segments.hidden_size, dtype), *_shared_tensors(segments, dtype)]
     if segments.pooling == "mean":
         total = g.op("ReduceSum", mask, g.weight("last_axis", [1], np.int64), keepdims=1)
         shares = g.op("Div", mask, total)
@@ -182,7 +181,7 @@ def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "fl
 
 
 def _relative_bias(g: GraphWriter, bias: Array, length: str) -> str:
-    """(heads, S, S): what each distance between key and query adds, for the S tokens that there are."""
+    """(heads, S, S): the bias of each distance between key and query, for the S tokens of the input."""
     longest = (bias.shape[1] + 1) // 2
     first = [g.weight(name, [0], np.int64) for name in ("zero", "rows")]
     places = g.op("Slice", g.weight("places", np.arange(longest), np.int64), first[0], length, first[1])
@@ -200,24 +199,24 @@ def layer_graph(
     dtype: str = "float32",
     short_end: bool = False,
 ) -> OnnxSegment:
-    """hidden_in (B, S, d) and what embeddings_graph gave -> hidden_out (B, S, d), logits (B, C), lte (B,).
+    """hidden_in (B, S, d) and the other outputs of embeddings_graph -> hidden_out (B, S, d), logits (B, C), lte (B,).
 
-    Where layers share their encoder weights the head's are inputs, so that these layers can share one file. The encoder
-    layer computes in ``dtype``; the exit in float32, since thresholds are compared with what it says.
+    If layers share their encoder weights, the weights of the head are constant inputs, so that the layers share a file.
+    The encoder layer computes in ``dtype``; the exit in float32, because its outputs are compared with thresholds.
 
-    ``short_end``: after the model's last layer nobody reads the hidden states, so where its exit pools the first token
-    only that one is computed, and there is no hidden_out. Keys and values are still needed of all tokens.
+    ``short_end``: the last layer computes only the first token if its exit reads only that one (single-query
+    attention). There is then no hidden_out, which nothing would read.
     """
     g = GraphWriter(opset, dtype)
-    feed_head, hidden_size = segments.shared(segment), segments.hidden_size
+    shared, hidden_size = segments.shared(segment), segments.hidden_size
     hidden, encoders = "hidden_in", (*segment.before, segment.encoder)
-    first_only = short_end and segment is segments.layers[-1] and segments.pooling == "first" and not feed_head
-    prefixes: dict[int, str] = {}  # of weights: layers that share them name them alike
+    first_only = short_end and segment is segments.layers[-1] and segments.pooling == "first" and not shared
+    prefixes: dict[int, str] = {}  # of weights; layers that share weights have the same prefix
     for place, encoder in enumerate(encoders):
         prefix = prefixes.setdefault(id(encoder), f"{len(prefixes)}/" if prefixes else "")
         last = place == len(encoders) - 1
         output = "hidden_out" if last else f"hidden_{place}"
-        attention = _first_query if last and first_only else _attention
+        attention = _single_query_attention if last and first_only else _self_attention
         hidden = _encoder_layer(g, encoder, hidden_size, hidden, prefix, output, attention)
     if segments.pooling == "mean":
         pooled = g.op("Squeeze", g.op("MatMul", "token_weights", hidden), g.weight("last_axis", [1], np.int64))
@@ -225,30 +224,30 @@ def layer_graph(
         pooled = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
     pooled = g.cast(pooled, "float32")
     g.dtype = "float32"
-    answer = pooled
+    features = pooled
     if segment.exit.pooler is not None:
-        answer = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, fed=feed_head))
-    g.op("Identity", g.linear("classifier", answer, segment.exit.classifier, fed=feed_head), output="logits")
+        features = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, external=shared))
+    g.op("Identity", g.linear("classifier", features, segment.exit.classifier, external=shared), output="logits")
     declared = [] if first_only else [_hidden("hidden_out", hidden_size, dtype)]
     declared.append(TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)))
     if segment.exit.lte is not None:
         certainty = g.op("Sigmoid", g.linear("lte", pooled, segment.exit.lte))
         g.op("Squeeze", certainty, g.weight("last_axis", [1], np.int64), output="lte")
         declared.append(TensorInfo("lte", "lte", "float32", ("batch",)))
-    inputs = [_hidden("hidden_in", hidden_size, dtype), *_carried(segments, dtype)]
+    inputs = [_hidden("hidden_in", hidden_size, dtype), *_shared_tensors(segments, dtype)]
     inputs += [TensorInfo(name, "constant", "float32", value.shape) for name, value in g.constants.items()]
-    name = "body" if feed_head else f"layer_{segment.layer:02d}"
+    name = "body" if shared else f"layer_{segment.layer:02d}"
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
 
 
 Attention = Callable[[GraphWriter, LayerWeights, int, str, str], tuple[str, str]]
-"""(graph, layer, d, hidden, prefix) -> what the queries' tokens gather (B, Q, d), and their hidden states (B, Q, d)."""
+"""(graph, layer, d, hidden, prefix) -> attention output of Q tokens (B, Q, d), and their hidden states (B, Q, d)."""
 
 
 def _encoder_layer(
     g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str, output: str, attention: Attention
 ) -> str:
-    """From ``hidden`` to ``output``, (B, S, d) both; ``prefix`` begins the names of its weights."""
+    """From ``hidden`` to ``output``, (B, S, d) both; ``prefix``: of the names of its weights."""
     context, hidden = attention(g, layer, hidden_size, hidden, prefix)
     attended = g.op("Add", g.linear(f"{prefix}output", context, layer.output), hidden)
     attended = g.norm(f"{prefix}attention_norm", attended, layer.attention_norm)
@@ -257,26 +256,28 @@ def _encoder_layer(
     return g.norm(f"{prefix}output_norm", total, layer.output_norm, output=output)
 
 
-def _attention(g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str) -> tuple[str, str]:
-    """Every token asks every token."""
+def _self_attention(g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str) -> tuple[str, str]:
+    """Self-attention."""
     qkv = g.linear(f"{prefix}qkv", hidden, scaled_queries(layer, hidden_size))
     parts = _split(g, qkv, ("queries", "keys", "values"), hidden_size)
-    return _gathered(g, layer, hidden_size, parts, "attention_bias"), hidden
+    return _attend(g, layer, hidden_size, parts, "attention_bias"), hidden
 
 
-def _first_query(g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str) -> tuple[str, str]:
-    """Only the first token asks."""
+def _single_query_attention(
+    g: GraphWriter, layer: LayerWeights, hidden_size: int, hidden: str, prefix: str
+) -> tuple[str, str]:
+    """Single-query attention: only the first token has a query."""
     qkv, place = scaled_queries(layer, hidden_size), g.weight("first_row", [0], np.int64)
     first = g.op("Gather", hidden, place, axis=1)
     queries, others = (
         Linear(np.ascontiguousarray(qkv.weight[:, columns]), qkv.bias[columns])
         for columns in (slice(hidden_size), slice(hidden_size, None))
     )
-    asked = g.linear(f"{prefix}queries", first, queries)
+    query = g.linear(f"{prefix}queries", first, queries)
     keys_values = g.linear(f"{prefix}keys_values", hidden, others)
     bias = g.op("Gather", "attention_bias", place, axis=2)  # (B, 1 or heads, 1, S)
-    parts = [asked, *_split(g, keys_values, ("keys", "values"), hidden_size)]
-    return _gathered(g, layer, hidden_size, parts, bias), first
+    parts = [query, *_split(g, keys_values, ("keys", "values"), hidden_size)]
+    return _attend(g, layer, hidden_size, parts, bias), first
 
 
 def _split(g: GraphWriter, x: str, names: tuple[str, ...], hidden_size: int) -> list[str]:
@@ -286,8 +287,8 @@ def _split(g: GraphWriter, x: str, names: tuple[str, ...], hidden_size: int) -> 
     return parts
 
 
-def _gathered(g: GraphWriter, layer: LayerWeights, hidden_size: int, parts: list[str], bias: str) -> str:
-    """What the queries (B, Q, d) gather from the values, by their likeness to the keys (both (B, S, d)): (B, Q, d)."""
+def _attend(g: GraphWriter, layer: LayerWeights, hidden_size: int, parts: list[str], bias: str) -> str:
+    """Scaled dot-product attention of queries (B, Q, d), keys and values (B, S, d): (B, Q, d)."""
     by_head = g.weight("by_head", [0, 0, layer.heads, hidden_size // layer.heads], np.int64)
     queries, keys, values = (
         g.op("Transpose", g.op("Reshape", part, by_head), perm=perm)
@@ -302,14 +303,14 @@ def _hidden(name: str, hidden_size: int, dtype: str) -> TensorInfo:
     return TensorInfo(name, "hidden", dtype, ("batch", "length", hidden_size))
 
 
-def _carried(segments: Segments, dtype: str) -> list[TensorInfo]:
-    """What the embeddings segment makes once and every layer reads."""
+def _shared_tensors(segments: Segments, dtype: str) -> list[TensorInfo]:
+    """Outputs of the embeddings segment that every layer reads."""
     relative = segments.embeddings.relative_bias
     shape = ("batch", 1, 1, "length") if relative is None else ("batch", len(relative), "length", "length")
-    carried = [TensorInfo("attention_bias", "attention_bias", dtype, shape)]
+    tensors = [TensorInfo("attention_bias", "attention_bias", dtype, shape)]
     if segments.pooling == "mean":
-        carried.append(TensorInfo("token_weights", "token_weights", dtype, ("batch", 1, "length")))
-    return carried
+        tensors.append(TensorInfo("token_weights", "token_weights", dtype, ("batch", 1, "length")))
+    return tensors
 
 
 def _value(info: TensorInfo) -> onnx.ValueInfoProto:

@@ -1,9 +1,9 @@
-"""Int8 as TensorRT reads it: QuantizeLinear and DequantizeLinear around the four large matrix products of a layer.
+"""Int8 for TensorRT: QuantizeLinear and DequantizeLinear around the four large matmuls of a layer.
 
-Symmetric throughout: weights per output channel, activations per tensor, biases as they are. How far activations reach
-is read off the samples that the checkpoint carries. A few of BERT's channels reach much farther than the others, and a
-step for all would leave the others few levels: so channels are divided by what makes them more even, and the weights
-multiplied by it (SmoothQuant, Xiao et al. 2023, equations 3 and 4).
+Quantization is symmetric: weights per output channel, activations per tensor, biases not at all. The range of the
+activations is measured on the golden inputs. A few of BERT's channels (outlier channels) have much larger values than
+the others, and one scale for all would be too coarse for the others. Activations are therefore divided by smoothing
+scales, and the weights multiplied by them (SmoothQuant, Xiao et al. 2023, equations 3 and 4).
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from onnx import helper, numpy_helper
 from berxit.exporters.onnx.activations import Activations
 from berxit.exporters.onnx.graph import OnnxSegment
 
-PRODUCTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
-"""The weights whose products run in int8: everything in a layer that has weights; the attention itself has none."""
+QDQ_WEIGHTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
+"""Weights whose matmuls run in int8: all matrices of a layer. The matmuls of the attention itself have no weights."""
 
 DEQUANTIZED_WEIGHTS = 19
-"""From this opset on weights are stored in int8. Before it TensorRT (8) quantises float weights itself."""
+"""Opset from which weights are stored in int8. With earlier ones, TensorRT (8) quantizes float weights itself."""
 
-MIGRATED = 0.85
-"""SmoothQuant's alpha: how much of the channels' unevenness goes over to the weights. With the paper's 0.5 the product
-after the activation gets worse, in MiniLM-L6 and bge-small: docs/tensorrt.md has the numbers."""
-QUIET = 1e-3
-"""A channel counts as reaching this far at least, as a share of the farthest: float16 must hold the division."""
+MIGRATION_STRENGTH = 0.85
+"""SmoothQuant's alpha: the share of the channels' differences that moves to the weights. With the paper's 0.5, the
+matmul after the activation is worse in MiniLM-L6 and bge-small; for the numbers, see docs/tensorrt.md."""
+SMALLEST_CHANNEL = 1e-3
+"""Lower limit of a channel's largest value, as a share of the largest channel's. float16 must represent the ratio."""
 
 
-def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegment:
-    """The segment with its products in int8; everything else stays in the type that it had. Cutting outliers off for
-    finer steps, as is usual, costs BERT its answers: the few channels that reach far are what it computes with.
+def quantize_for_tensorrt(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegment:
+    """The segment with its matmuls in int8; everything else keeps its dtype.
 
-    ``inputs``: name of a weight -> what comes to its product.
+    Outliers are not clipped, because BERT's predictions depend on its few outlier channels.
+
+    ``inputs``: name of a weight -> activations that its matmul receives.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -46,17 +47,17 @@ def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegm
     constants: dict[str, npt.NDArray] = {}
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in inputs:
-            name, even = node.input[1], f"{node.output[0]}.even"
+            name, smoothed = node.input[1], f"{node.output[0]}.even"
             rounded, ends = f"{node.output[0]}.input", (f"{name}.scale", f"{name}.zero", f"{name}.rounded")
-            nodes.append(helper.make_node("Mul", [node.input[0], f"{name}.input_factor"], [even]))
-            nodes += _rounded(even, f"{name}.input_scale", f"{name}.input_zero", rounded)
+            nodes.append(helper.make_node("Mul", [node.input[0], f"{name}.input_factor"], [smoothed]))
+            nodes += _rounded(smoothed, f"{name}.input_scale", f"{name}.input_zero", rounded)
             node.input[0], node.input[1] = rounded, ends[2]
-            if ends[0] not in constants:  # else a layer before in this segment has the same weights
+            if ends[0] not in constants:  # else an earlier layer of this segment has the same weights
                 weight = numpy_helper.to_array(weights[name])
-                factors, step = _evened(inputs[name].largest, weight)
-                weight = (weight * factors[:, None]).astype(weight.dtype)
+                scales, step = _smoothing(inputs[name].largest, weight)
+                weight = (weight * scales[:, None]).astype(weight.dtype)
                 constants |= {
-                    f"{name}.input_factor": (1 / factors).astype(weight.dtype),
+                    f"{name}.input_factor": (1 / scales).astype(weight.dtype),
                     f"{name}.input_scale": np.array(step, weight.dtype),
                     f"{name}.input_zero": np.array(0, np.int8),
                     ends[0]: _weight_scale(weight),
@@ -70,7 +71,7 @@ def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegm
                     weights[name].CopyFrom(numpy_helper.from_array(weight, name))
                     nodes += _rounded(name, *ends, axis=1)
         nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # they die with the list below
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # freed by the deletion below
     del model.graph.node[:]
     model.graph.node.extend(kept)
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
@@ -86,18 +87,21 @@ def _rounded(x: str, scale: str, zero: str, output: str, axis: int | None = None
     ]
 
 
-def _evened(reach: npt.NDArray, weight: npt.NDArray) -> tuple[npt.NDArray, float]:
-    """(in,) what an activation's channels are divided by and the rows of its weight (in, out) multiplied by; and how
-    large one int8 step of the activation is then."""
+def _smoothing(reach: npt.NDArray, weight: npt.NDArray) -> tuple[npt.NDArray, float]:
+    """Smoothing scales (in,), and the int8 step of the activation after smoothing.
+
+    ``reach`` (in,): largest absolute value of each channel. Channels of the activation are divided by the scales, rows
+    of the weight (in, out) multiplied by them.
+    """
     rows = np.abs(weight.astype(np.float64)).max(axis=1)
-    farthest, heaviest = float(reach.max()) or 1.0, float(rows.max()) or 1.0
-    channels = np.maximum(reach.astype(np.float64), QUIET * farthest)
-    factors = channels**MIGRATED / np.maximum(rows, QUIET * heaviest) ** (1 - MIGRATED)
-    factors /= np.exp(np.log(factors).mean())
-    return factors, float((channels / factors).max()) / 127
+    largest, heaviest = float(reach.max()) or 1.0, float(rows.max()) or 1.0
+    channels = np.maximum(reach.astype(np.float64), SMALLEST_CHANNEL * largest)
+    scales = channels**MIGRATION_STRENGTH / np.maximum(rows, SMALLEST_CHANNEL * heaviest) ** (1 - MIGRATION_STRENGTH)
+    scales /= np.exp(np.log(scales).mean())
+    return scales, float((channels / scales).max()) / 127
 
 
 def _weight_scale(weight: npt.NDArray) -> npt.NDArray:
-    """(out,) for a weight (in, out): its largest value in a channel is 127 steps."""
+    """Scales (out,) of a weight (in, out): the largest value of a column is 127 steps."""
     scale = np.abs(weight.astype(np.float64)).max(axis=0) / 127
     return np.maximum(scale, float(np.finfo(weight.dtype).tiny)).astype(weight.dtype)

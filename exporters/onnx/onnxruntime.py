@@ -1,42 +1,41 @@
-"""The ONNX Runtime target: one ONNX file per segment; layers that share their weights share the file, and the table of
-words lies beside them."""
+"""The ONNX Runtime target: one ONNX file per segment. Layers that share their weights share the file. The word
+embedding table is stored in a separate file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy.typing as npt
 import onnx
 
-from berxit.exporters.onnx.activations import product_inputs, samples_of
-from berxit.exporters.onnx.fp16_weights import halved
-from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, fed, layer_graph
-from berxit.exporters.onnx.int8_dynamic import PRODUCTS, quantized
-from berxit.exporters.options import ExportOptions
+from berxit.exporters.onnx.activations import EMBEDDINGS, matmul_inputs
+from berxit.exporters.onnx.fp16_weights import store_weights_fp16
+from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, externalize_weight, layer_graph
+from berxit.exporters.onnx.int8_cpu import QUANTIZED_WEIGHTS, quantized
 from berxit.exporters.segments import Segments
-from berxit.runtime.backends.onnxruntime import open_backend as checking_backend  # noqa: F401 - part of what a target is
-from berxit.runtime.bundle import Segment, TensorFile, sha256
+from berxit.exporters.targets import Settings
+from berxit.runtime.backends.onnxruntime import open_backend
+from berxit.runtime.bundle import Manifest, Segment, TensorFile, sha256
+from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Bar
-
-PRECISIONS = {"fp32": 1e-4, "int8": 2.0, "fp16": 1e-2}
-"""Precision -> tolerance: the largest difference of an exit from the checkpoint's (logits relative to their scale, and
-LTE). Int8 moves single logits by up to 1.1 on the real models we tried; what holds it is LEAST_PSNR, and its
-measured score. fp16 is how weights are stored; computed is in float32."""
-LEAST_PSNR = {"int8": 20.0}
-"""Precision -> dB: rounding may make up a tenth of the largest logit, root mean square. Real models reach 30 to 46; an
-exit that answers something else is below 10."""
-SCORED = frozenset({"int8"})
-"""What may change an answer: its scores are measured, and its thresholds chosen from its own answers."""
-OPTIONS: frozenset[str] = frozenset({"exits", "threads"})
-"""Which of ExportOptions the target takes, beside precision."""
+from berxit.runtime.tokenization import TokenBatch
 
 
-def write_segments(segments: Segments, folder: Path, options: ExportOptions, bar: Bar) -> tuple[Segment, ...]:
-    """Writes the segment files below ``folder`` and returns what the manifest says of them."""
-    segments = segments.repeating()
-    graphs = _int8_graphs(segments, folder) if options.precision == "int8" else _graphs(segments)
-    return write_graphs(segments, _mapped(map(halved, graphs) if options.precision == "fp16" else graphs), folder, bar)
+def write_segments(
+    segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
+) -> tuple[Segment, ...]:
+    """As ``Writer.write_segments``."""
+    segments, precision = segments.repeating(), settings.precision.name
+    graphs = _int8_graphs(segments, samples) if precision == "int8" else _graphs(segments)
+    if precision == "fp16":
+        graphs = map(store_weights_fp16, graphs)
+    return write_graphs(segments, _with_external_table(graphs), folder, bar)
+
+
+def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> Backend:
+    """The runtime's own backend."""
+    return open_backend(folder, manifest, threads)
 
 
 def _graphs(segments: Segments) -> Iterator[OnnxSegment]:
@@ -45,24 +44,25 @@ def _graphs(segments: Segments) -> Iterator[OnnxSegment]:
         yield layer_graph(segments, segment, short_end=True)
 
 
-def _int8_graphs(segments: Segments, folder: Path) -> Iterator[OnnxSegment]:
-    """Two passes over the graphs, since layers that share a file must agree on what comes to its products."""
+def _int8_graphs(segments: Segments, samples: Sequence[TokenBatch]) -> Iterator[OnnxSegment]:
+    """Two passes over the graphs, because layers that share a file also share the scales of its matmuls."""
     embeddings, *layers = _graphs(segments)
-    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples_of(folder), PRODUCTS)
-    yield quantized(embeddings)
+    pairs = zip(segments.layers, layers, strict=True)
+    inputs = matmul_inputs(embeddings, pairs, samples, QUANTIZED_WEIGHTS)
+    yield quantized(embeddings, inputs[EMBEDDINGS])
     for segment, graph in zip(segments.layers, layers, strict=True):
         yield quantized(graph, inputs[segment.body])
 
 
-def _mapped(graphs: Iterator[OnnxSegment]) -> Iterator[OnnxSegment]:
-    """The table of words gets a file of its own, which a device maps: of a vocabulary it then holds what it meets. (In
-    the graph ONNX Runtime would read all of it, 90 MiB at d = 768.)"""
-    yield fed(next(graphs), "words")
+def _with_external_table(graphs: Iterator[OnnxSegment]) -> Iterator[OnnxSegment]:
+    """Stores the word embedding table in a separate file, which a device memory-maps: only the rows that are looked up
+    take memory. From the graph, ONNX Runtime would read the whole table (90 MiB at d = 768)."""
+    yield externalize_weight(next(graphs), "words")
     yield from graphs
 
 
 def write_graphs(segments: Segments, graphs: Iterable[OnnxSegment], folder: Path, bar: Bar) -> tuple[Segment, ...]:
-    """Writes one graph after another, the embeddings first; layers that share their weights share a file."""
+    """Writes the graphs, the embeddings first. Layers that share their weights share a file."""
     (folder / "segments").mkdir()
     written: list[Segment] = []
     bodies: dict[tuple[int, ...], str] = {}

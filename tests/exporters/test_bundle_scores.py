@@ -1,4 +1,4 @@
-"""What int8 costs: measured on the calibration data, written into the manifest, and the threshold chosen from it."""
+"""Scores of an int8 bundle on the calibration data, in the manifest, and the threshold chosen from its outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from berxit.exporters.bundle_scores import in_words
+from berxit.exporters.bundle_scores import describe_scores
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime import EarlyExitRunner
@@ -29,7 +29,7 @@ INT8 = ExportOptions(precision="int8")
 
 @pytest.fixture
 def calibrated(checkpoint: Path, data_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint, and the data that it was calibrated on: copies of both."""
+    """Copies of a checkpoint and of its calibration data."""
     data = Path(shutil.copytree(data_folder, tmp_path / "data"))
     copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     calibrate(copy, data, criterion="confidence", rule=Keep(0.9))
@@ -37,18 +37,18 @@ def calibrated(checkpoint: Path, data_folder: Path, tmp_path: Path) -> tuple[Pat
 
 
 def exported(checkpoint: Path, options: ExportOptions = INT8, **more: Any) -> tuple[Manifest, list[str]]:
-    said: list[str] = []
+    lines: list[str] = []
     bundle = checkpoint.with_name("bundle")
-    export(checkpoint, "onnxruntime", bundle, options=options, force=True, report=said.append, **more)
-    return read_manifest(bundle), said
+    export(checkpoint, "onnxruntime", bundle, options=options, force=True, report=lines.append, **more)
+    return read_manifest(bundle), lines
 
 
 @pytest.mark.parametrize("exits", [(), (2,)])
-def test_the_scores_are_those_of_the_checkpoint_and_of_the_bundle_as_it_runs(
+def test_scores_equal_those_of_the_checkpoint_and_of_the_running_bundle(
     calibrated: tuple[Path, Path], exits: tuple[int, ...]
 ) -> None:
     checkpoint, data = calibrated
-    manifest, said = exported(checkpoint, ExportOptions(precision="int8", exits=exits))
+    manifest, lines = exported(checkpoint, ExportOptions(precision="int8", exits=exits))
     layers = (exits and (2, 3)) or (1, 2, 3)
     assert manifest.exits == layers
     expected = layer_scores(Predictions.load(checkpoint / PASS_FILE).select_exits(layers))
@@ -65,14 +65,14 @@ def test_the_scores_are_those_of_the_checkpoint_and_of_the_bundle_as_it_runs(
     policy_layers = [runner.predict(str(text)).exit_layer for text in examples.texts]
     assert manifest.calibration is not None
     assert np.bincount(policy_layers, minlength=4)[1:].tolist() == list(manifest.calibration["histogram"])
-    assert any(line.startswith("int8 costs ") for line in said)
-    assert any(line.startswith("calibrated on its own answers: confidence threshold") for line in said)
+    assert any(line.startswith("int8 costs ") for line in lines)
+    assert any(line.startswith("calibrated on the bundle's own outputs: confidence threshold") for line in lines)
 
 
-def test_what_computes_as_the_checkpoint_needs_no_scores(calibrated: tuple[Path, Path]) -> None:
-    manifest, said = exported(calibrated[0], ExportOptions(precision="fp32"))
+def test_fp32_has_no_scores(calibrated: tuple[Path, Path]) -> None:
+    manifest, lines = exported(calibrated[0], ExportOptions(precision="fp32"))
     assert manifest.scores is None
-    assert not any("costs" in line for line in said)
+    assert not any("costs" in line for line in lines)
 
 
 def _no_texts(checkpoint: Path, data: Path) -> None:
@@ -101,31 +101,31 @@ def _no_pass(checkpoint: Path, data: Path) -> None:
         (_no_pass, "calibration_pass.npz is missing: rerun berxit-calibrate"),
     ],
 )
-def test_without_the_data_one_line_says_so(
+def test_missing_calibration_data_gives_one_warning(
     calibrated: tuple[Path, Path], spoil: Callable[[Path, Path], None], reason: str
 ) -> None:
     spoil(*calibrated)
-    manifest, said = exported(calibrated[0])
+    manifest, lines = exported(calibrated[0])
     before = read_policy(calibrated[0])
     assert before is not None
     assert manifest.scores is None
     assert manifest.policy == before.policy
-    (line,) = [line for line in said if "costs" in line]
-    assert line.startswith("what int8 costs was not measured, the thresholds are the checkpoint's: ")
+    (line,) = [line for line in lines if "costs" in line]
+    assert line.startswith("the cost of int8 was not measured, the thresholds are the checkpoint's: ")
     assert line.endswith(reason)
 
 
 @pytest.mark.parametrize("folder", [True, False])
-def test_export_reads_the_calibration_data_that_is_named(calibrated: tuple[Path, Path], folder: bool) -> None:
+def test_export_reads_the_given_calibration_data(calibrated: tuple[Path, Path], folder: bool) -> None:
     checkpoint, data = calibrated
     stored, _ = exported(checkpoint)
     (checkpoint / TEXTS_FILE).unlink()
-    named, said = exported(checkpoint, data=data if folder else data / "dev.tsv")
+    named, lines = exported(checkpoint, data=data if folder else data / "dev.tsv")
     assert named.scores == stored.scores is not None
-    assert not any("not measured" in line for line in said)
+    assert not any("not measured" in line for line in lines)
 
 
-def test_export_rejects_other_data_than_the_calibrations(calibrated: tuple[Path, Path]) -> None:
+def test_export_rejects_other_calibration_data(calibrated: tuple[Path, Path]) -> None:
     checkpoint, data = calibrated
     (data / "dev.tsv").write_text("text\tlabel\nthe cat\tcat\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"dev\.tsv is not the data that .* was calibrated on \(another sha"):
@@ -137,7 +137,7 @@ def test_export_rejects_other_data_than_the_calibrations(calibrated: tuple[Path,
     exported(checkpoint, data=data, scores=False)
 
 
-def test_export_from_another_folder_measures_too(
+def test_export_from_another_folder_measures_scores(
     calibrated: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, data = calibrated
@@ -149,7 +149,7 @@ def test_export_from_another_folder_measures_too(
     assert manifest.scores.data == "dev.tsv"
 
 
-def test_a_policy_of_before_names_its_data_without_the_folder(calibrated: tuple[Path, Path]) -> None:
+def test_an_older_policy_names_its_data_without_the_folder(calibrated: tuple[Path, Path]) -> None:
     checkpoint, data = calibrated
     record = read_json(checkpoint / "exit_policy.json")
     record["calibration"]["data"] = str(data / "dev.tsv")
@@ -159,19 +159,23 @@ def test_a_policy_of_before_names_its_data_without_the_folder(calibrated: tuple[
     assert manifest.calibration["data"] == "dev.tsv"
 
 
-def test_it_can_be_left_out(calibrated: tuple[Path, Path]) -> None:
-    manifest, said = exported(calibrated[0], scores=False)
+def test_no_scores_skips_the_measurement(calibrated: tuple[Path, Path]) -> None:
+    manifest, lines = exported(calibrated[0], scores=False)
     assert manifest.scores is None
-    assert not any("costs" in line for line in said)
+    assert not any("costs" in line for line in lines)
 
 
-def test_only_exits_that_the_policy_uses_count() -> None:
+def test_describe_scores_counts_only_exits_that_the_policy_uses() -> None:
     scores = Scores("dev.tsv", 1000, "f1", (0.80, 0.85, 0.90), (0.70, 0.846, 0.91))
     assert scores.losses == pytest.approx((0.10, 0.004, -0.01))
-    said = in_words(scores, (1, 2, 3), (0, 7, 3), "int8")
-    assert said == (
+    lines = describe_scores(scores, (1, 2, 3), (0, 7, 3), "int8")
+    assert lines == (
         "int8 costs at most 0.40 points of f1 at an exit that the policy uses (layer 2), on the"
         " 1000 examples of dev.tsv"
     )
-    assert in_words(scores, (1, 2, 3), (0, 0, 10), "int8").startswith("int8 costs no f1 at any exit that the policy")
-    assert in_words(scores, (1, 2, 3), (1, 7, 2), "int8").endswith(": more than 0.5, compare with another precision")
+    assert describe_scores(scores, (1, 2, 3), (0, 0, 10), "int8").startswith(
+        "int8 costs no f1 at any exit that the policy"
+    )
+    assert describe_scores(scores, (1, 2, 3), (1, 7, 2), "int8").endswith(
+        ": more than 0.5, compare with another precision"
+    )

@@ -1,4 +1,4 @@
-"""Which exits are worth having, and bundles that have only those."""
+"""Exit placement, and bundles with fewer exits."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from berxit.train.tasks import task_of
 
 
 def cost_of(exits: tuple[int, ...], histogram: list[int], costs: Costs) -> float:
-    """Input by input: each leaves at the first exit from its own layer on."""
+    """Input by input: each takes the first exit from its own layer on."""
     total = 0.0
     for layer, count in enumerate(histogram, start=1):
-        leaves = next(exit_ for exit_ in exits if exit_ >= layer)
-        passed = sum(exit_ <= leaves for exit_ in exits)
-        total += count * (leaves * costs.layer_ms + passed * costs.exit_ms)
+        taken = next(exit_ for exit_ in exits if exit_ >= layer)
+        passed = sum(exit_ <= taken for exit_ in exits)
+        total += count * (taken * costs.layer_ms + passed * costs.exit_ms)
     return total / sum(histogram)
 
 
@@ -44,8 +44,8 @@ def all_choices(n: int) -> list[tuple[int, ...]]:
     return [(*some, n) for k in range(n) for some in combinations(range(1, n), k)]
 
 
-def leaving(exits: tuple[int, ...], histogram: list[int]) -> list[int]:
-    """How many leave after each layer where the threshold stays: at the next exit."""
+def next_exits(exits: tuple[int, ...], histogram: list[int]) -> list[int]:
+    """Number of inputs that exit at each layer with a fixed threshold: each takes the next exit."""
     found = [0] * len(histogram)
     for layer, count in enumerate(histogram, start=1):
         found[next(exit_ for exit_ in exits if exit_ >= layer) - 1] += count
@@ -57,21 +57,21 @@ def leaving(exits: tuple[int, ...], histogram: list[int]) -> list[int]:
     st.floats(0.01, 10),
     st.floats(0, 10),
 )
-def test_no_other_choice_of_exits_is_cheaper(histogram: list[int], layer_ms: float, exit_ms: float) -> None:
+def test_cheapest_at_finds_the_cheapest_exits(histogram: list[int], layer_ms: float, exit_ms: float) -> None:
     n, costs = len(histogram), Costs(layer_ms, exit_ms)
     cheapest = min(cost_of(exits, histogram, costs) for exits in all_choices(n))
     assert cost_of(cheapest_at(histogram, costs), histogram, costs) == pytest.approx(cheapest)
-    placed = place_exits(n, lambda exits: leaving(exits, histogram), costs)
+    placed = place_exits(n, lambda exits: next_exits(exits, histogram), costs)
     assert placed.expected_ms == pytest.approx(cheapest)
     assert placed.all_exits_ms == pytest.approx(cost_of(tuple(range(1, n + 1)), histogram, costs))
 
 
 @given(st.integers(2, 6), st.integers(0, 99), st.floats(0.01, 2), st.floats(0, 2))
-def test_where_the_threshold_moves_with_the_exits_no_single_change_pays(
+def test_place_exits_finds_a_local_minimum_if_thresholds_change(
     n: int, seed: int, layer_ms: float, exit_ms: float
 ) -> None:
     rng, costs = np.random.default_rng(seed), Costs(layer_ms, exit_ms)
-    histograms = {exits: leaving(exits, rng.integers(1, 20, n).tolist()) for exits in all_choices(n)}
+    histograms = {exits: next_exits(exits, rng.integers(1, 20, n).tolist()) for exits in all_choices(n)}
     placed = place_exits(n, histograms.__getitem__, costs)
     assert placed.expected_ms == pytest.approx(costs.milliseconds(placed.exits, histograms[placed.exits]))
     assert placed.expected_ms <= placed.all_exits_ms
@@ -80,16 +80,16 @@ def test_where_the_threshold_moves_with_the_exits_no_single_change_pays(
         assert costs.milliseconds(other, histograms[other]) >= placed.expected_ms
 
 
-def test_an_exit_stays_where_all_others_would_wait_without_it() -> None:
+def test_cheapest_at_keeps_an_exit_that_many_inputs_need() -> None:
     histograms = {(1, 2): [80, 20], (2,): [0, 100]}
     assert cheapest_at(histograms[1, 2], Costs(1.0, 1.0)) == (1, 2)
-    moved = {(1, 2): [10, 90], (2,): [0, 100]}  # with this threshold hardly any leaves after layer 1
+    moved = {(1, 2): [10, 90], (2,): [0, 100]}  # with this threshold, hardly any input exits at layer 1
     placed = place_exits(2, moved.__getitem__, Costs(1.0, 1.0))
     assert (placed.exits, placed.expected_ms, placed.all_exits_ms) == ((2,), 3.0, 3.8)
-    assert placed.under([0, 50]).expected_ms == 3.0
+    assert placed.with_histogram([0, 50]).expected_ms == 3.0
 
 
-def test_free_exits_stay_where_somebody_leaves_and_dear_ones_go() -> None:
+def test_cheapest_at_keeps_free_exits_and_drops_expensive_ones() -> None:
     histogram = [10, 5, 5, 5, 5, 10]
     assert cheapest_at(histogram, Costs(1.0, 0.0)) == (1, 2, 3, 4, 5, 6)
     assert cheapest_at(histogram, Costs(1.0, 100.0)) == (6,)
@@ -97,12 +97,12 @@ def test_free_exits_stay_where_somebody_leaves_and_dear_ones_go() -> None:
 
 
 @pytest.mark.parametrize("asked", [(0, 2), (7,), (-1,), "some"])
-def test_exits_that_cannot_be_are_refused(asked: tuple[int, ...] | str) -> None:
+def test_checked_exits_rejects_other_layers(asked: tuple[int, ...] | str) -> None:
     with pytest.raises(InputError, match=r"--exits .*: give layers from 1 to 6 with commas between, or auto"):
         checked_exits(asked, 6)
 
 
-def test_the_last_layer_always_has_an_exit() -> None:
+def test_checked_exits_adds_the_last_layer() -> None:
     assert checked_exits((4, 2, 2), 6) == (2, 4, 6)
     assert checked_exits((6,), 6) == (6,)
 
@@ -114,7 +114,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("family", ["bert", "albert", "distilbert", "mpnet"])
-def test_longer_segments_answer_as_short_ones(
+def test_longer_segments_predict_as_single_layers(
     family: str, precision: str, tmp_path: Path, backbone_folders: dict[str, Path]
 ) -> None:
     folder = tmp_path / "checkpoint"
@@ -139,7 +139,7 @@ def test_longer_segments_answer_as_short_ones(
 
 @pytest.fixture
 def deep_albert(tmp_path: Path, tokenizer_folder: Path) -> Path:
-    """A checkpoint of an ALBERT of six layers."""
+    """A checkpoint of an ALBERT with six layers."""
     backbone = tiny_backbone("albert")
     backbone.config.num_hidden_layers = 6
     backbone.save_pretrained(tmp_path / "albert")
@@ -158,7 +158,7 @@ def deep_albert(tmp_path: Path, tokenizer_folder: Path) -> Path:
     [((2, 4, 6), [1, 1, 1], 2), ((2, 3, 6), [2, 1, 3], 1), ((2, 6), [1, 2], 2), ((1,), [1, 5], 1)],
 )
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_albert_stores_its_body_once_and_repeats_it(
+def test_an_albert_body_is_stored_once_and_repeated(
     precision: str, exits: tuple[int, ...], repeats: list[int], layers_in_the_file: int, deep_albert: Path
 ) -> None:
     options = ExportOptions(precision, exits=exits)
@@ -176,18 +176,18 @@ def test_albert_stores_its_body_once_and_repeats_it(
             assert found.scores == pytest.approx(expected.scores, abs=1e-5)
 
 
-def test_tensorrt_repeats_one_body_too(deep_albert: Path) -> None:
+def test_tensorrt_repeats_one_body(deep_albert: Path) -> None:
     manifest = export(deep_albert, "tensorrt", deep_albert.with_name("trt"), options=ExportOptions(exits=(2, 3, 6)))
     assert [segment.repeat for segment in manifest.segments] == [1, 2, 1, 3]
     assert len({segment.file for segment in manifest.segments}) == 2
 
 
-def test_other_models_never_repeat(copy: Path) -> None:
+def test_a_bert_bundle_repeats_no_segment(copy: Path) -> None:
     manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
     assert [segment.repeat for segment in manifest.segments] == [1, 1, 1]
 
 
-def test_the_threshold_is_chosen_again_for_the_exits_that_are_left(copy: Path, data_folder: Path) -> None:
+def test_export_with_fewer_exits_chooses_the_threshold_again(copy: Path, data_folder: Path) -> None:
     before = read_policy(copy)
     assert before is not None
     bundle = copy.with_name("bundle")
@@ -203,7 +203,7 @@ def test_the_threshold_is_chosen_again_for_the_exits_that_are_left(copy: Path, d
     assert predict(model, tokenizer, examples).select_exits((2, 3)).exit_layers.tolist() == [2, 3]
 
 
-def test_without_the_calibration_pass_one_is_told_to_calibrate(copy: Path) -> None:
+def test_export_with_fewer_exits_needs_the_calibration_pass(copy: Path) -> None:
     (copy / PASS_FILE).unlink()
     with pytest.raises(BerxitError, match=r"calibration_pass.npz is missing: rerun berxit-calibrate"):
         export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
@@ -211,18 +211,18 @@ def test_without_the_calibration_pass_one_is_told_to_calibrate(copy: Path) -> No
     export(copy, "onnxruntime", copy.with_name("bundle"))  # all exits need no pass
 
 
-def test_auto_measures_and_says_what_it_found(copy: Path) -> None:
-    said: list[str] = []
+def test_auto_measures_and_reports_the_placement(copy: Path) -> None:
+    lines: list[str] = []
     manifest = export(
         copy,
         "onnxruntime",
         copy.with_name("bundle"),
         options=ExportOptions(exits="auto"),
         accept_noise=True,
-        report=said.append,
+        report=lines.append,
     )
-    assert said[0].startswith("exits after layers ")
-    assert f"exits after layers {', '.join(map(str, manifest.exits))}: here a layer takes" in said[0]
+    assert lines[0].startswith("exits after layers ")
+    assert f"exits after layers {', '.join(map(str, manifest.exits))}: here a layer takes" in lines[0]
     assert manifest.exits[-1] == 3
     assert manifest.calibration is not None
     placement = manifest.calibration["placement"]
@@ -230,18 +230,18 @@ def test_auto_measures_and_says_what_it_found(copy: Path) -> None:
     costs = parse(Costs, placement["costs"], "costs")
     assert costs.noise is not None
     assert placement["expected_ms"] == costs.milliseconds(manifest.exits, manifest.calibration["histogram"])
-    assert f"expected {placement['expected_ms']:.2f} ms per input" in said[0]
+    assert f"expected {placement['expected_ms']:.2f} ms per input" in lines[0]
     assert placement["expected_ms"] <= placement["all_exits_ms"]
 
 
 def test_auto_needs_a_calibrated_checkpoint(copy: Path) -> None:
     (copy / POLICY_FILE).unlink()
-    with pytest.raises(InputError, match="--exits auto needs to know where inputs leave: run berxit-calibrate"):
+    with pytest.raises(InputError, match="--exits auto needs a calibrated policy: run berxit-calibrate"):
         export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"))
     assert not copy.with_name("bundle").exists()
 
 
-def test_costs_are_above_zero_and_layers_cost_more_than_nothing(copy: Path, bundle: Path) -> None:
+def test_measured_costs_are_positive(copy: Path, bundle: Path) -> None:
     export(copy, "onnxruntime", copy.with_name("last"), options=ExportOptions(exits=(3,)))
     every, last = (open_backend(b, read_manifest(b), 1) for b in (bundle, copy.with_name("last")))
     ticks: list[int] = []
@@ -266,10 +266,10 @@ def test_costs_are_above_zero_and_layers_cost_more_than_nothing(copy: Path, bund
 
 
 def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -> None:
-    from berxit.exporters.segments import cut
+    from berxit.exporters.segments import split_segments
 
     model, _ = load_checkpoint(checkpoint)
-    segments = cut(model)
+    segments = split_segments(model)
     grouped = segments.with_exits((2, 3))
     order = [encoder for segment in grouped.layers for encoder in (*segment.before, segment.encoder)]
     assert [id(encoder) for encoder in order] == [id(segment.encoder) for segment in segments.layers]
@@ -277,7 +277,7 @@ def test_every_layer_of_a_grouped_segment_runs_once_in_order(checkpoint: Path) -
     assert grouped.layers[0].exit is segments.layers[1].exit
 
 
-def test_auto_refuses_costs_of_a_busy_machine(copy: Path, busy_machine: None) -> None:
+def test_auto_rejects_costs_of_a_busy_machine(copy: Path, busy_machine: None) -> None:
     with pytest.raises(NoisyError, match=r"--exits auto: noisy measurement: the machine is busy, 3 times.*--exits 2,4"):
         export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"))
     assert not copy.with_name("bundle").exists()
@@ -301,7 +301,7 @@ def test_auto_measures_with_the_threads_of_the_bundle(
         opened.append(count)
         return open_backend(folder, manifest, count)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("berxit.exporters.export.open_backend", opener)
+    monkeypatch.setattr("berxit.exporters.exit_placement.open_backend", opener)
     options = ExportOptions(exits="auto", threads=threads)
     manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=options, accept_noise=True)
     assert opened == [threads, threads]

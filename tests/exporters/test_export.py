@@ -1,4 +1,4 @@
-"""From checkpoint to bundle: what it holds, what is refused, and that it answers as the evaluation said."""
+"""From checkpoint to bundle: contents, rejected inputs, and predictions as in the evaluation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 from conftest import WORDS, shared
 from transformers import AutoTokenizer
 
-from berxit.exporters import export as export_module
-from berxit.exporters.export import ExitParity, export
-from berxit.exporters.onnx import onnxruntime as onnxruntime_target
+from berxit.exporters import loading
+from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.parity import ExitParity
+from berxit.exporters.segments import Segments, split_segments
+from berxit.exporters.targets import TARGETS
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import Manifest, files_of, read_manifest, read_tensor, sha256
 from berxit.runtime.errors import BerxitError, InputError
@@ -50,7 +51,14 @@ def checkpoint_of(model: str | Path, folder: Path, tokenizer: str | Path | None 
     return folder
 
 
-def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
+def change_precision(monkeypatch: pytest.MonkeyPatch, target: str, name: str, **limits: float) -> None:
+    """Changes the limits of one precision of a target."""
+    before = TARGETS[target]
+    precisions = tuple(replace(each, **limits) if each.name == name else each for each in before.precisions)
+    monkeypatch.setitem(TARGETS, target, replace(before, precisions=precisions))
+
+
+def test_manifest_describes_model_policy_and_parity(bundle: Path, checkpoint: Path) -> None:
     manifest = read_manifest(bundle)
     model, calibrated = manifest.model, read_policy(checkpoint)
     assert calibrated is not None
@@ -67,14 +75,14 @@ def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
     assert {"berxit", "torch", "transformers", "onnx", "numpy"} <= set(manifest.made_with)
 
 
-def test_the_bundle_holds_what_the_manifest_names_and_no_more(bundle: Path) -> None:
+def test_bundle_contains_exactly_the_files_of_the_manifest(bundle: Path) -> None:
     named = files_of(read_manifest(bundle))
     there = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     assert there == {*named, "manifest.json"}
     assert all(sha256(bundle / file) == digest for file, digest in named.items())
 
 
-def test_segments_are_fed_by_those_before(bundle: Path) -> None:
+def test_inputs_of_segments_are_outputs_of_the_embeddings(bundle: Path) -> None:
     first, *layers = read_manifest(bundle).segments
     made = {output.role for output in first.outputs}
     for segment in layers:
@@ -82,7 +90,7 @@ def test_segments_are_fed_by_those_before(bundle: Path) -> None:
         assert {o.role for o in segment.outputs} == {"hidden", "logits", "lte"}
 
 
-def test_golden_outputs_are_the_checkpoints(bundle: Path, checkpoint: Path) -> None:
+def test_golden_outputs_equal_the_checkpoint(bundle: Path, checkpoint: Path) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
     golden = read_golden(bundle, read_manifest(bundle))
     assert len(golden.texts) > 1
@@ -96,7 +104,7 @@ def test_golden_outputs_are_the_checkpoints(bundle: Path, checkpoint: Path) -> N
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", np.float32), ("fp16", np.float16), ("int8", np.int8)])
-def test_the_table_of_words_lies_in_a_file_of_its_own(
+def test_word_embedding_table_is_stored_in_a_separate_file(
     checkpoint: Path, tmp_path: Path, precision: str, dtype: type
 ) -> None:
     options = ExportOptions(precision=precision)
@@ -128,7 +136,7 @@ def test_an_albert_body_is_stored_once(backbone_folders: dict, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert"])
-def test_the_other_families_answer_as_in_pytorch(family: str, backbone_folders: dict, tmp_path: Path) -> None:
+def test_other_families_predict_as_in_pytorch(family: str, backbone_folders: dict, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(backbone_folders[family], tmp_path / "checkpoint", pooling="mean")
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
     assert manifest.model.family == family
@@ -139,15 +147,15 @@ def test_the_other_families_answer_as_in_pytorch(family: str, backbone_folders: 
     assert np.abs(np.array([list(step.scores.values()) for step in steps]) - expected).max() <= 1e-5
 
 
-def test_exits_that_differ_stop_the_export(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_rejects_exits_that_differ(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: MultiExitModel) -> Segments:
-        segments = cut(model)
+        segments = split_segments(model)
         last = segments.layers[-1]
         classifier = last.exit.classifier
         worse = replace(last.exit, classifier=replace(classifier, bias=classifier.bias + 0.001))
         return replace(segments, layers=(*segments.layers[:-1], replace(last, exit=worse)))
 
-    monkeypatch.setattr(export_module, "cut", wrong)
+    monkeypatch.setattr(loading, "split_segments", wrong)
     lines: list[str] = []
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(copy, "onnxruntime", tmp_path / "bundle", report=lines.append)
@@ -155,7 +163,7 @@ def test_exits_that_differ_stop_the_export(copy: Path, tmp_path: Path, monkeypat
     assert [line[:4] for line in lines] == ["-[✓]", "-[✓]", "-[x]"]
 
 
-def test_an_exit_that_is_not_a_number_never_passes() -> None:
+def test_parity_rejects_nan() -> None:
     assert not ExitParity(1, float("nan"), float("nan"), 1e-4).good
     assert ExitParity(1, 1e-4, 80.0, 1e-4).good
     assert not ExitParity(1, 1e-4, float("nan"), 1e-4, least_psnr=20).good
@@ -163,16 +171,14 @@ def test_an_exit_that_is_not_a_number_never_passes() -> None:
     assert ExitParity(1, 5e-7, 10.0, 1e-4, least_psnr=20).good  # tiny logits, and golden.json has six decimals
 
 
-def test_an_exit_with_too_much_noise_never_passes(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnxruntime_target, "LEAST_PSNR", {"int8": 200.0})
+def test_export_rejects_exits_below_the_psnr(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_precision(monkeypatch, "onnxruntime", "int8", least_psnr=200.0)
     with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*Nothing was written"):
         export(checkpoint, "onnxruntime", tmp_path / "bundle", options=ExportOptions(precision="int8"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_uncalibrated_bundle_never_stops_early(copy: Path, tmp_path: Path) -> None:
+def test_an_uncalibrated_bundle_never_exits_early(copy: Path, tmp_path: Path) -> None:
     (copy / POLICY_FILE).unlink()
     manifest = export(copy, "onnxruntime", tmp_path / "bundle")
     assert manifest.calibration is None
@@ -187,7 +193,7 @@ def test_an_uncalibrated_bundle_never_stops_early(copy: Path, tmp_path: Path) ->
         ("onnxruntime", "fp7", "target onnxruntime has no precision 'fp7': choose fp32"),
     ],
 )
-def test_an_unknown_target_or_precision_is_refused(
+def test_export_rejects_an_unknown_target_or_precision(
     target: str, precision: str, message: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -195,7 +201,7 @@ def test_an_unknown_target_or_precision_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_there_is_kept_without_force(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_keeps_an_existing_output_without_force(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "mine.txt").write_text("mine", encoding="utf-8")
@@ -207,14 +213,14 @@ def test_an_output_that_is_there_is_kept_without_force(checkpoint: Path, tmp_pat
     assert read_manifest(output).model.layers == 3
 
 
-def test_a_checkpoint_that_cannot_be_read_writes_nothing(copy: Path, tmp_path: Path) -> None:
+def test_export_of_a_damaged_checkpoint_writes_nothing(copy: Path, tmp_path: Path) -> None:
     (copy / "model.safetensors").write_bytes(b"short")
     with pytest.raises(BerxitError, match="cannot read checkpoint"):
         export(copy, "onnxruntime", tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == [copy]
 
 
-def test_a_policy_of_another_model_writes_nothing(copy: Path, tmp_path: Path) -> None:
+def test_export_with_the_policy_of_another_model_writes_nothing(copy: Path, tmp_path: Path) -> None:
     path = copy / POLICY_FILE
     data = json.loads(path.read_text(encoding="utf-8"))
     data["policy"].update(thresholds=[0.9] * 5, temperatures=[1.0] * 6)
@@ -225,7 +231,7 @@ def test_a_policy_of_another_model_writes_nothing(copy: Path, tmp_path: Path) ->
 
 
 def check_row_by_row(checkpoint: Path, data: Path, bundle: Path) -> Manifest:
-    """The stored pass under the calibrated policy against the bundle's runner, one by one and all together."""
+    """Compares the stored pass under the calibrated policy with the bundle's runner, row by row and as a batch."""
     model, tokenizer = load_checkpoint(checkpoint)
     examples = task_of(model.config).read(data, "dev")
     calibrated = read_policy(checkpoint)
@@ -244,16 +250,16 @@ def check_row_by_row(checkpoint: Path, data: Path, bundle: Path) -> Manifest:
         else:
             assert [model.config.labels.index(str(answer.label)) for answer in found] == answers.tolist()
     assert float(layers.mean()) == calibrated.calibration.average_exit_layer
-    assert 1 < layers.mean() < model.layers  # or the comparison would say little
+    assert 1 < layers.mean() < model.layers  # else the comparison is weak
     return runner.manifest
 
 
-def test_the_bundle_answers_as_the_evaluation_said(checkpoint: Path, data_folder: Path, bundle: Path) -> None:
+def test_bundle_predicts_and_exits_as_the_evaluation(checkpoint: Path, data_folder: Path, bundle: Path) -> None:
     manifest = check_row_by_row(checkpoint, data_folder, bundle)
     assert manifest.policy.criterion == "confidence"
 
 
-def test_regression_works_from_file_to_answer(backbone_folders: dict, tmp_path: Path) -> None:
+def test_regression_predicts_and_exits_as_the_evaluation(backbone_folders: dict, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     data = tmp_path / "data"
     data.mkdir()
@@ -276,7 +282,7 @@ def test_regression_works_from_file_to_answer(backbone_folders: dict, tmp_path: 
     assert chosen.criterion == "lte"
     policy = read_policy(checkpoint)
     assert policy is not None
-    middle = float(np.median(predictions.lte[:, 0])) + 1e-4  # some rows leave at once, others do not
+    middle = float(np.median(predictions.lte[:, 0])) + 1e-4  # some inputs exit at layer 1, others do not
     data_of = json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))
     data_of["policy"]["thresholds"] = [middle, middle]
     layers = exit_layers(
@@ -306,3 +312,16 @@ def test_real_albert_is_exported_within_tolerance(tokenizer_folder: Path, tmp_pa
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
     assert max(manifest.parity.max_diff) <= 1e-4
     assert len({segment.file for segment in manifest.segments}) == 2
+
+
+@pytest.mark.parametrize("exits", [(), (2,), "auto"])
+def test_export_reads_the_checkpoint_and_its_pass_once(
+    copy: Path, tmp_path: Path, exits: tuple[int, ...] | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    for name in ("load_checkpoint", "stored_pass"):
+        function = getattr(loading, name)
+        monkeypatch.setattr(loading, name, lambda *args, f=function, n=name: (reads.append(n), f(*args))[1])
+    options = ExportOptions("int8", exits=exits)
+    export(copy, "onnxruntime", tmp_path / "bundle", options=options, accept_noise=True)
+    assert sorted(reads) == ["load_checkpoint", "stored_pass"]

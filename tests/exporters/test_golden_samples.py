@@ -40,17 +40,17 @@ def test_every_length_gets_a_sample(samples: list[Text], tokenizer: TextTokenize
     assert 1 not in tokenizer(found).input_ids  # [UNK]: words stay whole
 
 
-def test_a_language_without_blanks_is_cut_anywhere(tokenizer: TextTokenizer) -> None:
+def test_every_length_gets_a_sample_in_a_language_without_blanks(tokenizer: TextTokenizer) -> None:
     found = of_every_length(["東京は日本の首都です"], (8, 16, 24, 32), tokenizer)
     places = [(tokens - 1) // 8 for tokens in tokenizer(found).lengths]
     assert sorted(places) == [0, 1, 2, 3]
 
 
-def test_samples_that_are_enough_stay_as_they_are(tokenizer: TextTokenizer) -> None:
+def test_of_every_length_keeps_sufficient_samples(tokenizer: TextTokenizer) -> None:
     assert of_every_length(["a cat"], (64,), tokenizer) == ["a cat"]
 
 
-def test_a_length_that_no_text_has_is_left_out(tokenizer: TextTokenizer) -> None:
+def test_of_every_length_skips_an_impossible_length(tokenizer: TextTokenizer) -> None:
     assert of_every_length(["a cat"], (2, 8), tokenizer) == ["a cat"]
 
 
@@ -65,11 +65,11 @@ def bare(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> Pa
 
 
 def test_export_without_samples_uses_random_tokens_of_the_vocabulary(bare: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    export(bare, "onnxruntime", tmp_path / "bundle", report=said.append)
+    lines: list[str] = []
+    export(bare, "onnxruntime", tmp_path / "bundle", report=lines.append)
     manifest = read_manifest(tmp_path / "bundle")
     golden = read_golden(tmp_path / "bundle", manifest)
-    (line,) = [line for line in said if "samples.json" in line]
+    (line,) = [line for line in lines if "samples.json" in line]
     assert "the golden inputs are random tokens of its vocabulary. --data takes texts" in line
     vocabulary = json.loads((bare / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     words = {word for (text,) in golden.texts for word in text.split()}
@@ -94,13 +94,13 @@ def test_export_without_samples_rejects_a_precision_that_needs_texts(
 def test_export_without_samples_takes_texts_of_data(
     precision: str, bare: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     options = ExportOptions(precision=precision)
-    export(bare, "onnxruntime", tmp_path / "bundle", options=options, data=data_folder, report=said.append)
+    export(bare, "onnxruntime", tmp_path / "bundle", options=options, data=data_folder, report=lines.append)
     golden = read_golden(tmp_path / "bundle", read_manifest(tmp_path / "bundle"))
     dev = (data_folder / "dev.tsv").read_text(encoding="utf-8")
     assert all(text in dev for (text,) in golden.texts)
-    assert not any("samples.json" in line for line in said)
+    assert not any("samples.json" in line for line in lines)
 
 
 def test_export_with_samples_keeps_them_if_the_calibration_data_is_given(
@@ -110,7 +110,7 @@ def test_export_with_samples_keeps_them_if_the_calibration_data_is_given(
     assert (tmp_path / "bundle" / "golden.json").read_bytes() == (bundle / "golden.json").read_bytes()
 
 
-def test_random_texts_are_pairs_for_a_model_of_pairs_and_the_same_each_time(backbone_folders: dict[str, Path]) -> None:
+def test_random_texts_are_reproducible_pairs_for_a_pair_task(backbone_folders: dict[str, Path]) -> None:
     tokenizer = backbone_folders["bert"] / "tokenizer.json"
     special = {token["content"] for token in json.loads(tokenizer.read_text(encoding="utf-8"))["added_tokens"]}
     texts = random_texts(tokenizer, 32, pairs=True)
@@ -122,7 +122,7 @@ def test_random_texts_are_pairs_for_a_model_of_pairs_and_the_same_each_time(back
         assert not special & {*first.split(), *second.split()}
 
 
-def test_export_of_data_that_does_not_fit_names_the_column(bare: Path, tmp_path: Path) -> None:
+def test_export_with_unsuitable_data_names_the_missing_column(bare: Path, tmp_path: Path) -> None:
     (bare / "exit_policy.json").unlink()  # else --data is the calibration data
     (tmp_path / "other.tsv").write_text("words\tlabel\nthe cat\tcat\n", encoding="utf-8")
     with pytest.raises(BerxitError, match="no column 'text'"):

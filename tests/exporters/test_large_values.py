@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from berxit.exporters import export as export_module
+from berxit.exporters import loading
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bench import bench
 from berxit.runtime.bundle import read_manifest, sha256
@@ -62,7 +62,7 @@ def saved(model: Path, folder: Path, factor: float, bias: float, **options: obje
         ("tensorrt", "int8"),
     ],
 )
-def test_regression_of_any_size_is_exported(
+def test_export_accepts_regression_values_of_any_size(
     values: str, target: str, precision: str, backbone_folders: dict, tmp_path: Path
 ) -> None:
     checkpoint = regression(backbone_folders["bert"], tmp_path / "checkpoint", *VALUES[values])
@@ -75,7 +75,7 @@ def test_regression_of_any_size_is_exported(
 @pytest.mark.parametrize("values", ["prices", "years", "concentrations"])
 @pytest.mark.parametrize("precision", ["fp16", "fp32", "int8", "palette6"])
 @pytest.mark.parametrize("layout", ["tokens", "ane"])
-def test_coreml_holds_values_beyond_the_range_of_float16(
+def test_coreml_represents_values_beyond_the_range_of_float16(
     values: str, precision: str, layout: str, backbone_folders: dict, tmp_path: Path
 ) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed here")
@@ -98,10 +98,10 @@ def test_classifiers_with_usual_logits_keep_the_absolute_tolerance(bundle: Path)
 
 
 def with_bias(change: float) -> Callable[[MultiExitModel], Segments]:
-    """``cut`` with an error in the last exit."""
+    """``split_segments`` with an error in the last exit."""
 
     def wrong(model: MultiExitModel) -> Segments:
-        segments = cut(model)
+        segments = split_segments(model)
         last = segments.layers[-1]
         classifier = last.exit.classifier
         worse = replace(last.exit, classifier=replace(classifier, bias=classifier.bias + np.float32(change)))
@@ -111,18 +111,18 @@ def with_bias(change: float) -> Callable[[MultiExitModel], Segments]:
 
 
 @pytest.mark.parametrize("values", ["prices", "years", "concentrations"])
-def test_a_wrong_exit_is_rejected_whatever_the_size_of_the_values(
+def test_export_rejects_a_wrong_exit_for_values_of_any_size(
     values: str, backbone_folders: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mean, spread = VALUES[values]
     checkpoint = regression(backbone_folders["bert"], tmp_path / "checkpoint", mean, spread)
-    monkeypatch.setattr(export_module, "cut", with_bias(mean / 1000))
+    monkeypatch.setattr(loading, "split_segments", with_bias(mean / 1000))
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*relative to .*Nothing was written"):
         export(checkpoint, "onnxruntime", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_the_device_checks_relative_to_the_values_too(
+def test_bench_and_tune_check_relative_to_the_size_of_the_values(
     backbone_folders: dict, tmp_path: Path, quiet_machine: None
 ) -> None:
     checkpoint = regression(backbone_folders["bert"], tmp_path / "checkpoint", *VALUES["prices"])

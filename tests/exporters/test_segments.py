@@ -1,4 +1,4 @@
-"""A model in segments: the embeddings, and one layer with its exit at a time."""
+"""Segments of a model: the embeddings, and one layer with its exit each."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import pytest
 import torch
 from conftest import FAMILIES, WORDS
 
-from berxit.exporters.segments import cut
+from berxit.exporters.segments import split_segments
 from berxit.train.modeling import MultiExitModel
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_is_cut_into_its_layers(family: str, backbone_folders: dict) -> None:
+def test_split_segments_has_one_segment_per_layer(family: str, backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders[family], num_labels=3, lte=True, pooling="mean")
-    segments = cut(model)
+    segments = split_segments(model)
     assert [segment.layer for segment in segments.layers] == [1, 2, 3]
     assert (segments.outputs, segments.hidden_size, segments.pooling) == (3, 32, "mean")
-    assert segments.embeddings.words.shape == (5 + len(WORDS), 16 if family == "albert" else 32)
+    assert segments.embeddings.word_embeddings.shape == (5 + len(WORDS), 16 if family == "albert" else 32)
     assert [segments.shared(segment) for segment in segments.layers] == [family == "albert"] * 3
 
 
-def test_each_exit_brings_its_own_classifier(backbone_folders: dict) -> None:
+def test_each_exit_has_its_own_classifier(backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["bert"], num_labels=3, exit_head="pooler")
-    for segment, head in zip(cut(model).layers, model.heads, strict=True):
+    for segment, head in zip(split_segments(model).layers, model.heads, strict=True):
         assert np.array_equal(segment.exit.classifier.weight, head.classifier.weight.detach().numpy().T)
         assert np.array_equal(segment.exit.classifier.bias, head.classifier.bias.detach().numpy())
         assert segment.exit.pooler is not None
@@ -35,7 +35,7 @@ def test_all_exits_share_one_lte(backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["bert"], lte=True)
     with torch.no_grad():
         model.lte.bias.fill_(0.5)
-    first, *others = [segment.exit for segment in cut(model).layers]
+    first, *others = [segment.exit for segment in split_segments(model).layers]
     assert first.lte is not None
     assert first.lte.weight.shape == (32, 1)
     assert first.lte.bias.tolist() == [0.5]

@@ -228,7 +228,7 @@ def test_export_in_int8_says_what_it_costs_and_inspect_shows_it(
     assert run(*int8) == 0
     said = capsys.readouterr().out
     assert "int8 costs " in said
-    assert "calibrated on its own answers: confidence threshold" in said
+    assert "calibrated on the bundle's own outputs: confidence threshold" in said
     assert run("inspect", tmp_path / "int8") == 0
     said = capsys.readouterr().out
     assert "an exit that the policy uses loses " in said
@@ -361,7 +361,7 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         ["train", "--model", "./none", "--task", "custom", "--data", "DATA", "--output", "O"],
         "no folder ./none: --model is a model folder",
     ),
-    "an unknown target": (["export", "CHECKPOINT", "--target", "abacus", "--output", "O"], "unknown target 'abacus'"),
+    "an unknown target": (["export", "CHECKPOINT", "--target", "abacus", "--output", "O"], "'abacus' is not one of"),
     "an unknown precision": (
         ["export", "CHECKPOINT", "--target", "onnxruntime", "--precision", "fp7", "--output", "O"],
         "no precision 'fp7'",

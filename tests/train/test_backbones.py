@@ -63,7 +63,7 @@ def activate(name: str, x: Array) -> Array:
 
 
 def embed(weights: EmbeddingWeights, ids: Array, types: Array) -> Array:
-    total = weights.words[ids] + weights.positions[: ids.shape[1]]
+    total = weights.word_embeddings[ids] + weights.positions[: ids.shape[1]]
     if weights.types is not None:
         total = total + weights.types[types]
     hidden = normalise(weights.norm, total.astype(np.float64))

@@ -8,6 +8,15 @@ from pathlib import Path
 import click
 
 from berxit import devices
+from berxit.exporters.targets import (
+    TARGETS,
+    batches_by_target,
+    by_target,
+    layouts_by_target,
+    precisions_by_target,
+    targets_with,
+    versions_by_target,
+)
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.errors import InputError
 from berxit.toolkit.commands.options import (
@@ -45,37 +54,42 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--data", type=PATH, help="The calibration data: a file or a folder.  [default: the texts that calibration stored]"
 )
-@click.option("--target", help="What will run it: onnxruntime, tensorrt, coreml. Or say --device.")
+@click.option("--target", type=click.Choice(list(TARGETS)), help="Format of the segments. Or give --device.")
 @click.option("--device", help="A name that `berxit devices` lists: fills in what is not given here.")
-@click.option("--output", type=PATH, help="The bundle: a folder that is not there yet.  [default: CHECKPOINT-TARGET]")
+@click.option("--output", type=PATH, help="The bundle: a folder that does not exist yet.  [default: CHECKPOINT-TARGET]")
+@click.option("--precision", help=f"{by_target(precisions_by_target())}. The first is the default.")
 @click.option(
-    "--precision",
-    help="onnxruntime: fp32, int8, fp16; tensorrt: fp16, fp32, bf16, int8; coreml: fp16, fp32, int8, palette6,"
-    " palette4. The first is the default.",
+    "--lengths", callback=_lengths, help=f"{targets_with('lengths')}: input lengths to prepare for, as 32,64,128."
 )
-@click.option("--lengths", callback=_lengths, help="Input lengths to prepare for, as 32,64,128.")
-@click.option("--max-batch", type=click.IntRange(min=1), help="tensorrt: rows that an engine takes at once; 8.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    help=f"Largest number of rows per call of a segment. Defaults: {by_target(batches_by_target())}.",
+)
 @click.option(
     "--target-version",
-    help="The oldest system that must run it. tensorrt: jetpack6 (default), jetpack5, tensorrt8.6, tensorrt10; coreml:"
-    " ios18 (default), macos15, ios16.",
+    help=f"The oldest system that must run it. {by_target(versions_by_target())}. The first is the default.",
 )
 @click.option(
     "--exits",
     callback=_exits,
-    help="The layers that get an exit, as 2,4,6; auto measures where they pay.  [default: all]",
+    help="Layers that get an exit, as 2,4,6; auto chooses them by measurement.  [default: all]",
 )
 @click.option(
     "--scores/--no-scores",
     default=True,
-    help="int8 on onnxruntime, int8 and palettes on coreml: run the calibration data through the bundle, say what it"
-    " costs, and choose the threshold from what it says.  [default: --scores]",
+    help=f"{by_target(precisions_by_target(scored=True))}: run the calibration data through the bundle, report the"
+    " scores, and choose the threshold from the bundle's outputs.  [default: --scores]",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="onnxruntime: CPU threads that the bundle asks for.  [default: none]"
+    "--threads",
+    type=click.IntRange(min=1),
+    help=f"{targets_with('threads')}: default number of CPU threads of the bundle.  [default: the device's]",
 )
 @click.option("--accept-noise", is_flag=True, help="With --exits auto: choose on a busy machine, too.")
-@click.option("--layout", help="coreml: tokens (default), or ane, which the Neural Engine prefers.")
+@click.option(
+    "--layout", help=f"Memory layout of hidden states. {by_target(layouts_by_target())}. The first is the default."
+)
 @force_option
 @quiet_option
 @debug_option
@@ -97,7 +111,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Cut CHECKPOINT into one segment per layer, check every exit, and write a bundle."""
+    """Split CHECKPOINT into one segment per layer, verify every exit, and write a bundle."""
     hush_libraries()
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
@@ -113,7 +127,7 @@ def command(
                 lengths = lengths or profile.lengths
     if target is None:
         raise click.UsageError(
-            "what will run it? --target onnxruntime, tensorrt or coreml, or --device with a name of berxit devices"
+            f"what will run it? --target {', '.join(TARGETS)}, or --device with a name of berxit devices"
         )
     output = output or default_bundle(checkpoint, target)
     parity: list[str] = []
@@ -140,7 +154,7 @@ def command(
 
 
 def next_step(bundle: Path, target: str, profile: devices.Device | None) -> str:
-    """How to go on: measure the bundle on this machine or on the device that it is for, or put it into an app."""
+    """The next step: measure the bundle on this machine or on its device, or add it to an app."""
     bench = f"python -m runtime.bench {shlex.quote(str(bundle))}"
     machine = devices.this_machine()
     here = profile.is_this(machine) if profile else target in devices.recognise(machine).targets

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +73,9 @@ def _bundle(path: Path, threads: int | None) -> Side:
         runner = EarlyExitRunner.load(path, threads=threads)
         backend, executed_by = runner.backend, runner.backend.name
     else:
-        from berxit.exporters.export import TARGETS
+        from berxit.exporters.targets import find_target
 
-        backend = import_module(TARGETS[manifest.target]).checking_backend(path, manifest, threads)
+        backend = find_target(manifest.target).load_writer().checking_backend(path, manifest, threads)
         executed_by = "parity check of the export"
     model = manifest.model
     tokenizer = TextTokenizer(path / manifest.tokenizer.file, model.max_length, model.pad_token_id)
@@ -115,7 +114,7 @@ def _checkpoint(path: Path) -> Side:
     hush_libraries()
     import torch
 
-    from berxit.exporters.export import describe
+    from berxit.exporters.writing import model_info
     from berxit.train.calibration import read_policy
     from berxit.train.checkpoint import load_checkpoint
     from berxit.train.encoding import as_tensors
@@ -134,7 +133,7 @@ def _checkpoint(path: Path) -> Side:
     return Side(
         name=path.name,
         path=path,
-        model=describe(model, tokenizer.pad_token_id, config.max_length),
+        model=model_info(model, tokenizer.pad_token_id, config.max_length),
         exits=tuple(range(1, model.layers + 1)),
         policy=policy,
         executed_by="PyTorch, float64",

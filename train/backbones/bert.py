@@ -24,7 +24,7 @@ class BertAdapter(Adapter):
     def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights:
         module = backbone.embeddings
         return EmbeddingWeights(
-            words=array(module.word_embeddings.weight),
+            word_embeddings=array(module.word_embeddings.weight),
             positions=array(module.position_embeddings.weight),
             types=array(module.token_type_embeddings.weight),
             norm=Norm.of(module.LayerNorm),

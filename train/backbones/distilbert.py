@@ -29,7 +29,7 @@ class DistilBertAdapter(Adapter):
     def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights:
         module = backbone.embeddings
         return EmbeddingWeights(
-            words=array(module.word_embeddings.weight),
+            word_embeddings=array(module.word_embeddings.weight),
             positions=array(module.position_embeddings.weight),
             types=None,
             norm=Norm.of(module.LayerNorm),

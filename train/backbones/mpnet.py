@@ -37,7 +37,7 @@ class MPNetAdapter(Adapter):
     def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights:
         module = backbone.embeddings
         return EmbeddingWeights(
-            words=array(module.word_embeddings.weight),
+            word_embeddings=array(module.word_embeddings.weight),
             positions=array(module.position_embeddings.weight)[PADDING + 1 :],
             types=None,
             norm=Norm.of(module.LayerNorm),

@@ -50,9 +50,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class EmbeddingWeights:
-    """Token ids -> hidden state 0: words + positions (+ types), normalised (, projected)."""
+    """Token ids -> hidden state 0: word embeddings + positions (+ types), normalised (, projected)."""
 
-    words: Array
+    word_embeddings: Array
     """(vocabulary, e)"""
     positions: Array
     """(longest input, e): row i is added to the i-th token of the input. The family's offset is removed."""

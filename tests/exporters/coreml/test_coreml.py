@@ -1,4 +1,4 @@
-"""CoreML packages: saved, read back from disk, executed in numpy, and held against PyTorch at every exit."""
+"""CoreML packages, executed in numpy from disk and compared with PyTorch at every exit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ pytest.importorskip("coremltools", reason="coremltools is not installed here: pi
 
 import torch
 from conftest import ENCODERS, shared
-from test_export import checkpoint_of
+from test_export import change_precision, checkpoint_of
 
 from berxit.devices import find
-from berxit.exporters import export as export_module
-from berxit.exporters.coreml import target as coreml
+from berxit.exporters import exit_placement, loading
 from berxit.exporters.coreml import weights as mil_weights
 from berxit.exporters.coreml.executor import open_package, ops_of, types_of
 from berxit.exporters.coreml.target import checking_backend
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
+from berxit.exporters.targets import COREML
 from berxit.runtime.bundle import Manifest, files_of, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tokenization import TokenBatch
@@ -37,17 +37,17 @@ ROWS = ([2, 6, 7, 8, 9, 3], [2, 11, 3], [2, *range(5, 20), 3])
 """Token ids of three rows of different length."""
 
 SAMPLES = {"texts": ["the cat sat", "a big red dog ran on under the tree", "stop"]}
-"""Words that the tiny tokenizer knows: MPNet takes id 1, which is the unknown word there, for padding."""
+"""Words in the tiny tokenizer's vocabulary: MPNet pads with id 1, which is its unknown token."""
 
 LIMITS = {"fp32": 1e-5, "fp16": 1e-2}
-"""How far a hidden state may be off: what this target promises."""
+"""Largest allowed difference of a hidden state."""
 
 Checkpoint = Callable[..., Path]
 
 
 @pytest.fixture
 def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> Checkpoint:
-    """family, options -> an untrained checkpoint with exits that differ."""
+    """Family, options -> an untrained checkpoint whose exits differ from each other."""
 
     def make(family: str, **options: Any) -> Path:
         folder = tmp_path / f"{family}-checkpoint"
@@ -62,8 +62,8 @@ def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> Checkpoint:
 def hidden_gap(
     checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROWS, *, exact: bool = False
 ) -> tuple[float, float]:
-    """The largest difference of a hidden state, and of logits and LTE, to PyTorch, over all layers and rows; ``exact``:
-    to PyTorch in float64, whose own rounding does not count."""
+    """Largest difference from PyTorch of hidden states, and of logits and LTE, over all layers and rows. ``exact``:
+    from PyTorch in float64."""
     manifest = read_manifest(bundle)
     model, _ = load_checkpoint(checkpoint)
     if exact:
@@ -132,7 +132,7 @@ def test_the_default_is_one_package_of_functions_in_fp16(made: Checkpoint, tmp_p
     assert "Apple's runtime was not run" in lines[3]
 
 
-def test_ios_16_gets_one_package_per_segment(made: Checkpoint, tmp_path: Path) -> None:
+def test_ios_16_has_one_package_per_segment(made: Checkpoint, tmp_path: Path) -> None:
     options = ExportOptions(target_version="ios16")
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=options)
     assert [segment.file for segment in manifest.segments] == [
@@ -142,7 +142,7 @@ def test_ios_16_gets_one_package_per_segment(made: Checkpoint, tmp_path: Path) -
     assert hidden_gap(made("bert"), tmp_path / "bundle")[0] <= LIMITS["fp16"]
 
 
-def test_the_neural_engines_layout_is_convolutions_without_transpositions(made: Checkpoint, tmp_path: Path) -> None:
+def test_ane_layout_has_convolutions_and_no_transpositions(made: Checkpoint, tmp_path: Path) -> None:
     options = ExportOptions(layout="ane", lengths=(8, 16))
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=options)
     ops = ops_of(tmp_path / "bundle/segments/model.mlpackage")["layer_01"]
@@ -153,7 +153,7 @@ def test_the_neural_engines_layout_is_convolutions_without_transpositions(made: 
     )  # fmt: skip
 
 
-def test_only_the_neural_engines_layout_keeps_hidden_states_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
+def test_only_the_ane_layout_has_hidden_states_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
     gaps = {}
     for layout in ("tokens", "ane"):
         export(made("bert"), "coreml", tmp_path / layout, options=ExportOptions(layout=layout))
@@ -179,17 +179,17 @@ def test_layers_without_an_exit_run_in_the_next_ones_segment(
     assert exits <= LIMITS["fp32"]
 
 
-def test_exits_are_only_measured_where_coreml_runs(
+def test_auto_rejects_a_machine_without_coreml(
     made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "recognise", lambda machine: find("cpu"))
+    monkeypatch.setattr(exit_placement, "recognise", lambda machine: find("cpu"))
     with pytest.raises(InputError, match="--exits auto measures here, and a cpu does not run coreml: name them"):
         export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(exits="auto"))
     assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("version", ["ios18", "ios16"])
-def test_a_segment_of_several_albert_layers_holds_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
+def test_a_segment_of_several_albert_layers_contains_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
     checkpoint, stored = made("albert"), {}
     for exits in ((1, 2, 3), (3,)):
         bundle = tmp_path / f"{len(exits)} exits"
@@ -222,7 +222,7 @@ def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_fo
     assert exits <= LIMITS[precision]
 
 
-def test_an_albert_body_is_stored_once_in_int8_too(backbone_folders: dict, tmp_path: Path) -> None:
+def test_an_albert_body_is_stored_once_in_int8(backbone_folders: dict, tmp_path: Path) -> None:
     sizes = []
     for layers in (1, 3):
         checkpoint = checkpoint_of(backbone_folders["albert"], tmp_path / f"checkpoint-{layers}", layers=layers)
@@ -256,7 +256,7 @@ def test_int8_takes_half_of_fp16_on_real_weights(tokenizer_folder: Path, tmp_pat
         ("albert", "palette4", "ios16", "tokens", "constexpr_lut_to_dense"),
     ],
 )
-def test_compressed_weights_in_every_form(
+def test_compressed_weights_have_the_op_of_their_form(
     family: str,
     precision: str,
     version: str,
@@ -275,22 +275,22 @@ def test_compressed_weights_in_every_form(
         assert ops.count("conv" if layout == "ane" else "linear") == 6
 
 
-def test_compressed_weights_choose_their_own_threshold(checkpoint: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=ExportOptions("palette4"), report=said.append)
+def test_compressed_weights_get_their_own_threshold(checkpoint: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=ExportOptions("palette4"), report=lines.append)
     calibrated = read_policy(checkpoint)
     assert calibrated is not None
     assert manifest.scores is not None
     assert (manifest.scores.examples, manifest.scores.data) == (48, "dev.tsv")
     assert len(manifest.scores.bundle) == 3
     assert manifest.policy.thresholds != calibrated.policy.thresholds
-    assert said[-1].startswith("calibrated on its own answers: ")
+    assert lines[-1].startswith("calibrated on the bundle's own outputs: ")
     stored = read_manifest(tmp_path / "bundle")
     assert (stored.policy, stored.scores) == (manifest.policy, manifest.scores)
 
 
 @pytest.mark.parametrize("precision", ["palette6", "palette4"])
-def test_palettes_are_smaller_and_near(precision: str, made: Checkpoint, tmp_path: Path) -> None:
+def test_palettes_are_smaller_and_within_tolerance(precision: str, made: Checkpoint, tmp_path: Path) -> None:
     sizes = {}
     for chosen in ("fp16", precision):
         manifest = export(made("bert"), "coreml", tmp_path / chosen, options=ExportOptions(chosen))
@@ -301,32 +301,30 @@ def test_palettes_are_smaller_and_near(precision: str, made: Checkpoint, tmp_pat
     assert max(manifest.parity.max_diff) <= manifest.parity.atol
 
 
-def test_exits_that_differ_stop_the_export(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_rejects_exits_that_differ(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: MultiExitModel) -> Segments:
-        segments = cut(model)
+        segments = split_segments(model)
         last = segments.layers[-1]
         up = replace(last.encoder.up, bias=last.encoder.up.bias + 5)
         return replace(segments, layers=(*segments.layers[:-1], replace(last, encoder=replace(last.encoder, up=up))))
 
     checkpoint = made("bert")
-    monkeypatch.setattr(export_module, "cut", wrong)
-    monkeypatch.setitem(coreml.PRECISIONS, "fp16", 1e-3)  # the exits of an untrained model lie close to each other
+    monkeypatch.setattr(loading, "split_segments", wrong)
+    change_precision(monkeypatch, "coreml", "fp16", atol=1e-3)  # exits of an untrained model hardly differ
     with pytest.raises(BerxitError, match=r"1 of 3 exits differ .*layer 03.*Nothing was written"):
         export(checkpoint, "coreml", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_exits_below_the_floor_of_psnr_stop_the_export(
-    made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(coreml.LEAST_PSNR, "fp16", 120.0)  # as if float32
+def test_export_rejects_exits_below_the_psnr(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_precision(monkeypatch, "coreml", "fp16", least_psnr=120.0)  # as if float32
     with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*PSNR \d+ dB \(at least: 120\)\. Nothing was written"):
         export(made("bert"), "coreml", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_every_precision_has_its_floors() -> None:
-    assert set(coreml.LEAST_PSNR) == set(coreml.PRECISIONS)
+def test_every_coreml_precision_has_a_least_psnr() -> None:
+    assert all(np.isfinite(precision.least_psnr) for precision in COREML.precisions)
 
 
 @pytest.mark.parametrize(
@@ -335,19 +333,17 @@ def test_every_precision_has_its_floors() -> None:
         (ExportOptions(target_version="ios12"), "no --target-version 'ios12': choose ios18, macos15, ios16"),
         (ExportOptions(layout="sideways"), "no --layout 'sideways': choose tokens or ane"),
         (ExportOptions(target_version="ios16", lengths=(8, 16)), "ios16 takes one of --lengths"),
-        (ExportOptions(max_batch=4), "--max-batch 4: target coreml takes one row at a time"),
-        (ExportOptions("fp7"), "no precision 'fp7': choose fp16 or fp32"),
+        (ExportOptions(max_batch=4), "--max-batch 4: the largest batch of target coreml is 1"),
+        (ExportOptions("fp7"), "no precision 'fp7': choose fp16, fp32"),
     ],
 )
-def test_what_coreml_does_not_know_is_refused(
-    options: ExportOptions, message: str, made: Checkpoint, tmp_path: Path
-) -> None:
+def test_export_rejects_unknown_options(options: ExportOptions, message: str, made: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         export(made("bert"), "coreml", tmp_path / "bundle", options=options)
     assert not (tmp_path / "bundle").exists()
 
 
-def test_lengths_end_where_the_model_does(made: Checkpoint, tmp_path: Path) -> None:
+def test_lengths_are_limited_to_the_model(made: Checkpoint, tmp_path: Path) -> None:
     checkpoint = made("bert")  # up to 32 tokens
     manifest = export(checkpoint, "coreml", tmp_path / "long", options=ExportOptions(lengths=(128, 16, 64)))
     assert (manifest.lengths, manifest.model.max_length) == ((16, 32), 32)
@@ -361,7 +357,7 @@ def test_lengths_end_where_the_model_does(made: Checkpoint, tmp_path: Path) -> N
     assert any(count <= 16 for count in counts)
 
 
-def test_a_package_takes_the_lengths_it_names_and_no_other(made: Checkpoint, tmp_path: Path) -> None:
+def test_a_package_accepts_only_its_lengths(made: Checkpoint, tmp_path: Path) -> None:
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(lengths=(8, 16)))
     embeddings = open_package(tmp_path / "bundle" / manifest.segments[0].file)["embeddings"]
     feeds = {name: np.ones((1, 8), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}
@@ -372,7 +368,7 @@ def test_a_package_takes_the_lengths_it_names_and_no_other(made: Checkpoint, tmp
         embeddings({"input_ids": feeds["input_ids"]})
 
 
-def test_a_changed_weight_file_is_found(made: Checkpoint, tmp_path: Path) -> None:
+def test_read_manifest_rejects_a_changed_weight_file(made: Checkpoint, tmp_path: Path) -> None:
     manifest: Manifest = export(made("bert"), "coreml", tmp_path / "bundle")
     package = tmp_path / "bundle" / manifest.segments[0].file
     assert files_of(manifest)[manifest.segments[0].file] == sha256(package)

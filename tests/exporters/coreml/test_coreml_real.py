@@ -1,5 +1,7 @@
-"""CoreML packages of real weights, of every family: MiniLM as the BERT that it is, the same weights under RoBERTa's and
-DistilBERT's names, and a real ALBERT. Every hidden state and exit, on real inputs, within what the target promises."""
+"""CoreML packages with real weights of every family, on real inputs: every hidden state and exit is within its limit.
+
+MiniLM is a BERT; the same weights are renamed for RoBERTa and DistilBERT. ALBERT has its own weights.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,8 @@ def minilm() -> Path:
 
 
 def renamed(bert: BertModel, family: str) -> PreTrainedModel:
-    """The same encoder as a RoBERTa or DistilBERT: exact for inputs without a second segment, since token type 0 is
-    added to every position. RoBERTa counts positions from the padding id on."""
+    """The same encoder as a RoBERTa or DistilBERT, exact for inputs without a second text: token type 0 is added to
+    every position. RoBERTa counts positions from the padding id."""
     old, weights = bert.config, dict(bert.state_dict())
     positions = (
         weights["embeddings.position_embeddings.weight"] + weights.pop("embeddings.token_type_embeddings.weight")[0]
@@ -96,7 +98,7 @@ def renamed(bert: BertModel, family: str) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Callable[[str], tuple[Path, list]]:
-    """family -> a checkpoint with untrained exits on its real encoder, and token ids of real inputs; made once."""
+    """Family -> a checkpoint with untrained exits on its real encoder, and token ids of real inputs."""
     made: dict[str, tuple[Path, list]] = {}
 
     def make(family: str) -> tuple[Path, list]:
@@ -132,7 +134,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Ca
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_real_weights_stay_within_the_promise(
+def test_real_weights_stay_within_the_limits(
     family: str, precision: str, real: Callable[[str], tuple[Path, list]], tmp_path: Path
 ) -> None:
     checkpoint, rows = real(family)

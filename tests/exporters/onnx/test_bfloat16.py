@@ -1,4 +1,4 @@
-"""bfloat16 segments: what is stored, what goes in and out, and that the check rounds what a GPU would round."""
+"""bfloat16 segments: stored dtypes, inputs and outputs, and the rounding of the parity check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from berxit.exporters.onnx.bfloat16 import rounded_in_float32, with_float32_borders
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.train.modeling import MultiExitModel
 
 
@@ -22,7 +22,7 @@ from berxit.train.modeling import MultiExitModel
 def segments(request: pytest.FixtureRequest, tmp_path: Path) -> Segments:
     tiny_backbone(request.param).save_pretrained(tmp_path)
     model = MultiExitModel.from_backbone(tmp_path, num_labels=3, lte=True, pooling="mean", max_length=32)
-    return cut(model.eval())
+    return split_segments(model.eval())
 
 
 def graphs_of(segments: Segments, dtype: str) -> list[OnnxSegment]:
@@ -31,7 +31,7 @@ def graphs_of(segments: Segments, dtype: str) -> list[OnnxSegment]:
     return [with_float32_borders(graph) for graph in graphs] if dtype == "bfloat16" else graphs
 
 
-def answers(model: onnx.ModelProto, graph: OnnxSegment, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def outputs_of(model: onnx.ModelProto, graph: OnnxSegment, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -44,7 +44,7 @@ def on_the_grid(value: np.ndarray) -> bool:
     return bool((value == value.astype(ml_dtypes.bfloat16).astype(np.float32)).all())
 
 
-def test_weights_are_bfloat16_and_borders_and_exits_float32(segments: Segments) -> None:
+def test_weights_are_bfloat16_and_inputs_outputs_and_exits_float32(segments: Segments) -> None:
     for graph in graphs_of(segments, "bfloat16"):
         assert {tensor.dtype for tensor in (*graph.inputs, *graph.outputs)} <= {"float32", "int32"}
         types = {tensor.name: tensor.data_type for tensor in graph.model.graph.initializer}
@@ -57,7 +57,7 @@ def test_weights_are_bfloat16_and_borders_and_exits_float32(segments: Segments) 
         assert len(names) == len(set(names))
 
 
-def test_the_check_rounds_between_nodes_and_not_in_the_exits(segments: Segments) -> None:
+def test_rounded_in_float32_rounds_between_nodes_and_not_in_the_exits(segments: Segments) -> None:
     rng = np.random.default_rng(0)
     tensors = {
         "input_ids": rng.integers(5, 27, (3, 9), dtype=np.int32),
@@ -66,8 +66,8 @@ def test_the_check_rounds_between_nodes_and_not_in_the_exits(segments: Segments)
     }
     exact, rounded = dict(tensors), dict(tensors)
     for graph, half in zip(graphs_of(segments, "float32"), graphs_of(segments, "bfloat16"), strict=True):
-        exact |= answers(graph.model, graph, exact)
-        rounded |= answers(rounded_in_float32(half.model), half, rounded)
+        exact |= outputs_of(graph.model, graph, exact)
+        rounded |= outputs_of(rounded_in_float32(half.model), half, rounded)
         assert on_the_grid(rounded["hidden"])
         off = np.abs(rounded["hidden"] - exact["hidden"]).max() / np.abs(exact["hidden"]).max()
         assert 1e-4 < off < 0.1  # 8 bits are 4e-3 of a number
@@ -75,8 +75,8 @@ def test_the_check_rounds_between_nodes_and_not_in_the_exits(segments: Segments)
     assert not on_the_grid(rounded["lte"])
 
 
-def test_every_result_is_rounded_once() -> None:
-    """(x + y) * y, where rounding the sum, and not only the end, can be told from rounding neither."""
+def test_rounded_in_float32_rounds_every_result_once() -> None:
+    """(x + y) * y: rounding both results differs from rounding only the last one, and from rounding none."""
     value = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [64]) for name in ("sum", "total")]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [64])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [64])

@@ -1,4 +1,4 @@
-"""Weights stored in float16: half the bytes, the same answers, float32 everywhere else."""
+"""Weights stored in float16: half the bytes, the same predictions, float32 everywhere else."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from onnx import numpy_helper
 
 from berxit.exporters.export import export
-from berxit.exporters.onnx.fp16_weights import EXITS, halved
+from berxit.exporters.onnx.fp16_weights import EXITS, store_weights_fp16
 from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import files_of
 from berxit.runtime.errors import BerxitError
@@ -22,12 +22,12 @@ from berxit.train.modeling import MultiExitModel
 
 @pytest.fixture(params=["bert", "albert", "mpnet"])
 def segments(request: pytest.FixtureRequest, backbone_folders: dict[str, Path]) -> Segments:
-    return cut(MultiExitModel.from_backbone(backbone_folders[request.param], lte=True))
+    return split_segments(MultiExitModel.from_backbone(backbone_folders[request.param], lte=True))
 
 
-def test_matrices_are_half_and_the_rest_is_as_it_was(segments: Segments) -> None:
+def test_store_weights_fp16_changes_only_matrices(segments: Segments) -> None:
     for plain in (embeddings_graph(segments), layer_graph(segments, segments.layers[0])):
-        small = halved(plain)
+        small = store_weights_fp16(plain)
         assert (small.inputs, small.outputs, small.constants) == (plain.inputs, plain.outputs, plain.constants)
         before = {tensor.name: numpy_helper.to_array(tensor) for tensor in plain.model.graph.initializer}
         after = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.model.graph.initializer}
@@ -40,23 +40,23 @@ def test_matrices_are_half_and_the_rest_is_as_it_was(segments: Segments) -> None
                 assert np.array_equal(after[name], value)
 
 
-def test_tables_are_looked_up_in_half(segments: Segments) -> None:
-    graph = halved(embeddings_graph(segments)).model.graph
+def test_store_weights_fp16_casts_only_looked_up_rows(segments: Segments) -> None:
+    graph = store_weights_fp16(embeddings_graph(segments)).model.graph
     (lookup,) = [node for node in graph.node if "words" in node.input]
     assert lookup.op_type == "Gather"
     (cast,) = [node for node in graph.node if lookup.output[0] in node.input]
     assert cast.op_type == "Cast"
 
 
-def test_a_weight_that_float16_cannot_hold_is_named(segments: Segments) -> None:
+def test_store_weights_fp16_names_a_weight_beyond_float16(segments: Segments) -> None:
     first = segments.layers[0]
     up = replace(first.encoder.up, weight=first.encoder.up.weight * 1e7)
     large = replace(first, encoder=replace(first.encoder, up=up))
     with pytest.raises(BerxitError, match=r"weight up\.weight has values that float16 cannot hold: export in fp32"):
-        halved(layer_graph(replace(segments, layers=(large, *segments.layers[1:])), large))
+        store_weights_fp16(layer_graph(replace(segments, layers=(large, *segments.layers[1:])), large))
 
 
-def test_a_bundle_is_half_as_large_and_answers_the_same(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_an_fp16_bundle_predicts_as_fp32(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     manifest = export(checkpoint, "onnxruntime", tmp_path / "half", options=ExportOptions(precision="fp16"))
     assert manifest.precision == "fp16"
     assert manifest.scores is None

@@ -1,4 +1,4 @@
-"""The graphs, run layer by layer beside PyTorch."""
+"""The graphs, compared layer by layer with PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from conftest import ENCODERS, shared
 
 from berxit.exporters.onnx.graph import OPSET, OnnxSegment, embeddings_graph, layer_graph
-from berxit.exporters.segments import cut
+from berxit.exporters.segments import split_segments
 from berxit.runtime.errors import InputError
 from berxit.train.modeling import MultiExitModel, MultiExitOutput
 
@@ -37,10 +37,10 @@ def expected_of(model: MultiExitModel, batch: Arrays) -> MultiExitOutput:
 
 
 class Runner:
-    """All segments of a model in ONNX Runtime; tensors go from one to the next by their role."""
+    """All segments of a model in ONNX Runtime; each reads the tensors of earlier ones by role."""
 
     def __init__(self, model: MultiExitModel) -> None:
-        segments = cut(model)
+        segments = split_segments(model)
         self.graphs = [embeddings_graph(segments), *(layer_graph(segments, layer) for layer in segments.layers)]
         self.sessions = [session_of(graph) for graph in self.graphs]
 
@@ -94,8 +94,8 @@ def test_every_segment_equals_pytorch(family: str, pooling: str, exit_head: str,
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_a_short_end_answers_the_same_without_hidden_states(family: str, backbone_folders: dict) -> None:
-    segments = cut(MultiExitModel.from_backbone(backbone_folders[family], lte=True, exit_head="pooler"))
+def test_a_short_end_has_the_same_outputs_without_hidden_states(family: str, backbone_folders: dict) -> None:
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True, exit_head="pooler"))
     last = segments.layers[-1]
     long, short = (layer_graph(segments, last, short_end=short_end) for short_end in (False, True))
     if family == "albert":  # its last layer is the same file as the others
@@ -116,8 +116,8 @@ def test_a_short_end_answers_the_same_without_hidden_states(family: str, backbon
             assert np.abs(one - other).max() <= 1e-5
 
 
-def test_a_mean_needs_all_tokens_to_the_end(backbone_folders: dict) -> None:
-    segments = cut(MultiExitModel.from_backbone(backbone_folders["bert"], pooling="mean"))
+def test_mean_pooling_has_no_short_end(backbone_folders: dict) -> None:
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], pooling="mean"))
     last = segments.layers[-1]
     assert layer_graph(segments, last, short_end=True).model == layer_graph(segments, last).model
 
@@ -131,8 +131,8 @@ def test_other_activations_equal_pytorch(activation: str, backbone_folders: dict
     check(changed, Runner(changed), batch_of((9, 4)), 1e-5)
 
 
-def test_an_unsupported_activation_is_refused_by_name(backbone_folders: dict) -> None:
-    segments = cut(MultiExitModel.from_backbone(backbone_folders["bert"]))
+def test_an_unsupported_activation_is_rejected_by_name(backbone_folders: dict) -> None:
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"]))
     first = segments.layers[0]
     strange = replace(first, encoder=replace(first.encoder, activation="swish"))
     with pytest.raises(InputError, match="activation 'swish' is not supported: the backbone must use gelu"):
@@ -141,7 +141,7 @@ def test_an_unsupported_activation_is_refused_by_name(backbone_folders: dict) ->
 
 def test_layers_that_share_weights_are_one_graph(backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, exit_head="pooler")
-    segments = cut(model)
+    segments = split_segments(model)
     graphs = [layer_graph(segments, segment) for segment in segments.layers]
     assert len({graph.model.SerializeToString() for graph in graphs}) == 1
     names = {"pooler.weight", "pooler.bias", "classifier.weight", "classifier.bias"}
@@ -149,12 +149,12 @@ def test_layers_that_share_weights_are_one_graph(backbone_folders: dict) -> None
     assert not np.array_equal(graphs[0].constants["classifier.weight"], graphs[1].constants["classifier.weight"])
 
 
-def test_layers_with_their_own_weights_feed_nothing(backbone_folders: dict) -> None:
-    segments = cut(MultiExitModel.from_backbone(backbone_folders["bert"]))
+def test_layers_with_their_own_weights_have_no_constant_inputs(backbone_folders: dict) -> None:
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"]))
     assert all(layer_graph(segments, segment).constants == {} for segment in segments.layers)
 
 
-def test_a_graph_is_what_the_manifest_says(backbone_folders: dict) -> None:
+def test_inputs_and_outputs_of_a_graph_equal_its_description(backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["bert"], num_labels=3, lte=True, pooling="mean")
     for graph in Runner(model).graphs:
         for declared, values in ((graph.inputs, graph.model.graph.input), (graph.outputs, graph.model.graph.output)):

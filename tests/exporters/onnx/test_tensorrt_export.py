@@ -1,5 +1,5 @@
-"""What is exported for TensorRT: the numbers of the very files in ONNX Runtime, and that TensorRT-RTX, the one TensorRT
-that builds without a GPU, parses and builds every one of them."""
+"""Exports for TensorRT: outputs of the files in ONNX Runtime, and engines of every file, built with TensorRT-RTX, which
+builds without a GPU."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, 
 
 from berxit.exporters.export import export
 from berxit.exporters.onnx.graph import OnnxSegment
-from berxit.exporters.onnx.int8_qdq import PRODUCTS, _evened
-from berxit.exporters.onnx.tensorrt import OPSETS, graphs_of, with_defaults
+from berxit.exporters.onnx.int8_qdq import QDQ_WEIGHTS, _smoothing
+from berxit.exporters.onnx.tensorrt import graphs_of
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import Segments, cut
+from berxit.exporters.segments import Segments, split_segments
+from berxit.exporters.targets import TENSORRT, TensorRTVersion
 from berxit.runtime.backends.tensorrt.cuda import Gpu
 from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines
 from berxit.runtime.backends.tensorrt.versions import load
 from berxit.runtime.bundle import DataFile, read_manifest, sha256
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.golden import Golden, differences, read_golden, write_golden
+from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.tokenization import TokenBatch
 from berxit.train.modeling import MultiExitModel
 
@@ -49,7 +50,7 @@ def multi_exit(backbone: torch.nn.Module, folder: Path, **options: object) -> Mu
 
 
 def base_backbone(family: str, layers: int) -> torch.nn.Module:
-    """Layers of base size with random weights; few words, since a table of words is only looked up."""
+    """Layers of base size with random weights, and a small vocabulary."""
     torch.manual_seed(0)
     words = {"vocab_size": 500, "pad_token_id": 0}
     wide = {"hidden_size": 768, "num_hidden_layers": layers, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -69,13 +70,12 @@ def samples(rows: int = 4, vocabulary: int = 27) -> TokenBatch:
     return TokenBatch.pad(ids, [[0] * len(row) for row in ids], 0)
 
 
-def written(segments: Segments, options: ExportOptions, folder: Path) -> Iterator[OnnxSegment]:
-    """The graphs, calibrated on golden inputs as an export's are."""
+def written(segments: Segments, options: ExportOptions) -> Iterator[OnnxSegment]:
+    """The graphs, calibrated on random inputs."""
     batch = samples()
-    ids = tuple(tuple(row[:length].tolist()) for row, length in zip(batch.input_ids, batch.lengths, strict=True))
-    golden = Golden((("x",),) * len(ids), ids, tuple((0,) * len(row) for row in ids), ((),) * len(ids), None)
-    write_golden(golden, folder / "golden.json")
-    return graphs_of(segments, with_defaults(options, segments), folder)
+    ids = [row[:length].tolist() for row, length in zip(batch.input_ids, batch.lengths, strict=True)]
+    inputs = [TokenBatch.pad([row], [[0] * len(row)], 0) for row in ids]
+    return graphs_of(segments, TENSORRT.settings(options).for_model(segments.max_length), inputs)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def saved(graph: OnnxSegment, folder: Path) -> BundleFile:
 def build(  # type: ignore[no-untyped-def]
     rtx, graph: OnnxSegment, folder: Path, precision: str = "fp16", lengths: tuple[int, ...] = (16,)
 ) -> int:
-    """The size of the engine, built as ``berxit-build`` does for inputs of these lengths, 1 to 4 at once."""
+    """Size of the engine that ``berxit-build`` builds for inputs of these lengths, 1 to 4 rows."""
     from types import SimpleNamespace
 
     from berxit.runtime.backends.tensorrt.engines import _build_one
@@ -108,7 +108,7 @@ def build(  # type: ignore[no-untyped-def]
 
 
 def different(graphs: Iterator[OnnxSegment]) -> list[OnnxSegment]:
-    """Each file once: layers that share their weights share it."""
+    """Each file once: layers that share their weights share a file."""
     return list({graph.model.SerializeToString(): graph for graph in graphs}.values())
 
 
@@ -127,8 +127,8 @@ TARGETS = [
 def test_tensorrt_builds_every_segment_of_a_tiny_model(  # type: ignore[no-untyped-def]
     family: str, precision: str, version: str, rtx, tmp_path: Path
 ) -> None:
-    segments = cut(multi_exit(tiny_backbone(family), tmp_path))
-    graphs = different(written(segments, ExportOptions(precision, target_version=version), tmp_path))
+    segments = split_segments(multi_exit(tiny_backbone(family), tmp_path))
+    graphs = different(written(segments, ExportOptions(precision, target_version=version)))
     assert len(graphs) == (2 if family == "albert" else 4)
     for place, graph in enumerate(graphs):
         lengths = (8, 32) if place < 2 else (32,)  # a profile costs as much as a segment, and the layers are alike
@@ -144,8 +144,8 @@ def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-
     family: str, precision: str, rtx, tmp_path: Path
 ) -> None:
     exits = (1, 3) if family == "bert" else (3,)
-    segments = cut(multi_exit(tiny_backbone(family), tmp_path)).with_exits(exits)
-    sizes = [build(rtx, graph, tmp_path, precision) for graph in written(segments, ExportOptions(precision), tmp_path)]
+    segments = split_segments(multi_exit(tiny_backbone(family), tmp_path)).with_exits(exits)
+    sizes = [build(rtx, graph, tmp_path, precision) for graph in written(segments, ExportOptions(precision))]
     assert len(sizes) == 1 + len(exits)
     if family == "bert":
         assert sizes[1] < sizes[2]
@@ -153,9 +153,11 @@ def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-
 
 @pytest.fixture(scope="module", params=ENCODERS)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Segments]:
-    """A family, and its embeddings and two layers at base size."""
+    """A family, with the embeddings and two layers at base size."""
     family = request.param
-    return family, cut(multi_exit(base_backbone(family, 2), tmp_path_factory.mktemp("base"), pooling="first"))
+    return family, split_segments(
+        multi_exit(base_backbone(family, 2), tmp_path_factory.mktemp("base"), pooling="first")
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -163,7 +165,7 @@ def test_tensorrt_builds_base_size(  # type: ignore[no-untyped-def]
     base: tuple[str, Segments], precision: str, rtx, tmp_path: Path
 ) -> None:
     family, segments = base
-    embeddings, *layers = different(written(segments, ExportOptions(precision), tmp_path))
+    embeddings, *layers = different(written(segments, ExportOptions(precision)))
     assert build(rtx, embeddings, tmp_path, precision, (16, 128)) > 500 * 128  # positions beyond 128 may be left out
     assert len(layers) == (1 if family == "albert" else 2)
     for place, layer in enumerate(layers):
@@ -172,10 +174,10 @@ def test_tensorrt_builds_base_size(  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module", params=["bert", "roberta", "albert", "distilbert"])
 def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int, Segments]:
-    """A family at base size with all its layers: twelve, DistilBERT six."""
+    """A family at base size with all layers: twelve, for DistilBERT six."""
     family, layers = request.param, 6 if request.param == "distilbert" else 12
     model = multi_exit(base_backbone(family, layers), tmp_path_factory.mktemp("deep"), pooling="first")
-    return family, layers, cut(model)
+    return family, layers, split_segments(model)
 
 
 @pytest.mark.slow
@@ -184,49 +186,51 @@ def test_tensorrt_builds_every_layer_of_base_size(  # type: ignore[no-untyped-de
     deep: tuple[str, int, Segments], precision: str, rtx, tmp_path: Path
 ) -> None:
     family, layers, segments = deep
-    graphs = different(written(segments, ExportOptions(precision), tmp_path))
+    graphs = different(written(segments, ExportOptions(precision)))
     sizes = [build(rtx, graph, tmp_path, precision, (128,)) for graph in graphs]
     assert len(sizes) == 1 + (1 if family == "albert" else layers)
     assert min(sizes[1:]) > 12 * 768 * 768 * {"fp32": 4, "fp16": 2, "int8": 1}[precision] * 0.9
 
 
-def test_a_file_that_tensorrt_cannot_read_is_told_in_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
-    graph = next(written(segments, ExportOptions("fp32"), tmp_path))
+def test_an_unreadable_file_raises_an_error_of_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
+    graph = next(written(segments, ExportOptions("fp32")))
     graph.model.graph.node[0].op_type = "NoSuchOp"
     with pytest.raises(BerxitError, match=r"cannot parse .*segment\.onnx.*Export again with the --target-version"):
         build(rtx, graph, tmp_path)
 
 
-@pytest.mark.parametrize(("version", "opset"), OPSETS.items())
-def test_the_opset_follows_the_version(version: str, opset: int, tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
-    for graph in written(segments, ExportOptions("fp16", target_version=version), tmp_path):
+@pytest.mark.parametrize("version", TENSORRT.versions, ids=lambda version: version.name)
+def test_graphs_have_the_opset_of_the_version(version: TensorRTVersion, tmp_path: Path) -> None:
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
+    for graph in written(segments, ExportOptions("fp16", target_version=version.name)):
         kinds = {node.op_type for node in graph.model.graph.node}
-        assert graph.model.opset_import[0].version == opset
+        assert graph.model.opset_import[0].version == version.opset
         assert {node.domain for node in graph.model.graph.node} == {""}
-        assert ("LayerNormalization" in kinds) == (opset >= 17)
+        assert ("LayerNormalization" in kinds) == (version.opset >= 17)
 
 
 @pytest.mark.parametrize(("precision", "version"), WRITTEN)
-def test_names_and_types_cross_the_borders(precision: str, version: str, tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+def test_dtypes_agree_between_segments(precision: str, version: str, tmp_path: Path) -> None:
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     carried = {}
-    for graph in written(segments, ExportOptions(precision, target_version=version), tmp_path):
+    for graph in written(segments, ExportOptions(precision, target_version=version)):
         names = [tensor.name for tensor in (*graph.inputs, *graph.outputs)]
-        assert len(names) == len(set(names))  # an engine knows its tensors by name alone
+        assert len(names) == len(set(names))  # an engine identifies its tensors by name
         for tensor in graph.inputs:
             assert tensor.dtype == carried.get(tensor.role, "int32")
         carried |= {tensor.role: tensor.dtype for tensor in graph.outputs}
-    half = precision == "fp16" or (precision == "int8" and version == "jetpack6")  # of bf16 borders are float32
+    half = precision == "fp16" or (
+        precision == "int8" and version == "jetpack6"
+    )  # inputs and outputs of bf16 segments are float32
     assert carried["hidden"] == carried["attention_bias"] == ("float16" if half else "float32")
     assert carried["logits"] == carried["lte"] == "float32"
 
 
-def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("bert"), tmp_path))
+def test_int8_is_symmetric_and_quantizes_only_matrices(tmp_path: Path) -> None:
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     for version, pairs in (("jetpack6", (4, 8)), ("tensorrt8.6", (8, 8))):
-        _, layer, *_ = written(segments, ExportOptions("int8", target_version=version), tmp_path)
+        _, layer, *_ = written(segments, ExportOptions("int8", target_version=version))
         weights = {t.name: onnx.numpy_helper.to_array(t) for t in layer.model.graph.initializer}
         nodes = layer.model.graph.node
         count = tuple(sum(node.op_type == kind for node in nodes) for kind in ("QuantizeLinear", "DequantizeLinear"))
@@ -234,31 +238,31 @@ def test_int8_is_symmetric_and_leaves_the_rest_alone(tmp_path: Path) -> None:
         zeros = [weights[node.input[2]] for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
         assert zeros
         assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
-        for name in PRODUCTS:
+        for name in QDQ_WEIGHTS:
             scale, source = weights[f"{name}.scale"], getattr(segments.layers[0].encoder, name.split(".")[0]).weight
             assert scale.shape == (source.shape[1],)
             if version == "jetpack6":
                 assert weights[name].dtype == np.int8
-                evened = source / weights[f"{name}.input_factor"].astype(np.float32)[:, None]
-                error = np.abs(weights[name] * scale.astype(np.float32) - evened)
+                smoothed = source / weights[f"{name}.input_factor"].astype(np.float32)[:, None]
+                error = np.abs(weights[name] * scale.astype(np.float32) - smoothed)
                 queries = 32 if name == "qkv.weight" else 0  # they carry attention's own scale
                 assert (error[:, queries:] <= 0.7 * scale[queries:].astype(np.float32)).all()
         assert all(weights[f"{name}.bias"].dtype != np.int8 for name in ("qkv", "up", "down"))
 
 
 def test_layers_that_share_weights_share_a_file(tmp_path: Path) -> None:
-    segments = cut(multi_exit(tiny_backbone("albert"), tmp_path))
-    _, *graphs = written(segments, ExportOptions("int8"), tmp_path)
+    segments = split_segments(multi_exit(tiny_backbone("albert"), tmp_path))
+    _, *graphs = written(segments, ExportOptions("int8"))
     assert len({graph.model.SerializeToString() for graph in graphs}) == 1
 
 
-def test_uneven_channels_are_evened_out_and_the_product_stays(tmp_path: Path) -> None:
+def test_smoothing_reduces_the_error_and_keeps_the_matmul(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(50, 32)), rng.normal(size=(32, 8))
-    x[:, 3] *= 60  # as BERT has it
+    x[:, 3] *= 60  # an outlier channel, as in BERT
     x[:, 5] = 0
     reach = np.abs(x).max(axis=0)
-    factors, step = _evened(reach, weight)
+    factors, step = _smoothing(reach, weight)
     assert np.isfinite(factors.astype(np.float16)).all()
     assert np.isfinite((1 / factors).astype(np.float16)).all()
     np.testing.assert_allclose((x / factors) @ (weight * factors[:, None]), x @ weight, rtol=1e-9)
@@ -275,14 +279,16 @@ def test_uneven_channels_are_evened_out_and_the_product_stays(tmp_path: Path) ->
     assert error(factors, step) < 0.5 * error(np.ones(32), reach.max() / 127)
 
 
-def test_an_activation_that_is_always_zero_is_quantised(tmp_path: Path) -> None:
-    factors, step = _evened(np.zeros(4), np.zeros((4, 2)))
+def test_smoothing_accepts_activations_of_zero(tmp_path: Path) -> None:
+    factors, step = _smoothing(np.zeros(4), np.zeros((4, 2)))
     assert np.isfinite(factors).all()
     assert step > 0
 
 
 @pytest.mark.parametrize(("precision", "version"), WRITTEN)
-def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_within_tolerance_of_the_checkpoint(
+    precision: str, version: str, checkpoint: Path, tmp_path: Path
+) -> None:
     options = ExportOptions(precision, target_version=version)
     lines: list[str] = []
     manifest = export(checkpoint, "tensorrt", tmp_path / "bundle", options=options, report=lines.append)
@@ -300,12 +306,18 @@ def test_a_bundle_is_near_the_checkpoint(precision: str, version: str, checkpoin
     assert found == pytest.approx(manifest.parity.max_diff, abs=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_rejects_unknown_options(checkpoint: Path, tmp_path: Path) -> None:
     for options, message in (
-        (ExportOptions(target_version="jetpack4"), "--target-version 'jetpack4': target tensorrt knows jetpack5"),
+        (
+            ExportOptions(target_version="jetpack4"),
+            "target tensorrt has no --target-version 'jetpack4': choose jetpack6",
+        ),
         (ExportOptions(max_batch=-1), "--max-batch -1: it must be at least 1"),
-        (ExportOptions("bf17"), "target tensorrt has no precision 'bf17': choose fp16 or fp32 or bf16 or int8"),
-        (ExportOptions("bf16", target_version="jetpack5"), "--precision bf16: TensorRT 8 has no bfloat16, .*jetpack5"),
+        (ExportOptions("bf17"), "target tensorrt has no precision 'bf17': choose fp16, fp32, bf16, int8"),
+        (
+            ExportOptions("bf16", target_version="jetpack5"),
+            "--precision bf16 does not go with --target-version jetpack5: choose fp16, fp32, int8",
+        ),
         (ExportOptions(exits=(4,)), "--exits .* give layers from 1 to 3"),
         (ExportOptions(layout="ane"), "--layout does not go with target tensorrt"),
     ):
@@ -314,12 +326,12 @@ def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) ->
     assert not (tmp_path / "bundle").exists()
 
 
-def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
+def test_weights_beyond_float16_are_rejected_by_name(tmp_path: Path) -> None:
     model = multi_exit(tiny_backbone("bert"), tmp_path)
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if name.endswith("layer.0.output.dense.weight")).fill_(1e6)
     with pytest.raises(BerxitError, match=r"weight down.weight has values that float16 cannot hold: export in fp32"):
-        list(written(cut(model), ExportOptions("fp16"), tmp_path))
+        list(written(split_segments(model), ExportOptions("fp16")))
 
 
 def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -350,7 +362,7 @@ def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) 
     assert set(engines) == {segment.file for segment in manifest.segments}
 
 
-def test_build_refuses_what_it_cannot_do(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_build_rejects_a_bundle_of_another_target(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     from berxit.runtime.build import command
     from berxit.runtime.console import status_of
 

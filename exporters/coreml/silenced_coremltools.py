@@ -1,5 +1,7 @@
-"""coremltools without its own notes and progress bars: import it from here. ``import coremltools`` alone greets a Linux
-user with a dozen warnings about the runtime that only a Mac has, and draws bars beside ours."""
+"""coremltools without its log lines and progress bars: import it from here.
+
+On Linux, ``import coremltools`` prints a dozen warnings about the runtime that exists only on a Mac.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from coremltools.converters.mil.mil.passes import pass_pipeline  # noqa: E402
 from coremltools.models import MLModel  # noqa: E402
 from coremltools.optimize.coreml import _quantization_passes  # noqa: E402
 
-for drawing in (pass_pipeline, _quantization_passes):
-    drawing.tqdm = functools.partial(drawing.tqdm, disable=True)
+for with_bar in (pass_pipeline, _quantization_passes):
+    with_bar.tqdm = functools.partial(with_bar.tqdm, disable=True)
 
 __all__ = ["Function", "MLModel", "Program", "ct", "decode_program", "get_new_symbol", "mb", "types"]

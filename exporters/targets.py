@@ -1,0 +1,302 @@
+"""Targets and their precisions, versions and layouts. No framework is imported here, so help and docs derive from it.
+
+A new target is one entry in TARGETS and one module that implements ``Writer``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from berxit.exporters.options import ExportOptions
+from berxit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from berxit.exporters.segments import Segments
+    from berxit.runtime.bundle import Manifest, Segment
+    from berxit.runtime.loop import Backend
+    from berxit.runtime.progress import Bar
+    from berxit.runtime.tokenization import TokenBatch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of a bundle, with the limits of its parity check."""
+
+    name: str
+    atol: float
+    """Largest difference of an exit from the checkpoint: of logits divided by their scale, and of LTE certainty."""
+    least_psnr: float = -math.inf
+    """Smallest PSNR in dB of an exit's logits, whatever their size. A wrong exit is below 10."""
+    scored: bool = False
+    """True if rounding may change predictions. The export then measures the scores on the calibration data, chooses the
+    thresholds from the bundle's own outputs, and limits ``atol`` to twice the measured difference."""
+
+
+@dataclass(frozen=True)
+class CompressedWeights(Precision):
+    """Weights in few bits; the device decompresses them to float16."""
+
+    bits: int = 8
+    palette: bool = False
+    """True: each weight is an index into a table of 2^bits values, found by k-means. False: an integer, multiplied by
+    the scale of its row."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """The oldest software that must read the segments."""
+
+    name: str
+    without: tuple[str, ...] = ()
+    """Names of precisions that it does not support."""
+
+
+@dataclass(frozen=True)
+class TensorRTVersion(Version):
+    opset: int = 19
+    """ONNX opset of the files."""
+
+
+@dataclass(frozen=True)
+class CoreMLVersion(Version):
+    deployment_target: str = ""
+    """Name in coremltools.target."""
+    multifunction: bool = True
+    """True if a package contains several functions, which share equal weights. Packages of these systems also accept
+    lists of lengths for more than one input."""
+
+
+class Writer(Protocol):
+    """Module that writes the segments of a target."""
+
+    def write_segments(
+        self, segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
+    ) -> tuple[Segment, ...]:
+        """Writes the files below ``folder`` and returns their entries of the manifest.
+
+        ``samples``: the golden inputs, one row each and without padding, for precisions that measure activations.
+        Raises InputError for settings that do not go together.
+        """
+
+    def checking_backend(self, folder: Path, manifest: Manifest, threads: int | None) -> Backend:
+        """Backend that executes the written files on this machine, for the parity check."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Format of segments, for one kind of runtime."""
+
+    name: str
+    writer: str
+    """Module that implements ``Writer``; imported on first use."""
+    precisions: tuple[Precision, ...]
+    """The first is the default."""
+    versions: tuple[Version, ...] = ()
+    """Versions that --target-version accepts; the first is the default. Empty: the target has no versions."""
+    layouts: tuple[str, ...] = ()
+    """Layouts that --layout accepts; the first is the default. Empty: the target has one layout."""
+    options: frozenset[str] = frozenset()
+    """Those of the options lengths, max_batch and threads that it accepts."""
+    packages: tuple[str, ...] = ("onnx",)
+    """Packages whose versions the manifest records, in addition to those of every export."""
+    lengths: tuple[int, ...] = ()
+    """Default of --lengths: those below the model's longest input, and that one. Empty: any length."""
+    max_batch: int | None = None
+    """Default of --max-batch. None: any number of rows."""
+    largest_batch: int | None = None
+    """Upper limit of --max-batch. None: no limit."""
+    every_length: bool = False
+    """True if the golden inputs must contain an input for each of the lengths."""
+    proof: str | None = None
+    """Line after the parity check: what it verifies, and what it does not."""
+
+    @property
+    def default_precision(self) -> Precision:
+        return self.precisions[0]
+
+    @property
+    def accepted_options(self) -> frozenset[str]:
+        """Names of the ExportOptions that it accepts."""
+        names = {"precision", "exits", *self.options}
+        names |= {"target_version"} if self.versions else set()
+        return frozenset(names | ({"layout"} if self.layouts else set()))
+
+    def precision(self, name: str | None) -> Precision:
+        """The precision of this name; the default for None. Raises InputError for an unknown name."""
+        for precision in self.precisions:
+            if name in (None, precision.name):
+                return precision
+        known = ", ".join(precision.name for precision in self.precisions)
+        raise InputError(f"target {self.name} has no precision '{name}': choose {known}")
+
+    def version(self, name: str | None) -> Version | None:
+        """The version of this name; the default for None, which is None without versions."""
+        for version in self.versions:
+            if name in (None, version.name):
+                return version
+        if name is None:
+            return None
+        known = ", ".join(version.name for version in self.versions)
+        raise InputError(f"target {self.name} has no --target-version '{name}': choose {known}")
+
+    def settings(self, options: ExportOptions) -> Settings:
+        """The options with defaults filled in. Raises InputError for an option or a value that the target rejects."""
+        for field in fields(options):
+            if getattr(options, field.name) not in (None, ()) and field.name not in self.accepted_options:
+                raise InputError(f"--{field.name.replace('_', '-')} does not go with target {self.name}")
+        precision, version = self.precision(options.precision), self.version(options.target_version)
+        if version and precision.name in version.without:
+            others = ", ".join(other.name for other in self.precisions if other.name not in version.without)
+            raise InputError(
+                f"--precision {precision.name} does not go with --target-version {version.name}: choose {others}"
+            )
+        if options.layout not in (None, *self.layouts):
+            raise InputError(
+                f"target {self.name} has no --layout '{options.layout}': choose {' or '.join(self.layouts)}"
+            )
+        batch = self.max_batch if options.max_batch is None else options.max_batch
+        if batch is not None and batch < 1:
+            raise InputError(f"--max-batch {batch}: it must be at least 1")
+        if batch is not None and self.largest_batch is not None and batch > self.largest_batch:
+            raise InputError(f"--max-batch {batch}: the largest batch of target {self.name} is {self.largest_batch}")
+        layout = options.layout or next(iter(self.layouts), None)
+        return Settings(self, precision, version, layout, options.lengths, batch, options.threads)
+
+    def load_writer(self) -> Writer:
+        return cast(Writer, import_module(self.writer))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of an export with the defaults of its target."""
+
+    target: Target
+    precision: Precision
+    version: Version | None = None
+    layout: str | None = None
+    lengths: tuple[int, ...] = ()
+    """Ascending, after ``for_model``. Empty: any length."""
+    max_batch: int | None = None
+    threads: int | None = None
+
+    def for_model(self, max_length: int) -> Settings:
+        """The settings with lengths up to ``max_length``, the longest input of the model in tokens."""
+        default = (*(n for n in self.target.lengths if n < max_length), max_length) if self.target.lengths else ()
+        lengths = self.lengths or default
+        return replace(self, lengths=tuple(sorted({min(length, max_length) for length in lengths})))
+
+    def max_length(self, model_max_length: int) -> int:
+        """Tokens of the longest input that the bundle accepts."""
+        return self.lengths[-1] if self.lengths else model_max_length
+
+
+ONNX_RUNTIME = Target(
+    "onnxruntime",
+    writer="berxit.exporters.onnx.onnxruntime",
+    precisions=(
+        Precision("fp32", atol=1e-4),
+        # Single logits of real models move by up to 1.1 and reach 30 to 46 dB; 20 dB allow an error (root mean square)
+        # of a tenth of the largest logit. The measured scores decide.
+        Precision("int8", atol=2.0, least_psnr=20.0, scored=True),
+        Precision("fp16", atol=1e-2),  # stored weights; all computation is in float32
+    ),
+    options=frozenset({"threads"}),
+)
+
+TENSORRT = Target(
+    "tensorrt",
+    writer="berxit.exporters.onnx.tensorrt",
+    precisions=(  # limits here and on the device; docs/tensorrt.md has the measured values
+        Precision("fp16", atol=5e-2, least_psnr=40.0),
+        Precision("fp32", atol=1e-4),
+        Precision("bf16", atol=5e-1, least_psnr=20.0),
+        Precision("int8", atol=2.0, least_psnr=20.0, scored=True),
+    ),
+    versions=(
+        TensorRTVersion("jetpack6"),  # TensorRT 10.3; opset 19 brings QuantizeLinear on float16
+        TensorRTVersion("jetpack5", ("bf16",), opset=16),  # TensorRT 8.5 has no LayerNormalization (opset 17)
+        TensorRTVersion("tensorrt8.6", ("bf16",), opset=17),
+        TensorRTVersion("tensorrt10"),
+        TensorRTVersion("tensorrt11"),
+        TensorRTVersion("tensorrt-rtx"),
+    ),
+    options=frozenset({"lengths", "max_batch"}),
+    lengths=(16, 32, 64, 128, 256, 512),
+    max_batch=8,
+    proof=(
+        "checked: the very files, in ONNX Runtime on this CPU; of bf16, which it cannot compute, the same graphs in"
+        " float32 with every result rounded to bfloat16. TensorRT's own numbers are checked on the device, by bench"
+    ),
+)
+
+COREML = Target(
+    "coreml",
+    writer="berxit.exporters.coreml.target",
+    precisions=(  # docs/coreml.md has the PSNR of trained models
+        Precision("fp16", atol=2e-2, least_psnr=45.0),  # the Neural Engine's; half the download
+        Precision("fp32", atol=1e-4, least_psnr=70.0),  # CPU and GPU only
+        CompressedWeights("int8", atol=0.25, least_psnr=25.0, scored=True, bits=8),
+        CompressedWeights("palette6", atol=0.75, least_psnr=20.0, scored=True, bits=6, palette=True),
+        CompressedWeights("palette4", atol=2.0, least_psnr=10.0, scored=True, bits=4, palette=True),
+    ),
+    versions=(
+        CoreMLVersion("ios18", deployment_target="iOS18"),
+        CoreMLVersion("macos15", deployment_target="macOS15"),
+        CoreMLVersion("ios16", deployment_target="iOS16", multifunction=False),
+    ),
+    layouts=("tokens", "ane"),
+    options=frozenset({"lengths", "max_batch"}),
+    packages=("coremltools",),
+    max_batch=1,
+    largest_batch=1,
+    every_length=True,
+    proof=(
+        "verified: graph and weights of every saved package, executed in numpy. Apple's runtime was not run here:"
+        " berxit-bench does that on a Mac"
+    ),
+)
+
+TARGETS: dict[str, Target] = {target.name: target for target in (ONNX_RUNTIME, TENSORRT, COREML)}
+"""Target by name."""
+
+
+def find_target(name: str) -> Target:
+    """Raises InputError for an unknown name."""
+    if name not in TARGETS:
+        raise InputError(f"unknown target '{name}': choose one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def by_target(names: dict[str, Sequence[str]]) -> str:
+    """Names per target in one line, for help: "coreml: tokens, ane"."""
+    return "; ".join(f"{target}: {', '.join(values)}" for target, values in names.items() if values)
+
+
+def precisions_by_target(*, scored: bool = False) -> dict[str, Sequence[str]]:
+    """Target -> names of its precisions, the default first. ``scored``: only those whose scores are measured."""
+    return {t.name: [p.name for p in t.precisions if p.scored or not scored] for t in TARGETS.values()}
+
+
+def versions_by_target() -> dict[str, Sequence[str]]:
+    """Target -> names of its versions, the default first."""
+    return {target.name: [version.name for version in target.versions] for target in TARGETS.values()}
+
+
+def layouts_by_target() -> dict[str, Sequence[str]]:
+    """Target -> names of its layouts, the default first."""
+    return {target.name: target.layouts for target in TARGETS.values()}
+
+
+def batches_by_target() -> dict[str, Sequence[str]]:
+    """Target -> its default of --max-batch, for the targets that have one."""
+    return {target.name: [str(target.max_batch)] for target in TARGETS.values() if target.max_batch}
+
+
+def targets_with(option: str) -> str:
+    """Names of the targets that accept an option of ExportOptions, for help."""
+    return ", ".join(target.name for target in TARGETS.values() if option in target.accepted_options)
