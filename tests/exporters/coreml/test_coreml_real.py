@@ -53,8 +53,8 @@ def minilm() -> Path:
 
 
 def renamed(bert: BertModel, family: str) -> PreTrainedModel:
-    """The same encoder as a RoBERTa or DistilBERT, exact for inputs without a second text: token type 0 is added to every
-    position. RoBERTa counts positions from the padding id."""
+    """The same encoder as a RoBERTa or DistilBERT, exact for inputs without a second text: token type 0 is added to
+    every position. RoBERTa counts positions from the padding id."""
     old, weights = bert.config, dict(bert.state_dict())
     positions = (
         weights["embeddings.position_embeddings.weight"] + weights.pop("embeddings.token_type_embeddings.weight")[0]
