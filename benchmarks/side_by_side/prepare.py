@@ -13,18 +13,10 @@ from benchmarks.side_by_side.contenders import Spec, has_bf16
 from benchmarks.side_by_side.products import Shape
 from benchmarks.side_by_side.whole_graph import write_whole_graph
 from berxit.exporters.export import export
-from berxit.exporters.onnx.activations import product_inputs
-from berxit.exporters.onnx.graph import embeddings_graph, layer_graph
-from berxit.exporters.onnx.int8_dynamic import PRODUCTS
-from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, quantize_for_tensorrt
-from berxit.exporters.onnx.onnxruntime import write_graphs
 from berxit.exporters.options import ExportOptions
-from berxit.exporters.segments import split_segments
-from berxit.runtime.bundle import Manifest, read_manifest
-from berxit.runtime.golden import read_golden
+from berxit.runtime.bundle import Manifest
 from berxit.runtime.json_data import write_json
 from berxit.runtime.progress import Progress
-from berxit.train.checkpoint import load_checkpoint
 
 
 def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> Path:
@@ -55,9 +47,7 @@ def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> P
 def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manifest, list[Spec]]:
     """Writes everything below ``scratch``. The first contender is our fp32 segments, the bundle of that manifest."""
     bundle, int8 = scratch / "fp32", scratch / "int8"
-    graph, int8_graph, our_int8_graph, qdq_graph = (
-        scratch / f"{name}.onnx" for name in ("fp32", "int8", "our_int8", "qdq")
-    )
+    graph, int8_graph, our_int8_graph = (scratch / f"{name}.onnx" for name in ("fp32", "int8", "our_int8"))
     manifest = export(checkpoint, "onnxruntime", bundle, progress=progress)
     options = ExportOptions(precision="int8")
     our_int8 = export(checkpoint, "onnxruntime", int8, options=options, scores=False, progress=progress)
@@ -65,7 +55,6 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
     write_whole_graph(int8, our_int8.segments, our_int8_graph)
     logging.getLogger().setLevel(logging.ERROR)  # it advises a step before, which changes nothing here
     quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
-    _write_qdq_graph(checkpoint, bundle, qdq_graph, progress)
     half = has_bf16(ov.Core())
     shape = shape_of(checkpoint, manifest)
     specs = [
@@ -74,6 +63,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
         Spec("segments", POOL.format("fp32"), bundle, "fp32", "onnxruntime-pool"),
         Spec("segments", POOL.format("int8"), int8, "int8", "onnxruntime-pool"),
         Spec("segments", "ours, OpenVINO fp32", bundle, "fp32", "openvino"),
+        Spec("segments", "ours, OpenVINO int8", int8, "int8", "openvino"),
         *([Spec("segments", "ours, OpenVINO bf16", bundle, "bf16", "openvino-bf16")] if half else []),
         Spec("onnxruntime", "one graph, ONNX Runtime fp32", graph, "fp32"),
         Spec("onnxruntime", "one graph, ONNX Runtime fp32, our options", graph, "fp32", tuned=True),
@@ -82,7 +72,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
         Spec("onnxruntime", "one graph, ONNX Runtime, our int8 and options", our_int8_graph, "int8", tuned=True),
         Spec("openvino", "one graph, OpenVINO fp32", graph, "fp32"),
         *([Spec("openvino", "one graph, OpenVINO bf16", graph, "bf16")] if half else []),
-        Spec("openvino", "one graph, OpenVINO int8", qdq_graph, "int8"),
+        Spec("openvino", "one graph, OpenVINO int8", our_int8_graph, "int8"),
     ]
     if manifest.model.family in ("bert", "roberta"):  # its loop by hand is for these
         specs.append(Spec("eager", "PyTorch eager", checkpoint, "fp32"))
@@ -96,21 +86,3 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
 def shape_of(checkpoint: Path, manifest: Manifest) -> Shape:
     """The last segment may give no hidden state: it then computes the first token alone."""
     return Shape.of(checkpoint, last_alone=all(output.role != "hidden" for output in manifest.segments[-1].outputs))
-
-
-def _write_qdq_graph(checkpoint: Path, bundle: Path, output: Path, progress: Progress) -> None:
-    """Int8 as OpenVINO computes it: QuantizeLinear and DequantizeLinear around the products, static scales from the
-    samples in the bundle. (Dynamic int8, as ONNX Runtime has it, OpenVINO multiplies in float.)"""
-    model, _ = load_checkpoint(checkpoint)
-    segments = split_segments(model)
-    embeddings = embeddings_graph(segments, opset=DEQUANTIZED_WEIGHTS)
-    layers = [layer_graph(segments, each, opset=DEQUANTIZED_WEIGHTS, short_end=True) for each in segments.layers]
-    samples = read_golden(bundle, read_manifest(bundle)).one_by_one(pad_token_id=0)
-    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples, PRODUCTS)
-    int8 = [
-        quantize_for_tensorrt(graph, inputs[each.body]) for each, graph in zip(segments.layers, layers, strict=True)
-    ]
-    folder = output.with_suffix("")
-    folder.mkdir()
-    with progress(1 + len(int8)) as bar:
-        write_whole_graph(folder, write_graphs(segments, [embeddings, *int8], folder, bar), output)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy.typing as npt
 import onnx
 
-from berxit.exporters.onnx.activations import product_inputs
+from berxit.exporters.onnx.activations import EMBEDDINGS, matmul_inputs
 from berxit.exporters.onnx.fp16_weights import store_weights_fp16
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, externalize_weight, layer_graph
-from berxit.exporters.onnx.int8_dynamic import PRODUCTS, quantized
+from berxit.exporters.onnx.int8_cpu import QUANTIZED_WEIGHTS, quantized
 from berxit.exporters.segments import Segments
 from berxit.exporters.targets import Settings
 from berxit.runtime.backends.onnxruntime import open_backend
@@ -47,8 +47,9 @@ def _graphs(segments: Segments) -> Iterator[OnnxSegment]:
 def _int8_graphs(segments: Segments, samples: Sequence[TokenBatch]) -> Iterator[OnnxSegment]:
     """Two passes over the graphs, because layers that share a file also share the scales of its matmuls."""
     embeddings, *layers = _graphs(segments)
-    inputs = product_inputs(embeddings, zip(segments.layers, layers, strict=True), samples, PRODUCTS)
-    yield quantized(embeddings)
+    pairs = zip(segments.layers, layers, strict=True)
+    inputs = matmul_inputs(embeddings, pairs, samples, QUANTIZED_WEIGHTS)
+    yield quantized(embeddings, inputs[EMBEDDINGS])
     for segment, graph in zip(segments.layers, layers, strict=True):
         yield quantized(graph, inputs[segment.body])
 

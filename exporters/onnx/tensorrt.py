@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from berxit.devices import default_threads
-from berxit.exporters.onnx.activations import product_inputs
+from berxit.exporters.onnx.activations import matmul_inputs
 from berxit.exporters.onnx.bfloat16 import RoundingBackend, with_float32_borders
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
 from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, QDQ_WEIGHTS, quantize_for_tensorrt
@@ -41,7 +41,7 @@ def graphs_of(segments: Segments, settings: Settings, samples: Sequence[TokenBat
     half = precision == "fp16" or (int8 and opset >= DEQUANTIZED_WEIGHTS)
     dtype = "bfloat16" if bfloat16 else "float16" if half else "float32"
     plain = ((segment, layer_graph(segments, segment)) for segment in segments.layers)
-    inputs = product_inputs(embeddings_graph(segments), plain, samples, QDQ_WEIGHTS) if int8 else {}
+    inputs = matmul_inputs(embeddings_graph(segments), plain, samples, QDQ_WEIGHTS) if int8 else {}
     embeddings = embeddings_graph(segments, opset=opset, dtype=dtype)
     yield with_float32_borders(embeddings) if bfloat16 else embeddings
     for segment in segments.layers:

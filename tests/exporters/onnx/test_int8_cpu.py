@@ -1,4 +1,4 @@
-"""Int8 segments: what is stored, what is multiplied, and how near the answers stay."""
+"""Int8 segments for the CPU: stored types, scales, and distance from the float32 segments."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from conftest import shared
 from onnx import TensorProto, helper, numpy_helper
 
 from berxit.exporters.export import export
-from berxit.exporters.onnx import int8_dynamic
-from berxit.exporters.onnx.activations import Activations, _session, _values, product_inputs
+from berxit.exporters.onnx import int8_cpu
+from berxit.exporters.onnx.activations import EMBEDDINGS, Activations, _session, _values, matmul_inputs
 from berxit.exporters.onnx.graph import GraphWriter, OnnxSegment, embeddings_graph, layer_graph
-from berxit.exporters.onnx.int8_dynamic import (
+from berxit.exporters.onnx.int8_cpu import (
     LOWEST,
-    PRODUCTS,
-    TokenQuantization,
+    QUANTIZED_WEIGHTS,
+    Quantization,
+    QuantizedMatmul,
     _int8_columns,
-    even_factors,
     quantized,
 )
 from berxit.exporters.options import ExportOptions
@@ -35,7 +35,6 @@ from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import custom_task
 
 FOUR = {"qkv.weight", "output.weight", "up.weight", "down.weight"}
-SIGNED = TokenQuantization.of("qkv.weight")
 
 
 @pytest.fixture
@@ -47,38 +46,78 @@ def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def test_a_layers_four_products_are_int8_and_its_exit_is_not(segments: Segments) -> None:
-    plain = layer_graph(segments, segments.layers[0])
-    model = quantized(plain).model
-    kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("MatMulInteger") == 4
-    assert kinds.count("QuantizeLinear") == 4
-    assert "DynamicQuantizeLinear" not in kinds  # its scale depends on the whole batch
+def observed(segments: Segments) -> dict[tuple[int, ...], dict[str, Activations]]:
+    """Activations of all matmuls on random tokens."""
+    rng = np.random.default_rng(0)
+    samples = [TokenBatch.pad([rng.integers(5, 27, 12).tolist()], [[0] * 12], 0) for _ in range(8)]
+    pairs = [(segment, layer_graph(segments, segment)) for segment in segments.layers]
+    return matmul_inputs(embeddings_graph(segments), pairs, samples, QUANTIZED_WEIGHTS)
+
+
+def first_layer_int8(segments: Segments) -> OnnxSegment:
+    segment = segments.layers[0]
+    return quantized(layer_graph(segments, segment), observed(segments)[segment.body])
+
+
+def test_quantized_layer_has_four_int8_matmuls_and_a_float32_exit(segments: Segments) -> None:
+    model = first_layer_int8(segments).model
     weights = initializers(model)
-    assert {name for name, value in weights.items() if value.dtype == np.int8} == FOUR
+    assert {name for name, value in weights.items() if value.dtype == np.int8 and value.ndim == 2} == FOUR
     assert weights["classifier.weight"].dtype == weights["lte.weight"].dtype == np.float32
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuantizeLinear") == 4
+    assert kinds.count("DequantizeLinear") == 8
+    assert "DynamicQuantizeLinear" not in kinds  # its scale depends on the whole batch
+    assert all(weights[f"{name}.input_scale"].ndim == 0 for name in FOUR)
 
 
-def test_a_pooler_is_int8_what_answers_is_not(backbone_folders: dict[str, Path]) -> None:
+def test_quantized_layer_becomes_int8_matmuls_in_onnxruntime(segments: Segments, tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    model = first_layer_int8(segments).model.SerializeToString()
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 4
+    assert "DequantizeLinear" not in kinds
+
+
+def test_quantized_keeps_a_weight_without_activations_in_float32(segments: Segments) -> None:
+    segment = segments.layers[0]
+    inputs = observed(segments)[segment.body]
+    del inputs["up.weight"]
+    weights = initializers(quantized(layer_graph(segments, segment), inputs).model)
+    assert weights["up.weight"].dtype == np.float32
+    assert weights["down.weight"].dtype == np.int8
+
+
+def test_quantized_pooler_is_int8_unless_it_is_an_input(backbone_folders: dict[str, Path]) -> None:
     pooling = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, exit_head="pooler"))
-    weights = initializers(quantized(layer_graph(pooling, pooling.layers[0])).model)
-    assert {name for name, value in weights.items() if value.dtype == np.int8} == {*FOUR, "pooler.weight"}
+    weights = initializers(first_layer_int8(pooling).model)
+    int8 = {name for name, value in weights.items() if value.dtype == np.int8 and value.ndim == 2}
+    assert int8 == {*FOUR, "pooler.weight"}
     shared_body = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, exit_head="pooler"))
-    fed = quantized(layer_graph(shared_body, shared_body.layers[0]))
-    assert fed.constants["pooler.weight"].dtype == np.float32  # fed at every layer, since they share the file
+    assert first_layer_int8(shared_body).constants["pooler.weight"].dtype == np.float32  # each layer has its own
 
 
-def test_a_weight_is_no_further_off_than_half_a_step_of_its_column(segments: Segments) -> None:
+def test_quantized_albert_projection_is_int8(backbone_folders: dict[str, Path]) -> None:
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True))
+    model = quantized(embeddings_graph(segments), observed(segments)[EMBEDDINGS]).model
+    assert initializers(model)["projection.weight"].dtype == np.int8
+
+
+def test_int8_columns_stay_within_half_a_step(segments: Segments) -> None:
     before = initializers(layer_graph(segments, segments.layers[0]).model)
-    after = initializers(quantized(layer_graph(segments, segments.layers[0])).model)
     for name in FOUR:
-        step = after[f"{name}.scale"]
-        assert (np.abs(after[name] * step - before[name]) <= step / 2 + 1e-7).all()
-        assert np.abs(after[name].astype(int)).max(axis=0).mean() > 80  # most of the 127 steps are used
+        values, step = _int8_columns(before[name])
+        assert (np.abs(values * step - before[name]) <= step / 2 + 1e-7).all()
+        assert np.abs(values.astype(int)).max(axis=0).mean() > 80  # most of the 127 steps are used
 
 
-def test_no_two_neighbours_overflow_16_bits(segments: Segments) -> None:
-    weights = initializers(quantized(layer_graph(segments, segments.layers[0])).model)
+def test_int8_columns_of_adjacent_rows_do_not_overflow_16_bits(segments: Segments) -> None:
+    weights = initializers(first_layer_int8(segments).model)
     for name in FOUR:
         pairs = weights[name].astype(int).reshape(-1, 2, weights[name].shape[1])
         assert 255 * np.maximum(pairs, 0).sum(axis=1).max() <= 32767
@@ -87,72 +126,85 @@ def test_no_two_neighbours_overflow_16_bits(segments: Segments) -> None:
     assert _int8_columns(odd)[0].tolist() == [[85], [42], [59]]
 
 
-def product_error(weight: np.ndarray, rows: np.ndarray, factors: np.ndarray) -> float:
-    """Root mean square, of the product as ONNX Runtime computes it."""
-    values, scale = _int8_columns(weight * factors[:, None])
-    return float(np.sqrt(np.square(SIGNED.dequantized(rows / factors) @ (values * scale) - rows @ weight).mean()))
+def chosen(weight: np.ndarray, rows: np.ndarray, *, after_activation: bool = False) -> QuantizedMatmul:
+    inputs = Activations(np.abs(rows).max(axis=0), rows)
+    return QuantizedMatmul.choose(weight, inputs, after_activation=after_activation)
 
 
-def test_large_channels_are_evened_out_where_that_brings_the_product_nearer() -> None:
+def test_choose_smooths_outlier_channels_only_if_the_error_falls() -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(64, 48)).astype(np.float32)
     rows = rng.normal(size=(200, 64)).astype(np.float32)
+    assert (chosen(weight, rows).smoothing == 1).all()
     rows[:, 5] *= 30
-    factors = even_factors(weight, Activations(np.abs(rows).max(axis=0), rows), SIGNED)
-    assert factors[5] > 2
-    assert (np.delete(factors, 5) < 1.5).all()
-    assert product_error(weight, rows, factors) < 0.5 * product_error(weight, rows, np.ones(64, np.float32))
-    rows[:, 5] /= 30  # nothing to even out: no operator for little
-    assert (even_factors(weight, Activations(np.abs(rows).max(axis=0), rows), SIGNED) == 1).all()
+    found = chosen(weight, rows)
+    assert found.smoothing[5] > 2 * np.delete(found.smoothing, 5).max()
+    inputs = Activations(np.abs(rows).max(axis=0), rows)
+    plain = QuantizedMatmul.of(weight, inputs, np.ones(64, np.float32))
+    assert found.error(rows, rows @ weight) < 0.5 * plain.error(rows, rows @ weight)
 
 
-def test_even_factors_counts_each_token_relative_to_its_own_product() -> None:
-    """One token of very large values, at which smoothing helps, must not decide for 199 tokens at which it harms."""
+def test_choose_divides_tokens_only_if_their_sizes_differ() -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(64, 48)).astype(np.float32)
-    rows = rng.normal(size=(200, 64)).astype(np.float32)
-    rows[0] *= 1000
-    rows[0, 5] *= 30
-    assert (even_factors(weight, Activations(np.abs(rows).max(axis=0), rows), SIGNED) == 1).all()
+    rows = np.maximum(rng.normal(size=(200, 64)), -LOWEST).astype(np.float32)
+    assert chosen(weight, rows, after_activation=True).activation.smallest_divisor is None
+    rows[::20] = np.maximum(rows[::20] * 30, -LOWEST)
+    assert chosen(weight, rows, after_activation=True).activation.smallest_divisor is not None
+    assert chosen(weight, rows).activation.smallest_divisor is None  # only the feed-forward activation is divided
 
 
-def quantized_by_operators(quantization: TokenQuantization, x: np.ndarray) -> np.ndarray:
-    constants: dict[str, np.ndarray] = {}
-    nodes, outputs = quantization.nodes("x", constants)
+@pytest.mark.parametrize(("lowest", "largest"), [(-1.0, 1.0), (-LOWEST, 24.0), (-LOWEST, 0.01)])
+def test_of_range_covers_both_ends_within_half_a_step(lowest: float, largest: float) -> None:
+    found = Quantization.of_range(lowest, largest)
+    x = np.linspace(lowest, largest, 1001, dtype=np.float32)[:, None]
+    assert np.abs(found.rounded(x) - x).max() <= found.scale * 0.5001
+
+
+def rounded_by_operators(quantization: Quantization, x: np.ndarray, smoothing: np.ndarray) -> np.ndarray:
+    """The matmul with a unit matrix: what quantization leaves of ``x``."""
+    unit = np.eye(x.shape[1], dtype=np.float32)
+    matmul = QuantizedMatmul(smoothing, quantization, *_int8_columns(unit))
+    node = helper.make_node("MatMul", ["x", "unit"], ["y"], name="y")
+    constants: dict[str, np.ndarray] = {"unit": unit}
+    nodes = list(int8_cpu._matmul(node, matmul, constants, set()))
     graph = helper.make_graph(
         nodes,
-        "quantization",
+        "matmul",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", x.shape[1]])],
-        [
-            helper.make_tensor_value_info(name, kind, None)
-            for name, kind in zip(outputs[:2], (TensorProto.UINT8, TensorProto.FLOAT), strict=True)
-        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    values, scale = _session(model).run(None, {"x": x})
-    return (values.astype(np.float32) - quantization.zero_point) * scale
+    (found,) = _session(model).run(None, {"x": x})
+    return found
 
 
-@pytest.mark.parametrize("weight", ["qkv.weight", "1/down.weight"])
-def test_token_quantization_matches_its_operators_and_stays_within_half_a_step(weight: str) -> None:
-    quantization = TokenQuantization.of(weight)
-    x = (
-        np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
-        * np.logspace(-3, 3, 50, dtype=np.float32)[:, None]
-    )
+@pytest.mark.parametrize("quantization", [Quantization.of_range(-4, 4), Quantization.per_token(-LOWEST)])
+def test_quantization_matches_its_operators(quantization: Quantization) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 64)).astype(np.float32) * np.logspace(-3, 1, 50, dtype=np.float32)[:, None]
     x[7] = 0
-    x = x if quantization.signed else np.maximum(x, -LOWEST)
-    found = quantized_by_operators(quantization, x)
-    np.testing.assert_allclose(found, quantization.dequantized(x), rtol=1e-6)
-    largest = (np.abs(x) if quantization.signed else x).max(axis=1, keepdims=True)
-    step = np.maximum(largest / quantization.steps, quantization.smallest_scale)
-    assert (np.abs(found - x) <= step * 0.5001).all()
-    assert not found[7].any()
+    if quantization.smallest_divisor is not None:
+        x = np.maximum(x, -LOWEST)
+    smoothing = np.exp2(np.arange(64) % 3).astype(np.float32)  # powers of two: dividing by them is exact
+    expected = quantization.rounded(x / smoothing)
+    found = rounded_by_operators(quantization, x, smoothing)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not expected[7].any()
+
+
+def test_per_token_quantization_stays_within_half_a_step_of_the_token() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 64)).astype(np.float32) * np.logspace(-3, 3, 50, dtype=np.float32)[:, None]
+    x = np.maximum(x, -LOWEST)
+    quantization = Quantization.per_token(-LOWEST)
+    step = np.maximum(x.max(axis=1, keepdims=True), quantization.smallest_divisor) * quantization.scale
+    assert (np.abs(quantization.rounded(x) - x) <= step * 0.5001).all()
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
-def test_no_activation_goes_below_the_lowest_value(name: str) -> None:
+def test_activations_have_no_value_below_lowest(name: str) -> None:
     writer = GraphWriter()
     output = writer.activation(name, "x")
     values = [helper.make_tensor_value_info(each, TensorProto.FLOAT, ["n"]) for each in ("x", output)]
@@ -163,62 +215,64 @@ def test_no_activation_goes_below_the_lowest_value(name: str) -> None:
     assert found.min() >= -LOWEST
 
 
-def test_a_layer_with_large_channels_is_nearer_when_they_are_evened_out(backbone_folders: dict[str, Path]) -> None:
+def test_quantized_layer_with_an_outlier_channel_stays_near_float32(backbone_folders: dict[str, Path]) -> None:
     model = MultiExitModel.from_backbone(backbone_folders["bert"], lte=True)
     with torch.no_grad():
         model.backbone.encoder.layer[0].attention.output.LayerNorm.weight[3] *= 40
     segments = split_segments(model)
-    plain = layer_graph(segments, segments.layers[0])
+    plain, inputs = layer_graph(segments, segments.layers[0]), observed(segments)[segments.layers[0].body]
+    assert inputs["up.weight"].largest.argmax() == 3
     rng = np.random.default_rng(0)
     feeds = {
         "hidden_in": rng.normal(size=(1, 20, 32)).astype(np.float32),
         "attention_bias": np.zeros((1, 1, 1, 20), np.float32),
     }
-    samples = [TokenBatch.pad([rng.integers(5, 27, 12).tolist()], [[0] * 12], 0) for _ in range(8)]
-    pairs = [(segment, layer_graph(segments, segment)) for segment in segments.layers]
-    inputs = product_inputs(embeddings_graph(segments), pairs, samples, PRODUCTS)
-    found = inputs[segments.layers[0].body]
-    assert set(found) == FOUR
-    assert found["up.weight"].largest.argmax() == 3
-    graphs = (plain, quantized(plain), quantized(plain, found))
-    exact, coarse, even = (_values(_session(graph.model), graph, _roles(plain, feeds))["hidden"] for graph in graphs)
-    assert np.abs(even - exact).mean() < 0.7 * np.abs(coarse - exact).mean()
-    assert "Mul" not in {node.op_type for node in quantized(plain).model.graph.node if "evened" in node.name}
+
+    def hidden(graph: OnnxSegment) -> np.ndarray:
+        return _values(_session(graph.model), graph, _roles(plain, feeds))["hidden"]
+
+    smoothed = quantized(plain, inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8_cpu, "smoothing_candidates", lambda weight, _: [np.ones(len(weight), np.float32)])
+        coarse = quantized(plain, inputs)
+    exact = hidden(plain)
+    assert np.abs(hidden(smoothed) - exact).mean() < 0.7 * np.abs(hidden(coarse) - exact).mean()
+    assert "up.weight.smoothing" in initializers(smoothed.model)
 
 
 def _roles(graph: OnnxSegment, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {info.role: feeds[info.name] for info in graph.inputs}
 
 
-def test_layers_that_share_a_file_are_quantised_alike(backbone_folders: dict[str, Path]) -> None:
+def test_quantized_layers_that_share_a_file_are_identical(backbone_folders: dict[str, Path]) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True))
     samples = [TokenBatch.pad([[2, 7, 9, 11, 3]], [[0] * 5], 0)]
     pairs = [(segment, layer_graph(segments, segment)) for segment in segments.layers]
-    inputs = product_inputs(embeddings_graph(segments), pairs, samples, PRODUCTS)
-    (found,) = inputs.values()
-    assert len(found["up.weight"].rows) == 3 * 5
-    assert len({quantized(graph, found).model.SerializeToString() for _, graph in pairs}) == 1
+    found = matmul_inputs(embeddings_graph(segments), pairs, samples, QUANTIZED_WEIGHTS)
+    (body,) = set(found) - {EMBEDDINGS}
+    assert len(found[body]["up.weight"].rows) == 3 * 5
+    assert len({quantized(graph, found[body]).model.SerializeToString() for _, graph in pairs}) == 1
 
 
-def test_words_are_stored_in_int8_row_by_row(segments: Segments) -> None:
+def test_quantized_word_embeddings_have_one_scale_per_row(segments: Segments) -> None:
     before = initializers(embeddings_graph(segments).model)["words"]
-    after = initializers(quantized(embeddings_graph(segments)).model)
+    after = initializers(quantized(embeddings_graph(segments), {}).model)
     assert after["words"].dtype == np.int8
     assert np.abs(after["words"] * after["words.scale"] - before).max() <= np.abs(before).max() / 254 + 1e-7
     assert after["positions"].dtype == np.float32
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
-def test_what_goes_in_and_out_stays_the_same(family: str, backbone_folders: dict[str, Path]) -> None:
+def test_quantized_keeps_inputs_and_outputs(family: str, backbone_folders: dict[str, Path]) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True))
     plain = layer_graph(segments, segments.layers[0])
-    small = quantized(plain)
+    small = first_layer_int8(segments)
     assert (small.inputs, small.outputs, small.constants) == (plain.inputs, plain.outputs, plain.constants)
     assert small.model.graph.input == plain.model.graph.input
     assert small.model.graph.output == plain.model.graph.output
 
 
-def test_an_int8_bundle_answers_as_the_float_one(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_int8_bundle_predicts_the_labels_of_the_float32_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     manifest = export(checkpoint, "onnxruntime", tmp_path / "int8", options=ExportOptions(precision="int8"))
     assert manifest.precision == "int8"
     assert 1e-4 < max(manifest.parity.max_diff) < 0.5
@@ -298,10 +352,8 @@ def test_int8_batches_of_every_size_give_what_single_texts_give(family_bundle, d
         assert [(p.label, p.exit_layer) for p in found] == [(p.label, p.exit_layer) for p in alone]
 
 
-def test_int8_token_does_not_depend_on_the_size_of_other_tokens(segments: Segments) -> None:
-    """Without attention, which mixes tokens: a row whose neighbour has hidden states 1,000 times as large."""
-    graph = quantized(layer_graph(segments, segments.layers[0]))
-    session = _session(graph.model)
+def test_int8_row_does_not_depend_on_the_size_of_other_rows(segments: Segments) -> None:
+    session = _session(first_layer_int8(segments).model)
     hidden = np.random.default_rng(0).normal(size=(2, 6, 32)).astype(np.float32)
     bias = np.zeros((2, 1, 1, 6), np.float32)
     plain = session.run(["hidden_out"], {"hidden_in": hidden, "attention_bias": bias})[0]
@@ -310,18 +362,18 @@ def test_int8_token_does_not_depend_on_the_size_of_other_tokens(segments: Segmen
     np.testing.assert_allclose(beside_large[0], plain[0], atol=1e-5)
 
 
-def batch_scaled_product(node, weights, quantized_inputs, inputs):  # type: ignore[no-untyped-def]
+def batch_scaled_matmul(node, matmul, weights, done):  # type: ignore[no-untyped-def]
     """The matmul as older bundles contain it: DynamicQuantizeLinear, one scale for the whole batch."""
     (x, name), output = node.input, node.output[0]
-    if f"{name}.scale" not in weights:
-        weights[name], weights[f"{name}.scale"] = _int8_columns(weights[name])
-    if x not in quantized_inputs:
-        quantized_inputs[x] = (f"{x}.bytes", f"{x}.scale", f"{x}.zero")
-        yield helper.make_node("DynamicQuantizeLinear", [x], list(quantized_inputs[x]))
-    values, scale, zero = quantized_inputs[x]
-    yield helper.make_node("MatMulInteger", [values, name, zero], [f"{output}.int32"])
+    weights[name], weights[f"{name}.scale"] = matmul.weight, matmul.weight_scale
+    parts = [f"{output}.bytes", f"{output}.input_scale", f"{output}.zero"]
+    smoothed = f"{output}.smoothed"
+    weights[f"{name}.smoothing"] = 1 / matmul.smoothing
+    yield helper.make_node("Mul", [x, f"{name}.smoothing"], [smoothed])
+    yield helper.make_node("DynamicQuantizeLinear", [smoothed], parts)
+    yield helper.make_node("MatMulInteger", [parts[0], name, parts[2]], [f"{output}.int32"])
     yield helper.make_node("Cast", [f"{output}.int32"], [f"{output}.steps"], to=TensorProto.FLOAT)
-    yield helper.make_node("Mul", [scale, f"{name}.scale"], [f"{output}.step"])
+    yield helper.make_node("Mul", [parts[1], f"{name}.scale"], [f"{output}.step"])
     yield helper.make_node("Mul", [f"{output}.steps", f"{output}.step"], [output])
 
 
@@ -331,7 +383,7 @@ def test_int8_bundle_with_one_scale_per_batch_still_runs(
 ) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
-    monkeypatch.setattr(int8_dynamic, "_product", batch_scaled_product)
+    monkeypatch.setattr(int8_cpu, "_matmul", batch_scaled_matmul)
     manifest = export(checkpoint, "onnxruntime", tmp_path / "old", options=ExportOptions(precision="int8"))
     monkeypatch.undo()
     file = tmp_path / "old" / manifest.segments[1].file
@@ -342,7 +394,7 @@ def test_int8_bundle_with_one_scale_per_batch_still_runs(
     assert len(runner.predict_batch(["the cat sat", "a dog", "big red tree"])) == 3
 
 
-def test_real_weights_shrink_to_a_quarter(tmp_path: Path) -> None:
+def test_int8_real_weights_take_a_quarter_of_float32(tmp_path: Path) -> None:
     import shutil
 
     from transformers import AutoTokenizer
