@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from berxit.runtime.bundle import sha256
+from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, read_json, write_json
@@ -35,44 +36,6 @@ PASS_FILE = "calibration_pass.npz"
 holds its sha256."""
 TEXTS_FILE = "calibration_texts.json"
 """The texts of that data, in the order of the pass: an export that may change predictions runs them."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How a threshold was chosen, and what it gave on the calibration data."""
-
-    criterion: str
-    rule: str
-    """What was asked for, in words: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
-    data: str
-    """The file's name, without its folder."""
-    data_sha256: str
-    examples: int
-    metric: str
-    full_depth_score: float
-    """The checkpoint's score at full depth on the calibration data."""
-    score: float
-    """The policy's score on the same data."""
-    average_exit_layer: float
-    saved_layers: float
-    histogram: tuple[int, ...]
-    """(n,) how many examples left at each layer."""
-    threshold: float
-    asked: Rule
-    """The same as ``rule``, in numbers."""
-    constant_score: float | None = None
-    """The score of the best prediction that is the same for every example; None in records from before it was kept."""
-    positive: str | None = None
-    """The class that F1 scores; None for another metric, and in older records."""
-    warnings: tuple[str, ...] = ()
-    """Why the policy may mean nothing: scores at chance, or a rule that could not be kept. Empty: no reason."""
-
-    def summary(self) -> str:
-        return (
-            f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
-            f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
-            f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
-        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +104,7 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
         saved_layers=point.saved_layers,
         histogram=point.histogram,
         threshold=point.threshold,
-        asked=rule,
+        asked=asdict(rule),
         constant_score=predictions.constant.score,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
@@ -166,7 +129,13 @@ def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: Opera
 def choose_again(predictions: Predictions, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
     """The same rule on the same stored pass for a model that has only these exits. Raises as ``choose`` does."""
     c = calibration
-    return choose(predictions.at_exits(exits), c.criterion, c.asked, c.data, c.data_sha256)
+    return choose(predictions.at_exits(exits), c.criterion, rule_of(c), c.data, c.data_sha256)
+
+
+def rule_of(calibration: Calibration) -> Rule:
+    """The rule that the record states in numbers. Raises BerxitError if they belong to no rule."""
+    rule: Rule = parse(Rule, calibration.asked, "calibration: asked")  # type: ignore[arg-type]
+    return rule
 
 
 def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
@@ -194,25 +163,23 @@ def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
 
 
 def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
-    write_json(asdict(chosen), checkpoint / POLICY_FILE)
+    write_json({**asdict(chosen), "calibration": chosen.calibration.stored()}, checkpoint / POLICY_FILE)
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
-    """The checkpoint's policy and how it was chosen, or None where it was never calibrated.
+    """The checkpoint's policy with its calibration record, or None if it was never calibrated.
 
-    A record of before there were rules holds a bare ``keep``, which is one. Older records name the data with its
-    folder.
+    Raises BerxitError for a file that is damaged or states no rule.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():
         return None
     data = read_json(path)
-    record = data.get("calibration")
-    if isinstance(record, dict) and "keep" in record:
-        asked = {"keep": record["keep"]}
-        data["calibration"] = {**{name: record[name] for name in record if name != "keep"}, "asked": asked}
+    if "calibration" in data:
+        data["calibration"] = upgraded(data["calibration"])
     found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
-    return replace(found, calibration=replace(found.calibration, data=Path(found.calibration.data).name))
+    parse(Rule, found.calibration.asked, f"{path}: calibration: asked")  # type: ignore[arg-type]
+    return found
 
 
 def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:
