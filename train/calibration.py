@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from berxit.runtime.bundle import sha256
+from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, read_json, write_json
@@ -21,59 +24,26 @@ from berxit.train.evaluation import (
     Predictions,
     best_device,
     default_criterion,
+    exits_taken,
     layer_scores,
     operating_point,
     predict,
+    predicted_at,
 )
+from berxit.train.guarantee import interval
 from berxit.train.rules import Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """File in the checkpoint's folder: the policy and the calibration record."""
+FOLDS = 5
+"""Of the cross-fitting that estimates the score on new data."""
 PASS_FILE = "calibration_pass.npz"
 """File with the pass over the calibration data. An export with fewer exits chooses its threshold from it.
 exit_policy.json contains its sha256."""
 TEXTS_FILE = "calibration_texts.json"
 """File with the texts of the calibration data, in the order of the pass. An export that may change predictions runs
 them."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration record: the rule, the data, and the chosen policy's results on them."""
-
-    criterion: str
-    description: str
-    """The rule as a sentence: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
-    data: str
-    """File name without its folder."""
-    data_sha256: str
-    examples: int
-    metric: str
-    full_depth_score: float
-    """The checkpoint's score at full depth on the calibration data."""
-    score: float
-    """The policy's score on the same data."""
-    average_exit_layer: float
-    saved_layers: float
-    histogram: tuple[int, ...]
-    """(n,) number of examples that exit at each layer."""
-    threshold: float
-    requirement: Rule
-    """The rule with its numbers."""
-    constant_score: float | None = None
-    """Score of the best constant prediction (the same for every example). None in records of older versions."""
-    positive: str | None = None
-    """The class that F1 scores; None for another metric, and in older records."""
-    warnings: tuple[str, ...] = ()
-    """Scores at chance, or a rule that no threshold satisfies."""
-
-    def summary(self) -> str:
-        return (
-            f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
-            f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
-            f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
-        )
 
 
 @dataclass(frozen=True)
@@ -122,13 +92,17 @@ def calibrate(
     return chosen.calibration
 
 
-def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data_sha256: str) -> CalibratedPolicy:
+def choose(
+    predictions: Predictions, criterion: str, rule: Rule, data: str, data_sha256: str, *, estimate: bool = True
+) -> CalibratedPolicy:
     """The policy that a rule chooses on a stored pass over ``data``.
 
-    Raises as the rule's ``choose`` and ``Predictions.check`` do.
+    ``estimate``: also estimate the score on new data, which takes as long as choosing five times. Raises as the rule's
+    ``choose`` and ``Predictions.check`` do.
     """
     predictions.check(data)
     point = rule.choose(predictions, criterion)
+    expected = expected_score(predictions, criterion, rule) if estimate else None
     calibration = Calibration(
         criterion=criterion,
         description=rule.describe(predictions.metric),
@@ -142,13 +116,33 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
         saved_layers=point.saved_layers,
         histogram=point.histogram,
         threshold=point.threshold,
-        requirement=rule,
+        requirement=asdict(rule),
         constant_score=predictions.constant.score,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
+        expected_score=expected[0] if expected else None,
+        expected_interval=expected[1] if expected else None,
     )
     layers = int(predictions.exit_layers[-1])
     return CalibratedPolicy(ExitPolicy.uniform(criterion, point.threshold, layers, point.tolerance), calibration)
+
+
+def expected_score(predictions: Predictions, criterion: str, rule: Rule) -> tuple[float, tuple[float, float]] | None:
+    """The expected score on new data, and its 5th to 95th percentile: every row is scored at the threshold that the
+    rule chooses on the other folds. None if these have too few rows for the rule."""
+    rows = len(predictions.labels)
+    fold_of = np.random.default_rng(0).permutation(rows) % FOLDS
+    predicted = np.empty_like(predictions.full_depth)
+    for fold in range(min(FOLDS, rows)):
+        held_out = np.flatnonzero(fold_of == fold)
+        try:
+            point = rule.choose(predictions.select_rows(np.flatnonzero(fold_of != fold)), criterion)
+        except BerxitError:  # too few rows, or none that full depth predicts correctly
+            return None
+        part = predictions.select_rows(held_out)
+        exits = exits_taken(part, criterion, [point.threshold], point.tolerance)
+        predicted[held_out] = predicted_at(part, exits)[0]
+    return predictions.score(predicted), interval(predictions, predicted)
 
 
 def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: OperatingPoint) -> Iterator[str | None]:
@@ -156,19 +150,33 @@ def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: Opera
     if depth is None:
         yield policy_warning(predictions, criterion, point, rule.stricter)
         yield exits_warning(predictions, point.saved_layers)
-    if not rule.is_met(predictions, criterion, point):
+    if rule.is_met(predictions, criterion, point):
+        return
+    own = layer_scores(predictions)[-1]
+    if isinstance(rule, Keep) and own >= predictions.full_depth_score:
+        yield rule.too_little_data(predictions, criterion)
+    else:
         yield (
-            f"no threshold satisfies the rule: full depth scores {layer_scores(predictions)[-1]:.4f} in this precision,"
+            f"no threshold satisfies the rule: full depth scores {own:.4f} in this precision,"
             f" {predictions.full_depth_score:.4f} in the checkpoint, so the policy never exits early. Export with"
             f" another --precision, or calibrate the checkpoint with {rule.looser}"
         )
 
 
-def choose_again(predictions: Predictions, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
-    """The policy that the same rule chooses on the same pass for a model with only these exits. Raises as ``choose``
-    does."""
+def choose_again(
+    predictions: Predictions, calibration: Calibration, exits: Sequence[int], *, estimate: bool = True
+) -> CalibratedPolicy:
+    """The policy that the same rule chooses on the same pass for a model with only these exits. ``estimate`` and errors
+    as in ``choose``."""
     c = calibration
-    return choose(predictions.select_exits(exits), c.criterion, c.requirement, c.data, c.data_sha256)
+    part = predictions.select_exits(exits)
+    return choose(part, c.criterion, rule_of(c), c.data, c.data_sha256, estimate=estimate)
+
+
+def rule_of(calibration: Calibration) -> Rule:
+    """The rule that the record states in numbers. Raises BerxitError if they belong to no rule."""
+    rule: Rule = parse(Rule, calibration.requirement, "calibration: requirement")  # type: ignore[arg-type]
+    return rule
 
 
 def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
@@ -196,31 +204,23 @@ def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
 
 
 def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
-    write_json(asdict(chosen), checkpoint / POLICY_FILE)
-
-
-_OLDER_KEYS = {"rule": "description", "asked": "requirement"}
-"""Key in a record of an older version -> the field."""
+    write_json({**asdict(chosen), "calibration": chosen.calibration.stored()}, checkpoint / POLICY_FILE)
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
-    """The checkpoint's policy with its calibration record. None if it was never calibrated.
+    """The checkpoint's policy with its calibration record, or None if it was never calibrated.
 
-    Reads records of older versions, too: they have the keys in _OLDER_KEYS, the oldest have a ``keep`` instead of a
-    rule, and the name of the data may include its folder.
+    Raises BerxitError for a file that is damaged or states no rule.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():
         return None
     data = read_json(path)
-    record = data.get("calibration")
-    if isinstance(record, dict):
-        record = {_OLDER_KEYS.get(key, key): value for key, value in record.items()}
-        if "keep" in record:
-            record["requirement"] = {"keep": record.pop("keep")}
-        data["calibration"] = record
+    if "calibration" in data:
+        data["calibration"] = upgraded(data["calibration"])
     found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
-    return replace(found, calibration=replace(found.calibration, data=Path(found.calibration.data).name))
+    parse(Rule, found.calibration.requirement, f"{path}: calibration: requirement")  # type: ignore[arg-type]
+    return found
 
 
 def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:

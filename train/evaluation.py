@@ -64,6 +64,14 @@ class Predictions:
         lte = None if self.lte is None else self.lte[:, columns]
         return replace(self, logits=self.logits[:, columns], lte=lte, exits=tuple(exits))
 
+    def select_rows(self, rows: npt.NDArray[np.integer]) -> Predictions:
+        """The pass over some of the rows."""
+        arrays = {
+            name: None if (array := getattr(self, name)) is None else array[rows]
+            for name in ("logits", "lte", "labels", "ids", "reference")
+        }
+        return replace(self, **arrays)
+
     @property
     def regression(self) -> bool:
         return self.logits.shape[2] == 1

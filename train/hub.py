@@ -6,13 +6,13 @@ What follows (training, calibration, the bench on a device) then knows files onl
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from berxit.devices import install_command
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import has_split
 from berxit.runtime.storage import write_whole
@@ -61,13 +61,6 @@ SOURCES = {
     ),
 }
 """Task -> where its data lies."""
-
-
-def cache_folder() -> Path:
-    """Where fetched data is kept: $BERXIT_CACHE, else berxit/ in the user's cache folder."""
-    own = os.environ.get("BERXIT_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else home / "berxit"
 
 
 def fetch(task_name: str, split: str) -> Path:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import InputError
 from berxit.runtime.storage import write_whole
-from berxit.train.hub import cache_folder
 
 Table = Any
 """A datasets.Dataset, a data frame, a list of dictionaries, or a dictionary of equally long columns."""

@@ -33,7 +33,7 @@ from berxit.train.evaluation import (
     predicted_at,
     trade_off,
 )
-from berxit.train.guarantee import KeepTest
+from berxit.train.guarantee import KeepTest, least_rows
 
 FIXED_TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 """Tolerances of patience on regression under a guarantee, as shares of the labels' range. The guarantee requires that
@@ -123,12 +123,27 @@ class Keep:
         delta = self.delta / len(fixed_tolerances(predictions, criterion))
         return KeepTest(predictions, self.keep).p_value(predicted[0]) <= delta
 
-    def guaranteed_instead(self, predictions: Predictions, criterion: str) -> float | None:
-        """The largest lower share under which a threshold exits early; None if there is none above 0.5."""
-        for keep in np.arange(np.ceil(100 * self.keep) - 1, 49, -1) / 100:
-            if self.__class__(float(keep), self.delta).choose(predictions, criterion).saved_layers > 0:
-                return float(keep)
-        return None
+    def too_little_data(self, predictions: Predictions, criterion: str) -> str:
+        """A warning for a pass on which no threshold passes the test: what it would take, and what passes instead."""
+        rows = len(predictions.labels)
+        line = (
+            f"{rows} examples are too few to guarantee --keep {self.keep:g} with probability {1 - self.delta:g}, so the"
+            " policy never exits early"
+        )
+        if predictions.metric == "accuracy" and (
+            least := least_rows(predictions.full_depth_score, self.keep, self.delta)
+        ):
+            line += f"; that takes at least {max(least, rows + 1)} examples"
+        lower = next(
+            (
+                keep
+                for keep in (np.arange(math.ceil(100 * self.keep) - 1, 49, -1) / 100).tolist()
+                if Keep(keep, self.delta).choose(predictions, criterion).saved_layers > 0
+            ),
+            None,
+        )
+        instead = f"--keep {lower:g}, which these examples can guarantee" if lower else "more examples"
+        return f"{line}. Calibrate with {instead}, or with --optimistic, which does not allow for chance"
 
 
 @dataclass(frozen=True)

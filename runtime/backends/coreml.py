@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.devices import default_threads, find
-from berxit.runtime.backends.tensorrt.engines import cache_folder
 from berxit.runtime.bundle import Manifest, Segment, check_package
 from berxit.runtime.bundle_files import BundleFolder
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch

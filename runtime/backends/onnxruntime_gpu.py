@@ -16,10 +16,11 @@ import onnxruntime as ort
 from berxit.devices import install_command, tensorrt_command
 from berxit.runtime.backends.host import HostBackend, Run, State, opened_once
 from berxit.runtime.backends.onnxruntime import Providers, open_session, ports_of
-from berxit.runtime.backends.tensorrt.engines import cache_folder, rows_of
+from berxit.runtime.backends.tensorrt.engines import rows_of
 from berxit.runtime.backends.tensorrt.plan import shape_of
 from berxit.runtime.bundle import Manifest, Segment
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.manifest_checks import check_ports
 from berxit.runtime.policies import Bools, Floats

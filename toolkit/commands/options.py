@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.policies import CRITERIA
 
 PATH = click.Path(path_type=Path)
@@ -34,7 +35,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 def data_for(task_name: str, data: Path | None, split: str) -> Path:
     """--data, or the task's data from the hub, with that split; says so when it has to be fetched."""
-    from berxit.train.hub import cache_folder, fetch
+    from berxit.train.hub import fetch
 
     if data is not None:
         return data

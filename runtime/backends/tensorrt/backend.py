@@ -23,11 +23,12 @@ import numpy.typing as npt
 
 from berxit import devices
 from berxit.runtime.backends.tensorrt.cuda import Cuda
-from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, prepare_engines, rows_of
+from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines, rows_of
 from berxit.runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
 from berxit.runtime.backends.tensorrt.versions import Api, Kernels, load
 from berxit.runtime.bundle import Manifest, Segment, read_tensor
 from berxit.runtime.bundle_files import BundleFolder
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.manifest_checks import check_ports
