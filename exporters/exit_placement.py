@@ -69,7 +69,9 @@ def place_automatically(
         inputs = written.golden.one_by_one(written.draft.model.pad_token_id)
         every, last = backends
         costs = quiet_costs(every, last, inputs, messages.progress, accept_noise=accept_noise)
-    return place_exits(layers, lambda exits: checkpoint.calibrated_for(exits).calibration.histogram, costs)
+    return place_exits(
+        layers, lambda exits: checkpoint.calibrated_for(exits, estimate=False).calibration.histogram, costs
+    )
 
 
 Histogram = Callable[[tuple[int, ...]], Sequence[int]]
