@@ -55,6 +55,7 @@ def place_automatically(
         )
     if checkpoint.calibrated is None:
         raise InputError(f"--exits auto needs a calibrated policy: run berxit-calibrate {checkpoint.path} first")
+    _ = checkpoint.calibration_pass  # raises here, before the measurement, if it is missing
     segments, layers = checkpoint.segments, checkpoint.model.layers
     with TemporaryDirectory() as scratch:
         backends = []

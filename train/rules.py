@@ -20,7 +20,7 @@ from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
 from berxit.runtime.noise import Noise, bench_problems, noisy
-from berxit.runtime.policies import CRITERIA
+from berxit.runtime.policies import CRITERIA, criterion_named
 from berxit.train.backbones import adapter_for
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import (
@@ -305,7 +305,7 @@ Rule = Keep | Risk | Budget
 
 def fixed_tolerances(predictions: Predictions, criterion: str) -> list[float]:
     """Tolerances that a guarantee tests: several for patience on regression, each with a sequence of its own."""
-    if CRITERIA[criterion].counts and predictions.regression:
+    if criterion_named(criterion).counts and predictions.regression:
         return [share * float(np.ptp(predictions.labels)) for share in FIXED_TOLERANCES]
     return [TOLERANCE]
 

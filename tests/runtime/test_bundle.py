@@ -77,9 +77,10 @@ def test_read_manifest_reads_calibrations_of_earlier_versions(bundle: Path, copy
 
     def older(data: Data) -> None:
         record = data["calibration"]
-        for name in ("constant_score", "positive", "warnings"):
-            del record[name]
-        record["keep"] = record.pop("asked")["keep"]
+        for name in ("constant_score", "positive", "warnings", "expected_score", "expected_interval"):
+            record.pop(name, None)
+        record["rule"] = record.pop("description")
+        record["keep"] = record.pop("requirement")["keep"]
         record["data"] = f"/data/{record['data']}"
         costs = {"layer_ms": 1.0, "exit_ms": 0.5}
         record["placement"] = {"exits": [3], "costs": costs, "milliseconds": 2.0, "all_milliseconds": 3.0}
@@ -87,7 +88,9 @@ def test_read_manifest_reads_calibrations_of_earlier_versions(bundle: Path, copy
     change(copy, older)
     read = read_manifest(copy).calibration
     placement = ExitPlacement((3,), Costs(1.0, 0.5), 2.0, 3.0)
-    assert read == replace(new, constant_score=None, positive=None, warnings=(), placement=placement)
+    unknown = {"constant_score": None, "positive": None, "expected_score": None, "expected_interval": None}
+    requirement = {"keep": new.requirement["keep"], "optimistic": True}
+    assert read == replace(new, **unknown, requirement=requirement, warnings=(), placement=placement)
 
 
 def test_write_manifest_stores_a_placement_only_if_exits_were_placed(bundle: Path, copy: Path) -> None:
@@ -107,7 +110,7 @@ def test_write_manifest_stores_a_placement_only_if_exits_were_placed(bundle: Pat
         (lambda record: record.update(examples=1), r"calibration: histogram .* expected 3 for the layers, .* sum 1 of"),
         (lambda record: record.update(score="high"), r"manifest\.json: calibration: score: found \"high\""),
         (lambda record: record.update(extra=1), r"manifest\.json: calibration: unknown key 'extra'"),
-        (lambda record: record.pop("rule"), r"manifest\.json: calibration: key 'rule' is missing"),
+        (lambda record: record.pop("description"), r"manifest\.json: calibration: key 'description' is missing"),
     ],
 )
 def test_read_manifest_rejects_a_wrong_calibration(copy: Path, edit: Callable[[Data], object], message: str) -> None:

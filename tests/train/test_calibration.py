@@ -38,7 +38,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte", "patience"])
 def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path, data_folder: Path) -> None:
-    chosen = calibrate(copy, data_folder, criterion=criterion, rule=Keep(0.8))
+    chosen = calibrate(copy, data_folder, criterion=criterion, rule=Keep(0.8, optimistic=True))
     stored = read_policy(copy)
     assert stored is not None
     assert stored.calibration == chosen
@@ -52,7 +52,7 @@ def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path,
     again = operating_point(predictions, stored.policy)
     assert (again.histogram, again.score) == (chosen.histogram, chosen.score)
     assert again.average_exit_layer == chosen.average_exit_layer
-    assert chosen.requirement == {"keep": 0.8}
+    assert chosen.requirement == {"keep": 0.8, "delta": 0.1, "optimistic": True}
     assert "0.8" in chosen.description
     assert criterion in chosen.summary()
 
@@ -89,7 +89,7 @@ def test_read_policy_reports_a_damaged_file_in_one_line(copy: Path) -> None:
 
 
 def test_read_policy_returns_every_rule_as_it_was_written(copy: Path, data_folder: Path) -> None:
-    for rule in (Keep(0.7), Risk(0.5, 0.3)):
+    for rule in (Keep(0.7, 0.2), Keep(0.7, optimistic=True), Risk(0.5, 0.3)):
         chosen = calibrate(copy, data_folder, rule=rule)
         stored = read_policy(copy)
         assert stored is not None
@@ -104,9 +104,32 @@ def test_read_policy_reads_records_of_older_versions(copy: Path) -> None:
     record["rule"], record["asked"] = record.pop("description"), record.pop("requirement")
     write_json(data, copy / POLICY_FILE)
     assert read_policy(copy) == new
-    record["keep"] = record.pop("asked")["keep"]
-    write_json(data, copy / POLICY_FILE)
-    assert read_policy(copy) == new
+    share = record["asked"]["keep"]
+    for key, value in (("asked", {"keep": share}), ("keep", share)):
+        del record["asked"]
+        record[key] = value
+        write_json(data, copy / POLICY_FILE)
+        older = read_policy(copy)
+        assert older is not None
+        assert rule_of(older.calibration) == Keep(share, optimistic=True)  # older rules did not allow for chance
+        assert older.policy == new.policy
+
+
+def test_calibrate_estimates_the_score_on_new_data(copy: Path, data_folder: Path) -> None:
+    chosen = calibrate(copy, data_folder, rule=Keep(0.8, optimistic=True))
+    assert chosen.expected_score is not None
+    assert chosen.expected_interval is not None
+    low, high = chosen.expected_interval
+    assert 0 <= low < chosen.expected_score < high <= 1
+    assert f"expected on new data: {chosen.expected_score:.4f} ({low:.4f} to {high:.4f})" in chosen.summary()
+
+
+def test_calibrate_warns_if_the_data_is_too_little_to_guarantee_keep(copy: Path, data_folder: Path) -> None:
+    chosen = calibrate(copy, data_folder, rule=Keep(0.99))
+    assert chosen.saved_layers == 0
+    (warning,) = [line for line in chosen.warnings if "too few" in line]
+    assert warning.startswith("48 examples are too few to guarantee --keep 0.99 with probability 0.9")
+    assert "--optimistic" in warning
 
 
 def test_calibrate_keeps_the_old_policy_and_pass_if_interrupted(
@@ -121,7 +144,7 @@ def test_calibrate_keeps_the_old_policy_and_pass_if_interrupted(
     with monkeypatch.context() as patch:
         patch.setattr("numpy.savez_compressed", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            calibrate(copy, data_folder, rule=Keep(0.5))
+            calibrate(copy, data_folder, rule=Keep(0.5, optimistic=True))
 
     def stopped(data: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -160,7 +183,7 @@ def with_pass_of_other_data(checkpoint: Path, data: Path) -> None:
     other, rows = checkpoint.with_name("other.tsv"), (data / "dev.tsv").read_text(encoding="utf-8").splitlines()
     other.write_text("\n".join([*rows[:1], *rows[11:]]) + "\n", encoding="utf-8")
     policy = (checkpoint / POLICY_FILE).read_bytes()
-    calibrate(checkpoint, other, rule=Keep(0.9))
+    calibrate(checkpoint, other, rule=Keep(0.9, optimistic=True))
     (checkpoint / POLICY_FILE).write_bytes(policy)
 
 

@@ -50,18 +50,18 @@ def ten_examples() -> Predictions:
 
 
 def test_keep_chooses_the_cheapest_threshold_with_the_score() -> None:
-    policy, point = chosen(Keep(1.0), ten_examples(), "confidence")
+    policy, point = chosen(Keep(1.0, optimistic=True), ten_examples(), "confidence")
     assert 0.65 < policy.thresholds[0] < 0.70
     assert (point.score, point.histogram) == (1.0, (8, 2))
-    policy, point = chosen(Keep(0.9), ten_examples(), "confidence")
+    policy, point = chosen(Keep(0.9, optimistic=True), ten_examples(), "confidence")
     assert 0.60 < policy.thresholds[0] < 0.65
     assert (point.score, point.histogram) == (0.9, (9, 1))
-    _, point = chosen(Keep(0.8), ten_examples(), "confidence")
+    _, point = chosen(Keep(0.8, optimistic=True), ten_examples(), "confidence")
     assert (point.score, point.histogram) == (0.8, (10, 0))
 
 
 def test_keep_by_entropy_chooses_the_same_exits() -> None:
-    _, point = chosen(Keep(1.0), ten_examples(), "entropy")
+    _, point = chosen(Keep(1.0, optimistic=True), ten_examples(), "entropy")
     assert point.histogram == (8, 2)
 
 
@@ -70,15 +70,15 @@ def test_keep_with_fewer_exits_chooses_among_their_thresholds() -> None:
     logits = np.stack([np.zeros((10, 2), np.float32), predictions.logits[:, 0], predictions.logits[:, 1]], axis=1)
     logits[:, 0, 0] = 9.0  # layer 1 is always sure, and wrong
     three = Predictions(logits, None, np.ones(10, int), "accuracy")
-    _, never = chosen(Keep(1.0), three, "confidence")
+    _, never = chosen(Keep(1.0, optimistic=True), three, "confidence")
     assert never.histogram == (0, 0, 10)
-    policy, point = chosen(Keep(1.0), three.select_exits((2, 3)), "confidence")
+    policy, point = chosen(Keep(1.0, optimistic=True), three.select_exits((2, 3)), "confidence")
     assert policy.layers == 3
     assert (point.histogram, point.average_exit_layer) == ((0, 8, 2), pytest.approx(2.2))
     assert point.saved_layers == pytest.approx(1 - 2.2 / 3)
     again = operating_point(three.select_exits((2, 3)), policy.at_exits((2, 3)))
     assert (again.histogram, again.average_exit_layer) == (point.histogram, pytest.approx(2.2))
-    _, point = chosen(Keep(1.0), three.select_exits((3,)), "confidence")
+    _, point = chosen(Keep(1.0, optimistic=True), three.select_exits((3,)), "confidence")
     assert point.histogram == (0, 0, 10)
 
 
@@ -94,10 +94,10 @@ def test_keep_can_always_choose_full_depth() -> None:
     logits = np.zeros((6, 3, 2), np.float32)
     logits[:, :2, 0], logits[:, 2, 1] = 9.0, 1.0  # the early layers are sure, and wrong
     predictions = Predictions(logits, None, np.ones(6, int), "accuracy")
-    policy, point = chosen(Keep(1.0), predictions, "confidence")
+    policy, point = chosen(Keep(1.0, optimistic=True), predictions, "confidence")
     assert (point.average_exit_layer, point.score) == (3.0, 1.0)
     assert operating_point(predictions, policy) == point
-    _, patient = chosen(Keep(1.0), predictions, "patience")
+    _, patient = chosen(Keep(1.0, optimistic=True), predictions, "patience")
     assert patient.average_exit_layer == 3.0
 
 
@@ -105,7 +105,7 @@ def test_keep_chooses_the_better_of_equal_cost() -> None:
     values = np.array([[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [4.0, 4.0]], np.float32)[..., None]
     lte = np.array([[0.9, 1], [0.1, 1], [0.2, 1], [0.8, 1]], np.float32)
     predictions = Predictions(values, lte, np.array([1.0, 3.0, 2.0, 4.0]), "spearman")
-    _, point = chosen(Keep(1.0), predictions, "lte")
+    _, point = chosen(Keep(1.0, optimistic=True), predictions, "lte")
     assert point.score == pytest.approx(1.0)
     assert point.histogram == (2, 2)
 
@@ -114,7 +114,7 @@ def test_keep_rejects_a_full_depth_score_not_above_zero() -> None:
     values = np.array([[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]], np.float32)[..., None]
     predictions = Predictions(values, None, np.array([1.0, 2.0, 3.0]), "spearman")
     with pytest.raises(BerxitError, match="--keep needs a score above 0"):
-        chosen(Keep(0.9), predictions, "patience")
+        chosen(Keep(0.9, optimistic=True), predictions, "patience")
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, float("nan")])
@@ -125,7 +125,7 @@ def test_keep_rejects_a_share_out_of_range(keep: float) -> None:
 
 def test_keep_rejects_an_unknown_criterion() -> None:
     with pytest.raises(InputError, match="unknown exit criterion 'luck'"):
-        chosen(Keep(0.9), ten_examples(), "luck")
+        chosen(Keep(0.9, optimistic=True), ten_examples(), "luck")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_risk_tests_no_threshold_after_a_failure() -> None:
     logits = np.zeros((10, 3, 2), np.float32)
     logits[..., 1] = np.log(sure / (1 - sure)) * [1, -1, 1]  # layer 2 answers wrongly, and layers 1 and 3 rightly
     predictions = Predictions(logits, None, np.ones(10, int), "accuracy")
-    assert chosen(Keep(1.0), predictions, "confidence")[1].histogram == (10, 0, 0)
+    assert chosen(Keep(1.0, optimistic=True), predictions, "confidence")[1].histogram == (10, 0, 0)
     assert chosen(Risk(0.5, 0.1), predictions, "confidence")[1].histogram == (0, 0, 10)
 
 
@@ -214,7 +214,7 @@ def test_risk_is_exceeded_at_most_with_probability_delta() -> None:
 
 def test_risk_rejects_too_few_examples() -> None:
     with pytest.raises(InputError, match=r"--risk 0.01 --delta 0.05 needs at least 299 examples.* has 10"):
-        chosen(Risk(0.01), ten_examples(), "confidence")
+        chosen(Risk(0.01, 0.05), ten_examples(), "confidence")
     assert hoeffding_bentkus(0, 299, 0.01) <= 0.05 < hoeffding_bentkus(0, 298, 0.01)
 
 
@@ -297,7 +297,7 @@ def test_patience_on_regression_searches_its_tolerance() -> None:
     truth = rng.uniform(0, 1, 60)  # labels from 0 to 1: with a tolerance of 0.5 all neighbours agree
     values = (truth[:, None] + rng.normal(size=(60, 4)) * [0.4, 0.2, 0.05, 0.02]).astype(np.float32)[..., None]
     predictions = Predictions(values, None, truth, "spearman")
-    policy, point = chosen(Keep(0.98), predictions, "patience")
+    policy, point = chosen(Keep(0.98, optimistic=True), predictions, "patience")
     assert policy.tolerance == point.tolerance < 0.5
     assert operating_point(predictions, policy).histogram == point.histogram
     assert point.average_exit_layer < 4
@@ -315,11 +315,13 @@ def test_keep_is_relative_to_the_full_depth_of_the_checkpoint() -> None:
     before = in_both_classes(ten_examples())
     after = rounded(before, 4)
     assert after.score(after.predicted()[:, -1]) == 0.6
-    found = choose(after, "confidence", Keep(0.8), "data", "0").calibration
+    found = choose(after, "confidence", Keep(0.8, optimistic=True), "data", "0").calibration
     assert found.full_depth_score == 1.0
     assert found.score >= 0.8
     assert found.histogram == (10, 0)
-    found = choose(after, "confidence", Keep(0.9), "data", "0").calibration  # 0.9 of the bundle's own would be 0.54
+    found = choose(
+        after, "confidence", Keep(0.9, optimistic=True), "data", "0"
+    ).calibration  # 0.9 of the bundle's own would be 0.54
     assert (found.score, found.histogram) == (pytest.approx(0.6), (0, 10))
     assert "no threshold satisfies the rule" in found.warnings[-1]
 
@@ -327,7 +329,7 @@ def test_keep_is_relative_to_the_full_depth_of_the_checkpoint() -> None:
 def test_choose_warns_if_no_threshold_of_a_bundle_keeps_the_score() -> None:
     after = rounded(in_both_classes(ten_examples()), 2)
     after.logits[:, 0] = -after.logits[:, 0]  # nothing early is any good
-    found = choose(after, "confidence", Keep(0.95), "data", "0").calibration
+    found = choose(after, "confidence", Keep(0.95, optimistic=True), "data", "0").calibration
     assert (found.histogram, found.score) == ((0, 10), pytest.approx(0.8))
     assert found.warnings[-1].startswith(
         "no threshold satisfies the rule: full depth scores 0.8000 in this precision, 1.0000 in the checkpoint, so"

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 @data_option
 @split_option
 @criterion_option
-@click.option("--keep", type=float, help="Share of the last exit's score to keep.  [default: 0.99]")
-@click.option("--risk", type=float, help="Instead: how far answers may be from the last exit's, on average.")
-@click.option("--delta", type=float, help="With --risk: how probable it may be that it is exceeded.  [default: 0.05]")
+@click.option("--keep", type=float, help="Share of the last exit's score to keep on new data.  [default: 0.99]")
+@click.option("--risk", type=float, help="Instead: largest mean difference from the last exit's predictions.")
+@click.option("--delta", type=float, help="With --keep or --risk: probability that it fails.  [default: 0.1]")
+@click.option("--optimistic", is_flag=True, help="With --keep: no guarantee for new data, only the score on this data.")
 @click.option("--budget-ms", type=float, help="Instead: mean milliseconds per input, as --bench predicts them.")
 @click.option("--bench", type=PATH, help="With --budget-ms: the bench.json of a bundle of this checkpoint.")
 @click.option("--accept-noise", is_flag=True, help="With --budget-ms: use a bench of a busy machine, too.")
@@ -51,6 +52,7 @@ def command(
     keep: float | None,
     risk: float | None,
     delta: float | None,
+    optimistic: bool,
     budget_ms: float | None,
     bench: Path | None,
     accept_noise: bool,
@@ -60,17 +62,20 @@ def command(
 ) -> None:
     """Choose CHECKPOINT's exit threshold and write it beside the weights, with how it was chosen.
 
-    By one of three rules: the cheapest threshold that keeps the share --keep of the last exit's score; the cheapest
-    whose risk of another answer than the last exit's is at most --risk, with probability 1 - --delta; or the best score
-    within --budget-ms. Exports carry it into their bundles.
+    There are three rules. --keep: the cheapest threshold whose score on new data is at least this share of the last
+    exit's, with probability 1 - DELTA. --risk: the cheapest threshold whose predictions differ from the last exit's by
+    at most this much on average, with probability 1 - DELTA. --budget-ms: the best score within this mean latency.
+    Exports copy the threshold into their bundles.
     """
-    check_exclusive(keep, risk, delta, budget_ms, bench)
+    check_exclusive(keep, risk, budget_ms, bench, delta=delta, optimistic=optimistic)
     hush_libraries()
     from berxit.train.calibration import POLICY_FILE, calibrate
     from berxit.train.checkpoint import read_config
 
     task_name = read_config(checkpoint)["task"]
-    rule = rule_for(checkpoint, keep, risk, delta, budget_ms, bench, accept_noise=accept_noise)
+    rule = rule_for(
+        checkpoint, keep, risk, budget_ms, bench, delta=delta, optimistic=optimistic, accept_noise=accept_noise
+    )
     chosen = calibrate(
         checkpoint,
         data_for(task_name, data, split),
@@ -91,15 +96,23 @@ def command(
 
 
 def check_exclusive(
-    keep: float | None, risk: float | None, delta: float | None, budget_ms: float | None, bench: Path | None
+    keep: float | None,
+    risk: float | None,
+    budget_ms: float | None,
+    bench: Path | None,
+    *,
+    delta: float | None = None,
+    optimistic: bool = False,
 ) -> None:
     """Raises UsageError for two rules at once, or a rule's option without the rule."""
     rules = {"--keep": keep, "--risk": risk, "--budget-ms": budget_ms}
     given = [flag for flag, value in rules.items() if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} exclude each other: choose one")
-    if delta is not None and risk is None:
-        raise click.UsageError("--delta goes with --risk")
+    if optimistic and (risk is not None or budget_ms is not None):
+        raise click.UsageError("--optimistic goes with --keep")
+    if delta is not None and (optimistic or budget_ms is not None):
+        raise click.UsageError("--delta goes with --keep or --risk, and not with --optimistic")
     if bench is not None and budget_ms is None:
         raise click.UsageError("--bench goes with --budget-ms")
     if budget_ms is not None and bench is None:
@@ -110,20 +123,22 @@ def rule_for(
     checkpoint: Path,
     keep: float | None,
     risk: float | None,
-    delta: float | None,
     budget_ms: float | None,
     bench: Path | None,
     *,
+    delta: float | None = None,
+    optimistic: bool = False,
     accept_noise: bool = False,
 ) -> Rule:
-    """What the options ask for, of this checkpoint."""
+    """The calibration rule of the options, for this checkpoint."""
     from berxit.train.configuration import MultiExitConfig
-    from berxit.train.rules import Budget, Keep, Risk
+    from berxit.train.rules import DELTA, Budget, Keep, Risk
 
+    delta = DELTA if delta is None else delta
     if risk is not None:
-        return Risk(risk) if delta is None else Risk(risk, delta)
+        return Risk(risk, delta)
     if budget_ms is not None and bench is not None:
         return Budget.of_bench(
             budget_ms, bench, MultiExitConfig.from_pretrained(str(checkpoint)), accept_noise=accept_noise
         )
-    return Keep() if keep is None else Keep(keep)
+    return Keep(0.99 if keep is None else keep, delta, optimistic)
