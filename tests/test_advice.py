@@ -208,7 +208,7 @@ def test_the_printed_next_lines_lead_from_training_to_the_bench(
     given = folder / "train.tsv" if data == "file" else folder
     sizes = [
         "--epochs",
-        "3",
+        "1",
         "--batch-size",
         "16",
         "--learning-rate",

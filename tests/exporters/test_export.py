@@ -297,6 +297,7 @@ def test_regression_predicts_and_exits_as_the_evaluation(backbone_folders: dict,
     assert answer.scores == {"value": answer.label}
 
 
+@pytest.mark.slow
 def test_real_bert_is_exported_within_tolerance(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(shared("models", "bge-small-en"), tmp_path / "checkpoint")
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,7 @@ def slow_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]
         return real
 
     monkeypatch.setattr(berxit.runtime.tuning, "open_backend", opener)
+    monkeypatch.setattr(berxit.runtime.tuning, "tune", partial(tune, seconds=0))
     monkeypatch.setattr(berxit.runtime.tuning, "thread_counts", lambda: [2, 1])
     return opened
 
