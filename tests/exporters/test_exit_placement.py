@@ -30,6 +30,11 @@ from berxit.train.modeling import MultiExitModel
 from berxit.train.tasks import task_of
 
 
+@pytest.fixture(autouse=True)
+def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("berxit.exporters.exit_placement.SECONDS", 0.1)
+
+
 def cost_of(exits: tuple[int, ...], histogram: list[int], costs: Costs) -> float:
     """Input by input: each takes the first exit from its own layer on."""
     total = 0.0

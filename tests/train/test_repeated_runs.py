@@ -38,6 +38,21 @@ def options(still: str) -> TrainingOptions:
     return TrainingOptions(still, epochs=2, batch_size=16, learning_rate=1e-3, max_length=16, limit_train=32)
 
 
+@pytest.fixture(scope="module")
+def trained_once(still: str, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint ``output`` that ``options`` trains on ``data``."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = TrainingOptions(still, epochs=2, batch_size=16, learning_rate=1e-3, max_length=16, limit_train=32)
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "output", quiet=True)
+    return folder
+
+
+@pytest.fixture
+def output(trained_once: Path, tmp_path: Path) -> Path:
+    """A finished checkpoint of ``options`` and ``data``."""
+    return Path(shutil.copytree(trained_once / "output", tmp_path / "output"))
+
+
 @pytest.fixture
 def steps(monkeypatch: MonkeyPatch) -> list[int]:
     """The steps that are trained, as they are."""
@@ -79,9 +94,8 @@ def test_an_interrupted_run_continues_with_or_without_force(
 
 
 def test_a_finished_run_reports_this_and_trains_nothing(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     steps.clear()
     said: list[str] = []
@@ -94,9 +108,8 @@ def test_a_finished_run_reports_this_and_trains_nothing(
 
 
 def test_a_run_is_the_same_where_model_and_data_are_in_another_folder(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, tmp_path: Path, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     name = Path(options.model).name
     moved = replace(options, model=str(shutil.copytree(options.model, tmp_path / "elsewhere" / name)))
     steps.clear()
@@ -134,12 +147,13 @@ def test_other_data_or_another_model_is_another_run(
     task: Task,
     options: TrainingOptions,
     data: Path,
+    output: Path,
     tmp_path: Path,
     monkeypatch: MonkeyPatch,
 ) -> None:
-    model = Path(shutil.copytree(options.model, tmp_path / "model"))
+    model = Path(shutil.copytree(options.model, tmp_path / Path(options.model).name))
     options = replace(options, model=str(model))
-    fine_tune(task, data, options, tmp_path / "finished", quiet=True)
+    shutil.move(output, tmp_path / "finished")
     interrupted(monkeypatch, task, data, options, tmp_path / "interrupted")
     change(data, model)
     with pytest.raises(InputError, match=rf"finished was trained with other options or data \({named}\)"):
@@ -153,9 +167,8 @@ def test_other_data_or_another_model_is_another_run(
     [({"epochs": 1}, "epochs 2, now 1"), ({"seed": 1}, "seed 42, now 1"), ({"lte": False}, "lte True, now False")],
 )
 def test_a_finished_checkpoint_of_other_options_is_kept_without_force(
-    change: dict, named: str, task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+    change: dict, named: str, task: Task, options: TrainingOptions, data: Path, output: Path
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     weights = (output / "model.safetensors").read_bytes()
     other = replace(options, **change)
     with pytest.raises(InputError, match=rf"\({named}\): choose another --output, or --force to replace it"):
@@ -166,10 +179,7 @@ def test_a_finished_checkpoint_of_other_options_is_kept_without_force(
     assert {name: record["options"][name] for name in change} == change
 
 
-def test_a_record_without_a_key_is_another_run(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path
-) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+def test_a_record_without_a_key_is_another_run(task: Task, options: TrainingOptions, data: Path, output: Path) -> None:
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     for name in ("task", "model_sha256", "processes"):  # as before there was a key
         del record[name]
@@ -194,9 +204,8 @@ def test_a_run_that_was_killed_after_its_checkpoint_was_written_is_finished(
 
 
 def test_a_forced_repetition_that_was_interrupted_continues_without_force(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     interrupted(monkeypatch, task, data, options, output, force=True)
     steps.clear()
     fine_tune(task, data, options, output, quiet=True)
@@ -204,9 +213,8 @@ def test_a_forced_repetition_that_was_interrupted_continues_without_force(
 
 
 def test_an_interrupted_replacement_does_not_replace_without_force(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     other = replace(options, seed=1)
     interrupted(monkeypatch, task, data, other, output, force=True)
     with pytest.raises(InputError, match="or --force to replace it"):
@@ -217,9 +225,8 @@ def test_an_interrupted_replacement_does_not_replace_without_force(
 
 
 def test_a_finished_checkpoint_that_is_not_whole_is_not_reported_as_finished(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+    task: Task, options: TrainingOptions, data: Path, output: Path
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     (output / "model.safetensors").unlink()
     with pytest.raises(BerxitError, match=r"has no model\.safetensors"):
         fine_tune(task, data, options, output, quiet=True)
