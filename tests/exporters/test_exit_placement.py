@@ -101,10 +101,10 @@ def test_cheapest_at_keeps_free_exits_and_drops_expensive_ones() -> None:
     assert cheapest_at([0, 90, 0, 0, 0, 10], Costs(1.0, 0.1)) == (2, 6)
 
 
-@pytest.mark.parametrize("asked", [(0, 2), (7,), (-1,), "some"])
-def test_checked_exits_rejects_other_layers(asked: tuple[int, ...] | str) -> None:
+@pytest.mark.parametrize("exits", [(0, 2), (7,), (-1,), "some"])
+def test_checked_exits_rejects_other_layers(exits: tuple[int, ...] | str) -> None:
     with pytest.raises(InputError, match=r"--exits .*: give layers from 1 to 6 with commas between, or auto"):
-        checked_exits(asked, 6)
+        checked_exits(exits, 6)
 
 
 def test_checked_exits_adds_the_last_layer() -> None:
