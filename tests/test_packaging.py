@@ -16,7 +16,10 @@ from berxit.toolkit.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("berxit", "devices", "exporters", "runtime", "toolkit", "train", "pyproject.toml", "README.md", "LICENSE")
-PROGRAMS = ("berxit", *(f"berxit-{name}" for name in ("train", "eval", "calibrate", "export", "build", "bench", "study")))
+PROGRAMS = (
+    "berxit",
+    *(f"berxit-{name}" for name in ("train", "eval", "calibrate", "export", "build", "bench", "study")),
+)
 USERS_FILES = ("train.py", "runtime.py", "toolkit.py", "devices/__init__.py", "exporters/__init__.py")
 SAME_CLASS = "import berxit, runtime; print(runtime.EarlyExitRunner is berxit.EarlyExitRunner, berxit.__file__)"
 

@@ -73,7 +73,7 @@ def fine_tune(
         report = _nothing
     train_file = find_split(data, "train")
     key = run_key(task, options, train_file, processes.num_processes)
-    state = RunState.beside(output)
+    state = RunState.of(output)
     finished = check_output(output, key, force)
     if finished and not state.is_of(key):
         report(f"{output} is finished: this command has trained it already. --force trains it again")

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there at all, and checked before they are read."""
+"""Checkpoints: complete or rejected when they are read."""
 
 from __future__ import annotations
 

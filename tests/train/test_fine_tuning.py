@@ -338,7 +338,7 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
     change: dict, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
-    kept = RunState.beside(tmp_path / "output")
+    kept = RunState.of(tmp_path / "output")
     train_file = data_folder / "train.tsv"
     kept.prepare(run_key(task, options, train_file, 1), force=False)
     for other in (run_key(replace(task, **change), options, train_file, 1), run_key(task, options, train_file, 2)):
@@ -350,7 +350,7 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
 
 
 def test_machines_that_share_no_output_are_told_so(tmp_path: Path) -> None:
-    state = RunState.beside(tmp_path / "output")
+    state = RunState.of(tmp_path / "output")
     with pytest.raises(BerxitError, match="multi-node training needs an --output on shared storage"):
         state.check_shared()
     state.prepare({"seed": 1}, force=False)

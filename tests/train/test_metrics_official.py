@@ -1,4 +1,4 @@
-"""The official scores, on numbers worked out by hand, and the same as the device's own."""
+"""The official metrics, compared with results computed by hand and with the runtime's metrics."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_scores_equals_single_scores(metric: str) -> None:
     classes = metric in ("accuracy", "f1")
     draw = (lambda *size: rng.integers(0, 2, size)) if classes else (lambda *size: rng.integers(0, 9, size) / 2)
     predictions, labels = draw(12, 40), draw(40)
-    predictions[0] = 0  # a constant answer
+    predictions[0] = 0  # A constant prediction.
     one_by_one = [METRICS[metric](row, labels) for row in predictions]
     assert scores(metric, predictions, labels) == pytest.approx(one_by_one, abs=1e-12)
     nothing = np.zeros_like(labels)

@@ -1,4 +1,4 @@
-"""Training in several processes: two of them on this machine's CPU over gloo, under torchrun and accelerate launch."""
+"""Training in two processes on the CPU (gloo), started by torchrun and by accelerate launch."""
 
 from __future__ import annotations
 

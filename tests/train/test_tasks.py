@@ -1,4 +1,4 @@
-"""The tasks: the official layouts, and what a user's own file makes of one."""
+"""Tasks: the official file layouts, and tasks from a user's own files."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_custom_task_sorts_numeric_classes_and_merges_spellings(tmp_path: Path) 
 
 
 def test_read_maps_other_spellings_of_a_number_to_its_class(tmp_path: Path) -> None:
-    """Written by pandas: floats where a cell was blank once, integers where none was."""
+    """pandas writes numbers as floats if a cell of the column was empty, else as integers."""
     write(tmp_path, rows([1.0, 2.0, 3.0]))
     write(tmp_path, rows([1, 2, 1, 2]), "dev.tsv")
     task = custom_task(tmp_path, ("text",), "label")

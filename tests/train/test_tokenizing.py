@@ -1,4 +1,4 @@
-"""Training reads a text exactly as every runner does, or rejects the tokenizer's setting."""
+"""Training tokenizes a text exactly as every runner does, or rejects the tokenizer's setting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def edited(source: Path, folder: Path, config: dict[str, Any] | None = None, tokenizer: Edit | None = None) -> str:
-    """A copy of a model or tokenizer folder with other settings."""
+    """Copies a model or tokenizer folder and changes settings."""
     shutil.copytree(source, folder)
     for name, change in (
         ("tokenizer_config.json", lambda data: (data.pop("do_lower_case", None), data.update(config or {}))),
@@ -284,7 +284,7 @@ def test_predict_does_not_depend_on_the_rows_of_a_batch(checkpoint: Path, tmp_pa
 
 
 def test_whitespace_is_the_list_in_the_specification() -> None:
-    """docs/bundle.md: White_Space and U+001C to U+001F; another runner is written from it."""
+    """docs/bundle.md specifies White_Space and U+001C to U+001F."""
     white_space = [
         *range(9, 14),
         0x20,
