@@ -159,7 +159,7 @@ def train(encoder: Path, checkpoint: Path) -> Outcome:
     from berxit.train.tasks import custom_task
 
     options = TrainingOptions(str(encoder), max_steps=STEPS, batch_size=16, max_length=128)
-    fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint, quiet=True)
+    fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint)
     record = read_json(checkpoint / "training.json")
     return f"on {record['device']}, {record['seconds'] / record['steps'] * 1e3:.0f} ms a step", record
 

@@ -55,11 +55,16 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def progress_bar(label: str, quiet: bool = False) -> Progress:
-    """A bar on the screen, for work that takes over two seconds."""
+    """A progress bar on the screen, for work that takes over two seconds."""
 
     def bar(length: int) -> Any:
         return click.progressbar(
-            length=length, label=label, hidden=quiet, update_min_steps=max(1, length // 100), width=24
+            length=length,
+            label=label,
+            hidden=quiet,
+            item_show_func=lambda note: note,
+            update_min_steps=max(1, length // 100),
+            width=24,
         )
 
     return bar

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: it asks for a bar of the length it needs, as click.progressbar gives one."""
+"""Progress callback protocol. Library code reports its steps through it and prints nothing; a command shows a bar."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, Protocol
 
 
 class Bar(Protocol):
-    def update(self, n_steps: int, /) -> Any:
-        """So many more are done."""
+    """Receiver of the steps of one piece of work."""
+
+    def update(self, n_steps: int, note: str | None = None, /) -> Any:
+        """Reports ``n_steps`` more steps, and a short note about them, such as the loss."""
 
 
 Progress = Callable[[int], AbstractContextManager[Bar]]
-"""Number of steps to come -> a context whose bar hears of those done."""
+"""Number of steps -> a context manager whose bar receives the finished steps. click.progressbar is one."""
 
 
 class _NoBar:
-    def update(self, n_steps: int, /) -> None: ...
+    def update(self, n_steps: int, note: str | None = None, /) -> None: ...
 
 
 def silent(length: int) -> AbstractContextManager[Bar]:

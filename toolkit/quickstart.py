@@ -52,7 +52,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
             head_learning_rate=3e-3,
             max_length=64,
         )
-        fine_tune(task, SAMPLE, options, checkpoint, force=True)
+        fine_tune(task, SAMPLE, options, checkpoint, force=True, progress=progress_bar("fine-tuning"))
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):
         chosen = calibrate(checkpoint, SAMPLE, rule=Keep(keep), progress=progress_bar("calibrating"))
         click.echo(chosen.summary())

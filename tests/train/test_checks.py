@@ -189,7 +189,7 @@ def test_weights_that_are_not_the_encoders_are_rejected(
 ) -> None:
     rewrite(folder, change)
     with pytest.raises(InputError, match=message) as caught:
-        fine_tune(task, data_folder, options_of(folder), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, options_of(folder), tmp_path / "output")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -265,7 +265,7 @@ def test_a_configuration_that_export_cannot_take_is_rejected_before_training(
     folder = Path(shutil.copytree(backbone_folders[family], tmp_path / "model"))
     set_json(folder, "config.json", **values)
     with pytest.raises(InputError, match=message):
-        fine_tune(task, data_folder, options_of(folder), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, options_of(folder), tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -427,7 +427,7 @@ def test_the_share_of_unknown_tokens_is_reported(folder: Path, task: Task, data_
     (data / "train.tsv").write_text(text.replace("train ", "unheard ", 3), encoding="utf-8")
     lines: list[str] = []
     options = replace(options_of(folder), limit_train=None)
-    fine_tune(task, data, options, tmp_path / "output", quiet=True, report=lines.append)
+    fine_tune(task, data, options, tmp_path / "output", report=lines.append)
     assert any(line.startswith("unknown tokens: 0.") and "96 training texts" in line for line in lines)
     found = checks.unknown_tokens("m", AutoTokenizer.from_pretrained(folder), task.read(data, "train").texts)
     assert (found.unknown, found.texts) == (3, 96)

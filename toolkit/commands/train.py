@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, progress_bar
 from berxit.toolkit.commands.options import (
     PATH,
     data_for,
@@ -155,7 +155,7 @@ def command(
         output,
         logs=tensorboard,
         force=force,
-        quiet=quiet,
+        progress=progress_bar("fine-tuning", quiet),
         report=lambda line: click.echo(line, err=True),
     )
     if processes.is_main_process:  # under torchrun, one of several
