@@ -30,7 +30,7 @@ from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import markdown_table
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 from berxit.toolkit.quickstart import SAMPLE
 
 NOTHING_HERE = "no NVIDIA GPU here: run this on a Jetson, or on a machine whose nvidia-smi shows one"
@@ -78,7 +78,7 @@ def command(
         folder = Path(scratch)
         ready = list(bundles)
         if not bundles:
-            hush_libraries()
+            silence_library_logs()
             encoder = model or random_encoder(folder / "encoder", layers, hidden)
             if attempt(f"training, {STEPS} steps", lambda: train(encoder, folder / "checkpoint")):
                 for precision in ("fp32", "fp16", "bf16", "int8"):

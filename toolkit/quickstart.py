@@ -13,7 +13,7 @@ import click
 from berxit.devices import install_command
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
-from berxit.toolkit.commands.options import PATH, hush_libraries, warn
+from berxit.toolkit.commands.options import PATH, silence_library_logs, warn
 
 SAMPLE = Path(__file__).parent / "sample"
 STEPS = 5
@@ -27,7 +27,7 @@ STEPS = 5
 @debug_option
 def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
     """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
-    hush_libraries()
+    silence_library_logs()
     from berxit.exporters.export import export
     from berxit.runtime import EarlyExitRunner
     from berxit.runtime.bench import bench, write_result

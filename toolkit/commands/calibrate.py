@@ -17,8 +17,8 @@ from berxit.toolkit.commands.options import (
     data_for,
     data_option,
     default_bundle,
-    hush_libraries,
     quiet_option,
+    silence_library_logs,
     skip_bad_rows_option,
     split_option,
     warn,
@@ -65,7 +65,7 @@ def command(
     within --budget-ms. Exports carry it into their bundles.
     """
     check_exclusive(keep, risk, delta, budget_ms, bench)
-    hush_libraries()
+    silence_library_logs()
     from berxit.train.calibration import POLICY_FILE, calibrate
     from berxit.train.checkpoint import read_config
 

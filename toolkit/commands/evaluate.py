@@ -15,8 +15,8 @@ from berxit.toolkit.commands.options import (
     criterion_option,
     data_for,
     data_option,
-    hush_libraries,
     quiet_option,
+    silence_library_logs,
     skip_bad_rows_option,
     split_option,
     warn,
@@ -48,7 +48,7 @@ def command(
     Writes predictions.npz (every exit's output for every example), eval.json, eval.md and eval.png. Of MNLI, --split
     dev is both its dev splits, one after the other.
     """
-    hush_libraries()
+    silence_library_logs()
     from berxit.toolkit.evaluation_report import evaluate, write_evaluation
     from berxit.train.checkpoint import load_checkpoint, read_config
     from berxit.train.evaluation import best_device, predict

@@ -24,8 +24,8 @@ from berxit.toolkit.commands.options import (
     checkpoint_argument,
     default_bundle,
     force_option,
-    hush_libraries,
     quiet_option,
+    silence_library_logs,
     warn,
 )
 
@@ -112,7 +112,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Split CHECKPOINT into one segment per layer, verify every exit, and write a bundle."""
-    hush_libraries()
+    silence_library_logs()
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
 

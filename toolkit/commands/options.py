@@ -54,8 +54,8 @@ def default_bundle(checkpoint: Path, target: str) -> Path:
     return checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
 
 
-def hush_libraries() -> None:
-    """The libraries' own notes and bars stay off the screen; ours say what matters. Call before importing torch."""
+def silence_library_logs() -> None:
+    """Hides log messages and progress bars of torch, transformers and coremltools. Call it before importing torch."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module="torch|transformers|onnx")
     import huggingface_hub

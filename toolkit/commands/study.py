@@ -14,8 +14,8 @@ from berxit.toolkit.commands.options import (
     criterion_option,
     data_for,
     data_option,
-    hush_libraries,
     quiet_option,
+    silence_library_logs,
     split_option,
 )
 from berxit.toolkit.studies import STUDIES, find_study
@@ -56,7 +56,7 @@ def command(
     runs over the data once; the pass is kept in OUTPUT/passes and serves the next study. Writes NAME-TASK.md, .json
     and .png.
     """
-    hush_libraries()
+    silence_library_logs()
     study = find_study(name)
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'")

@@ -13,8 +13,8 @@ from berxit.toolkit.commands.options import (
     data_for,
     data_option,
     force_option,
-    hush_libraries,
     quiet_option,
+    silence_library_logs,
     skip_bad_rows_option,
 )
 from berxit.train.strategies import STRATEGIES
@@ -95,7 +95,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Fine-tune an encoder so that every layer can answer."""
-    hush_libraries()
+    silence_library_logs()
     from berxit.train.checkpoint import DEV_FILE
     from berxit.train.fine_tuning import fine_tune, has_dev, refuse_other_than_checkpoint
     from berxit.train.options import TrainingOptions
