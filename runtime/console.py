@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -57,17 +58,28 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def progress_bar(label: str, quiet: bool = False) -> Progress:
     """A progress bar on the screen, for work that takes over two seconds."""
 
-    def bar(length: int) -> Any:
-        return click.progressbar(
-            length=length,
-            label=label,
-            hidden=quiet,
-            item_show_func=lambda note: note,
-            update_min_steps=max(1, length // 100),
-            width=24,
+    @contextmanager
+    def bar(length: int) -> Iterator[_ScreenBar]:
+        shown = click.progressbar(
+            length=length, label=label, hidden=quiet, update_min_steps=max(1, length // 100), width=24
         )
+        with shown:
+            yield _ScreenBar(shown, label)
 
     return bar
+
+
+class _ScreenBar:
+    """A bar with a note after its label."""
+
+    def __init__(self, shown: Any, label: str) -> None:
+        self._shown, self._label = shown, label
+
+    def update(self, n_steps: int) -> None:
+        self._shown.update(n_steps)
+
+    def note(self, text: str) -> None:
+        self._shown.label = f"{self._label}, {text}"
 
 
 def run(command: click.Command) -> None:

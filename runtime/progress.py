@@ -8,18 +8,18 @@ from typing import Any, Protocol
 
 
 class Bar(Protocol):
-    """Receiver of the steps of one piece of work."""
+    """Receiver of the steps of one piece of work. It may also have ``note(text)``, which shows a text beside them."""
 
-    def update(self, n_steps: int, note: str | None = None, /) -> Any:
-        """Reports ``n_steps`` more steps, and a short note about them, such as the loss."""
+    def update(self, n_steps: int, /) -> Any:
+        """Reports ``n_steps`` more steps."""
 
 
 Progress = Callable[[int], AbstractContextManager[Bar]]
-"""Number of steps -> a context manager whose bar receives the finished steps. click.progressbar is one."""
+"""Number of steps -> a context manager whose bar receives the finished steps, such as ``lambda n: tqdm(total=n)``."""
 
 
 class _NoBar:
-    def update(self, n_steps: int, note: str | None = None, /) -> None: ...
+    def update(self, n_steps: int, /) -> None: ...
 
 
 def silent(length: int) -> AbstractContextManager[Bar]:

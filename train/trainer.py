@@ -92,12 +92,11 @@ class ByLength(LengthGroupedSampler):
 
 
 class StepProgress(TrainerCallback):
-    """Reports optimizer steps, with the last logged loss, to a progress callback. ``stack`` closes its bar."""
+    """Reports optimizer steps and the last logged loss to a progress callback. ``stack`` closes its bar."""
 
     def __init__(self, progress: Progress, stack: ExitStack) -> None:
         self._progress, self._stack = progress, stack
         self._bar: Bar | None = None
-        self._loss: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar = self._stack.enter_context(self._progress(state.max_steps))
@@ -105,11 +104,11 @@ class StepProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._bar is not None:
-            self._bar.update(1, self._loss)
+            self._bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self._loss = f"loss {float(logs['loss']):.3f}"
+        if logs and "loss" in logs and hasattr(self._bar, "note"):
+            self._bar.note(f"loss {float(logs['loss']):.3f}")
 
 
 def _in_encoder(name: str) -> bool:
