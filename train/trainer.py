@@ -107,8 +107,9 @@ class StepProgress(TrainerCallback):
             self._bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs and hasattr(self._bar, "note"):
-            self._bar.note(f"loss {float(logs['loss']):.3f}")
+        note = getattr(self._bar, "note", None)
+        if note is not None and logs and "loss" in logs:
+            note(f"loss {float(logs['loss']):.3f}")
 
 
 def _in_encoder(name: str) -> bool:

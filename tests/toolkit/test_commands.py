@@ -249,7 +249,7 @@ def test_export_says_when_nothing_was_calibrated(
 ) -> None:
     (copy / "exit_policy.json").unlink()
     assert run("export", copy, "--target", "onnxruntime", "--output", tmp_path / "b", "--quiet") == 0
-    assert "not calibrated: the bundle never stops early" in capsys.readouterr().out
+    assert "not calibrated: the bundle never exits early" in capsys.readouterr().out
     assert run("inspect", tmp_path / "b") == 0
     assert "never early: not calibrated" in capsys.readouterr().out
 
@@ -354,7 +354,7 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         ["export", "CHECKPOINT", "--target", "onnxruntime", "--precision", "fp7", "--output", "O"],
         "no precision 'fp7'",
     ),
-    "neither target nor device": (["export", "CHECKPOINT", "--output", "O"], "what will run it? --target"),
+    "neither target nor device": (["export", "CHECKPOINT", "--output", "O"], "the target is missing: give --target"),
     "a device that does not run the target": (
         ["export", "CHECKPOINT", "--device", "iphone", "--target", "onnxruntime", "--output", "O"],
         "device 'iphone' runs bundles for coreml, not for onnxruntime",

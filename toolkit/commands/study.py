@@ -12,9 +12,9 @@ from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     criterion_option,
-    data_for,
     data_option,
     quiet_option,
+    say,
     silence_library_logs,
     split_option,
 )
@@ -62,9 +62,10 @@ def command(
         raise click.UsageError("Missing argument 'CHECKPOINT...'")
     from berxit.toolkit.studies.request import Request
     from berxit.train.checkpoint import read_config
+    from berxit.train.hub import task_data
 
     if name not in WITHOUT_DATA:
-        data = data_for(read_config(checkpoints[0])["task"], data, split)
+        data = task_data(read_config(checkpoints[0])["task"], data, split, say)
     request = Request(
         paths=checkpoints,
         output=output,
