@@ -46,14 +46,14 @@ def recalibrate(
     assert checkpoint.calibrated is not None
     calibration, exits, precision = checkpoint.calibrated.calibration, written.draft.exits, written.draft.precision
     try:
-        expected = checkpoint.calibration_pass.at_exits(exits)
+        expected = checkpoint.calibration_pass.select_exits(exits)
         texts = calibration_texts(checkpoint.path, expected, calibration, task_of(checkpoint.model.config), data_file)
     except BerxitError as error:
         messages.warn(f"the cost of {precision} was not measured, the thresholds are the checkpoint's: {error}")
         return None
     found = bundle_pass(backend, written.tokenizer, texts, expected, messages.progress)
     scores = compare(expected, found, calibration)
-    chosen = choose(found, calibration.criterion, calibration.asked, calibration.data, calibration.data_sha256)
+    chosen = choose(found, calibration.criterion, calibration.requirement, calibration.data, calibration.data_sha256)
     messages.report(describe_scores(scores, exits, chosen.calibration.histogram, precision))
     messages.report(f"calibrated on the bundle's own outputs: {chosen.calibration.summary()}")
     return Recalibrated(chosen, scores)

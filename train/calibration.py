@@ -1,4 +1,4 @@
-"""Chooses the threshold by a rule, on data that training has not seen, and writes it with how it was chosen."""
+"""Calibration: a rule chooses the threshold on data that training did not use. The record of the choice is stored."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ from berxit.train.rules import Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
-"""Beside the checkpoint's weights: the policy and the record of how it was chosen."""
+"""File in the checkpoint's folder: the policy and the calibration record."""
 PASS_FILE = "calibration_pass.npz"
-"""The pass over the calibration data: an export with fewer exits chooses its threshold again from it. exit_policy.json
-holds its sha256."""
+"""File with the pass over the calibration data. An export with fewer exits chooses its threshold from it.
+exit_policy.json contains its sha256."""
 TEXTS_FILE = "calibration_texts.json"
-"""The texts of that data, in the order of the pass: an export that may change predictions runs them."""
+"""File with the texts of the calibration data, in the order of the pass. An export that may change predictions runs
+them."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a threshold was chosen, and what it gave on the calibration data."""
+    """Calibration record: the rule, the data, and the chosen policy's results on them."""
 
     criterion: str
-    rule: str
-    """What was asked for, in words: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
+    description: str
+    """The rule as a sentence: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
     data: str
-    """The file's name, without its folder."""
+    """File name without its folder."""
     data_sha256: str
     examples: int
     metric: str
@@ -56,16 +57,16 @@ class Calibration:
     average_exit_layer: float
     saved_layers: float
     histogram: tuple[int, ...]
-    """(n,) how many examples left at each layer."""
+    """(n,) number of examples that exit at each layer."""
     threshold: float
-    asked: Rule
-    """The same as ``rule``, in numbers."""
+    requirement: Rule
+    """The rule with its numbers."""
     constant_score: float | None = None
-    """The score of the best prediction that is the same for every example; None in records from before it was kept."""
+    """Score of the best constant prediction (the same for every example). None in records of older versions."""
     positive: str | None = None
     """The class that F1 scores; None for another metric, and in older records."""
     warnings: tuple[str, ...] = ()
-    """Why the policy may mean nothing: scores at chance, or a rule that could not be kept. Empty: no reason."""
+    """Scores at chance, or a rule that no threshold satisfies."""
 
     def summary(self) -> str:
         return (
@@ -77,12 +78,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibratedPolicy:
-    """exit_policy.json"""
+    """Content of exit_policy.json."""
 
     policy: ExitPolicy
     calibration: Calibration
     pass_sha256: str | None = None
-    """Of PASS_FILE, from which it was chosen; None in checkpoints from before it was recorded."""
+    """sha256 of PASS_FILE, from which the policy was chosen. None in checkpoints of older versions."""
 
 
 def calibrate(
@@ -97,16 +98,16 @@ def calibrate(
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Calibration:
-    """Chooses the checkpoint's policy on a split of ``data`` and writes it beside the weights.
+    """Chooses the checkpoint's policy on a split of ``data`` and stores it in the checkpoint's folder.
 
-    ``report`` hears what was skipped. Raises InputError for the file that the checkpoint was trained on, or a criterion
-    or rule that cannot be met.
+    ``report`` is called with a line about skipped rows. Raises InputError for the file that the checkpoint was trained
+    on, and for a criterion or rule that does not fit the model or the data.
     """
     path = find_split(data, split)
     digest = sha256(path)
     if digest == read_record(checkpoint).get("train_sha256"):
         raise InputError(
-            f"{path} is what {checkpoint} was trained on: calibrate on data it has not seen, as --split dev"
+            f"{checkpoint} was trained on {path}: calibrate on data that training did not use, such as --split dev"
         )
     model, tokenizer = load_checkpoint(checkpoint, best_device())
     examples = task_of(model.config).read(path, split, skip_bad_rows=skip_bad_rows)
@@ -130,7 +131,7 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
     point = rule.choose(predictions, criterion)
     calibration = Calibration(
         criterion=criterion,
-        rule=rule.in_words(predictions.metric),
+        description=rule.describe(predictions.metric),
         data=data,
         data_sha256=data_sha256,
         examples=len(predictions.labels),
@@ -141,7 +142,7 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
         saved_layers=point.saved_layers,
         histogram=point.histogram,
         threshold=point.threshold,
-        asked=rule,
+        requirement=rule,
         constant_score=predictions.constant.score,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
@@ -155,36 +156,37 @@ def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: Opera
     if depth is None:
         yield policy_warning(predictions, criterion, point, rule.stricter)
         yield exits_warning(predictions, point.saved_layers)
-    if not rule.kept(predictions, criterion, point):
+    if not rule.is_met(predictions, criterion, point):
         yield (
-            f"the rule is not kept: full depth scores {layer_scores(predictions)[-1]:.4f} here, the checkpoint's"
-            f" {predictions.full_depth_score:.4f}, so the policy never exits early. Export with another"
-            f" --precision, or calibrate the checkpoint with {rule.looser}"
+            f"no threshold satisfies the rule: full depth scores {layer_scores(predictions)[-1]:.4f} in this precision,"
+            f" {predictions.full_depth_score:.4f} in the checkpoint, so the policy never exits early. Export with"
+            f" another --precision, or calibrate the checkpoint with {rule.looser}"
         )
 
 
 def choose_again(predictions: Predictions, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
-    """The same rule on the same stored pass for a model that has only these exits. Raises as ``choose`` does."""
+    """The policy that the same rule chooses on the same pass for a model with only these exits. Raises as ``choose``
+    does."""
     c = calibration
-    return choose(predictions.at_exits(exits), c.criterion, c.asked, c.data, c.data_sha256)
+    return choose(predictions.select_exits(exits), c.criterion, c.requirement, c.data, c.data_sha256)
 
 
 def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
     """The pass over the calibration data from which the policy was chosen.
 
-    Raises BerxitError where it is missing or damaged, or is another calibration's, as after a copy of one of the two
-    files, or after an interruption of an older version, which wrote them one after the other.
+    Raises BerxitError if the file is missing or damaged, or belongs to another calibration. That happens if only one of
+    the two files was copied. Older versions wrote them one after the other, so an interruption could cause it, too.
     """
     path = checkpoint / PASS_FILE
     if not path.is_file():
         raise BerxitError(f"{path} is missing: rerun berxit-calibrate")
-    belongs = calibrated.pass_sha256 in (None, sha256(path))
+    belongs = calibrated.pass_sha256 in (None, sha256(path))  # None: compared by its histogram below
     if belongs:
         try:
             predictions = Predictions.load(path)
-        except Exception as error:  # zip, numpy and the file system each have their own
+        except Exception as error:  # zip, numpy and the file system raise unrelated types
             raise BerxitError(f"{path} is damaged: rerun berxit-calibrate") from error
-        if calibrated.pass_sha256 is None:  # an older record: what it states must follow from the pass
+        if calibrated.pass_sha256 is None:
             belongs = predictions.layers == calibrated.policy.layers and (
                 operating_point(predictions, calibrated.policy).histogram == calibrated.calibration.histogram
             )
@@ -197,26 +199,32 @@ def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
     write_json(asdict(chosen), checkpoint / POLICY_FILE)
 
 
-def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
-    """The checkpoint's policy and how it was chosen, or None where it was never calibrated.
+_OLDER_KEYS = {"rule": "description", "asked": "requirement"}
+"""Key in a record of an older version -> the field."""
 
-    A record of before there were rules holds a bare ``keep``, which is one. Older records name the data with its
-    folder.
+
+def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
+    """The checkpoint's policy with its calibration record. None if it was never calibrated.
+
+    Reads records of older versions, too: they have the keys in _OLDER_KEYS, the oldest have a ``keep`` instead of a
+    rule, and the name of the data may include its folder.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():
         return None
     data = read_json(path)
     record = data.get("calibration")
-    if isinstance(record, dict) and "keep" in record:
-        asked = {"keep": record["keep"]}
-        data["calibration"] = {**{name: record[name] for name in record if name != "keep"}, "asked": asked}
+    if isinstance(record, dict):
+        record = {_OLDER_KEYS.get(key, key): value for key, value in record.items()}
+        if "keep" in record:
+            record["requirement"] = {"keep": record.pop("keep")}
+        data["calibration"] = record
     found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
     return replace(found, calibration=replace(found.calibration, data=Path(found.calibration.data).name))
 
 
 def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:
-    """The texts of the calibration data, in the order of the pass; None where these, or none, are not stored."""
+    """The texts of the calibration data, in the order of the pass. None if the texts of this data are not stored."""
     path = checkpoint / TEXTS_FILE
     if not path.is_file():
         return None

@@ -120,7 +120,8 @@ def _calibration(manifest: Manifest) -> str:
     record = manifest.calibration
     if record is None:
         return "no: run berxit-calibrate on the checkpoint, then export again"
+    description = record.get("description") or record["rule"]  # The key in bundles of older versions.
     return (
-        f"{record['rule']}: {record['score']:.4f} of {record['full_depth_score']:.4f}, average exit layer"
+        f"{description}: {record['score']:.4f} of {record['full_depth_score']:.4f}, average exit layer"
         f" {record['average_exit_layer']:.2f}, on {record['examples']} examples"
     )
