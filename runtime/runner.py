@@ -115,9 +115,10 @@ class EarlyExitRunner:
           number of cores, at most four.
         - ``verify``: check the sha256 of every file first (1 s per GB).
         - ``tune``: measure the installed backends and thread counts on the golden inputs, and use the fastest. The
-          measurement takes seconds and is stored for the next call; ``progress`` reports it. ``backend`` and
-          ``threads`` restrict the choice. On a busy machine a warning is logged and the default is used.
+          measurement takes seconds and is stored for the next call. ``backend`` and ``threads`` restrict the choice.
+          On a busy machine a warning is logged and the default is used.
         - ``lazy``: load a layer when the first input reaches it (CPU backends).
+        - ``progress``: receives the steps of ``tune`` and of a build of TensorRT engines.
         - ``miss_probability``: largest share of calls with a deadline that may end late although their first exit was
           in time (docs/runtime.md).
 
@@ -141,7 +142,7 @@ class EarlyExitRunner:
             except NoisyError as error:  # an app must start on a busy machine, too
                 _LOG.warning("loaded without tuning: %s", error)
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
-        segments = open_backend(folder, manifest, threads, backend=backend, lazy=lazy)
+        segments = open_backend(folder, manifest, threads, backend=backend, lazy=lazy, progress=progress)
         runner = cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
         runner._arguments = {**arguments, "miss_probability": miss_probability}
         return runner
