@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from berxit.toolkit.api import evaluate as evaluate
     from berxit.toolkit.api import export as export
     from berxit.toolkit.api import fine_tune as fine_tune
+    from berxit.toolkit.publishing import push_to_hub as push_to_hub
     from berxit.train.options import TrainingOptions as TrainingOptions
 
 _MODULES = {
@@ -44,6 +45,7 @@ _MODULES = {
     "evaluate": "berxit.toolkit.api",
     "export": "berxit.toolkit.api",
     "fine_tune": "berxit.toolkit.api",
+    "push_to_hub": "berxit.toolkit.publishing",
 }
 """Public name -> the module that defines it."""
 
@@ -61,6 +63,7 @@ __all__ = [
     "evaluate",
     "export",
     "fine_tune",
+    "push_to_hub",
 ]
 
 
