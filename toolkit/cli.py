@@ -24,7 +24,7 @@ COMMANDS = {
     "doctor": "berxit.toolkit.commands.doctor",
     "push": "berxit.toolkit.commands.push",
 }
-"""Name -> the module whose ``command`` it is. A new command is one module and one line here."""
+"""Name -> the module that defines ``command``. A new command is one module, and one line here and in pyproject.toml."""
 
 
 def load(name: str) -> click.Command:
@@ -68,4 +68,8 @@ export = _program("export")
 build = _program("build")
 bench = _program("bench")
 study = _program("study")
+compare = _program("compare")
+inspect = _program("inspect")
+devices = _program("devices")
+doctor = _program("doctor")
 push = _program("push")

@@ -17,7 +17,7 @@ from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
 from berxit.runtime.noise import Noise, bench_problems
 from berxit.runtime.policies import CRITERIA, ExitPolicy
-from berxit.runtime.tables import markdown_table
+from berxit.runtime.tables import markdown_table, plural
 
 BENCH_KEYS = ("task", "layers", "device", "machine", "backend", "threads", "precision", "by_layer", "policy", "line")
 """Keys of bench.json that a card uses."""
@@ -129,7 +129,7 @@ def model_card(facts: CardFacts, repository: str, bench: Path | None = None) -> 
         f"An early-exiting {facts.family} encoder ({facts.format}{run_by}) for the task {facts.task}: {kind} of"
         f" {'pairs of texts' if facts.pairs else 'texts'}. Every exit makes a prediction, and an input stops at the"
         " first exit that is certain enough.",
-        markdown_table(["", ""], _properties(facts)),
+        markdown_table(["property", "value"], _properties(facts)),
         "## Calibration",
         _calibration(facts),
     ]
@@ -227,12 +227,12 @@ def _latency(facts: CardFacts, bench: Path) -> str:
     machine: Machine = parse(Machine, data["machine"], f"{path}: machine")
     text = (
         f"{early}: mean on {machine} ({data['device']}), {data['backend']} {data['precision']},"
-        f" {data['threads']} CPU threads, one input at a time, tokenization included."
+        f" {plural(data['threads'], 'CPU thread')}, one input at a time, tokenization included."
     )
     line: Line | None = parse(Line, data["line"], f"{path}: line") if data["line"] else None
     noise: Noise | None = parse(Noise, data["noise"], f"{path}: noise") if data.get("noise") else None
     problems: Sequence[str] = bench_problems(noise, line)
-    return f"{text} Limitation: the machine was busy: {'; '.join(problems)}." if problems else text
+    return f"{text} Limitation: noisy measurement: {'; '.join(problems)}." if problems else text
 
 
 def _use(facts: CardFacts, repository: str) -> str:
