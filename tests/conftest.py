@@ -130,7 +130,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
     options = TrainingOptions(
         str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
     )
-    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output, quiet=True)
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output)
     calibrate(output, data_folder, criterion="confidence", rule=Keep(0.9))
     return output
 

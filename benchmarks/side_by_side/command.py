@@ -32,7 +32,7 @@ from berxit.runtime import BerxitError, ExitPolicy, InputError
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import plural
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 
 if TYPE_CHECKING:
     from benchmarks.side_by_side.products import Shape
@@ -86,7 +86,7 @@ def command(
     tokens, counts = _numbers("--lengths", lengths), _numbers("--threads", threads)
     if hidden % 64:
         raise InputError(f"--hidden {hidden}: it must be a multiple of 64")
-    hush_libraries()
+    silence_library_logs()
     from benchmarks.side_by_side.figure import draw
     from benchmarks.side_by_side.prepare import prepare, random_checkpoint, shape_of
     from benchmarks.side_by_side.report import report

@@ -207,9 +207,9 @@ class EagerBackend:
     def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch
 
-        from berxit.toolkit.commands.options import hush_libraries
+        from berxit.toolkit.commands.options import silence_library_logs
 
-        hush_libraries()
+        silence_library_logs()
         from berxit.train.checkpoint import load_checkpoint
 
         torch.set_num_threads(threads)

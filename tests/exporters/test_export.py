@@ -275,7 +275,7 @@ def test_regression_predicts_and_exits_as_the_evaluation(backbone_folders: dict,
     options = TrainingOptions(
         str(backbone_folders["bert"]), epochs=3, batch_size=16, learning_rate=3e-3, max_length=32, pooling="mean"
     )
-    checkpoint = fine_tune(task, data, options, tmp_path / "checkpoint", quiet=True)
+    checkpoint = fine_tune(task, data, options, tmp_path / "checkpoint")
     model, tokenizer = load_checkpoint(checkpoint)
     predictions = predict(model, tokenizer, task.read(data, "dev"))
     chosen = calibrate(checkpoint, data, rule=Keep(0.5))

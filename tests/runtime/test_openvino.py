@@ -44,7 +44,7 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
     def make(family: str, data: Path, exits: tuple[int, ...] = ()) -> Path:
         folder = tmp_path_factory.mktemp(f"openvino-{family}")
         options = TrainingOptions(str(backbone_folders[family]), max_steps=2, batch_size=4, max_length=32)
-        fine_tune(custom_task(data, ("text",), "label"), data, options, folder / "checkpoint", quiet=True)
+        fine_tune(custom_task(data, ("text",), "label"), data, options, folder / "checkpoint")
         export(folder / "checkpoint", "onnxruntime", folder / "bundle", options=ExportOptions(exits=exits))
         return folder / "bundle"
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import math
+import pickle
 import shutil
+import time
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -368,3 +373,74 @@ def test_deadline_covers_tokenization(bundle: Path, text: str) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     prediction = runner.predict(text, threshold=1.0, deadline_ms=1e-3)
     assert (prediction.truncated, prediction.late, prediction.exit_layer) == (True, True, 1)
+
+
+def test_close_frees_the_sessions(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1, verify=False)  # unchecked files are not shared with other tests
+    backend: Any = runner.backend
+    assert backend.name == "onnxruntime"
+    sessions = [weakref.ref(file.open()) for file in backend._files]
+    del backend
+    runner.predict("the cat")
+    runner.close()
+    gc.collect()
+    assert [session() for session in sessions] == [None] * 4
+
+
+def test_close_can_be_called_twice(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle, threads=1)
+    runner.close()
+    runner.close()
+    assert runner.manifest.model.layers == 3
+
+
+def test_closed_runner_raises_in_every_call(bundle: Path) -> None:
+    with EarlyExitRunner.load(bundle, threads=1) as runner:
+        half = runner.stream("the cat")
+        next(half)
+    calls: list[Callable[[], Any]] = [
+        lambda: runner.predict("the cat"),
+        lambda: runner.predict("the cat", deadline_ms=5),
+        lambda: runner.predict_batch(["the cat"]),
+        lambda: runner.stream("the cat"),
+        lambda: runner.backend,
+        lambda: pickle.dumps(runner),
+        runner.__enter__,
+        lambda: next(half),
+    ]
+    for call in calls:
+        with pytest.raises(BerxitError, match=r"^this runner is closed: load the bundle again$"):
+            call()
+
+
+def test_runner_as_context_manager_closes_after_an_error(bundle: Path) -> None:
+    with pytest.raises(InputError, match="empty"), EarlyExitRunner.load(bundle, threads=1) as runner:
+        runner.predict("")
+    with pytest.raises(BerxitError, match="closed"):
+        runner.predict("the cat")
+
+
+def test_close_keeps_sessions_that_another_runner_shares(bundle: Path) -> None:
+    first, second = (EarlyExitRunner.load(bundle, threads=1) for _ in range(2))
+    expected = but_latency(second.predict("the cat"))
+    first.close()
+    assert but_latency(second.predict("the cat")) == expected
+
+
+def test_stream_excludes_the_callers_pauses_from_the_latency(runner: EarlyExitRunner) -> None:
+    pause_s, latencies = 0.2, []
+    stream = runner.stream("the cat sat on the mat")
+    time.sleep(pause_s)
+    for prediction in stream:
+        latencies.append(prediction.latency_ms)
+        time.sleep(pause_s)
+    assert len(latencies) == 3
+    assert latencies == sorted(latencies)
+    assert latencies[-1] < 1e3 * pause_s
+
+
+def test_predict_batch_accepts_arrays_and_generators(runner: EarlyExitRunner) -> None:
+    texts = ["the cat sat", "a dog"]
+    expected = [but_latency(each) for each in runner.predict_batch(texts)]
+    for batch in (np.array(texts), np.array(texts, dtype=object), (text for text in texts)):
+        assert [but_latency(each) for each in runner.predict_batch(batch)] == expected

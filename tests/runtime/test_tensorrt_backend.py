@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import weakref
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.loop import Backend, exit_loop
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.progress import Bar, silent
 from berxit.runtime.tokenization import TokenBatch
 from berxit.runtime.tuning import tune
 
@@ -631,7 +633,7 @@ def test_a_builder_is_looked_for_under_every_name_that_it_comes_under() -> None:
 
 
 def test_a_bundle_opens_through_the_registry(
-    bundles: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    bundles: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine = Machine("10.3.0", tmp_path)
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
@@ -639,9 +641,16 @@ def test_a_bundle_opens_through_the_registry(
     monkeypatch.setattr(backend.Cuda, "open", lambda: Cuda(cuda_runtime(machine.world)))
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__spec__=SimpleNamespace()))
     folder = shutil.copytree(bundles["fp32"], tmp_path / "bundle")
-    found = open_backend(folder, read_manifest(folder), backend="tensorrt")
+    lengths: list[int] = []
+
+    def progress(length: int) -> AbstractContextManager[Bar]:
+        lengths.append(length)
+        return silent(length)
+
+    found = open_backend(folder, read_manifest(folder), backend="tensorrt", progress=progress)
     assert found.name == "tensorrt"
-    assert "builds 4 of 4 engines for Stand-in" in capsys.readouterr().err
+    assert "builds 4 of 4 engines for Stand-in" in caplog.text
+    assert lengths == [4]
     for name in ("tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"):
         assert open_backend(folder, read_manifest(folder), backend=name).name == name
     with pytest.raises(InputError, match="no back end 'tensorrt-fast' runs bundles for tensorrt"):

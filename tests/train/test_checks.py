@@ -189,7 +189,7 @@ def test_match_weights_rejects_weights_of_another_model(
 ) -> None:
     rewrite(folder, change)
     with pytest.raises(InputError, match=message) as caught:
-        fine_tune(task, data_folder, options_of(folder), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, options_of(folder), tmp_path / "output")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -267,7 +267,7 @@ def test_check_config_rejects_what_the_canonical_layer_does_not_implement(
     folder = Path(shutil.copytree(backbone_folders[family], tmp_path / "model"))
     set_json(folder, "config.json", **values)
     with pytest.raises(InputError, match=message):
-        fine_tune(task, data_folder, options_of(folder), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, options_of(folder), tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -431,7 +431,7 @@ def test_unknown_tokens_reports_their_share(folder: Path, task: Task, data_folde
     (data / "train.tsv").write_text(text.replace("train ", "unheard ", 3), encoding="utf-8")
     lines: list[str] = []
     options = replace(options_of(folder), limit_train=None)
-    fine_tune(task, data, options, tmp_path / "output", quiet=True, report=lines.append)
+    fine_tune(task, data, options, tmp_path / "output", report=lines.append)
     assert any(line.startswith("unknown tokens: 0.") and "96 training texts" in line for line in lines)
     found = checks.unknown_tokens("m", AutoTokenizer.from_pretrained(folder), task.read(data, "train").texts)
     assert (found.unknown, found.texts) == (3, 96)

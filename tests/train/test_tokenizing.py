@@ -77,7 +77,7 @@ def whitespace_run(
     """A checkpoint and a runner of its bundle, with the byte-level tokenizer."""
     folder = tmp_path_factory.mktemp("whitespace")
     options = TrainingOptions(str(byte_level), max_steps=2, max_length=32)
-    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "checkpoint", quiet=True)
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "checkpoint")
     export(folder / "checkpoint", "onnxruntime", folder / "bundle")
     return folder / "checkpoint", EarlyExitRunner.load(folder / "bundle", threads=1)
 
@@ -245,7 +245,7 @@ def test_fine_tune_rejects_left_padding_before_the_first_step(
     model = edited(backbone_folders["bert"], tmp_path / "model", {"padding_side": "left"})
     task = custom_task(data_folder, ("text",), "label")
     with pytest.raises(InputError, match="padding_side is 'left'"):
-        fine_tune(task, data_folder, TrainingOptions(model, max_length=16), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, TrainingOptions(model, max_length=16), tmp_path / "output")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 

@@ -300,7 +300,7 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
                 pooling="first" if family == "bert" else "mean",
                 exit_head="pooler" if family in ("bert", "albert") else "linear",
             )
-            fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "ckpt", quiet=True)
+            fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "ckpt")
             export_options = ExportOptions(precision="int8", exits=(1, 3) if exits else ())
             export(folder / "ckpt", "onnxruntime", folder / "bundle", options=export_options)
             made[name] = folder / "bundle"
