@@ -47,7 +47,7 @@ def recalibrate(
     assert checkpoint.calibrated is not None
     calibration, exits, precision = checkpoint.calibrated.calibration, written.draft.exits, written.draft.precision
     try:
-        expected = checkpoint.calibration_pass.at_exits(exits)
+        expected = checkpoint.calibration_pass.select_exits(exits)
         texts = calibration_texts(checkpoint.path, expected, calibration, task_of(checkpoint.model.config), data_file)
     except BerxitError as error:
         messages.warn(f"the cost of {precision} was not measured, the thresholds are the checkpoint's: {error}")

@@ -15,6 +15,10 @@ import numpy as np
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.noise import Noise, noisy
 
+OLDER_KEYS = {"rule": "description", "asked": "requirement"}
+OLDER_PLACEMENT_KEYS = {"milliseconds": "expected_ms", "all_milliseconds": "all_exits_ms"}
+"""Key in a record or placement of an older version -> the field."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -70,8 +74,8 @@ class Calibration:
     """How a threshold was chosen, with the policy's results on the calibration data."""
 
     criterion: str
-    rule: str
-    """The calibration rule in words: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
+    description: str
+    """The rule as a sentence: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
     data: str
     """Name of the data file, without its folder."""
     data_sha256: str
@@ -86,8 +90,8 @@ class Calibration:
     histogram: tuple[int, ...]
     """(n,) number of examples that exit at each layer."""
     threshold: float
-    asked: dict[str, float | str]
-    """The rule's numbers by name: the fields of one of ``berxit.train.rules.Rule``."""
+    requirement: dict[str, float | str]
+    """The rule with its numbers: the fields of one of ``berxit.train.rules.Rule``."""
     constant_score: float | None = None
     """The score of the best prediction that is the same for every example; None in older records."""
     positive: str | None = None
@@ -124,17 +128,15 @@ class Calibration:
 def upgraded(record: Any) -> Any:
     """The JSON data of a stored record, with the keys of earlier versions renamed. Anything else is returned unchanged.
 
-    Earlier versions stored the share of the score to keep as ``keep``, the data file with its folder, and the expected
-    times of a placement as ``milliseconds`` and ``all_milliseconds``.
+    The oldest have a ``keep`` instead of a rule, and the name of the data may include its folder.
     """
     if not isinstance(record, dict):
         return record
-    record = dict(record)
+    record = {OLDER_KEYS.get(key, key): value for key, value in record.items()}
     if "keep" in record:
-        record["asked"] = {"keep": record.pop("keep")}
+        record["requirement"] = {"keep": record.pop("keep")}
     if isinstance(record.get("data"), str):
         record["data"] = Path(record["data"]).name
     if isinstance(record.get("placement"), dict):
-        names = {"milliseconds": "expected_ms", "all_milliseconds": "all_exits_ms"}
-        record["placement"] = {names.get(name, name): value for name, value in record["placement"].items()}
+        record["placement"] = {OLDER_PLACEMENT_KEYS.get(key, key): value for key, value in record["placement"].items()}
     return record

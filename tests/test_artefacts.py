@@ -73,7 +73,7 @@ def written(
     return out, inputs
 
 
-def test_no_file_names_a_folder_of_this_machine(written: tuple[Path, Path]) -> None:
+def test_artefacts_contain_no_local_path(written: tuple[Path, Path]) -> None:
     out, inputs = written
     secrets = [str(inputs), str(out), "secret-inputs", "secret-outputs", str(Path.home()), str(Path.cwd())]
     found = []
@@ -89,7 +89,7 @@ def test_no_file_names_a_folder_of_this_machine(written: tuple[Path, Path]) -> N
     assert {"report.html", "compare.json", "dev.jsonl", "layerwise-custom.json", "calibration_texts.json"} <= names
 
 
-def test_every_file_has_the_mode_of_the_umask(written: tuple[Path, Path]) -> None:
+def test_artefacts_have_the_mode_of_the_umask(written: tuple[Path, Path]) -> None:
     out, _ = written
     wrong = {
         str(path.relative_to(out)): oct(mode)

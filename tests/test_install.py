@@ -19,7 +19,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     return calls
 
 
-def test_without_a_gpu_only_the_cpu_build_will_do(
+def test_install_torch_without_a_gpu_installs_the_cpu_build(
     asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "has_gpu", lambda: False)
@@ -28,7 +28,7 @@ def test_without_a_gpu_only_the_cpu_build_will_do(
     assert asked == [(f"torch=={install.TORCH}+cpu", "--extra-index-url", install.CPU_INDEX)]
 
 
-def test_an_index_that_cannot_be_reached_is_not_asked(
+def test_install_torch_omits_an_index_that_cannot_be_reached(
     asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "has_gpu", lambda: False)
@@ -37,7 +37,7 @@ def test_an_index_that_cannot_be_reached_is_not_asked(
     assert asked == [(f"torch=={install.TORCH}+cpu",)]
 
 
-def test_with_a_gpu_a_cpu_build_that_lies_about_is_not_taken(
+def test_install_torch_with_a_gpu_ignores_a_local_cpu_build(
     asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "has_gpu", lambda: True)
@@ -45,7 +45,7 @@ def test_with_a_gpu_a_cpu_build_that_lies_about_is_not_taken(
     assert asked == [(f"torch==={install.TORCH}",)]
 
 
-def test_a_cpu_build_that_is_nowhere_is_one_line_and_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_torch_without_a_cpu_build_fails_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(folder: Path, *arguments: str) -> None:
         raise subprocess.CalledProcessError(1, ["pip", *arguments])
 
@@ -57,7 +57,7 @@ def test_a_cpu_build_that_is_nowhere_is_one_line_and_no_cuda(monkeypatch: pytest
         install.install_torch(Path("venv"))
 
 
-def test_the_tests_get_coremltools_where_it_exists(
+def test_install_coremltools_on_supported_systems(
     asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install.install_coremltools(Path("venv"))
@@ -67,7 +67,7 @@ def test_the_tests_get_coremltools_where_it_exists(
     assert len(asked) == 1
 
 
-def test_the_tests_get_tensorrt_rtx_where_it_exists(
+def test_install_tensorrt_rtx_on_supported_systems(
     asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install.platform, "system", lambda: "Linux")
@@ -77,7 +77,7 @@ def test_the_tests_get_tensorrt_rtx_where_it_exists(
         assert asked == [("-e", ".[tensorrt-rtx]")] * calls
 
 
-def test_without_coremltools_the_set_up_goes_on_with_one_line(
+def test_install_coremltools_continues_without_a_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(folder: Path, *arguments: str, quiet: bool) -> None:
@@ -91,10 +91,10 @@ def test_without_coremltools_the_set_up_goes_on_with_one_line(
     ]
 
 
-def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_has_gpu_is_false_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install.shutil, "which", lambda name: None)
     assert not install.has_gpu()
 
 
-def test_an_index_that_is_not_there_is_not_reachable() -> None:
+def test_reachable_is_false_for_a_missing_index() -> None:
     assert not install.reachable("http://127.0.0.1:9")

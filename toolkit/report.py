@@ -72,7 +72,7 @@ def write_report(
         examples=_examples(answers),
         thresholds=thresholds,
         layers=layers,
-        calibration=html.escape(f"{_sentence(calibration.rule)} {_sentence(calibration.summary())}"),
+        calibration=html.escape(f"{_sentence(calibration.description)} {_sentence(calibration.summary())}"),
         code=html.escape(_CODE.format(bundle=bundle.resolve().name)),
         conditions=html.escape(
             f"{result.target} {result.precision}, {result.threads} threads; "

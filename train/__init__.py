@@ -1,4 +1,4 @@
-"""Fine-tunes multi-exit encoders, evaluates them in one pass, and calibrates when they exit.
+"""Fine-tuning of multi-exit encoders, evaluation in one pass, and calibration of the exit policy.
 
 ``from berxit.train import MultiExitModel`` registers the model with transformers' Auto classes.
 """

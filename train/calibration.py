@@ -1,4 +1,4 @@
-"""Chooses the threshold by a rule, on data that training has not seen, and writes it with how it was chosen."""
+"""Calibration: a rule chooses the threshold on data that training did not use. The record of the choice is stored."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ from berxit.train.rules import Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
-"""Beside the checkpoint's weights: the policy and the record of how it was chosen."""
+"""File in the checkpoint's folder: the policy and the calibration record."""
 PASS_FILE = "calibration_pass.npz"
-"""The pass over the calibration data: an export with fewer exits chooses its threshold again from it. exit_policy.json
-holds its sha256."""
+"""File with the pass over the calibration data. An export with fewer exits chooses its threshold from it.
+exit_policy.json contains its sha256."""
 TEXTS_FILE = "calibration_texts.json"
-"""The texts of that data, in the order of the pass: an export that may change predictions runs them."""
+"""File with the texts of the calibration data, in the order of the pass. An export that may change predictions runs
+them."""
 
 
 @dataclass(frozen=True)
 class CalibratedPolicy:
-    """exit_policy.json"""
+    """Content of exit_policy.json."""
 
     policy: ExitPolicy
     calibration: Calibration
     pass_sha256: str | None = None
-    """Of PASS_FILE, from which it was chosen; None in checkpoints from before it was recorded."""
+    """sha256 of PASS_FILE, from which the policy was chosen. None in checkpoints of older versions."""
 
 
 def calibrate(
@@ -60,16 +61,16 @@ def calibrate(
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Calibration:
-    """Chooses the checkpoint's policy on a split of ``data`` and writes it beside the weights.
+    """Chooses the checkpoint's policy on a split of ``data`` and stores it in the checkpoint's folder.
 
-    ``report`` hears what was skipped. Raises InputError for the file that the checkpoint was trained on, or a criterion
-    or rule that cannot be met.
+    ``report`` is called with a line about skipped rows. Raises InputError for the file that the checkpoint was trained
+    on, and for a criterion or rule that does not fit the model or the data.
     """
     path = find_split(data, split)
     digest = sha256(path)
     if digest == read_record(checkpoint).get("train_sha256"):
         raise InputError(
-            f"{path} is what {checkpoint} was trained on: calibrate on data it has not seen, as --split dev"
+            f"{checkpoint} was trained on {path}: calibrate on data that training did not use, such as --split dev"
         )
     model, tokenizer = load_checkpoint(checkpoint, best_device())
     examples = task_of(model.config).read(path, split, skip_bad_rows=skip_bad_rows)
@@ -93,7 +94,7 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
     point = rule.choose(predictions, criterion)
     calibration = Calibration(
         criterion=criterion,
-        rule=rule.in_words(predictions.metric),
+        description=rule.describe(predictions.metric),
         data=data,
         data_sha256=data_sha256,
         examples=len(predictions.labels),
@@ -104,7 +105,7 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
         saved_layers=point.saved_layers,
         histogram=point.histogram,
         threshold=point.threshold,
-        asked=asdict(rule),
+        requirement=asdict(rule),
         constant_score=predictions.constant.score,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
@@ -118,42 +119,43 @@ def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: Opera
     if depth is None:
         yield policy_warning(predictions, criterion, point, rule.stricter)
         yield exits_warning(predictions, point.saved_layers)
-    if not rule.kept(predictions, criterion, point):
+    if not rule.is_met(predictions, criterion, point):
         yield (
-            f"the rule is not kept: full depth scores {layer_scores(predictions)[-1]:.4f} here, the checkpoint's"
-            f" {predictions.full_depth_score:.4f}, so the policy never exits early. Export with another"
-            f" --precision, or calibrate the checkpoint with {rule.looser}"
+            f"no threshold satisfies the rule: full depth scores {layer_scores(predictions)[-1]:.4f} in this precision,"
+            f" {predictions.full_depth_score:.4f} in the checkpoint, so the policy never exits early. Export with"
+            f" another --precision, or calibrate the checkpoint with {rule.looser}"
         )
 
 
 def choose_again(predictions: Predictions, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
-    """The same rule on the same stored pass for a model that has only these exits. Raises as ``choose`` does."""
+    """The policy that the same rule chooses on the same pass for a model with only these exits. Raises as ``choose``
+    does."""
     c = calibration
-    return choose(predictions.at_exits(exits), c.criterion, rule_of(c), c.data, c.data_sha256)
+    return choose(predictions.select_exits(exits), c.criterion, rule_of(c), c.data, c.data_sha256)
 
 
 def rule_of(calibration: Calibration) -> Rule:
-    """The rule that the record states in numbers. Raises BerxitError if they belong to no rule."""
-    rule: Rule = parse(Rule, calibration.asked, "calibration: asked")  # type: ignore[arg-type]
+    """The rule that the record contains. Raises BerxitError if its numbers belong to no rule."""
+    rule: Rule = parse(Rule, calibration.requirement, "calibration: requirement")  # type: ignore[arg-type]
     return rule
 
 
 def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
     """The pass over the calibration data from which the policy was chosen.
 
-    Raises BerxitError where it is missing or damaged, or is another calibration's, as after a copy of one of the two
-    files, or after an interruption of an older version, which wrote them one after the other.
+    Raises BerxitError if the file is missing or damaged, or belongs to another calibration. That happens if only one of
+    the two files was copied. Older versions wrote them one after the other, so an interruption could cause it, too.
     """
     path = checkpoint / PASS_FILE
     if not path.is_file():
         raise BerxitError(f"{path} is missing: rerun berxit-calibrate")
-    belongs = calibrated.pass_sha256 in (None, sha256(path))
+    belongs = calibrated.pass_sha256 in (None, sha256(path))  # None: compared by its histogram below
     if belongs:
         try:
             predictions = Predictions.load(path)
-        except Exception as error:  # zip, numpy and the file system each have their own
+        except Exception as error:  # zip, numpy and the file system raise unrelated types
             raise BerxitError(f"{path} is damaged: rerun berxit-calibrate") from error
-        if calibrated.pass_sha256 is None:  # an older record: what it states must follow from the pass
+        if calibrated.pass_sha256 is None:
             belongs = predictions.layers == calibrated.policy.layers and (
                 operating_point(predictions, calibrated.policy).histogram == calibrated.calibration.histogram
             )
@@ -167,9 +169,9 @@ def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
-    """The checkpoint's policy with its calibration record, or None if it was never calibrated.
+    """The checkpoint's policy with its calibration record. None if it was never calibrated.
 
-    Raises BerxitError for a file that is damaged or states no rule.
+    Reads records of older versions, too. Raises BerxitError for a file that is damaged or contains no rule.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():
@@ -178,12 +180,12 @@ def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     if "calibration" in data:
         data["calibration"] = upgraded(data["calibration"])
     found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
-    parse(Rule, found.calibration.asked, f"{path}: calibration: asked")  # type: ignore[arg-type]
+    parse(Rule, found.calibration.requirement, f"{path}: calibration: requirement")  # type: ignore[arg-type]
     return found
 
 
 def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:
-    """The texts of the calibration data, in the order of the pass; None where these, or none, are not stored."""
+    """The texts of the calibration data, in the order of the pass. None if the texts of this data are not stored."""
     path = checkpoint / TEXTS_FILE
     if not path.is_file():
         return None

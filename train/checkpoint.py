@@ -1,4 +1,4 @@
-"""Checkpoints: Hugging Face folders, checked before they are read."""
+"""Checkpoints: Hugging Face model folders. They are checked when they are read."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from berxit.train.tokenizing import CONFIG_FILE, TOKENIZER_FILE, stored_tokenize
 RECORD_FILE = "training.json"
 SAMPLES_FILE = "samples.json"
 SAMPLES = 32
-"""Texts of the data that a checkpoint carries; they become the golden inputs of its bundles."""
+"""Number of texts of the data that a checkpoint contains. They become the golden inputs of its bundles."""
 DEV_FILE = "dev.jsonl"
-"""The rows that --dev-fraction held out, in the task's columns: the checkpoint is a data folder with a dev split."""
+"""File with the rows that --dev-fraction held out, in the task's columns. With it, the checkpoint is a data folder with
+a dev split."""
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """training.json: how the checkpoint came about, so that it can be repeated."""
+    """Content of training.json: everything that is needed to repeat the training."""
 
     options: dict[str, Any]
-    """As ``TrainingOptions.recorded`` returns them."""
+    """The result of ``TrainingOptions.recorded``."""
     train_file: str
-    """Its name, without the folder."""
+    """File name without its folder."""
     train_sha256: str
     train_examples: int
     steps: int
     seconds: float
     loss: float
-    """Mean over the last epoch, of what the strategy minimised."""
+    """Mean training loss of the last epoch."""
     device: str
     versions: dict[str, str]
     task: dict[str, Any] = field(default_factory=dict)
     model_sha256: str | None = None
-    """Of the model folder's files; None for a name on the hub."""
+    """Hash of the model folder's files. None for a model from the hub."""
     processes: int = 1
     dev_examples: int = 0
-    """Rows that --dev-fraction held out, in dev.jsonl; 0 without it."""
+    """Number of rows that --dev-fraction held out (dev.jsonl)."""
 
 
 def save_checkpoint(
@@ -58,9 +59,10 @@ def save_checkpoint(
     record: TrainingRecord,
     samples: list[Text],
 ) -> None:
-    """Fills ``folder``: config.json, model.safetensors, tokenizer files, how it was trained, and some sample texts.
+    """Writes config.json, model.safetensors, the tokenizer files, the training record and some sample texts to
+    ``folder``.
 
-    Files get the modes that the process's umask asks for; some of the libraries create them for the owner alone.
+    File modes follow the umask of the process. Some of the libraries create files that only the owner can read.
     """
     for config in (model.config, model.config.backbone):
         config._name_or_path = recorded_model(config._name_or_path)
@@ -72,31 +74,31 @@ def save_checkpoint(
 
 
 def apply_umask(folder: Path) -> None:
-    """Gives everything in ``folder``, which was created by this process, the modes that the umask asks for."""
+    """Sets the mode of everything in ``folder`` according to the umask. This process must have created ``folder``."""
     mode = folder.stat().st_mode & 0o777
     for path in folder.rglob("*"):
         path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json. Raises BerxitError for a folder that is no multi-exit checkpoint."""
+    """A checkpoint's config.json. Raises BerxitError if the folder is not a multi-exit checkpoint."""
     needed = ("config.json", "model.safetensors", TOKENIZER_FILE, CONFIG_FILE)
     recover(folder)
     if not folder.is_dir():
-        raise BerxitError(f"no checkpoint at {folder}: make one with berxit-train")
+        raise BerxitError(f"no checkpoint at {folder}: train one with berxit-train")
     if missing := [name for name in needed if not (folder / name).is_file()]:
-        raise BerxitError(f"checkpoint {folder} has no {', '.join(missing)}: train again, or copy it whole")
+        raise BerxitError(f"checkpoint {folder} has no {', '.join(missing)}: copy the complete folder, or retrain")
     config = read_json(folder / "config.json")
     if config.get("model_type") != "berxit":
-        raise BerxitError(f"{folder} is a plain model without exits: give it to berxit-train --model first")
+        raise BerxitError(f"{folder} is a model without exits: fine-tune it with berxit-train --model {folder}")
     return config
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[MultiExitModel, TextTokenizer]:
-    """Model and tokenizer, which truncates to the model's ``max_length``.
+    """The model and its tokenizer, which truncates to the model's ``max_length``.
 
-    Raises BerxitError for a folder that is no multi-exit checkpoint, or a damaged one, and InputError for one that
-    train/checks.py rejects.
+    Raises BerxitError if the folder is not a multi-exit checkpoint or is damaged, and InputError if train/checks.py
+    rejects it.
     """
     read_config(folder)
     try:
@@ -104,14 +106,12 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[M
         tokenizer = read_tokenizer(str(folder))
     except InputError:
         raise
-    except Exception as error:  # safetensors and tokenizers raise their own, unrelated types
-        raise BerxitError(
-            f"cannot read checkpoint {folder}: {first_line(error)}. Copy it again or train again"
-        ) from error
+    except Exception as error:  # safetensors and tokenizers raise unrelated types
+        raise BerxitError(f"cannot read checkpoint {folder}: {first_line(error)}. Copy it again, or retrain") from error
     for problem, names in (("lacks weights", "missing_keys"), ("has unknown weights", "unexpected_keys")):
         if loading[names]:
             raise BerxitError(
-                f"checkpoint {folder} {problem}, the first is {min(loading[names])}: copy it again or train again"
+                f"checkpoint {folder} {problem}, the first is {min(loading[names])}: copy it again, or retrain"
             )
     checks.check_config(str(folder), model.config.backbone)
     checks.check_finite(str(folder), model)
@@ -120,23 +120,23 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[M
     checks.check_tokenizer(str(folder), tokenizer, model.backbone, pairs=pairs, pooling=model.config.pooling)
     try:
         stored = stored_tokenizer(folder, model.config.max_length, tokenizer.pad_token_id, f"checkpoint {folder}")
-    except InputError as error:  # of a release that did not check it before training
-        raise BerxitError(f"{error}, and train again") from None
+    except InputError as error:  # older versions did not check this before training
+        raise BerxitError(f"{error}, and retrain") from None
     return model.eval().to(device), stored
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """training.json of a checkpoint; empty where there is none."""
+    """The content of a checkpoint's training.json; empty if the file does not exist."""
     return read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else {}
 
 
 def spread_samples(texts: list[Text]) -> list[Text]:
-    """At most SAMPLES of the texts, evenly spread."""
+    """At most SAMPLES of the texts, at even distances."""
     return texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
 
 
 def read_samples(folder: Path) -> list[Text]:
-    """The checkpoint's sample texts; empty where there are none."""
+    """The checkpoint's sample texts; empty if the file does not exist."""
     if not (folder / SAMPLES_FILE).is_file():
         return []
     return [text if isinstance(text, str) else tuple(text) for text in read_json(folder / SAMPLES_FILE)["texts"]]

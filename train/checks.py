@@ -22,7 +22,7 @@ from berxit.train.backbones import Adapter, adapter_for
 from berxit.train.backbones.weights import array
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "0.auto_model.", "auto_model.")
-"""Prefixes that DataParallel, torch.compile, training scripts and sentence-transformers put before an encoder."""
+"""Prefixes that DataParallel, torch.compile, training scripts and sentence-transformers add to an encoder's names."""
 
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Constants that older versions of transformers stored with the weights."""
@@ -30,18 +30,18 @@ BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 POOLER = "pooler."
 
 SPECIAL_TOKENS = ("cls", "sep", "unk", "mask", "bos", "eos")
-"""Roles whose id config.json may state. Padding has a check of its own."""
+"""Roles whose id config.json may contain. Padding is checked separately."""
 
 TEXTS, CHARACTERS = 1000, 500
-"""The share of unknown tokens is counted on so many texts, spread over the data, and so many characters of each."""
+"""The share of unknown tokens is counted on this many texts, spread over the data, and this many characters of each."""
 
 UNKNOWN_LIMIT = 0.3
-"""A larger share of unknown tokens is rejected: every unknown token is a word that the model cannot tell apart."""
+"""A larger share of unknown tokens is rejected: the model cannot distinguish the words behind them."""
 
 
 @dataclass(frozen=True)
 class UnknownTokens:
-    """How many tokens of the training texts the tokenizer does not know."""
+    """Number of unknown tokens in the training texts."""
 
     unknown: int
     tokens: int
@@ -92,9 +92,11 @@ def check_config(model: str, config: PreTrainedConfig) -> Adapter:
 
 
 def check_max_length(model: str, adapter: Adapter, max_length: int) -> None:
-    """Rejects inputs of more tokens than there are positions."""
+    """Rejects a ``max_length`` above the model's number of positions."""
     if max_length > adapter.max_length:
-        raise InputError(f"--max-length {max_length} is more than the {adapter.max_length} of {model}: choose less")
+        raise InputError(
+            f"--max-length {max_length} is more than the {adapter.max_length} positions of {model}: give a lower value"
+        )
 
 
 def match_weights(
@@ -144,7 +146,7 @@ def check_finite(model: str, encoder: nn.Module) -> None:
 
 
 def check_tokenizer_files(model: str, tokenizer: PreTrainedTokenizerBase, exists: Callable[[str], bool]) -> None:
-    """Rejects a tokenizer that exists in Python only, and one that transformers invented because files are missing."""
+    """Rejects a tokenizer that exists in Python only, and one that transformers created because files are missing."""
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise InputError(
@@ -169,8 +171,8 @@ def check_tokenizer(
 ) -> None:
     """Rejects a tokenizer that does not belong to the encoder.
 
-    Every id that can reach an embedding table needs a row there, and a special token must mean the same to both.
-    ``pairs``: the task has two texts per row. ``pooling``: what the exits read, "first" or "mean".
+    Every token id needs a row in the word embedding table, and tokenizer and encoder must agree on special tokens.
+    ``pairs``: the task has two texts per row. ``pooling``: "first" or "mean", as in MultiExitConfig.
     """
     config, adapter = encoder.config, adapter_for(encoder.config)
     rows = encoder.get_input_embeddings().num_embeddings
@@ -211,9 +213,9 @@ def check_tokenizer(
 
 
 def unknown_tokens(model: str, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> UnknownTokens:
-    """Counts the tokens of the training texts that the tokenizer does not know. Rejects more than UNKNOWN_LIMIT.
+    """The number of unknown tokens in the training texts. Rejects a share above UNKNOWN_LIMIT.
 
-    A text without any token counts as one unknown token: some tokenizers drop what they do not know.
+    A text without any token counts as one unknown token, because some tokenizers drop unknown characters.
     """
     chosen = texts[:: -(-len(texts) // TEXTS)]
     parts = [part[:CHARACTERS] for text in chosen for part in (text if isinstance(text, tuple) else (text,))]
@@ -229,7 +231,8 @@ def unknown_tokens(model: str, tokenizer: PreTrainedTokenizerBase, texts: Sequen
 
 
 def _prefixes(model: str, weights: Mapping[str, Any], skeleton: PreTrainedModel) -> tuple[str, str]:
-    """The wrappers' prefix in the file, and the encoder's, which may have the family's own name after it."""
+    """The prefix that wrappers add in the file, and the encoder's complete prefix, which may also contain the name of
+    the family."""
     table = skeleton.get_input_embeddings().weight
     anchor = next(name for name, parameter in skeleton.named_parameters() if parameter is table)
     candidates = [name for name in weights if name == anchor or name.endswith(f".{anchor}")]
@@ -247,7 +250,7 @@ def _prefixes(model: str, weights: Mapping[str, Any], skeleton: PreTrainedModel)
 
 
 def _current_name(name: str) -> str:
-    """The name of today for a layer norm's parameter, which files converted from TensorFlow call gamma or beta."""
+    """The current name of a layer norm's parameter. Files that were converted from TensorFlow call it gamma or beta."""
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
 
 
@@ -266,7 +269,7 @@ def _check_tensor(model: str, name: str, tensor: Any, expected: Tensor) -> None:
 
 
 def _is_dropped(name: str, adapter: Adapter, expected: Mapping[str, Tensor], file_layers: int) -> bool:
-    """Whether the tensor belongs to one of the last layers, which ``--layers`` does not take."""
+    """True if the tensor belongs to one of the last layers, which ``--layers`` removes."""
     if adapter.layer_list is None or not name.startswith(adapter.layer_list):
         return False
     number, _, rest = name.removeprefix(adapter.layer_list).partition(".")
@@ -280,7 +283,7 @@ def _is_dropped(name: str, adapter: Adapter, expected: Mapping[str, Tensor], fil
 def _check_special_tokens(
     model: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, added: set[int]
 ) -> None:
-    """Rejects special tokens that the tokenizer adds under an unknown id, or whose id config.json states otherwise."""
+    """Rejects special tokens with an unknown id, or with another id than in config.json."""
     own = {role: getattr(tokenizer, f"{role}_token_id") for role in SPECIAL_TOKENS}
     if strange := sorted(added - set(own.values())):
         raise InputError(

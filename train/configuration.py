@@ -1,4 +1,4 @@
-"""The checkpoint's config.json: the backbone's own configuration, the exits, and the task they answer."""
+"""The checkpoint's config.json: the backbone's configuration, the exits and the task."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ class MultiExitConfig(PreTrainedConfig):
     backbone: dict | PreTrainedConfig | None = None
     """The encoder's own configuration, of any family in train/backbones/."""
     exit_head: str = "linear"
-    """linear: one layer on h_i, the paper's text; pooler: dense + tanh + linear, the authors' code."""
+    """linear: one linear layer on h_i, as in the paper's text. pooler: dense, tanh, linear, as in the authors' code."""
     pooling: str = "first"
-    """What h_i is: first, the first token's hidden state, as in the paper; mean, the mean over all tokens (ours)."""
+    """Definition of h_i. first: hidden state of the first token, as in the paper. mean: mean over all tokens."""
     lte: bool = False
-    """Whether the model learns to exit (equation 8)."""
+    """True for a model with an LTE module (equation 8)."""
     strategy: str = "alternating"
-    """How it was fine-tuned: a name in train.objectives.STRATEGIES."""
+    """Fine-tuning strategy, a name in train.strategies.STRATEGIES."""
     task: str = "custom"
     problem_type: str | None = "single_label_classification"
-    """Or "regression", as transformers names them."""
+    """"single_label_classification" or "regression", as in transformers."""
     metric: str = "accuracy"
     positive: str | None = None
-    """The class that F1 scores, the second of the labels; None in checkpoints from before it was recorded, where it is
-    the second, too."""
+    """The positive class of F1, which is always the second label. None in checkpoints of older versions."""
     text_columns: list | tuple = ("text",)
-    """The data files' columns with the text, or with the two texts of a pair."""
+    """Columns of the data files with the text, or with the two texts of a pair."""
     label_column: str = "label"
     max_length: int = 128
-    """Tokens that one input may have."""
+    """Maximum number of tokens of an input; longer texts are truncated."""
 
     def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]
         super().__post_init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Examples as the model reads them: token ids, truncated to the longest input, padded batch by batch."""
+"""Tokenized examples: token ids, truncated to the maximum length and padded per batch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import TextTokenizer, TokenBatch
 
 CHUNK = 10_000
-"""Rows that are tokenised in a second or so: more than that, and a bar shows how far it is."""
+"""Number of rows per call of the tokenizer, about one second. Larger data sets show a progress bar."""
 
 
 class EncodedExamples(Dataset):
-    """Examples tokenised by the runtime's own tokenizer; ``collate`` pads each batch to its own longest row."""
+    """Examples tokenized by the runtime's tokenizer. ``collate`` pads each batch to its longest row."""
 
     def __init__(self, examples: Examples, tokenizer: TextTokenizer, progress: Progress = silent) -> None:
         self.labels = examples.labels
@@ -47,7 +47,7 @@ class EncodedExamples(Dataset):
         }
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch of B rows for the model: ids, types and mask (B, S), padded as in every runner, and labels (B,)."""
+        """The model's inputs for B rows: ids, types and mask (B, S), padded as in every runner, and labels (B,)."""
         batch = TokenBatch.pad(
             [row["input_ids"] for row in rows], [row["token_type_ids"] for row in rows], self.pad_token_id
         )
@@ -56,7 +56,7 @@ class EncodedExamples(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens per row."""
+        """Number of tokens of each row."""
         return [len(ids) for ids in self.input_ids]
 
 

@@ -1,4 +1,4 @@
-"""One pass over the data, every layer's output kept; every score, curve and threshold is computed from it."""
+"""The pass over the data, which stores the output of every exit. Scores, curves and thresholds are computed from it."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ from berxit.train.metrics import METRICS, scores
 from berxit.train.modeling import MultiExitModel
 
 TOLERANCE = 0.5
-"""Of patience on regression where nothing better was searched for: the policy's own default."""
+"""Tolerance of patience on regression if none was searched for; the policy's default, in label units."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What every exit said of N examples, in the order of the file."""
+    """Outputs of n exits for N examples, in the order of the file."""
 
     logits: npt.NDArray[np.float32]
     """(N, n, C)"""
     lte: npt.NDArray[np.float32] | None
-    """(N, n), or None without LTE."""
+    """(N, n) learned certainties; None without LTE."""
     labels: npt.NDArray
     """(N,)"""
     metric: str
     ids: npt.NDArray | None = None
-    """(N,) which row of its file each example is, from 0, rows that were left out not counted; None in a pass that was
-    made by hand."""
+    """(N,) row number of each example in its file, from 0, without skipped rows. None if the pass has no file."""
     exits: tuple[int, ...] = ()
-    """(n,) the layers that were asked, ascending, the last one included; empty: all."""
+    """(n,) layers of the model that have an exit, ascending, including the last layer. Empty: all layers."""
     names: tuple[str, ...] = ()
-    """(C,) class names; empty for regression, and in a pass that was stored before names were."""
+    """(C,) class names; empty for regression and in passes that older versions stored."""
     reference: npt.NDArray | None = None
-    """(N,) what counts as full depth, where that is not the last exit: for a bundle in another precision the
-    checkpoint's last exit."""
+    """(N,) predictions at full depth that rules compare with, if they are not the last exit's. For a bundle in another
+    precision these are the checkpoint's."""
 
     @property
     def layers(self) -> int:
+        """n, the number of exits in the pass."""
         return self.logits.shape[1]
 
     @property
     def exit_layers(self) -> npt.NDArray[np.int64]:
-        """(n,) which layer of the model each of ours is."""
+        """(n,) the model's layer of each exit."""
         return np.array(self.exits or range(1, self.layers + 1))
 
-    def at_exits(self, exits: Sequence[int]) -> Predictions:
-        """The pass of a model that has no other exits than these layers: ascending, the last layer among them."""
+    def select_exits(self, exits: Sequence[int]) -> Predictions:
+        """The pass restricted to exits at these layers: ascending, including the last layer."""
         columns = np.array(exits) - 1
         lte = None if self.lte is None else self.lte[:, columns]
         return replace(self, logits=self.logits[:, columns], lte=lte, exits=tuple(exits))
@@ -68,45 +68,47 @@ class Predictions:
     def regression(self) -> bool:
         return self.logits.shape[2] == 1
 
-    def answers(self) -> npt.NDArray:
-        """(N, n) class numbers, or values for regression."""
+    def predicted(self) -> npt.NDArray:
+        """(N, n) predictions of every exit: class numbers, or values for regression."""
         return self.logits[..., 0] if self.regression else self.logits.argmax(axis=-1)
 
     @property
     def full_depth(self) -> npt.NDArray:
-        """(N,) the predictions that rules compare with: the checkpoint's at full depth."""
-        return self.answers()[:, -1] if self.reference is None else self.reference
+        """(N,) the checkpoint's predictions at full depth, with which rules compare."""
+        return self.predicted()[:, -1] if self.reference is None else self.reference
 
     @property
     def full_depth_score(self) -> float:
-        """The score of ``full_depth``, computed as the points of a curve are, so that rounding separates no equals."""
+        """The score of ``full_depth``, by the same function as the points of a curve, so that rounding cannot make
+        equal scores differ."""
         return float(scores(self.metric, self.full_depth[None], self.labels)[0])
 
     @property
     def positive(self) -> str | None:
-        """The class that F1 scores; None for another metric."""
+        """The positive class of F1; None for another metric."""
         return positive_class(self.metric, self.names)
 
     @property
     def constant(self) -> Constant:
-        """The best prediction that is the same for every example, and its score."""
+        """The best constant prediction (the same for every example), and its score."""
         return constant_prediction(self.metric, self.labels, self.logits.shape[2])
 
-    def at_chance(self, answers: npt.NDArray) -> bool:
-        """True where predictions (N,) score no better than ``constant``, within sampling error."""
-        return at_chance(self.metric, answers, self.labels, self.logits.shape[2])
+    def at_chance(self, predicted: npt.NDArray) -> bool:
+        """True if predictions (N,) score no better than ``constant``, within sampling error."""
+        return at_chance(self.metric, predicted, self.labels, self.logits.shape[2])
 
     def check(self, where: str = "the stored pass") -> None:
-        """Raises InputError for labels, BerxitError for outputs, whose score cannot be measured."""
+        """Raises InputError for labels on which the metric is not defined, BerxitError for outputs without a score,
+        such as NaN."""
         check_labels(self.metric, self.labels, where)
         check_outputs(self.metric, self.logits, self.exit_layers.tolist(), where)
 
-    def score(self, answers: npt.NDArray, metric: str | None = None) -> float:
-        """The task's metric, or another, of answers (N,)."""
-        return METRICS[metric or self.metric](answers, self.labels)
+    def score(self, predicted: npt.NDArray, metric: str | None = None) -> float:
+        """The score of predictions (N,) by the task's metric, or by another one."""
+        return METRICS[metric or self.metric](predicted, self.labels)
 
     def save(self, path: Path) -> None:
-        """Replaces a file as a whole: an interruption leaves what was there before."""
+        """Writes the pass to an .npz file. The file is replaced as a whole, so an interruption keeps the old one."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         arrays["names"] = np.array(self.names, dtype=np.str_)
         for name in ("lte", "ids", "reference"):
@@ -124,7 +126,7 @@ class Predictions:
 
 
 def best_device() -> torch.device:
-    """Where training and passes run: a GPU where there is one."""
+    """The device of training and passes: a GPU if there is one."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -139,17 +141,17 @@ def predict(
     progress: Progress = silent,
     source: str = "the data",
 ) -> Predictions:
-    """Runs all layers on all examples once, on the device where the model is.
+    """Runs all layers on all examples once, on the model's device.
 
-    ``source``: where the examples are from, for errors. Raises InputError for labels on which the metric measures
-    nothing, before the pass; BerxitError for outputs that have no score.
+    ``source``: origin of the examples, for error messages. Raises InputError before the pass for labels on which the
+    metric is not defined, and BerxitError for outputs without a score, such as NaN.
     """
     check_labels(model.config.metric, examples.labels, source)
     encoded = EncodedExamples(examples, tokenizer, progress)
     model.eval()
     logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
     lte = np.empty((len(examples), model.layers), dtype=np.float32) if model.config.lte else None
-    by_length = np.argsort(encoded.lengths, kind="stable")  # so that short rows are not padded to long ones
+    by_length = np.argsort(encoded.lengths, kind="stable")  # Rows of similar length need little padding.
     with progress(len(examples)) as bar:
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
@@ -167,13 +169,13 @@ def predict(
 
 
 def layer_scores(predictions: Predictions, metric: str | None = None) -> list[float]:
-    """The score of each layer when all examples exit there, by the task's metric or another: (n,)."""
-    answers = predictions.answers()
-    return [predictions.score(answers[:, layer], metric) for layer in range(predictions.layers)]
+    """(n,) the score of each exit if all examples exit there, by the task's metric or another one."""
+    predicted = predictions.predicted()
+    return [predictions.score(predicted[:, layer], metric) for layer in range(predictions.layers)]
 
 
 def default_criterion(predictions: Predictions) -> str:
-    """Confidence for classes; for regression LTE where the model has it, else patience."""
+    """Confidence for classification. For regression, LTE if the model has it, else patience."""
     if not predictions.regression:
         return "confidence"
     return "lte" if predictions.lte is not None else "patience"
@@ -181,15 +183,15 @@ def default_criterion(predictions: Predictions) -> str:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What one threshold gives: a point of the trade-off curve."""
+    """Score and cost of one threshold: a point of the trade-off curve."""
 
     threshold: float
     average_exit_layer: float
     score: float
     histogram: tuple[int, ...]
-    """How many examples left at each of the model's layers."""
+    """(n,) number of examples that exit at each layer of the model."""
     tolerance: float = TOLERANCE
-    """Patience on regression: the largest difference that still counts as agreement, in label units."""
+    """Patience on regression: largest difference that counts as agreement, in label units."""
 
     @property
     def saved_layers(self) -> float:
@@ -200,12 +202,12 @@ class OperatingPoint:
 def operating_point(
     predictions: Predictions, policy: ExitPolicy, certainty: npt.NDArray | None = None
 ) -> OperatingPoint:
-    """What the policy does on the stored pass; ``certainty`` (N, n) spares computing it again for another threshold."""
+    """Score and cost of the policy on the stored pass. ``certainty`` (N, n): its certainties, if already computed."""
     if certainty is None:
         certainty = certainties(policy, predictions.logits, predictions.lte)
-    places = exit_layers(policy, certainty)
-    chosen = np.take_along_axis(predictions.answers(), places[:, None] - 1, axis=1)[:, 0]
-    layers = predictions.exit_layers[places - 1]
+    taken = exit_layers(policy, certainty)
+    chosen = np.take_along_axis(predictions.predicted(), taken[:, None] - 1, axis=1)[:, 0]
+    layers = predictions.exit_layers[taken - 1]
     histogram = np.bincount(layers - 1, minlength=predictions.exit_layers[-1])
     return OperatingPoint(
         policy.thresholds[0] if policy.thresholds else 0.0,
@@ -219,43 +221,42 @@ def operating_point(
 def trade_off(
     predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = TOLERANCE
 ) -> list[OperatingPoint]:
-    """The curve of a criterion: one point per threshold, from the one stored pass, all of them at once.
+    """The operating points of a criterion, one per threshold, computed together from the stored pass.
 
-    ``tolerance``: patience on regression. Raises InputError for a criterion or a threshold that cannot be.
+    ``tolerance``: of patience on regression. Raises InputError for a criterion that does not fit the model, and for a
+    threshold out of range.
     """
-    places = places_at(predictions, criterion, thresholds, tolerance)
-    chosen = answers_at(predictions, places)
+    taken = exits_taken(predictions, criterion, thresholds, tolerance)
+    chosen = predicted_at(predictions, taken)
     layers = predictions.exit_layers
-    histograms = np.zeros((len(places), layers[-1]), dtype=np.int64)
-    counts = [(places == place).sum(axis=1) for place in range(1, predictions.layers + 1)]
+    histograms = np.zeros((len(taken), layers[-1]), dtype=np.int64)
+    counts = [(taken == number).sum(axis=1) for number in range(1, predictions.layers + 1)]
     histograms[:, layers - 1] = np.stack(counts, axis=1)
-    averages = (histograms @ np.arange(1, layers[-1] + 1)) / places.shape[1]
+    averages = (histograms @ np.arange(1, layers[-1] + 1)) / taken.shape[1]
     found = zip(thresholds, averages, scores(predictions.metric, chosen, predictions.labels), histograms, strict=True)
     return [OperatingPoint(float(t), float(a), float(s), tuple(int(c) for c in h), tolerance) for t, a, s, h in found]
 
 
-def places_at(
+def exits_taken(
     predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = TOLERANCE
 ) -> npt.NDArray[np.integer]:
-    """Which of the pass's exits (1 to n) each example leaves at, under each of T thresholds: (T, N).
-
-    Raises as ``trade_off`` does.
-    """
+    """(T, N) number of the exit (1 to n) of each example under each of T thresholds. Raises as ``trade_off`` does."""
     policy = ExitPolicy.uniform(criterion, thresholds[0], predictions.layers, tolerance)
     policy.check(regression=predictions.regression, lte=predictions.lte is not None)
     certainty = certainties(policy, predictions.logits, predictions.lte)
     return exit_layers_at(policy, certainty, [float(t) for t in thresholds])
 
 
-def answers_at(predictions: Predictions, places: npt.NDArray) -> npt.NDArray:
-    """What is answered there: places (T, N) -> class numbers or values (T, N)."""
-    return predictions.answers()[np.arange(places.shape[1]), places - 1]
+def predicted_at(predictions: Predictions, taken: npt.NDArray) -> npt.NDArray:
+    """The predictions at the exits taken: exit numbers (T, N) -> class numbers or values (T, N)."""
+    return predictions.predicted()[np.arange(taken.shape[1]), taken - 1]
 
 
 def operating_points(predictions: Predictions, criterion: str) -> list[OperatingPoint]:
-    """All that a criterion offers on this data: its candidate thresholds; patience on regression under each tolerance.
+    """The operating points of all candidate thresholds of a criterion. Patience on regression: with each candidate
+    tolerance.
 
-    Raises InputError for a criterion that cannot work here.
+    Raises InputError for a criterion that does not fit the model.
     """
     thresholds = candidate_thresholds(predictions, criterion)
     counts = CRITERIA[criterion].counts
@@ -267,9 +268,9 @@ def operating_points(predictions: Predictions, criterion: str) -> list[Operating
 
 
 def check_never(point: OperatingPoint, predictions: Predictions, criterion: str) -> None:
-    """Raises BerxitError unless every row exits at the last layer at the criterion's ``never``, which ``point`` is.
+    """Raises BerxitError unless every row exits at the last layer. ``point``: at the criterion's ``never`` threshold.
 
-    Every rule falls back on full depth, so a criterion whose bounds are wrong would break its guarantee.
+    Every rule falls back to full depth, so wrong bounds of a criterion would break the guarantee.
     """
     early = sum(point.histogram[: int(predictions.exit_layers[-1]) - 1])
     if early:
@@ -280,7 +281,7 @@ def check_never(point: OperatingPoint, predictions: Predictions, criterion: str)
 
 
 def applicable_criteria(predictions: Predictions) -> list[str]:
-    """The criteria that can work on this model, in the order of CRITERIA."""
+    """The criteria that fit the model, in the order of CRITERIA."""
     return [
         name
         for name, criterion in CRITERIA.items()
@@ -290,19 +291,18 @@ def applicable_criteria(predictions: Predictions) -> list[str]:
 
 
 def candidate_tolerances(predictions: Predictions) -> list[float]:
-    """For patience on regression: the 10th to 90th percentile of how far neighbouring exits' answers differ.
-
-    A fixed number would mean something else on every scale of labels. A single exit has no neighbour: the default.
+    """Tolerances of patience on regression: the 10th to 90th percentile of the differences between the predictions of
+    consecutive exits. They adapt to the scale of the labels. A model with a single exit gets the default.
     """
-    differences = np.abs(np.diff(predictions.answers(), axis=1))
+    differences = np.abs(np.diff(predictions.predicted(), axis=1))
     spread = np.unique(np.quantile(differences, np.arange(0.1, 0.95, 0.1))) if differences.size else np.array([])
     return [float(tolerance) for tolerance in spread if tolerance > 0] or [TOLERANCE]
 
 
 def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 200) -> list[float]:
-    """Thresholds from always to never stopping, evenly spread over the certainties that this data has.
+    """Thresholds from "always exit" to "never exit", spread evenly over the certainties in the data.
 
-    Each lies midway between two certainties, so that no row sits on the edge and rounding on a device moves none.
+    Each one is the midpoint of two certainties, so that rounding on a device changes no row's exit.
     """
     layers, outputs = predictions.layers, predictions.logits.shape[2]
     chosen = criterion_named(criterion)
@@ -313,6 +313,6 @@ def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 
     policy.check(regression=predictions.regression, lte=predictions.lte is not None)
     values = np.unique(certainties(policy, predictions.logits, predictions.lte)[:, :-1])
     middles = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(values.dtype)
-    middles = middles[(middles > values[:-1]) & (middles < values[1:])]  # neighbouring floats have none between them
+    middles = middles[(middles > values[:-1]) & (middles < values[1:])]  # Adjacent floats have no midpoint.
     spread = middles[np.linspace(0, len(middles) - 1, min(count - 2, len(middles))).astype(int)]
     return [always, *(spread if chosen.higher_is_surer else spread[::-1]).tolist(), never]

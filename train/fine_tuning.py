@@ -84,7 +84,7 @@ def fine_tune(
     text_tokenizer = saved_tokenizer(tokenizer, resolve_model(options.model), options.max_length)
     report(str(checks.unknown_tokens(options.model, tokenizer, examples.texts)))
     if task.regression:
-        model.answer_at_first(float(examples.labels.mean()))
+        model.init_head_bias(float(examples.labels.mean()))
     stages = stages_of(options, model.layers)
     if first:
         one_of_many(processes.num_processes, report)
@@ -111,7 +111,7 @@ def fine_tune(
             if held_out is not None:
                 write_examples(held_out, task, folder / DEV_FILE)
             save_checkpoint(folder, model, tokenizer, record, samples)
-        state.drop()
+        state.delete()
     processes.wait_for_everyone()
     return output
 
@@ -242,7 +242,7 @@ def train_stage(trainer: MultiExitTrainer, state: RunState, number: int) -> Stag
         found = trainer.train(resume_from_checkpoint=resumed)
         check_loss(found.training_loss, found.global_step)
     except BerxitError:
-        state.drop()
+        state.delete()
         raise
     return StageResult(found.global_step, stopwatch.seconds, last_epochs_loss(trainer))
 

@@ -23,18 +23,18 @@ def lte_losses(certainties: Tensor, logits: Tensor, labels: Tensor, regression: 
 
 @torch.no_grad()
 def lte_targets(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """What the certainty ought to be (equations 9 and 10): (B, n). A truth to learn: no gradient flows through it."""
+    """(B, n) the target of the certainty (equations 9 and 10). No gradient flows through it."""
     if regression:
         return 1 - torch.tanh((logits.squeeze(-1) - labels[:, None]).abs())
     return (logits.argmax(dim=-1) == labels[:, None]).to(logits.dtype)
 
 
 def distillation_losses(logits: Tensor, regression: bool) -> Tensor:
-    """How far exits 1 to n - 1 are from what the last exit answers: logits (B, n, C) -> (n - 1,). The last one teaches,
-    and gets no gradient.
+    """Distillation loss of exits 1 to n - 1: logits (B, n, C) -> (n - 1,). The last exit is the teacher and gets no
+    gradient.
 
-    Classes: KL(p_i || p_n), as in FastBERT (Liu et al., 2020). FastBERT has no regression; there it is the squared
-    difference.
+    Classification: KL(p_i || p_n), as in FastBERT (Liu et al., 2020). Regression: squared difference (FastBERT has no
+    regression).
     """
     students, teacher = logits[:, :-1], logits[:, -1:].detach()
     if regression:

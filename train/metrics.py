@@ -1,6 +1,7 @@
-"""The tasks' official scores, by scikit-learn and scipy; higher is better.
+"""The tasks' official metrics, by scikit-learn and scipy; higher is better.
 
-A curve scores hundreds of answers to the same examples: ``scores`` does that in one go, to rounding the same numbers.
+A curve needs the scores of hundreds of thresholds on the same examples. ``scores`` computes them together; the results
+are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sklearn import metrics
 
 def _correlation(statistic: Callable[..., object], predictions: npt.NDArray, labels: npt.NDArray) -> float:
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0  # not defined; a constant answer orders nothing
+        return 0.0  # The correlation of a constant is not defined; a constant ranks nothing.
     return float(statistic(predictions, labels).statistic)  # type: ignore[attr-defined]
 
 
@@ -29,13 +30,13 @@ METRICS: dict[str, Callable[[npt.NDArray, npt.NDArray], float]] = {
 
 
 OF_CLASSES, OF_VALUES = ("accuracy", "f1"), ("pearson", "spearman")
-"""What scores classes (f1: two of them), and what scores values."""
-BESIDE = {"f1": "accuracy", "spearman": "pearson", "pearson": "spearman"}
-"""Metric -> the second score that GLUE reports beside it."""
+"""Metrics of classification (f1: of two classes), and metrics of regression."""
+SECOND_METRIC = {"f1": "accuracy", "spearman": "pearson", "pearson": "spearman"}
+"""Metric -> the second metric that GLUE reports with it."""
 
 
 def scores(metric: str, predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDArray:
-    """A metric of T sets of answers at once: predictions (T, N), labels (N,) -> (T,)."""
+    """The scores of T sets of predictions: predictions (T, N), labels (N,) -> (T,)."""
     if metric in _TOGETHER:
         return _TOGETHER[metric](predictions, labels)
     return np.array([METRICS[metric](row, labels) for row in predictions])

@@ -1,4 +1,4 @@
-"""The multi-exit model: a BERT-family encoder with one small classifier after every layer, and one LTE module."""
+"""The multi-exit model: a BERT-family encoder with an exit head after every layer, and one LTE module."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from berxit.train.pretrained import load_encoder, resolve_model
 
 @dataclass
 class MultiExitOutput(ModelOutput):
-    """Output of one pass through all layers. B rows, n layers, C outputs (classes, or 1 for regression)."""
+    """Output of a pass through all layers. B rows, n layers, C outputs (classes, or 1 for regression)."""
 
     loss: Tensor | None = None
     """The sum of all exits' losses (equation 3); only with labels."""
     logits: Tensor | None = None
-    """(B, C) of the last exit, where transformers' pipelines and Trainer expect them."""
+    """(B, C) logits of the last exit, for transformers' pipelines and Trainer."""
     exit_logits: Tensor | None = None
-    """(B, n, C) of every exit."""
+    """(B, n, C) logits of every exit."""
     certainties: Tensor | None = None
-    """(B, n) the learned certainty u_i in [0, 1] of every exit (equation 8); None without LTE."""
+    """(B, n) learned certainty u_i in [0, 1] of every exit (equation 8); None without LTE."""
     hidden_states: tuple[Tensor, ...] | None = None
-    """n + 1 of (B, S, d): the embeddings, then each layer; only on request."""
+    """n + 1 tensors (B, S, d): the embeddings, then each layer. Only with ``output_hidden_states``."""
 
 
 class ExitHead(nn.Module):
-    """The classifier g_i of one layer: the layer's pooled hidden state h_i (B, d) -> logits (B, C)."""
+    """The classifier g_i of one layer: pooled hidden state h_i (B, d) -> logits (B, C)."""
 
     def __init__(self, hidden_size: int, outputs: int, dropout: float, pooler: bool) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class ExitHead(nn.Module):
 class MultiExitModel(PreTrainedModel):
     """Encoder, n exit heads and one LTE module shared by all layers (sections 3 and 4.2 of the paper).
 
-    ``from_backbone`` starts one from a pre-trained encoder; ``from_pretrained`` and ``save_pretrained`` work as in
-    every transformers model, and AutoModelForSequenceClassification finds it once ``train`` is imported.
+    ``from_backbone`` creates one from a pre-trained encoder. ``from_pretrained`` and ``save_pretrained`` work as in
+    every transformers model. AutoModelForSequenceClassification loads it after ``berxit.train`` is imported.
     """
 
     config_class = MultiExitConfig
@@ -78,9 +78,10 @@ class MultiExitModel(PreTrainedModel):
     def from_backbone(cls, model: Path | str, *, layers: int | None = None, **options: Any) -> MultiExitModel:
         """A new multi-exit model on the pre-trained encoder ``model`` (a folder, or a name on the hub).
 
-        ``layers`` takes only its first so many. ``options`` are MultiExitConfig's. The backbone's weights are copied;
-        exit heads start random, but pooler heads start from the pre-trained pooler where there is one. Raises
-        InputError for an encoder that train/checks.py rejects, BerxitError for files that cannot be read.
+        ``layers``: use only the first ``layers`` layers. ``options``: fields of MultiExitConfig. The backbone's weights
+        are copied. Exit heads are initialized randomly; the dense layer of pooler heads is copied from the pre-trained
+        pooler if there is one. Raises InputError for an encoder that train/checks.py rejects, BerxitError for files
+        that cannot be read.
         """
         backbone, has_pooler = load_encoder(resolve_model(model), layers)
         adapter = adapter_for(backbone.config)
@@ -95,8 +96,8 @@ class MultiExitModel(PreTrainedModel):
         return multi_exit
 
     @torch.no_grad()
-    def answer_at_first(self, value: float) -> None:
-        """Regression: every exit starts from ``value`` instead of 0, so that the encoder need not learn the offset."""
+    def init_head_bias(self, value: float) -> None:
+        """Sets the bias of every exit head to ``value``. For regression: training then starts from the mean label."""
         for head in self.heads:
             head.classifier.bias.fill_(value)
 
@@ -120,10 +121,10 @@ class MultiExitModel(PreTrainedModel):
         output_hidden_states: bool = False,
         return_dict: bool | None = None,
     ) -> MultiExitOutput:
-        """All exits of B rows of S tokens, in one pass: ids (B, S), mask (B, S) 1 for a token, types (B, S).
+        """Runs all layers and exits on B rows of S tokens: ids (B, S), mask (B, S) with 1 for a token, types (B, S).
 
-        ``labels`` (B,): class numbers, or values for regression; the output then has a loss. Raises ValueError for
-        ``return_dict=False``, as there is no tuple output, and TypeError for an unknown argument.
+        ``labels`` (B,): class numbers, or values for regression; with them, the output contains the loss. Raises
+        ValueError for ``return_dict=False`` (there is no tuple output), and TypeError for an unknown argument.
         """
         if return_dict is False:
             raise ValueError("return_dict=False is not supported: read the fields of the output")
@@ -143,14 +144,14 @@ class MultiExitModel(PreTrainedModel):
         )
 
     def _loss(self, logits: Tensor, certainties: Tensor | None, labels: Tensor) -> Tensor:
-        """The joint loss: what transformers' own Trainer minimizes. berxit-train uses the strategy's objective."""
+        """The joint loss, which transformers' own Trainer minimizes. berxit-train uses the strategy's objective."""
         losses = exit_losses(logits, labels, self.config.regression)
         if certainties is not None:
             losses = losses + lte_losses(certainties, logits, labels, self.config.regression)
         return losses.sum()
 
     def _pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor:
-        """h_i of every layer: n hidden states (B, S, d) -> (B, n, d). Layer by layer: no copy of all is made."""
+        """h_i of every layer: n hidden states (B, S, d) -> (B, n, d). Pools layer by layer, which needs less memory."""
         if self.config.pooling == "first":
             return torch.stack([hidden[:, 0] for hidden in hidden_states], dim=1)
         if attention_mask is None:
@@ -159,7 +160,7 @@ class MultiExitModel(PreTrainedModel):
         return torch.stack([torch.einsum("bsd,bs->bd", hidden, weights) for hidden in hidden_states], dim=1)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Exits start as BERT's own classifiers do: normal weights, zero biases."""
+        """Initializes exit heads like BERT's classifiers: normal weights, zero biases."""
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=getattr(self.config.backbone, "initializer_range", 0.02))
             if module.bias is not None:

@@ -1,6 +1,6 @@
-"""Fine-tuning strategies: which losses a step minimises. The names that users give are in strategies.py.
+"""Objectives: the loss of each stage of a fine-tuning strategy. The strategies' names are in strategies.py.
 
-The losses of single exits are in losses.py. With LTE every L_i becomes L_i + J_i (section 4.2).
+The losses of single exits are in losses.py. With LTE, every L_i becomes L_i + J_i (section 4.2).
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from berxit.train.strategies import Strategy
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What may be added to a strategy's loss. None of it is in the paper; all of it is off by default."""
+    """Options from later papers that change a strategy's loss. All are off by default."""
 
     warm_up_steps: int = 0
-    """The first so many optimiser steps train the last exit alone."""
+    """Number of optimizer steps at the start that train the last exit only."""
     distillation: float = 0.0
-    """Weight of the distillation from the last exit that is added to the loss of every other exit."""
+    """Weight of the distillation loss (teacher: the last exit), which is added to the loss of every other exit."""
     layer_weights: tuple[float, ...] = ()
-    """(n,) what each exit's loss is multiplied by; empty: 1 for all."""
+    """(n,) weight of each exit's loss; empty: 1 for all."""
 
 
 class Objective(ABC):
-    """What the optimiser steps of one stage of training minimise, and over which parameters."""
+    """One stage of training: the loss that its optimizer steps minimize, and the parameters that it trains."""
 
     def __init__(self, options: LossOptions = LossOptions()) -> None:
         self.options = options
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
-        """The scalar of step ``step`` (optimiser steps, from 1)."""
+        """The scalar loss of optimizer step ``step``, counted from 1."""
         assert outputs.exit_logits is not None
         losses = exit_losses(outputs.exit_logits, labels, regression)
         if outputs.certainties is not None:
             losses = losses + lte_losses(outputs.certainties, outputs.exit_logits, labels, regression)
         if self.options.distillation:
-            taught = self.options.distillation * distillation_losses(outputs.exit_logits, regression)
-            losses = losses + F.pad(taught, (0, 1))
+            distilled = self.options.distillation * distillation_losses(outputs.exit_logits, regression)
+            losses = losses + F.pad(distilled, (0, 1))
         if self.options.layer_weights:
             losses = losses * losses.new_tensor(self.options.layer_weights)
         return losses[-1] if step <= self.options.warm_up_steps else self.combine(step, losses)
 
     @abstractmethod
     def combine(self, step: int, losses: Tensor) -> Tensor:
-        """The exits' losses (n,) -> the scalar of this step."""
+        """The losses of all exits (n,) -> the scalar loss of this step."""
 
     def trains(self, parameter: str, layers: int) -> bool:
-        """Whether a parameter of the model, by its name, may change."""
+        """True if the stage trains the parameter of this name; else the parameter is frozen."""
         return True
 
 
 class Raw(Objective):
-    """Plain fine-tuning of the last exit (equation 4): the 100% of every relative score."""
+    """Fine-tuning of the last exit only (equation 4). Its score is the 100% of relative scores."""
 
     def combine(self, step: int, losses: Tensor) -> Tensor:
         return losses[-1]
@@ -74,10 +74,10 @@ class Joint(Objective):
 
 
 class Alternating(Objective):
-    """The paper's: odd steps train the last exit, even steps the sum of all (equations 5 and 6).
+    """The paper's strategy: odd steps minimize the last exit's loss, even steps the sum of all (equations 5 and 6).
 
-    At odd steps the other exits' gradients are zero, not absent: all exits' logits are one tensor. With several
-    processes each step then averages the same gradients everywhere, and none waits for one that another has not.
+    At odd steps the gradients of the other exits are zero and not None, because the logits of all exits are one tensor.
+    Distributed training needs that: every process must contribute the same gradients to every step.
     """
 
     def combine(self, step: int, losses: Tensor) -> Tensor:
@@ -85,10 +85,10 @@ class Alternating(Objective):
 
 
 class OtherExits(Objective):
-    """The second stage of two-stage (equation 7): encoder and last exit stand still, the other exits learn.
+    """The second stage of two-stage (equation 7): trains the other exits, with encoder and last exit frozen.
 
-    The LTE module learns on here; the paper's equation names only the classifiers, and a module that has seen nothing
-    but the last layer would know nothing of the others.
+    The LTE module is trained in this stage, too. The paper's equation contains only the classifiers, but the first
+    stage trains the LTE module on the last layer only.
     """
 
     def combine(self, step: int, losses: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ class OtherExits(Objective):
 
 
 class Distillation(OtherExits):
-    """The second stage of self-distillation (FastBERT, Liu et al., 2020): the other exits learn the last one's
-    answers, not the labels."""
+    """The second stage of self-distillation (FastBERT, Liu et al., 2020): the other exits learn the output distribution
+    of the last exit instead of the labels."""
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
         assert outputs.exit_logits is not None
@@ -111,16 +111,17 @@ class Distillation(OtherExits):
 
 
 def stages_of(strategy: Strategy) -> tuple[type[Objective], ...]:
-    """The classes of a strategy's stages, in their order: names in this module, or "module:name"."""
-    places = (name.rpartition(":") for name in strategy.stages)
-    return tuple(getattr(import_module(module or __name__), name) for module, _, name in places)
+    """The classes of a strategy's stages in order: names in this module, or "module:name"."""
+    split = (name.rpartition(":") for name in strategy.stages)
+    return tuple(getattr(import_module(module or __name__), name) for module, _, name in split)
 
 
 LAYER_WEIGHTS = ("uniform", "linear")
 
 
 def layer_weights(text: str, layers: int) -> tuple[float, ...]:
-    """What --layer-weights says: uniform, linear (i / n, as deeper exits matter more), or n numbers with commas.
+    """The value of --layer-weights as numbers: uniform, linear (i / n, more weight for deeper exits), or n numbers
+    separated by commas.
 
     Raises InputError for anything else.
     """
@@ -132,11 +133,11 @@ def layer_weights(text: str, layers: int) -> tuple[float, ...]:
         weights = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"--layer-weights is '{text}': say {' or '.join(LAYER_WEIGHTS)}, or {layers} numbers"
+            f"--layer-weights is '{text}': give {' or '.join(LAYER_WEIGHTS)}, or {layers} numbers separated by commas"
         ) from None
     if len(weights) != layers or not all(0 <= weight < math.inf for weight in weights) or not weights[-1]:
         raise InputError(
-            f"--layer-weights has {len(weights)} numbers: give one for each of {layers} layers, from 0 up, and the last"
+            f"--layer-weights is '{text}': give one number of at least 0 for each of the {layers} layers, the last one"
             " above 0"
         )
     return weights

@@ -1,4 +1,4 @@
-"""What may be chosen for a fine-tuning, and what each number may be."""
+"""Options of a fine-tuning, with the range of each number."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from berxit.train.strategies import STRATEGIES, strategy_named
 
 
 class Bound(NamedTuple):
-    """Which numbers an option takes."""
+    """Range of a number."""
 
-    holds: Callable[[float], bool]
-    words: str
+    contains: Callable[[float], bool]
+    description: str
 
 
 ABOVE_ZERO = Bound(lambda value: 0 < value < math.inf, "above 0, and finite")
@@ -36,47 +36,48 @@ BOUNDS: dict[str, Bound] = {
     "warm_up_steps": FROM_ZERO,
     "distillation": FROM_ZERO,
     "seed": Bound(lambda value: 0 <= value < 2**32, "from 0 to 2^32 - 1"),
-    "max_length": Bound(lambda value: value >= 4, "4 or more: a text stands between special tokens"),
+    "max_length": Bound(lambda value: value >= 4, "4 or more, because special tokens surround the text"),
 }
-"""Option -> what it may be; None, where it is allowed, means that it was not given."""
+"""Option -> its range. None, for an option that allows it, means that the option was not given."""
 
 CHOICES: dict[str, Sequence[str]] = {"exit_head": EXIT_HEADS, "pooling": POOLINGS}
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What the user chose; the defaults are the paper's (appendix B). Raises InputError for what cannot be."""
+    """Options of a fine-tuning. The defaults are the paper's (appendix B). Raises InputError for a value out of range,
+    and for options that exclude each other."""
 
     model: str
     strategy: str = "alternating"
     lte: bool = True
     layers: int | None = None
-    """Only the first so many layers of the encoder; None takes all."""
+    """Number of the encoder's first layers to use; None: all."""
     exit_head: str = "linear"
     pooling: str = "first"
     epochs: float = 3
     max_steps: int | None = None
     batch_size: int = 8
-    """Rows per process and batch."""
+    """Rows per batch and process."""
     gradient_accumulation: int = 1
-    """Batches per optimiser step."""
+    """Batches per optimizer step."""
     learning_rate: float = 2e-5
     head_learning_rate: float | None = None
-    """Of the exits and the LTE module; None takes ``learning_rate``, as the paper does."""
+    """Learning rate of exit heads and LTE module; None: ``learning_rate``, as in the paper."""
     seed: int = 42
     max_length: int = 128
     limit_train: int | None = None
     bf16: bool = False
-    """Mixed precision: matrix products in bfloat16, weights and losses in float32."""
+    """Mixed precision: matrix multiplications in bfloat16, weights and losses in float32."""
     warm_up_steps: int = 0
-    """This and the next two: see train.objectives.LossOptions."""
+    """See train.objectives.LossOptions, for the next two options, too."""
     distillation: float = 0.0
     layer_weights: str = "uniform"
-    """uniform, linear, or n numbers with commas."""
+    """uniform, linear, or n numbers separated by commas."""
     skip_bad_rows: bool = False
-    """Leave out rows of the data that do not fit, instead of refusing the file."""
+    """Skip rows of the data that do not fit, instead of rejecting the file."""
     dev_fraction: float | None = None
-    """Share of the training rows to hold out as the dev split, where the data has none."""
+    """Share of the training rows to hold out as the dev split; only for data without a dev split."""
 
     def __post_init__(self) -> None:
         strategy = strategy_named(self.strategy)
@@ -85,8 +86,8 @@ class TrainingOptions:
                 raise InputError(f"unknown {_flag(name)} '{chosen}': choose one of {', '.join(choices)}")
         for name, bound in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not bound.holds(value):
-                raise InputError(f"{_flag(name)} is {value}: it must be {bound.words}")
+            if value is not None and not bound.contains(value):
+                raise InputError(f"{_flag(name)} is {value}: it must be {bound.description}")
         given = {
             "warm_up_steps": self.warm_up_steps > 0,
             "distillation": self.distillation > 0,
@@ -94,23 +95,26 @@ class TrainingOptions:
         }
         for name in (name for name, is_given in given.items() if is_given):
             if name not in strategy.options:
-                takes = [each.name for each in STRATEGIES.values() if name in each.options]
-                raise InputError(f"{_flag(name)} goes with --strategy {' or '.join(takes)}")
+                using = [each.name for each in STRATEGIES.values() if name in each.options]
+                raise InputError(
+                    f"{_flag(name)} has no effect with --strategy {self.strategy}: omit it, or choose --strategy"
+                    f" {' or '.join(using)}"
+                )
         if strategy.first_layers_only and self.layers is None:
-            raise InputError(f"--strategy {self.strategy} needs --layers: the number of the encoder's first layers")
+            raise InputError(f"--strategy {self.strategy} needs --layers: add the number of the encoder's first layers")
 
     def recorded(self) -> dict[str, Any]:
-        """All options, for a file: of a model folder only its name, so that no path leaves this machine."""
+        """All options for a record. A model folder is recorded by its name, so that no local path is published."""
         return {**asdict(self), "model": recorded_model(self.model)}
 
 
 def recorded_model(model: str) -> str:
-    """A model folder's name without the path to it; a hub name as it is."""
+    """The name of a model folder without its path; a hub name unchanged."""
     return model_name_of(model) if model and Path(model).is_dir() else model
 
 
 def model_name_of(model: str) -> str:
-    """A model's name from its folder or hub name: the last part that tells models apart."""
+    """A model's name from its folder or hub name: the last part that identifies the model."""
     path = Path(model)
     parts = (path.resolve() if path.is_dir() else path).parts
     named = [part for part in parts if part.lower() not in ("model", "models", "snapshots", "/")]

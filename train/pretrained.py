@@ -1,4 +1,4 @@
-"""Reading a pre-trained encoder: its folder, configuration, weight files and tokenizer. train/checks.py decides."""
+"""Loading of a pre-trained encoder: folder, configuration, weight files and tokenizer. train/checks.py checks them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ WEIGHT_FILES = (
 
 
 def resolve_model(model: Path | str) -> str:
-    """The folder (or hub name) that has the encoder's config.json.
+    """The folder (or hub name) with the encoder's config.json.
 
-    An old sentence-transformers folder has it in its first module's folder, such as 0_Transformer. Raises InputError
-    for a path that is no folder.
+    In old sentence-transformers folders, the file is in the folder of the first module, such as 0_Transformer. Raises
+    InputError for a path that is not a folder.
     """
     name, folder = str(model), Path(model)
     if not folder.is_dir():
@@ -53,14 +53,14 @@ def read_config(model: str) -> PreTrainedConfig:
 
 
 def read_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name, which has the files that it is made from.
+    """The tokenizer of a model folder or hub name.
 
-    Raises InputError for a tokenizer with its own code, without its files, or that exists in Python only.
+    Raises InputError for a tokenizer with its own code, without its files, or without a tokenizer.json equivalent.
     """
     checks.check_own_code(model, "tokenizer_config.json", get_tokenizer_config(model))
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare Exception, a missing package ImportError
+    except Exception as error:  # tokenizers raises bare Exception; a missing package raises ImportError
         raise InputError(
             f"cannot load the tokenizer of {model}: {first_line(error)}."
             " Add the tokenizer.json that belongs to the model"
@@ -70,10 +70,10 @@ def read_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_encoder(model: str, layers: int | None = None) -> tuple[PreTrainedModel, bool]:
-    """The encoder with all its weights from the file, in float32; and whether the file has its pooler.
+    """The encoder with its weights from the file, in float32; and True if the file contains its pooler.
 
-    ``layers``: take the first so many. Raises InputError where file and configuration do not fit or request what is not
-    supported, BerxitError for a file that cannot be read.
+    ``layers``: load only the first ``layers`` layers. Raises InputError if file and configuration do not match or are
+    not supported, BerxitError for a file that cannot be read.
     """
     config = read_config(model)
     adapter = checks.check_config(model, config)
@@ -96,23 +96,23 @@ def load_encoder(model: str, layers: int | None = None) -> tuple[PreTrainedModel
 def read_weights(model: str) -> dict[str, Tensor]:
     """Every tensor of the weight file, or of all its shards, under the names in the file.
 
-    Raises BerxitError where there is no file, or one that cannot be read.
+    Raises BerxitError if there is no file, or if it cannot be read.
     """
     found = next((path for name in WEIGHT_FILES if (path := find_file(model, name))), None)
     if found is None:
-        raise BerxitError(f"{model} has no weights: it needs model.safetensors or pytorch_model.bin. Copy them there")
+        raise BerxitError(f"{model} has no weights: add its model.safetensors or pytorch_model.bin")
     files = get_checkpoint_shard_files(model, found)[0] if found.endswith(".json") else [found]
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
             weights.update(_read(file))
-        except Exception as error:  # safetensors, zipfile and pickle raise their own, unrelated types
+        except Exception as error:  # safetensors, zipfile and pickle raise unrelated types
             raise BerxitError(f"cannot read the weights {file}: {first_line(error)}. Copy the file again") from error
     return weights
 
 
 def find_file(model: str, name: str) -> str | None:
-    """The local path of a model's file; None where there is none."""
+    """The local path of a model's file; None if the model does not have it."""
     if Path(model).is_dir():
         return str(Path(model) / name) if (Path(model) / name).is_file() else None
     try:

@@ -1,4 +1,4 @@
-"""What a run keeps while it goes on, so that an interruption costs little: ``.OUTPUT.training``, beside the output."""
+"""State of a training run in ``.OUTPUT.training``, next to the output, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from berxit.runtime.json_data import parse, read_json, write_json
 from berxit.train.modeling import MultiExitModel
 
 LAST_WRITTEN = "trainer_state.json"
-"""Trainer writes it after all else that it resumes from: a checkpoint that has it is whole."""
+"""The last file that Trainer writes into a checkpoint: a checkpoint with this file is complete."""
 SECONDS = "seconds.json"
 RUN_FILE = "run.json"
-"""The run's key."""
+"""File with the run's key."""
 KEY = ("options", "task", "model_sha256", "train_sha256", "processes")
-"""Fields of a training record that the weights depend on: a run's key has these, and no others."""
+"""Fields of a run's key: those fields of a training record on which the weights depend."""
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Differences between two keys, or records that contain one: "seed 42, now 1". A field that one lacks differs."""
+    """Differences between two keys, or records that contain one: "seed 42, now 1". A missing field is a difference."""
     found = []
     for field in KEY:
-        old, new = (json.loads(json.dumps(each.get(field))) for each in (before, now))  # as a file returns it
+        old, new = (json.loads(json.dumps(each.get(field))) for each in (before, now))  # A file has lists, no tuples.
         if isinstance(old, dict) and isinstance(new, dict):
             names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
             found += [f"{name} {old.get(name)}, now {new.get(name)}" for name in names]
@@ -40,19 +40,20 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class StageResult:
-    """done.json: a stage that is over, interruptions included."""
+    """Content of done.json: the result of a finished stage."""
 
     steps: int
-    """Optimiser steps."""
+    """Number of optimizer steps."""
     seconds: float
-    """Of training; what an interruption lost and what lay between is not counted."""
+    """Training time, without interruptions and without steps that an interruption lost."""
     loss: float
-    """Mean over the last epoch, of what the stage minimised."""
+    """Mean training loss of the last epoch."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The folder of one run: its key, and per stage Trainer's checkpoints or, when it is over, weights and result."""
+    """The folder of one run. It contains the key. For each stage, it contains Trainer's checkpoints or, if the stage is
+    finished, its weights and result."""
 
     folder: Path
 
@@ -61,55 +62,56 @@ class RunState:
         return cls(output.with_name(f".{output.name}.training"))
 
     def is_of(self, key: dict[str, Any]) -> bool:
-        """Whether an interrupted run of this ``key`` can be continued."""
+        """True if the folder is an interrupted run with this ``key``, which can be resumed."""
         marker = self.folder / RUN_FILE
         return marker.is_file() and not changes(read_json(marker), key)
 
     def prepare(self, key: dict[str, Any], force: bool) -> None:
-        """Keeps the state of an interrupted run of the same ``key``, without checkpoints that are not whole; else
-        starts anew. One process calls it.
+        """Keeps the state of an interrupted run with the same ``key``, except incomplete checkpoints. Otherwise creates
+        an empty state. Only one process may call it.
 
-        Raises InputError for another run's state, unless ``force`` is given, which deletes it.
+        Raises InputError for the state of another run; with ``force``, deletes it instead.
         """
         marker = self.folder / RUN_FILE
         if self.is_of(key):
             for checkpoint in self.folder.glob("stage-*/checkpoint-*"):
-                if not _is_whole(checkpoint):
+                if not _is_complete(checkpoint):
                     shutil.rmtree(checkpoint)
             return
         if marker.is_file() and not force:
             other = changes(read_json(marker), key)[0]
             raise InputError(
-                f"{self.folder} is an interrupted run with other options or data ({other}): rerun with those to"
-                " continue it, or add --force to start over"
+                f"{self.folder} is an interrupted run with other options or data ({other}): rerun with its options to"
+                " resume it, or add --force to delete it and start again"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_json(key, marker)
 
     def check_shared(self) -> None:
-        """Raises BerxitError where this process cannot see what the first one has prepared."""
+        """Raises BerxitError if this process cannot read the folder that the first process prepared."""
         if not (self.folder / RUN_FILE).is_file():
             raise BerxitError(
-                f"{self.folder} is not to be seen from here: several machines need an --output that all of them share"
+                f"{self.folder} is not visible on this host: multi-node training needs an --output on shared storage"
             )
 
     def stage(self, number: int) -> Path:
         return self.folder / f"stage-{number}"
 
     def last_checkpoint(self, number: int) -> str | None:
-        """The newest of a stage; None where there is none yet."""
+        """The newest checkpoint of a stage; None if there is none yet."""
         found = list(self.stage(number).glob("checkpoint-*"))
         newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         return None if newest is None else str(newest)
 
     def finish(self, number: int, model: MultiExitModel, result: StageResult) -> None:
-        """Keeps a stage's weights, from which the next one starts, and then its result, which says that it is over."""
+        """Stores a stage's weights, from which the next stage starts, and then its result, which marks it as
+        finished."""
         save_model(model, str(self.stage(number) / "model.safetensors"))
         write_json(asdict(result), self.stage(number) / "done.json")
 
     def finished(self, number: int, model: MultiExitModel) -> StageResult | None:
-        """Loads what a stage left into the model; None where it is not over."""
+        """Loads the weights of a finished stage into the model and returns its result; None if it is not finished."""
         done = self.stage(number) / "done.json"
         if not done.is_file():
             return None
@@ -117,12 +119,12 @@ class RunState:
         result: StageResult = parse(StageResult, read_json(done), str(done))
         return result
 
-    def drop(self) -> None:
+    def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Stopwatch(TrainerCallback):
-    """Counts a stage's seconds over interruptions: each checkpoint remembers what it took to get there."""
+    """Measures a stage's training time across interruptions: every checkpoint stores the time until it was saved."""
 
     def __init__(self, resumed: str | None) -> None:
         path = Path(resumed or "") / SECONDS
@@ -139,7 +141,7 @@ class Stopwatch(TrainerCallback):
             write_json({"seconds": self.seconds}, folder / SECONDS)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     try:
         read_json(checkpoint / LAST_WRITTEN)
     except BerxitError:

@@ -1,7 +1,7 @@
-"""What a calibration is asked for: a share of the score to keep, a risk not to exceed, or milliseconds not to exceed.
+"""Calibration rules: a share of the score to keep, a risk limit, or a latency budget.
 
-A rule is numbers and one function: from a stored pass and a criterion to the operating point that it chooses. It is
-kept in the calibration's record, so that another pass (fewer exits, other weights) can be asked the same.
+A rule consists of its numbers and a function from a stored pass and a criterion to an operating point. The calibration
+record contains the rule, so that it can be applied to another pass (fewer exits, another precision).
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from berxit.train.evaluation import (
     TOLERANCE,
     OperatingPoint,
     Predictions,
-    answers_at,
     check_never,
+    exits_taken,
     operating_points,
-    places_at,
+    predicted_at,
     trade_off,
 )
 
 FIXED_TOLERANCES = (0.02, 0.05, 0.1, 0.2)
-"""Of patience on regression under a risk, as shares of the labels' range: fixed before any data is seen."""
+"""Tolerances of patience on regression under a risk rule, as shares of the labels' range. The guarantee requires that
+they do not depend on the data."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """The cheapest point whose score is at least ``keep`` times full depth's: the checkpoint's, for every precision."""
+    """The cheapest operating point whose score is at least ``keep`` times the checkpoint's full-depth score."""
 
     stricter: ClassVar[str] = "a higher --keep"
     looser: ClassVar[str] = "a lower --keep"
@@ -50,41 +51,45 @@ class Keep:
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise InputError(
-                f"--keep {self.keep} is out of range: the share of the last exit's score to keep is above 0, up to 1"
+                f"--keep {self.keep} is out of range: give a share of the last exit's score, above 0 and at most 1"
             )
 
-    def in_words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         return f"the cheapest threshold that keeps {self.keep:g} of the last exit's {metric}"
 
     def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """The point; the one that never exits early where none keeps that much, as a bundle's own pass can show.
+        """The operating point; full depth if no point keeps enough, which can happen on the pass of a bundle.
 
-        Raises BerxitError where full depth's score is not above zero.
+        Raises BerxitError if the full-depth score is not above zero.
         """
         points = operating_points(predictions, criterion)
         full = predictions.full_depth_score
         if not full > 0:
             raise BerxitError(
-                f"the last exit's {predictions.metric} is {full:.3f} on this data: nothing to keep. Train longer"
+                f"the last exit's {predictions.metric} is {full:.3f} on the calibration data: --keep needs a score"
+                " above 0. Train longer"
             )
         good = [point for point in points if point.score >= self.keep * full]
-        return _cheapest(good) if good else points[-1]  # the last candidate never stops early
+        return _cheapest(good) if good else points[-1]  # The last candidate threshold never exits early.
 
-    def kept(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
-        """True where the point's score is that share of full depth's."""
+    def is_met(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
+        """True if the point's score is at least that share of the full-depth score."""
         return point.score >= self.keep * predictions.full_depth_score
 
 
 @dataclass(frozen=True)
 class Risk:
-    """The cheapest point whose risk is at most ``risk`` with probability 1 - ``delta``, over the draw of the data.
+    """The cheapest operating point whose risk is at most ``risk`` with probability 1 - ``delta`` over the choice of
+    calibration data.
 
-    The risk is the expected loss against full depth on new inputs of the same kind. A row's loss: 1 where the answer is
-    not the last exit's, else 0; for regression how far it is from the last exit's, as a share of the labels' range, at
-    most 1. Learn-then-Test (Angelopoulos et al., 2021, "Learn then Test: Calibrating Predictive Algorithms to Achieve
-    Risk Control", arXiv 2110.01052): thresholds that are fixed beforehand are tested from never stopping towards the
-    cheap end, each by its Hoeffding-Bentkus p-value at level delta, up to the first that fails (fixed sequence
-    testing). Patience on regression has one such sequence per tolerance, which share delta.
+    The risk is the expected loss against full depth on new inputs, provided that they follow the same distribution. The
+    loss of a row is 1 if its prediction differs from the last exit's, else 0. For regression it is the difference to
+    the last exit's prediction as a share of the labels' range, at most 1.
+
+    The method is Learn-then-Test with fixed sequence testing (Angelopoulos et al., 2021, "Learn then Test: Calibrating
+    Predictive Algorithms to Achieve Risk Control", arXiv 2110.01052). A grid of thresholds that does not depend on the
+    data is tested from full depth towards lower cost. Each test compares a Hoeffding-Bentkus p-value with delta; the
+    first failure ends the sequence. Patience on regression has one sequence per tolerance, which share delta.
     """
 
     stricter: ClassVar[str] = "a lower --risk"
@@ -96,18 +101,18 @@ class Risk:
     def __post_init__(self) -> None:
         for flag, value in (("risk", self.risk), ("delta", self.delta)):
             if not 0 < value < 1:
-                raise InputError(f"--{flag} {value} is out of range: it lies between 0 and 1")
+                raise InputError(f"--{flag} {value} is out of range: give a number above 0 and below 1")
 
-    def in_words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         return (
-            f"the cheapest threshold whose answers differ from the last exit's by at most {self.risk:g} on average,"
+            f"the cheapest threshold whose predictions differ from the last exit's by at most {self.risk:g} on average,"
             f" with probability {1 - self.delta:g}"
         )
 
     def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """The point; the one that never exits early where none is proven. It has no loss but in a bundle's own pass.
+        """The operating point; full depth if no test succeeds. Full depth has no loss, except on the pass of a bundle.
 
-        Raises InputError for too few examples to prove anything.
+        Raises InputError if there are too few examples for any test to succeed.
         """
         tolerances = self._tolerances(predictions, criterion)
         delta = self.delta / len(tolerances)
@@ -115,8 +120,8 @@ class Risk:
         if hoeffding_bentkus(0.0, n, self.risk) > delta:
             least = math.ceil(math.log(delta) / math.log1p(-self.risk))
             raise InputError(
-                f"--risk {self.risk:g} --delta {self.delta:g} needs at least {least} examples to allow anything, and"
-                f" there are {n}: calibrate on more, or allow more"
+                f"--risk {self.risk:g} --delta {self.delta:g} needs at least {least} examples, and the calibration data"
+                f" has {n}: calibrate on more data, or with a higher --risk or --delta"
             )
         thresholds = CRITERIA[criterion].grid(predictions.layers, predictions.logits.shape[2])
         safe = trade_off(predictions, criterion, thresholds[:1])
@@ -130,8 +135,8 @@ class Risk:
                 safe.append(point)
         return _cheapest(safe)
 
-    def kept(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
-        """True where the point's risk is proven."""
+    def is_met(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
+        """True if the test of the point's threshold succeeds."""
         loss = float(losses_at(predictions, criterion, [point.threshold], point.tolerance)[0])
         delta = self.delta / len(self._tolerances(predictions, criterion))
         return hoeffding_bentkus(loss, len(predictions.labels), self.risk) <= delta
@@ -144,7 +149,7 @@ class Risk:
 
 @dataclass(frozen=True)
 class Budget:
-    """The best score among the points whose mean latency, predicted from a bench, is at most ``budget_ms``."""
+    """The operating point with the best score whose mean latency, predicted from a bench, is at most ``budget_ms``."""
 
     stricter: ClassVar[str] = "a higher --budget-ms"
     looser: ClassVar[str] = "a higher --budget-ms"
@@ -153,79 +158,81 @@ class Budget:
     intercept_ms: float
     ms_per_layer: float
     measured: str
-    """What was measured, and where."""
+    """The bench: file, device and backend."""
 
     def __post_init__(self) -> None:
         if not 0 < self.budget_ms < math.inf:
-            raise InputError(f"--budget-ms {self.budget_ms} is out of range: milliseconds are above 0, and finite")
+            raise InputError(f"--budget-ms {self.budget_ms} is out of range: give milliseconds, above 0 and finite")
         if not (math.isfinite(self.intercept_ms) and 0 < self.ms_per_layer < math.inf):
             raise InputError(
-                f"{self.measured}: a layer costs {self.ms_per_layer:.3g} ms by that bench, which predicts nothing."
-                " Bench again when no other process is busy"
+                f"{self.measured}: the bench gives {self.ms_per_layer:.3g} ms per layer, which cannot predict latency:"
+                " rerun berxit-bench when no other process is busy"
             )
 
     @classmethod
     def of_bench(cls, budget_ms: float, bench: Path, config: MultiExitConfig, *, accept_noise: bool = False) -> Budget:
-        """From bench.json, or the folder that berxit-bench wrote it to; ``config`` is the checkpoint's.
+        """The rule for a bench: bench.json, or its folder. ``config`` is the checkpoint's.
 
-        Raises InputError for a bench of a model for another task or with other layers, or of one depth only,
-        BerxitError for no bench, NoisyError for a bench of a busy machine unless ``accept_noise``.
+        Raises InputError if there is no bench, or if it is of another task, of another number of layers, or of one
+        depth only. Raises BerxitError for a file that is not a bench.json, and NoisyError for a bench of a busy machine
+        unless ``accept_noise``.
         """
         path = bench / "bench.json" if bench.is_dir() else bench
         if not path.is_file():
-            raise InputError(f"no bench at {path}: --bench is the bench.json that berxit-bench wrote")
+            raise InputError(f"no bench at {path}: give the bench.json that berxit-bench wrote, or its folder")
         data = read_json(path)
         if missing := {"line", "task", "layers", "device", "backend", "machine"} - set(data):
-            raise BerxitError(f"{path} is no bench.json: it has no '{min(missing)}'. Run berxit-bench again")
+            raise BerxitError(f"{path} is not a bench.json: it has no '{min(missing)}'. Rerun berxit-bench")
         layers = adapter_for(config.backbone).layers
         if (data["task"], data["layers"]) != (config.task, layers):
             raise InputError(
-                f"{path} is of a {data['layers']}-layer model for {data['task']}, the checkpoint has {layers} layers"
-                f" for {config.task}: bench a bundle of this checkpoint"
+                f"{path} is of a model with {data['layers']} layers for {data['task']}, the checkpoint has {layers}"
+                f" layers for {config.task}: bench a bundle of this checkpoint"
             )
         if data["line"] is None:
             raise InputError(
-                f"{path}: its latencies are all of one depth, which predict no other: bench a bundle with several exits"
+                f"{path} has latencies of one depth only, which predict no others: bench a bundle with several exits"
             )
         line: Line = parse(Line, data["line"], f"{path}: line")
         noise: Noise | None = parse(Noise, data["noise"], f"{path}: noise") if data.get("noise") else None
         if (problems := bench_problems(noise, line)) and not accept_noise:
             raise NoisyError(
-                f"{noisy(str(path), problems)}: no threshold is chosen by it. Bench again when no other process is"
-                " busy, or add --accept-noise"
+                f"{noisy(str(path), problems)}: it is too noisy to choose a threshold. Rerun berxit-bench when no other"
+                " process is busy, or add --accept-noise"
             )
         measured = f"{path.name} of {data['device']}, {data['backend']}"
         machine = str(parse(Machine, data["machine"], f"{path}: machine"))
         if machine != str(this_machine()):
-            measured += f", on another machine than this: {machine}"
+            measured += f", measured on another machine: {machine}"
         if problems:
             measured += "; noisy, accepted"
         return cls(budget_ms, line.intercept_ms, line.ms_per_layer, measured)
 
     def milliseconds(self, point: OperatingPoint) -> float:
-        """Predicted mean latency."""
+        """Predicted mean latency in ms."""
         return self.intercept_ms + self.ms_per_layer * point.average_exit_layer
 
-    def in_words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         return (
-            f"the best {metric} within {self.budget_ms:g} ms on average, by {self.intercept_ms:.3g} ms +"
+            f"the best {metric} within {self.budget_ms:g} ms on average, predicted as {self.intercept_ms:.3g} ms +"
             f" {self.ms_per_layer:.3g} ms per layer ({self.measured})"
         )
 
     def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """Of equal scores the cheapest. Raises InputError where not even the cheapest point fits."""
+        """The operating point; the cheapest of those with equal score. Raises InputError if no point is within the
+        budget."""
         points = operating_points(predictions, criterion)
         fitting = [point for point in points if self.milliseconds(point) <= self.budget_ms]
         if not fitting:
             least = min(map(self.milliseconds, points))
             raise InputError(
-                f"--budget-ms {self.budget_ms:g} is too little: the cheapest {criterion} threshold takes {least:.3g} ms"
-                f" by {self.measured}. Allow more, or take fewer layers"
+                f"--budget-ms {self.budget_ms:g} is too low: the cheapest {criterion} threshold takes {least:.3g} ms"
+                f" according to {self.measured}. Give a higher budget, or train with fewer --layers"
             )
         return max(fitting, key=lambda point: (point.score, -point.average_exit_layer))
 
-    def kept(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
-        """True where the point is within the budget."""
+    def is_met(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
+        """True if the point is within the budget."""
         return self.milliseconds(point) <= self.budget_ms
 
 
@@ -233,22 +240,22 @@ Rule = Keep | Risk | Budget
 
 
 def hoeffding_bentkus(loss: float, n: int, risk: float) -> float:
-    """The p-value of "the risk is above ``risk``", for a mean loss over ``n`` rows, each from 0 to 1.
+    """The p-value of the hypothesis that the risk is above ``risk``. ``loss``: mean over ``n`` rows, each from 0 to 1.
 
-    Angelopoulos et al. (2021), Hoeffding-Bentkus inequality: the smaller of exp(-n h(min(loss, risk), risk)) and
+    Hoeffding-Bentkus inequality (Angelopoulos et al., 2021): the smaller of exp(-n h(min(loss, risk), risk)) and
     e P(Bin(n, risk) <= ceil(n loss)), with h(a, b) = a ln(a / b) + (1 - a) ln((1 - a) / (1 - b)).
     """
     low = min(loss, risk)
     divergence = (low * math.log(low / risk) if low else 0.0) + (1 - low) * math.log((1 - low) / (1 - risk))
-    at_most = math.ceil(round(n * loss, 6))  # 3 wrong of 100 are not 4 by rounding
+    at_most = math.ceil(round(n * loss, 6))  # 100 * 0.03 must be 3, although 0.03 is not exact in binary.
     return float(min(math.exp(-n * divergence), math.e * stats.binom.cdf(at_most, n, risk)))
 
 
 def losses_at(
     predictions: Predictions, criterion: str, thresholds: list[float], tolerance: float = TOLERANCE
 ) -> npt.NDArray[np.float64]:
-    """The mean loss against full depth under each threshold, as ``Risk`` defines it: (T,)."""
-    early = answers_at(predictions, places_at(predictions, criterion, thresholds, tolerance))
+    """(T,) mean loss against full depth under each threshold, as ``Risk`` defines it."""
+    early = predicted_at(predictions, exits_taken(predictions, criterion, thresholds, tolerance))
     last = predictions.full_depth
     if not predictions.regression:
         return np.asarray((early != last).mean(axis=1), dtype=np.float64)
@@ -257,5 +264,5 @@ def losses_at(
 
 
 def _cheapest(points: list[OperatingPoint]) -> OperatingPoint:
-    """Of those that cost the same, the best."""
+    """The cheapest point; the one with the best score of those with equal cost."""
     return min(points, key=lambda point: (point.average_exit_layer, -point.score))

@@ -1,4 +1,4 @@
-"""The tasks: what their files hold and how they are scored. A new one is one entry in TASKS."""
+"""The tasks: columns of their files, classes and metric. A new task is one entry in TASKS."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from berxit.train.metrics import METRICS, OF_CLASSES, OF_VALUES
 class Task:
     name: str
     text_columns: tuple[str, ...]
-    """The official files' columns with the text, or with the two texts of a pair."""
+    """Columns of the official files with the text, or with the two texts of a pair."""
     label_column: str
     labels: tuple[str, ...]
-    """Class names in the order of their numbers; empty for regression. Under F1 the second is the positive class."""
+    """Class names in the order of their numbers; empty for regression. For F1, the second is the positive class."""
     metric: str
     """A name in train.metrics.METRICS."""
 
@@ -42,22 +42,22 @@ class Task:
 
     @property
     def positive(self) -> str | None:
-        """The class that F1 scores; None for another metric."""
+        """The positive class of F1; None for another metric."""
         return positive_class(self.metric, self.labels)
 
     def read(self, data: Path, split: str, *, skip_bad_rows: bool = False) -> Examples:
-        """A split of a folder, or a file. Raises InputError with file and line for anything that does not fit."""
+        """The examples of a split of a folder, or of a file. Raises InputError with file and line for a bad row."""
         path = find_split(data, split)
         columns = self.text_columns, self.label_column
         numbers = self.name != CUSTOM
         examples = read_examples(path, *columns, self.labels or None, glue_numbers=numbers, skip_bad_rows=skip_bad_rows)
         if self.name in TASKS and np.all(examples.labels == HIDDEN):
-            raise InputError(f"{path}: all labels are {HIDDEN}: they are kept secret for this split. Take --split dev")
+            raise InputError(f"{path}: all labels are {HIDDEN}, the labels of this split are secret: use --split dev")
         return examples
 
 
 def write_examples(examples: Examples, task: Task, path: Path) -> None:
-    """A JSONL file in the task's columns, which ``task.read`` reads back to the same examples."""
+    """Writes a JSONL file in the task's columns, from which ``task.read`` reads the same examples."""
     with path.open("w", encoding="utf-8") as stream:
         for text, label in zip(examples.texts, examples.labels, strict=True):
             texts = dict(zip(task.text_columns, (text,) if isinstance(text, str) else text, strict=True))
@@ -66,7 +66,7 @@ def write_examples(examples: Examples, task: Task, path: Path) -> None:
 
 
 HIDDEN = -1
-"""What GLUE's test splits have for labels that are kept secret; no task has it for a label."""
+"""Placeholder of the non-public labels in GLUE's test splits; no task uses it as a label."""
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -108,11 +108,11 @@ def custom_task(
     positive: str | None = None,
     skip_bad_rows: bool = False,
 ) -> Task:
-    """A task of the user's own. Class names are those that the training split has: numbers in ascending order, then
-    names in alphabetical order; under F1 the positive class comes second.
+    """A task for the user's own data. Its classes are those of the training split: numbers in ascending order, then
+    names in alphabetical order. For F1, the positive class is moved to second place.
 
-    ``positive``: the class that F1 scores; None: the one that ``obvious_positive`` finds. Raises InputError for a
-    metric that does not fit the labels, a column that has no classes, or a positive class that is unknown or not clear.
+    ``positive``: the positive class of F1; None: ``obvious_positive`` chooses it. Raises InputError for a metric that
+    does not fit the labels, a label column without classes, or a positive class that is unknown or ambiguous.
     """
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
@@ -121,18 +121,18 @@ def custom_task(
         raise InputError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
     fitting, kind = (OF_VALUES, "regression") if regression else (OF_CLASSES, "classification")
     if metric not in fitting:
-        raise InputError(f"--metric {metric} does not score {kind}: choose {' or '.join(fitting)}")
+        raise InputError(f"--metric {metric} is not a metric of {kind}: choose {' or '.join(fitting)}")
     if positive is not None and metric != "f1":
-        raise InputError(f"--positive {positive} goes with --metric f1, not with {metric}: add it, or omit --positive")
+        raise InputError(f"--positive {positive} has no effect on {metric}: add --metric f1, or omit --positive")
     if label_column in text_columns:
-        raise InputError(f"column '{label_column}' is both text and label: give --text-column and --label-column")
+        raise InputError(f"column '{label_column}' is both text and label: set --text-column and --label-column")
     task = Task(CUSTOM, tuple(text_columns), label_column, (), metric)
     if regression:
         return task
     path = find_split(data, "train")
     labels = _classes(path, text_columns, label_column, [] if skip_bad_rows else None)
     if metric == "f1" and len(labels) > 2:
-        raise InputError(f"--metric f1 is of two classes, and {path} has {len(labels)}: take accuracy")
+        raise InputError(f"--metric f1 needs two classes, and {path} has {len(labels)}: use --metric accuracy")
     if metric == "f1":
         labels.sort(key=_positive(labels, positive, path).__eq__)
     return replace(task, labels=tuple(labels))
@@ -140,13 +140,14 @@ def custom_task(
 
 MOST_CLASSES = 500
 MANY_CLASSES = 20
-"""Beyond so many, classes must have more rows each than a column of values or of free text has."""
+"""A column with more different labels than this is accepted only if it has enough rows per label. Columns of values or
+free text do not."""
 ROWS_PER_NUMBER = 5
 ROWS_PER_NAME = 2
 
 
 def _classes(path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None) -> list[str]:
-    """The class names of a training file. Raises InputError where its label column is not one of classes."""
+    """The class names of a training file. Raises InputError if its label column does not contain classes."""
     rows = 0
     first: dict[str, str] = {}
     """Class name -> the first line that has it."""
@@ -157,12 +158,12 @@ def _classes(path: Path, text_columns: Sequence[str], label_column: str, skipped
     labels = sorted(numbers, key=lambda name: numbers[name]) + sorted(first.keys() - numbers)
     column = f"{path}: column '{label_column}'"
     if not labels:
-        raise InputError(f"{path} has no good row, the first is bad: {skipped[0] if skipped else 'none'}")
+        raise InputError(f"{path} has no valid row; the first problem is: {skipped[0] if skipped else 'no rows'}")
     if len(labels) < 2:
-        raise InputError(f"{column} has one value only, '{labels[0]}': nothing to classify")
+        raise InputError(f"{column} has one value only, '{labels[0]}': classification needs at least two")
     if (boolean := first.keys() & set(BOOLEANS)) and (digit := first.keys() & {"0", "1"}):
         places = " and ".join(f"'{name}' ({first[name]})" for name in (min(boolean), min(digit)))
-        raise InputError(f"{column} has {places}: write both classes in one way")
+        raise InputError(f"{column} mixes {places}: write both classes as words, or both as digits")
     fractions = any(value != value.to_integral_value() for value in numbers.values())
     if len(numbers) > MANY_CLASSES and (fractions or len(numbers) * ROWS_PER_NUMBER > rows):
         found = listed(name for name in labels if name in numbers)
@@ -170,7 +171,7 @@ def _classes(path: Path, text_columns: Sequence[str], label_column: str, skipped
     if len(labels) > MOST_CLASSES or (len(labels) > MANY_CLASSES and len(labels) * ROWS_PER_NAME > rows):
         raise InputError(
             f"{column} has {len(labels)} different values in {rows} rows: {listed(labels)}."
-            " Name the column of the classes: --label-column"
+            " Set --label-column to the column with the classes"
         )
     return labels
 
@@ -178,12 +179,12 @@ def _classes(path: Path, text_columns: Sequence[str], label_column: str, skipped
 NEGATIVE_POSITIVE = frozenset(
     {("no", "yes"), ("n", "y"), ("false", "true"), ("f", "t"), ("negative", "positive"), ("neg", "pos"), ("off", "on")}
 )
-"""Pairs of class names, in lower case, of which the second is the positive class."""
+"""Pairs of class names in lower case; the second is the positive class."""
 
 
 def obvious_positive(labels: Sequence[str]) -> str | None:
-    """The positive one of two class names, where they leave no doubt: 0 and 1, -1 and 1, a pair in NEGATIVE_POSITIVE,
-    or not_X and X (also no X, non-X, nonX). None for other names.
+    """The positive one of two class names if it is unambiguous: 0 and 1, -1 and 1, a pair in NEGATIVE_POSITIVE, or
+    not_X and X (also no X, non-X, nonX). None for other names.
     """
     for negative, positive in (labels, labels[::-1]):
         low, high = (re.sub(r"[\s_-]+", " ", name.strip().lower()) for name in (negative, positive))
@@ -210,7 +211,7 @@ def _positive(labels: Sequence[str], given: str | None, path: Path) -> str:
     found = obvious_positive(labels)
     if found is None:
         raise InputError(
-            f"--metric f1 scores one class, and of {named} in {path} the positive one is not clear: add --positive"
-            f" '{labels[0]}' or --positive '{labels[1]}'"
+            f"--metric f1 needs a positive class, and {path} has {named}: add --positive '{labels[0]}' or --positive"
+            f" '{labels[1]}'"
         )
     return found

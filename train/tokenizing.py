@@ -1,6 +1,6 @@
-"""The tokenizer of training, evaluation and calibration: the runtime's own, from the files that a checkpoint contains.
+"""The tokenizer of training, evaluation and calibration: the runtime's tokenizer, from the checkpoint's files.
 
-Every setting of a tokenizer either changes what is stored in tokenizer.json, which every runner reads, or is rejected.
+Every setting of a tokenizer is either stored in tokenizer.json, which every runner reads, or rejected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ REVEALING = (
     "special tokens: [CLS] a [SEP] b [MASK] <s> c </s> <mask>",
     "don't stop!!! ...really?? (10:30 p.m.) costs $4.50 or 3,99 €",
 )
-"""Texts on which two readings of one tokenizer differ: case, accents, whitespace, scripts, special tokens, marks."""
+"""Texts on which implementations of a tokenizer differ: case, accents, whitespace, scripts, special tokens,
+punctuation."""
 
 _UNSUPPORTED = {
     "padding_side": ("right", "inputs are padded on the right, and exits read the first token"),
@@ -47,37 +48,37 @@ _OVERRIDES = {
     "tokenize_chinese_chars": ("BertNormalizer", "handle_chinese_chars"),
     "add_prefix_space": ("ByteLevel", "add_prefix_space"),
 }
-"""Setting of tokenizer_config.json -> the part of tokenizer.json that it overrides, by type and key."""
+"""Setting of tokenizer_config.json -> type and key of the part of tokenizer.json that it overrides."""
 
 
 def stored_tokenizer(folder: Path, max_length: int, pad_token_id: int, name: str) -> TextTokenizer:
-    """The tokenizer of a folder that transformers' ``save_pretrained`` wrote: exactly what a bundle's runner reads.
-    Errors call it ``name``.
+    """The tokenizer of a folder that ``save_pretrained`` wrote. A bundle contains the same file. ``name``: its name in
+    error messages.
 
     Raises InputError for a setting that runners do not implement, BerxitError for files that cannot be read.
     """
     config, data = read_json(folder / CONFIG_FILE), read_json(folder / TOKENIZER_FILE)
     for setting, (only, reason) in _UNSUPPORTED.items():
         if (value := config.get(setting)) not in (None, only):
-            raise InputError(f"{name}: {setting} is {value!r}, but {reason}. Set it to {only!r} in its {CONFIG_FILE}")
+            raise InputError(f"{name}: {setting} is {value!r}, but {reason}: set it to {only!r} in its {CONFIG_FILE}")
     if dropout := data.get("model", {}).get("dropout"):
         raise InputError(
-            f"{name}: dropout {dropout} makes the ids of a text random. Set it to null in its {TOKENIZER_FILE}"
+            f"{name}: dropout {dropout} makes the token ids of a text random: set it to null in its {TOKENIZER_FILE}"
         )
     return TextTokenizer(folder / TOKENIZER_FILE, max_length, pad_token_id)
 
 
 def saved_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, max_length: int) -> TextTokenizer:
-    """The tokenizer as the checkpoint's files will define it, for training on ``source`` (a folder, or a hub name).
+    """The tokenizer that the checkpoint will contain, for training. ``source``: the model's folder or hub name.
 
-    Raises InputError for a setting that is not implemented everywhere, and where transformers reads ``source``'s
-    tokenizer.json differently from what that file says.
+    Raises InputError for a setting that runners do not implement, and if transformers does not tokenize as defined in
+    ``source``'s tokenizer.json.
     """
     if max_length > tokenizer.model_max_length:
         longest = tokenizer.model_max_length
         raise InputError(
-            f"--max-length {max_length} is more than the tokenizer's model_max_length of {longest} ({source}):"
-            f" give --max-length {longest}, or raise model_max_length in its {CONFIG_FILE}"
+            f"--max-length {max_length} is more than the tokenizer's model_max_length {longest} ({source}): use"
+            f" --max-length {longest}, or increase model_max_length in its {CONFIG_FILE}"
         )
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -91,7 +92,7 @@ def saved_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, max_length:
 
 
 def revealing_texts(pairs: bool, max_length: int) -> list[Text]:
-    """Texts, or pairs, that a runner with another reading of the tokenizer encodes to other ids; some are truncated."""
+    """Texts, or pairs, that a wrong implementation of the tokenizer encodes to other ids. Some are truncated."""
     long, longer = ("one two three four " * max_length for _ in range(2))
     longer += "and five more words follow here"
     if not pairs:
@@ -102,8 +103,11 @@ def revealing_texts(pairs: bool, max_length: int) -> list[Text]:
 
 
 def _check_source(saved: Tokenizer, source: str) -> None:
-    """transformers rebuilds many tokenizers from their vocabulary alone: what it drops of tokenizer.json, or does not
-    apply of tokenizer_config.json, would be lost without a message."""
+    """Raises InputError if the saved tokenizer encodes texts to other ids than the source's files define.
+
+    transformers rebuilds many tokenizers from their vocabulary only, and ignores other parts of tokenizer.json or
+    tokenizer_config.json without a message.
+    """
     path = find_file(source, TOKENIZER_FILE)
     if path is None:
         return
@@ -114,20 +118,20 @@ def _check_source(saved: Tokenizer, source: str) -> None:
     expected = Tokenizer.from_str(json.dumps(data))
     expected.no_padding()
     expected.no_truncation()
-    if expected.post_processor is None:  # then transformers' class adds the one of its family
+    if expected.post_processor is None:  # transformers then adds the post-processor of the family.
         expected.post_processor = saved.post_processor
     for text in REVEALING:
         if expected.encode(text).ids != saved.encode(text).ids:
             named = ", ".join(f"{name} = {value}" for name, value in settings.items()) or "none"
             raise InputError(
                 f"{source}: {TOKENIZER_FILE} under the settings of {CONFIG_FILE} ({named}) encodes {text!r} to other"
-                " ids than transformers does: correct the settings, or set tokenizer_class there to"
-                ' "PreTrainedTokenizerFast", which reads tokenizer.json as it is'
+                " ids than transformers does: fix the settings, or set tokenizer_class there to"
+                ' "PreTrainedTokenizerFast", which reads tokenizer.json unchanged'
             )
 
 
 def _override(data: Any, kind: str, key: str, value: Any) -> None:
-    """Sets ``key`` in every part of tokenizer.json of this type, as the setting of tokenizer_config.json asks for."""
+    """Sets ``key`` to the ``value`` from tokenizer_config.json in every part of tokenizer.json of type ``kind``."""
     if isinstance(data, dict):
         if data.get("type") == kind:
             data[key] = value

@@ -1,4 +1,5 @@
-"""transformers' Trainer with our objectives: learning rates, order of the rows, progress, and the paper's recipe."""
+"""transformers' Trainer with our objectives: learning rates, batch order, progress bar, and the paper's
+hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,20 +22,20 @@ from berxit.train.objectives import Objective
 from berxit.train.options import TrainingOptions
 
 NAN_CHECK_EVERY = 10
-"""Optimiser steps. Looking at the loss makes a GPU wait, so not at every step; a loss that is NaN once stays so."""
+"""Optimizer steps between two checks of the loss. Reading the loss synchronizes the GPU, and a NaN loss stays NaN."""
 SAVE_EVERY = 1000
-"""Optimiser steps, or every epoch where that is sooner: what an interruption costs at most."""
+"""Optimizer steps between two checkpoints; an epoch if that is shorter. An interruption loses at most this many."""
 LOGS_PER_EPOCH = 20
 
 
 def processes_here() -> PartialState:
-    """This process among those that torchrun or accelerate launch started. Without ``cpu`` accelerate takes several
-    processes on a machine that has no GPU for one each."""
+    """The processes that torchrun or accelerate launch started. On a machine without GPU, accelerate recognizes them
+    only with ``cpu=True``."""
     return PartialState(cpu=best_device().type == "cpu")
 
 
 class MultiExitTrainer(Trainer):
-    """Trainer whose loss is the strategy's. The alternation counts optimiser steps, not micro-batches."""
+    """Trainer with the loss of an objective. Steps are optimizer steps and not micro-batches."""
 
     optimizer: Any
 
@@ -47,14 +48,14 @@ class MultiExitTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # our losses are means over the batch
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW with a learning rate for the encoder and one for the exits."""
+        """AdamW with separate learning rates for the encoder and the exits."""
         if self.optimizer is None:
             named = [(name, p) for name, p in (model or self.model).named_parameters() if p.requires_grad]
             groups = [
                 {"params": [p for name, p in named if _in_encoder(name)], "lr": self.args.learning_rate},
                 {"params": [p for name, p in named if not _in_encoder(name)], "lr": self.head_learning_rate},
             ]
-            groups = [group for group in groups if group["params"]]  # a stage may freeze all of one
+            groups = [group for group in groups if group["params"]]  # A stage may freeze a complete group.
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **{**options, "weight_decay": self.args.weight_decay})
         return self.optimizer
@@ -71,14 +72,14 @@ class MultiExitTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Rows of about the same length together; over all processes, so that none waits for another's long rows."""
+        """Batches of rows of similar length over all processes, so that no process waits for longer rows elsewhere."""
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return ByLength(self.train_dataset.lengths, rows, self.args.seed)  # type: ignore[union-attr]
 
 
 class ByLength(LengthGroupedSampler):
-    """transformers' sampler with an order that depends on seed and epoch alone, so that a run which resumes in the
-    middle of an epoch sees the rows that it has not seen, and all processes draw the same order."""
+    """transformers' LengthGroupedSampler with an order that depends only on seed and epoch. A run that resumes within
+    an epoch therefore continues with the remaining rows, and all processes use the same order."""
 
     def __init__(self, lengths: list[int], rows: int, seed: int) -> None:
         super().__init__(rows, lengths=lengths)
@@ -90,7 +91,7 @@ class ByLength(LengthGroupedSampler):
 
 
 class LossOnTheBar(ProgressCallback):
-    """Trainer's progress bar, with the loss at its end instead of a printed dictionary per epoch."""
+    """Trainer's progress bar with the loss at its end, instead of a printed dictionary per epoch."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
@@ -98,11 +99,11 @@ class LossOnTheBar(ProgressCallback):
 
 
 def _in_encoder(name: str) -> bool:
-    return name.removeprefix("module.").startswith("backbone.")  # "module." is what data parallel wrappers add
+    return name.removeprefix("module.").startswith("backbone.")  # Data parallel wrappers add "module.".
 
 
 def training_arguments(options: TrainingOptions, state: Path, quiet: bool, examples: int) -> TrainingArguments:
-    """The paper's recipe: AdamW, linear decay without warm-up, no weight decay, gradients clipped at 1."""
+    """The paper's hyperparameters: AdamW, linear decay without warm-up, no weight decay, gradients clipped at 1."""
     rows = options.batch_size * options.gradient_accumulation * processes_here().num_processes
     epoch = math.ceil(examples / rows)
     arguments = TrainingArguments(
@@ -118,7 +119,7 @@ def training_arguments(options: TrainingOptions, state: Path, quiet: bool, examp
         warmup_steps=0,
         max_grad_norm=1.0,
         lr_scheduler_type="linear",
-        optim="adamw_torch_fused",  # one pass over the weights; on a CPU five times faster than the default
+        optim="adamw_torch_fused",  # One pass over the weights, five times as fast as the default on a CPU.
         seed=options.seed,
         data_seed=options.seed,
         save_strategy="steps",
@@ -131,14 +132,14 @@ def training_arguments(options: TrainingOptions, state: Path, quiet: bool, examp
         disable_tqdm=quiet,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,  # every step reaches all that its stage trains; see Alternating
+        ddp_find_unused_parameters=False,  # Every step has gradients for all parameters of its stage, see Alternating.
     )
     return on_one_device(arguments)
 
 
 def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
-    """One process, one GPU. Trainer would spread a process over all GPUs that it sees by DataParallel, with another
-    batch than was asked for; several processes do that better (torchrun)."""
+    """The arguments for one GPU per process. Without this, Trainer uses DataParallel on all visible GPUs, which
+    multiplies the batch size. For several GPUs, see torchrun in docs/training.md."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
@@ -147,7 +148,7 @@ def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
 def check_loss(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise BerxitError(
-            f"the loss is {loss} at step {step}: lower --learning-rate, or look for bad values in the data"
+            f"the loss is {loss} at step {step}: use a lower --learning-rate, or check the labels for extreme values"
         )
 
 
@@ -155,12 +156,12 @@ def tensorboard(logs: Path) -> TensorBoardCallback:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
-        raise BerxitError(f"--tensorboard: it is not installed here: {install_command('tensorboard')}") from None
+        raise BerxitError(f"--tensorboard needs tensorboard: {install_command('tensorboard')}") from None
     return TensorBoardCallback(SummaryWriter(str(logs)))
 
 
 def last_epochs_loss(trainer: Trainer) -> float:
-    """Mean loss over the last epoch's logs; over all steps in a run that ended before its first log."""
+    """Mean loss of the last epoch's logs; of all steps if the run ended before its first log."""
     history = trainer.state.log_history
     logs = [log for log in history if "loss" in log]
     if not logs:

@@ -95,10 +95,10 @@ def test_cheapest_at_keeps_free_exits_and_drops_expensive_ones() -> None:
     assert cheapest_at([0, 90, 0, 0, 0, 10], Costs(1.0, 0.1)) == (2, 6)
 
 
-@pytest.mark.parametrize("asked", [(0, 2), (7,), (-1,), "some"])
-def test_checked_exits_rejects_other_layers(asked: tuple[int, ...] | str) -> None:
+@pytest.mark.parametrize("exits", [(0, 2), (7,), (-1,), "some"])
+def test_checked_exits_rejects_other_layers(exits: tuple[int, ...] | str) -> None:
     with pytest.raises(InputError, match=r"--exits .*: give layers from 1 to 6 with commas between, or auto"):
-        checked_exits(asked, 6)
+        checked_exits(exits, 6)
 
 
 def test_checked_exits_adds_the_last_layer() -> None:
@@ -193,13 +193,13 @@ def test_export_with_fewer_exits_chooses_the_threshold_again(copy: Path, data_fo
     manifest = export(copy, "onnxruntime", bundle, options=ExportOptions(exits=(2,)))
     assert manifest.calibration is not None
     assert manifest.calibration.histogram[0] == 0
-    assert manifest.calibration.asked == before.calibration.asked
+    assert manifest.calibration.requirement == before.calibration.requirement
     model, tokenizer = load_checkpoint(copy)
     examples = task_of(model.config).read(data_folder, "dev")
     runner = EarlyExitRunner.load(bundle, threads=1)
     layers = [runner.predict(str(text)).exit_layer for text in examples.texts]
     assert np.bincount(layers, minlength=4)[1:].tolist() == list(manifest.calibration.histogram)
-    assert predict(model, tokenizer, examples).at_exits((2, 3)).exit_layers.tolist() == [2, 3]
+    assert predict(model, tokenizer, examples).select_exits((2, 3)).exit_layers.tolist() == [2, 3]
 
 
 def test_export_with_fewer_exits_needs_the_calibration_pass(copy: Path) -> None:

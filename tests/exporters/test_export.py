@@ -240,7 +240,7 @@ def check_row_by_row(checkpoint: Path, data: Path, bundle: Path) -> Manifest:
     assert calibrated is not None
     predictions = predict(model, tokenizer, examples)
     layers = exit_layers(calibrated.policy, certainties(calibrated.policy, predictions.logits, predictions.lte))
-    answers = predictions.answers()[np.arange(len(examples)), layers - 1]
+    answers = predictions.predicted()[np.arange(len(examples)), layers - 1]
     runner = EarlyExitRunner.load(bundle)
     for found in (
         runner.predict_batch(examples.texts),

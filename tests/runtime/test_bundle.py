@@ -79,7 +79,8 @@ def test_read_manifest_reads_calibrations_of_earlier_versions(bundle: Path, copy
         record = data["calibration"]
         for name in ("constant_score", "positive", "warnings"):
             del record[name]
-        record["keep"] = record.pop("asked")["keep"]
+        record["keep"] = record.pop("requirement")["keep"]
+        record["rule"] = record.pop("description")
         record["data"] = f"/data/{record['data']}"
         costs = {"layer_ms": 1.0, "exit_ms": 0.5}
         record["placement"] = {"exits": [3], "costs": costs, "milliseconds": 2.0, "all_milliseconds": 3.0}
@@ -107,7 +108,7 @@ def test_write_manifest_stores_a_placement_only_if_exits_were_placed(bundle: Pat
         (lambda record: record.update(examples=1), r"calibration: histogram .* expected 3 for the layers, .* sum 1 of"),
         (lambda record: record.update(score="high"), r"manifest\.json: calibration: score: found \"high\""),
         (lambda record: record.update(extra=1), r"manifest\.json: calibration: unknown key 'extra'"),
-        (lambda record: record.pop("rule"), r"manifest\.json: calibration: key 'rule' is missing"),
+        (lambda record: record.pop("description"), r"manifest\.json: calibration: key 'description' is missing"),
     ],
 )
 def test_read_manifest_rejects_a_wrong_calibration(copy: Path, edit: Callable[[Data], object], message: str) -> None:

@@ -128,7 +128,7 @@ def test_a_mac_answers_as_the_evaluation_said(
     assert runner.device is not None
     assert runner.device.name == "mac"
     layers = exit_layers(runner.policy, certainties(runner.policy, stored.logits, stored.lte))
-    answers = stored.answers()[np.arange(len(examples)), layers - 1]
+    answers = stored.predicted()[np.arange(len(examples)), layers - 1]
     found = runner.predict_batch(examples.texts)
     assert [answer.exit_layer for answer in found] == layers.tolist()
     assert [model.config.labels.index(str(answer.label)) for answer in found] == answers.tolist()

@@ -127,7 +127,7 @@ def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pyte
 def test_calibrate_takes_a_risk(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("calibrate", copy, "--data", data_folder, "--risk", 0.4, "--delta", 0.2, "--quiet") == 0
     record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
-    assert record["asked"] == {"risk": 0.4, "delta": 0.2}
+    assert record["requirement"] == {"risk": 0.4, "delta": 0.2}
     assert "by at most 0.4 on average, with probability 0.8" in capsys.readouterr().out
 
 
@@ -143,9 +143,9 @@ def test_calibrate_takes_a_budget_from_a_bench(
     budget = ["--budget-ms", 5.5, "--bench", path, "--quiet"]
     assert run("calibrate", copy, "--data", data_folder, "--accept-noise", *budget) == 0
     record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
-    assert record["asked"]["budget_ms"] == 5.5
+    assert record["requirement"]["budget_ms"] == 5.5
     assert record["average_exit_layer"] <= 2.25
-    assert "within 5.5 ms on average, by 1 ms + 2 ms per layer" in capsys.readouterr().out
+    assert "within 5.5 ms on average, predicted as 1 ms + 2 ms per layer" in capsys.readouterr().out
     assert run("export", copy, "--target", "onnxruntime", "--output", tmp_path / "b", "--quiet") == 0
     assert run("inspect", tmp_path / "b") == 0
     assert "within 5.5 ms on average" in capsys.readouterr().out
@@ -277,6 +277,18 @@ def test_inspect_shows_what_a_bundle_holds(bundle: Path, capsys: pytest.CaptureF
         assert text in out
 
 
+def test_inspect_shows_the_rule_of_a_bundle_of_an_older_version(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    record = manifest["calibration"]
+    record["rule"], record["asked"] = record.pop("description"), record.pop("requirement")
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert run("inspect", copy) == 0
+    assert f"{record['rule']}: {record['score']:.4f}" in capsys.readouterr().out
+
+
 def test_inspect_finds_damage(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     (copy / "segments" / "layer_02.onnx").write_bytes(b"")
@@ -401,7 +413,7 @@ FAILURES: dict[str, tuple[list[str], str]] = {
     ),
     "no checkpoint to evaluate": (["eval", "none", "--data", "DATA"], "no checkpoint at none"),
     "no checkpoint to calibrate": (["calibrate", "none", "--data", "DATA"], "none"),
-    "a plain model to export": (["export", "MODEL", "--target", "onnxruntime", "--output", "O"], "plain model"),
+    "a plain model to export": (["export", "MODEL", "--target", "onnxruntime", "--output", "O"], "model without exits"),
     "no bundle": (["inspect", "none"], "no bundle at none"),
 }
 
@@ -450,7 +462,7 @@ def test_a_loss_that_is_not_a_number_is_one_line_and_status_1(
 ) -> None:
     arguments = train_arguments(backbone_folders["bert"], data_folder, tmp_path / "checkpoint")
     assert run("train", *arguments, "--learning-rate", 1e30, "--max-steps", 10) == 1
-    assert "the loss is nan at step 10: lower --learning-rate" in one_line(capsys)
+    assert "the loss is nan at step 10: use a lower --learning-rate" in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -598,11 +610,11 @@ def test_positive_is_recorded_in_config_manifest_evaluation_and_calibration(
     checkpoint, f1 = tmp_path / "checkpoint", ["--metric", "f1"]
     arguments = train_arguments(backbone_folders["bert"], tmp_path, checkpoint)
     assert run("train", *arguments, *f1) == 2
-    assert "the positive one is not clear: add --positive 'fraud' or --positive 'ok'" in one_line(capsys)
+    assert "has 'fraud' and 'ok': add --positive 'fraud' or --positive 'ok'" in one_line(capsys)
     assert run("train", *arguments, *f1, "--positive", "scam") == 2
     assert "--positive scam is not a class" in one_line(capsys)
     assert run("train", *arguments, "--positive", "fraud") == 2
-    assert "--positive fraud goes with --metric f1" in one_line(capsys)
+    assert "--positive fraud has no effect on accuracy" in one_line(capsys)
     assert not checkpoint.exists()
     assert run("train", *arguments, *f1, "--positive", "fraud") == 0
     assert run("eval", checkpoint, "--data", tmp_path, "--quiet") == 0
@@ -619,7 +631,7 @@ def test_positive_is_recorded_in_config_manifest_evaluation_and_calibration(
     assert [record["positive"] for record in records] == ["fraud"] * 5
     assert bundle["model"]["labels"] == ["ok", "fraud"]
     stored = Predictions.load(checkpoint / "eval-dev" / "predictions.npz")
-    truth, predicted = stored.labels == 1, stored.answers()[:, -1] == 1
+    truth, predicted = stored.labels == 1, stored.predicted()[:, -1] == 1
     assert truth.sum() == 8  # fraud
     expected = 2 * (truth & predicted).sum() / (truth.sum() + predicted.sum())
     assert records[1]["layer_scores"][-1] == pytest.approx(expected)

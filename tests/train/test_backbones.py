@@ -93,7 +93,7 @@ def largest_gap(found: object, expected: Tensor, mask: Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_hidden_states_are_the_plain_models(family: str, backbone_folders: dict) -> None:
+def test_forward_returns_the_hidden_states_of_the_pretrained_model(family: str, backbone_folders: dict) -> None:
     batch = padded_batch()
     expected = plain_hidden_states(AutoModel.from_pretrained(backbone_folders[family]).eval(), batch)
     model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
@@ -119,7 +119,7 @@ def test_canonical_weights_compute_the_same_hidden_states(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_a_rows_hidden_states_do_not_depend_on_its_neighbours(family: str, backbone_folders: dict) -> None:
+def test_forward_of_a_row_does_not_depend_on_other_rows(family: str, backbone_folders: dict) -> None:
     batch = padded_batch()
     model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_a_rows_hidden_states_do_not_depend_on_its_neighbours(family: str, backb
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_knows_the_sizes(family: str) -> None:
+def test_adapter_returns_the_sizes_of_the_model(family: str) -> None:
     backbone = tiny_backbone(family)
     adapter = adapter_for(backbone.config)
     assert type(adapter) is ADAPTERS[family]
@@ -142,7 +142,7 @@ def test_an_adapter_knows_the_sizes(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_longest_input_runs(family: str, backbone_folders: dict) -> None:
+def test_forward_accepts_an_input_of_maximum_length(family: str, backbone_folders: dict) -> None:
     model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
     length = model.adapter.max_length
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_the_longest_input_runs(family: str, backbone_folders: dict) -> None:
             model(**padded_batch(lengths=(length + 1,)))
 
 
-def test_the_dropout_is_the_familys_own() -> None:
+def test_adapter_returns_the_dropout_of_the_familys_classifier() -> None:
     changed = {
         "bert": ({"hidden_dropout_prob": 0.2}, 0.2),
         "roberta": ({"classifier_dropout": 0.3}, 0.3),
@@ -172,7 +172,7 @@ def test_albert_layers_are_one_object() -> None:
     assert all(layer is first for layer in others)
 
 
-def test_albert_groups_share_as_transformers_does() -> None:
+def test_albert_groups_share_weights_as_in_transformers() -> None:
     config = tiny_config("albert")
     config.num_hidden_layers, config.num_hidden_groups = 4, 2
     torch.manual_seed(1)
@@ -188,7 +188,7 @@ def test_albert_groups_share_as_transformers_does() -> None:
     assert largest_gap(hidden, expected[-1], batch["attention_mask"]) <= 1e-5
 
 
-def test_albert_with_inner_groups_is_refused() -> None:
+def test_check_config_rejects_albert_with_inner_groups() -> None:
     config = tiny_config("albert")
     config.inner_group_num = 2
     with pytest.raises(InputError, match="inner_group_num 2"):
@@ -196,14 +196,14 @@ def test_albert_with_inner_groups_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_other_families_share_no_layer(family: str) -> None:
+def test_layers_of_other_families_are_not_shared(family: str) -> None:
     backbone = tiny_backbone(family)
     layers = adapter_for(backbone.config).encoder_layers(backbone)
     assert len({id(layer) for layer in layers}) == 3
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-def test_roberta_counts_positions_after_the_padding_id(padding: int) -> None:
+def test_roberta_counts_positions_from_the_padding_id(padding: int) -> None:
     config = tiny_config("roberta")
     config.pad_token_id = padding
     backbone = AutoModel.from_config(config)
@@ -214,13 +214,13 @@ def test_roberta_counts_positions_after_the_padding_id(padding: int) -> None:
     assert np.array_equal(adapter.embeddings(backbone).positions, (rows + one_type).detach().numpy())
 
 
-def test_an_unsupported_family_is_refused_by_name() -> None:
+def test_adapter_for_rejects_an_unsupported_family() -> None:
     with pytest.raises(InputError, match="'gpt2' is not supported: choose one of bert, roberta, albert, distilbert"):
         adapter_for(GPT2Config())
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new"])
-def test_other_activations_are_named(activation: str) -> None:
+def test_check_config_names_an_unsupported_activation(activation: str) -> None:
     config = tiny_config("bert")
     config.hidden_act = activation
     backbone, batch = AutoModel.from_config(config).eval(), padded_batch()
@@ -236,7 +236,7 @@ def test_other_activations_are_named(activation: str) -> None:
     assert largest_gap(run_layer(other, expected[0].numpy(), mask.numpy()), expected[1], mask) > 1e-5
 
 
-def test_real_bert_gives_the_plain_models_hidden_states() -> None:
+def test_forward_of_real_bert_returns_the_hidden_states_of_the_pretrained_model() -> None:
     folder = shared("models", "bge-small-en")
     tokens = AutoTokenizer.from_pretrained(folder)(
         ["The meeting starts at nine.", "No.", "Nobody had told them that the last train was already gone."],
@@ -246,7 +246,7 @@ def test_real_bert_gives_the_plain_models_hidden_states() -> None:
     check_real(folder, dict(tokens))
 
 
-def test_real_albert_gives_the_plain_models_hidden_states() -> None:
+def test_forward_of_real_albert_returns_the_hidden_states_of_the_pretrained_model() -> None:
     check_real(shared("models", "rxnmapper-albert"), padded_batch(vocabulary=591, lengths=(20, 5, 1)))
 
 

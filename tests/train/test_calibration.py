@@ -37,7 +37,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte", "patience"])
-def test_a_calibration_is_written_with_how_it_was_chosen(criterion: str, copy: Path, data_folder: Path) -> None:
+def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path, data_folder: Path) -> None:
     chosen = calibrate(copy, data_folder, criterion=criterion, rule=Keep(0.8))
     stored = read_policy(copy)
     assert stored is not None
@@ -52,12 +52,12 @@ def test_a_calibration_is_written_with_how_it_was_chosen(criterion: str, copy: P
     again = operating_point(predictions, stored.policy)
     assert (again.histogram, again.score) == (chosen.histogram, chosen.score)
     assert again.average_exit_layer == chosen.average_exit_layer
-    assert chosen.asked == {"keep": 0.8}
-    assert "0.8" in chosen.rule
+    assert chosen.requirement == {"keep": 0.8}
+    assert "0.8" in chosen.description
     assert criterion in chosen.summary()
 
 
-def test_the_training_file_is_refused_under_any_name(copy: Path, data_folder: Path, tmp_path: Path) -> None:
+def test_calibrate_rejects_the_training_file_under_any_name(copy: Path, data_folder: Path, tmp_path: Path) -> None:
     before = (copy / POLICY_FILE).read_text(encoding="utf-8")
     renamed = shutil.copy(data_folder / "train.tsv", tmp_path / "fresh.tsv")
     for data, split in ((data_folder, "train"), (data_folder / "train.tsv", "dev"), (Path(renamed), "dev")):
@@ -66,12 +66,12 @@ def test_the_training_file_is_refused_under_any_name(copy: Path, data_folder: Pa
     assert (copy / POLICY_FILE).read_text(encoding="utf-8") == before
 
 
-def test_a_checkpoint_that_was_never_calibrated_has_no_policy(copy: Path) -> None:
+def test_read_policy_returns_none_before_calibration(copy: Path) -> None:
     (copy / POLICY_FILE).unlink()
     assert read_policy(copy) is None
 
 
-def test_a_damaged_policy_file_is_one_clear_error(copy: Path) -> None:
+def test_read_policy_reports_a_damaged_file_in_one_line(copy: Path) -> None:
     path = copy / POLICY_FILE
     whole = json.loads(path.read_text(encoding="utf-8"))
     damages = {
@@ -88,7 +88,7 @@ def test_a_damaged_policy_file_is_one_clear_error(copy: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_any_rule_comes_back_as_it_was_written(copy: Path, data_folder: Path) -> None:
+def test_read_policy_returns_every_rule_as_it_was_written(copy: Path, data_folder: Path) -> None:
     for rule in (Keep(0.7), Risk(0.5, 0.3)):
         chosen = calibrate(copy, data_folder, rule=rule)
         stored = read_policy(copy)
@@ -96,16 +96,20 @@ def test_any_rule_comes_back_as_it_was_written(copy: Path, data_folder: Path) ->
         assert (stored.calibration, rule_of(stored.calibration)) == (chosen, rule)
 
 
-def test_a_record_with_a_bare_share_is_still_read(copy: Path) -> None:
+def test_read_policy_reads_records_of_older_versions(copy: Path) -> None:
     new = read_policy(copy)
     assert new is not None
     data = json.loads((copy / POLICY_FILE).read_text(encoding="utf-8"))
-    data["calibration"]["keep"] = data["calibration"].pop("asked")["keep"]
+    record = data["calibration"]
+    record["rule"], record["asked"] = record.pop("description"), record.pop("requirement")
+    write_json(data, copy / POLICY_FILE)
+    assert read_policy(copy) == new
+    record["keep"] = record.pop("asked")["keep"]
     write_json(data, copy / POLICY_FILE)
     assert read_policy(copy) == new
 
 
-def test_an_interruption_leaves_the_old_policy_and_its_pass(
+def test_calibrate_keeps_the_old_policy_and_pass_if_interrupted(
     copy: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: (copy / name).read_bytes() for name in (POLICY_FILE, PASS_FILE)}
@@ -129,7 +133,7 @@ def test_an_interruption_leaves_the_old_policy_and_its_pass(
     assert not list(copy.glob(".*partial*"))
 
 
-def test_bad_rows_are_left_out_and_counted(copy: Path, data_folder: Path, tmp_path: Path) -> None:
+def test_calibrate_skips_and_counts_bad_rows(copy: Path, data_folder: Path, tmp_path: Path) -> None:
     rows = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
     bad = tmp_path / "bad.tsv"
     bad.write_text("\n".join([*rows, "one\ttwo\tthree", "the dog\tfish"]) + "\n", encoding="utf-8")
@@ -140,7 +144,7 @@ def test_bad_rows_are_left_out_and_counted(copy: Path, data_folder: Path, tmp_pa
     assert said == [f"left out 2 bad rows of {bad}, the first: {bad}, line 50: 3 columns where the header has 2"]
 
 
-def test_a_gpu_is_used_where_there_is_one(copy: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_uses_the_gpu(copy: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     load = calibration_module.load_checkpoint
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

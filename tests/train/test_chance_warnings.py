@@ -46,16 +46,16 @@ def test_choose_warns_of_a_constant_policy() -> None:
     (warning,) = found.warnings
     assert "the chosen policy is at chance: f1 0." in warning
     assert "(it predicts 'equivalent' for every example)" in warning
-    assert warning.endswith("Calibrate again with a higher --keep")
+    assert warning.endswith("Recalibrate with a higher --keep")
 
 
 @pytest.mark.parametrize(
     ("rule", "option"),
     [(Keep(0.5), "--keep"), (Risk(0.9), "--risk"), (Budget(2.0, 1.0, 1.0, "a bench"), "--budget-ms")],
 )
-def test_choose_names_the_option_that_asks_for_more(rule: Rule, option: str) -> None:
+def test_choose_names_the_option_that_makes_the_rule_stricter(rule: Rule, option: str) -> None:
     (warning,) = calibrated(exits(ALWAYS_ONE, 0.86), rule).warnings
-    assert option in warning.rpartition("Calibrate again with ")[2]
+    assert option in warning.rpartition("Recalibrate with ")[2]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
@@ -67,7 +67,7 @@ def test_choose_warns_of_a_model_at_chance(metric: str, rule: Rule) -> None:
     assert "more --epochs, another --learning-rate" in warning
 
 
-def test_choose_warns_of_early_exits_at_chance_that_save_nothing() -> None:
+def test_choose_warns_of_early_exits_at_chance_without_saved_layers() -> None:
     found = calibrated(exits(0.5, 0.5, 0.95, positives=0.5, metric="accuracy"), Keep(0.99))
     (warning,) = found.warnings
     assert warning.startswith("early exits at chance, ")
@@ -88,7 +88,7 @@ def test_choose_records_the_positive_class() -> None:
     assert calibrated(exits(0.9, 0.95, metric="accuracy"), Keep(0.9)).positive is None
 
 
-def test_choose_rejects_what_has_no_score() -> None:
+def test_choose_rejects_labels_and_outputs_without_a_score() -> None:
     predictions = exits(0.9, 0.95)
     with pytest.raises(InputError, match=r"dev\.tsv: f1 cannot be measured: all labels are of one class"):
         calibrated(Predictions(predictions.logits, None, np.ones(ROWS, int), "f1"), Risk(0.3))
@@ -114,7 +114,7 @@ def test_evaluate_stores_the_constant_prediction_and_its_score() -> None:
     assert (found.constant_prediction, found.constant_score) == (pytest.approx(labels.mean()), 0.0)
 
 
-def test_evaluate_shows_no_relative_score_of_a_model_at_chance() -> None:
+def test_evaluate_omits_relative_scores_of_a_model_at_chance() -> None:
     found = evaluate(exits(0.9, 0.6, positives=0.68, metric="accuracy"))
     assert found.warnings[0].startswith("full depth is at chance")
     assert found.summaries == {}
@@ -127,6 +127,6 @@ def test_evaluate_warns_of_early_exits_at_chance() -> None:
     assert warning.startswith("early exits at chance")
 
 
-def test_evaluate_rejects_what_has_no_score() -> None:
+def test_evaluate_rejects_labels_and_outputs_without_a_score() -> None:
     with pytest.raises(InputError, match="all labels are of one class"):
         evaluate(Predictions(exits(0.9).logits, None, np.zeros(ROWS, int), "accuracy"))

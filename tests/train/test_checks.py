@@ -76,7 +76,7 @@ def assert_same_weights(found: torch.nn.Module, expected: torch.nn.Module, atol:
 @pytest.mark.parametrize("family", ENCODERS)
 @pytest.mark.parametrize("wrapper", ["", "module.", "0.auto_model.", "model.", "_orig_mod.module."])
 @pytest.mark.parametrize("base", [False, True])
-def test_weights_under_a_known_prefix_are_the_files(
+def test_load_encoder_accepts_weights_under_every_known_prefix(
     base: bool, wrapper: str, family: str, backbone_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(backbone_folders[family], tmp_path / "model"))
@@ -92,14 +92,14 @@ def test_weights_under_a_known_prefix_are_the_files(
 @pytest.mark.parametrize(
     "with_head", [AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForQuestionAnswering]
 )
-def test_task_heads_of_transformers_are_ignored(with_head: Any, family: str, tmp_path: Path) -> None:
+def test_load_encoder_ignores_task_heads_of_transformers(with_head: Any, family: str, tmp_path: Path) -> None:
     model = with_head.from_config(tiny_config(family))
     model.save_pretrained(tmp_path)
     found, _ = load_encoder(str(tmp_path))
     assert_same_weights(found, model.base_model)
 
 
-def test_buffers_and_names_of_old_files_are_known(folder: Path) -> None:
+def test_load_encoder_accepts_buffers_and_names_of_older_files(folder: Path) -> None:
     expected = AutoModel.from_pretrained(folder)
 
     def age(weights: Weights) -> Weights:
@@ -117,7 +117,7 @@ def test_buffers_and_names_of_old_files_are_known(folder: Path) -> None:
     assert_same_weights(load_encoder(str(folder))[0], expected)
 
 
-def test_bin_sharded_and_half_precision_files_load(folder: Path, tmp_path: Path) -> None:
+def test_load_encoder_reads_bin_sharded_and_half_precision_files(folder: Path, tmp_path: Path) -> None:
     expected = AutoModel.from_pretrained(folder)
     expected.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert not (tmp_path / "sharded" / "model.safetensors").exists()
@@ -134,7 +134,7 @@ def test_bin_sharded_and_half_precision_files_load(folder: Path, tmp_path: Path)
     assert_same_weights(half, expected, atol=1e-3)
 
 
-def test_a_missing_pooler_is_accepted_and_not_used(folder: Path) -> None:
+def test_load_encoder_accepts_a_missing_pooler_and_does_not_use_it(folder: Path) -> None:
     rewrite(folder, lambda weights: {name: tensor for name, tensor in weights.items() if "pooler" not in name})
     assert not load_encoder(str(folder))[1]
     model = MultiExitModel.from_backbone(folder, exit_head="pooler")
@@ -184,7 +184,7 @@ QUERY = "encoder.layer.{}.attention.self.query.weight"
         (changed(QUERY.format(1), lambda w: w * float("nan")), "query.weight' contain NaN"),
     ],
 )
-def test_weights_that_are_not_the_encoders_are_rejected(
+def test_match_weights_rejects_weights_of_another_model(
     change: Callable[[Weights], Weights], message: str, folder: Path, task: Task, data_folder: Path, tmp_path: Path
 ) -> None:
     rewrite(folder, change)
@@ -194,7 +194,7 @@ def test_weights_that_are_not_the_encoders_are_rejected(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_layers_that_the_option_drops_may_be_in_the_file_or_not(folder: Path) -> None:
+def test_load_encoder_ignores_layers_above_the_layers_option(folder: Path) -> None:
     kept = MultiExitModel.from_backbone(folder, layers=2).backbone.state_dict()
     rewrite(folder, without(".layer.2."))
     for name, tensor in MultiExitModel.from_backbone(folder, layers=2).backbone.state_dict().items():
@@ -204,17 +204,17 @@ def test_layers_that_the_option_drops_may_be_in_the_file_or_not(folder: Path) ->
         MultiExitModel.from_backbone(folder, layers=2)
 
 
-def test_unreadable_weights_are_one_clear_error(folder: Path) -> None:
+def test_read_weights_reports_an_unreadable_file_in_one_line(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BerxitError, match=r"cannot read the weights .*model\.safetensors"):
         read_weights(str(folder))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(BerxitError, match=r"has no weights: it needs model\.safetensors"):
+    with pytest.raises(BerxitError, match=r"has no weights: add its model\.safetensors"):
         read_weights(str(folder))
 
 
-def test_a_weight_file_with_code_is_never_executed(folder: Path, tmp_path: Path) -> None:
+def test_read_weights_never_executes_code_in_a_file(folder: Path, tmp_path: Path) -> None:
     class Code:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "executed",)
@@ -226,7 +226,9 @@ def test_a_weight_file_with_code_is_never_executed(folder: Path, tmp_path: Path)
     assert not (tmp_path / "executed").exists()
 
 
-def test_an_old_sentence_transformers_folder_is_recognised(folder: Path, task: Task, tmp_path: Path) -> None:
+def test_resolve_model_finds_the_encoder_of_an_old_sentence_transformers_folder(
+    folder: Path, task: Task, tmp_path: Path
+) -> None:
     shutil.copytree(folder, tmp_path / "st" / "0_Transformer")
     (tmp_path / "st" / "modules.json").write_text("[]", encoding="utf-8")
     model, _ = start_model(task, options_of(tmp_path / "st"))
@@ -259,7 +261,7 @@ def test_an_old_sentence_transformers_folder_is_recognised(folder: Path, task: T
         ("bert", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "own code"),
     ],
 )
-def test_a_configuration_that_export_cannot_take_is_rejected_before_training(
+def test_check_config_rejects_what_the_canonical_layer_does_not_implement(
     family: str, values: dict, message: str, backbone_folders: dict, task: Task, data_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(backbone_folders[family], tmp_path / "model"))
@@ -269,23 +271,23 @@ def test_a_configuration_that_export_cannot_take_is_rejected_before_training(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_value_of_the_wrong_type_is_one_clear_error(folder: Path, task: Task) -> None:
+def test_start_model_reports_a_configuration_value_of_wrong_type_in_one_line(folder: Path, task: Task) -> None:
     set_json(folder, "config.json", hidden_size="wide")
     with pytest.raises(BerxitError, match="cannot load --model") as caught:
         start_model(task, options_of(folder))
     assert "\n" not in str(caught.value)
 
 
-def test_albert_groups_keep_their_layers(tmp_path: Path) -> None:
+def test_keep_layers_rejects_fewer_layers_of_albert_groups(tmp_path: Path) -> None:
     config = tiny_config("albert")
     config.num_hidden_layers, config.num_hidden_groups = 4, 2
     AutoModel.from_config(config).save_pretrained(tmp_path)
     assert MultiExitModel.from_backbone(tmp_path).layers == 4
-    with pytest.raises(InputError, match="--layers 2 with 2 groups"):
+    with pytest.raises(InputError, match="--layers 2 is not possible with 2 layer groups"):
         MultiExitModel.from_backbone(tmp_path, layers=2)
 
 
-def test_own_tokenizer_code_is_rejected(folder: Path) -> None:
+def test_read_tokenizer_rejects_a_tokenizer_with_its_own_code(folder: Path) -> None:
     set_json(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Tokenizer", None]})
     with pytest.raises(InputError, match=r"own code \('auto_map' in tokenizer_config\.json\)"):
         read_tokenizer(str(folder))
@@ -295,25 +297,25 @@ def test_own_tokenizer_code_is_rejected(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_a_folder_without_tokenizer_files_is_rejected(family: str, tmp_path: Path) -> None:
+def test_check_tokenizer_files_rejects_a_folder_without_them(family: str, tmp_path: Path) -> None:
     tiny_backbone(family).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"has no tokenizer files: \w+ needs tokenizer\.json") as caught:
         read_tokenizer(str(tmp_path))
     assert "Copy them from the model" in str(caught.value)
 
 
-def test_a_vocabulary_file_that_the_tokenizer_does_not_read_is_no_tokenizer() -> None:
+def test_check_tokenizer_files_rejects_a_vocabulary_of_another_tokenizer() -> None:
     with pytest.raises(InputError, match=r"AlbertTokenizer needs tokenizer\.json or spiece\.model"):
         read_tokenizer(str(shared("models", "rxnmapper-albert")))
 
 
-def test_a_vocabulary_of_special_tokens_only_is_rejected(folder: Path) -> None:
+def test_check_tokenizer_files_rejects_a_vocabulary_of_special_tokens_only(folder: Path) -> None:
     write_tokenizer(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     with pytest.raises(InputError, match="knows 5 tokens, all of them special"):
         read_tokenizer(str(folder))
 
 
-def test_a_tokenizer_in_python_only_is_rejected(folder: Path) -> None:
+def test_check_tokenizer_files_rejects_a_tokenizer_in_python_only(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
@@ -329,7 +331,7 @@ def test_a_tokenizer_in_python_only_is_rejected(folder: Path) -> None:
         read_tokenizer(str(folder))
 
 
-def test_a_damaged_tokenizer_is_one_clear_error(folder: Path) -> None:
+def test_read_tokenizer_reports_a_damaged_file_in_one_line(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="cannot load the tokenizer of") as caught:
         read_tokenizer(str(folder))
@@ -341,7 +343,7 @@ def rejected(folder: Path, task: Task, message: str, **options: Any) -> None:
         start_model(task, options_of(folder, **options))
 
 
-def test_more_ids_than_rows_are_rejected(folder: Path, task: Task) -> None:
+def test_check_tokenizer_rejects_ids_beyond_the_word_embedding_table(folder: Path, task: Task) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = len(tokenizer)
     tokenizer.add_tokens(["devicex"])
@@ -349,7 +351,7 @@ def test_more_ids_than_rows_are_rejected(folder: Path, task: Task) -> None:
     rejected(folder, task, rf"has 'devicex' with id {rows}, .* has {rows} rows.*resize_token_embeddings\({rows + 1}\)")
 
 
-def test_padding_that_the_tokenizer_adds_beyond_the_table_is_rejected(folder: Path, task: Task) -> None:
+def test_check_tokenizer_rejects_a_padding_id_beyond_the_word_embedding_table(folder: Path, task: Task) -> None:
     write_tokenizer(folder, ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "x", *WORDS])  # [PAD] becomes the last id + 1
     rejected(folder, task, r"has '\[PAD\]' with id")
 
@@ -369,29 +371,31 @@ def fast_tokenizer(folder: Path, change: Callable[[dict], None], **special: str 
     PreTrainedTokenizerFast(tokenizer_object=backend, **chosen).save_pretrained(folder)
 
 
-def test_a_tokenizer_without_padding_is_rejected(folder: Path, task: Task) -> None:
+def test_check_tokenizer_rejects_a_tokenizer_without_padding(folder: Path, task: Task) -> None:
     fast_tokenizer(folder, lambda content: None, pad_token=None)
     rejected(folder, task, "no padding token: set pad_token")
 
 
-def test_a_tokenizer_without_a_first_special_token_needs_mean_pooling(folder: Path, task: Task) -> None:
+def test_check_tokenizer_without_a_first_special_token_requires_mean_pooling(folder: Path, task: Task) -> None:
     fast_tokenizer(folder, lambda content: content.update(post_processor=None))
     rejected(folder, task, "adds no special token before the text.*--pooling mean")
     start_model(task, options_of(folder, pooling="mean"))
 
 
-def test_a_special_token_under_another_id_is_rejected(folder: Path, task: Task) -> None:
+def test_check_tokenizer_rejects_a_special_token_with_an_unknown_id(folder: Path, task: Task) -> None:
     fast_tokenizer(folder, lambda content: None, cls_token="the")
     rejected(folder, task, "adds id 2 to a text, which is none of its special tokens")
 
 
 @pytest.mark.parametrize("role", ["cls", "sep", "unk", "mask"])
-def test_an_id_that_config_and_tokenizer_state_differently_is_rejected(role: str, folder: Path, task: Task) -> None:
+def test_check_tokenizer_rejects_special_ids_that_differ_from_the_configuration(
+    role: str, folder: Path, task: Task
+) -> None:
     set_json(folder, "config.json", **{f"{role}_token_id": 9})
     rejected(folder, task, rf"config\.json has {role}_token_id 9, the tokenizer's is \d")
 
 
-def test_padding_must_be_the_models_where_positions_depend_on_it(
+def test_check_tokenizer_rejects_another_padding_id_if_positions_depend_on_it(
     backbone_folders: dict[str, Path], tokenizer_folder: Path, task: Task, tmp_path: Path
 ) -> None:
     roberta = Path(shutil.copytree(backbone_folders["roberta"], tmp_path / "roberta"))
@@ -402,7 +406,7 @@ def test_padding_must_be_the_models_where_positions_depend_on_it(
     rejected(mpnet, task, "pads with id 0, the model counts positions from padding id 1")
 
 
-def test_the_model_takes_the_tokenizers_padding_where_positions_do_not_depend_on_it(folder: Path, task: Task) -> None:
+def test_start_model_uses_the_tokenizers_padding_id_if_positions_do_not_depend_on_it(folder: Path, task: Task) -> None:
     set_json(folder, "config.json", pad_token_id=2)
     lines: list[str] = []
     model, _ = start_model(task, options_of(folder), lines.append)
@@ -410,7 +414,7 @@ def test_the_model_takes_the_tokenizers_padding_where_positions_do_not_depend_on
     assert (model.config.backbone.pad_token_id, model.get_input_embeddings().padding_idx) == (0, 0)
 
 
-def test_pairs_need_two_token_types(folder: Path, task: Task) -> None:
+def test_check_tokenizer_of_pairs_requires_two_token_types(folder: Path, task: Task) -> None:
     config = tiny_config("bert")
     config.type_vocab_size = 1
     AutoModel.from_config(config).save_pretrained(folder)
@@ -421,7 +425,7 @@ def test_pairs_need_two_token_types(folder: Path, task: Task) -> None:
 # The training texts
 
 
-def test_the_share_of_unknown_tokens_is_reported(folder: Path, task: Task, data_folder: Path, tmp_path: Path) -> None:
+def test_unknown_tokens_reports_their_share(folder: Path, task: Task, data_folder: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(data_folder, tmp_path / "data"))
     text = (data / "train.tsv").read_text(encoding="utf-8")
     (data / "train.tsv").write_text(text.replace("train ", "unheard ", 3), encoding="utf-8")
@@ -434,17 +438,17 @@ def test_the_share_of_unknown_tokens_is_reported(folder: Path, task: Task, data_
 
 
 @pytest.mark.parametrize("text", ["Где находится лампа", "CC(=O)Oc1ccccc1C(=O)O", "何時ですか the"])
-def test_texts_of_another_language_are_rejected(text: str, folder: Path) -> None:
+def test_unknown_tokens_rejects_texts_of_another_language(text: str, folder: Path) -> None:
     with pytest.raises(InputError, match=r"unknown tokens: .*more than 30%: the tokenizer of m does not belong"):
         checks.unknown_tokens("m", read_tokenizer(str(folder)), [text] * 5)
 
 
-def test_pairs_count_both_texts(folder: Path) -> None:
+def test_unknown_tokens_counts_both_texts_of_a_pair(folder: Path) -> None:
     found = checks.unknown_tokens("m", read_tokenizer(str(folder)), [("the cat sat on", "the xyz")])
     assert (found.unknown, found.tokens, found.texts) == (1, 6, 1)
 
 
-def test_texts_that_lose_every_token_count_as_unknown(folder: Path) -> None:
+def test_unknown_tokens_counts_texts_without_tokens(folder: Path) -> None:
     fast_tokenizer(
         folder, lambda content: content.update(normalizer={"type": "Replace", "pattern": {"Regex": "."}, "content": ""})
     )
@@ -456,7 +460,7 @@ def test_texts_that_lose_every_token_count_as_unknown(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("problem", ["token", "config", "nan", "padding", "unknown", "length"])
-def test_a_checkpoint_with_the_same_fault_is_rejected(problem: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_load_checkpoint_rejects_what_training_rejects(problem: str, checkpoint: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     backbone = json.loads((copy / "config.json").read_text(encoding="utf-8"))["backbone"]
     if problem == "token":
@@ -485,7 +489,7 @@ def test_a_checkpoint_with_the_same_fault_is_rejected(problem: str, checkpoint: 
         load_checkpoint(copy)
 
 
-def test_the_checks_take_under_two_seconds(tmp_path: Path) -> None:
+def test_checks_take_less_than_two_seconds(tmp_path: Path) -> None:
     folder = str(shared("models", "bge-small-en"))
     weights, tokenizer = read_weights(folder), read_tokenizer(folder)
     encoder, _ = load_encoder(folder)

@@ -27,7 +27,7 @@ def tokens(folder: Path, ids: npt.NDArray) -> list[str | None]:
     return [Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token(int(token)) for token in ids]
 
 
-def test_single_texts_become_ids(tokenizer: TextTokenizer, tokenizer_folder: Path) -> None:
+def test_encoded_examples_contain_the_ids_of_single_texts(tokenizer: TextTokenizer, tokenizer_folder: Path) -> None:
     encoded = EncodedExamples(Examples(["the cat", "a big red dog"], np.array([1, 0])), tokenizer)
     first = encoded[0]
     assert tokens(tokenizer_folder, first["input_ids"]) == ["[CLS]", "the", "cat", "[SEP]"]
@@ -37,28 +37,28 @@ def test_single_texts_become_ids(tokenizer: TextTokenizer, tokenizer_folder: Pat
     assert encoded.lengths == [4, 6]
 
 
-def test_pairs_stand_in_two_segments(tokenizer: TextTokenizer, tokenizer_folder: Path) -> None:
+def test_encoded_examples_of_pairs_have_two_token_types(tokenizer: TextTokenizer, tokenizer_folder: Path) -> None:
     encoded = EncodedExamples(Examples([("the cat", "sat")], np.array([1])), tokenizer)
     expected = ["[CLS]", "the", "cat", "[SEP]", "sat", "[SEP]"]
     assert tokens(tokenizer_folder, encoded[0]["input_ids"]) == expected
     assert encoded[0]["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1]
 
 
-def test_long_texts_are_cut_and_keep_their_end_mark(tokenizer_folder: Path) -> None:
+def test_encoded_examples_truncate_long_texts_before_the_end_token(tokenizer_folder: Path) -> None:
     short = TextTokenizer(tokenizer_folder / "tokenizer.json", 5, 0)
     encoded = EncodedExamples(Examples(["the cat sat on the mat"], np.array([1])), short)
     assert tokens(tokenizer_folder, encoded[0]["input_ids"]) == ["[CLS]", "the", "cat", "sat", "[SEP]"]
 
 
 @pytest.mark.parametrize(("labels", "dtype"), [([1, 0], torch.int64), ([0.5, 2.0], torch.float32)])
-def test_labels_keep_their_kind(labels: list, dtype: torch.dtype, tokenizer: TextTokenizer) -> None:
+def test_collate_keeps_the_dtype_of_labels(labels: list, dtype: torch.dtype, tokenizer: TextTokenizer) -> None:
     encoded = EncodedExamples(Examples(["the cat", "a dog"], np.array(labels)), tokenizer)
     batch = encoded.collate([encoded[0], encoded[1]])
     assert batch["labels"].dtype == dtype
     assert batch["labels"].tolist() == labels
 
 
-def test_a_batch_is_padded_to_its_own_longest_row(tokenizer: TextTokenizer) -> None:
+def test_collate_pads_to_the_longest_row_of_the_batch(tokenizer: TextTokenizer) -> None:
     texts = ["the cat", "a big red dog", "the cat sat on the mat"]
     encoded = EncodedExamples(Examples(texts, np.array([1, 0, 1])), tokenizer)
     batch = encoded.collate([encoded[0], encoded[1]])
@@ -67,7 +67,7 @@ def test_a_batch_is_padded_to_its_own_longest_row(tokenizer: TextTokenizer) -> N
     assert batch["input_ids"][0, 4:].tolist() == [tokenizer.pad_token_id] * 2
 
 
-def test_many_rows_are_tokenised_in_parts_and_tell_how_far_it_is(
+def test_encoded_examples_tokenize_large_data_in_parts_with_progress(
     tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []

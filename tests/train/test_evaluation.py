@@ -47,7 +47,7 @@ def regression(lte: bool = True) -> Predictions:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_a_pass_equals_the_model_row_by_row(batch_size: int, checkpoint: Path, data_folder: Path) -> None:
+def test_predict_equals_the_model_row_by_row(batch_size: int, checkpoint: Path, data_folder: Path) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
     examples = task_of(model.config).read(data_folder, "dev").head(20)
     found = predict(model, tokenizer, examples, batch_size)
@@ -60,7 +60,7 @@ def test_a_pass_equals_the_model_row_by_row(batch_size: int, checkpoint: Path, d
             assert np.abs(found.lte[row] - outputs.certainties[0].numpy()).max() <= 1e-5
 
 
-def test_a_pass_tells_how_far_it_is(checkpoint: Path, data_folder: Path) -> None:
+def test_predict_reports_progress(checkpoint: Path, data_folder: Path) -> None:
     told: list[int] = []
 
     @contextmanager
@@ -75,20 +75,20 @@ def test_a_pass_tells_how_far_it_is(checkpoint: Path, data_folder: Path) -> None
     assert not model.training
 
 
-def test_layer_scores_let_every_example_leave_at_one_layer() -> None:
+def test_layer_scores_are_of_one_exit_for_all_examples() -> None:
     assert layer_scores(hand_made()) == [0.5, 0.75, 1.0]
 
 
-def test_layer_scores_of_values_are_correlations() -> None:
+def test_layer_scores_of_regression_are_correlations() -> None:
     assert layer_scores(regression()) == pytest.approx([1.0, 1.0, 1.0])
 
 
-def test_answers_are_classes_or_values() -> None:
-    assert hand_made().answers().tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 1, 0]]
-    assert regression().answers()[:, 0].tolist() == [1.0, 2.0, 5.0]
+def test_predicted_returns_classes_or_values() -> None:
+    assert hand_made().predicted().tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 1, 0]]
+    assert regression().predicted()[:, 0].tolist() == [1.0, 2.0, 5.0]
 
 
-def test_an_operating_point_takes_each_examples_exit() -> None:
+def test_operating_point_counts_the_exit_of_each_example() -> None:
     point = operating_point(hand_made(), ExitPolicy.uniform("confidence", 0.75, 3))
     assert point.histogram == (1, 2, 1)
     assert point.average_exit_layer == 2.0
@@ -97,17 +97,17 @@ def test_an_operating_point_takes_each_examples_exit() -> None:
     assert point.saved_layers == pytest.approx(1 / 3)
 
 
-def test_an_operating_point_scores_the_answers_given_there() -> None:
+def test_operating_point_scores_the_predictions_at_the_exits_taken() -> None:
     point = operating_point(hand_made(), ExitPolicy.uniform("confidence", 0.5, 3))
     assert (point.histogram, point.score) == ((4, 0, 0), 0.5)
 
 
-def test_thresholds_may_differ_by_layer() -> None:
+def test_operating_point_accepts_thresholds_per_layer() -> None:
     point = operating_point(hand_made(), ExitPolicy("confidence", (0.95, 0.55), (1.0, 1.0, 1.0)))
     assert point.histogram == (0, 4, 0)
 
 
-def test_a_curve_has_one_point_per_threshold() -> None:
+def test_trade_off_has_one_point_per_threshold() -> None:
     points = trade_off(hand_made(), "confidence", [0.5, 0.65, 0.75, 1.0])
     assert [point.average_exit_layer for point in points] == [1.0, 1.75, 2.0, 3.0]
     assert [point.score for point in points] == [0.5, 1.0, 1.0, 1.0]
@@ -115,11 +115,11 @@ def test_a_curve_has_one_point_per_threshold() -> None:
     assert points[1] == single
 
 
-def test_a_curve_of_learned_certainty_uses_it() -> None:
+def test_trade_off_by_lte_uses_the_learned_certainty() -> None:
     assert [p.histogram for p in trade_off(regression(), "lte", [0.25, 0.85])] == [(2, 1, 0), (1, 0, 2)]
 
 
-def test_a_criterion_that_cannot_work_is_refused() -> None:
+def test_operating_points_reject_a_criterion_that_does_not_fit() -> None:
     with pytest.raises(InputError, match="needs class probabilities"):
         trade_off(regression(), "confidence", [0.5])
     with pytest.raises(InputError, match="needs a model trained with --lte"):
@@ -128,14 +128,14 @@ def test_a_criterion_that_cannot_work_is_refused() -> None:
         candidate_thresholds(regression(lte=False), "lte")
 
 
-def test_the_default_criterion_fits_the_model() -> None:
+def test_default_criterion_fits_the_model() -> None:
     assert default_criterion(hand_made()) == "confidence"
     assert default_criterion(regression()) == "lte"
     assert default_criterion(regression(lte=False)) == "patience"
 
 
 @pytest.mark.parametrize("lte", [True, False])
-def test_a_saved_pass_comes_back_whole(lte: bool, tmp_path: Path) -> None:
+def test_load_returns_the_saved_pass(lte: bool, tmp_path: Path) -> None:
     stored = regression(lte)
     stored.save(tmp_path / "predictions.npz")
     again = Predictions.load(tmp_path / "predictions.npz")
@@ -153,7 +153,7 @@ def random_predictions(rows: int = 200, classes: int = 3) -> Predictions:
 
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte"])
-def test_candidates_run_from_always_to_never(criterion: str) -> None:
+def test_candidate_thresholds_run_from_always_to_never(criterion: str) -> None:
     predictions = random_predictions()
     thresholds = candidate_thresholds(predictions, criterion)
     points = trade_off(predictions, criterion, thresholds)
@@ -165,7 +165,7 @@ def test_candidates_run_from_always_to_never(criterion: str) -> None:
 
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte"])
-def test_candidates_never_sit_on_a_certainty(criterion: str) -> None:
+def test_candidate_thresholds_never_equal_a_certainty(criterion: str) -> None:
     predictions = random_predictions(rows=60)
     thresholds = np.array(candidate_thresholds(predictions, criterion, 1000)[1:-1])
     found = certainties(ExitPolicy.uniform(criterion, 0.0, 4), predictions.logits, predictions.lte)[:, :-1]
@@ -174,7 +174,7 @@ def test_candidates_never_sit_on_a_certainty(criterion: str) -> None:
     assert distances.min() > 0
 
 
-def test_candidates_lie_between_certainties_that_almost_touch() -> None:
+def test_candidate_thresholds_are_between_nearly_equal_certainties() -> None:
     low = np.float32(0.7)
     high = np.nextafter(low, np.float32(1), dtype=np.float32)
     sure = np.array([[low, 0.9], [high, 0.9], [0.2, 0.9]], dtype=np.float32)
@@ -183,16 +183,16 @@ def test_candidates_lie_between_certainties_that_almost_touch() -> None:
         assert np.float32(threshold) not in (low, high)
 
 
-def test_candidates_of_patience_are_layers() -> None:
+def test_candidate_thresholds_of_patience_are_layers() -> None:
     assert candidate_thresholds(random_predictions(), "patience") == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_candidates_of_a_constant_model_are_always_and_never() -> None:
+def test_candidate_thresholds_of_a_constant_model_are_always_and_never() -> None:
     constant = Predictions(np.zeros((5, 3, 2), np.float32), None, np.zeros(5, int), "accuracy")
     assert candidate_thresholds(constant, "confidence") == [0.0, 1.0]
 
 
-def test_more_patience_never_leaves_earlier() -> None:
+def test_trade_off_with_more_patience_never_exits_earlier() -> None:
     predictions = random_predictions()
     layers = [
         exit_layers(policy := ExitPolicy.uniform("patience", k, 4), certainties(policy, predictions.logits, None))
@@ -204,7 +204,7 @@ def test_more_patience_never_leaves_earlier() -> None:
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte", "patience"])
-def test_a_curve_at_once_is_the_points_one_by_one(criterion: str, metric: str) -> None:
+def test_trade_off_equals_single_operating_points(criterion: str, metric: str) -> None:
     predictions = random_predictions(classes=2)
     predictions = Predictions(predictions.logits, predictions.lte, predictions.labels, metric)
     for point in trade_off(predictions, criterion, candidate_thresholds(predictions, criterion)):
@@ -216,7 +216,7 @@ def test_a_curve_at_once_is_the_points_one_by_one(criterion: str, metric: str) -
 
 @pytest.mark.parametrize("metric", ["pearson", "spearman"])
 @pytest.mark.parametrize("tolerance", [0.5, 1.0])
-def test_a_curve_of_values_is_the_points_one_by_one(metric: str, tolerance: float) -> None:
+def test_trade_off_of_regression_equals_single_operating_points(metric: str, tolerance: float) -> None:
     rng = np.random.default_rng(2)
     values = np.round(rng.normal(size=(80, 5, 1)), 1).astype(np.float32)  # with ties
     predictions = Predictions(values, None, np.round(rng.normal(size=80), 1), metric)
@@ -227,12 +227,12 @@ def test_a_curve_of_values_is_the_points_one_by_one(metric: str, tolerance: floa
         assert (point.histogram, point.score) == (single.histogram, pytest.approx(single.score, abs=1e-12))
 
 
-def test_a_threshold_of_a_curve_out_of_range_is_refused() -> None:
+def test_trade_off_rejects_a_threshold_out_of_range() -> None:
     with pytest.raises(InputError, match="out of range"):
         trade_off(hand_made(), "confidence", [0.5, 1.5])
 
 
-def test_a_threshold_is_compared_in_the_precision_of_the_certainties() -> None:
+def test_trade_off_compares_thresholds_in_the_precision_of_the_certainties() -> None:
     edge = np.float32(0.9)  # a little below 0.9 in double precision, and equal to it in single
     sure = np.array([[edge, 1.0]], np.float32)
     predictions = Predictions(np.zeros((1, 2, 2), np.float32), sure, np.array([0]), "accuracy")
@@ -240,14 +240,14 @@ def test_a_threshold_is_compared_in_the_precision_of_the_certainties() -> None:
     assert [p.histogram for p in trade_off(predictions, "lte", [0.9, just_below])] == [(0, 1), (1, 0)]
 
 
-def test_the_best_constant_answer_is_the_floor() -> None:
+def test_constant_is_the_best_constant_prediction() -> None:
     assert hand_made().constant == Constant(0, 0.5)
     one_sided = Predictions(np.zeros((4, 1, 2), np.float32), None, np.array([1, 1, 1, 0]), "f1")
     assert one_sided.constant == Constant(1, pytest.approx(2 * 3 / (4 + 3)))
     assert regression().constant == Constant(pytest.approx(8 / 3), 0.0)
 
 
-def test_a_pass_knows_which_rows_it_holds(checkpoint: Path, data_folder: Path, tmp_path: Path) -> None:
+def test_predict_stores_the_row_numbers(checkpoint: Path, data_folder: Path, tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
     found = predict(model, tokenizer, task_of(model.config).read(data_folder, "dev").head(5))
     found.save(tmp_path / "predictions.npz")

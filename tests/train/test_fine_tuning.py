@@ -193,7 +193,7 @@ def test_limit_takes_the_first_layers_of_the_encoder(
 def test_a_loss_that_is_not_a_number_ends_the_run(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BerxitError, match=r"the loss is nan at step \d+: lower --learning-rate"):
+    with pytest.raises(BerxitError, match=r"the loss is nan at step \d+: use a lower --learning-rate"):
         fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", quiet=True)
     assert not (tmp_path / "output").exists()
     assert not (tmp_path / ".output.partial").exists()
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(
 def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BerxitError, match="lower --learning-rate"):
+    with pytest.raises(BerxitError, match="use a lower --learning-rate"):
         fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", quiet=True)
     fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)
     assert (tmp_path / "output" / "model.safetensors").is_file()
@@ -341,7 +341,7 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
     kept.prepare(run_key(task, options, train_file, 1), force=False)
     for other in (run_key(replace(task, **change), options, train_file, 1), run_key(task, options, train_file, 2)):
         with pytest.raises(
-            InputError, match=r"interrupted run with other options or data \(.*add --force to start over"
+            InputError, match=r"interrupted run with other options or data \(.*add --force to delete it and start again"
         ):
             kept.prepare(other, force=False)
     assert kept.last_checkpoint(1) is not None
@@ -349,7 +349,7 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
 
 def test_machines_that_share_no_output_are_told_so(tmp_path: Path) -> None:
     state = RunState.beside(tmp_path / "output")
-    with pytest.raises(BerxitError, match="several machines need an --output that all of them share"):
+    with pytest.raises(BerxitError, match="multi-node training needs an --output on shared storage"):
         state.check_shared()
     state.prepare({"seed": 1}, force=False)
     state.check_shared()

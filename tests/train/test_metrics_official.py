@@ -9,7 +9,7 @@ from berxit.runtime.metrics import METRICS as ON_DEVICE
 from berxit.train.metrics import METRICS, scores
 
 
-def test_accuracy_is_the_share_that_is_right() -> None:
+def test_accuracy_is_the_share_of_correct_predictions() -> None:
     assert METRICS["accuracy"](np.array([1, 0, 2, 2]), np.array([1, 1, 2, 0])) == 0.5
 
 
@@ -35,13 +35,13 @@ def test_spearman_shares_ranks_between_ties() -> None:
 
 
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
-def test_a_constant_answer_orders_nothing(name: str) -> None:
+def test_correlation_of_a_constant_prediction_is_zero(name: str) -> None:
     assert METRICS[name](np.array([2.0, 2.0, 2.0]), np.array([1.0, 2.0, 3.0])) == 0.0
     assert METRICS[name](np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 2.0])) == 0.0
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_the_device_scores_the_same(name: str) -> None:
+def test_metrics_equal_those_of_the_runtime(name: str) -> None:
     rng = np.random.default_rng(0)
     assert set(ON_DEVICE) == set(METRICS)
     for _ in range(20):
@@ -53,7 +53,7 @@ def test_the_device_scores_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_scores_at_once_are_the_scores_one_by_one(metric: str) -> None:
+def test_scores_equals_single_scores(metric: str) -> None:
     rng = np.random.default_rng(3)
     classes = metric in ("accuracy", "f1")
     draw = (lambda *size: rng.integers(0, 2, size)) if classes else (lambda *size: rng.integers(0, 9, size) / 2)

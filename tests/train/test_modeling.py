@@ -34,7 +34,7 @@ def run(model: MultiExitModel, **changes: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_layer_answers_every_row(family: str, backbone_folders: dict) -> None:
+def test_forward_returns_logits_of_every_layer_and_row(family: str, backbone_folders: dict) -> None:
     model = build(backbone_folders[family], lte=True)
     with torch.no_grad():
         outputs = model(**batch(), output_hidden_states=True)
@@ -44,13 +44,13 @@ def test_every_layer_answers_every_row(family: str, backbone_folders: dict) -> N
     assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, 6, 32)] * 4
 
 
-def test_without_lte_there_is_no_certainty(backbone_folders: dict) -> None:
+def test_forward_without_lte_returns_no_certainties(backbone_folders: dict) -> None:
     model = build(backbone_folders["bert"])
     assert model(**batch()).certainties is None
     assert model(**batch()).hidden_states is None
 
 
-def test_regression_has_one_output(backbone_folders: dict) -> None:
+def test_forward_of_regression_returns_one_output(backbone_folders: dict) -> None:
     options = {"id2label": {0: "value"}, "label2id": {"value": 0}, "problem_type": "regression"}
     model = build(backbone_folders["bert"], **options)
     assert run(model).shape == (2, 3, 1)
@@ -58,11 +58,11 @@ def test_regression_has_one_output(backbone_folders: dict) -> None:
     assert model.config.labels == ()
 
 
-def test_class_names_keep_the_order_of_the_logits(backbone_folders: dict) -> None:
+def test_labels_are_in_the_order_of_the_logits(backbone_folders: dict) -> None:
     assert build(backbone_folders["bert"]).config.labels == ("a", "b", "c")
 
 
-def test_a_linear_head_reads_the_first_token(backbone_folders: dict) -> None:
+def test_linear_head_reads_the_first_token(backbone_folders: dict) -> None:
     model = build(backbone_folders["bert"], lte=True)
     with torch.no_grad():
         outputs = model(**batch(), output_hidden_states=True)
@@ -74,7 +74,7 @@ def test_a_linear_head_reads_the_first_token(backbone_folders: dict) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
-def test_pooled_heads_start_from_the_pre_trained_pooler(family: str, backbone_folders: dict) -> None:
+def test_from_backbone_copies_the_pretrained_pooler_to_pooler_heads(family: str, backbone_folders: dict) -> None:
     plain = AutoModel.from_pretrained(backbone_folders[family])
     dense = plain.pooler if family == "albert" else plain.pooler.dense
     model = build(backbone_folders[family], exit_head="pooler")
@@ -89,7 +89,7 @@ def test_pooled_heads_start_from_the_pre_trained_pooler(family: str, backbone_fo
     assert torch.allclose(run(model)[:, -1], expected, atol=1e-6)
 
 
-def test_a_pooler_that_the_file_lacks_is_not_copied(tmp_path: Path) -> None:
+def test_from_backbone_does_not_copy_a_pooler_that_is_not_in_the_file(tmp_path: Path) -> None:
     backbone = tiny_backbone("bert")
     backbone.pooler = None
     backbone.save_pretrained(tmp_path)
@@ -99,7 +99,7 @@ def test_a_pooler_that_the_file_lacks_is_not_copied(tmp_path: Path) -> None:
     assert all(head.pooler.bias.abs().max() == 0 for head in model.heads)
 
 
-def test_the_backbones_own_pooler_is_gone(backbone_folders: dict) -> None:
+def test_from_backbone_removes_the_pooler_of_the_backbone(backbone_folders: dict) -> None:
     for family in FAMILIES:
         model = build(backbone_folders[family])
         assert not any("pooler" in name for name, _ in model.named_parameters())
@@ -107,7 +107,7 @@ def test_the_backbones_own_pooler_is_gone(backbone_folders: dict) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("exit_head", "pooling"), [("linear", "mean"), ("pooler", "first")])
-def test_a_saved_model_answers_the_same(
+def test_from_pretrained_returns_the_saved_model(
     family: str, exit_head: str, pooling: str, backbone_folders: dict, tmp_path: Path
 ) -> None:
     model = build(backbone_folders[family], exit_head=exit_head, pooling=pooling, lte=True, task="rte", max_length=24)
@@ -138,14 +138,14 @@ def test_mean_pooling_is_the_mean_over_tokens(backbone_folders: dict) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-def test_no_mask_means_no_padding(pooling: str, backbone_folders: dict) -> None:
+def test_mean_pooling_without_a_mask_uses_all_tokens(pooling: str, backbone_folders: dict) -> None:
     model = build(backbone_folders["bert"], pooling=pooling)
     ids = batch()["input_ids"][:1]
     with torch.no_grad():
         assert torch.allclose(model(ids).exit_logits, model(ids, torch.ones_like(ids)).exit_logits, atol=1e-6)
 
 
-def test_one_lte_module_serves_all_layers(backbone_folders: dict) -> None:
+def test_lte_module_is_shared_by_all_layers(backbone_folders: dict) -> None:
     model = build(backbone_folders["bert"], lte=True)
     names = [name for name, _ in model.named_parameters() if "lte" in name]
     assert names == ["lte.weight", "lte.bias"]
@@ -156,7 +156,7 @@ def test_one_lte_module_serves_all_layers(backbone_folders: dict) -> None:
     assert torch.allclose(certainties, torch.full((2, 3), 0.880797), atol=1e-6)
 
 
-def test_fresh_exits_start_as_bert_classifiers_do(backbone_folders: dict) -> None:
+def test_new_exit_heads_are_initialized_like_bert_classifiers(backbone_folders: dict) -> None:
     model = build(backbone_folders["bert"], lte=True)
     weights = torch.cat([head.classifier.weight.flatten() for head in model.heads])
     assert 0.015 < weights.std() < 0.025
@@ -164,14 +164,14 @@ def test_fresh_exits_start_as_bert_classifiers_do(backbone_folders: dict) -> Non
     assert model.lte.bias == 0
 
 
-def test_an_unknown_head_or_pooling_is_refused() -> None:
+def test_config_rejects_an_unknown_head_or_pooling() -> None:
     with pytest.raises(ValueError, match="exit_head is 'deep': choose one of linear, pooler"):
         MultiExitConfig(exit_head="deep")
     with pytest.raises(ValueError, match="pooling is 'max': choose one of first, mean"):
         MultiExitConfig(pooling="max")
 
 
-def test_a_family_that_is_not_supported_is_refused(tmp_path: Path) -> None:
+def test_from_backbone_rejects_an_unsupported_family(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2Model
 
     GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20, n_positions=8)).save_pretrained(tmp_path)

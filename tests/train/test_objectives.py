@@ -32,27 +32,27 @@ VALUE_LOGITS = torch.tensor([[[1.0], [2.0]], [[4.0], [2.5]]])
 VALUE_LABELS = torch.tensor([2.0, 3.0])
 
 
-def test_equation_2_for_classes() -> None:
+def test_exit_losses_of_classes_are_equation_2() -> None:
     expected = [(math.log(4 / 3) + math.log(4)) / 2, (math.log(2) + math.log(4 / 3)) / 2]
     assert exit_losses(CLASS_LOGITS, CLASS_LABELS, False).tolist() == pytest.approx(expected)
 
 
-def test_equation_2_for_regression() -> None:
+def test_exit_losses_of_regression_are_equation_2() -> None:
     assert exit_losses(VALUE_LOGITS, VALUE_LABELS, True).tolist() == pytest.approx([(1 + 1) / 2, (0 + 0.25) / 2])
 
 
-def test_equation_9_is_whether_the_layer_is_right() -> None:
+def test_lte_targets_of_classes_are_equation_9() -> None:
     logits = torch.tensor([[[2.0, 1.0], [1.0, 2.0]], [[1.0, 2.0], [0.0, 3.0]]])
     assert lte_targets(logits, torch.tensor([0, 1]), False).tolist() == [[1.0, 0.0], [1.0, 1.0]]
 
 
-def test_equation_10_falls_with_the_error() -> None:
+def test_lte_targets_of_regression_are_equation_10() -> None:
     found = lte_targets(VALUE_LOGITS, VALUE_LABELS, True)
     expected = [1 - math.tanh(1), 1.0, 1 - math.tanh(1), 1 - math.tanh(0.5)]
     assert found.flatten().tolist() == pytest.approx(expected)
 
 
-def test_equation_11_is_the_squared_gap() -> None:
+def test_lte_losses_are_equation_11() -> None:
     certainties = torch.tensor([[0.5, 0.25], [0.75, 1.0]])
     found = lte_losses(certainties, VALUE_LOGITS, VALUE_LABELS, True)
     miss = 1 - math.tanh(1)
@@ -65,7 +65,7 @@ def test_equation_11_is_the_squared_gap() -> None:
     assert right.tolist() == pytest.approx([0.01, 0.04])
 
 
-def test_odd_steps_train_the_last_exit_and_even_steps_all() -> None:
+def test_alternating_trains_the_last_exit_at_odd_steps_and_all_at_even_steps() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0])
     assert [Alternating().combine(step, losses).item() for step in (1, 2, 3, 4)] == [4.0, 7.0, 4.0, 7.0]
 
@@ -75,7 +75,7 @@ def test_raw_trains_the_last_exit_at_every_step() -> None:
     assert [Raw().combine(step, losses).item() for step in (1, 2, 3)] == [4.0, 4.0, 4.0]
 
 
-def test_with_lte_every_exits_loss_has_its_certaintys_added() -> None:
+def test_loss_with_lte_adds_the_lte_loss_of_every_exit() -> None:
     certainties = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     outputs = MultiExitOutput(exit_logits=VALUE_LOGITS, certainties=certainties)
     both = exit_losses(VALUE_LOGITS, VALUE_LABELS, True) + lte_losses(certainties, VALUE_LOGITS, VALUE_LABELS, True)
@@ -99,36 +99,36 @@ def gradients(strategy: str, step: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("strategy", "step"), [("alternating", 1), ("alternating", 3), ("raw", 1), ("raw", 2)])
-def test_a_step_on_the_last_exit_reaches_no_other(strategy: str, step: int) -> None:
+def test_step_on_the_last_exit_has_no_gradient_for_other_exits(strategy: str, step: int) -> None:
     for reached in gradients(strategy, step):
         assert reached[:2].tolist() == [0.0, 0.0]
         assert reached[2] > 0
 
 
 @pytest.mark.parametrize(("strategy", "step"), [("alternating", 2), ("joint", 1), ("joint", 2)])
-def test_a_step_on_all_exits_reaches_every_one(strategy: str, step: int) -> None:
+def test_step_on_all_exits_has_gradients_for_all(strategy: str, step: int) -> None:
     for reached in gradients(strategy, step):
         assert (reached > 0).all()
 
 
 @pytest.mark.parametrize("strategy", ["two-stage", "self-distillation"])
-def test_a_second_stage_reaches_all_exits_but_the_last(strategy: str) -> None:
+def test_second_stage_has_gradients_for_all_exits_except_the_last(strategy: str) -> None:
     for reached in gradients(strategy, 1):
         assert (reached[:2] > 0).all()
         assert reached[2] == 0
 
 
-def test_joint_is_the_sum_of_all_and_the_second_stage_of_all_but_the_last() -> None:
+def test_joint_sums_all_exits_and_second_stage_all_but_the_last() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0])
     assert [Joint().combine(step, losses).item() for step in (1, 2)] == [7.0, 7.0]
     assert [OtherExits().combine(step, losses).item() for step in (1, 2)] == [3.0, 3.0]
 
 
-def test_two_stage_and_self_distillation_begin_with_the_last_exit() -> None:
+def test_two_stage_and_self_distillation_train_the_last_exit_first() -> None:
     assert [stages_of(STRATEGIES[name])[0] for name in ("two-stage", "self-distillation")] == [Raw, Raw]
 
 
-def test_distillation_is_the_divergence_from_the_last_exits_answer() -> None:
+def test_distillation_is_the_divergence_from_the_last_exit() -> None:
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
     logits = torch.stack([p.log(), q.log(), q.log()])[None]  # layer 1 says p; layers 2 and 3 say q
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
@@ -142,14 +142,14 @@ def test_distillation_is_the_divergence_from_the_last_exits_answer() -> None:
     ).item() == pytest.approx(9 + 4)
 
 
-def test_a_warm_up_trains_the_last_exit_and_then_the_strategy_goes_on() -> None:
+def test_warm_up_trains_the_last_exit_before_the_strategy() -> None:
     labels, outputs = torch.tensor([0]), MultiExitOutput(exit_logits=torch.zeros(1, 3, 2))
     objective = Joint(LossOptions(warm_up_steps=2))
     found = [objective.loss(step, outputs, labels, False).item() for step in (1, 2, 3)]
     assert found == pytest.approx([math.log(2), math.log(2), 3 * math.log(2)])
 
 
-def test_distillation_adds_to_the_other_exits_what_the_last_one_teaches() -> None:
+def test_distillation_option_adds_to_the_loss_of_other_exits() -> None:
     values = torch.tensor([[[1.0], [2.0], [4.0]]])  # label 0: losses 1, 4, 16; from the last exit: 9, 4
     objective = Alternating(LossOptions(distillation=0.5))
     labels = torch.tensor([0.0])
@@ -157,14 +157,14 @@ def test_distillation_adds_to_the_other_exits_what_the_last_one_teaches() -> Non
     assert objective.loss(2, MultiExitOutput(exit_logits=values), labels, True).item() == pytest.approx(21 + 0.5 * 13)
 
 
-def test_the_teacher_learns_nothing_from_its_pupils() -> None:
+def test_distillation_has_no_gradient_for_the_teacher() -> None:
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     distillation_losses(logits, False).sum().backward()
     assert logits.grad[:, 2].abs().sum() == 0
     assert logits.grad[:, :2].abs().sum() > 0
 
 
-def test_layer_weights_multiply_every_exits_loss() -> None:
+def test_layer_weights_multiply_the_loss_of_every_exit() -> None:
     values = torch.tensor([[[1.0], [2.0], [4.0]]])
     objective = Alternating(LossOptions(layer_weights=(0.5, 0.25, 1.0)))
     found = [
@@ -173,20 +173,20 @@ def test_layer_weights_multiply_every_exits_loss() -> None:
     assert found == pytest.approx([16, 0.5 * 1 + 0.25 * 4 + 16])
 
 
-def test_layer_weights_are_named_or_given() -> None:
+def test_layer_weights_accepts_names_and_numbers() -> None:
     assert layer_weights("uniform", 4) == ()
     assert layer_weights("linear", 4) == (0.25, 0.5, 0.75, 1.0)
     assert layer_weights("0,1,0.5,2", 4) == (0.0, 1.0, 0.5, 2.0)
 
 
 @pytest.mark.parametrize("text", ["heavy", "1,2", "1,1,1,0", "1,-1,1,1", "1,inf,1,1", "1,nan,1,1", ""])
-def test_other_layer_weights_are_refused(text: str) -> None:
+def test_layer_weights_rejects_other_values(text: str) -> None:
     with pytest.raises(InputError, match="--layer-weights"):
         layer_weights(text, 4)
 
 
 @pytest.mark.parametrize("stage", [OtherExits, Distillation])
-def test_a_second_stage_trains_the_other_exits_and_lte_only(stage: type[Objective]) -> None:
+def test_second_stage_trains_only_other_exits_and_lte(stage: type[Objective]) -> None:
     objective = stage()
     assert objective.trains("heads.0.classifier.weight", 12)
     assert objective.trains("heads.1.classifier.weight", 12)
@@ -196,7 +196,7 @@ def test_a_second_stage_trains_the_other_exits_and_lte_only(stage: type[Objectiv
 
 
 @pytest.mark.parametrize("regression", [False, True])
-def test_no_gradient_flows_through_what_lte_learns(regression: bool) -> None:
+def test_lte_targets_have_no_gradient(regression: bool) -> None:
     logits = torch.randn(4, 3, 1 if regression else 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.tensor([0.5, 1.0, 0.0, 2.0]) if regression else torch.tensor([0, 1, 1, 0])
     certainties = torch.full((4, 3), 0.3, requires_grad=True)

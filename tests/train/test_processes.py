@@ -40,7 +40,7 @@ def losses(logs: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("strategy", "launcher", "stages"), [("alternating", "torchrun", [""]), ("two-stage", "accelerate", ["1", "2"])]
 )
-def test_two_processes_learn_what_one_does(
+def test_two_processes_train_the_same_weights_as_one(
     strategy: str, launcher: str, stages: list[str], still: str, data_folder: Path, tmp_path: Path
 ) -> None:
     """With LTE. Odd steps of alternating, and either stage of two-stage, do not reach all exits, and the processes must

@@ -49,7 +49,7 @@ def ten_examples() -> Predictions:
     return Predictions(logits, None, np.ones(10, int), "accuracy")
 
 
-def test_the_cheapest_threshold_that_keeps_the_share_is_chosen() -> None:
+def test_keep_chooses_the_cheapest_threshold_with_the_score() -> None:
     policy, point = chosen(Keep(1.0), ten_examples(), "confidence")
     assert 0.65 < policy.thresholds[0] < 0.70
     assert (point.score, point.histogram) == (1.0, (8, 2))
@@ -60,37 +60,37 @@ def test_the_cheapest_threshold_that_keeps_the_share_is_chosen() -> None:
     assert (point.score, point.histogram) == (0.8, (10, 0))
 
 
-def test_entropy_finds_the_same_split_from_the_other_side() -> None:
+def test_keep_by_entropy_chooses_the_same_exits() -> None:
     _, point = chosen(Keep(1.0), ten_examples(), "entropy")
     assert point.histogram == (8, 2)
 
 
-def test_with_fewer_exits_the_threshold_is_chosen_among_them() -> None:
+def test_keep_with_fewer_exits_chooses_among_their_thresholds() -> None:
     predictions = ten_examples()
     logits = np.stack([np.zeros((10, 2), np.float32), predictions.logits[:, 0], predictions.logits[:, 1]], axis=1)
     logits[:, 0, 0] = 9.0  # layer 1 is always sure, and wrong
     three = Predictions(logits, None, np.ones(10, int), "accuracy")
     _, never = chosen(Keep(1.0), three, "confidence")
     assert never.histogram == (0, 0, 10)
-    policy, point = chosen(Keep(1.0), three.at_exits((2, 3)), "confidence")
+    policy, point = chosen(Keep(1.0), three.select_exits((2, 3)), "confidence")
     assert policy.layers == 3
     assert (point.histogram, point.average_exit_layer) == ((0, 8, 2), pytest.approx(2.2))
     assert point.saved_layers == pytest.approx(1 - 2.2 / 3)
-    again = operating_point(three.at_exits((2, 3)), policy.at_exits((2, 3)))
+    again = operating_point(three.select_exits((2, 3)), policy.at_exits((2, 3)))
     assert (again.histogram, again.average_exit_layer) == (point.histogram, pytest.approx(2.2))
-    _, point = chosen(Keep(1.0), three.at_exits((3,)), "confidence")
+    _, point = chosen(Keep(1.0), three.select_exits((3,)), "confidence")
     assert point.histogram == (0, 0, 10)
 
 
-def test_patience_counts_the_exits_that_there_are() -> None:
+def test_patience_counts_only_existing_exits() -> None:
     logits = np.zeros((1, 4, 2), np.float32)
     logits[0, :, 1] = [1.0, -1.0, 1.0, 1.0]  # the layers say 1, 0, 1, 1
     predictions = Predictions(logits, None, np.ones(1, int), "accuracy")
     assert trade_off(predictions, "patience", [1.0])[0].histogram == (0, 0, 0, 1)
-    assert trade_off(predictions.at_exits((1, 3, 4)), "patience", [1.0])[0].histogram == (0, 0, 1, 0)
+    assert trade_off(predictions.select_exits((1, 3, 4)), "patience", [1.0])[0].histogram == (0, 0, 1, 0)
 
 
-def test_never_stopping_is_always_allowed() -> None:
+def test_keep_can_always_choose_full_depth() -> None:
     logits = np.zeros((6, 3, 2), np.float32)
     logits[:, :2, 0], logits[:, 2, 1] = 9.0, 1.0  # the early layers are sure, and wrong
     predictions = Predictions(logits, None, np.ones(6, int), "accuracy")
@@ -101,7 +101,7 @@ def test_never_stopping_is_always_allowed() -> None:
     assert patient.average_exit_layer == 3.0
 
 
-def test_of_two_that_cost_the_same_the_better_is_chosen() -> None:
+def test_keep_chooses_the_better_of_equal_cost() -> None:
     values = np.array([[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [4.0, 4.0]], np.float32)[..., None]
     lte = np.array([[0.9, 1], [0.1, 1], [0.2, 1], [0.8, 1]], np.float32)
     predictions = Predictions(values, lte, np.array([1.0, 3.0, 2.0, 4.0]), "spearman")
@@ -110,20 +110,20 @@ def test_of_two_that_cost_the_same_the_better_is_chosen() -> None:
     assert point.histogram == (2, 2)
 
 
-def test_a_last_exit_below_zero_has_nothing_to_keep() -> None:
+def test_keep_rejects_a_full_depth_score_not_above_zero() -> None:
     values = np.array([[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]], np.float32)[..., None]
     predictions = Predictions(values, None, np.array([1.0, 2.0, 3.0]), "spearman")
-    with pytest.raises(BerxitError, match="nothing to keep"):
+    with pytest.raises(BerxitError, match="--keep needs a score above 0"):
         chosen(Keep(0.9), predictions, "patience")
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, float("nan")])
-def test_a_share_out_of_range_is_refused(keep: float) -> None:
+def test_keep_rejects_a_share_out_of_range(keep: float) -> None:
     with pytest.raises(InputError, match=r"--keep .* is out of range"):
         chosen(Keep(keep), ten_examples(), "confidence")
 
 
-def test_an_unknown_criterion_is_refused() -> None:
+def test_keep_rejects_an_unknown_criterion() -> None:
     with pytest.raises(InputError, match="unknown exit criterion 'luck'"):
         chosen(Keep(0.9), ten_examples(), "luck")
 
@@ -137,7 +137,7 @@ def test_an_unknown_criterion_is_refused() -> None:
         (0.6, 10, 0.5, 1.0),
     ],
 )
-def test_a_p_value_by_hand(loss: float, n: int, risk: float, expected: float) -> None:
+def test_hoeffding_bentkus_equals_values_worked_out_by_hand(loss: float, n: int, risk: float, expected: float) -> None:
     assert hoeffding_bentkus(loss, n, risk) == pytest.approx(expected, rel=1e-4)
 
 
@@ -146,7 +146,7 @@ def test_a_p_value_by_hand(loss: float, n: int, risk: float, expected: float) ->
     [(0.3, (10, 0)), (0.1, (9, 1)), (0.02, (8, 2))],  # p-values at loss 0.2, 0.1, 0: 0.145, 0.025, 0.001
 )
 @pytest.mark.parametrize("criterion", ["confidence", "entropy"])
-def test_the_cheapest_threshold_whose_risk_is_proven_is_chosen(
+def test_risk_chooses_the_cheapest_threshold_that_passes(
     criterion: str, delta: float, histogram: tuple[int, int]
 ) -> None:
     policy, point = chosen(Risk(0.5, delta), ten_examples(), criterion)
@@ -154,12 +154,12 @@ def test_the_cheapest_threshold_whose_risk_is_proven_is_chosen(
     assert operating_point(ten_examples(), policy).histogram == histogram
 
 
-def test_the_risk_is_of_another_answer_than_the_last_exits() -> None:
+def test_losses_at_count_predictions_that_differ_from_the_last_exit() -> None:
     wrong = Predictions(ten_examples().logits, None, np.zeros(10, int), "accuracy")  # the last exit is never right
     assert chosen(Risk(0.5, 0.02), wrong, "confidence")[1].histogram == (8, 2)
 
 
-def test_no_threshold_is_tried_behind_one_that_fails() -> None:
+def test_risk_tests_no_threshold_after_a_failure() -> None:
     sure = np.tile([0.7, 0.9, 0.99], (10, 1))
     logits = np.zeros((10, 3, 2), np.float32)
     logits[..., 1] = np.log(sure / (1 - sure)) * [1, -1, 1]  # layer 2 answers wrongly, and layers 1 and 3 rightly
@@ -168,7 +168,7 @@ def test_no_threshold_is_tried_behind_one_that_fails() -> None:
     assert chosen(Risk(0.5, 0.1), predictions, "confidence")[1].histogram == (0, 0, 10)
 
 
-def test_a_loss_of_values_is_their_distance_as_a_share_of_the_labels_range() -> None:
+def test_losses_at_of_regression_are_shares_of_the_labels_range() -> None:
     values = np.array([[1.0, 2.0], [9.0, 3.0], [4.0, 4.0], [5.0, 5.0]], np.float32)[..., None]
     sure = np.array([[0.9, 1], [0.8, 1], [0.2, 1], [0.1, 1]], np.float32)
     predictions = Predictions(values, sure, np.array([1.0, 5.0, 2.0, 4.0]), "spearman")
@@ -176,7 +176,7 @@ def test_a_loss_of_values_is_their_distance_as_a_share_of_the_labels_range() -> 
 
 
 @pytest.mark.parametrize("criterion", ["lte", "patience"])
-def test_a_risk_of_values_is_kept(criterion: str) -> None:
+def test_risk_of_regression_is_met(criterion: str) -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 5, 500)
     values = (truth[:, None] + rng.normal(size=(500, 4)) * [1, 0.5, 0.2, 0.1]).astype(np.float32)[..., None]
@@ -198,7 +198,7 @@ def population(rows: int, seed: int) -> Predictions:
     return Predictions(logits, None, np.ones(rows, int), "accuracy")
 
 
-def test_the_risk_is_exceeded_no_oftener_than_was_allowed() -> None:
+def test_risk_is_exceeded_at_most_with_probability_delta() -> None:
     everyone, rule, draws = population(20_000, 0), Risk(0.12, 0.2), 60
     rng = np.random.default_rng(1)
     exceeded, saved = 0, 0.0
@@ -212,14 +212,14 @@ def test_the_risk_is_exceeded_no_oftener_than_was_allowed() -> None:
     assert saved > 0.05
 
 
-def test_too_few_examples_prove_nothing() -> None:
-    with pytest.raises(InputError, match=r"--risk 0.01 --delta 0.05 needs at least 299 examples .* there are 10"):
+def test_risk_rejects_too_few_examples() -> None:
+    with pytest.raises(InputError, match=r"--risk 0.01 --delta 0.05 needs at least 299 examples.* has 10"):
         chosen(Risk(0.01), ten_examples(), "confidence")
     assert hoeffding_bentkus(0, 299, 0.01) <= 0.05 < hoeffding_bentkus(0, 298, 0.01)
 
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "patience"])
-def test_fixed_thresholds_go_from_never_to_always(criterion: str) -> None:
+def test_grid_runs_from_never_to_always(criterion: str) -> None:
     thresholds = CRITERIA[criterion].grid(layers=3, classes=2)
     layers = [point.average_exit_layer for point in trade_off(population(50, 2), criterion, thresholds)]
     assert layers[0] == 3
@@ -228,7 +228,7 @@ def test_fixed_thresholds_go_from_never_to_always(criterion: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])
-def test_a_risk_out_of_range_is_refused(value: float) -> None:
+def test_risk_rejects_numbers_out_of_range(value: float) -> None:
     with pytest.raises(InputError, match=r"--risk .* is out of range"):
         Risk(value)
     with pytest.raises(InputError, match=r"--delta .* is out of range"):
@@ -236,25 +236,25 @@ def test_a_risk_out_of_range_is_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize(("budget", "histogram"), [(9.0, (8, 2)), (3.45, (8, 2)), (3.25, (9, 1)), (3.0, (10, 0))])
-def test_the_best_score_within_the_budget_is_chosen(budget: float, histogram: tuple[int, int]) -> None:
+def test_budget_chooses_the_best_score_within_it(budget: float, histogram: tuple[int, int]) -> None:
     rule = Budget(budget, intercept_ms=1.0, ms_per_layer=2.0, measured="a bench")  # 3 to 5 ms
     _, point = chosen(rule, ten_examples(), "confidence")
     assert point.histogram == histogram
     assert rule.milliseconds(point) <= budget
 
 
-def test_a_budget_that_nothing_fits_says_what_the_least_is() -> None:
-    with pytest.raises(InputError, match=r"--budget-ms 2.9 is too little: the cheapest .* takes 3 ms"):
+def test_budget_below_every_point_reports_the_cheapest() -> None:
+    with pytest.raises(InputError, match=r"--budget-ms 2.9 is too low: the cheapest .* takes 3 ms"):
         chosen(Budget(2.9, 1.0, 2.0, "a bench"), ten_examples(), "confidence")
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_budget_out_of_range_is_refused(value: float) -> None:
+def test_budget_rejects_milliseconds_out_of_range(value: float) -> None:
     with pytest.raises(InputError, match=r"--budget-ms .* is out of range"):
         Budget(value, 1.0, 2.0, "a bench")
 
 
-def test_a_bench_is_read_and_must_be_of_this_model(checkpoint: Path, tmp_path: Path) -> None:
+def test_of_bench_reads_a_bench_of_this_model_only(checkpoint: Path, tmp_path: Path) -> None:
     config = MultiExitConfig.from_pretrained(str(checkpoint))
     line = {"intercept_ms": 0.5, "ms_per_layer": 0.25, "r_squared": 0.99}
     here = {"device": "cpu", "machine": asdict(this_machine()), "backend": "onnxruntime"}
@@ -264,14 +264,14 @@ def test_a_bench_is_read_and_must_be_of_this_model(checkpoint: Path, tmp_path: P
     path.write_text(json.dumps(whole), encoding="utf-8")
     expected = Budget(2.0, 0.5, 0.25, "bench.json of cpu, onnxruntime")
     assert Budget.of_bench(2.0, path, config) == Budget.of_bench(2.0, tmp_path, config) == expected
-    with pytest.raises(InputError, match=r"no bench at .*other\.json: --bench is the bench\.json"):
+    with pytest.raises(InputError, match=r"no bench at .*other\.json: give the bench\.json"):
         Budget.of_bench(2.0, tmp_path / "other.json", config)
     for change, message in (
-        ({"task": "rte"}, "is of a 3-layer model for rte, the checkpoint has 3 layers for custom"),
-        ({"layers": 6}, "is of a 6-layer model for custom"),
-        ({"line": {**line, "ms_per_layer": -0.1}}, r"a layer costs -0\.1 ms .* no other process is busy"),
+        ({"task": "rte"}, "is of a model with 3 layers for rte, the checkpoint has 3 layers for custom"),
+        ({"layers": 6}, "is of a model with 6 layers for custom"),
+        ({"line": {**line, "ms_per_layer": -0.1}}, r"gives -0\.1 ms per layer.* no other process is busy"),
         ({"line": 3}, "line: expected an object"),
-        ({"line": None}, "of one depth, which predict no other: bench a bundle with several exits"),
+        ({"line": None}, "of one depth only, which predict no others: bench a bundle with several exits"),
         ({"noise": {**quiet, "tail": 4.0}}, r"noisy measurement: the 90th .* is 4\.00 times .*--accept-noise"),
         ({"noise": {**quiet, "others": 1.9}}, r"other processes used 1\.9 of 2 CPUs while 2 were measured"),
         ({"noise": {**quiet, "others": 0.9, "threads": 1, "drift": 2.0}}, r"measurement: the median drifted .* 2\.00"),
@@ -286,13 +286,13 @@ def test_a_bench_is_read_and_must_be_of_this_model(checkpoint: Path, tmp_path: P
     assert (accepted.ms_per_layer, accepted.measured) == (0.25, f"{expected.measured}; noisy, accepted")
     elsewhere = asdict(replace(this_machine(), system="Plan 9"))
     path.write_text(json.dumps({**whole, "machine": elsewhere}), encoding="utf-8")
-    assert "on another machine than this: Plan 9" in Budget.of_bench(2.0, path, config).in_words("accuracy")
+    assert "measured on another machine: Plan 9" in Budget.of_bench(2.0, path, config).describe("accuracy")
     path.write_text(json.dumps({"task": "custom"}), encoding="utf-8")
-    with pytest.raises(BerxitError, match=r"is no bench\.json: it has no 'backend'"):
+    with pytest.raises(BerxitError, match=r"is not a bench\.json: it has no 'backend'"):
         Budget.of_bench(2.0, path, config)
 
 
-def test_patience_on_values_searches_its_tolerance() -> None:
+def test_patience_on_regression_searches_its_tolerance() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 1, 60)  # labels from 0 to 1: with a tolerance of 0.5 all neighbours agree
     values = (truth[:, None] + rng.normal(size=(60, 4)) * [0.4, 0.2, 0.05, 0.02]).astype(np.float32)[..., None]
@@ -311,44 +311,44 @@ def rounded(predictions: Predictions, wrong: int) -> Predictions:
     return replace(predictions, logits=logits, reference=predictions.full_depth)
 
 
-def test_keep_is_relative_to_the_checkpoints_full_depth() -> None:
+def test_keep_is_relative_to_the_full_depth_of_the_checkpoint() -> None:
     before = in_both_classes(ten_examples())
     after = rounded(before, 4)
-    assert after.score(after.answers()[:, -1]) == 0.6
+    assert after.score(after.predicted()[:, -1]) == 0.6
     found = choose(after, "confidence", Keep(0.8), "data", "0").calibration
     assert found.full_depth_score == 1.0
     assert found.score >= 0.8
     assert found.histogram == (10, 0)
     found = choose(after, "confidence", Keep(0.9), "data", "0").calibration  # 0.9 of the bundle's own would be 0.54
     assert (found.score, found.histogram) == (pytest.approx(0.6), (0, 10))
-    assert "the rule is not kept" in found.warnings[-1]
+    assert "no threshold satisfies the rule" in found.warnings[-1]
 
 
-def test_a_share_that_the_bundle_cannot_keep_never_exits_early_and_says_so() -> None:
+def test_choose_warns_if_no_threshold_of_a_bundle_keeps_the_score() -> None:
     after = rounded(in_both_classes(ten_examples()), 2)
     after.logits[:, 0] = -after.logits[:, 0]  # nothing early is any good
     found = choose(after, "confidence", Keep(0.95), "data", "0").calibration
     assert (found.histogram, found.score) == ((0, 10), pytest.approx(0.8))
     assert found.warnings[-1].startswith(
-        "the rule is not kept: full depth scores 0.8000 here, the checkpoint's 1.0000, so the policy never exits early"
+        "no threshold satisfies the rule: full depth scores 0.8000 in this precision, 1.0000 in the checkpoint, so"
     )
     assert found.warnings[-1].endswith("with a lower --keep")
 
 
-def test_a_risk_is_relative_to_the_checkpoints_answers() -> None:
+def test_risk_is_relative_to_the_predictions_of_the_checkpoint() -> None:
     before = in_both_classes(population(400, 0))
     after = rounded(before, 100)
     found = choose(after, "confidence", Risk(0.2), "data", "0").calibration
     assert losses_at(after, "confidence", [1.0])[0] == 0.25
     assert found.saved_layers == 0
-    assert "the rule is not kept" in found.warnings[-1]
+    assert "no threshold satisfies the rule" in found.warnings[-1]
     assert found.warnings[-1].endswith("with a higher --risk")
     assert not any(
         "not kept" in line for line in choose(before, "confidence", Risk(0.2), "d", "0").calibration.warnings
     )
 
 
-def test_the_reference_is_stored_with_the_pass(tmp_path: Path) -> None:
+def test_save_stores_the_reference_predictions(tmp_path: Path) -> None:
     after = rounded(replace(in_both_classes(ten_examples()), names=("no", "yes")), 2)
     after.save(tmp_path / "pass.npz")
     again = Predictions.load(tmp_path / "pass.npz")

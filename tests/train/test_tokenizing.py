@@ -141,7 +141,7 @@ def test_golden_inputs_reveal_another_truncation(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-def test_revealing_texts_are_of_every_kind(pairs: bool, tokenizer_folder: Path) -> None:
+def test_revealing_texts_contain_every_kind(pairs: bool, tokenizer_folder: Path) -> None:
     texts = revealing_texts(pairs, 24)
     assert {isinstance(text, tuple) for text in texts} == {pairs}
     together = "".join(text if isinstance(text, str) else text[0] for text in texts)
@@ -159,12 +159,12 @@ def test_revealing_texts_are_of_every_kind(pairs: bool, tokenizer_folder: Path) 
         ({"truncation_side": "left"}, "truncation_side is 'left', but the end of a long text is truncated"),
         ({"truncation_strategy": "only_second"}, "truncation_strategy is 'only_second', but"),
         ({"split_special_tokens": True}, "split_special_tokens is True, but"),
-        ({"model_max_length": 12}, "--max-length 16 is more than the tokenizer's model_max_length of 12"),
+        ({"model_max_length": 12}, "--max-length 16 is more than the tokenizer's model_max_length 12"),
         ({"do_lower_case": False, "tokenizer_class": "PreTrainedTokenizerFast"}, r"do_lower_case = False.* encodes"),
     ],
     ids=lambda value: "change" if callable(value) else str(value)[:40],
 )
-def test_a_setting_that_no_runner_implements_is_rejected(
+def test_saved_tokenizer_rejects_a_setting_that_runners_do_not_implement(
     config: dict[str, Any], message: str, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
@@ -191,15 +191,15 @@ def left_padding(data: dict[str, Any]) -> None:
         ({}, lambda data: data.update(pre_tokenizer={"type": "WhitespaceSplit"}), "to other ids than transformers"),
     ],
 )
-def test_a_setting_of_tokenizer_json_that_would_be_lost_is_rejected(
+def test_saved_tokenizer_rejects_a_setting_that_transformers_would_drop(
     config: dict[str, Any], edit: Edit, message: str, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
         saved(edited(tokenizer_folder, tmp_path / "model", config, edit))
 
 
-def test_dropout_of_merges_is_rejected(byte_level: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"dropout 0\.1 makes the ids of a text random"):
+def test_saved_tokenizer_rejects_dropout_of_merges(byte_level: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dropout 0\.1 makes the token ids of a text random"):
         saved(edited(byte_level, tmp_path / "model", None, lambda data: data["model"].update(dropout=0.1)))
 
 
@@ -218,7 +218,7 @@ def test_dropout_of_merges_is_rejected(byte_level: Path, tmp_path: Path) -> None
     ],
     ids=lambda value: "change" if callable(value) else str(value)[:40],
 )
-def test_a_setting_that_transformers_applies_is_honoured(
+def test_saved_tokenizer_accepts_a_setting_that_transformers_applies(
     config: dict[str, Any], edit: Edit | None, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     folder = edited(tokenizer_folder, tmp_path / "model", config, edit)
@@ -227,7 +227,7 @@ def test_a_setting_that_transformers_applies_is_honoured(
     assert [ids[:n].tolist() for ids, n in zip(batch.input_ids, batch.lengths, strict=True)] == expected
 
 
-def test_a_fixed_length_of_tokenizer_json_is_replaced(tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_saved_tokenizer_replaces_a_fixed_length_of_tokenizer_json(tokenizer_folder: Path, tmp_path: Path) -> None:
     """Sentence encoders store the padding and truncation of their own training."""
 
     def sentence_encoder(data: dict[str, Any]) -> None:
@@ -239,7 +239,7 @@ def test_a_fixed_length_of_tokenizer_json_is_replaced(tokenizer_folder: Path, tm
     assert batch.lengths.tolist() == [4, 16]
 
 
-def test_training_rejects_left_padding_before_the_first_step(
+def test_fine_tune_rejects_left_padding_before_the_first_step(
     backbone_folders: dict[str, Path], data_folder: Path, tmp_path: Path
 ) -> None:
     model = edited(backbone_folders["bert"], tmp_path / "model", {"padding_side": "left"})
@@ -249,20 +249,20 @@ def test_training_rejects_left_padding_before_the_first_step(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_a_checkpoint_that_was_padded_on_the_left_is_to_be_trained_again(checkpoint: Path, tmp_path: Path) -> None:
+def test_load_checkpoint_rejects_a_checkpoint_with_left_padding(checkpoint: Path, tmp_path: Path) -> None:
     copy = edited(checkpoint, tmp_path / "copy", {"padding_side": "left"})
-    with pytest.raises(BerxitError, match=r"checkpoint .*copy: padding_side is 'left'.*, and train again$"):
+    with pytest.raises(BerxitError, match=r"checkpoint .*copy: padding_side is 'left'.*, and retrain$"):
         load_checkpoint(Path(copy))
 
 
-def test_the_checkpoint_contains_the_tokenizer_of_training(checkpoint: Path, backbone_folders: dict[str, Path]) -> None:
+def test_checkpoint_contains_the_tokenizer_of_training(checkpoint: Path, backbone_folders: dict[str, Path]) -> None:
     texts: list[Text] = [*REVEALING, *revealing_texts(False, 32)]
     trained = saved(str(backbone_folders["bert"]), 32)(texts)
     np.testing.assert_array_equal(load_checkpoint(checkpoint)[1](texts).input_ids, trained.input_ids)
 
 
 @pytest.mark.parametrize("name", ["rte", "mrpc"])
-def test_real_texts_have_the_ids_of_transformers(name: str) -> None:
+def test_saved_tokenizer_returns_the_ids_of_transformers_for_real_texts(name: str) -> None:
     folder, data = str(shared("models", "bge-small-en")), shared("data", name.upper())
     examples = get_task(name).read(data, "dev")
     first, second = ([text[half] for text in examples.texts] for half in (0, 1))
@@ -273,7 +273,7 @@ def test_real_texts_have_the_ids_of_transformers(name: str) -> None:
     assert [types.tolist() for types in found.token_type_ids] == expected["token_type_ids"]
 
 
-def test_logits_do_not_depend_on_the_rows_of_a_batch(checkpoint: Path, tmp_path: Path) -> None:
+def test_predict_does_not_depend_on_the_rows_of_a_batch(checkpoint: Path, tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(checkpoint)
     texts = ["the cat", "the big red dog ran under the tree and the mat"]
     rows = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, ("cat", "other"), strict=True)]
@@ -283,7 +283,7 @@ def test_logits_do_not_depend_on_the_rows_of_a_batch(checkpoint: Path, tmp_path:
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
-def test_whitespace_is_what_the_specification_lists() -> None:
+def test_whitespace_is_the_list_in_the_specification() -> None:
     """docs/bundle.md: White_Space and U+001C to U+001F; another runner is written from it."""
     white_space = [
         *range(9, 14),

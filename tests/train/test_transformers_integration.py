@@ -50,7 +50,7 @@ def test_forward_with_labels_returns_the_joint_loss(checkpoint: Path) -> None:
     assert torch.equal(outputs.logits, outputs.exit_logits[:, -1])
 
 
-def test_forward_refuses_unknown_arguments(checkpoint: Path) -> None:
+def test_forward_rejects_unknown_arguments(checkpoint: Path) -> None:
     model, _ = load_checkpoint(checkpoint)
     with pytest.raises(TypeError, match="inputs_embedding"):
         model(torch.tensor([[2, 3]]), inputs_embedding=None)

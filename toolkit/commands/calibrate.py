@@ -82,7 +82,7 @@ def command(
         progress=progress_bar("calibrating", quiet),
         report=lambda line: click.echo(line, err=True),
     )
-    click.echo(f"{chosen.rule}:")
+    click.echo(f"{chosen.description}:")
     click.echo(chosen.summary())
     click.echo(f"written: {checkpoint / POLICY_FILE}")
     warn(chosen.warnings)

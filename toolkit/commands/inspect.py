@@ -121,6 +121,6 @@ def _calibration(manifest: Manifest) -> str:
     if record is None:
         return "no: run berxit-calibrate on the checkpoint, then export again"
     return (
-        f"{record.rule}: {record.score:.4f} of {record.full_depth_score:.4f}, average exit layer"
+        f"{record.description}: {record.score:.4f} of {record.full_depth_score:.4f}, average exit layer"
         f" {record.average_exit_layer:.2f}, on {record.examples} examples"
     )

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 STUDIES = {
     "layerwise": "the score of every layer, strategy by strategy (figures 2, 3, 10, 11)",
     "tradeoff": "relative score against average exit layer, and the area between the curves (figures 4, 5, table 2)",
-    "lte": "learning to exit against leaving at a fixed layer, and against patience (figure 6, table 3)",
-    "certainty": "the learned certainty of every layer beside the layer's score (figure 7)",
-    "probe": "confidence against word overlap: BLEU-4 of the two sentences (figure 8)",
-    "limit": "what the first layers could reach alone (figure 9)",
-    "runtime": "seconds for the whole dev set, bundle by bundle, on this device (table 4)",
-    "flops": "what a layer, a classifier and LTE compute, counted (appendix D)",
+    "lte": "learning to exit compared with a fixed exit layer and with patience (figure 6, table 3)",
+    "certainty": "the learned certainty and the score of every layer (figure 7)",
+    "probe": "correlation of confidence and word overlap, the BLEU-4 score of the two sentences (figure 8)",
+    "limit": "the score of the first layers, fine-tuned alone (figure 9)",
+    "runtime": "seconds for the whole split on this device, for every bundle (table 4)",
+    "flops": "floating point operations of a layer, a classifier and LTE (appendix D)",
 }
-"""Name of a module here -> what it shows."""
+"""Name of a module in this folder -> its description."""
 
 
 def find_study(name: str) -> Callable[[Request], Findings]:
-    """Imports a study. Raises InputError with the list for an unknown one."""
+    """Imports a study. Raises InputError with the list of studies for an unknown name."""
     if name not in STUDIES:
-        raise InputError(f"no study '{name}': choose one of {', '.join(STUDIES)}")
+        raise InputError(f"unknown study '{name}': choose one of {', '.join(STUDIES)}")
     found: Callable[[Request], Findings] = import_module(f"berxit.toolkit.studies.{name}").study
     return found

@@ -1,4 +1,4 @@
-"""Figure 7: how sure LTE is at every layer, beside the layer's score."""
+"""Figure 7: the learned certainty (LTE) and the score of every layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, drawable, not_drawn, number, percent, plain
-from berxit.toolkit.studies.request import Request, Run
+from berxit.toolkit.studies.request import Request, StudyRun
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
 from berxit.train.losses import lte_targets
@@ -33,19 +33,20 @@ def study(request: Request) -> Findings:
         conditions.append(f"{model}: {reference}")
         for run in runs:
             if run.predictions.lte is None:
-                raise InputError(f"{run.folder} was trained without LTE: train it again with --lte, or leave it out")
-            sure = run.predictions.lte
+                raise InputError(f"{run.folder} was trained without LTE: retrain it with --lte, or omit it")
+            learned = run.predictions.lte
             relative = relative_score(np.array(run.layer_scores), reference.score)
-            across = METRICS["pearson"](sure.mean(axis=0), relative)
-            within = [METRICS["pearson"](s, t) for s, t in zip(sure.T, truth_of(run.predictions).T, strict=True)]
-            quantiles = np.percentile(sure, QUANTILES, axis=0)
+            across = METRICS["pearson"](learned.mean(axis=0), relative)
+            targets = certainty_targets(run.predictions)
+            within = [METRICS["pearson"](c, t) for c, t in zip(learned.T, targets.T, strict=True)]
+            quantiles = np.percentile(learned, QUANTILES, axis=0)
             name = _name(run)
             conditions += not_drawn(name, [relative])
             rows += [
                 [
                     name,
                     str(layer + 1),
-                    f"{sure[:, layer].mean():.3f}",
+                    f"{learned[:, layer].mean():.3f}",
                     *(f"{q:.3f}" for q in quantiles[:, layer]),
                     percent(relative[layer]),
                     number(within[layer]),
@@ -56,33 +57,33 @@ def study(request: Request) -> Findings:
             data.append(_entry(run, reference.score, relative, quantiles, across, within))
             panels.append(_panel(request, run, relative, across))
     conditions.append(
-        "correlation with truth: per layer and over the examples, of the certainty and what it ought to be (equations 9"
-        " and 10: is the answer right; for regression 1 - tanh |error|)"
+        "correlation with target: Pearson correlation of the certainty and its training target over the examples, per"
+        " layer (equations 9 and 10: 1 if the prediction is correct, else 0; for regression 1 - tanh |error|)"
     )
     header = ["run", "layer", "mean certainty", *(f"p{q}" for q in QUANTILES), "relative score", "correlation"]
     return Findings(
         name=f"certainty-{request.task}",
         title=f"Learned certainty by layer, {request.task}",
         conditions=conditions,
-        tables=[("Certainty over the examples; the layer's score; correlation with truth", Table(header, rows))],
+        tables=[("Certainty over the examples, score of the layer, correlation with target", Table(header, rows))],
         data={"runs": data},
         panels=panels,
     )
 
 
-def truth_of(stored: Predictions) -> npt.NDArray:
-    """What every certainty ought to be (equations 9 and 10): (N, n). The very targets of training."""
+def certainty_targets(stored: Predictions) -> npt.NDArray:
+    """(N, n) the training target of every certainty (equations 9 and 10)."""
     targets = lte_targets(torch.from_numpy(stored.logits), torch.from_numpy(stored.labels), stored.regression)
     return np.asarray(targets.numpy())
 
 
-def _name(run: Run) -> str:
+def _name(run: StudyRun) -> str:
     seed = run.options.get("seed")
     return f"{run.model}, {run.label}" + ("" if seed is None else f", seed {seed}")
 
 
 def _entry(
-    run: Run,
+    run: StudyRun,
     reference: float,
     relative: npt.NDArray,
     quantiles: npt.NDArray,
@@ -101,7 +102,7 @@ def _entry(
     }
 
 
-def _panel(request: Request, run: Run, relative: npt.NDArray, across: float) -> Panel:
+def _panel(request: Request, run: StudyRun, relative: npt.NDArray, across: float) -> Panel:
     def draw(axes: Axes) -> None:
         assert run.predictions.lte is not None
         boxes = axes.boxplot(
@@ -117,7 +118,7 @@ def _panel(request: Request, run: Run, relative: npt.NDArray, across: float) -> 
         )
         boxes["boxes"][0].set_label("certainty: quartiles, whiskers from 5 to 95%")
         axes.set(xlabel="layer", ylabel="certainty $u_i$")
-        if np.ptp(axes.get_ylim()) < 0.1:  # nearly the same everywhere: a closer look would show noise
+        if np.ptp(axes.get_ylim()) < 0.1:  # A smaller range would magnify noise.
             middle = float(np.mean(axes.get_ylim()))
             axes.set_ylim(middle - 0.05, middle + 0.05)
         right = axes.twinx()

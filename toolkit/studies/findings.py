@@ -1,4 +1,4 @@
-"""What a study found, and its files: NAME-TASK.md, .json and .png."""
+"""Results of a study, and its files: NAME-TASK.md, .json and .png."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Panel = Callable[["Axes"], None]
-"""Draws one panel of the figure: title, labels, data. Labelled artists go to the legend below all panels."""
+"""Draws one panel of the figure: title, labels, data. Labelled artists appear in the legend below all panels."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A study's answer."""
+    """Results of a study: conditions, tables, numbers and panels."""
 
     name: str
     """File name without suffix: study and task."""
     title: str
     conditions: Sequence[str]
-    """What the numbers rest on: data, reference, definitions."""
+    """Conditions of the numbers: data, reference, definitions."""
     tables: Sequence[tuple[str, Table]]
     """Caption and table."""
     data: dict[str, Any]
-    """The numbers in full, as JSON has them."""
+    """All numbers, unrounded, for the JSON file."""
     panels: Sequence[Panel]
 
     def text(self) -> str:
-        """The whole report, as Markdown."""
+        """The report as Markdown."""
         parts = [f"# {self.title}", "\n".join(f"- {line}" for line in self.conditions)]
         for caption, table in self.tables:
             parts += [f"**{caption}**", markdown_table(*table)]
         return "\n\n".join(parts)
 
     def write(self, folder: Path) -> list[Path]:
-        """The report, the numbers and, where matplotlib is installed, the figure."""
+        """Writes the report, the numbers and, if matplotlib is installed, the figure. Returns their paths."""
         files = [folder / f"{self.name}{suffix}" for suffix in (".md", ".json")]
         try:
             folder.mkdir(parents=True, exist_ok=True)

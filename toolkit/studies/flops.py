@@ -1,4 +1,4 @@
-"""Appendix D: what a layer, a classifier and LTE compute for one input, counted while the checkpoint's modules run."""
+"""Appendix D: floating point operations of a layer, a classifier and LTE for one input, counted during execution."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one input of ``tokens`` tokens. A multiplication and an addition are two, as torch counts them."""
+    """Floating point operations for one input of ``tokens`` tokens. A multiplication and an addition count as two."""
 
     tokens: int
     layers: int
@@ -35,13 +35,13 @@ class Flops:
     classifier: int
     """One exit's classifier."""
     lte: int
-    """The LTE module, once; 0 without."""
+    """The LTE module of one exit; 0 without LTE."""
     pooling: int
-    """What mean pooling adds, once; 0 where exits read the first token."""
+    """Mean pooling of one exit; 0 if exits read the first token."""
 
     @property
     def exit(self) -> int:
-        """All that an exit adds to its layer."""
+        """One exit with its LTE module and pooling."""
         return self.classifier + self.lte + self.pooling
 
     @property
@@ -57,7 +57,7 @@ def study(request: Request) -> Findings:
         longest = model.config.max_length
         length = min(128, longest) if request.length is None else request.length
         if not 1 <= length <= longest:
-            raise InputError(f"--length {length} is out of range: {path} takes 1 to {longest} tokens")
+            raise InputError(f"--length {length} is out of range: give 1 to {longest} tokens for {path}")
         lengths = sorted({8, 16, 32, 64, 128, 256, 512, length} - set(range(longest + 1, 513)))
         name = model_name_of(str(read_record(path).get("options", {}).get("model", path.name)))
         label = name if name not in counted else f"{name} ({path.name})"
@@ -82,11 +82,11 @@ def study(request: Request) -> Findings:
         name="flops",
         title="Floating point operations of one input",
         conditions=[
-            "counted by torch.utils.flop_counter while the checkpoint's own modules run on one input; matrix products"
-            " only (a multiplication and an addition are two); norms, activations, softmax and table look-ups are not"
-            " counted",
-            "an exit adds its classifier, LTE and, where exits read the mean, the pooling; share: all exits of the"
-            " whole model",
+            "counted by torch.utils.flop_counter while the checkpoint's modules run on one input; only matrix"
+            " multiplications (a multiplication and an addition count as two), without norms, activations, softmax and"
+            " embedding lookups",
+            "an exit consists of its classifier, LTE and mean pooling, if the model has them; share: all exits of the"
+            " model, of the model's total",
         ],
         tables=[("One input", Table([*header, "layer / exit", "exits' share"], rows))],
         data={"models": {name: [asdict(flops) for flops in found] for name, found in counted.items()}},
@@ -96,8 +96,8 @@ def study(request: Request) -> Findings:
 
 @torch.no_grad()
 def count_flops(model: MultiExitModel, tokens: int) -> Flops:
-    """Runs the model on one input of ``tokens`` tokens and adds up what its parts have computed."""
-    model.set_attn_implementation("eager")  # the counter does not know the fused attention of a CPU
+    """Counts the operations of every part of the model during a pass over one input of ``tokens`` tokens."""
+    model.set_attn_implementation("eager")  # The counter does not support the fused attention of a CPU.
     inputs = torch.ones(1, tokens, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(input_ids=inputs, attention_mask=inputs, token_type_ids=torch.zeros_like(inputs))
@@ -120,7 +120,7 @@ def count_flops(model: MultiExitModel, tokens: int) -> Flops:
 
 
 def _layer_modules(backbone: nn.Module) -> list[str]:
-    """Names of the layers: the children of the encoder's outermost list. A shared one runs n times, as in ALBERT."""
+    """Names of the layers: the children of the encoder's outermost ModuleList. A shared layer runs n times (ALBERT)."""
     name, layers = next((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList))
     return [f"backbone.{name}.{child}" for child, _ in layers.named_children()]
 

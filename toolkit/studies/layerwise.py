@@ -1,4 +1,4 @@
-"""Figures 2, 3, 10, 11: the score of every layer when all examples leave there, strategy by strategy."""
+"""Figures 2, 3, 10, 11: the score of every layer if all examples exit there, for each strategy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def study(request: Request) -> Findings:
     for model, runs in request.models.items():
         reference = request.reference(runs)
         constant = runs[0].predictions.constant.score
-        conditions.append(f"{model}: {reference}; the same answer for every example scores {constant:.4f}")
+        conditions.append(f"{model}: {reference}; the best constant prediction scores {constant:.4f}")
         lines = {label: np.array([run.layer_scores for run in same]) for label, same in by_label(runs).items()}
         for label, scores in lines.items():
             relative = relative_score(scores.mean(axis=0), reference.score)
@@ -49,7 +49,7 @@ def study(request: Request) -> Findings:
         title=f"Layer-wise scores, {request.task}",
         conditions=conditions,
         tables=[
-            (f"{request.metric} when every example leaves at that layer", _table(tables, relative=False)),
+            (f"{request.metric} if every example exits at that layer", _table(tables, relative=False)),
             ("Relative score", _table(tables, relative=True)),
         ],
         data={"lines": data},
@@ -79,7 +79,7 @@ def _panel(request: Request, model: str, lines: dict[str, npt.NDArray], referenc
                 band = relative.min(axis=0), relative.max(axis=0)
                 axes.fill_between(layers, *band, color=look[label]["color"], alpha=0.15, lw=0)
         if 0 < relative_score(constant, reference.score) <= HIGHEST:
-            axes.axhline(100 * constant / reference.score, color=GRAY, lw=0.8, ls=":", label="always the same answer")
+            axes.axhline(100 * constant / reference.score, color=GRAY, lw=0.8, ls=":", label="constant prediction")
         axes.set(xlabel="exit layer, the same for all examples", ylabel=f"relative score (% of {request.metric})")
         axes.set_xticks(range(1, max(scores.shape[1] for scores in lines.values()) + 1))
         axes.set_title(model)

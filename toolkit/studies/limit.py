@@ -1,4 +1,4 @@
-"""Figure 9: limit. What the first i layers reach when they are fine-tuned alone, with one exit."""
+"""Figure 9 (limit): the score of the first i layers if they are fine-tuned alone, with one exit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, RED, looks, plain
-from berxit.toolkit.studies.request import Request, Run, by_label
+from berxit.toolkit.studies.request import Request, StudyRun, by_label
 from berxit.train.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ def study(request: Request) -> Findings:
     for model, runs in request.models.items():
         lines[model] = limit_scores(runs)
         if not lines[model]:
-            raise InputError(f"{model} has no limit checkpoint: berxit-train --strategy limit --layers 1, 2, ...")
+            raise InputError(
+                f"{model} has no limit checkpoint: train one with berxit-train --strategy limit --layers N for every N"
+            )
     others = {
         model: [run for run in runs if not STRATEGIES[run.strategy].last_exit_only]
         for model, runs in request.models.items()
@@ -37,11 +39,14 @@ def study(request: Request) -> Findings:
         for label, same in by_label(runs).items():
             scores = _mean_scores(same)
             cells = [f"{scores[layers - 1]:.4f}" if layers <= len(scores) else "-" for layers in depths]
-            rows.append([f"{model}, {label}, exit there", *cells])
+            rows.append([f"{model}, {label}, exit at that layer", *cells])
     return Findings(
         name=f"limit-{request.task}",
         title=f"Limit: the first layers alone, {request.task}",
-        conditions=[*request.conditions(), "raw counts as the limit of all layers; several seeds: their mean"],
+        conditions=[
+            *request.conditions(),
+            "raw is the limit of a model with all layers; with several seeds, scores are their mean",
+        ],
         tables=[(f"{request.metric} of the first layers", Table(["model", *map(str, depths)], rows))],
         data={
             "limit": [
@@ -52,8 +57,8 @@ def study(request: Request) -> Findings:
     )
 
 
-def limit_scores(runs: Sequence[Run]) -> dict[int, float]:
-    """Layers -> the last exit's score of the model with so many, ascending; the mean where there are several."""
+def limit_scores(runs: Sequence[StudyRun]) -> dict[int, float]:
+    """Number of layers -> score of the last exit of the model with that many layers (mean over seeds), ascending."""
     scores: dict[int, list[float]] = {}
     for run in runs:
         if STRATEGIES[run.strategy].last_exit_only:
@@ -61,12 +66,12 @@ def limit_scores(runs: Sequence[Run]) -> dict[int, float]:
     return {layers: sum(found) / len(found) for layers, found in sorted(scores.items())}
 
 
-def _mean_scores(runs: Sequence[Run]) -> list[float]:
+def _mean_scores(runs: Sequence[StudyRun]) -> list[float]:
     columns = zip(*(run.layer_scores for run in runs), strict=True)
     return [sum(column) / len(column) for column in columns]
 
 
-def _panel(request: Request, lines: dict[str, dict[int, float]], others: dict[str, list[Run]]) -> Panel:
+def _panel(request: Request, lines: dict[str, dict[int, float]], others: dict[str, list[StudyRun]]) -> Panel:
     look = looks(others)
 
     def draw(axes: Axes) -> None:
@@ -79,8 +84,8 @@ def _panel(request: Request, lines: dict[str, dict[int, float]], others: dict[st
                 scores = _mean_scores(same)
                 layers = range(1, len(scores) + 1)
                 axes.plot(layers, scores, **look[label], lw=1, ms=3.5, alpha=0.8, label=f"{model}, {label}, exits")
-        axes.set(xlabel="layers of the model; for the others, exit layer", ylabel=request.metric)
+        axes.set(xlabel="layers of the model (limit) or exit layer (exits)", ylabel=request.metric)
         axes.set_xticks(range(1, max(layers for line in lines.values() for layers in line) + 1))
-        axes.set_title("every model fine-tuned with its last exit alone")
+        axes.set_title("limit: every model is fine-tuned with its last exit only")
 
     return draw

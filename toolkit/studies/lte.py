@@ -1,4 +1,4 @@
-"""Figure 6, table 3: learning to exit against leaving at one layer for all, and against patience (PABEE)."""
+"""Figure 6, table 3: learning to exit compared with one exit layer for all examples, and with patience (PABEE)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def study(request: Request) -> Findings:
         conditions.append(f"{model}: {reference}")
         for label, same in by_label(runs).items():
             if missing := [run.folder for run in same if run.predictions.lte is None]:
-                raise InputError(f"{missing[0]} was trained without LTE: train it again with --lte, or leave it out")
+                raise InputError(f"{missing[0]} was trained without LTE: retrain it with --lte, or omit it")
             curves = {
                 name: curve.relative_to(reference.score)
                 for name, curve in {
@@ -55,12 +55,12 @@ def study(request: Request) -> Findings:
                 [name, f"{kept:g}%", *(number(curve.cheapest(kept)) for curve in curves.values())] for kept in KEPT
             ]
             comparisons = _areas(curves, depth)
-            areas += [[f"{name}: {what}", f"{area:.2f}", f"{back:.2f}"] for what, area, back in comparisons]
+            areas += [[f"{name}: {pair}", f"{above:.2f}", f"{below:.2f}"] for pair, above, below in comparisons]
             data.append(_entry(model, label, reference.score, curves, comparisons))
             panels.append(_panel(request, name, curves))
     conditions += [
         "patience: k = 1 to n - 1" + (PATIENCE_NOTE if request.metric in ("pearson", "spearman") else ""),
-        "areas in percent x layers, over the average exit layers that both curves cover",
+        "areas are in percent x layers, over the average exit layers that both curves cover",
     ]
     return Findings(
         name=f"lte-{request.task}",
@@ -80,17 +80,17 @@ def study(request: Request) -> Findings:
 
 
 PATIENCE_NOTE = (
-    ", with tolerances at the 10th to 90th percentile of how far neighbouring layers differ; of all these the best"
-    " at each cost or less, which favours patience"
+    ", with tolerances at the 10th to 90th percentile of the differences between consecutive layers; the curve is the"
+    " envelope over all of them, which favours patience"
 )
 
 
 def _areas(curves: dict[str, Curve], depth: int) -> Sequence[tuple[str, float, float]]:
-    """What is compared, the area of LTE above the other, and of the other above LTE."""
+    """Names of the two curves, the area of LTE above the other curve, and the area of the other curve above LTE."""
     half = depth / 2
     return [
-        (what, area_above(curves[LTE], curves[other], until).area, area_above(curves[other], curves[LTE], until).area)
-        for what, other, until in (
+        (pair, area_above(curves[LTE], curves[other], until).area, area_above(curves[other], curves[LTE], until).area)
+        for pair, other, until in (
             ("LTE, layer-wise", LINE, np.inf),
             (f"LTE, layer-wise, up to layer {half:g}", LINE, half),
             ("LTE, patience", PATIENCE, np.inf),
@@ -109,7 +109,7 @@ def _entry(
             name: {"average_exit_layer": plain(curve.layers), "relative": plain(curve.scores)}
             for name, curve in curves.items()
         },
-        "areas": {what: {"above": above, "below": below} for what, above, below in areas},
+        "areas": {pair: {"above": above, "below": below} for pair, above, below in areas},
     }
 
 

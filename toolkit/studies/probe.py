@@ -1,4 +1,4 @@
-"""Figure 8: confidence as a probe. How does it go with the word overlap of the two sentences, layer by layer?"""
+"""Figure 8: confidence as a probe: its correlation with the word overlap of the two sentences, for every layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from berxit.runtime.tables import Table
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, drawable, not_drawn, number, percent, plain
-from berxit.toolkit.studies.request import Request, Run
+from berxit.toolkit.studies.request import Request, StudyRun
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
 from berxit.train.metrics import METRICS
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEAST = 10
-"""Examples that a correlation needs to be shown."""
+"""Minimum number of examples of a correlation."""
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "marker": "s"},
     {"color": RED, "marker": "o"},
@@ -37,10 +37,10 @@ def study(request: Request) -> Findings:
     conditions = request.conditions()
     first = next(iter(request.models.values()))[0]
     if first.predictions.regression:
-        raise InputError(f"probe looks at the confidence of classes; {request.task} is regression")
+        raise InputError(f"the study probe needs the confidence of classes, and {request.task} is regression")
     examples = request.examples(first)
     if isinstance(examples.texts[0], str):
-        raise InputError(f"probe compares the two sentences of a pair; {request.task} has one")
+        raise InputError(f"the study probe needs pairs of sentences, and {request.task} has single ones")
     overlap = bleu_scores(examples.texts)
     for model, runs in request.models.items():
         reference = request.reference(runs)
@@ -59,10 +59,10 @@ def study(request: Request) -> Findings:
             panels.append(_panel(request, run, labels, found, relative))
     conditions += [
         f"BLEU-4 of the second sentence against the first, smoothed (sacrebleu); mean {overlap.mean():.1f} of 100",
-        f"Pearson correlation with the highest class probability, among the examples that the layer gives that answer"
-        f" (how many in brackets); none below {LEAST} examples",
+        f"Pearson correlation with the highest class probability, over the examples for which the layer predicts the"
+        f" class (their number in brackets), if there are at least {LEAST}",
     ]
-    header = ["run", "layer", *(f"answers {name}" for name in class_names(first)), "relative score"]
+    header = ["run", "layer", *(f"predicted {name}" for name in class_names(first)), "relative score"]
     return Findings(
         name=f"probe-{request.task}",
         title=f"Confidence and word overlap, {request.task}",
@@ -74,25 +74,26 @@ def study(request: Request) -> Findings:
 
 
 def bleu_scores(pairs: list[Text]) -> npt.NDArray[np.float64]:
-    """BLEU-4 (0 to 100) of each pair's second sentence, the first being the reference: (N,)."""
-    bleu = BLEU(effective_order=True)  # of a sentence with fewer than four words, the orders that it has
+    """(N,) BLEU-4 (0 to 100) of the second sentence of each pair, with the first as the reference."""
+    bleu = BLEU(effective_order=True)  # Sentences of fewer than four words have lower orders only.
     return np.array([bleu.sentence_score(pair[1], [pair[0]]).score for pair in pairs])
 
 
-def class_names(run: Run) -> tuple[str, ...]:
+def class_names(run: StudyRun) -> tuple[str, ...]:
     from berxit.train.configuration import MultiExitConfig
 
     return MultiExitConfig.from_pretrained(str(run.folder)).labels
 
 
 def correlations(stored: Predictions, overlap: npt.NDArray) -> tuple[list[list[float | None]], list[list[int]]]:
-    """Class by class, layer by layer: correlation of overlap (N,) and confidence, and how many examples answer so."""
-    answers = stored.answers()
+    """For each class and layer: the correlation of overlap (N,) and confidence, and the number of examples for which
+    the layer predicts the class."""
+    predicted = stored.predicted()
     found: list[list[float | None]] = []
     counts: list[list[int]] = []
     confidence = CRITERIA["confidence"].certainty(stored.logits, None, None, 0.0)[0]
     for number_of_class in range(stored.logits.shape[2]):
-        masks = [answers[:, layer] == number_of_class for layer in range(stored.layers)]
+        masks = [predicted[:, layer] == number_of_class for layer in range(stored.layers)]
         counts.append([int(mask.sum()) for mask in masks])
         found.append(
             [
@@ -106,7 +107,7 @@ def correlations(stored: Predictions, overlap: npt.NDArray) -> tuple[list[list[f
 
 
 def _panel(
-    request: Request, run: Run, labels: tuple[str, ...], found: list[list[float | None]], relative: npt.NDArray
+    request: Request, run: StudyRun, labels: tuple[str, ...], found: list[list[float | None]], relative: npt.NDArray
 ) -> Panel:
     layers = range(1, len(relative) + 1)
 
@@ -114,7 +115,7 @@ def _panel(
         axes.axhline(0, color=GRAY, lw=0.8)
         for c, values in enumerate(found):
             heights = [np.nan if value is None else value for value in values]
-            axes.plot(layers, heights, **STYLES[c % len(STYLES)], lw=1.3, ms=4, label=f"answers {labels[c]}")
+            axes.plot(layers, heights, **STYLES[c % len(STYLES)], lw=1.3, ms=4, label=f"predicted {labels[c]}")
         axes.set(xlabel="layer", ylabel="correlation of BLEU-4 and confidence")
         axes.set_xticks(layers)
         right = axes.twinx()

@@ -1,4 +1,5 @@
-"""What a study is asked: checkpoints (or bundles), data, and what 100% is. Passes over the data are kept and reused."""
+"""Input of a study: checkpoints (or bundles), data and the reference score. Passes over the data are stored and
+reused."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from berxit.train.options import TrainingOptions, model_name_of
 from berxit.train.tasks import task_of
 
 DEFAULTS = {field.name: field.default for field in fields(TrainingOptions) if field.name != "model"}
-"""Of the options: what a record from before an option was there means."""
+"""Option -> default, for records of older versions, which do not contain every option."""
 
 
 def _no_bar(label: str) -> Progress:
@@ -33,32 +34,32 @@ class Request:
     """One call of berxit-study."""
 
     paths: Sequence[Path]
-    """Checkpoints; bundles for ``runtime``."""
+    """Checkpoints; bundles for the study ``runtime``."""
     output: Path
     data: Path | None = None
     split: str = "dev"
     relative_to: str | None = None
-    """A score, or a checkpoint whose last exit's score is 100%."""
+    """The reference score, or a checkpoint: the score of its last exit is 100%."""
     criterion: str | None = None
     length: int | None = None
-    """Tokens of an input, for ``flops``."""
+    """Number of tokens of an input, for the study ``flops``."""
     batch_size: int = 32
     bar: Callable[[str], Progress] = _no_bar
 
     @cached_property
     def data_file(self) -> Path:
         if self.data is None:
-            raise InputError("this study needs --data: a folder with the split, or a file")
+            raise InputError("this study needs --data: add a folder with the split, or a file")
         return find_split(self.data, self.split)
 
     @cached_property
-    def models(self) -> dict[str, list[Run]]:
-        """Model -> its runs, in the order given; each with its pass. All are of one task, or InputError."""
+    def models(self) -> dict[str, list[StudyRun]]:
+        """Model -> its runs with their passes, in the given order. Raises InputError for runs of different tasks."""
         runs = [self.run(path) for path in dict.fromkeys(self.paths)]
         if len(tasks := {run.task: run.folder for run in runs}) > 1:
             named = ", ".join(f"{folder} is {task}" for task, folder in tasks.items())
-            raise InputError(f"one study, one task, but {named}: ask for each by itself")
-        groups: dict[str, list[Run]] = defaultdict(list)
+            raise InputError(f"a study needs checkpoints of one task, but {named}: run the study for each task")
+        groups: dict[str, list[StudyRun]] = defaultdict(list)
         for run in label_runs(runs):
             groups[run.model].append(run)
         return dict(groups)
@@ -71,8 +72,8 @@ class Request:
     def metric(self) -> str:
         return next(iter(self.models.values()))[0].predictions.metric
 
-    def run(self, folder: Path) -> Run:
-        """A checkpoint with its pass: the stored one where checkpoint and data are the same, else a new one."""
+    def run(self, folder: Path) -> StudyRun:
+        """A checkpoint with its pass: the stored pass if checkpoint and data are unchanged, else a new one."""
         config = read_config(folder)
         files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
         digests = [sha256(file) for file in (*files, self.data_file)]
@@ -92,20 +93,24 @@ class Request:
         options = {**DEFAULTS, **known, **read_record(folder).get("options", {})}
         model_name = model_name_of(str(options.get("model") or config["backbone"]["model_type"]))
         strategy = config["strategy"]
-        return Run(folder, model_name, config["task"], strategy, strategy, options, predictions, key)
+        return StudyRun(folder, model_name, config["task"], strategy, strategy, options, predictions, key)
 
-    def examples(self, run: Run) -> Examples:
-        """The texts of a run's pass, in its order."""
+    def examples(self, run: StudyRun) -> Examples:
+        """The examples of a run's pass, in its order."""
         from berxit.train.configuration import MultiExitConfig
 
         return task_of(MultiExitConfig.from_pretrained(str(run.folder))).read(self.data_file, self.split)
 
-    def reference(self, runs: Sequence[Run]) -> Reference:
-        """What 100% is for one model's runs.
+    def reference(self, runs: Sequence[StudyRun]) -> Reference:
+        """The reference score (100%) for the runs of one model.
 
-        ``relative_to`` where given. Else, as in the paper, the last exit of raw, or of two-stage, which is the same,
-        where one is among the runs; else the highest last exit among them: one reference for all, or the curves could
-        not be compared. Raises InputError for a score out of (0, 1].
+        One reference for all runs, so that their curves can be compared:
+
+        1. ``relative_to`` if given.
+        2. The last exit of raw, as in the paper, or of two-stage, which trains it in the same way.
+        3. The highest score of a last exit among the runs.
+
+        Raises InputError for a score outside (0, 1].
         """
         if self.relative_to is not None:
             return self._given(self.relative_to)
@@ -122,15 +127,18 @@ class Request:
         except ValueError:
             run = self.run(Path(text))
             if run.task != self.task:
-                raise InputError(f"--relative-to {text} is {run.task}, the others are {self.task}") from None
+                raise InputError(
+                    f"--relative-to {text} is a checkpoint for {run.task}, the others are for {self.task}: choose one"
+                    f" for {self.task}"
+                ) from None
             chance = ", which is at chance" if depth_warning(run.predictions) else ""
             return Reference(run.full_depth, f"the last exit of {run.folder.name}{chance}")
         if not 0 < score <= 1:
-            raise InputError(f"--relative-to {text} is out of range: a score lies above 0, up to 1, as 0.889")
+            raise InputError(f"--relative-to {text} is out of range: give a score above 0 and at most 1, such as 0.889")
         return Reference(score, "as given")
 
     def conditions(self) -> list[str]:
-        """Data and checkpoints, for the report."""
+        """Data, checkpoints and warnings, for the report."""
         runs = [run for group in self.models.values() for run in group]
         return [
             f"data: {self.data_file.parent.name}/{self.data_file.name}, {len(runs[0].predictions.labels)} examples,"
@@ -141,18 +149,18 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A checkpoint under study."""
+class StudyRun:
+    """A checkpoint in a study, with its pass."""
 
     folder: Path
     model: str
     task: str
     strategy: str
     label: str
-    """What the legend says: the strategy, and what else tells it from the model's other runs. Equal but for the seed,
-    equal labels."""
+    """Label in legends: the strategy, and the options in which the model's runs differ. Runs that differ only in the
+    seed have equal labels."""
     options: dict[str, Any]
-    """How it was trained, from its record."""
+    """Training options from its record."""
     predictions: Predictions
     key: str
     """sha256 over checkpoint and data."""
@@ -168,7 +176,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Reference:
-    """What 100% is."""
+    """The score that is 100%."""
 
     score: float
     source: str
@@ -177,28 +185,28 @@ class Reference:
         return f"100% is {self.score:.4f}, {self.source}"
 
 
-def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of one model that differ in nothing but the seed, together."""
-    groups: dict[str, list[Run]] = defaultdict(list)
+def by_label(runs: Sequence[StudyRun]) -> dict[str, list[StudyRun]]:
+    """Label -> the runs of one model that differ only in the seed."""
+    groups: dict[str, list[StudyRun]] = defaultdict(list)
     for run in runs:
         groups[run.label].append(run)
     return {label if len(same) == 1 else f"{label} (mean of {len(same)})": same for label, same in groups.items()}
 
 
-def label_runs(runs: Sequence[Run]) -> list[Run]:
-    """Gives each run a label: its strategy, and the options in which the model's runs differ, but for defaults."""
+def label_runs(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """Adds a label to each run: its strategy, and the non-default options in which the model's runs differ."""
     labelled = []
     for run in runs:
         peers = [peer for peer in runs if (peer.model, peer.strategy) == (run.model, run.strategy)]
         names = sorted({name for peer in peers for name in peer.options} - {"model", "strategy", "seed"})
         differ = [name for name in names if len({str(peer.options.get(name)) for peer in peers}) > 1]
-        said = [_said(run.options, name) for name in differ if run.options.get(name) != DEFAULTS.get(name)]
-        labelled.append(replace(run, label=", ".join([run.strategy, *said])))
+        parts = [_option_label(run.options, name) for name in differ if run.options.get(name) != DEFAULTS.get(name)]
+        labelled.append(replace(run, label=", ".join([run.strategy, *parts])))
     return labelled
 
 
-def _said(options: dict[str, Any], name: str) -> str:
-    """An option as a legend has it: "no lte", "mean pooling", "epochs 5"."""
+def _option_label(options: dict[str, Any], name: str) -> str:
+    """An option for a legend: "no lte", "mean pooling", "epochs 5"."""
     value = options[name]
     words = name.replace("_", " ")
     if isinstance(value, bool):
@@ -209,8 +217,8 @@ def _said(options: dict[str, Any], name: str) -> str:
 def _load(path: Path) -> Predictions:
     try:
         return Predictions.load(path)
-    except Exception as error:  # zip, numpy and the file system each have their own
-        raise BerxitError(f"{path} is damaged: delete it, and the pass is made again") from error
+    except Exception as error:  # zip, numpy and the file system raise unrelated types
+        raise BerxitError(f"{path} is damaged: delete the file and rerun the study") from error
 
 
 def _save(predictions: Predictions, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Table 4: what the whole dev set takes on this device, one input at a time, bundle by bundle."""
+"""Table 4: time for the whole split on this device, one input at a time, for every bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WARMUP = 20
 
 @dataclass(frozen=True)
 class BundleTimes:
-    """What one bundle took."""
+    """Latencies of one bundle."""
 
     bundle: str
     model: str
@@ -39,37 +39,40 @@ class BundleTimes:
     inputs: int
     full: Measured
     calibrated: Measured | None
-    """Under its own exit policy; None where it was never calibrated."""
+    """With the bundle's exit policy; None if it was never calibrated."""
     noise: Noise
 
     def seconds(self, measured: Measured) -> float:
-        """For all inputs, one by one."""
+        """Total time for all inputs, one at a time."""
         return measured.latency.mean * self.inputs / 1e3
 
 
 def study(request: Request) -> Findings:
     for path in request.paths:
         if not (path / "manifest.json").is_file():
-            raise BerxitError(f"{path} is no bundle: the study runtime takes bundles, make one with berxit-export")
+            raise BerxitError(f"{path} is not a bundle: the study runtime needs bundles, export one with berxit-export")
     times = [_measure(request, EarlyExitRunner.load(path), path.resolve().name) for path in request.paths]
     if len(tasks := {time.task for time in times}) > 1:
-        raise InputError(f"one study, one task, but the bundles are of {', '.join(sorted(tasks))}: ask for each")
+        raise InputError(
+            f"a study needs bundles of one task, but these are for {', '.join(sorted(tasks))}: run the study for each"
+            " task"
+        )
     rows = []
     for time in times:
         early = time.calibrated
-        kept = ["-"] * 3
+        cells = ["-"] * 3
         if early is not None:
             ratio = time.full.latency.mean / early.latency.mean
-            kept = [f"{time.seconds(early):.1f}", f"{early.average_exit_layer:.2f}", f"{ratio:.2f}x"]
-        what = f"{time.target} {time.precision}"
-        rows.append([time.bundle, time.model, what, str(time.layers), f"{time.seconds(time.full):.1f}", *kept])
+            cells = [f"{time.seconds(early):.1f}", f"{early.average_exit_layer:.2f}", f"{ratio:.2f}x"]
+        target = f"{time.target} {time.precision}"
+        rows.append([time.bundle, time.model, target, str(time.layers), f"{time.seconds(time.full):.1f}", *cells])
     header = ["bundle", "model", "target", "layers", "full depth, s", "calibrated, s", "average exit layer", "speed-up"]
     return Findings(
         name=f"runtime-{times[0].task}",
         title=f"Seconds for {times[0].inputs} inputs, {times[0].task}",
         conditions=[
             f"data: {request.data_file.parent.name}/{request.data_file.name}, {times[0].inputs} inputs, one at a time,"
-            " from text to prediction, tokenization included; full depth and calibrated in shuffled turns",
+            " from text to prediction, including tokenization; full depth and calibrated in shuffled order",
             f"device: {devices.this_machine()}; threads: {', '.join(str(time.threads) for time in times)}",
             *(f"noise of {time.bundle}: {'; '.join(time.noise.problems()) or time.noise}" for time in times),
         ],
@@ -105,16 +108,16 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
 
 def _panel(times: Sequence[BundleTimes]) -> Panel:
     def draw(axes: Axes) -> None:
-        places = range(len(times))
-        full = axes.barh([p - 0.2 for p in places], [t.seconds(t.full) for t in times], 0.36, color=GRAY, label=FULL)
+        heights = range(len(times))
+        full = axes.barh([h - 0.2 for h in heights], [t.seconds(t.full) for t in times], 0.36, color=GRAY, label=FULL)
         axes.bar_label(full, fmt=" %.1f s")
-        early = [(p + 0.2, t.seconds(t.calibrated)) for p, t in zip(places, times, strict=True) if t.calibrated]
+        early = [(h + 0.2, t.seconds(t.calibrated)) for h, t in zip(heights, times, strict=True) if t.calibrated]
         if early:
             bars = axes.barh(
-                [p for p, _ in early], [s for _, s in early], 0.36, color=BLUE, label="calibrated early exit"
+                [h for h, _ in early], [s for _, s in early], 0.36, color=BLUE, label="calibrated early exit"
             )
             axes.bar_label(bars, fmt=" %.1f s")
-        axes.set_yticks(places, [time.bundle for time in times])
+        axes.set_yticks(heights, [time.bundle for time in times])
         axes.invert_yaxis()
         axes.margins(x=0.18)
         axes.grid(visible=False, axis="y")

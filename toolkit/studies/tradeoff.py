@@ -1,4 +1,4 @@
-"""Figures 4 and 5, table 2: relative score against average exit layer, as the threshold of a criterion moves."""
+"""Figures 4 and 5, table 2: relative score over average exit layer, for all thresholds of a criterion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def study(request: Request) -> Findings:
     for model, runs in request.models.items():
         reference = request.reference(runs)
         constant = relative_score(runs[0].predictions.constant.score, reference.score)
-        conditions.append(f"{model}: {reference}; the same answer for every example reaches {percent(float(constant))}")
+        conditions.append(f"{model}: {reference}; the best constant prediction reaches {percent(float(constant))}")
         curves: dict[str, Curve] = {}
         for label, same in by_label(runs).items():
             criterion = request.criterion or default_criterion(same[0].predictions)
@@ -55,26 +55,28 @@ def study(request: Request) -> Findings:
             for a, b in combinations(curves, 2)
         ]
         panels.append(_panel(request, model, curves))
-    said = " and ".join(sorted(criteria))
+    criteria_names = " and ".join(sorted(criteria))
     conditions.append(
-        f"thresholds of {said}, the same at every layer; scores between two thresholds are interpolated; saved layers"
-        " are those of the cheapest threshold that keeps so much (chosen on this very data, so a little optimistic)"
+        f"thresholds of {criteria_names}, the same at every layer; scores between two thresholds are interpolated;"
+        " saved layers are those of the cheapest threshold that keeps the score (slightly optimistic, because it is"
+        " chosen on the same data)"
     )
     at = [f"at {share:.0%} saved" for share in SAVED] + [f"saved at {kept:g}%" for kept in KEPT]
     tables = [("Relative score, and saved layers", Table(["strategy", "model", *at], points))]
     if areas:
         conditions.append(
-            "area of one curve above the other: percent x layers, as on the paper's figure 4 (13.5 against 0.4 on RTE);"
-            " difference: of the two areas, over the range of layers that both curves cover, in percentage points"
+            "area of one curve above the other: in percent x layers, as in the paper's figure 4 (13.5 and 0.4 on RTE);"
+            " mean difference: difference of the two areas divided by the range of layers that both curves cover, in"
+            " percentage points"
         )
         header = ["A", "B", "model", "A above B", "B above A", "mean difference"]
         tables.append(("Area of one curve above the other", Table(header, areas)))
     return Findings(
         name=f"tradeoff-{request.task}",
-        title=f"Trade-off by {said}, {request.task}",
+        title=f"Trade-off by {criteria_names}, {request.task}",
         conditions=conditions,
         tables=tables,
-        data={"criterion": said, "curves": data},
+        data={"criterion": criteria_names, "curves": data},
         panels=panels,
     )
 
@@ -90,7 +92,7 @@ def _saved_at(curve: Curve) -> list[str]:
 def _entry(
     model: str, label: str, reference: float, curve: Curve, pairs: Mapping[tuple[str, str], Area]
 ) -> dict[str, Any]:
-    """One curve as JSON has it."""
+    """One curve for the JSON file."""
     return {
         "model": model,
         "label": label,
@@ -121,21 +123,21 @@ def _panel(request: Request, model: str, curves: Mapping[str, Curve]) -> Panel:
 
 
 def marks(curve: Curve) -> list[int]:
-    """Some twelve points of a curve at even distances, for its markers."""
+    """Indices of about twelve points of a curve at even distances, for its markers."""
     wanted = np.linspace(float(curve.layers[0]), float(curve.layers[-1]), 12)
     return [int(place) for place in np.unique(np.searchsorted(curve.layers, wanted))]
 
 
 def saved_layers_axis(axes: Axes, depth: int) -> None:
-    """Ticks at every layer below; above, what is saved there."""
+    """Adds ticks at every layer to the lower axis, and the share of saved layers as the upper axis."""
 
-    def other(value: Any) -> Any:
-        return 100 * (1 - value / depth)
+    def saved(layer: Any) -> Any:
+        return 100 * (1 - layer / depth)
 
-    def back(value: Any) -> Any:
-        return depth * (1 - value / 100)
+    def layer(saved: Any) -> Any:
+        return depth * (1 - saved / 100)
 
     axes.set_xticks(range(1, depth + 1))
-    top = axes.secondary_xaxis("top", functions=(other, back))
+    top = axes.secondary_xaxis("top", functions=(saved, layer))
     top.set_xlabel("saved layers (%)")
     top.spines["top"].set_visible(False)

@@ -1,4 +1,4 @@
-"""The encoder families. A new one is one module here with an Adapter, and one entry in ADAPTERS."""
+"""The encoder families. A new family is one module in this folder with an Adapter, and one entry in ADAPTERS."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "distilbert": DistilBertAdapter,
     "mpnet": MPNetAdapter,
 }
-"""transformers' model_type -> the adapter that knows the family."""
+"""transformers' model_type -> the family's adapter."""
 
 
 def adapter_for(config: PreTrainedConfig) -> Adapter:
-    """The adapter of a backbone's configuration. Raises InputError for a family that is not supported."""
+    """The adapter for a backbone's configuration. Raises InputError for a family that is not supported."""
     adapter = ADAPTERS.get(config.model_type)
     if adapter is None:
         raise InputError(f"model type '{config.model_type}' is not supported: choose one of {', '.join(ADAPTERS)}")

@@ -1,4 +1,4 @@
-"""What the project needs to know of an encoder family, and all it knows."""
+"""Interface of an encoder family. All family-specific code is in the adapters."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from berxit.train.backbones.weights import ACTIVATIONS, EmbeddingWeights, LayerW
 
 
 class Adapter(ABC):
-    """One family's names for the same mathematics."""
+    """Converts one family's configuration and parameters to the canonical encoder."""
 
     has_token_types = False
-    """Whether the encoder takes token_type_ids."""
+    """True if the encoder has token_type_ids as an input."""
 
     layer_list: str | None = "encoder.layer."
-    """Prefix of the numbered layers in the encoder's parameter names; None where all layers are needed (ALBERT)."""
+    """Prefix of the numbered layers in the encoder's parameter names; None if all layers are needed (ALBERT)."""
 
     task_heads: tuple[str, ...] = ("classifier.", "qa_outputs.")
-    """Prefixes of the task heads that transformers stores beside the encoder. Training does not need them."""
+    """Prefixes of task heads in transformers' weight files. Training ignores them."""
 
     implemented: Mapping[str, tuple[Any, ...]] = {
         "hidden_act": ACTIVATIONS,
@@ -34,7 +34,7 @@ class Adapter(ABC):
         "pruned_heads": ({}, None),
         "quantization_config": (None,),
     }
-    """config.json option -> the values that the canonical layer implements. An option that is absent is accepted."""
+    """Option of config.json -> the values that the canonical layer implements. A missing option is accepted."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
@@ -48,30 +48,30 @@ class Adapter(ABC):
 
     @property
     def max_length(self) -> int:
-        """The longest input, in tokens."""
+        """Maximum input length in tokens."""
         return int(self.config.max_position_embeddings)
 
     @property
     def padding_id(self) -> int | None:
-        """The token id from which the family counts positions; None where positions do not depend on padding."""
+        """The padding id from which the family counts positions; None if positions do not depend on padding."""
         return None
 
     @property
     def dropout(self) -> float:
-        """The probability with which a classifier on top drops its input, as the family's own classifier does."""
+        """Dropout probability of the exit heads, which is that of the family's own classifier."""
         own = getattr(self.config, "classifier_dropout", None)
         return float(self.config.hidden_dropout_prob if own is None else own)
 
     def pooler(self, backbone: PreTrainedModel) -> nn.Linear | None:
-        """The dense layer of the pre-trained pooler, if the backbone has one."""
+        """The dense layer of the pre-trained pooler; None if the family has no pooler."""
         return None
 
     def remove_pooler(self, backbone: PreTrainedModel) -> None:  # noqa: B027 - most families have none
-        """Takes the backbone's own pooler away: every exit has its own head."""
+        """Removes the backbone's pooler, because every exit has its own head."""
 
     @abstractmethod
     def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights: ...
 
     @abstractmethod
     def encoder_layers(self, backbone: PreTrainedModel) -> list[LayerWeights]:
-        """The n layers in order; shared ones as the same object."""
+        """The n layers in order. Layers with shared weights are one object."""

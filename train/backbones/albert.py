@@ -1,4 +1,4 @@
-"""ALBERT: BERT's layer under other names, one body for all layers of a group, and smaller embeddings projected up."""
+"""ALBERT: BERT's layer under other parameter names, weights shared by the layers of a group, factorized embeddings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class AlbertAdapter(Adapter):
     def keep_layers(self, layers: int) -> None:
         if self.config.num_hidden_groups > 1 and layers < self.layers:
             raise InputError(
-                f"--layers {layers} with {self.config.num_hidden_groups} groups would change which layers share"
-                " weights: take all layers"
+                f"--layers {layers} is not possible with {self.config.num_hidden_groups} layer groups, because it"
+                " would change which layers share weights: omit --layers"
             )
         super().keep_layers(layers)
 
@@ -54,7 +54,7 @@ class AlbertAdapter(Adapter):
 
     def encoder_layers(self, backbone: PreTrainedModel) -> list[LayerWeights]:
         bodies = [self._layer(group.albert_layers[0]) for group in backbone.encoder.albert_layer_groups]
-        return [bodies[int(i / (self.layers / len(bodies)))] for i in range(self.layers)]  # rounded as in transformers
+        return [bodies[int(i / (self.layers / len(bodies)))] for i in range(self.layers)]  # Rounding of transformers.
 
     def _layer(self, layer: nn.Module) -> LayerWeights:
         attention = layer.attention

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa: one set of parameter names, two ways to count positions."""
+"""BERT and RoBERTa, which have the same parameter names and different position ids."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class BertAdapter(Adapter):
 
 
 class RobertaAdapter(BertAdapter):
-    """RoBERTa counts positions from the padding id + 1; its one token type adds the same to every position."""
+    """RoBERTa counts positions from padding id + 1. Its single token type is added to the position embeddings."""
 
     has_token_types = False
     task_heads = (*Adapter.task_heads, "lm_head.")
 
     @property
     def padding_id(self) -> int | None:
-        return -1 if self.config.pad_token_id is None else self.config.pad_token_id  # -1, which no check accepts
+        return -1 if self.config.pad_token_id is None else self.config.pad_token_id  # The checks reject -1.
 
     @property
     def max_length(self) -> int:

@@ -1,4 +1,4 @@
-"""DistilBERT: BERT's layer under other names, without token types and without a pooler."""
+"""DistilBERT: BERT's layer under other parameter names, without token types and pooler."""
 
 from __future__ import annotations
 

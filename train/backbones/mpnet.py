@@ -1,4 +1,4 @@
-"""MPNet: BERT's layer, RoBERTa's way to count positions, and one bias by relative position that all layers add."""
+"""MPNet: BERT's layer, RoBERTa's position ids, and a relative position bias that all layers share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from berxit.train.backbones.adapter import Adapter
 from berxit.train.backbones.weights import Array, EmbeddingWeights, LayerWeights, Linear, Norm, array
 
 PADDING = 1
-"""The id that transformers' MPNet takes for padding when it counts positions, whatever the configuration says."""
+"""Padding id from which transformers' MPNet counts positions. It ignores pad_token_id of the configuration."""
 
 
 class MPNetAdapter(Adapter):
     task_heads = (*Adapter.task_heads, "lm_head.")
     implemented = {  # noqa: RUF012 - as the base class has it
         **Adapter.implemented,
-        "relative_attention_num_buckets": (32,),  # transformers computes 32 buckets whatever the configuration says
+        "relative_attention_num_buckets": (32,),  # transformers always computes 32 buckets.
     }
 
     @property
@@ -60,7 +60,7 @@ class MPNetAdapter(Adapter):
         ]
 
     def _relative_bias(self, encoder: nn.Module) -> Array:
-        """The encoder's buckets, spelled out for every distance that the longest input has."""
+        """The bias for every distance between two tokens of the longest input, from the encoder's buckets."""
         distances = torch.arange(1 - self.max_length, self.max_length)
         buckets = encoder.relative_position_bucket(distances)
         return array(encoder.relative_attention_bias.weight[buckets].T.contiguous())

@@ -1,8 +1,8 @@
-"""The canonical encoder: the same arrays whatever the family calls its parameters. Exporters see nothing else.
+"""The canonical encoder: one set of arrays for all families. Exporters use nothing else.
 
-A layer is BERT's (Devlin et al., 2019): attention, add and normalise, feed forward, add and normalise. Matrices are
-stored input-first, (inputs, outputs), so that a layer computes ``hidden @ weight + bias``. d hidden size, e embedding
-size, f feed-forward size.
+A layer is BERT's (Devlin et al., 2019): attention, add and normalize, feed-forward, add and normalize. Matrices have
+shape (inputs, outputs), so that a layer computes ``hidden @ weight + bias``. d: hidden size, e: embedding size, f:
+feed-forward size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 Array = npt.NDArray[np.float32]
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
-"""Names of transformers' ACT2FN that the canonical layer has: gelu (exact), gelu_new (tanh approximation), relu."""
+"""Activations of the canonical layer, as transformers names them: gelu (exact), gelu_new (tanh approximation), relu."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Linear:
 
     @classmethod
     def of(cls, *modules: nn.Linear) -> Linear:
-        """One matrix of a module, or of several side by side."""
+        """The weights of a module, or of several modules, concatenated along the outputs."""
         weights = np.concatenate([array(module.weight).T for module in modules], axis=1)
         return cls(np.ascontiguousarray(weights), np.concatenate([array(module.bias) for module in modules]))
 
 
 @dataclass(frozen=True)
 class Norm:
-    """Layer normalisation over the last axis."""
+    """Layer normalization over the last axis."""
 
     scale: Array
     """(d,)"""
@@ -55,23 +55,23 @@ class EmbeddingWeights:
     word_embeddings: Array
     """(vocabulary, e)"""
     positions: Array
-    """(longest input, e): row i belongs to the i-th token of the input, whatever offset the family counts from."""
+    """(longest input, e): row i is added to the i-th token of the input. The family's offset is removed."""
     types: Array | None
-    """(types, e); None where the family has one segment only."""
+    """(types, e); None for a family with one token type."""
     norm: Norm
     projection: Linear | None = None
-    """(e, d), for ALBERT's factorised embeddings."""
+    """(e, d) for ALBERT's factorized embeddings."""
     relative_bias: Array | None = None
-    """(heads, 2 L - 1), L the longest input: what every layer adds to its attention scores where the key stands L - 1
-    places before the query, ... and L - 1 after it (MPNet)."""
+    """(heads, 2 L - 1), L: the longest input. Bias that every layer adds to its attention scores (MPNet). Column i
+    belongs to keys at position i - (L - 1) relative to the query."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One encoder layer. Layers that share their weights are one object (ALBERT)."""
+    """One encoder layer. Layers with shared weights are one object (ALBERT)."""
 
     qkv: Linear
-    """(d, 3d): queries, keys and values side by side."""
+    """(d, 3d): query, key and value projections, concatenated."""
     output: Linear
     """(d, d)"""
     attention_norm: Norm

@@ -16,12 +16,12 @@ from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.cli import load
 from berxit.toolkit.studies import STUDIES, find_study
-from berxit.toolkit.studies.certainty import truth_of
+from berxit.toolkit.studies.certainty import certainty_targets
 from berxit.toolkit.studies.flops import count_flops
 from berxit.toolkit.studies.limit import limit_scores
 from berxit.toolkit.studies.look import drawable, looks, not_drawn, plain
 from berxit.toolkit.studies.probe import bleu_scores, correlations
-from berxit.toolkit.studies.request import Request, Run, by_label, label_runs, model_name_of
+from berxit.toolkit.studies.request import Request, StudyRun, by_label, label_runs, model_name_of
 from berxit.train.checkpoint import TrainingRecord, save_checkpoint
 from berxit.train.curves import criterion_curve
 from berxit.train.evaluation import Predictions
@@ -145,7 +145,7 @@ def test_tradeoff(make: Make, data: dict[str, Path], tmp_path: Path, capsys: pyt
     assert "100% is 0.5000, as given" in capsys.readouterr().out
 
 
-def test_lte_of_values(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+def test_lte_of_regression(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     path = make("alternating", lte=True, regression=True)
     options = ["--relative-to", "0.9"]
     assert run("lte", path, "--data", data["values"], "--output", tmp_path, *options) == 0
@@ -184,7 +184,7 @@ def test_probe(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     (one,) = stored.models["bert-tiny"]
     overlap = bleu_scores(stored.examples(one).texts)
     powers = np.exp(one.predictions.logits.astype(np.float64))
-    confidence, answers = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.answers()
+    confidence, answers = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.predicted()
     seen = 0
     for number, name in enumerate(("other", "same")):
         for layer in range(3):
@@ -206,7 +206,7 @@ def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     assert line["scores"] == [stored.run(path).full_depth for path in paths[:3]]
     report = (tmp_path / "limit-pairs.md").read_text(encoding="utf-8")
     others = [f"{score:.4f}" for score in stored.run(paths[3]).layer_scores]
-    row = next(line for line in report.splitlines() if line.startswith("| bert-tiny, alternating, exit there"))
+    row = next(line for line in report.splitlines() if line.startswith("| bert-tiny, alternating, exit at that layer"))
     assert [cell.strip() for cell in row.split("|")[2:5]] == others
 
 
@@ -225,7 +225,7 @@ def test_flops(make: Make, tmp_path: Path) -> None:
     assert [entry["tokens"] for entry in found] == [8, 16, 20, 32]
 
 
-def test_flops_of_models_that_take_other_lengths(make: Make, tmp_path: Path) -> None:
+def test_flops_of_models_with_different_maximum_lengths(make: Make, tmp_path: Path) -> None:
     paths = [make("joint", max_length=20, seed=5), make("raw", max_length=12, seed=5)]
     assert run("flops", *paths, "--output", tmp_path) == 0
     report = (tmp_path / "flops.md").read_text(encoding="utf-8")
@@ -234,7 +234,7 @@ def test_flops_of_models_that_take_other_lengths(make: Make, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_flops_are_those_of_the_layers_mathematics(family: str, make: Make) -> None:
+def test_count_flops_equals_the_formula_of_a_layer(family: str, make: Make) -> None:
     path = make("joint", family=family, lte=True, pooling="mean", seed=3)
     flops = count_flops(MultiExitModel.from_pretrained(str(path)), 10)
     tokens, d, inner, classes = 10, 32, 64, 2
@@ -247,7 +247,7 @@ def test_flops_are_those_of_the_layers_mathematics(family: str, make: Make) -> N
     assert flops.layers == 3
 
 
-def test_the_pass_is_kept_and_used_again(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+def test_run_stores_and_reuses_the_pass(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     path = make("joint")
     first = Request([path], tmp_path, data["classes"]).run(path)
     (stored,) = (tmp_path / "passes").glob("*/predictions.npz")
@@ -258,7 +258,9 @@ def test_the_pass_is_kept_and_used_again(make: Make, data: dict[str, Path], tmp_
     assert np.array_equal(again.predictions.logits, doctored.logits)
 
 
-def test_other_data_or_another_checkpoint_is_another_pass(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+def test_run_makes_a_new_pass_for_other_data_or_another_checkpoint(
+    make: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
     other = tmp_path / "other.tsv"
     other.write_text((data["classes"] / "dev.tsv").read_text().replace("cat", "dog"), encoding="utf-8")
     path = make("joint")
@@ -268,24 +270,24 @@ def test_other_data_or_another_checkpoint_is_another_pass(make: Make, data: dict
     assert len(list((tmp_path / "out" / "passes").iterdir())) == 3
 
 
-def test_a_damaged_pass_is_named(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+def test_run_names_a_damaged_pass(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     path = make("joint")
     Request([path], tmp_path, data["classes"]).run(path)
     (stored,) = (tmp_path / "passes").glob("*/predictions.npz")
     stored.write_bytes(stored.read_bytes()[:100])
-    with pytest.raises(BerxitError, match=r"predictions\.npz is damaged: delete it"):
+    with pytest.raises(BerxitError, match=r"predictions\.npz is damaged: delete the file"):
         Request([path], tmp_path, data["classes"]).run(path)
 
 
-def hand_made(strategy: str, layers: list[float], model: str = "m", **options: object) -> Run:
+def hand_made(strategy: str, layers: list[float], model: str = "m", **options: object) -> StudyRun:
     """A run whose layers score ``layers``, in tenths of ten examples."""
     right = np.array([[row < round(10 * score) for score in layers] for row in range(10)])
     logits = np.stack([~right, right], axis=-1).astype(np.float32)
     predictions = Predictions(logits, None, np.ones(10, int), "accuracy")
-    return Run(Path(strategy), model, "t", strategy, strategy, dict(options), predictions, "")
+    return StudyRun(Path(strategy), model, "t", strategy, strategy, dict(options), predictions, "")
 
 
-def test_the_reference_is_raw_then_two_stage_then_the_best() -> None:
+def test_reference_is_raw_then_two_stage_then_the_best() -> None:
     request = Request([], Path("out"))
     raw, two, joint = hand_made("raw", [0.5, 0.7]), hand_made("two-stage", [0.5, 0.8]), hand_made("joint", [0.8, 0.9])
     assert request.reference([joint, two, raw]).score == 0.7
@@ -300,12 +302,12 @@ def test_the_reference_is_raw_then_two_stage_then_the_best() -> None:
 
 
 @pytest.mark.parametrize("score", ["0", "1.2", "88.9", "-0.5", "nan"])
-def test_a_reference_out_of_range_is_refused(score: str) -> None:
+def test_reference_rejects_a_score_out_of_range(score: str) -> None:
     with pytest.raises(InputError, match=f"--relative-to {score} is out of range"):
         Request([], Path("out"), relative_to=score).reference([hand_made("raw", [0.5])])
 
 
-def test_a_reference_may_be_a_checkpoint(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+def test_reference_accepts_a_checkpoint(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     path, raw = make("joint"), make("raw")
     request = Request([path], tmp_path, data["classes"], relative_to=str(raw))
     (runs,) = request.models.values()
@@ -313,7 +315,7 @@ def test_a_reference_may_be_a_checkpoint(make: Make, data: dict[str, Path], tmp_
     assert raw.name in request.reference(runs).source
 
 
-def test_labels_tell_what_differs_and_seeds_stay_together() -> None:
+def test_label_runs_shows_differing_options_and_groups_seeds() -> None:
     runs = label_runs(
         [
             hand_made("joint", [0.5], seed=1, lte=True, epochs=3),
@@ -327,7 +329,7 @@ def test_labels_tell_what_differs_and_seeds_stay_together() -> None:
     assert list(by_label(runs[:3])) == ["joint (mean of 2)", "joint, no lte"]
 
 
-def test_every_line_looks_its_own_way_and_the_same_in_all_panels() -> None:
+def test_looks_gives_every_label_its_style_in_all_panels() -> None:
     runs = label_runs([hand_made("joint", [0.5], lte=True), hand_made("joint", [0.5], lte=False)])
     found = looks({"m": runs, "n": [*runs, hand_made("raw", [0.5])]})
     assert len({(look["color"], look["marker"], look["ls"]) for look in found.values()}) == 3
@@ -337,22 +339,22 @@ def test_every_line_looks_its_own_way_and_the_same_in_all_panels() -> None:
     ("where", "name"),
     [("a/b/bge-small", "bge-small"), ("x/minilm/model", "minilm"), ("org/bert", "bert"), ("/models/", "/models/")],
 )
-def test_a_model_is_named_by_what_says_something(where: str, name: str) -> None:
+def test_model_name_of_skips_generic_folder_names(where: str, name: str) -> None:
     assert model_name_of(where) == name
 
 
-def test_limit_takes_the_last_exits_of_limit_and_raw() -> None:
+def test_limit_scores_use_the_last_exits_of_limit_and_raw() -> None:
     runs = [hand_made("limit", [0.5]), hand_made("limit", [0.7]), hand_made("raw", [0.1, 0.8]), hand_made("joint", [1])]
     assert limit_scores(runs) == pytest.approx({1: 0.6, 2: 0.8})
 
 
-def test_what_certainty_ought_to_be() -> None:
-    assert truth_of(hand_made("joint", [0.5, 0.8]).predictions).mean(axis=0) == pytest.approx([0.5, 0.8])
+def test_certainty_targets_are_those_of_training() -> None:
+    assert certainty_targets(hand_made("joint", [0.5, 0.8]).predictions).mean(axis=0) == pytest.approx([0.5, 0.8])
     values = Predictions(np.array([[[1.0], [3.0]]], np.float32), None, np.array([1.0]), "spearman")
-    assert truth_of(values)[0] == pytest.approx([1, 1 - math.tanh(2)])
+    assert certainty_targets(values)[0] == pytest.approx([1, 1 - math.tanh(2)])
 
 
-def test_patience_of_values_is_given_its_best_tolerance() -> None:
+def test_lte_study_gives_patience_its_best_tolerance() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=40)
     values = (truth[:, None] + rng.normal(size=(40, 4)) * [2, 1, 0.5, 0.1]).astype(np.float32)[..., None]
@@ -362,7 +364,7 @@ def test_patience_of_values_is_given_its_best_tolerance() -> None:
     assert len(made.layers) > 4  # more than one point per patience
 
 
-def test_bleu_is_100_for_the_same_sentence_and_0_without_a_common_word() -> None:
+def test_bleu_scores_are_100_for_equal_sentences_and_0_without_common_words() -> None:
     same = "the cat sat on the mat"
     found = bleu_scores([(same, same), (same, "one two three four five six"), (same, "the cat sat on a rug")])
     assert found[0] == pytest.approx(100)
@@ -371,7 +373,7 @@ def test_bleu_is_100_for_the_same_sentence_and_0_without_a_common_word() -> None
     assert found[2] == pytest.approx(100 * (4 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
 
 
-def test_the_probe_looks_at_each_answer_by_itself() -> None:
+def test_correlations_are_computed_per_predicted_class() -> None:
     overlap = np.linspace(0, 100, 30)
     margin = np.where(np.arange(30) < 15, -overlap - 1, overlap) / 50  # surer of "no" with more overlap, too
     logits = np.stack([np.zeros(30), margin], axis=-1)[:, None].astype(np.float32)
@@ -383,26 +385,26 @@ def test_the_probe_looks_at_each_answer_by_itself() -> None:
     assert few[1] == [None]
 
 
-def test_an_unknown_study_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_find_study_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("luck") == 2
     error = capsys.readouterr().err
-    assert "no study 'luck'" in error
+    assert "unknown study 'luck'" in error
     assert all(name in error for name in STUDIES)
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_is_there(name: str) -> None:
+def test_find_study_imports_every_study(name: str) -> None:
     assert callable(find_study(name))
 
 
-def test_wrong_inputs_are_one_line(
+def test_studies_report_wrong_inputs_in_one_line(
     make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     joint, values = make("joint"), make("alternating", lte=True, regression=True)
     cases: list[tuple[list[object], int, str]] = [
         (["layerwise"], 2, "Missing argument 'CHECKPOINT...'"),
         (["layerwise", joint], 2, "--data is missing"),
-        (["runtime", joint], 1, "is no bundle"),
+        (["runtime", joint], 1, "is not a bundle"),
         (["layerwise", tmp_path / "none", "--data", data["classes"]], 1, "no checkpoint at"),
         (["lte", joint, "--data", data["classes"]], 2, "was trained without LTE"),
         (["certainty", joint, "--data", data["classes"]], 2, "was trained without LTE"),
@@ -410,7 +412,7 @@ def test_wrong_inputs_are_one_line(
         (["probe", values, "--data", data["values"]], 2, "is regression"),
         (["tradeoff", joint, "--data", data["classes"], "--criterion", "luck"], 2, "'luck'"),
         (["flops", joint, "--length", 33], 2, "--length 33 is out of range"),
-        (["runtime", joint, "--data", data["classes"]], 1, "is no bundle: the study runtime takes bundles"),
+        (["runtime", joint, "--data", data["classes"]], 1, "is not a bundle: the study runtime needs bundles"),
     ]
     for arguments, status, message in cases:
         assert run(*arguments, "--output", tmp_path / "out") == status, arguments
@@ -418,7 +420,7 @@ def test_wrong_inputs_are_one_line(
         assert message in line
 
 
-def test_two_tasks_in_one_study_are_refused(
+def test_models_rejects_checkpoints_of_two_tasks(
     make: Make, checkpoint: Path, data: dict[str, Path], data_folder: Path, tmp_path: Path
 ) -> None:
     request = Request([make("joint"), checkpoint], tmp_path, data["classes"])
@@ -426,16 +428,16 @@ def test_two_tasks_in_one_study_are_refused(
     other = replace(request, data=data_folder).run(checkpoint)
     both = Request([one.folder, other.folder], tmp_path)
     object.__setattr__(both, "run", lambda path: one if path == one.folder else other)
-    with pytest.raises(InputError, match="one study, one task"):
+    with pytest.raises(InputError, match="a study needs checkpoints of one task"):
         _ = both.models
 
 
-def test_drawable_leaves_out_what_no_reference_allows() -> None:
+def test_drawable_omits_scores_above_the_limit() -> None:
     assert plain(drawable([50.0, 100.0, 120.0])) == [50.0, 100.0, 120.0]
     assert np.isnan(drawable([140.0, 3000.0])).all()
     assert not_drawn("bert", [np.array([80.0, 119.0])]) == []
     (line,) = not_drawn("bert", [np.array([80.0]), np.array([139.6])])
-    assert line.startswith("warning: bert: relative scores reach 140%, and the figure leaves out those above 120%")
+    assert line.startswith("warning: bert: relative scores reach 140%, and the figure does not show those above 120%")
 
 
 @pytest.mark.parametrize("study", ["layerwise", "tradeoff", "lte", "certainty", "probe"])
@@ -463,12 +465,12 @@ def test_no_study_draws_a_relative_score_of_140_percent(
     arguments = [*paths, "--data", data["classes"], "--relative-to", "0.2", "--output", tmp_path]
     assert run(study, *arguments) == 0
     report = (tmp_path / f"{study}-pairs.md").read_text(encoding="utf-8")
-    assert "and the figure leaves out those above 120%" in report
+    assert "and the figure does not show those above 120%" in report
     assert drawn
     assert not any(value > 120 for value in drawn)  # NaN is a gap
 
 
-def test_a_study_warns_of_checkpoints_at_chance_and_rejects_one_class(
+def test_study_warns_of_checkpoints_at_chance_and_rejects_one_class(
     make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = (data["classes"] / "dev.tsv").read_text(encoding="utf-8").splitlines()
@@ -488,7 +490,7 @@ def test_a_study_warns_of_checkpoints_at_chance_and_rejects_one_class(
     assert len(list((tmp_path / "out" / "passes").iterdir())) == 1
 
 
-def test_a_stored_pass_with_nan_is_rejected(
+def test_run_rejects_a_stored_pass_with_nan(
     make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make("joint")
