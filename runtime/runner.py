@@ -27,8 +27,6 @@ from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 _LOG = logging.getLogger(__name__)
 StoppedBy = Literal["certainty", "deadline", "last_layer"]
-TOKENS_AT_ONCE = 16384
-"""Tokens of a batch that go through the layers together, padding included, where the back end names no number."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class EarlyExitRunner:
         answers: dict[int, Prediction] = {}
         lengths = batch.lengths
         left = int(lengths.sum())
-        for rows in parts(lengths, getattr(self.backend, "tokens_at_once", TOKENS_AT_ONCE)):
+        for rows in parts(lengths, self.backend.tokens_at_once):
             part = batch if len(rows) == len(batch) else batch.take(rows)
             until: Policy = policy
             if end is not None:
@@ -212,7 +210,7 @@ class EarlyExitRunner:
     def _deadline(self, policy: ExitPolicy, end: float, share: float) -> Deadline:
         """For a part of a call that must be done at ``end``: ``share`` of what is left."""
         now = time.perf_counter()
-        opening = getattr(self.backend, "opening_seconds", None)  # back ends that can be lazy have it
+        opening = self.backend.opening_seconds
         return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._estimator, opening)
 
     def _check_texts(self, texts: Sequence[Text]) -> None:
