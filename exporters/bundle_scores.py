@@ -15,11 +15,12 @@ from berxit.exporters.loading import LoadedCheckpoint
 from berxit.exporters.options import Messages
 from berxit.exporters.writing import Written
 from berxit.runtime.bundle import Scores, sha256
+from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.loop import Backend, every_exit
 from berxit.runtime.progress import Progress
 from berxit.runtime.tokenization import Text, TextTokenizer
-from berxit.train.calibration import PASS_FILE, TEXTS_FILE, CalibratedPolicy, Calibration, choose, stored_texts
+from berxit.train.calibration import PASS_FILE, TEXTS_FILE, CalibratedPolicy, choose, rule_of, stored_texts
 from berxit.train.evaluation import Predictions, layer_scores
 from berxit.train.tasks import Task, task_of
 
@@ -53,7 +54,7 @@ def recalibrate(
         return None
     found = bundle_pass(backend, written.tokenizer, texts, expected, messages.progress)
     scores = compare(expected, found, calibration)
-    chosen = choose(found, calibration.criterion, calibration.requirement, calibration.data, calibration.data_sha256)
+    chosen = choose(found, calibration.criterion, rule_of(calibration), calibration.data, calibration.data_sha256)
     messages.report(describe_scores(scores, exits, chosen.calibration.histogram, precision))
     messages.report(f"calibrated on the bundle's own outputs: {chosen.calibration.summary()}")
     return Recalibrated(chosen, scores)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +18,7 @@ from berxit.exporters.options import Messages
 from berxit.exporters.targets import Settings
 from berxit.exporters.writing import write_files
 from berxit.runtime.backends import open_backend
+from berxit.runtime.calibration import Costs, ExitPlacement
 from berxit.runtime.errors import InputError, NoisyError
 from berxit.runtime.loop import Backend, exit_loop, run_embeddings
 from berxit.runtime.noise import QUIET, CpuMeter, Noise, noisy
@@ -30,55 +30,6 @@ SECONDS = 2.0
 """Minimum duration of the cost measurement."""
 ATTEMPTS = 3
 """Measurements on a busy machine before ``--exits auto`` raises an error."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Costs of one input on this machine."""
-
-    layer_ms: float
-    """Time of one encoder layer."""
-    exit_ms: float
-    """Time of one exit: head, decision, and the end of a segment."""
-    noise: Noise | None = None
-    """Noise of the measurement; None for costs that were not measured."""
-
-    def milliseconds(self, exits: Sequence[int], histogram: Sequence[int]) -> float:
-        """Expected time of an average input in ms, without embeddings and tokenization.
-
-        ``histogram`` (n,): number of inputs that exit at each layer; only layers of ``exits`` have any.
-        """
-        layers = np.arange(1, len(histogram) + 1)
-        passed = np.searchsorted(exits, layers, side="right")
-        return float(np.asarray(histogram) @ (layers * self.layer_ms + passed * self.exit_ms) / sum(histogram))
-
-
-@dataclass(frozen=True)
-class ExitPlacement:
-    """The chosen exits, with the expected time of an average input in ms."""
-
-    exits: tuple[int, ...]
-    costs: Costs
-    expected_ms: float
-    all_exits_ms: float
-    """The same with an exit after every layer and the threshold chosen for these exits."""
-
-    def with_histogram(self, histogram: Sequence[int]) -> ExitPlacement:
-        """The same exits, if ``histogram`` (n,) inputs exit at each layer."""
-        return replace(self, expected_ms=self.costs.milliseconds(self.exits, histogram))
-
-    def _noise(self) -> str:
-        if self.costs.noise is None:
-            return ""
-        problems = self.costs.noise.problems()
-        return f" (warning: {noisy('accepted', problems)})" if problems else f" ({self.costs.noise})"
-
-    def __str__(self) -> str:
-        return (
-            f"exits after layers {', '.join(map(str, self.exits))}: here a layer takes {self.costs.layer_ms:.3f} ms and"
-            f" an exit {self.costs.exit_ms:.3f} ms; expected {self.expected_ms:.2f} ms per input instead of"
-            f" {self.all_exits_ms:.2f} with all exits{self._noise()}"
-        )
 
 
 def checked_exits(exits: Sequence[int] | str, layers: int) -> tuple[int, ...]:

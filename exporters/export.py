@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from berxit.exporters.bundle_scores import Recalibrated, recalibrate
@@ -67,10 +67,10 @@ def finish_manifest(
     calibrated = measured.chosen if measured else plan.calibrated
     if calibrated is None:
         return replace(written.draft, parity=parity)
-    record = asdict(calibrated.calibration)
+    record = calibrated.calibration
     if plan.placement:
         placement = plan.placement.with_histogram(calibrated.calibration.histogram)
-        record["placement"] = asdict(placement)
+        record = replace(record, placement=placement)
         if measured:
             messages.report(f"expected with this threshold: {placement.expected_ms:.2f} ms per input")
     for line in calibrated.calibration.warnings:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from berxit.exporters.bundle_scores import calibration_file
-from berxit.exporters.exit_placement import ExitPlacement, checked_exits, place_automatically
+from berxit.exporters.exit_placement import checked_exits, place_automatically
 from berxit.exporters.golden_samples import golden_texts
 from berxit.exporters.loading import LoadedCheckpoint
 from berxit.exporters.options import Messages
 from berxit.exporters.segments import Segments
 from berxit.exporters.targets import Settings
+from berxit.runtime.calibration import ExitPlacement
 from berxit.runtime.tokenization import Text
 from berxit.train.calibration import CalibratedPolicy
 

@@ -9,9 +9,10 @@ import click
 
 from berxit import devices
 from berxit.runtime.backends.tensorrt.cuda import Cuda, Gpu
-from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, files_to_build, key_of, prepare_engines
+from berxit.runtime.backends.tensorrt.engines import EngineCache, files_to_build, key_of, prepare_engines
 from berxit.runtime.backends.tensorrt.versions import BUILDERS, load
 from berxit.runtime.bundle import read_manifest
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tables import plural

@@ -11,12 +11,12 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
+from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import decode_json, parse, write_json
 from berxit.runtime.manifest_checks import check_manifest
@@ -161,7 +161,7 @@ class Manifest:
     segments: tuple[Segment, ...]
     """In the order of the loop: the embeddings first, then up to each layer that has an exit, the last in any case."""
     policy: ExitPolicy
-    calibration: dict[str, Any] | None
+    calibration: Calibration | None
     """How the thresholds were chosen; None where they were not (the policy then never stops early)."""
     parity: Parity
     golden: DataFile
@@ -235,11 +235,16 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
             " reads: upgrade berxit here, or export again with this version"
         )
     try:
+        if data.get("calibration") is not None:
+            data["calibration"] = upgraded(data["calibration"])
+            parse(Calibration, data["calibration"], f"{folder / MANIFEST}: calibration")  # names the wrong key
         manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
         manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
     except InputError as error:  # the policy checks itself, but knows no file
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
     check_manifest(manifest, str(folder / MANIFEST))
+    if manifest.calibration is not None:
+        manifest.calibration.check(manifest.model.layers, f"{folder / MANIFEST}: calibration")
     for file, digest in sorted(files_of(manifest).items()):
         _open_file(opened, DataFile(file, digest))
     return dataclasses.replace(manifest, digest=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
@@ -257,6 +262,7 @@ def files_of(manifest: Manifest) -> dict[str, str]:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     data = dataclasses.asdict(manifest)
     del data["digest"]
+    data["calibration"] = manifest.calibration.stored() if manifest.calibration else None
     for key in ("threads", "scores"):  # readers older than these, and than repeat, refuse what they do not know
         if data[key] is None:
             del data[key]

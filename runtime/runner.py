@@ -28,8 +28,6 @@ from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 _LOG = logging.getLogger(__name__)
 StoppedBy = Literal["certainty", "deadline", "last_layer"]
-TOKENS_AT_ONCE = 16384
-"""Largest part of a batch in tokens, padding included, for a backend without ``tokens_at_once``."""
 CLOSED = "this runner is closed: load the bundle again"
 
 
@@ -238,7 +236,7 @@ class EarlyExitRunner:
         predictions: dict[int, Prediction] = {}
         lengths = batch.lengths
         left = int(lengths.sum())
-        for rows in parts(lengths, getattr(backend, "tokens_at_once", TOKENS_AT_ONCE)):
+        for rows in parts(lengths, backend.tokens_at_once):
             part = batch if len(rows) == len(batch) else batch.take(rows)
             until: Policy = policy
             if end is not None:
@@ -277,7 +275,7 @@ class EarlyExitRunner:
     def _deadline(self, policy: ExitPolicy, end: float, share: float) -> Deadline:
         """Deadline of one part of a call that ends at ``end``: ``share`` of the remaining time."""
         now = time.perf_counter()
-        opening = getattr(self.backend, "opening_seconds", None)  # lazy backends have it
+        opening = self.backend.opening_seconds
         return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._estimator, opening)
 
     def _check_texts(self, texts: Sequence[Text]) -> None:

@@ -22,6 +22,7 @@ from berxit.devices import default_threads, this_machine
 from berxit.runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, files_of
 from berxit.runtime.bundle_files import BundleFolder
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError, InputError, NoisyError, PoolError
 from berxit.runtime.golden import Golden, differences, read_golden
 from berxit.runtime.json_data import parse, read_json, write_json
@@ -133,8 +134,6 @@ def fastest(
     Logs a warning before it measures, since that takes seconds, and one where the cache cannot be written: the result
     then lasts as long as the process. Raises as ``tune`` does.
     """
-    from berxit.runtime.backends.tensorrt.engines import cache_folder  # its package takes time to import
-
     packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
     candidates = candidates_of(bundle, manifest, backend, threads)
     depends = (sorted(files_of(manifest).items()), str(this_machine()), candidates, _versions(packages))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from berxit.runtime import Prediction
 from berxit.runtime.bench import CALIBRATED, BenchResult
+from berxit.runtime.calibration import Calibration
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, plural
-from berxit.train.calibration import Calibration
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>berxit report</title><style>

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from berxit.runtime.bundle import sha256
+from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, read_json, write_json
@@ -36,44 +37,6 @@ exit_policy.json contains its sha256."""
 TEXTS_FILE = "calibration_texts.json"
 """File with the texts of the calibration data, in the order of the pass. An export that may change predictions runs
 them."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration record: the rule, the data, and the chosen policy's results on them."""
-
-    criterion: str
-    description: str
-    """The rule as a sentence: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
-    data: str
-    """File name without its folder."""
-    data_sha256: str
-    examples: int
-    metric: str
-    full_depth_score: float
-    """The checkpoint's score at full depth on the calibration data."""
-    score: float
-    """The policy's score on the same data."""
-    average_exit_layer: float
-    saved_layers: float
-    histogram: tuple[int, ...]
-    """(n,) number of examples that exit at each layer."""
-    threshold: float
-    requirement: Rule
-    """The rule with its numbers."""
-    constant_score: float | None = None
-    """Score of the best constant prediction (the same for every example). None in records of older versions."""
-    positive: str | None = None
-    """The class that F1 scores; None for another metric, and in older records."""
-    warnings: tuple[str, ...] = ()
-    """Scores at chance, or a rule that no threshold satisfies."""
-
-    def summary(self) -> str:
-        return (
-            f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
-            f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
-            f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
-        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +105,7 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
         saved_layers=point.saved_layers,
         histogram=point.histogram,
         threshold=point.threshold,
-        requirement=rule,
+        requirement=asdict(rule),
         constant_score=predictions.constant.score,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
@@ -168,7 +131,13 @@ def choose_again(predictions: Predictions, calibration: Calibration, exits: Sequ
     """The policy that the same rule chooses on the same pass for a model with only these exits. Raises as ``choose``
     does."""
     c = calibration
-    return choose(predictions.select_exits(exits), c.criterion, c.requirement, c.data, c.data_sha256)
+    return choose(predictions.select_exits(exits), c.criterion, rule_of(c), c.data, c.data_sha256)
+
+
+def rule_of(calibration: Calibration) -> Rule:
+    """The rule that the record contains. Raises BerxitError if its numbers belong to no rule."""
+    rule: Rule = parse(Rule, calibration.requirement, "calibration: requirement")  # type: ignore[arg-type]
+    return rule
 
 
 def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
@@ -196,31 +165,23 @@ def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
 
 
 def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
-    write_json(asdict(chosen), checkpoint / POLICY_FILE)
-
-
-_OLDER_KEYS = {"rule": "description", "asked": "requirement"}
-"""Key in a record of an older version -> the field."""
+    write_json({**asdict(chosen), "calibration": chosen.calibration.stored()}, checkpoint / POLICY_FILE)
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     """The checkpoint's policy with its calibration record. None if it was never calibrated.
 
-    Reads records of older versions, too: they have the keys in _OLDER_KEYS, the oldest have a ``keep`` instead of a
-    rule, and the name of the data may include its folder.
+    Reads records of older versions, too. Raises BerxitError for a file that is damaged or contains no rule.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():
         return None
     data = read_json(path)
-    record = data.get("calibration")
-    if isinstance(record, dict):
-        record = {_OLDER_KEYS.get(key, key): value for key, value in record.items()}
-        if "keep" in record:
-            record["requirement"] = {"keep": record.pop("keep")}
-        data["calibration"] = record
+    if "calibration" in data:
+        data["calibration"] = upgraded(data["calibration"])
     found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
-    return replace(found, calibration=replace(found.calibration, data=Path(found.calibration.data).name))
+    parse(Rule, found.calibration.requirement, f"{path}: calibration: requirement")  # type: ignore[arg-type]
+    return found
 
 
 def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:

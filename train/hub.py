@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from berxit.devices import install_command
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import has_split
 from berxit.runtime.storage import write_whole
-from berxit.train.in_memory import Data, cache_folder, data_files
+from berxit.train.in_memory import Data, data_files
 from berxit.train.tasks import HIDDEN, TASKS, Task
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}

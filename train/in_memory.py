@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import InputError
 from berxit.runtime.storage import write_whole
 
@@ -32,13 +32,6 @@ Data = Path | str | Table | Mapping[str, Table]
 
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
 """Split name -> name of the file."""
-
-
-def cache_folder() -> Path:
-    """Folder for downloaded and stored data: $BERXIT_CACHE, else berxit/ in the user's cache folder."""
-    own = os.environ.get("BERXIT_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else home / "berxit"
 
 
 def data_files(data: Data, split: str) -> Path:

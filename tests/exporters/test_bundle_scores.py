@@ -64,7 +64,7 @@ def test_scores_equal_those_of_the_checkpoint_and_of_the_running_bundle(
         assert METRICS["accuracy"](labels, examples.labels) == pytest.approx(score)
     policy_layers = [runner.predict(str(text)).exit_layer for text in examples.texts]
     assert manifest.calibration is not None
-    assert np.bincount(policy_layers, minlength=4)[1:].tolist() == list(manifest.calibration["histogram"])
+    assert np.bincount(policy_layers, minlength=4)[1:].tolist() == list(manifest.calibration.histogram)
     assert any(line.startswith("int8 costs ") for line in lines)
     assert any(line.startswith("calibrated on the bundle's own outputs: confidence threshold") for line in lines)
 
@@ -156,7 +156,7 @@ def test_an_older_policy_names_its_data_without_the_folder(calibrated: tuple[Pat
     write_json(record, checkpoint / "exit_policy.json")
     manifest, _ = exported(checkpoint, ExportOptions(precision="fp32"))
     assert manifest.calibration is not None
-    assert manifest.calibration["data"] == "dev.tsv"
+    assert manifest.calibration.data == "dev.tsv"
 
 
 def test_no_scores_skips_the_measurement(calibrated: tuple[Path, Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -14,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from berxit.exporters.exit_placement import Costs, cheapest_at, checked_exits, measure_costs, place_exits
+from berxit.exporters.exit_placement import cheapest_at, checked_exits, measure_costs, place_exits
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import read_manifest
+from berxit.runtime.calibration import Costs
 from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.golden import read_golden
-from berxit.runtime.json_data import parse
 from berxit.train.calibration import PASS_FILE, POLICY_FILE, read_policy
 from berxit.train.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
 from berxit.train.evaluation import predict
@@ -205,13 +204,13 @@ def test_export_with_fewer_exits_chooses_the_threshold_again(copy: Path, data_fo
     bundle = copy.with_name("bundle")
     manifest = export(copy, "onnxruntime", bundle, options=ExportOptions(exits=(2,)))
     assert manifest.calibration is not None
-    assert manifest.calibration["histogram"][0] == 0
-    assert manifest.calibration["requirement"] == asdict(before.calibration.requirement)
+    assert manifest.calibration.histogram[0] == 0
+    assert manifest.calibration.requirement == before.calibration.requirement
     model, tokenizer = load_checkpoint(copy)
     examples = task_of(model.config).read(data_folder, "dev")
     runner = EarlyExitRunner.load(bundle, threads=1)
     layers = [runner.predict(str(text)).exit_layer for text in examples.texts]
-    assert np.bincount(layers, minlength=4)[1:].tolist() == list(manifest.calibration["histogram"])
+    assert np.bincount(layers, minlength=4)[1:].tolist() == list(manifest.calibration.histogram)
     assert predict(model, tokenizer, examples).select_exits((2, 3)).exit_layers.tolist() == [2, 3]
 
 
@@ -237,13 +236,14 @@ def test_auto_measures_and_reports_the_placement(copy: Path) -> None:
     assert f"exits after layers {', '.join(map(str, manifest.exits))}: here a layer takes" in lines[0]
     assert manifest.exits[-1] == 3
     assert manifest.calibration is not None
-    placement = manifest.calibration["placement"]
-    assert tuple(placement["exits"]) == manifest.exits
-    costs = parse(Costs, placement["costs"], "costs")
-    assert costs.noise is not None
-    assert placement["expected_ms"] == costs.milliseconds(manifest.exits, manifest.calibration["histogram"])
-    assert f"expected {placement['expected_ms']:.2f} ms per input" in lines[0]
-    assert placement["expected_ms"] <= placement["all_exits_ms"]
+    placement = manifest.calibration.placement
+    assert placement is not None
+    assert placement.exits == manifest.exits
+    assert placement.costs.noise is not None
+    assert placement.expected_ms == placement.costs.milliseconds(manifest.exits, manifest.calibration.histogram)
+    assert f"expected {placement.expected_ms:.2f} ms per input" in lines[0]
+    assert placement.expected_ms <= placement.all_exits_ms
+    assert read_manifest(copy.with_name("bundle")).calibration == manifest.calibration
 
 
 def test_auto_needs_a_calibrated_checkpoint(copy: Path) -> None:
@@ -300,7 +300,9 @@ def test_auto_measures_again_until_the_machine_is_quiet(copy: Path, monkeypatch:
     monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: next(found))
     manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits="auto"))
     assert manifest.calibration is not None
-    assert manifest.calibration["placement"]["costs"]["noise"]["repeats"] > 0
+    assert manifest.calibration.placement is not None
+    assert manifest.calibration.placement.costs.noise is not None
+    assert manifest.calibration.placement.costs.noise.repeats > 0
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -318,4 +320,6 @@ def test_auto_measures_with_the_threads_of_the_bundle(
     manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=options, accept_noise=True)
     assert opened == [threads, threads]
     assert manifest.calibration is not None
-    assert manifest.calibration["placement"]["costs"]["noise"]["threads"] == threads
+    assert manifest.calibration.placement is not None
+    assert manifest.calibration.placement.costs.noise is not None
+    assert manifest.calibration.placement.costs.noise.threads == threads

@@ -69,7 +69,9 @@ def test_manifest_describes_model_policy_and_parity(bundle: Path, checkpoint: Pa
     assert model.lte
     assert [segment.layer for segment in manifest.segments] == [0, 1, 2, 3]
     assert manifest.policy == calibrated.policy
-    assert manifest.calibration == json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))["calibration"]
+    assert manifest.calibration == calibrated.calibration
+    stored = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["calibration"]
+    assert stored == json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))["calibration"]
     assert len(manifest.parity.max_diff) == 3
     assert max(manifest.parity.max_diff) <= manifest.parity.atol == 1e-4
     assert {"berxit", "torch", "transformers", "onnx", "numpy"} <= set(manifest.made_with)

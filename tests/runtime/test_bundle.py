@@ -23,6 +23,7 @@ from berxit.runtime.bundle import (
     sha256,
     write_manifest,
 )
+from berxit.runtime.calibration import Costs, ExitPlacement
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import read_golden
 
@@ -68,6 +69,52 @@ def test_newer_keys_are_written_only_where_they_say_something(bundle: Path, copy
     write_manifest(replace(manifest, scores=scores, segments=segments, parity=parity), copy)
     read = read_manifest(copy)
     assert (read.scores, [segment.repeat for segment in read.segments]) == (scores, [1, 3])
+
+
+def test_read_manifest_reads_calibrations_of_earlier_versions(bundle: Path, copy: Path) -> None:
+    new = read_manifest(bundle).calibration
+    assert new is not None
+
+    def older(data: Data) -> None:
+        record = data["calibration"]
+        for name in ("constant_score", "positive", "warnings"):
+            del record[name]
+        record["keep"] = record.pop("requirement")["keep"]
+        record["rule"] = record.pop("description")
+        record["data"] = f"/data/{record['data']}"
+        costs = {"layer_ms": 1.0, "exit_ms": 0.5}
+        record["placement"] = {"exits": [3], "costs": costs, "milliseconds": 2.0, "all_milliseconds": 3.0}
+
+    change(copy, older)
+    read = read_manifest(copy).calibration
+    placement = ExitPlacement((3,), Costs(1.0, 0.5), 2.0, 3.0)
+    assert read == replace(new, constant_score=None, positive=None, warnings=(), placement=placement)
+
+
+def test_write_manifest_stores_a_placement_only_if_exits_were_placed(bundle: Path, copy: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.calibration is not None
+    stored = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["calibration"]
+    assert "placement" not in stored
+    placed = replace(manifest.calibration, placement=ExitPlacement((3,), Costs(1.0, 0.5), 2.0, 3.0))
+    write_manifest(replace(manifest, calibration=placed), copy)
+    assert read_manifest(copy).calibration == placed
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda record: record.update(histogram=[1, 2]), r"manifest\.json: calibration: histogram has 2 entries"),
+        (lambda record: record.update(examples=1), r"calibration: histogram .* expected 3 for the layers, .* sum 1 of"),
+        (lambda record: record.update(score="high"), r"manifest\.json: calibration: score: found \"high\""),
+        (lambda record: record.update(extra=1), r"manifest\.json: calibration: unknown key 'extra'"),
+        (lambda record: record.pop("description"), r"manifest\.json: calibration: key 'description' is missing"),
+    ],
+)
+def test_read_manifest_rejects_a_wrong_calibration(copy: Path, edit: Callable[[Data], object], message: str) -> None:
+    change(copy, lambda data: edit(data["calibration"]))
+    with pytest.raises(BerxitError, match=message):
+        read_manifest(copy)
 
 
 def test_a_segment_runs_at_least_once(copy: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_layer_that_must_be_loaded_is_reached_where_loading_fits() -> None:
 
 def test_a_lazy_runner_loads_nothing_that_it_does_not_know_to_fit(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1, lazy=True)
-    opening = runner.backend.opening_seconds  # type: ignore[attr-defined]
+    opening = runner.backend.opening_seconds
     assert opening(1) == math.inf
     runner.predict("the cat sat", threshold=0.0)
     assert opening(1) == 0.0
@@ -150,7 +150,7 @@ def test_a_runner_with_all_the_time_in_the_world_answers_as_without_a_deadline(b
 def test_parts_of_a_batch_share_what_is_left_of_the_deadline(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that stands still: every part is given its tokens' share."""
     runner = EarlyExitRunner.load(bundle, threads=1)
-    runner.backend.tokens_at_once = 8  # type: ignore[attr-defined]
+    runner.backend.tokens_at_once = 8
     ends = []
 
     class Noted(Deadline):

@@ -24,7 +24,7 @@ from berxit.runtime.backends import BACKENDS, forking, open_backend
 from berxit.runtime.backends.onnxruntime import open_backend as open_onnxruntime
 from berxit.runtime.backends.tensorrt import TensorRtBackend, backend, engines
 from berxit.runtime.backends.tensorrt.cuda import Cuda, Gpu
-from berxit.runtime.backends.tensorrt.engines import EngineCache, cache_folder, key_of, prepare_engines
+from berxit.runtime.backends.tensorrt.engines import EngineCache, key_of, prepare_engines
 from berxit.runtime.backends.tensorrt.plan import ALIGNMENT, plan_for
 from berxit.runtime.backends.tensorrt.versions import BUILDERS, Api, load
 from berxit.runtime.bundle import Manifest, read_manifest
@@ -507,14 +507,6 @@ def test_a_cache_that_cannot_be_written_is_told(bundles: dict, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(BerxitError, match="Set BERXIT_CACHE to a folder with room"):
         Machine("10.3.0", tmp_path / "file").prepare(bundles["fp32"])
-
-
-def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.delenv("BERXIT_CACHE", raising=False)
-    assert cache_folder() == Path("/xdg/berxit")
-    monkeypatch.setenv("BERXIT_CACHE", "/mine")
-    assert cache_folder() == Path("/mine")
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,15 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.train import calibration as calibration_module
-from berxit.train.calibration import PASS_FILE, POLICY_FILE, CalibratedPolicy, calibrate, read_policy, stored_pass
+from berxit.train.calibration import (
+    PASS_FILE,
+    POLICY_FILE,
+    CalibratedPolicy,
+    calibrate,
+    read_policy,
+    rule_of,
+    stored_pass,
+)
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.evaluation import operating_point, predict
 from berxit.train.rules import Keep, Risk
@@ -44,7 +52,7 @@ def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path,
     again = operating_point(predictions, stored.policy)
     assert (again.histogram, again.score) == (chosen.histogram, chosen.score)
     assert again.average_exit_layer == chosen.average_exit_layer
-    assert chosen.requirement == Keep(0.8)
+    assert chosen.requirement == {"keep": 0.8}
     assert "0.8" in chosen.description
     assert criterion in chosen.summary()
 
@@ -85,7 +93,7 @@ def test_read_policy_returns_every_rule_as_it_was_written(copy: Path, data_folde
         chosen = calibrate(copy, data_folder, rule=rule)
         stored = read_policy(copy)
         assert stored is not None
-        assert (stored.calibration, stored.calibration.requirement) == (chosen, rule)
+        assert (stored.calibration, rule_of(stored.calibration)) == (chosen, rule)
 
 
 def test_read_policy_reads_records_of_older_versions(copy: Path) -> None:

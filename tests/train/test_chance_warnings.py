@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.evaluation_report import evaluate
-from berxit.train.calibration import Calibration, choose
+from berxit.train.calibration import choose
 from berxit.train.evaluation import Predictions
 from berxit.train.rules import Budget, Keep, Risk, Rule
 

@@ -70,10 +70,10 @@ def _parity(manifest: Manifest) -> str:
 
 def _placement(manifest: Manifest) -> str:
     """What exits that were placed automatically were expected to bring; nothing for others."""
-    placed = (manifest.calibration or {}).get("placement")
+    placed = manifest.calibration.placement if manifest.calibration else None
     if placed is None:
         return ""
-    expected, every = placed["expected_ms"], placed["all_exits_ms"]
+    expected, every = placed.expected_ms, placed.all_exits_ms
     return f"automatically: {expected:.2f} ms expected per input where it was exported, {every:.2f} with all exits"
 
 
@@ -83,7 +83,7 @@ def _scores(manifest: Manifest) -> str:
     if scores is None or record is None:
         return ""
     losses = zip(manifest.exits, scores.losses, strict=True)
-    loss, layer = max((loss, layer) for layer, loss in losses if record["histogram"][layer - 1])
+    loss, layer = max((loss, layer) for layer, loss in losses if record.histogram[layer - 1])
     cost = f"loses at most {100 * loss:.2f} points (layer {layer})" if loss > 0 else "loses nothing"
     return f"an exit that the policy uses {cost} to the checkpoint, on {scores.examples} examples"
 
@@ -120,8 +120,7 @@ def _calibration(manifest: Manifest) -> str:
     record = manifest.calibration
     if record is None:
         return "no: run berxit-calibrate on the checkpoint, then export again"
-    description = record.get("description") or record["rule"]  # The key in bundles of older versions.
     return (
-        f"{description}: {record['score']:.4f} of {record['full_depth_score']:.4f}, average exit layer"
-        f" {record['average_exit_layer']:.2f}, on {record['examples']} examples"
+        f"{record.description}: {record.score:.4f} of {record.full_depth_score:.4f}, average exit layer"
+        f" {record.average_exit_layer:.2f}, on {record.examples} examples"
     )

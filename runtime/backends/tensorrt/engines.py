@@ -4,7 +4,6 @@ under everything that it depends on, and built anew when any of that changes."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -24,14 +23,6 @@ RECIPE = 2
 """How engines are built from a file: it grows when that changes, so that older engines are built anew. 2: no TF32."""
 WORKSPACE_MIB = 1024
 """What the builder may use for tactics, unless the device's profile says otherwise."""
-
-
-def cache_folder() -> Path:
-    """$BERXIT_CACHE, or berxit in the user's cache folder. Not in the bundle: that holds what its manifest names, may
-    be read-only and is copied between devices, and two bundles with equal segments share their engines."""
-    if chosen := os.environ.get("BERXIT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "berxit"
 
 
 @dataclass(frozen=True)

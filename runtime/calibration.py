@@ -1,0 +1,142 @@
+"""The calibration record: how the thresholds of a policy were chosen, as bundles and checkpoints store it.
+
+A runner does not need it. ``berxit inspect``, the bench and the export read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.noise import Noise, noisy
+
+OLDER_KEYS = {"rule": "description", "asked": "requirement"}
+OLDER_PLACEMENT_KEYS = {"milliseconds": "expected_ms", "all_milliseconds": "all_exits_ms"}
+"""Key in a record or placement of an older version -> the field."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of one input on the exporting machine."""
+
+    layer_ms: float
+    """Time of one encoder layer."""
+    exit_ms: float
+    """Time of one exit: head, decision, and the end of a segment."""
+    noise: Noise | None = None
+    """Noise of the measurement; None for costs that were not measured."""
+
+    def milliseconds(self, exits: Sequence[int], histogram: Sequence[int]) -> float:
+        """Expected time of an average input in ms, without embeddings and tokenization.
+
+        ``histogram`` (n,): number of inputs that exit at each layer; only layers of ``exits`` have any.
+        """
+        layers = np.arange(1, len(histogram) + 1)
+        passed = np.searchsorted(exits, layers, side="right")
+        return float(np.asarray(histogram) @ (layers * self.layer_ms + passed * self.exit_ms) / sum(histogram))
+
+
+@dataclass(frozen=True)
+class ExitPlacement:
+    """The exits that ``--exits auto`` chose, with the expected time of an average input in ms."""
+
+    exits: tuple[int, ...]
+    costs: Costs
+    expected_ms: float
+    all_exits_ms: float
+    """The same with an exit after every layer and the threshold chosen for these exits."""
+
+    def with_histogram(self, histogram: Sequence[int]) -> ExitPlacement:
+        """The same exits, if ``histogram`` (n,) inputs exit at each layer."""
+        return replace(self, expected_ms=self.costs.milliseconds(self.exits, histogram))
+
+    def _noise(self) -> str:
+        if self.costs.noise is None:
+            return ""
+        problems = self.costs.noise.problems()
+        return f" (warning: {noisy('accepted', problems)})" if problems else f" ({self.costs.noise})"
+
+    def __str__(self) -> str:
+        return (
+            f"exits after layers {', '.join(map(str, self.exits))}: here a layer takes {self.costs.layer_ms:.3f} ms and"
+            f" an exit {self.costs.exit_ms:.3f} ms; expected {self.expected_ms:.2f} ms per input instead of"
+            f" {self.all_exits_ms:.2f} with all exits{self._noise()}"
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a threshold was chosen, with the policy's results on the calibration data."""
+
+    criterion: str
+    description: str
+    """The rule as a sentence: "the cheapest threshold that keeps 0.99 of the last exit's f1"."""
+    data: str
+    """Name of the data file, without its folder."""
+    data_sha256: str
+    examples: int
+    metric: str
+    full_depth_score: float
+    """The checkpoint's score at full depth on the calibration data."""
+    score: float
+    """The policy's score on the same data."""
+    average_exit_layer: float
+    saved_layers: float
+    histogram: tuple[int, ...]
+    """(n,) number of examples that exit at each layer."""
+    threshold: float
+    requirement: dict[str, float | str]
+    """The rule with its numbers: the fields of one of ``berxit.train.rules.Rule``."""
+    constant_score: float | None = None
+    """The score of the best prediction that is the same for every example; None in older records."""
+    positive: str | None = None
+    """The class that F1 scores; None for another metric, and in older records."""
+    warnings: tuple[str, ...] = ()
+    """Reasons why the policy may mean little: scores at chance, or a rule that could not be kept. Empty: none."""
+    placement: ExitPlacement | None = None
+    """In the manifest of a bundle whose exits were placed automatically; None for others."""
+
+    def summary(self) -> str:
+        return (
+            f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
+            f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
+            f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
+        )
+
+    def check(self, layers: int, where: str) -> None:
+        """Raises BerxitError unless the histogram counts every example of a model of ``layers`` layers."""
+        counted = len(self.histogram), sum(self.histogram)
+        if counted != (layers, self.examples) or min(self.histogram) < 0 or self.examples < 1:
+            raise BerxitError(
+                f"{where}: histogram has {counted[0]} entries with the sum {counted[1]}, expected {layers} for the"
+                f" layers, with the sum {self.examples} of the examples. Calibrate and export again"
+            )
+
+    def stored(self) -> dict[str, Any]:
+        """The record as JSON data. Without a placement it has no such key, which older readers reject."""
+        record = asdict(self)
+        if self.placement is None:
+            del record["placement"]
+        return record
+
+
+def upgraded(record: Any) -> Any:
+    """The JSON data of a stored record, with the keys of earlier versions renamed. Anything else is returned unchanged.
+
+    The oldest have a ``keep`` instead of a rule, and the name of the data may include its folder.
+    """
+    if not isinstance(record, dict):
+        return record
+    record = {OLDER_KEYS.get(key, key): value for key, value in record.items()}
+    if "keep" in record:
+        record["requirement"] = {"keep": record.pop("keep")}
+    if isinstance(record.get("data"), str):
+        record["data"] = Path(record["data"]).name
+    if isinstance(record.get("placement"), dict):
+        record["placement"] = {OLDER_PLACEMENT_KEYS.get(key, key): value for key, value in record["placement"].items()}
+    return record
