@@ -1,4 +1,4 @@
-"""How long work tells how far it is: it asks for a bar of the length it needs, as click.progressbar gives one."""
+"""Protocol of progress bars: the caller passes a factory of bars, such as one that wraps click.progressbar."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 class Bar(Protocol):
     def update(self, n_steps: int, /) -> Any:
-        """So many more are done."""
+        """Advances the bar by ``n_steps``."""
 
 
 Progress = Callable[[int], AbstractContextManager[Bar]]
-"""Number of steps to come -> a context whose bar hears of those done."""
+"""Factory of progress bars: number of steps -> context manager that returns a bar."""
 
 
 class _NoBar:
@@ -21,5 +21,5 @@ class _NoBar:
 
 
 def silent(length: int) -> AbstractContextManager[Bar]:
-    """Shows nothing."""
+    """Progress without a bar."""
     return nullcontext(_NoBar())

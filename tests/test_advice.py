@@ -249,7 +249,7 @@ def test_a_second_calibration_advises_an_export_that_works(
             "tensorrt-rtx",
             Path("engines"),
             True,
-            "next, there: BERXIT_CACHE=engines python -m runtime.bench --backend tensorrt-rtx bundle",
+            "next, on that machine: BERXIT_CACHE=engines python -m runtime.bench --backend tensorrt-rtx bundle",
         ),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_name_that_leads_out_of_the_bundle_is_refused(copy: Path, name: str, v
     outside = copy.parent / "tokenizer.json"
     shutil.copy(copy / "tokenizer.json", outside)
     change(copy, lambda data: data["tokenizer"].update(file=name.format(outside=outside)))
-    with pytest.raises(BerxitError, match=r"manifest\.json: file '.*' lies outside the bundle"):
+    with pytest.raises(BerxitError, match=r"manifest\.json: file '.*' is outside the bundle"):
         read_manifest(copy, verify=verify)
 
 

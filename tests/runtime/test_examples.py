@@ -77,7 +77,7 @@ def test_a_label_of_a_custom_task_is_never_a_class_number(tmp_path: Path) -> Non
     assert label_numbers(("1", "0")) == {"1": 0, "0": 1}
     assert label_numbers(("no", "yes")) == {"no": 0, "yes": 1}
     path = write(tmp_path, "a.csv", "text,label\na,1.0\nb,0\n")
-    with pytest.raises(InputError, match=r"a\.csv, line 2: unknown label '1\.0'\. Known: cat, other$"):
+    with pytest.raises(InputError, match=r"a\.csv, line 2: unknown label '1\.0'\. Known labels: cat, other$"):
         read_examples(path, ("text",), "label", LABELS)
     assert read_examples(path, ("text",), "label", ("1.0", "0.0")).labels.tolist() == [0, 1]
 
@@ -111,7 +111,7 @@ def test_class_name_spells_each_class_once() -> None:
 def test_two_classes_of_one_number_are_rejected(tmp_path: Path) -> None:
     """A checkpoint that compared numbers as text."""
     path = write(tmp_path, "a.csv", "text,label\na,1\n")
-    with pytest.raises(InputError, match=r"two of the classes 0, 1, 1\.0 are one .* train again"):
+    with pytest.raises(InputError, match=r"two of the classes 0, 1, 1\.0 are equal .* train again"):
         read_examples(path, ("text",), "label", ("0", "1", "1.0"))
 
 
@@ -154,9 +154,9 @@ def test_a_json_list_or_object_is_a_bad_row(value: str, kind: str, column: str, 
 
 def test_an_unknown_label_lists_ten_classes_and_suggests_regression_for_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, "dev.csv", "text,label\na,0.123\n")
-    with pytest.raises(InputError, match=r"unknown label '0\.123'\. Known: 0, .*, 9 and 382 more\. .*--regression$"):
+    with pytest.raises(InputError, match=r"label '0\.123'\. Known labels: 0, .*, 9 and 382 more\. .*--regression$"):
         read_examples(path, ("text",), "label", [str(number) for number in range(392)])
-    with pytest.raises(InputError, match=r"Known: 10 and 2 more$|Known: c0, .*, c9 and 2 more$"):
+    with pytest.raises(InputError, match=r"Known labels: 10 and 2 more$|Known labels: c0, .*, c9 and 2 more$"):
         read_examples(path, ("text",), "label", [f"c{number}" for number in range(12)])
 
 
@@ -221,7 +221,7 @@ def test_head_takes_the_first(tmp_path: Path) -> None:
 
 
 BAD = {
-    "ragged": ("a.tsv", "text\tlabel\na\t0\nb\n", "line 3: 1 columns where the header has 2"),
+    "ragged": ("a.tsv", "text\tlabel\na\t0\nb\n", "line 3: 1 columns, but the header has 2"),
     "a tab too many": ("a.tsv", "text\tlabel\na\tb\t0\n", "line 2: 3 columns"),
     "ragged csv": ("a.csv", 'text,label\n"a\nb",0\nc\n', "line 4: 1 columns"),
     "open quote": ("a.csv", 'text,label\n"a,0\n', "line 2: not CSV"),
@@ -231,15 +231,15 @@ BAD = {
     "header only": ("a.tsv", "text\tlabel\n", "no rows"),
     "no text": ("a.tsv", "text\tlabel\na\t0\n \t1\n", "line 3: column 'text' is empty"),
     "no text in json": ("a.jsonl", '{"text": null, "label": 0}\n', "line 1: column 'text'"),
-    "no such column": ("a.tsv", "sentence\tlabel\na\t0\n", "no column 'text'. There are: sentence, label"),
-    "no such label column": ("a.csv", "text,class\na,0\n", "no column 'label'. There are: text, class"),
+    "no such column": ("a.tsv", "sentence\tlabel\na\t0\n", "no column 'text'. Columns: sentence, label"),
+    "no such label column": ("a.csv", "text,class\na,0\n", "no column 'label'. Columns: text, class"),
     "no such key": ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2: no column 'label'"),
-    "unknown label": ("a.tsv", "text\tlabel\na\tcat\nb\tdog\n", "line 3: unknown label 'dog'. Known: cat, other"),
+    "unknown label": ("a.tsv", "text\tlabel\na\tcat\nb\tdog\n", "line 3: unknown label 'dog'. Known labels: cat"),
     "number of no class": ("a.tsv", "text\tlabel\na\t2\n", "line 2: unknown label '2'"),
     "column twice": ("a.csv", "text,label,label\na,0,1\n", "header has column 'label' twice"),
     "key twice": ("a.jsonl", '{"text": "a", "label": 0, "label": 1}\n', "line 1: not JSON .key 'label' twice"),
     "nested too deeply": ("a.jsonl", "[" * 100_000 + "\n", "line 1: not JSON"),
-    "half a character": ("a.jsonl", '{"text": "a \\ud800", "label": 0}\n', "line 1 has half a character"),
+    "lone surrogate": ("a.jsonl", '{"text": "a \\ud800", "label": 0}\n', "line 1 contains a lone surrogate"),
     "latin-1": ("a.tsv", b"text\tlabel\na\t0\ncaf\xe9\t1\n", "line 3: not UTF-8"),
     "latin-1 csv": ("a.csv", b"text,label\na,0\nb,1\ncaf\xe9,1\n", "line 4: not UTF-8"),
     "latin-1 jsonl": ("a.jsonl", b'{"text": "caf\xe9", "label": 0}\n', "line 1: not UTF-8"),
@@ -286,7 +286,7 @@ def test_a_split_is_found_in_any_format(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no test split: put test\.tsv"):
+    with pytest.raises(InputError, match=r"has no test split: add test\.tsv"):
         find_split(tmp_path, "test")
     with pytest.raises(InputError, match=r"no data at .*nowhere"):
         find_split(tmp_path / "nowhere", "test")

@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "no hidden": (lambda data: data["segments"][1]["inputs"].pop(0), "layer 1: it reads no hidden"),
     "no mask": (lambda data: data["segments"][0]["inputs"].pop(2), "layer 0: it reads no attention_mask"),
     "no attention bias": (lambda data: data["segments"][0]["outputs"].pop(1), "layer 0: it writes no attention_bias"),
-    "LTE that the model lacks": (model(lte=False), "it writes lte, which no segment at this place does"),
+    "LTE that the model lacks": (model(lte=False), "it writes lte, which is not allowed at its position"),
     "dtype of logits": (tensor(1, "outputs", 1, dtype="float64"), "has dtype 'float64', expected float32"),
     "dtype of ids": (tensor(0, "inputs", 0, dtype="int64"), "has dtype 'int64', expected int32"),
     "dtype that is none": (tensor(1, "inputs", 0, dtype="x"), "has dtype 'x'"),
@@ -61,18 +61,18 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "name of a size": (tensor(1, "inputs", 0, shape=["batch", "lenght", 32]), "expected .batch, length, 32"),
     "hidden size": (model(hidden_size=64), r"expected \(batch, length, 64\)"),
     "a fixed batch": (tensor(0, "inputs", 0, shape=[1, "length"]), r"has shape \(1, length\)"),
-    "shape of a constant": (tensor(0, "inputs", 3, shape=[30, 32]), "input 'words' is float32 .30, 32., its constant"),
-    "a constant without a tensor": (lambda data: data["segments"][0]["constants"].clear(), "constants lists exactly"),
+    "shape of a constant": (tensor(0, "inputs", 3, shape=[30, 32]), "'words' is float32 .30, 32., but its constant"),
+    "a constant without a tensor": (lambda data: data["segments"][0]["constants"].clear(), "constants must list"),
     "a tensor without a constant": (
         lambda data: data["segments"][1]["constants"].update(data["segments"][0]["constants"]),
-        "constants lists 'words', which is no input",
+        "constants lists 'words', which is not an input",
     ),
     "more labels than logits": (model(labels=["a", "b", "c"]), r"expected \(batch, 3\)"),
     "one label": (model(labels=["a"]), "at least 2"),
     "a label twice": (model(labels=["cat", "cat"]), "model.labels contains 'cat' twice"),
     "labels of a regression": (
         lambda data: (data["model"].update(kind="regression"), data["policy"].update(criterion="lte")),
-        "a regression model has none",
+        "a regression model must have none",
     ),
     "unknown kind": (model(kind="ranking"), "model.kind is 'ranking'"),
     "unknown metric": (model(metric="bleu"), "model.metric is 'bleu'"),
@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "padding that is no int32": (model(pad_token_id=2**31), "model.pad_token_id is 2147483648"),
     "a segment that repeats too often": (lambda data: data["segments"][1].update(repeat=10**9), "repeat is 1000000000"),
     "threads": (lambda data: data.update(threads=2**63), "threads is 9223372036854775808"),
-    "lengths": (lambda data: data.update(lengths=[64, 32]), "lengths is .64, 32.: it must ascend"),
+    "lengths": (lambda data: data.update(lengths=[64, 32]), "lengths is .64, 32.: it must be in ascending order"),
     "tolerance": (lambda data: data["policy"].update(tolerance=float("nan")), "tolerance is nan"),
     "parity of other exits": (
         lambda data: data["parity"].update(max_diff=[0.0]),
@@ -143,7 +143,7 @@ def test_a_lazy_runner_refuses_a_layer_when_it_is_opened(copy: Path) -> None:
 def test_golden_outputs_must_fit_the_manifest(copy: Path) -> None:
     edit_json(copy / "golden.json", lambda data: data["logits"][0].pop())
     edit_json(copy / "manifest.json", lambda data: data["golden"].update(sha256=sha256(copy / "golden.json")))
-    with pytest.raises(BerxitError, match=r"golden\.json: its entries do not fit \d+ samples, 3 layers and 2 outputs"):
+    with pytest.raises(BerxitError, match=r"golden\.json: the entries do not match \d+ samples, and 3 layers"):
         read_golden(copy, read_manifest(copy))
 
 

@@ -44,9 +44,9 @@ def test_a_drift_is_told_from_a_tail() -> None:
         ({}, None),
         ({"tail": TAIL + 0.1}, "the 90th percentile of the same work is 1.60 times its median"),
         ({"drift": DRIFT + 0.1}, "the median drifted by a factor of 1.35"),
-        ({"others": OTHERS + 0.1}, "other processes used 0.4 of 2 CPUs while 2 were measured"),
+        ({"others": OTHERS + 0.1}, "other processes used 0.4 of 2 CPUs while 2 threads were measured"),
         ({"others": 1.2, "threads": 1}, None),  # the second CPU was free
-        ({"others": 1.4, "threads": 1}, "other processes used 1.4 of 2 CPUs while 1 were measured"),
+        ({"others": 1.4, "threads": 1}, "other processes used 1.4 of 2 CPUs while 1 threads were measured"),
         ({"others": None}, None),
         ({"repeats": 3}, "only 3 repeats"),
     ],

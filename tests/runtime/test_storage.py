@@ -64,7 +64,7 @@ def test_write_whole_keeps_the_old_folder_after_a_failure(tmp_path: Path, way: s
 
 def test_write_whole_never_overwrites_silently(tmp_path: Path, way: str) -> None:
     output = folder_with(tmp_path / "output", "old")
-    with pytest.raises(InputError, match="is there already"), write_whole(output, force=False):
+    with pytest.raises(InputError, match="exists: choose another --output"), write_whole(output, force=False):
         pytest.fail("the block must not run")
     assert names(output) == ["old"]
     with write_whole(output, force=True) as scratch:
@@ -75,7 +75,7 @@ def test_write_whole_never_overwrites_silently(tmp_path: Path, way: str) -> None
 
 def test_write_whole_refuses_what_another_process_wrote_meanwhile(tmp_path: Path) -> None:
     output = tmp_path / "output"
-    with pytest.raises(InputError, match="was written meanwhile"), write_whole(output, force=False) as scratch:
+    with pytest.raises(InputError, match="another process has written"), write_whole(output, force=False) as scratch:
         (scratch / "new").touch()
         folder_with(output, "theirs")
     assert names(output) == ["theirs"]
