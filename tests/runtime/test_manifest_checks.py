@@ -92,7 +92,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_manifest_that_contradicts_itself_is_refused(copy: Path, name: str) -> None:
+def test_read_manifest_rejects_inconsistent_manifest(copy: Path, name: str) -> None:
     edit, message = REFUSED[name]
     edit_json(copy / "manifest.json", edit)
     with pytest.raises(BerxitError, match=rf"manifest\.json: .*{message}.*Export the bundle again") as failure:
@@ -108,9 +108,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(copy: Path, name: str) ->
         (tensor(2, "inputs", 0, name="hidden"), "layer_02.onnx: the file needs an input 'hidden_in'"),
     ],
 )
-def test_a_name_that_the_file_lacks_is_refused_when_it_is_opened(
-    copy: Path, backend: str, edit: Edit, message: str
-) -> None:
+def test_open_backend_rejects_name_missing_in_file(copy: Path, backend: str, edit: Edit, message: str) -> None:
     pytest.importorskip(backend)
     edit_json(copy / "manifest.json", edit)
     with pytest.raises(BerxitError, match=message):
@@ -118,7 +116,7 @@ def test_a_name_that_the_file_lacks_is_refused_when_it_is_opened(
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_dtype_that_the_files_do_not_have_is_refused(copy: Path, backend: str) -> None:
+def test_open_backend_rejects_dtype_that_differs_from_file(copy: Path, backend: str) -> None:
     """Half precision throughout would be consistent, and every array of the wrong size."""
     pytest.importorskip(backend)
     text = (copy / "manifest.json").read_text(encoding="utf-8")
@@ -133,21 +131,21 @@ def test_a_dtype_that_the_files_do_not_have_is_refused(copy: Path, backend: str)
         open_backend(copy, manifest, backend=backend)
 
 
-def test_a_lazy_runner_refuses_a_layer_when_it_is_opened(copy: Path) -> None:
+def test_lazy_runner_checks_layer_when_opened(copy: Path) -> None:
     edit_json(copy / "manifest.json", tensor(3, "outputs", 0, name="nothing"))
     runner = EarlyExitRunner.load(copy, backend="onnxruntime", lazy=True)
     with pytest.raises(BerxitError, match=r"layer_03\.onnx: the file has no output 'nothing'"):
         list(runner.stream("the cat"))
 
 
-def test_golden_outputs_must_fit_the_manifest(copy: Path) -> None:
+def test_read_golden_rejects_shape_mismatch(copy: Path) -> None:
     edit_json(copy / "golden.json", lambda data: data["logits"][0].pop())
     edit_json(copy / "manifest.json", lambda data: data["golden"].update(sha256=sha256(copy / "golden.json")))
     with pytest.raises(BerxitError, match=r"golden\.json: the entries do not match \d+ samples, and 3 layers"):
         read_golden(copy, read_manifest(copy))
 
 
-def test_ports_with_unknown_facts_are_compared_by_name_only(bundle: Path) -> None:
+def test_check_ports_compares_unknown_ports_by_name_only(bundle: Path) -> None:
     segment = read_manifest(bundle).segments[1]
     inputs, outputs = ([Port(t.name, None, None) for t in side] for side in (segment.inputs, segment.outputs))
     check_ports(segment, inputs, [*outputs, Port("more", "float32", ())], "here")
