@@ -23,5 +23,5 @@ class _NoBar:
 
 
 def silent(length: int) -> AbstractContextManager[Bar]:
-    """Shows nothing."""
+    """Progress without a bar."""
     return nullcontext(_NoBar())

@@ -207,7 +207,7 @@ def test_export_keeps_an_existing_output_without_force(checkpoint: Path, tmp_pat
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists: choose another --output"):
         export(checkpoint, "onnxruntime", output)
     assert [path.name for path in output.iterdir()] == ["mine.txt"]
     export(checkpoint, "onnxruntime", output, force=True)

@@ -110,10 +110,10 @@ def test_eval_leaves_out_bad_rows_when_asked_to(
     bad = tmp_path / "dev.tsv"
     bad.write_text((data_folder / "dev.tsv").read_text(encoding="utf-8") + "half\n", encoding="utf-8")
     assert run("eval", copy, "--data", bad, "--quiet") == 2
-    assert "line 50: 1 columns where the header has 2" in one_line(capsys)
+    assert "line 50: 1 columns, but the header has 2" in one_line(capsys)
     assert run("eval", copy, "--data", bad, "--skip-bad-rows", "--quiet") == 0
     said = capsys.readouterr()
-    assert "left out 1 bad row of" in said.err
+    assert "skipped 1 bad row of" in said.err
     assert "accuracy on 48 examples" in said.out
 
 
@@ -403,7 +403,7 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     ),
     "an output that is there": (
         ["export", "CHECKPOINT", "--target", "onnxruntime", "--output", "DATA"],
-        "is there already",
+        "exists: choose another --output",
     ),
     "an unknown device": (["bench", "BUNDLE", "--device", "toaster"], "unknown device 'toaster'"),
     "an unknown command": (["fly"], "fly"),
@@ -462,7 +462,7 @@ def test_a_failure_is_one_line_and_status_1(
 
 
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
-    "a ragged row": (b"the cat\tcat\tcat\n", "line 98: 3 columns where the header has 2. Fix or delete it"),
+    "a ragged row": (b"the cat\tcat\tcat\n", "line 98: 3 columns, but the header has 2. Fix or delete it"),
     "no UTF-8": (b"the caf\xe9\tcat\n", "line 98: not UTF-8"),
     "an empty text": (b"\tcat\n", "line 98: column 'text' is empty"),
 }
@@ -535,7 +535,7 @@ def test_nothing_is_fetched_before_the_options_are_right(
     assert run("train", *arguments, "--output", tmp_path / "o", "--epochs", 0) == 2
     assert "--epochs is 0" in one_line(capsys)
     assert run("train", *arguments, "--output", tmp_path) == 2
-    assert "is there already" in one_line(capsys)
+    assert "exists: choose another --output" in one_line(capsys)
 
 
 def test_of_a_machines_processes_one_fetches_while_the_others_wait(

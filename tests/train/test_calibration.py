@@ -78,7 +78,7 @@ def test_read_policy_reports_a_damaged_file_in_one_line(copy: Path) -> None:
         "damaged": "{",
         "key 'policy' is missing": json.dumps({"calibration": whole["calibration"]}),
         "unknown key 'extra'": json.dumps({**whole, "extra": 1}),
-        "does not belong there": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": "high"}}),
+        "unexpected value": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": "high"}}),
         "out of range": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": [2.0, 2.0]}}),
     }
     for message, text in damages.items():
@@ -137,11 +137,11 @@ def test_calibrate_skips_and_counts_bad_rows(copy: Path, data_folder: Path, tmp_
     rows = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
     bad = tmp_path / "bad.tsv"
     bad.write_text("\n".join([*rows, "one\ttwo\tthree", "the dog\tfish"]) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 50: 3 columns where the header has 2"):
+    with pytest.raises(InputError, match="line 50: 3 columns, but the header has 2"):
         calibrate(copy, bad)
     lines: list[str] = []
     assert calibrate(copy, bad, skip_bad_rows=True, report=lines.append).examples == 48
-    assert lines == [f"left out 2 bad rows of {bad}, the first: {bad}, line 50: 3 columns where the header has 2"]
+    assert lines == [f"skipped 2 bad rows of {bad}, the first: {bad}, line 50: 3 columns, but the header has 2"]
 
 
 def test_calibrate_uses_the_gpu(copy: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ def test_an_output_that_is_there_is_kept(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "output").mkdir()
-    with pytest.raises(InputError, match="is there already: choose another --output, or --force"):
+    with pytest.raises(InputError, match="exists: choose another --output, or replace it with --force"):
         fine_tune(task, data_folder, options, tmp_path / "output")
     assert list(tmp_path.iterdir()) == [tmp_path / "output"]
 
@@ -393,7 +393,7 @@ def test_bad_rows_are_left_out_when_asked_to(
         fine_tune(task, tmp_path, brief, tmp_path / "output")
     skip = replace(brief, skip_bad_rows=True)
     output = fine_tune(task, tmp_path, skip, tmp_path / "output", report=said.append)
-    assert [line.partition(" of ")[0] for line in said if "bad row" in line] == ["left out 1 bad row"] * 2
+    assert [line.partition(" of ")[0] for line in said if "bad row" in line] == ["skipped 1 bad row"] * 2
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert (record["train_examples"], record["options"]["skip_bad_rows"]) == (96, True)
 

@@ -276,9 +276,9 @@ def test_of_bench_reads_a_bench_of_this_model_only(checkpoint: Path, tmp_path: P
         ({"line": 3}, "line: expected an object"),
         ({"line": None}, "of one depth only, which predict no others: bench a bundle with several exits"),
         ({"noise": {**quiet, "tail": 4.0}}, r"noisy measurement: the 90th .* is 4\.00 times .*--accept-noise"),
-        ({"noise": {**quiet, "others": 1.9}}, r"other processes used 1\.9 of 2 CPUs while 2 were measured"),
+        ({"noise": {**quiet, "others": 1.9}}, r"other processes used 1\.9 of 2 CPUs while 2 threads were measured"),
         ({"noise": {**quiet, "others": 0.9, "threads": 1, "drift": 2.0}}, r"measurement: the median drifted .* 2\.00"),
-        ({"noise": None}, r"the noise was not measured \(an older version\)"),
+        ({"noise": None}, r"the noise was not measured \(by an older version\)"),
         ({"line": {**line, "r_squared": 0.95}}, r"R\^2 of the line is 0\.9500, at least 0\.98 is expected"),
     ):
         path.write_text(json.dumps({**whole, **change}), encoding="utf-8")

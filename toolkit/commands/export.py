@@ -137,7 +137,7 @@ def next_step(bundle: Path, target: str, profile: devices.Device | None) -> str:
     """The next step: measure the bundle on this machine or on its device, or add it to an app."""
     bench = f"python -m runtime.bench {shlex.quote(str(bundle))}"
     machine = devices.this_machine()
-    here = profile.is_this(machine) if profile else target in devices.recognise(machine).targets
+    here = profile.matches(machine) if profile else target in devices.recognise(machine).targets
     if here:
         return f"next: {bench}"
     if profile is None:
