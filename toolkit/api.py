@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions
     from berxit.runtime.bench import BenchResult
     from berxit.runtime.bundle import Manifest
+    from berxit.runtime.calibration import Calibration
     from berxit.runtime.tuning import Tried
     from berxit.toolkit.comparison.benches import BenchComparison
     from berxit.toolkit.comparison.models import ModelComparison
     from berxit.toolkit.evaluation_report import Evaluation
-    from berxit.train.calibration import Calibration
     from berxit.train.evaluation import Predictions
     from berxit.train.in_memory import Data
     from berxit.train.options import TrainingOptions

@@ -11,6 +11,7 @@ from typing import Any
 from berxit.devices import Machine
 from berxit.runtime.backends import BACKENDS
 from berxit.runtime.bundle import Manifest
+from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.hub import REPOSITORY
 from berxit.runtime.json_data import parse, read_json
@@ -38,7 +39,7 @@ class CardFacts:
     layers: int
     exits: tuple[int, ...]
     max_length: int
-    calibration: dict[str, Any] | None
+    calibration: Calibration | None
     """Record of the calibration; None if the model is not calibrated."""
     policy: ExitPolicy | None
     scores: dict[str, dict[int, float]]
@@ -82,8 +83,6 @@ def facts_of_checkpoint(folder: Path) -> CardFacts:
 
     Raises BerxitError for a folder that is not a checkpoint.
     """
-    from dataclasses import asdict
-
     from berxit.train.backbones import adapter_for
     from berxit.train.calibration import read_policy
     from berxit.train.checkpoint import read_config, read_record
@@ -108,7 +107,7 @@ def facts_of_checkpoint(folder: Path) -> CardFacts:
         layers=layers,
         exits=tuple(range(1, layers + 1)),
         max_length=config.max_length,
-        calibration=asdict(calibrated.calibration) if calibrated else None,
+        calibration=calibrated.calibration if calibrated else None,
         policy=calibrated.policy if calibrated else None,
         scores=columns,
         base_model=read_record(folder).get("options", {}).get("model"),
@@ -154,12 +153,12 @@ def _front_matter(facts: CardFacts, name: str) -> str:
         header["base_model"] = facts.base_model
     record = facts.calibration
     if record is not None:
-        layers = f"average exit layer {record['average_exit_layer']:.2f} of {facts.layers}"
+        layers = f"average exit layer {record.average_exit_layer:.2f} of {facts.layers}"
         metrics = [
-            {"type": facts.metric, "value": round(record["score"], 4), "name": f"early exit, {layers}"},
-            {"type": facts.metric, "value": round(record["full_depth_score"], 4), "name": "full depth"},
+            {"type": facts.metric, "value": round(record.score, 4), "name": f"early exit, {layers}"},
+            {"type": facts.metric, "value": round(record.full_depth_score, 4), "name": "full depth"},
         ]
-        dataset = {"name": record["data"], "type": facts.task}
+        dataset = {"name": record.data, "type": facts.task}
         result = {"task": {"type": "text-classification"}, "dataset": dataset, "metrics": metrics}
         header["model-index"] = [{"name": name, "results": [result]}]
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()]
@@ -186,14 +185,13 @@ def _calibration(facts: CardFacts) -> str:
     criterion = CRITERIA[facts.policy.criterion]
     side = "above" if criterion.higher_is_surer else "below"
     sides = f"at or {side}" if criterion.inclusive else side
-    rule = record.get("description") or record["rule"]  # the key in files of older versions
     lines = [
-        f"An input exits when its {facts.policy.criterion} is {sides} {record['threshold']:.4g}. Rule: {rule}.",
-        f"On the {record['examples']} examples of {record['data']}: {facts.metric} {record['score']:.4f} at early exit,"
-        f" {record['full_depth_score']:.4f} at full depth; average exit layer {record['average_exit_layer']:.2f} of"
+        f"An input exits when its {facts.policy.criterion} is {sides} {record.threshold:.4g}. Rule: {record.description}.",
+        f"On the {record.examples} examples of {record.data}: {facts.metric} {record.score:.4f} at early exit,"
+        f" {record.full_depth_score:.4f} at full depth; average exit layer {record.average_exit_layer:.2f} of"
         f" {facts.layers}. The threshold was chosen on these examples, so the score is optimistic.",
     ]
-    return "\n\n".join([*lines, *(f"Limitation: {warning}" for warning in record.get("warnings", ()))])
+    return "\n\n".join([*lines, *(f"Limitation: {warning}" for warning in record.warnings)])
 
 
 def _scores(facts: CardFacts) -> tuple[list[str], list[list[str]]]:
