@@ -186,7 +186,8 @@ def _calibration(facts: CardFacts) -> str:
     side = "above" if criterion.higher_is_surer else "below"
     sides = f"at or {side}" if criterion.inclusive else side
     lines = [
-        f"An input exits when its {facts.policy.criterion} is {sides} {record.threshold:.4g}. Rule: {record.description}.",
+        f"An input exits when its {facts.policy.criterion} is {sides} {record.threshold:.4g}. Rule:"
+        f" {record.description}.",
         f"On the {record.examples} examples of {record.data}: {facts.metric} {record.score:.4f} at early exit,"
         f" {record.full_depth_score:.4f} at full depth; average exit layer {record.average_exit_layer:.2f} of"
         f" {facts.layers}. The threshold was chosen on these examples, so the score is optimistic.",
