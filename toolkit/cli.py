@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 
@@ -21,8 +22,9 @@ COMMANDS = {
     "inspect": "berxit.toolkit.commands.inspect",
     "devices": "berxit.toolkit.commands.devices",
     "doctor": "berxit.toolkit.commands.doctor",
+    "push": "berxit.toolkit.commands.push",
 }
-"""Name -> the module whose ``command`` it is. A new command is one module and one line here."""
+"""Name -> the module that defines ``command``. A new command is one module, and one line here and in pyproject.toml."""
 
 
 def load(name: str) -> click.Command:
@@ -54,29 +56,20 @@ def main() -> None:
     run(berxit)
 
 
-def train() -> None:
-    run(load("train"))
+def _program(name: str) -> Callable[[], None]:
+    """The function behind the program ``berxit-NAME``."""
+    return lambda: run(load(name))
 
 
-def evaluate() -> None:
-    run(load("eval"))
-
-
-def calibrate() -> None:
-    run(load("calibrate"))
-
-
-def export() -> None:
-    run(load("export"))
-
-
-def build() -> None:
-    run(load("build"))
-
-
-def bench() -> None:
-    run(load("bench"))
-
-
-def study() -> None:
-    run(load("study"))
+train = _program("train")
+evaluate = _program("eval")
+calibrate = _program("calibrate")
+export = _program("export")
+build = _program("build")
+bench = _program("bench")
+study = _program("study")
+compare = _program("compare")
+inspect = _program("inspect")
+devices = _program("devices")
+doctor = _program("doctor")
+push = _program("push")

@@ -13,7 +13,7 @@ import click
 from berxit.devices import install_command
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
-from berxit.toolkit.commands.options import PATH, hush_libraries, warn
+from berxit.toolkit.commands.options import PATH, silence_library_logs, warn
 
 SAMPLE = Path(__file__).parent / "sample"
 STEPS = 5
@@ -27,7 +27,7 @@ STEPS = 5
 @debug_option
 def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
     """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
-    hush_libraries()
+    silence_library_logs()
     from berxit.exporters.export import export
     from berxit.runtime import EarlyExitRunner
     from berxit.runtime.bench import bench, write_result
@@ -52,7 +52,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
             head_learning_rate=3e-3,
             max_length=64,
         )
-        fine_tune(task, SAMPLE, options, checkpoint, force=True)
+        fine_tune(task, SAMPLE, options, checkpoint, force=True, progress=progress_bar("fine-tuning"))
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):
         chosen = calibrate(checkpoint, SAMPLE, rule=Keep(keep), progress=progress_bar("calibrating"))
         click.echo(chosen.summary())

@@ -174,7 +174,7 @@ def choose_again(
 
 
 def rule_of(calibration: Calibration) -> Rule:
-    """The rule that the record states in numbers. Raises BerxitError if they belong to no rule."""
+    """The rule that the record contains. Raises BerxitError if its numbers belong to no rule."""
     rule: Rule = parse(Rule, calibration.requirement, "calibration: requirement")  # type: ignore[arg-type]
     return rule
 
@@ -208,9 +208,9 @@ def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
-    """The checkpoint's policy with its calibration record, or None if it was never calibrated.
+    """The checkpoint's policy with its calibration record. None if it was never calibrated.
 
-    Raises BerxitError for a file that is damaged or states no rule.
+    Reads records of older versions, too. Raises BerxitError for a file that is damaged or contains no rule.
     """
     path = checkpoint / POLICY_FILE
     if not path.is_file():

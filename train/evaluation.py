@@ -20,7 +20,7 @@ from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
 from berxit.runtime.tokenization import TextTokenizer
 from berxit.train.encoding import EncodedExamples
-from berxit.train.metrics import METRICS, scores
+from berxit.train.metrics import OFFICIAL_METRICS, scores
 from berxit.train.modeling import MultiExitModel
 
 TOLERANCE = 0.5
@@ -113,7 +113,7 @@ class Predictions:
 
     def score(self, predicted: npt.NDArray, metric: str | None = None) -> float:
         """The score of predictions (N,) by the task's metric, or by another one."""
-        return METRICS[metric or self.metric](predicted, self.labels)
+        return OFFICIAL_METRICS[metric or self.metric](predicted, self.labels)
 
     def save(self, path: Path) -> None:
         """Writes the pass to an .npz file. The file is replaced as a whole, so an interruption keeps the old one."""

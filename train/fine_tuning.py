@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +18,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import set_seed
 
 from berxit.runtime.bundle import sha256
-from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError, first_line
 from berxit.runtime.examples import Examples, find_split, has_split
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tokenization import Text
 from berxit.train import checks, objectives
@@ -34,8 +35,8 @@ from berxit.train.strategies import STRATEGIES
 from berxit.train.tasks import Task, write_examples
 from berxit.train.tokenizing import saved_tokenizer
 from berxit.train.trainer import (
-    LossOnTheBar,
     MultiExitTrainer,
+    StepProgress,
     check_loss,
     last_epochs_loss,
     processes_here,
@@ -54,7 +55,7 @@ def fine_tune(
     *,
     logs: Path | None = None,
     force: bool = False,
-    quiet: bool = False,
+    progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Trains on DATA's training split and writes the checkpoint ``output``, whole or not at all.
@@ -70,10 +71,10 @@ def fine_tune(
     processes = processes_here()
     first = processes.is_main_process
     if not first:
-        report = _nothing
+        report, progress = _nothing, silent
     train_file = find_split(data, "train")
     key = run_key(task, options, train_file, processes.num_processes)
-    state = RunState.beside(output)
+    state = RunState.of(output)
     finished = check_output(output, key, force)
     if finished and not state.is_of(key):
         report(f"{output} is finished: this command has trained it already. --force trains it again")
@@ -91,15 +92,15 @@ def fine_tune(
         state.prepare(key, force)
     processes.wait_for_everyone()
     state.check_shared()
-    dataset = EncodedExamples(examples, text_tokenizer, progress_bar("tokenising", quiet or not first))
+    dataset = EncodedExamples(examples, text_tokenizer, progress)
     results = []
     for number, objective in enumerate(stages, start=1):
         result = state.finished(number, model)  # an interrupted run had this stage behind it
         if result is None:
-            trainer = _trainer(model, dataset, objective, options, state.stage(number), quiet)
+            trainer = _trainer(model, dataset, objective, options, state.stage(number))
             if logs is not None:
                 trainer.add_callback(tensorboard(logs / f"stage-{number}" if len(stages) > 1 else logs))
-            result = train_stage(trainer, state, number)
+            result = train_stage(trainer, state, number, progress)
             if first:
                 state.finish(number, model, result)
             processes.wait_for_everyone()
@@ -230,7 +231,7 @@ def stages_of(options: TrainingOptions, layers: int) -> list[Objective]:
     return stages
 
 
-def train_stage(trainer: MultiExitTrainer, state: RunState, number: int) -> StageResult:
+def train_stage(trainer: MultiExitTrainer, state: RunState, number: int, progress: Progress = silent) -> StageResult:
     """Runs a stage to its end, from its last checkpoint where there is one.
 
     Raises BerxitError for a loss that is not finite; what was kept to go on from is spoilt then, and dropped.
@@ -239,7 +240,9 @@ def train_stage(trainer: MultiExitTrainer, state: RunState, number: int) -> Stag
     stopwatch = Stopwatch(resumed)
     trainer.add_callback(stopwatch)
     try:
-        found = trainer.train(resume_from_checkpoint=resumed)
+        with ExitStack() as stack:
+            trainer.add_callback(StepProgress(progress, stack))
+            found = trainer.train(resume_from_checkpoint=resumed)
         check_loss(found.training_loss, found.global_step)
     except BerxitError:
         state.delete()
@@ -326,14 +329,13 @@ def _trainer(
     objective: Objective,
     options: TrainingOptions,
     state: Path,
-    quiet: bool,
 ) -> MultiExitTrainer:
     """The trainer of one stage; parameters that the stage does not train stand still."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(objective.trains(name, model.layers))
     trainer = MultiExitTrainer(
         model,
-        training_arguments(options, state, quiet, len(dataset)),
+        training_arguments(options, state, len(dataset)),
         objective=objective,
         head_learning_rate=options.head_learning_rate,
         train_dataset=dataset,
@@ -341,6 +343,4 @@ def _trainer(
     )
     for plain in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(plain)
-    if not quiet:
-        trainer.add_callback(LossOnTheBar)
     return trainer

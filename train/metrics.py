@@ -20,7 +20,7 @@ def _correlation(statistic: Callable[..., object], predictions: npt.NDArray, lab
     return float(statistic(predictions, labels).statistic)  # type: ignore[attr-defined]
 
 
-METRICS: dict[str, Callable[[npt.NDArray, npt.NDArray], float]] = {
+OFFICIAL_METRICS: dict[str, Callable[[npt.NDArray, npt.NDArray], float]] = {
     "accuracy": lambda predictions, labels: float(metrics.accuracy_score(labels, predictions)),
     "f1": lambda predictions, labels: float(metrics.f1_score(labels, predictions, zero_division=0)),
     "pearson": lambda predictions, labels: _correlation(stats.pearsonr, predictions, labels),
@@ -39,7 +39,7 @@ def scores(metric: str, predictions: npt.NDArray, labels: npt.NDArray) -> npt.ND
     """The scores of T sets of predictions: predictions (T, N), labels (N,) -> (T,)."""
     if metric in _TOGETHER:
         return _TOGETHER[metric](predictions, labels)
-    return np.array([METRICS[metric](row, labels) for row in predictions])
+    return np.array([OFFICIAL_METRICS[metric](row, labels) for row in predictions])
 
 
 def _f1_together(predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDArray:

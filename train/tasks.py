@@ -22,7 +22,7 @@ from berxit.runtime.labels import BOOLEANS, as_number, class_name
 from berxit.runtime.metrics import positive_class
 from berxit.runtime.tables import listed
 from berxit.train.configuration import MultiExitConfig
-from berxit.train.metrics import METRICS, OF_CLASSES, OF_VALUES
+from berxit.train.metrics import OF_CLASSES, OF_VALUES, OFFICIAL_METRICS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Task:
     labels: tuple[str, ...]
     """Class names in the order of their numbers; empty for regression. For F1, the second is the positive class."""
     metric: str
-    """A name in train.metrics.METRICS."""
+    """A name in train.metrics.OFFICIAL_METRICS."""
 
     @property
     def regression(self) -> bool:
@@ -117,8 +117,8 @@ def custom_task(
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
     metric = metric or ("spearman" if regression else "accuracy")
-    if metric not in METRICS:
-        raise InputError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
+    if metric not in OFFICIAL_METRICS:
+        raise InputError(f"unknown metric '{metric}': choose one of {', '.join(OFFICIAL_METRICS)}")
     fitting, kind = (OF_VALUES, "regression") if regression else (OF_CLASSES, "classification")
     if metric not in fitting:
         raise InputError(f"--metric {metric} is not a metric of {kind}: choose {' or '.join(fitting)}")

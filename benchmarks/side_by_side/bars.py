@@ -25,7 +25,7 @@ USED = 0.01
 
 
 @dataclass(frozen=True)
-class Run:
+class Timings:
     """What was measured with one number of threads. Times are ms per row, one per round; contenders go by name."""
 
     threads: int
@@ -69,10 +69,10 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Everything."""
+class Measurements:
+    """Results of all contenders: latencies, differences, memory and scores."""
 
-    runs: list[Run]
+    runs: list[Timings]
     differs: dict[str, float]
     """Name -> largest difference of a last-exit logit to our fp32 segments'."""
     memory_mib: dict[str, dict[str, float]]
@@ -122,7 +122,7 @@ class Bar:
         return self.limit - self.found if self.at_most else self.found - self.limit
 
 
-def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
+def bars(measured: Measurements, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
     """What the project promises of this target, for each case where it can be told."""
     made: list[Bar] = []
     for run in measured.runs:
@@ -136,8 +136,8 @@ def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], s
 class _Compared:
     """One case with one number of threads."""
 
-    measured: Measured
-    run: Run
+    measured: Measurements
+    run: Timings
     case: Case
     specs: Sequence[Spec]
     shape: Shape
@@ -240,7 +240,7 @@ def used_exits(scored: Scored) -> list[int]:
     return [layer for layer, count in enumerate(scored.leaving, start=1) if count >= USED * total]
 
 
-def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
+def _scores(measured: Measurements, specs: Sequence[Spec]) -> Iterator[Bar]:
     if not measured.scores:
         return
     fp32, int8 = measured.scores[OURS], measured.scores[OURS_INT8]
@@ -252,7 +252,7 @@ def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
         yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
 
 
-def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:
+def _memory(measured: Measurements, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:
     """The promise is for large models: in a small one Python and ONNX Runtime themselves are most of it."""
     if not measured.memory_mib:
         return
@@ -271,7 +271,7 @@ def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator
                 yield Bar(f"{what}, {precision}", stage, leanest, value, limit if promised else None, at_most=True)
 
 
-def _held_at(measured: Measured, stage: str) -> Callable[[str], float]:
+def _held_at(measured: Measurements, stage: str) -> Callable[[str], float]:
     return lambda name: measured.memory_mib[name][stage]
 
 

@@ -97,7 +97,9 @@ class Labelled:
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
             criterion = earlier.policy.criterion if earlier else default_criterion(part)
-            chosen.append(choose(part, criterion, Keep(keep), "half of the rows", "").policy)
+            chosen.append(
+                choose(part, criterion, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
+            )
         return chosen[0], chosen[1]
 
     def leave(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
+from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measurements, Scored, Timings, bars, lazy
 from benchmarks.side_by_side.cases import Labelled, growing_cases, labelled, random_cases
 from benchmarks.side_by_side.contenders import STATUS, Case, Spec, work
 from berxit import devices
@@ -32,7 +32,7 @@ from berxit.runtime import BerxitError, ExitPolicy, InputError
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import plural
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 
 if TYPE_CHECKING:
     from benchmarks.side_by_side.products import Shape
@@ -86,7 +86,7 @@ def command(
     tokens, counts = _numbers("--lengths", lengths), _numbers("--threads", threads)
     if hidden % 64:
         raise InputError(f"--hidden {hidden}: it must be a multiple of 64")
-    hush_libraries()
+    silence_library_logs()
     from benchmarks.side_by_side.figure import draw
     from benchmarks.side_by_side.prepare import prepare, random_checkpoint, shape_of
     from benchmarks.side_by_side.report import report
@@ -112,7 +112,7 @@ def command(
         found = [compare(specs, cases, policies, count, seconds, quiet) for count in counts]
         differs = found[0][1]
         held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
-        measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
+        measured = Measurements([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
     made = bars(measured, specs, cases, shape)
     inputs = (
         f"{data.name}, {split}, {len(rows.examples)} rows, calibrated to keep {keep:g}"
@@ -151,7 +151,7 @@ def _told(bar: Bar) -> dict[str, Any]:
     return {**dataclasses.asdict(bar), "holds": bar.holds if bar.limit is not None else None}
 
 
-def _plain(measured: Measured) -> dict[str, Any]:
+def _plain(measured: Measurements) -> dict[str, Any]:
     return {**dataclasses.asdict(measured), "scores": {n: one._asdict() for n, one in measured.scores.items()}}
 
 
@@ -243,7 +243,7 @@ def compare(
     threads: int,
     seconds: float,
     quiet: bool,
-) -> tuple[Run, dict[str, float]]:
+) -> tuple[Timings, dict[str, float]]:
     """Everyone in turns, there and back, until ``seconds`` are over; and how far each is off our fp32 segments."""
     with workers_of(specs, threads, cases, policies, quiet) as workers:
         plan = [
@@ -278,7 +278,7 @@ def compare(
                 share = min(rounds / ROUNDS, (time.perf_counter() - start) / seconds if seconds else 1.0, 1.0)
                 bar.update(int(1000 * share) - shown)
                 shown = int(1000 * share)
-    return Run(threads, rounds, times, layers, ways), differs
+    return Timings(threads, rounds, times, layers, ways), differs
 
 
 def _takes_part(spec: Spec, task: str, case: Case) -> bool:

@@ -26,7 +26,7 @@ from berxit.runtime.backends import choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.loop import Backend, exit_loop
 from berxit.runtime.policies import Bools, ExitPolicy, Floats, Ints
-from berxit.runtime.runner import TOKENS_AT_ONCE, parts
+from berxit.runtime.runner import parts
 from berxit.runtime.tokenization import TokenBatch
 
 SHALLOW = 3
@@ -199,7 +199,7 @@ def has_bf16(core: Any) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class EagerBackend:
+class EagerBackend(Backend):
     """The checkpoint in PyTorch, layer by layer: what one writes by hand. BERT and RoBERTa."""
 
     name = "eager"
@@ -207,9 +207,9 @@ class EagerBackend:
     def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch
 
-        from berxit.toolkit.commands.options import hush_libraries
+        from berxit.toolkit.commands.options import silence_library_logs
 
-        hush_libraries()
+        silence_library_logs()
         from berxit.train.checkpoint import load_checkpoint
 
         torch.set_num_threads(threads)
@@ -343,8 +343,7 @@ def _parts(contender: Any, batch: TokenBatch) -> list[TokenBatch]:
     """A large batch as the runner takes it; one graph takes it whole."""
     if not isinstance(contender, Segments) or isinstance(contender, Eager):
         return [batch]
-    tokens = getattr(contender.backend, "tokens_at_once", TOKENS_AT_ONCE)
-    return [batch.take(rows) for rows in parts(batch.lengths, tokens)]
+    return [batch.take(rows) for rows in parts(batch.lengths, contender.backend.tokens_at_once)]
 
 
 def way(contender: MatrixProducts, case: Case) -> str:

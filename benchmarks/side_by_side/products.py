@@ -19,7 +19,7 @@ import numpy.typing as npt
 from berxit.runtime.policies import Floats
 from berxit.runtime.tokenization import TokenBatch
 
-Run = Callable[[], object]
+Call = Callable[[], object]
 """A pass: operands are in place, results go nowhere."""
 
 
@@ -91,7 +91,7 @@ class MatrixProducts:
 
     def __init__(self, shape: Shape, threads: int, precision: str) -> None:
         self.shape, self.threads, self.precision = shape, threads, precision
-        self.quickest: dict[tuple[int, int], tuple[str, Run]] = {}
+        self.quickest: dict[tuple[int, int], tuple[str, Call]] = {}
 
     def full(self, batch: TokenBatch) -> Floats:
         self._at(*batch.input_ids.shape)[1]()
@@ -101,9 +101,9 @@ class MatrixProducts:
         """Which way is the quickest for a batch of that shape."""
         return self._at(*batch.input_ids.shape)[0]
 
-    def _at(self, rows: int, tokens: int) -> tuple[str, Run]:
+    def _at(self, rows: int, tokens: int) -> tuple[str, Call]:
         if (rows, tokens) not in self.quickest:
-            found: dict[str, tuple[float, Run]] = {}
+            found: dict[str, tuple[float, Call]] = {}
             for name, way in WAYS[self.precision].items():
                 with suppress(AttributeError, RuntimeError):  # this CPU, or this torch, has it not
                     run = way(tuple(self.shape.products(rows, tokens)), self.threads)
@@ -114,33 +114,33 @@ class MatrixProducts:
         return self.quickest[rows, tokens]
 
 
-def _seconds(run: Run) -> float:
+def _seconds(run: Call) -> float:
     start = perf_counter()
     run()
     return perf_counter() - start
 
 
-def _plain(dtype: str, products: Sequence[Product], threads: int) -> Run:
+def _plain(dtype: str, products: Sequence[Product], threads: int) -> Call:
     """torch.mm, and torch._int_mm for int8."""
     torch = _torch(threads)
     mm = torch._int_mm if dtype == "int8" else torch.mm
 
-    def make(product: Product) -> Run:
+    def make(product: Product) -> Call:
         return partial(mm, *_operands(torch, product, dtype))
 
     return _in_turn(torch, products, dtype, make)
 
 
-def _packed(dtype: str, products: Sequence[Product], threads: int) -> Run:
+def _packed(dtype: str, products: Sequence[Product], threads: int) -> Call:
     """oneDNN on weights that were packed for it beforehand, as torch's own compiler has it."""
     torch = _torch(threads)
 
-    def make(product: Product) -> Run:
+    def make(product: Product) -> Call:
         x, weight = _operands(torch, product, dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), product.rows)
         return partial(torch.ops.mkldnn._linear_pointwise, x, packed, None, "none", [], "")
 
-    def make_int8(product: Product) -> Run:
+    def make_int8(product: Product) -> Call:
         x, weight = _operands(torch, product, "int8")
         x = (x.to(torch.int16) + 128).to(torch.uint8)
         ops = torch.ops.onednn
@@ -167,9 +167,9 @@ def _operands(torch: Any, product: Product, dtype: str) -> list[Any]:
     return [operand.bfloat16() for operand in operands] if dtype == "bf16" else operands
 
 
-def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable[[Product], Run]) -> Run:
+def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable[[Product], Call]) -> Call:
     """Attention is torch.bmm throughout: it is a few percent, and nobody computes it in int8."""
-    runs: list[Run] = []
+    runs: list[Call] = []
     for product in products:
         if product.weights:
             runs.append(make(product))
@@ -183,7 +183,7 @@ def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable
     return run
 
 
-def _onnxruntime(dtype: str, products: Sequence[Product], threads: int) -> Run:
+def _onnxruntime(dtype: str, products: Sequence[Product], threads: int) -> Call:
     """One graph of nothing but MatMul, or MatMulInteger: ONNX Runtime packs the weights when it loads. Results of one
     size are written to one place."""
     import onnxruntime as ort
@@ -240,7 +240,7 @@ def _filled(size: tuple[int, ...], kind: npt.DTypeLike) -> npt.NDArray:
     return np.resize(block.astype(kind), size)
 
 
-WAYS: dict[str, dict[str, Callable[[Sequence[Product], int], Run]]] = {
+WAYS: dict[str, dict[str, Callable[[Sequence[Product], int], Call]]] = {
     "fp32": {
         "torch.mm": partial(_plain, "fp32"),
         "oneDNN, packed": partial(_packed, "fp32"),

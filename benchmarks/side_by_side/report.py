@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.side_by_side.bars import MACHINE, OURS, OURS_INT8, Bar, Measured, Run, used_exits
+from benchmarks.side_by_side.bars import MACHINE, OURS, OURS_INT8, Bar, Measurements, Timings, used_exits
 from benchmarks.side_by_side.contenders import Case, Spec
 from benchmarks.side_by_side.products import Shape
 from berxit.runtime.tables import markdown_table, plural
@@ -13,7 +13,7 @@ from berxit.runtime.tables import markdown_table, plural
 def report(
     headline: str,
     made: Sequence[Bar],
-    measured: Measured,
+    measured: Measurements,
     specs: Sequence[Spec],
     cases: Mapping[str, Case],
     shape: Shape,
@@ -39,7 +39,7 @@ def _bars(made: Sequence[Bar]) -> str:
     return f"{title}\n\n" + markdown_table(["what", "found", "bar", "holds", "worst case", "compared with"], rows)
 
 
-def _ratios(made: Sequence[Bar], measured: Measured, cases: Mapping[str, Case]) -> str:
+def _ratios(made: Sequence[Bar], measured: Measurements, cases: Mapping[str, Case]) -> str:
     """Every ratio of times, case by case; the bars are among them."""
     places = [f"{case}, {plural(run.threads, 'thread')}" for run in measured.runs for case in cases]
     rows = []
@@ -55,7 +55,7 @@ def _fixed(bar: Bar) -> str:
     return bar.against if bar.what.startswith("all segments") else ""
 
 
-def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
+def _times(run: Timings, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
     columns = [
         (case.name, task)
         for case in cases.values()
@@ -74,7 +74,7 @@ def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
     return f"{title}\n\n" + markdown_table(header, rows)
 
 
-def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
+def _machine(measured: Measurements, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
     """How near full depth comes to the matrix products alone, in the contender's own precision."""
     names = [spec.name for spec in specs if spec.kind == "products"]
     places = [
@@ -105,7 +105,7 @@ def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case
     return f"{title}\n\n" + markdown_table(header, rows)
 
 
-def _answers(measured: Measured, specs: Sequence[Spec]) -> str:
+def _answers(measured: Measurements, specs: Sequence[Spec]) -> str:
     rows = []
     for spec in specs:
         if spec.name not in measured.differs:
@@ -123,7 +123,7 @@ def _answers(measured: Measured, specs: Sequence[Spec]) -> str:
     return "## Answers\n\n" + markdown_table(["", "largest difference of a logit", *more], rows)
 
 
-def _exits(measured: Measured) -> Iterator[str]:
+def _exits(measured: Measurements) -> Iterator[str]:
     if not measured.scores:
         return
     fp32, int8 = measured.scores[OURS], measured.scores[OURS_INT8]
@@ -137,7 +137,7 @@ def _exits(measured: Measured) -> Iterator[str]:
     yield f"## Exits: {measured.metric} if all rows leave there, and how many do\n\n" + markdown_table(header, rows)
 
 
-def _memory(measured: Measured) -> str:
+def _memory(measured: Measurements) -> str:
     if not measured.memory_mib:
         return ""
     stages = list(next(iter(measured.memory_mib.values())))

@@ -17,6 +17,7 @@ from berxit.runtime.backends import forking
 from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import ANOTHER_BACKEND, BerxitError, InputError, one_line_errors
+from berxit.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from berxit.runtime.loop import Backend
@@ -38,6 +39,8 @@ class BackendInfo:
     others, which the bundle's own tolerance applies to."""
     lazy: bool = False
     """Whether its ``open_backend`` takes ``lazy``: open a layer when an input first gets there."""
+    builds: bool = False
+    """True if its ``open_backend`` accepts ``progress``: it may have to build engines first."""
     other_package: str | None = None
     """Another name that the package may be installed under."""
     cpu: bool = True
@@ -75,7 +78,7 @@ class BackendInfo:
 
 def _tensorrt(name: str, module: str, package: str, extra: str, other_package: str | None = None) -> list[BackendInfo]:
     """As it is, with CUDA graphs, with the next layer started ahead, with both: which pays, ``--tune`` measures."""
-    plain = BackendInfo(name, module, package, extra, other_package=other_package, cpu=False)
+    plain = BackendInfo(name, module, package, extra, other_package=other_package, builds=True, cpu=False)
     more = (("graphs",), ("ahead",), ("graphs", "ahead"))
     return [plain, *(replace(plain, name="-".join((name, *m)), options=dict.fromkeys(m, True)) for m in more)]
 
@@ -156,9 +159,11 @@ def open_backend(
     *,
     backend: str | None = None,
     lazy: bool = False,
+    progress: Progress = silent,
 ) -> Backend:
     """Loads a bundle's segments with the back end called ``backend``, or the first that is installed. ``folder``: as
-    ``open_bundle`` opened it, or a path, whose files are then checked as they are opened.
+    ``open_bundle`` opened it, or a path, whose files are then checked as they are opened. ``progress`` receives the
+    build of engines.
 
     Raises InputError for a name that does not run this target or cannot be ``lazy``, BerxitError where this machine has
     no back end for it.
@@ -168,7 +173,7 @@ def open_backend(
     info = choose_backend(folder, manifest.target, backend)
     if lazy and not info.lazy:
         raise InputError(f"back end '{info.name}' opens all layers at once: leave lazy away, or take another back end")
-    options = {**info.options, **({"lazy": True} if lazy else {})}
+    options = {**info.options, **({"lazy": True} if lazy else {}), **({"progress": progress} if info.builds else {})}
 
     def opened(bundle: Path | BundleFolder) -> Backend:
         with one_line_errors(f"backend '{info.name}' cannot open {bundle}", ANOTHER_BACKEND):

@@ -27,6 +27,7 @@ from berxit.runtime.bundle import Manifest, Segment, check_package
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.loop import Backend
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
@@ -43,20 +44,20 @@ WARM_UP = 2
 
 
 class State(NamedTuple):
-    """B rows on their way through the layers."""
+    """State of B rows between two layers."""
 
     rows: tuple[Tensors, ...]
-    """Per row: role -> what the next layer reads."""
+    """Per row: role -> input of the next layer."""
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A loaded segment: roles tied to the names in its package."""
+class _LoadedSegment:
+    """A loaded segment. Maps roles to the names in its package."""
 
     segment: Segment
     predict: Predict
     alone: Lock = field(default_factory=Lock)
-    """Apple: one prediction at a time on one MLModel."""
+    """Apple's documentation: one prediction at a time on one MLModel."""
 
     def run(self, tensors: Tensors) -> Tensors:
         feeds = {i.name: np.asarray(tensors[i.role], dtype=i.dtype) for i in self.segment.inputs}
@@ -65,7 +66,7 @@ class _Step:
         return {o.role: np.asarray(found[o.name], dtype=o.dtype) for o in self.segment.outputs}
 
 
-class CoreMLBackend:
+class CoreMLBackend(Backend):
     """Runs segments row by row; the loop's Backend. ``open_function`` loads them, for ``units`` of UNITS."""
 
     def __init__(
@@ -78,22 +79,21 @@ class CoreMLBackend:
         self._lengths = manifest.lengths
         self._longest = manifest.model.max_length
         self._pad = manifest.model.pad_token_id
-        steps = [_Step(s, open_function(folder / s.file, s.function)) for s in manifest.segments]
-        self._embeddings, *layers = steps
+        segments = (_LoadedSegment(s, open_function(folder / s.file, s.function)) for s in manifest.segments)
+        self._embeddings, *layers = segments
         self._layers = dict(zip(self.exits, layers, strict=True))
 
     def embed(self, batch: TokenBatch) -> State:
         return State(tuple(self._embeddings.run(self._row(batch, i)) for i in range(len(batch))))
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
-        step = self._layers[layer]
-        found = [step.run(row) for row in state.rows]
+        found = [self._layers[layer].run(row) for row in state.rows]
         rows = tuple({**row, "hidden": new["hidden"]} for row, new in zip(state.rows, found, strict=True))
         logits = np.concatenate([new["logits"] for new in found])
         return State(rows), logits, np.concatenate([new["lte"] for new in found]) if "lte" in found[0] else None
 
     def keep(self, state: State, rows: Bools) -> State:
-        return State(tuple(row for row, stays in zip(state.rows, rows, strict=True) if stays))
+        return State(tuple(row for row, continues in zip(state.rows, rows, strict=True) if continues))
 
     def warm_up(self) -> None:
         """Runs every segment, at every length that the bundle names, before anyone waits for it."""

@@ -15,10 +15,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from berxit.runtime.errors import BerxitError
+
+if TYPE_CHECKING:
+    from berxit.runtime.loop import Backend
 
 generation = 0
 """Forks between the process that imported this module and this one: what was opened under another number is dead."""
@@ -29,15 +32,15 @@ REMEDY = "start it with spawn or forkserver, or load no bundle before the fork; 
 METHODS = ("embed", "layer", "keep", "opening_seconds")
 """Methods of a backend that may be called in a child."""
 
-_watched: WeakKeyDictionary[Any, Callable[[], Any] | None] = WeakKeyDictionary()
+_watched: WeakKeyDictionary[Backend, Callable[[], Backend] | None] = WeakKeyDictionary()
 """Opened backend -> what opens it anew."""
 _child_ends_early = False
 """True if a child of this process skips the native exit handlers that it inherits."""
 
 
-def watch(backend: Any, reopen: Callable[[], Any] | None) -> None:
+def watch(backend: Backend, reopen: Callable[[], Backend] | None) -> None:
     """Prepares ``backend`` for a fork. In the child it becomes what ``reopen`` returns, at its first call; with None
-    its calls raise BerxitError. If it has a method ``after_fork``, that is called in the child first."""
+    its calls raise BerxitError. Its ``after_fork`` is called in the child first."""
     global _child_ends_early  # noqa: PLW0603 - a fact about the process
     _child_ends_early = True
     _watched[backend] = reopen
@@ -48,23 +51,22 @@ def _in_child() -> None:
     opening.release()
     generation += 1
     for backend, reopen in list(_watched.items()):
-        getattr(backend, "after_fork", lambda: None)()
+        backend.after_fork()
         _never_destroy(dict(vars(backend)))
         first_call = partial(_refuse, backend) if reopen is None else partial(_reopen, backend, reopen)
         for method in METHODS:
-            if hasattr(backend, method):
-                setattr(backend, method, partial(first_call, method))
+            setattr(backend, method, partial(first_call, method))
     if _child_ends_early:
         _skip_native_exit_handlers()
 
 
-def _refuse(backend: Any, method: str, *_: Any) -> Any:
+def _refuse(backend: Backend, method: str, *_: Any) -> Any:
     raise BerxitError(
         f"backend '{backend.name}' was opened before this process was forked and cannot run here: {REMEDY}"
     )
 
 
-def _reopen(backend: Any, reopen: Callable[[], Any], method: str, *arguments: Any) -> Any:
+def _reopen(backend: Backend, reopen: Callable[[], Backend], method: str, *arguments: Any) -> Any:
     with opening:
         if method in vars(backend):  # another thread was not faster
             fresh = vars(reopen())

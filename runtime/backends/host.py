@@ -1,4 +1,4 @@
-"""What back ends share that open the segments' files on this machine, and the one whose tensors are numpy's."""
+"""Base classes of the backends whose segments are files on this machine, and the backend with numpy tensors."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ import numpy.typing as npt
 from berxit.runtime.backends import forking
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
+from berxit.runtime.loop import Backend
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
 Run = Callable[[dict[str, npt.NDArray]], Sequence[npt.NDArray]]
-"""A loaded segment file: its inputs by name -> its outputs, in the manifest's order. Called from several threads."""
+"""A loaded segment file: inputs by name -> outputs in the manifest's order. Called from several threads."""
 
 
 Opened = TypeVar("Opened")
 
 
 class SegmentFile(Generic[Opened]):
-    """A segment's file, and what it is once it is open."""
+    """A segment's file, which is loaded at the first ``open``."""
 
     def __init__(self, open_file: Callable[[], Opened]) -> None:
         self._open_file: Callable[[], Opened] | None = open_file
         self._opened: Opened | None = None
         self._opening = threading.Lock()
         self.seconds = 0.0
-        """What opening it took."""
+        """Load time."""
 
     @property
     def is_open(self) -> bool:
@@ -47,17 +48,17 @@ class SegmentFile(Generic[Opened]):
     def open(self) -> Opened:
         if self._opened is None:
             with self._opening:
-                if self._open_file is not None:  # another thread was not faster
+                if self._open_file is not None:  # No other thread was faster.
                     start = time.perf_counter()
                     self._opened = self._open_file()
                     self.seconds = time.perf_counter() - start
-                    self._open_file = None  # the descriptor of the file goes with it
+                    self._open_file = None  # Closes the file's descriptor.
         assert self._opened is not None
         return self._opened
 
 
 _opened: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-"""What is open in this process; it is closed with the last runner that holds it."""
+"""Open files of this process. A file is closed with the last runner that uses it."""
 
 
 def opened_once(files: Sequence[BundleFile], options: Hashable, open_file: Callable[[], Any]) -> Any:
@@ -75,43 +76,45 @@ def opened_once(files: Sequence[BundleFile], options: Hashable, open_file: Calla
             found = open_file()
             if None not in contents:
                 _opened[key] = found
-            _give_back_freed_memory()
+            _trim_heap()
     return found
 
 
-def _give_back_freed_memory() -> None:
-    """What reading a file took and freed stays with glibc's malloc until it is told: half as much as a layer again."""
-    with suppress(OSError, TypeError, AttributeError):  # another C library
+def _trim_heap() -> None:
+    """Returns freed memory to the system. glibc's malloc otherwise keeps the memory that reading a file needed, half
+    the size of a layer."""
+    with suppress(OSError, TypeError, AttributeError):  # Another C library.
         ctypes.CDLL(None).malloc_trim(0)
 
 
-Room = TypeVar("Room")
+Workspace = TypeVar("Workspace")
 IDLE = 4
-"""Rooms that are kept for the next calls. More only live while as many threads ask at once."""
+"""Workspaces that are kept for the next calls. More exist only during as many simultaneous calls."""
 
 
-class Lease(Generic[Room]):
-    """What one call computes in, for as long as somebody holds this: calls from several threads, and streams that are
-    left half read, each have a room of their own."""
+class PooledWorkspace(Generic[Workspace]):
+    """The workspace of one call, taken from the pool ``idle`` and returned to it when this object is deleted.
 
-    def __init__(self, idle: deque[Room], make: Callable[[], Room]) -> None:
+    Simultaneous calls and unfinished streams have a workspace each.
+    """
+
+    def __init__(self, idle: deque[Workspace], make: Callable[[], Workspace]) -> None:
         self._idle = idle
         try:
-            self.room = idle.pop()
+            self.workspace = idle.pop()
         except IndexError:
-            self.room = make()
+            self.workspace = make()
 
     def __del__(self) -> None:
-        if hasattr(self, "room"):  # it could be made
-            self._idle.append(self.room)
+        if hasattr(self, "workspace"):  # ``make`` did not raise.
+            self._idle.append(self.workspace)
 
 
-class FilesBackend(Generic[Opened]):
-    """What a back end has whose layers are files that can be opened one by one."""
+class FilesBackend(Backend, Generic[Opened]):
+    """Base class of backends whose layers are files that can be loaded one by one."""
 
-    name: str
     tokens_at_once = 1024
-    """Tokens of a large batch that a CPU computes together; what it computes of more no longer fits its caches."""
+    """The activations of larger parts no longer fit a CPU's caches."""
 
     def __init__(
         self,
@@ -122,11 +125,11 @@ class FilesBackend(Generic[Opened]):
         *,
         lazy: bool = False,
     ) -> None:
-        """``lazy``: a layer's file is loaded when an input first gets there, and not before; its descriptor stays open
-        until then."""
+        """``lazy``: a layer's file is loaded when an input first reaches the layer. Its descriptor is open until
+        then."""
         self.layers, self.exits = manifest.model.layers, manifest.exits
         self.threads = threads
-        known: dict[Hashable, SegmentFile[Opened]] = {}  # what layers share is open for all of them
+        known: dict[Hashable, SegmentFile[Opened]] = {}  # A file that layers share is loaded once.
         self._files = []
         for segment in manifest.segments:
             file = SegmentFile(partial(open_file, segment, bundle.file(segment)))
@@ -136,25 +139,25 @@ class FilesBackend(Generic[Opened]):
         self._file_of = dict(zip(self.exits, self._files[1:], strict=True))
 
     def opening_seconds(self, layer: int) -> float:
-        """What an input waits for the file of ``layer``: nothing where it is open, else as long as the slowest layer
-        took that is; infinity where none is."""
+        """0 if the file of ``layer`` is loaded, else the longest load time of a layer so far; infinity if no layer is
+        loaded."""
         if self._file_of[layer].is_open:
             return 0.0
         return max((file.seconds for file in self._file_of.values() if file.is_open), default=math.inf)
 
 
 class State(NamedTuple):
-    """B rows on their way through the layers."""
+    """State of B rows between two layers."""
 
     tensors: dict[str, npt.NDArray]
-    """Role -> what the next layer reads: hidden (B, S, d), and what the embeddings made for all layers."""
+    """Role -> input of the next layer: hidden (B, S, d), and the outputs of the embeddings that all layers read."""
     lengths: npt.NDArray[np.int64]
     """(B,) tokens per row."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """A segment: roles (hidden, logits, ...) tied to the names in its file."""
+class LoadedSegment:
+    """A segment with its file. Maps roles (hidden, logits, ...) to the names in the file."""
 
     file: SegmentFile[Run]
     inputs: dict[str, str]
@@ -163,7 +166,7 @@ class Step:
     repeat: int = 1
 
     @classmethod
-    def of(cls, segment: Segment, file: SegmentFile[Run], bundle: BundleFolder) -> Step:
+    def of(cls, segment: Segment, file: SegmentFile[Run], bundle: BundleFolder) -> LoadedSegment:
         return cls(
             file,
             inputs={tensor.role: tensor.name for tensor in segment.varying},
@@ -172,17 +175,18 @@ class Step:
             repeat=segment.repeat,
         )
 
-    def run(self, feeds: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def run(self, tensors: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+        """Outputs by role. ``tensors``: inputs by role."""
         outputs: dict[str, npt.NDArray] = {}
         for _ in range(self.repeat):
-            named = {name: outputs.get(role, feeds[role]) for role, name in self.inputs.items()}
+            named = {name: outputs.get(role, tensors[role]) for role, name in self.inputs.items()}
             named.update(self.constants)
             outputs = dict(zip(self.output_roles, self.file.open()(named), strict=True))
         return outputs
 
 
 class HostBackend(FilesBackend[Run]):
-    """The loop's Backend, over whatever ``open_file`` makes of a segment's file; its tensors are numpy arrays."""
+    """Backend with numpy tensors. ``open_file`` loads a segment's file as a function."""
 
     def __init__(
         self,
@@ -194,8 +198,8 @@ class HostBackend(FilesBackend[Run]):
         lazy: bool = False,
     ) -> None:
         super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
-        steps = [Step.of(segment, file, bundle) for segment, file in zip(manifest.segments, self._files, strict=True)]
-        self._embeddings, *layers = steps
+        segments = zip(manifest.segments, self._files, strict=True)
+        self._embeddings, *layers = (LoadedSegment.of(segment, file, bundle) for segment, file in segments)
         self._layers = dict(zip(self.exits, layers, strict=True))
         self._length_axes = {o.role: length_axes(o) for o in manifest.segments[0].outputs}
 
@@ -211,21 +215,23 @@ class HostBackend(FilesBackend[Run]):
 
     def layer(self, layer: int, state: State) -> tuple[State, Floats, Floats | None]:
         outputs = self._layers[layer].run(state.tensors)
-        hidden = outputs.get("hidden", state.tensors["hidden"])  # the last segment may give none: nobody reads it
+        hidden = outputs.get("hidden", state.tensors["hidden"])  # Optional output of the last segment.
         return State({**state.tensors, "hidden": hidden}, state.lengths), outputs["logits"], outputs.get("lte")
 
     def keep(self, state: State, rows: Bools) -> State:
         lengths = state.lengths[rows]
-        longest = int(lengths.max())  # padding that no remaining row needs goes too
-        kept = {role: cut(array, self._length_axes[role], longest)[rows] for role, array in state.tensors.items()}
+        longest = int(lengths.max())  # Removes padding that no remaining row needs.
+        kept = {
+            role: first_tokens(array, self._length_axes[role], longest)[rows] for role, array in state.tensors.items()
+        }
         return State(kept, lengths)
 
 
 def length_axes(tensor: TensorInfo) -> tuple[int, ...]:
-    """The axes along which a tensor is as long as the inputs."""
+    """The axes of a tensor along which its size is the length of the inputs."""
     return tuple(axis for axis, size in enumerate(tensor.shape) if size == "length")
 
 
-def cut(array: npt.NDArray, axes: tuple[int, ...], length: int) -> npt.NDArray:
-    """A view of the first ``length`` along each of ``axes``: cut first, or rows are copied twice."""
+def first_tokens(array: npt.NDArray, axes: tuple[int, ...], length: int) -> npt.NDArray:
+    """A view of the first ``length`` entries along each of ``axes``. Rows that are selected from it are copied once."""
     return array[tuple(slice(length) if axis in axes else slice(None) for axis in range(array.ndim))]

@@ -31,8 +31,8 @@ import onnxruntime as ort
 from berxit.devices import default_threads
 from berxit.runtime.backends import forking
 from berxit.runtime.backends.forking import REMEDY
-from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, cut, length_axes, opened_once
-from berxit.runtime.backends.workspace import BoundStep, Buffers, Workspace
+from berxit.runtime.backends.host import IDLE, FilesBackend, PooledWorkspace, first_tokens, length_axes, opened_once
+from berxit.runtime.backends.workspace import BoundSegment, Buffers, Workspace
 from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError, PoolError
@@ -56,18 +56,18 @@ LARGE = 512
 
 
 class BoundState(NamedTuple):
-    """B rows on their way through the layers. The next state takes its memory: use each once."""
+    """State of B rows between two layers. The next state uses the same memory, so each is used once."""
 
-    lease: Lease[Workspace]
+    pooled: PooledWorkspace[Workspace]
     buffers: Buffers
     side: int
-    """Where in them the hidden states are."""
+    """The side of the buffers that contains the hidden states."""
     lengths: npt.NDArray[np.int64]
     """(B,) tokens per row."""
 
 
 class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
-    """Runs segments with ONNX Runtime on the CPU; the loop's Backend."""
+    """Runs segments with ONNX Runtime on the CPU."""
 
     def __init__(
         self, bundle: BundleFolder, manifest: Manifest, threads: int, *, lazy: bool = False, one_pool: bool = False
@@ -87,7 +87,7 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
 
         super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
         self._embeddings, *layers = (
-            BoundStep(segment, file, {name: _constant(bundle, t) for name, t in segment.constants.items()})
+            BoundSegment(segment, file, {name: _constant(bundle, t) for name, t in segment.constants.items()})
             for segment, file in zip(manifest.segments, self._files, strict=True)
         )
         self._layers = dict(zip(self.exits, layers, strict=True))
@@ -95,42 +95,42 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._idle: deque[Workspace] = deque(maxlen=IDLE)
         self._large = False
-        """Whether the last batch was; the first small one after it has the memory given back."""
+        """True if the last batch had more than LARGE tokens; the next smaller batch releases its memory."""
 
     def embed(self, batch: TokenBatch) -> BoundState:
         small_again = self._large and batch.input_ids.size <= LARGE
         self._large = batch.input_ids.size > LARGE
         if small_again:
-            self._idle.clear()  # rooms as large as that batch
-        lease, step = Lease(self._idle, Workspace), self._embeddings
-        buffers = lease.room.buffers(*batch.input_ids.shape)
-        for tensor in step.segment.varying:
+            self._idle.clear()  # Workspaces of that batch's size.
+        pooled, embeddings = PooledWorkspace(self._idle, Workspace), self._embeddings
+        buffers = pooled.workspace.buffers(*batch.input_ids.shape)
+        for tensor in embeddings.segment.varying:
             buffers.array(tensor, 0)[...] = getattr(batch, tensor.role)
-        step.run(buffers, 1, self._shrink if small_again else None)
-        return BoundState(lease, buffers, 0, batch.lengths)
+        embeddings.run(buffers, 1, self._shrink if small_again else None)
+        return BoundState(pooled, buffers, 0, batch.lengths)
 
     def layer(self, layer: int, state: BoundState) -> tuple[BoundState, Floats, Floats | None]:
-        step, side = self._layers[layer], state.side
-        for _ in range(step.segment.repeat):
-            step.run(state.buffers, side)
+        bound, side = self._layers[layer], state.side
+        for _ in range(bound.segment.repeat):
+            bound.run(state.buffers, side)
             side = 1 - side
-        said = {t.role: state.buffers.array(t, side).copy() for t in step.segment.outputs if t.role != "hidden"}
-        return state._replace(side=side), said["logits"], said.get("lte")
+        outputs = {t.role: state.buffers.array(t, side).copy() for t in bound.segment.outputs if t.role != "hidden"}
+        return state._replace(side=side), outputs["logits"], outputs.get("lte")
 
     def keep(self, state: BoundState, rows: Bools) -> BoundState:
         lengths = state.lengths[rows]
-        longest = int(lengths.max())  # padding that no remaining row needs goes too
-        buffers = state.lease.room.buffers(len(lengths), longest)
+        longest = int(lengths.max())  # Removes padding that no remaining row needs.
+        buffers = state.pooled.workspace.buffers(len(lengths), longest)
         side = 1 - state.side
         for tensor in self._embeddings.segment.outputs:
-            before = cut(state.buffers.array(tensor, state.side), length_axes(tensor), longest)
+            before = first_tokens(state.buffers.array(tensor, state.side), length_axes(tensor), longest)
             after = buffers.array(tensor, side)
-            if tensor.role == "hidden":  # row by row: it is large, and a copy in between would be another
+            if tensor.role == "hidden":  # Row by row, without a copy in between: it is large.
                 for place, row in enumerate(np.flatnonzero(rows)):
                     after[place] = before[row]
             else:
-                after[...] = before[rows]  # a copy first: both are in one place
-        return BoundState(state.lease, buffers, side, lengths)
+                after[...] = before[rows]  # Copies first: both have the same memory.
+        return BoundState(state.pooled, buffers, side, lengths)
 
 
 def open_backend(

@@ -22,6 +22,7 @@ from berxit.runtime.bundle import Manifest, Segment
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.loop import Backend
 from berxit.runtime.manifest_checks import check_ports
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
@@ -82,7 +83,7 @@ def _shapes(segment: Segment, rows: int, length: int) -> str:
     return ",".join(f"{tensor.name}:{'x'.join(map(str, shape_of(tensor, rows, length)))}" for tensor in varying)
 
 
-class OnnxRuntimeGpuBackend:
+class OnnxRuntimeGpuBackend(Backend):
     """The loop's Backend. Pads inputs to the bundle's lengths and leaves them so: every new shape costs a GPU provider
     time. The rows of a call go in parts of ``max_batch``, the most that an engine takes."""
 

@@ -22,7 +22,15 @@ from openvino import opset13
 from berxit.devices import default_threads
 from berxit.runtime.backends import forking
 from berxit.runtime.backends.forking import REMEDY
-from berxit.runtime.backends.host import IDLE, FilesBackend, Lease, SegmentFile, cut, length_axes, opened_once
+from berxit.runtime.backends.host import (
+    IDLE,
+    FilesBackend,
+    PooledWorkspace,
+    SegmentFile,
+    first_tokens,
+    length_axes,
+    opened_once,
+)
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
@@ -32,8 +40,8 @@ from berxit.runtime.tokenization import TokenBatch
 
 
 @dataclass(frozen=True)
-class Step:
-    """A segment, its compiled file, and what is always fed to it."""
+class CompiledSegment:
+    """A segment with its compiled file and its constant inputs."""
 
     segment: Segment
     file: SegmentFile[ov.CompiledModel]
@@ -41,17 +49,17 @@ class Step:
 
 
 class Request:
-    """A step's infer request: reads tensors by role, and owns what it writes until it runs again."""
+    """An infer request of a segment: reads tensors by role. Its outputs are valid until it runs again."""
 
-    def __init__(self, step: Step) -> None:
-        compiled = step.file.open()
+    def __init__(self, segment: CompiledSegment) -> None:
+        compiled = segment.file.open()
         self._request = compiled.create_infer_request()
         places = {name: place for place, port in enumerate(compiled.inputs) for name in port.get_names()}
-        for name, tensor in step.constants.items():
+        for name, tensor in segment.constants.items():
             self._request.set_input_tensor(places[name], tensor)
-        self._inputs = [(places[tensor.name], tensor.role) for tensor in step.segment.varying]
+        self._inputs = [(places[tensor.name], tensor.role) for tensor in segment.segment.varying]
         places = {name: place for place, port in enumerate(compiled.outputs) for name in port.get_names()}
-        self._outputs = [(places[tensor.name], tensor.role) for tensor in step.segment.outputs]
+        self._outputs = [(places[tensor.name], tensor.role) for tensor in segment.segment.outputs]
 
     def run(self, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
         for place, role in self._inputs:
@@ -61,16 +69,17 @@ class Request:
 
 
 class Chain:
-    """The infer requests of one call at a time, made when they are first needed."""
+    """The infer requests of one call at a time, created at first use."""
 
     def __init__(self) -> None:
         self._requests: dict[int, tuple[Request, ...]] = {}
 
-    def run(self, step: Step, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
-        """The tensors with those that the step wrote. A step that repeats has two requests: none reads its own."""
-        layer, repeat = step.segment.layer, step.segment.repeat
+    def run(self, segment: CompiledSegment, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
+        """The tensors, updated with the segment's outputs. A segment that repeats has two requests, so that none reads
+        its own outputs."""
+        layer, repeat = segment.segment.layer, segment.segment.repeat
         if layer not in self._requests:
-            self._requests[layer] = tuple(Request(step) for _ in range(min(repeat, 2)))
+            self._requests[layer] = tuple(Request(segment) for _ in range(min(repeat, 2)))
         requests = self._requests[layer]
         for turn in range(repeat):
             tensors = {**tensors, **requests[turn % 2].run(tensors)}
@@ -79,17 +88,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class TensorState:
-    """B rows on their way through the layers. The chain writes over it with its next input."""
+    """State of B rows between two layers. The chain overwrites it with its next input."""
 
-    lease: Lease[Chain]
+    pooled: PooledWorkspace[Chain]
     tensors: dict[str, ov.Tensor]
-    """Role -> what the next layer reads: hidden (B, S, d), and what the embeddings made for all layers."""
+    """Role -> input of the next layer: hidden (B, S, d), and the outputs of the embeddings that all layers read."""
     lengths: npt.NDArray[np.int64]
     """(B,) tokens per row."""
 
 
 class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
-    """Runs segments with OpenVINO's CPU plug-in; the loop's Backend."""
+    """Runs segments with OpenVINO's CPU plug-in."""
 
     def __init__(
         self, bundle: BundleFolder, manifest: Manifest, threads: int, precision: str, *, lazy: bool = False
@@ -121,7 +130,7 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
 
         super().__init__(bundle, manifest, threads, open_file, lazy=lazy)
         self._embeddings, *layers = (
-            Step(segment, file, _constants(bundle, segment) if segment.layer else {})
+            CompiledSegment(segment, file, _constants(bundle, segment) if segment.layer else {})
             for segment, file in zip(manifest.segments, self._files, strict=True)
         )
         self._layers = dict(zip(self.exits, layers, strict=True))
@@ -129,27 +138,26 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
         self._idle: deque[Chain] = deque(maxlen=IDLE)
 
     def embed(self, batch: TokenBatch) -> TensorState:
-        lease = Lease(self._idle, Chain)
-        step = self._embeddings
-        ids = {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in step.segment.varying}
-        made = lease.room.run(step, ids)
-        if tuple(made["hidden"].shape)[:2] != batch.input_ids.shape:  # with one thread a failure raises nothing
+        pooled = PooledWorkspace(self._idle, Chain)
+        ids = {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in self._embeddings.segment.varying}
+        made = pooled.workspace.run(self._embeddings, ids)
+        if tuple(made["hidden"].shape)[:2] != batch.input_ids.shape:  # With one thread, OpenVINO raises no error.
             raise BerxitError(f"OpenVINO {ov.__version__} failed on an input of {batch.input_ids.shape[1]} tokens")
-        return TensorState(lease, {role: made[role] for role in self._length_axes}, batch.lengths)
+        return TensorState(pooled, {role: made[role] for role in self._length_axes}, batch.lengths)
 
     def layer(self, layer: int, state: TensorState) -> tuple[TensorState, Floats, Floats | None]:
-        tensors = state.lease.room.run(self._layers[layer], state.tensors)
+        tensors = state.pooled.workspace.run(self._layers[layer], state.tensors)
         lte = tensors["lte"].data.copy() if "lte" in tensors else None
         return replace(state, tensors=tensors), tensors["logits"].data.copy(), lte
 
     def keep(self, state: TensorState, rows: Bools) -> TensorState:
         lengths = state.lengths[rows]
-        longest = int(lengths.max())  # padding that no remaining row needs goes too
+        longest = int(lengths.max())  # Removes padding that no remaining row needs.
         kept = {
-            role: _tensor(cut(state.tensors[role].data, axes, longest)[rows])
+            role: _tensor(first_tokens(state.tensors[role].data, axes, longest)[rows])
             for role, axes in self._length_axes.items()
         }
-        return TensorState(state.lease, kept, lengths)
+        return TensorState(state.pooled, kept, lengths)
 
 
 def _tensor(array: npt.NDArray) -> ov.Tensor:

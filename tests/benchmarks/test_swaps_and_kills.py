@@ -28,6 +28,9 @@ def campaign(*arguments: object) -> dict:
     return found
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-pool", "openvino"])
 def test_swaps_mixes_no_prediction(bundle: Path, tmp_path: Path, backend: str) -> None:
     if backend == "openvino":

@@ -207,7 +207,7 @@ def test_export_keeps_an_existing_output_without_force(checkpoint: Path, tmp_pat
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists: choose another --output"):
         export(checkpoint, "onnxruntime", output)
     assert [path.name for path in output.iterdir()] == ["mine.txt"]
     export(checkpoint, "onnxruntime", output, force=True)
@@ -277,7 +277,7 @@ def test_regression_predicts_and_exits_as_the_evaluation(backbone_folders: dict,
     options = TrainingOptions(
         str(backbone_folders["bert"]), epochs=3, batch_size=16, learning_rate=3e-3, max_length=32, pooling="mean"
     )
-    checkpoint = fine_tune(task, data, options, tmp_path / "checkpoint", quiet=True)
+    checkpoint = fine_tune(task, data, options, tmp_path / "checkpoint")
     model, tokenizer = load_checkpoint(checkpoint)
     predictions = predict(model, tokenizer, task.read(data, "dev"))
     chosen = calibrate(checkpoint, data, rule=Keep(0.5, optimistic=True))
@@ -299,6 +299,7 @@ def test_regression_predicts_and_exits_as_the_evaluation(backbone_folders: dict,
     assert answer.scores == {"value": answer.label}
 
 
+@pytest.mark.slow
 def test_real_bert_is_exported_within_tolerance(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(shared("models", "bge-small-en"), tmp_path / "checkpoint")
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")

@@ -1,18 +1,18 @@
-"""A back end without a model: it gives out the outputs of a stored pass, row by row, and notes what it was asked."""
+"""Backend without a model: returns the outputs of a stored pass and records the calls."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.loop import Backend
 from berxit.runtime.tokenization import TokenBatch
 
 
-class StoredBackend:
-    """logits (B, n, C), lte (B, n) or None; the state is the rows (B,) that are still there."""
+class StoredBackend(Backend):
+    """logits (B, n, C), lte (B, n) or None; the state is the numbers (B,) of the remaining rows."""
 
     name = "stored"
-    threads = 1
 
     def __init__(self, logits: npt.NDArray, lte: npt.NDArray | None = None) -> None:
         self.logits = logits

@@ -114,7 +114,7 @@ def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Proxy]:
 
 
 @pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
-def test_a_mac_answers_as_the_evaluation_said(
+def test_predictions_match_evaluation(
     name: str, bundles: dict[str, Path], mac: type[Proxy], checkpoint: Path, data_folder: Path
 ) -> None:
     from berxit.train.checkpoint import load_checkpoint
@@ -122,7 +122,7 @@ def test_a_mac_answers_as_the_evaluation_said(
     from berxit.train.tasks import task_of
 
     model, tokenizer = load_checkpoint(checkpoint)
-    examples = task_of(model.config).read(data_folder, "dev")
+    examples = task_of(model.config).read(data_folder, "dev").head(16)
     stored = predict(model, tokenizer, examples)
     runner = EarlyExitRunner.load(bundles[name])
     assert runner.device is not None
@@ -136,14 +136,14 @@ def test_a_mac_answers_as_the_evaluation_said(
 
 
 @pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
-def test_golden_inputs_come_out_as_they_went_in(name: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_golden_outputs_are_reproduced(name: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles[name])
     backend = open_backend(bundles[name], manifest)
     golden = read_golden(bundles[name], manifest)
     assert max(differences(backend, golden, manifest.model.pad_token_id)) <= manifest.parity.atol
 
 
-def test_functions_of_one_package_are_loaded_by_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_functions_of_package_are_loaded_by_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["any"], read_manifest(bundles["any"]))
     assert [Path(path).name for path in mac.compiled] == ["model.mlpackage"]
     assert {Path(path).name for path, _, _ in mac.loaded} == {"model.mlpackage"}
@@ -156,13 +156,13 @@ def test_functions_of_one_package_are_loaded_by_name(bundles: dict[str, Path], m
 @pytest.mark.parametrize(
     ("name", "units"), [("coreml-ne", "CPU_AND_NE"), ("coreml-gpu", "CPU_AND_GPU"), ("coreml-cpu", "CPU_ONLY")]
 )
-def test_compute_units_are_a_back_end_each(name: str, units: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_each_compute_unit_is_a_backend(name: str, units: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
     runner = EarlyExitRunner.load(bundles["any"], backend=name)
     assert {used for _, _, used in mac.loaded} == {units}
     assert runner.backend.name == name
 
 
-def test_a_compiled_package_is_kept_for_the_next_runner(
+def test_compiled_package_is_cached(
     bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = read_manifest(bundles["any"])
@@ -176,20 +176,20 @@ def test_a_compiled_package_is_kept_for_the_next_runner(
     assert len(mac.compiled) == 2
 
 
-def test_packages_of_one_function_are_loaded_without_a_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_single_function_package_is_loaded_without_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["ios16"], read_manifest(bundles["ios16"]))
     assert [Path(path).stem for path in mac.compiled] == ["embeddings", "layer_01", "layer_02", "layer_03"]
     assert [Path(path).stem for path, _, _ in mac.loaded] == ["embeddings", "layer_01", "layer_02", "layer_03"]
     assert {function for _, function, _ in mac.loaded} == {""}
 
 
-def test_every_segment_and_length_is_warm_before_the_first_answer(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_load_warms_up_every_segment_and_length(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["fixed"], read_manifest(bundles["fixed"]))
     run = {(name, shapes["attention_bias"][-1]) for name, shapes in mac.calls if "attention_bias" in shapes}
     assert run == {(f"layer_{layer:02d}", length) for layer in (1, 2, 3) for length in (8, 16)}
 
 
-def test_a_row_is_padded_to_the_next_length(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_rows_are_padded_to_next_length(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles["fixed"])
     backend = open_backend(bundles["fixed"], manifest)
     rows = [[2, 6, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, *[6] * 7, 3]]
@@ -199,7 +199,7 @@ def test_a_row_is_padded_to_the_next_length(bundles: dict[str, Path], mac: type[
     assert [row["hidden"].shape for row in state.rows] == [(1, 32, 1, 8), (1, 32, 1, 8), (1, 32, 1, 16)]
 
 
-def test_a_row_longer_than_any_length_is_refused(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_predict_rejects_row_longer_than_all_lengths(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     backend = open_backend(bundles["fixed"], read_manifest(bundles["fixed"]))
     with pytest.raises(InputError, match=r"17 tokens is longer than the bundle takes \(16\)"):
         backend.embed(TokenBatch.pad([[2] * 17], [[0] * 17], 0))
@@ -207,7 +207,7 @@ def test_a_row_longer_than_any_length_is_refused(bundles: dict[str, Path], mac: 
     assert runner.predict("the cat sat on the mat " * 8).truncated
 
 
-def test_keep_drops_the_rows_that_left(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_keep_removes_exited_rows(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     backend = open_backend(bundles["any"], read_manifest(bundles["any"]))
     rows = [[2, 6, 7, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, 9, 3]]
     state, _, _ = backend.layer(1, backend.embed(TokenBatch.pad(rows, [[0] * len(row) for row in rows], 0)))
@@ -219,7 +219,7 @@ def test_keep_drops_the_rows_that_left(bundles: dict[str, Path], mac: type[Proxy
     np.testing.assert_array_equal(lte, all_lte[[0, 2]])
 
 
-def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_model_is_locked_between_threads(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     runner = EarlyExitRunner.load(bundles["any"])
     expected = runner.predict("the cat sat").scores
     found: list[Any] = []
@@ -239,7 +239,7 @@ def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: ty
     assert found == [expected] * 40
 
 
-def test_a_package_that_cannot_be_compiled_is_named(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+def test_open_names_package_that_cannot_be_compiled(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
     manifest = read_manifest(bundles["any"])
     bundle = shutil.copytree(bundles["any"], tmp_path / "bundle")
     package = bundle / manifest.segments[0].file
@@ -256,7 +256,7 @@ def test_a_package_that_cannot_be_compiled_is_named(bundles: dict[str, Path], ma
     assert not list((tmp_path / "cache").rglob("*.mlmodelc"))
 
 
-def test_a_function_that_cannot_be_loaded_is_named(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_open_names_function_that_cannot_be_loaded(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles["any"])
     open_backend(bundles["any"], manifest)
     *others, last = manifest.segments
@@ -267,7 +267,7 @@ def test_a_function_that_cannot_be_loaded_is_named(bundles: dict[str, Path], mac
         open_backend(bundles["any"], wrong)
 
 
-def test_a_damaged_compiled_package_can_be_removed(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+def test_open_names_damaged_compiled_package(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
     manifest = read_manifest(bundles["any"])
     open_backend(bundles["any"], manifest)
     kept = next((tmp_path / "cache").rglob("*.mlmodelc"))
@@ -279,7 +279,7 @@ def test_a_damaged_compiled_package_can_be_removed(bundles: dict[str, Path], mac
     open_backend(bundles["any"], manifest)
 
 
-def test_a_prediction_that_fails_is_told_in_one_line(
+def test_failed_prediction_raises_one_line_error(
     bundles: dict[str, Path], mac: type[Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: Proxy, feeds: Tensors, state: Any) -> Tensors:
@@ -293,7 +293,7 @@ def test_a_prediction_that_fails_is_told_in_one_line(
     assert "\n" not in str(failure.value)
 
 
-def test_a_cache_that_cannot_be_written_is_told(
+def test_open_reports_unwritable_cache(
     bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -302,7 +302,7 @@ def test_a_cache_that_cannot_be_written_is_told(
         open_backend(bundles["any"], read_manifest(bundles["any"]))
 
 
-def test_elsewhere_than_on_a_mac_one_line_says_what_is_missing(
+def test_open_outside_macos_names_missing_requirement(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend_module.platform, "system", lambda: "Linux")

@@ -34,7 +34,7 @@ def manifest(bundle: Path) -> Manifest:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all"])
-def test_a_segment_that_cannot_be_loaded_is_named(bundle: Path, tmp_path: Path, content: bytes) -> None:
+def test_open_names_segment_that_cannot_be_loaded(bundle: Path, tmp_path: Path, content: bytes) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     file = copy / "segments" / "layer_02.onnx"
     file.write_bytes(content)
@@ -46,7 +46,7 @@ def test_a_segment_that_cannot_be_loaded_is_named(bundle: Path, tmp_path: Path, 
     assert "\n" not in str(failure.value)
 
 
-def test_a_constant_of_the_wrong_size_is_named(bundle: Path, manifest: Manifest, tmp_path: Path) -> None:
+def test_open_names_constant_of_wrong_size(bundle: Path, manifest: Manifest, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     (copy / "weight.bin").write_bytes(b"\0" * 8)
     constants = {"token_weights": TensorFile("weight.bin", sha256(copy / "weight.bin"), "float32", (3,))}
@@ -75,7 +75,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return files
 
 
-def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_layers_with_same_file_share_session(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     again = dataclasses.replace(manifest.segments[1], layer=2)
     shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
     backend = open_backend(bundle, shared, 1)
@@ -86,17 +86,17 @@ def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest
     assert (first != second).any()
 
 
-def test_what_layers_share_is_open_for_all_of_them(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_lazy_open_of_shared_file_opens_all_its_layers(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     again = dataclasses.replace(manifest.segments[1], layer=2)
     shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
     lazy = open_backend(bundle, shared, 1, lazy=True)
     lazy.layer(1, lazy.embed(read_golden(bundle, manifest).batch(0)))
     assert opened == ["embeddings", "layer_01"]
-    assert lazy.opening_seconds(2) == 0.0  # type: ignore[attr-defined]
-    assert lazy.opening_seconds(3) > 0.0  # type: ignore[attr-defined]
+    assert lazy.opening_seconds(2) == 0.0
+    assert lazy.opening_seconds(3) > 0.0
 
 
-def test_runners_of_one_bundle_share_its_sessions(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_runners_of_same_bundle_share_sessions(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     backends = [open_backend(bundle, manifest, 1) for _ in range(3)]
     assert opened == ["embeddings", "layer_01", "layer_02", "layer_03"]
     backends.append(open_backend(bundle, manifest, 2))
@@ -107,9 +107,7 @@ def test_runners_of_one_bundle_share_its_sessions(bundle: Path, manifest: Manife
     assert len(opened) == 12  # closed with the last runner that held them
 
 
-def test_a_session_is_found_by_content_and_not_by_path(
-    bundle: Path, manifest: Manifest, tmp_path: Path, opened: list[str]
-) -> None:
+def test_sessions_are_shared_by_content(bundle: Path, manifest: Manifest, tmp_path: Path, opened: list[str]) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     before = open_backend(copy, manifest, 1)
     shutil.copyfile(copy / "segments" / "layer_03.onnx", copy / "segments" / "layer_02.onnx")
@@ -121,7 +119,7 @@ def test_a_session_is_found_by_content_and_not_by_path(
     np.testing.assert_array_equal(after.layer(2, state)[1], before.layer(3, state)[1])
 
 
-def test_lazy_opens_a_layer_when_an_input_first_gets_there(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_lazy_opens_layer_at_first_use(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     lazy = EarlyExitRunner.load(bundle, threads=1, lazy=True)
     assert opened == ["embeddings"]
     text = "the cat sat on the mat"
@@ -136,14 +134,14 @@ def test_lazy_opens_a_layer_when_an_input_first_gets_there(bundle: Path, manifes
     assert [a.scores for a in deep] == [a.scores for a in eager.answer([text], eager.policy.at_depth(3))]
 
 
-def test_lazy_from_several_threads_opens_a_layer_once(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_lazy_opens_layer_once_from_several_threads(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1, lazy=True)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: runner.answer(["a dog"], runner.policy.at_depth(3)), range(8)))
     assert sorted(opened) == ["embeddings", "layer_01", "layer_02", "layer_03"]
 
 
-def test_lazy_is_refused_by_a_back_end_that_cannot(
+def test_load_rejects_lazy_for_unsupported_backend(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnxruntime", (dataclasses.replace(BACKENDS["onnxruntime"][0], lazy=False),))
@@ -180,7 +178,7 @@ print(varied, after, resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_memory_does_not_grow_with_every_length_and_is_given_back_after_a_large_batch(bundle: Path) -> None:
+def test_memory_is_bounded_over_lengths_and_freed_after_large_batch(bundle: Path) -> None:
     """In a process of its own: the arena is shared."""
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, str(bundle)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -205,7 +203,7 @@ def every_exit(backend: Any, state: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_weights_go_with_the_last_runner_at_once(bundle: Path, manifest: Manifest, name: str) -> None:
+def test_weights_are_freed_with_last_runner(bundle: Path, manifest: Manifest, name: str) -> None:
     """Without waiting for the garbage collector: tuning opens one candidate after another."""
     if name == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install -e '.[openvino]'")
@@ -244,7 +242,7 @@ print(grown, resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_a_large_batch_beside_a_half_read_stream_is_given_back(bundle: Path) -> None:
+def test_large_batch_during_open_stream_is_freed(bundle: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HALF_READ, str(bundle)], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -271,7 +269,7 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_a_table_takes_no_memory_before_it_is_looked_up(tmp_path: Path) -> None:
+def test_embedding_table_is_not_resident_before_lookup(tmp_path: Path) -> None:
     np.zeros((1 << 16, 256), np.float32).tofile(tmp_path / "table.bin")
     done = subprocess.run(
         [sys.executable, "-c", TABLE, str(tmp_path), sha256(tmp_path / "table.bin")],
@@ -283,7 +281,7 @@ def test_a_table_takes_no_memory_before_it_is_looked_up(tmp_path: Path) -> None:
     assert float(done.stdout) < 8  # MiB; the table has 64
 
 
-def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
+def test_keep_removes_rows_and_unneeded_padding(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     batch = rows_of(manifest, [4, 8, 3])
     (_, (expected, expected_lte), *_) = every_exit(backend, backend.embed(batch))
@@ -299,7 +297,7 @@ def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, man
     np.testing.assert_allclose(lte, expected_lte[[0, 2]], atol=1e-5)
 
 
-def test_keeping_all_rows_changes_nothing(bundle: Path, manifest: Manifest) -> None:
+def test_keep_of_all_rows_changes_nothing(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     expected = every_exit(backend, backend.embed(rows_of(manifest, [5, 7])))
     kept = backend.keep(backend.embed(rows_of(manifest, [5, 7])), np.array([True, True]))
@@ -308,7 +306,7 @@ def test_keeping_all_rows_changes_nothing(bundle: Path, manifest: Manifest) -> N
         np.testing.assert_array_equal(lte, lte_again)
 
 
-def test_answers_do_not_depend_on_what_was_computed_before(bundle: Path, manifest: Manifest) -> None:
+def test_outputs_do_not_depend_on_previous_inputs(bundle: Path, manifest: Manifest) -> None:
     """More shapes than stay tied, growing, shrinking, large and small by turns, all in one workspace."""
     backend = open_backend(bundle, manifest, 1)
     cases = [[length] for length in range(3, 16)] + [[rows % 9 + 3] * rows for rows in range(1, 80)]
@@ -322,7 +320,7 @@ def test_answers_do_not_depend_on_what_was_computed_before(bundle: Path, manifes
     assert len(backend._idle) == 1  # type: ignore[attr-defined]
 
 
-def test_what_is_answered_stays_when_the_next_input_is(bundle: Path, manifest: Manifest) -> None:
+def test_outputs_are_not_overwritten_by_next_input(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     _, logits, lte = backend.layer(1, backend.embed(rows_of(manifest, [6])))
     before = logits.copy(), np.array(lte)
@@ -331,7 +329,7 @@ def test_what_is_answered_stays_when_the_next_input_is(bundle: Path, manifest: M
     np.testing.assert_array_equal(lte, before[1])
 
 
-def test_a_call_in_the_middle_of_another_does_not_disturb_it(bundle: Path) -> None:
+def test_interleaved_calls_do_not_interfere(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     expected = [answer.scores for answer in runner.stream("the cat sat on the mat")]
     stream = runner.stream("the cat sat on the mat")
@@ -341,7 +339,7 @@ def test_a_call_in_the_middle_of_another_does_not_disturb_it(bundle: Path) -> No
     assert [*found, *(answer.scores for answer in stream)] == expected
 
 
-def test_threads_that_ask_at_once_do_not_disturb_each_other(bundle: Path) -> None:
+def test_concurrent_threads_do_not_interfere(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     texts = [" ".join(["the cat"] * (1 + i % 7)) for i in range(40)]
     expected = [runner.answer([text], runner.policy.at_depth(3))[0].scores for text in texts]
@@ -350,7 +348,7 @@ def test_threads_that_ask_at_once_do_not_disturb_each_other(bundle: Path) -> Non
     assert found == expected
 
 
-def test_outputs_have_their_shapes(bundle: Path, manifest: Manifest) -> None:
+def test_outputs_have_expected_shapes(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     batch = read_golden(bundle, manifest).batch(0)
     _, logits, lte = backend.layer(1, backend.embed(batch))

@@ -55,7 +55,7 @@ told(EarlyExitRunner.load, folder, tune=True)
 
 
 @pytest.mark.parametrize("who", ["us", "app"])
-def test_one_pool_serves_all_sessions(
+def test_pool_is_shared_by_all_sessions(
     bundle: Path, manifest: Manifest, who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a process of its own: it cannot be undone."""
@@ -81,7 +81,7 @@ def test_one_pool_serves_all_sessions(
     assert not list(tmp_path.rglob("*.json"))  # nothing that another process would take for the fastest
 
 
-def test_one_pool_is_not_tried_by_tuning(bundle: Path, manifest: Manifest) -> None:
+def test_tune_omits_pool_backend(bundle: Path, manifest: Manifest) -> None:
     tried = tune(bundle, manifest, threads=1, seconds=0, accept_noise=True)
     assert "onnxruntime-pool" not in {each.backend for each in tried}
     with pytest.raises(InputError, match="backend 'onnxruntime-pool' cannot be tuned"):

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ def manifest(bundle: Path) -> Manifest:
 
 @pytest.fixture
 def slow_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Two threads cost 20 ms more per input, whatever the back end; what was opened, in order."""
+    """Two threads cost 8 ms more per input, whatever the back end; what was opened, in order."""
     opened = []
 
     def opener(folder: Path, manifest: Manifest, threads: int, *, backend: str) -> Any:
@@ -39,18 +40,21 @@ def slow_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]
         real = open_backend(folder, manifest, threads, backend=backend)
         if threads == 2:
             embed = real.embed
-            real.embed = lambda batch: (time.sleep(0.02), embed(batch))[1]  # type: ignore[method-assign]
+            real.embed = lambda batch: (time.sleep(0.008), embed(batch))[1]  # type: ignore[method-assign]
         return real
 
     monkeypatch.setattr(berxit.runtime.tuning, "open_backend", opener)
+    monkeypatch.setattr(berxit.runtime.tuning, "tune", partial(tune, seconds=0))
     monkeypatch.setattr(berxit.runtime.tuning, "thread_counts", lambda: [2, 1])
     return opened
 
 
-def test_the_fastest_comes_first(bundle: Path, manifest: Manifest, slow_on_two_threads: list[tuple[str, int]]) -> None:
+def test_tune_returns_fastest_first(
+    bundle: Path, manifest: Manifest, slow_on_two_threads: list[tuple[str, int]]
+) -> None:
     tried = tune(bundle, manifest, backend="onnxruntime", seconds=0)
     assert [(each.backend, each.threads) for each in tried] == [("onnxruntime", 1), ("onnxruntime", 2)]
-    assert tried[1].median_ms - tried[0].median_ms > 10
+    assert tried[1].median_ms - tried[0].median_ms > 4
     assert str(tried[0]) == "--backend onnxruntime --threads 1"
     there, back = [("onnxruntime", 2), ("onnxruntime", 1)], [("onnxruntime", 1), ("onnxruntime", 2)]
     assert slow_on_two_threads == [*there, *back]
@@ -62,7 +66,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_fastest_is_remembered_for_bundle_and_machine(
+def test_fastest_caches_result_per_bundle_and_machine(
     bundle: Path, manifest: Manifest, cache: Path, slow_on_two_threads: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     found = fastest(bundle, manifest, backend="onnxruntime")
@@ -80,7 +84,7 @@ def test_the_fastest_is_remembered_for_bundle_and_machine(
     assert len(slow_on_two_threads) == 2 * opened + 2
 
 
-def test_fastest_warns_once_where_the_cache_cannot_be_written(
+def test_fastest_warns_once_if_cache_cannot_be_written(
     bundle: Path,
     manifest: Manifest,
     cache: Path,
@@ -96,7 +100,7 @@ def test_fastest_warns_once_where_the_cache_cannot_be_written(
     assert "backend='onnxruntime', threads=1" in message
 
 
-def test_fastest_logs_before_it_measures_and_shows_progress(
+def test_fastest_logs_and_shows_progress(
     bundle: Path,
     manifest: Manifest,
     cache: Path,
@@ -113,14 +117,14 @@ def test_fastest_logs_before_it_measures_and_shows_progress(
     EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime", progress=progress)
     assert steps == [-4, 1, 1, 1, 1]
     (record,) = caplog.records
-    assert "measuring which of 2 ways to run" in record.getMessage()
-    assert "2 s or more, once" in record.getMessage()
+    assert "measuring 2 combinations of backend and threads for" in record.getMessage()
+    assert "once, 2 s or more" in record.getMessage()
     caplog.clear()
     EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")  # remembered: nothing to wait for
     assert caplog.records == []
 
 
-def test_tune_leaves_out_backends_of_another_precision_unless_named(
+def test_tune_omits_backends_of_another_precision_unless_named(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(berxit.runtime.tuning, "thread_counts", lambda: [1, 2])
@@ -132,7 +136,7 @@ def test_tune_leaves_out_backends_of_another_precision_unless_named(
     assert candidates_of(bundle, manifest, "openvino-bf16", None) == [("openvino-bf16", 1), ("openvino-bf16", 2)]
 
 
-def test_fastest_forgets_what_another_list_of_candidates_chose(
+def test_fastest_ignores_cache_of_other_candidates(
     bundle: Path,
     manifest: Manifest,
     cache: Path,
@@ -146,33 +150,33 @@ def test_fastest_forgets_what_another_list_of_candidates_chose(
     assert len(slow_on_two_threads) == opened + 2
 
 
-def test_a_runner_takes_the_fastest(bundle: Path, cache: Path, slow_on_two_threads: list[tuple[str, int]]) -> None:
+def test_load_with_tune_uses_fastest(bundle: Path, cache: Path, slow_on_two_threads: list[tuple[str, int]]) -> None:
     runner = EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")
     assert (runner.backend.name, runner.backend.threads) == ("onnxruntime", 1)
     assert EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime", threads=2).backend.threads == 2
 
 
-def test_what_is_off_the_checkpoint_is_left_out(
+def test_tune_rejects_backend_that_differs_from_checkpoint(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(berxit.runtime.tuning, "differences", lambda *_: [0.0, float("nan"), 0.0])
-    with pytest.raises(BerxitError, match="nothing here can run it: by onnxruntime an exit is nan off the checkpoint"):
+    with pytest.raises(BerxitError, match=r"no installed backend can run it: .* differs from the checkpoint by nan"):
         tune(bundle, manifest, backend="onnxruntime", threads=1, seconds=0)
 
 
-def test_an_unknown_back_end_is_refused(bundle: Path, manifest: Manifest) -> None:
+def test_tune_rejects_unknown_backend(bundle: Path, manifest: Manifest) -> None:
     with pytest.raises(InputError, match="no back end 'abacus'"):
         tune(bundle, manifest, backend="abacus")
 
 
-def test_thread_counts_end_with_the_default() -> None:
+def test_thread_counts_end_with_default() -> None:
     counts = thread_counts()
     assert counts == sorted(set(counts))
     assert counts[-1] == default_threads()
     assert counts[0] == 1
 
 
-def test_the_bench_tells_what_it_tried(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_reports_tuning_results(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--queries", "1", "--seconds", "0", "--thresholds", "1", "--quiet", "--output", str(tmp_path / "out")]
     assert status_of(command, [str(bundle), "--tune", "--backend", "onnxruntime", "--threads", "1", *short]) == 0
     out = capsys.readouterr().out
@@ -180,7 +184,7 @@ def test_the_bench_tells_what_it_tried(bundle: Path, tmp_path: Path, capsys: pyt
     assert "| tried: back end" in out
 
 
-def test_nothing_is_chosen_on_a_busy_machine(
+def test_tune_raises_on_busy_machine(
     bundle: Path, manifest: Manifest, cache: Path, busy_machine: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(NoisyError, match=r"noisy measurement: the machine is busy: no backend is chosen"):
@@ -190,7 +194,7 @@ def test_nothing_is_chosen_on_a_busy_machine(
     assert "--accept-noise" in capsys.readouterr().err
 
 
-def test_an_app_starts_on_a_busy_machine_and_remembers_nothing(
+def test_load_with_tune_on_busy_machine_caches_nothing(
     bundle: Path, cache: Path, busy_machine: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime", threads=1)

@@ -1,4 +1,4 @@
-"""The threshold that is chosen, and what is refused."""
+"""Calibration: the stored policy and pass, and rejected data and files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_read_policy_reports_a_damaged_file_in_one_line(copy: Path) -> None:
         "damaged": "{",
         "key 'policy' is missing": json.dumps({"calibration": whole["calibration"]}),
         "unknown key 'extra'": json.dumps({**whole, "extra": 1}),
-        "does not belong there": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": "high"}}),
+        "unexpected value": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": "high"}}),
         "out of range": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": [2.0, 2.0]}}),
     }
     for message, text in damages.items():
@@ -160,26 +160,26 @@ def test_calibrate_skips_and_counts_bad_rows(copy: Path, data_folder: Path, tmp_
     rows = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
     bad = tmp_path / "bad.tsv"
     bad.write_text("\n".join([*rows, "one\ttwo\tthree", "the dog\tfish"]) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 50: 3 columns where the header has 2"):
+    with pytest.raises(InputError, match="line 50: 3 columns, but the header has 2"):
         calibrate(copy, bad)
-    said: list[str] = []
-    assert calibrate(copy, bad, skip_bad_rows=True, report=said.append).examples == 48
-    assert said == [f"left out 2 bad rows of {bad}, the first: {bad}, line 50: 3 columns where the header has 2"]
+    lines: list[str] = []
+    assert calibrate(copy, bad, skip_bad_rows=True, report=lines.append).examples == 48
+    assert lines == [f"skipped 2 bad rows of {bad}, the first: {bad}, line 50: 3 columns, but the header has 2"]
 
 
 def test_calibrate_uses_the_gpu(copy: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
+    devices: list[object] = []
     load = calibration_module.load_checkpoint
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(
-        calibration_module, "load_checkpoint", lambda folder, device: asked.append(str(device)) or load(folder)
+        calibration_module, "load_checkpoint", lambda folder, device: devices.append(str(device)) or load(folder)
     )
     calibrate(copy, data_folder)
-    assert asked == ["cuda:0"]
+    assert devices == ["cuda:0"]
 
 
 def with_pass_of_other_data(checkpoint: Path, data: Path) -> None:
-    """The pass of a calibration on other data beside the old policy, as a kill between the two files left it."""
+    """Stores the pass of a calibration on other data with the old policy, as a kill between the two files did."""
     other, rows = checkpoint.with_name("other.tsv"), (data / "dev.tsv").read_text(encoding="utf-8").splitlines()
     other.write_text("\n".join([*rows[:1], *rows[11:]]) + "\n", encoding="utf-8")
     policy = (checkpoint / POLICY_FILE).read_bytes()
@@ -188,7 +188,7 @@ def with_pass_of_other_data(checkpoint: Path, data: Path) -> None:
 
 
 def without_pass_sha256(checkpoint: Path) -> None:
-    """As checkpoints were written before the policy recorded its pass."""
+    """Rewrites the policy as older versions did, without the hash of its pass."""
     data = json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))
     del data["pass_sha256"]
     for name in ("constant_score", "positive", "warnings"):
@@ -235,14 +235,14 @@ def test_stored_pass_names_a_missing_and_a_damaged_file(copy: Path) -> None:
 
 
 def test_export_with_exits_rejects_the_pass_of_an_interrupted_calibration(
-    copy: Path, data_folder: Path, tmp_path: Path
+    copy: Path, data_folder: Path, tmp_path: Path, quiet_machine: None
 ) -> None:
     with_pass_of_other_data(copy, data_folder)
     for exits in ((2,), "auto"):
         with pytest.raises(BerxitError, match=r"is not the pass from which exit_policy\.json was chosen"):
             export(copy, "onnxruntime", tmp_path / "bundle", options=ExportOptions(exits=exits))
     assert not (tmp_path / "bundle").exists()
-    export(copy, "onnxruntime", tmp_path / "bundle")  # needs the policy only
+    export(copy, "onnxruntime", tmp_path / "bundle")  # Needs the policy only.
 
 
 def test_calibrate_rejects_data_of_one_class_and_keeps_the_policy(

@@ -1,4 +1,4 @@
-"""Policies and scores at chance come with a warning that states what to try next."""
+"""Warnings about policies and scores at chance, with their advice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ROWS = 400
 
 
 def exits(*accuracies: float, positives: float = 0.68, metric: str = "f1", rows: int = ROWS) -> Predictions:
-    """Layers of two classes that agree with the labels in these shares of the rows; NaN stands for class 1 always."""
+    """Predictions of two classes. ``accuracies``: share of the rows in which each layer agrees with the
+    label; NaN: the layer always predicts class 1."""
     rng = np.random.default_rng(0)
     labels = (np.arange(rows) < positives * rows).astype(int)
     logits = np.zeros((rows, len(accuracies), 2), np.float32)
@@ -39,7 +40,7 @@ def calibrated(predictions: Predictions, rule: Rule) -> Calibration:
 
 
 def test_choose_warns_of_a_constant_policy() -> None:
-    """MRPC with --keep 0.95: layer 1 predicts 'equivalent' for every row, which keeps that much of F1."""
+    """MRPC with --keep 0.95: layer 1 predicts 'equivalent' for every row, which keeps 0.95 of F1."""
     found = calibrated(exits(ALWAYS_ONE, 0.84, 0.86), Keep(0.85, optimistic=True))
     assert found.average_exit_layer == 1
     assert found.score == pytest.approx(found.constant_score)

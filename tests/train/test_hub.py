@@ -99,7 +99,7 @@ def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch, 
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(BerxitError, match=r"cannot fetch nyu-mll/glue from the hub: Couldn't reach.* Give --data"):
+    with pytest.raises(BerxitError, match=r"cannot download nyu-mll/glue from the hub: Couldn't reach.* Give --data"):
         fetch("rte", "dev")
     assert not cache.exists()
 

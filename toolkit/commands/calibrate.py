@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from berxit.runtime.console import debug_option, progress_bar
+from berxit.toolkit.api import calibrate, check_rules, default_bundle
 from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
     criterion_option,
-    data_for,
     data_option,
-    default_bundle,
-    hush_libraries,
     quiet_option,
+    say,
+    silence_library_logs,
     skip_bad_rows_option,
     split_option,
     warn,
 )
-
-if TYPE_CHECKING:
-    from berxit.train.rules import Rule
 
 
 @click.command("calibrate")
@@ -67,78 +63,31 @@ def command(
     at most this much on average, with probability 1 - DELTA. --budget-ms: the best score within this mean latency.
     Exports copy the threshold into their bundles.
     """
-    check_exclusive(keep, risk, budget_ms, bench, delta=delta, optimistic=optimistic)
-    hush_libraries()
-    from berxit.train.calibration import POLICY_FILE, calibrate
-    from berxit.train.checkpoint import read_config
+    check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)  # before torch is imported
+    silence_library_logs()
+    from berxit.train.calibration import POLICY_FILE
 
-    task_name = read_config(checkpoint)["task"]
-    rule = rule_for(
-        checkpoint, keep, risk, budget_ms, bench, delta=delta, optimistic=optimistic, accept_noise=accept_noise
-    )
     chosen = calibrate(
         checkpoint,
-        data_for(task_name, data, split),
+        data,
+        keep=keep,
+        risk=risk,
+        delta=delta,
+        optimistic=optimistic,
+        budget_ms=budget_ms,
+        bench=bench,
+        accept_noise=accept_noise,
         split=split,
         criterion=criterion,
-        rule=rule,
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,
         progress=progress_bar("calibrating", quiet),
-        report=lambda line: click.echo(line, err=True),
+        report=say,
     )
     click.echo(f"{chosen.description}:")
     click.echo(chosen.summary())
     click.echo(f"written: {checkpoint / POLICY_FILE}")
     warn(chosen.warnings)
-    there = default_bundle(checkpoint, "onnxruntime").exists()
-    click.echo(f"next: berxit-export --target onnxruntime {shlex.quote(str(checkpoint))}{' --force' if there else ''}")
-
-
-def check_exclusive(
-    keep: float | None,
-    risk: float | None,
-    budget_ms: float | None,
-    bench: Path | None,
-    *,
-    delta: float | None = None,
-    optimistic: bool = False,
-) -> None:
-    """Raises UsageError for two rules at once, or a rule's option without the rule."""
-    rules = {"--keep": keep, "--risk": risk, "--budget-ms": budget_ms}
-    given = [flag for flag, value in rules.items() if value is not None]
-    if len(given) > 1:
-        raise click.UsageError(f"{' and '.join(given)} exclude each other: choose one")
-    if optimistic and (risk is not None or budget_ms is not None):
-        raise click.UsageError("--optimistic goes with --keep")
-    if delta is not None and (optimistic or budget_ms is not None):
-        raise click.UsageError("--delta goes with --keep or --risk, and not with --optimistic")
-    if bench is not None and budget_ms is None:
-        raise click.UsageError("--bench goes with --budget-ms")
-    if budget_ms is not None and bench is None:
-        raise click.UsageError("--budget-ms needs --bench bench.json: export CHECKPOINT, then berxit-bench the bundle")
-
-
-def rule_for(
-    checkpoint: Path,
-    keep: float | None,
-    risk: float | None,
-    budget_ms: float | None,
-    bench: Path | None,
-    *,
-    delta: float | None = None,
-    optimistic: bool = False,
-    accept_noise: bool = False,
-) -> Rule:
-    """The calibration rule of the options, for this checkpoint."""
-    from berxit.train.configuration import MultiExitConfig
-    from berxit.train.rules import DELTA, Budget, Keep, Risk
-
-    delta = DELTA if delta is None else delta
-    if risk is not None:
-        return Risk(risk, delta)
-    if budget_ms is not None and bench is not None:
-        return Budget.of_bench(
-            budget_ms, bench, MultiExitConfig.from_pretrained(str(checkpoint)), accept_noise=accept_noise
-        )
-    return Keep(0.99 if keep is None else keep, delta, optimistic)
+    exported = default_bundle(checkpoint, "onnxruntime").exists()
+    force = " --force" if exported else ""
+    click.echo(f"next: berxit-export --target onnxruntime {shlex.quote(str(checkpoint))}{force}")

@@ -22,6 +22,7 @@ NEEDED_FOR = {
     "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
     "study": "repeat the paper's experiments",
+    "hub": "download and publish models on the Hugging Face hub",
 }
 
 

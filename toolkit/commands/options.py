@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.cache import cache_folder
 from berxit.runtime.policies import CRITERIA
 
 PATH = click.Path(path_type=Path)
@@ -33,15 +32,9 @@ force_option = click.option("--force", is_flag=True, help="Replace an output tha
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 
 
-def data_for(task_name: str, data: Path | None, split: str) -> Path:
-    """--data, or the task's data from the hub, with that split; says so when it has to be fetched."""
-    from berxit.train.hub import fetch
-
-    if data is not None:
-        return data
-    if not (cache_folder() / "data" / task_name).is_dir():
-        click.echo(f"fetching {task_name} from the Hugging Face hub; --data takes local files instead", err=True)
-    return fetch(task_name, split)
+def say(line: str) -> None:
+    """Prints a line on standard error."""
+    click.echo(line, err=True)
 
 
 def warn(messages: Iterable[str]) -> None:
@@ -50,13 +43,8 @@ def warn(messages: Iterable[str]) -> None:
         click.secho(f"warning: {message}", fg="yellow", bold=True, err=True)
 
 
-def default_bundle(checkpoint: Path, target: str) -> Path:
-    """Where berxit-export writes a bundle without --output."""
-    return checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
-
-
-def hush_libraries() -> None:
-    """The libraries' own notes and bars stay off the screen; ours say what matters. Call before importing torch."""
+def silence_library_logs() -> None:
+    """Hides log messages and progress bars of torch, transformers and coremltools. Call it before importing torch."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module="torch|transformers|onnx")
     import huggingface_hub

@@ -12,10 +12,10 @@ from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     criterion_option,
-    data_for,
     data_option,
-    hush_libraries,
     quiet_option,
+    say,
+    silence_library_logs,
     split_option,
 )
 from berxit.toolkit.studies import STUDIES, find_study
@@ -56,15 +56,16 @@ def command(
     runs over the data once; the pass is kept in OUTPUT/passes and serves the next study. Writes NAME-TASK.md, .json
     and .png.
     """
-    hush_libraries()
+    silence_library_logs()
     study = find_study(name)
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'")
     from berxit.toolkit.studies.request import Request
     from berxit.train.checkpoint import read_config
+    from berxit.train.hub import task_data
 
     if name not in WITHOUT_DATA:
-        data = data_for(read_config(checkpoints[0])["task"], data, split)
+        data = task_data(read_config(checkpoints[0])["task"], data, split, say)
     request = Request(
         paths=checkpoints,
         output=output,

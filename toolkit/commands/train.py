@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, progress_bar
 from berxit.toolkit.commands.options import (
     PATH,
-    data_for,
     data_option,
     force_option,
-    hush_libraries,
     quiet_option,
+    say,
+    silence_library_logs,
     skip_bad_rows_option,
 )
 from berxit.train.strategies import STRATEGIES
@@ -95,12 +95,9 @@ def command(
     quiet: bool,
 ) -> None:
     """Fine-tune an encoder so that every layer can answer."""
-    hush_libraries()
-    from berxit.train.checkpoint import DEV_FILE
-    from berxit.train.fine_tuning import fine_tune, has_dev, refuse_other_than_checkpoint
+    silence_library_logs()
+    from berxit.toolkit.api import fine_tune
     from berxit.train.options import TrainingOptions
-    from berxit.train.tasks import custom_task, get_task
-    from berxit.train.trainer import processes_here
 
     options = TrainingOptions(
         model=model,
@@ -125,51 +122,34 @@ def command(
         dev_fraction=dev_fraction,
         skip_bad_rows=skip_bad_rows,
     )
-    if task_name != "custom" and (text_columns or label_column or regression or metric or positive):
-        get_task(task_name)
-        raise click.UsageError(
-            "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
-            f" {task_name}"
-        )
-    refuse_other_than_checkpoint(output, force)
-    processes = processes_here()
-    if task_name == "custom":
-        data = data_for(task_name, data, "train")
-        task = custom_task(
-            data,
-            text_columns or ("text",),
-            label_column or "label",
-            regression=regression,
-            metric=metric,
-            positive=positive,
-            skip_bad_rows=skip_bad_rows,
-        )
-    else:
-        task = get_task(task_name)
-        with processes.local_main_process_first():  # of a machine's processes one fetches, the others find it there
-            data = data_for(task_name, data, "train")
-    fine_tune(
-        task,
-        data,
+    result = fine_tune(
         options,
+        data,
         output,
-        logs=tensorboard,
+        task=task_name,
+        text_columns=text_columns,
+        label_column=label_column,
+        regression=regression,
+        metric=metric,
+        positive=positive,
+        tensorboard=tensorboard,
         force=force,
-        quiet=quiet,
-        report=lambda line: click.echo(line, err=True),
+        progress=progress_bar("fine-tuning", quiet),
+        report=say,
     )
-    if processes.is_main_process:  # under torchrun, one of several
-        click.echo(f"checkpoint: {output}")
-        if not has_dev(data) and dev_fraction is None:
-            click.echo(
-                f"{data} has no dev split, on which exits are calibrated: train again and hold out a tenth of it"
-            )
-            again = [*given_arguments(), "--dev-fraction", "0.1", *([] if force else ["--force"])]
-            click.echo(f"next: berxit-train {shlex.join(again)}")
-            return
-        dev = output / DEV_FILE if dev_fraction is not None else data
-        skip = ["--skip-bad-rows"] if skip_bad_rows else []
-        click.echo(f"next: berxit-calibrate {shlex.join([str(output), '--data', str(dev), *skip])}")
+    if not result.main_process:
+        return
+    click.echo(f"checkpoint: {result.checkpoint}")
+    if result.calibration_data is None:
+        click.echo(
+            f"{result.data} has no dev split, which calibration needs: train again and hold out a tenth of the rows"
+        )
+        again = [*given_arguments(), "--dev-fraction", "0.1", *([] if force else ["--force"])]
+        click.echo(f"next: berxit-train {shlex.join(again)}")
+        return
+    skip = ["--skip-bad-rows"] if skip_bad_rows else []
+    calibrate = [str(result.checkpoint), "--data", str(result.calibration_data), *skip]
+    click.echo(f"next: berxit-calibrate {shlex.join(calibrate)}")
 
 
 def given_arguments() -> list[str]:

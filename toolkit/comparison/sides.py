@@ -109,9 +109,6 @@ def _bundle(path: Path, threads: int | None) -> Side:
 
 def _checkpoint(path: Path) -> Side:
     """A checkpoint in PyTorch, in float64: differences are then the other side's rounding alone."""
-    from berxit.toolkit.commands.options import hush_libraries
-
-    hush_libraries()
     import torch
 
     from berxit.exporters.writing import model_info

@@ -17,7 +17,7 @@ from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, drawable
 from berxit.toolkit.studies.request import Request, StudyRun
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
-from berxit.train.metrics import METRICS
+from berxit.train.metrics import OFFICIAL_METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def correlations(stored: Predictions, overlap: npt.NDArray) -> tuple[list[list[f
         counts.append([int(mask.sum()) for mask in masks])
         found.append(
             [
-                METRICS["pearson"](overlap[mask], confidence[mask, layer].astype(np.float64))
+                OFFICIAL_METRICS["pearson"](overlap[mask], confidence[mask, layer].astype(np.float64))
                 if mask.sum() >= LEAST
                 else None
                 for layer, mask in enumerate(masks)

@@ -16,6 +16,7 @@ from berxit.runtime.backends.tensorrt.backend import TensorRtBackend, open_with
 from berxit.runtime.backends.tensorrt.cuda import no_gpu
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.bundle_files import BundleFolder
+from berxit.runtime.progress import Progress, silent
 
 __all__ = ["TensorRtBackend", "open_backend", "unusable_here"]
 
@@ -26,6 +27,12 @@ def unusable_here(**_: bool) -> str | None:
 
 
 def open_backend(
-    folder: Path | BundleFolder, manifest: Manifest, threads: int | None, *, graphs: bool = False, ahead: bool = False
+    folder: Path | BundleFolder,
+    manifest: Manifest,
+    threads: int | None,
+    *,
+    graphs: bool = False,
+    ahead: bool = False,
+    progress: Progress = silent,
 ) -> TensorRtBackend:
-    return open_with("tensorrt", folder, manifest, graphs=graphs, ahead=ahead)
+    return open_with("tensorrt", folder, manifest, graphs=graphs, ahead=ahead, progress=progress)

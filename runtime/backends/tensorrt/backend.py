@@ -6,6 +6,7 @@ back. Everything runs on one stream, under one lock, and all contexts share one 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-import click
 import numpy as np
 import numpy.typing as npt
 
@@ -29,11 +29,14 @@ from berxit.runtime.backends.tensorrt.versions import Api, Kernels, load
 from berxit.runtime.bundle import Manifest, Segment, read_tensor
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.cache import cache_folder
-from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.loop import Backend
 from berxit.runtime.manifest_checks import check_ports
 from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import TokenBatch
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Context:
@@ -105,8 +108,9 @@ class _Slot:
         return self._bytes[start : start + prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
 
-class _Lease:
-    """Gives the slot back when nobody holds it any more: at the end of the loop, or when a stream is left early."""
+class _PooledSlot:
+    """The slot of one call, returned to the pool ``free`` when this object is deleted: at the end of the loop, or of a
+    stream that is not read to its end."""
 
     def __init__(self, free: deque[_Slot], slot: _Slot) -> None:
         self.slot = slot
@@ -120,7 +124,7 @@ class _Lease:
 class _Part:
     """Up to max_batch rows on their way through the layers."""
 
-    lease: _Lease
+    pooled: _PooledSlot
     rows: int
     turn: int
     done: int = 0
@@ -130,7 +134,7 @@ class _Part:
 
     @property
     def slot(self) -> _Slot:
-        return self.lease.slot
+        return self.pooled.slot
 
 
 State = tuple[_Part, ...]
@@ -171,15 +175,13 @@ class _Held:
         self.cuda.close()
 
 
-class TensorRtBackend:
+class TensorRtBackend(Backend):
     """Runs engines; the loop's Backend. A state may be used once: its memory belongs to the next.
 
     What it holds on the GPU is given back by ``close``, or when nobody has the back end any more. ``graphs``: a single
     row's layers are CUDA graphs. ``ahead``: layer i + 1 starts while exit i is being judged. Both are off unless asked
     for: only a measurement on the GPU at hand can say that they pay.
     """
-
-    threads = 1
 
     def __init__(
         self,
@@ -277,7 +279,7 @@ class TensorRtBackend:
 
     def _embed(self, batch: TokenBatch, rows: slice, length: int) -> _Part:
         slot = self._free[length].popleft() if self._free[length] else self._slot(length)
-        lease, segment = _Lease(self._free[length], slot), self._manifest.segments[0]
+        pooled, segment = _PooledSlot(self._free[length], slot), self._manifest.segments[0]
         tokens = {
             "input_ids": batch.input_ids[rows, :length],  # what is longer is padding
             "token_type_ids": batch.token_type_ids[rows, :length],
@@ -291,7 +293,7 @@ class TensorRtBackend:
         slot.turn += 1
         self._cuda.copy_in(slot.device, slot.host, slot.plan.inputs.stop, self._stream)
         self._context(segment, length).enqueue(slot.addresses[0], given, length, self._stream)
-        return _Part(lease, given, slot.turn)
+        return _Part(pooled, given, slot.turn)
 
     def _run(self, step: int, part: _Part) -> _Part:
         """Enqueues the step with the way back of its answers, unless it is running already; and perhaps the next."""
@@ -302,7 +304,7 @@ class TensorRtBackend:
         ahead = self._ahead and step < len(self.exits) and len(self._runs[step + 1]) == 1
         if ahead:
             self._enqueue(step + 1, slot, part.rows)
-        return _Part(part.lease, part.rows, slot.turn, step, ahead)
+        return _Part(part.pooled, part.rows, slot.turn, step, ahead)
 
     def _enqueue(self, step: int, slot: _Slot, rows: int) -> None:
         segment, length = self._manifest.segments[step], slot.plan.length
@@ -342,7 +344,7 @@ class TensorRtBackend:
                     self._cuda.move(
                         slot.row(place, to), slot.row(place, row), slot.plan.places[place].row_bytes, self._stream
                     )
-        return _Part(part.lease, len(stay), slot.turn, part.done, part.ahead and len(stay) == part.rows)
+        return _Part(part.pooled, len(stay), slot.turn, part.done, part.ahead and len(stay) == part.rows)
 
     def _next_turn(self, part: _Part) -> _Slot:
         if part.turn != part.slot.turn:
@@ -371,9 +373,16 @@ class TensorRtBackend:
 
 
 def open_with(
-    builder: str, folder: Path | BundleFolder, manifest: Manifest, *, graphs: bool = False, ahead: bool = False
+    builder: str,
+    folder: Path | BundleFolder,
+    manifest: Manifest,
+    *,
+    graphs: bool = False,
+    ahead: bool = False,
+    progress: Progress = silent,
 ) -> TensorRtBackend:
-    """Builds the engines that are missing, and opens them. Raises BerxitError where TensorRT or a GPU is missing."""
+    """Builds missing engines and opens all engines. A build takes minutes: ``progress`` receives it, and a warning is
+    logged. Raises BerxitError if TensorRT or a GPU is missing."""
     api, cuda, cache = load(builder), Cuda.open(), EngineCache(cache_folder())
     gpu = cuda.gpu()
     engines = prepare_engines(
@@ -383,8 +392,8 @@ def open_with(
         gpu,
         cache,
         workspace_mib=devices.recognise(devices.this_machine()).workspace_mib,
-        progress=progress_bar("building engines"),
-        report=lambda line: click.echo(line, err=True),
+        progress=progress,
+        report=_LOG.warning,
     )
     return TensorRtBackend(
         folder,

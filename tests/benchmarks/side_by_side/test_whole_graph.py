@@ -42,7 +42,7 @@ def test_the_joined_graph_answers_as_the_last_exit(checkpoint: Path, tmp_path: P
 def albert(backbone_folders: dict[str, Path], data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = tmp_path_factory.mktemp("albert") / "checkpoint"
     options = TrainingOptions(str(backbone_folders["albert"]), max_steps=2, batch_size=4, max_length=32)
-    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, checkpoint, quiet=True)
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, checkpoint)
     return checkpoint
 
 
