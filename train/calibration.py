@@ -152,6 +152,8 @@ def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: Opera
         yield exits_warning(predictions, point.saved_layers)
     if rule.is_met(predictions, criterion, point):
         return
+    if depth is not None and isinstance(rule, Keep):
+        return  # thresholds mean nothing, as that warning states
     own = layer_scores(predictions)[-1]
     if isinstance(rule, Keep) and own >= predictions.full_depth_score:
         yield rule.too_little_data(predictions, criterion)

@@ -66,11 +66,18 @@ class Predictions:
 
     def select_rows(self, rows: npt.NDArray[np.integer]) -> Predictions:
         """The pass over some of the rows."""
-        arrays = {
-            name: None if (array := getattr(self, name)) is None else array[rows]
-            for name in ("logits", "lte", "labels", "ids", "reference")
-        }
-        return replace(self, **arrays)
+
+        def part(array: npt.NDArray | None) -> npt.NDArray | None:
+            return None if array is None else array[rows]
+
+        return replace(
+            self,
+            logits=self.logits[rows],
+            labels=self.labels[rows],
+            lte=part(self.lte),
+            ids=part(self.ids),
+            reference=part(self.reference),
+        )
 
     @property
     def regression(self) -> bool:

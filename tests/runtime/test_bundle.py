@@ -108,7 +108,7 @@ def test_write_manifest_stores_a_placement_only_if_exits_were_placed(bundle: Pat
     [
         (lambda record: record.update(histogram=[1, 2]), r"manifest\.json: calibration: histogram has 2 entries"),
         (lambda record: record.update(examples=1), r"calibration: histogram .* expected 3 for the layers, .* sum 1 of"),
-        (lambda record: record.update(score="high"), r"manifest\.json: calibration: score: found \"high\""),
+        (lambda record: record.update(score="high"), r"manifest\.json: calibration: score: unexpected value \"high\""),
         (lambda record: record.update(extra=1), r"manifest\.json: calibration: unknown key 'extra'"),
         (lambda record: record.pop("description"), r"manifest\.json: calibration: key 'description' is missing"),
     ],
@@ -190,7 +190,7 @@ BROKEN: dict[str, tuple[Callable[[Data], object], str]] = {
     "unknown key further in": (lambda data: data["model"].update(colour="red"), "model: unknown key 'colour'"),
     "missing key": (lambda data: data.pop("parity"), "key 'parity' is missing"),
     "missing key further in": (lambda data: data["segments"][1].pop("sha256"), r"segments\[1\]: key 'sha256'"),
-    "wrong kind": (lambda data: data["model"].update(layers="three"), 'model: layers: found "three"'),
+    "wrong kind": (lambda data: data["model"].update(layers="three"), 'model: layers: unexpected value "three"'),
     "a segment too few": (lambda data: data["segments"].pop(), "3 segments"),
     "a segment too many": (lambda data: data["segments"].append(data["segments"][-1]), "5 segments"),
     "policy of another depth": (
@@ -333,7 +333,7 @@ def test_read_manifest_rejects_wrong_positive_class(copy: Path) -> None:
     for metric, positive in (("f1", "cat"), ("f1", "dog"), ("accuracy", "other")):
         change(copy, lambda data, keys={"metric": metric, "positive": positive}: data["model"].update(keys))
         with pytest.raises(
-            BerxitError, match=r"manifest.json: model.positive is '\w+', which is not the second of two labels"
+            BerxitError, match=r"manifest.json: model.positive is '\w+': it must be the second of two labels"
         ):
             read_manifest(copy)
 

@@ -370,7 +370,14 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         ["calibrate", "CHECKPOINT", "--data", "DATA", "--keep", "0.9", "--risk", "0.1"],
         "--keep and --risk exclude each other",
     ),
-    "a probability without a risk": (["calibrate", "CHECKPOINT", "--data", "DATA", "--delta", "0.1"], "--delta goes"),
+    "a probability without a guarantee": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--optimistic", "--delta", "0.1"],
+        "--delta goes",
+    ),
+    "an optimistic risk": (
+        ["calibrate", "CHECKPOINT", "--data", "DATA", "--optimistic", "--risk", "0.1"],
+        "--optimistic goes with --keep",
+    ),
     "a budget without a bench": (["calibrate", "CHECKPOINT", "--data", "DATA", "--budget-ms", "5"], "needs --bench"),
     "a bench without a budget": (["calibrate", "CHECKPOINT", "--data", "DATA", "--bench", "b.json"], "--bench goes"),
     "a bench that is not there": (
@@ -380,7 +387,7 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "a risk above one": (["calibrate", "CHECKPOINT", "--data", "DATA", "--risk", "1.5"], "--risk 1.5 is out of range"),
     "too few examples for a risk": (
         ["calibrate", "CHECKPOINT", "--data", "DATA", "--risk", "0.01", "--quiet"],
-        "needs at least 299 examples",
+        "needs at least 230 examples",
     ),
     "the training file": (["calibrate", "CHECKPOINT", "--data", "DATA", "--split", "train"], "was trained on"),
     "a model folder that is not there": (
