@@ -122,7 +122,7 @@ def match_weights(
             or (name.startswith(outer) and name.removeprefix(outer).startswith(adapter.task_heads))
         ):
             raise InputError(
-                f"{model}: the weights have '{name}', which is no part of a {skeleton.config.model_type} encoder with"
+                f"{model}: the weights have '{name}', which is not part of a {skeleton.config.model_type} encoder with"
                 f" {file_layers} layers, its pooler or a known task head: save the encoder alone with save_pretrained"
             )
     has_pooler = any(ours.startswith(POOLER) for ours in found)
@@ -286,7 +286,7 @@ def _check_special_tokens(
     own = {role: getattr(tokenizer, f"{role}_token_id") for role in SPECIAL_TOKENS}
     if strange := sorted(added - set(own.values())):
         raise InputError(
-            f"{model}: the tokenizer adds id {strange[0]} to a text, which is none of its special tokens: recreate"
+            f"{model}: the tokenizer adds id {strange[0]} to a text, which is not one of its special tokens: recreate"
             " tokenizer.json and tokenizer_config.json together with save_pretrained"
         )
     for role, found in own.items():

@@ -384,7 +384,7 @@ def test_check_tokenizer_without_a_first_special_token_requires_mean_pooling(fol
 
 def test_check_tokenizer_rejects_a_special_token_with_an_unknown_id(folder: Path, task: Task) -> None:
     fast_tokenizer(folder, lambda content: None, cls_token="the")
-    rejected(folder, task, "adds id 2 to a text, which is none of its special tokens")
+    rejected(folder, task, "adds id 2 to a text, which is not one of its special tokens")
 
 
 @pytest.mark.parametrize("role", ["cls", "sep", "unk", "mask"])
