@@ -17,6 +17,7 @@ test-slow: $(VENV)/dev.ready
 
 lint: $(VENV)/dev.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python tools/prose_lint.py
 	$(MAKE) types
 
 types: $(VENV)/dev.ready links
