@@ -1,3 +1,5 @@
+"""EarlyExitRunner on a small bundle: predictions, batches, streams, errors, closing."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -46,13 +48,13 @@ def but_latency(answer: Prediction) -> Prediction:
 
 
 def assert_same(one: Prediction, other: Prediction) -> None:
-    """Another padding may change the last digits."""
+    """Equal except for the last digits, which other padding may change."""
     assert (one.label, one.exit_layer, one.truncated) == (other.label, other.exit_layer, other.truncated)
     assert one.scores == pytest.approx(other.scores, abs=1e-5)
     assert one.certainty == pytest.approx(other.certainty, abs=1e-5)
 
 
-def test_an_answer_says_it_all(runner: EarlyExitRunner) -> None:
+def test_predict_fills_every_field(runner: EarlyExitRunner) -> None:
     answer = runner.predict("the cat sat on the mat")
     assert list(answer.scores) == list(runner.manifest.model.labels)
     assert sum(answer.scores.values()) == pytest.approx(1)
@@ -63,22 +65,22 @@ def test_an_answer_says_it_all(runner: EarlyExitRunner) -> None:
     assert not answer.truncated
 
 
-def test_the_model_has_learned_its_task(runner: EarlyExitRunner) -> None:
-    """Training, export and label order together: a cat is called a cat."""
+def test_predict_returns_the_learned_labels(runner: EarlyExitRunner) -> None:
+    """Training, export and label order together: a text with a cat gets the label cat."""
     assert runner.predict("dev the cat sat on the mat", threshold=1.0).label == "cat"
     assert runner.predict("dev the dog sat on the mat", threshold=1.0).label == "other"
 
 
-def test_a_batch_answers_as_its_texts_do_alone(runner: EarlyExitRunner) -> None:
+def test_predict_batch_equals_single_predictions(runner: EarlyExitRunner) -> None:
     stored = np.sort([answer.certainty for text in TEXTS for answer in runner.stream(text)])
-    threshold = float(stored[len(stored) // 2 - 1 : len(stored) // 2 + 1].mean())  # some leave early, some do not
+    threshold = float(stored[len(stored) // 2 - 1 : len(stored) // 2 + 1].mean())  # some rows exit early, some do not
     batch = runner.predict_batch(TEXTS, threshold=threshold)
     assert len({answer.exit_layer for answer in batch}) > 1
     for text, answer in zip(TEXTS, batch, strict=True):
         assert_same(answer, runner.predict(text, threshold=threshold))
 
 
-def test_a_batch_keeps_its_order(runner: EarlyExitRunner) -> None:
+def test_predict_batch_keeps_input_order(runner: EarlyExitRunner) -> None:
     forth = runner.predict_batch(TEXTS, threshold=0.7)
     back = runner.predict_batch(TEXTS[::-1], threshold=0.7)[::-1]
     for one, other in zip(forth, back, strict=True):
@@ -86,7 +88,7 @@ def test_a_batch_keeps_its_order(runner: EarlyExitRunner) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 24, 40])
-def test_a_batch_in_parts_answers_in_order(
+def test_predict_batch_in_parts_keeps_input_order(
     runner: EarlyExitRunner, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
     whole = runner.predict_batch(TEXTS, threshold=0.7)
@@ -96,7 +98,7 @@ def test_a_batch_in_parts_answers_in_order(
     assert [answer.truncated for answer in runner.predict_batch(["cat", LONG, "a dog"])] == [False, True, False]
 
 
-def test_parts_hold_rows_of_similar_length_and_so_many_tokens_at_most() -> None:
+def test_parts_have_rows_of_similar_length_and_a_token_limit() -> None:
     lengths = np.array([30, 3, 8, 4, 40, 8, 3])
     assert [part.tolist() for part in parts(lengths, 16)] == [[1, 6, 3], [2, 5], [0], [4]]
     assert [part.tolist() for part in parts(lengths, 7 * 40)] == [[0, 1, 2, 3, 4, 5, 6]]
@@ -108,9 +110,7 @@ def test_parts_hold_rows_of_similar_length_and_so_many_tokens_at_most() -> None:
     assert sum(len(part) * many[part].max() for part in cut) < 1.1 * many.sum()
 
 
-def test_however_many_texts_so_many_tokens_go_through_a_layer(
-    runner: EarlyExitRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_batch_limits_the_tokens_per_layer(runner: EarlyExitRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     embed = runner.backend.embed
 
@@ -124,10 +124,10 @@ def test_however_many_texts_so_many_tokens_go_through_a_layer(
     assert max(rows * length for rows, length in shapes) <= 1024
     assert sum(rows for rows, _ in shapes) == 600
     latencies = [answer.latency_ms for answer in answers]
-    assert latencies[1] < latencies[2]  # the short ones go first; the clock is the call's
+    assert latencies[1] < latencies[2]  # short rows run first; latency counts from the call
 
 
-def test_a_pair_is_answered_as_a_pair(bundle: Path) -> None:
+def test_predict_of_a_pair_equals_a_batch_of_one_pair(bundle: Path) -> None:
     single = EarlyExitRunner.load(bundle)
     model = dataclasses.replace(single.manifest.model, text_columns=("first", "second"))
     runner = EarlyExitRunner(
@@ -140,14 +140,14 @@ def test_a_pair_is_answered_as_a_pair(bundle: Path) -> None:
         runner.predict("the cat")
 
 
-def test_a_pair_for_a_model_of_single_texts_is_refused(runner: EarlyExitRunner) -> None:
+def test_predict_rejects_a_pair_for_a_model_of_single_texts(runner: EarlyExitRunner) -> None:
     with pytest.raises(InputError, match="takes single texts"):
         runner.predict("the cat", "a dog")
     with pytest.raises(InputError, match="takes single texts"):
         runner.stream("the cat", "a dog")
 
 
-def test_a_stream_answers_after_every_layer(runner: EarlyExitRunner) -> None:
+def test_stream_yields_a_prediction_after_every_layer(runner: EarlyExitRunner) -> None:
     answers = list(runner.stream("the cat sat on the mat"))
     assert [answer.exit_layer for answer in answers] == [1, 2, 3]
     assert but_latency(answers[-1]) == but_latency(runner.predict("the cat sat on the mat", threshold=1.0))
@@ -155,7 +155,7 @@ def test_a_stream_answers_after_every_layer(runner: EarlyExitRunner) -> None:
     assert but_latency(answers[0]) == but_latency(dataclasses.replace(first, stopped_by=None))
 
 
-def test_a_stream_can_be_left(bundle: Path) -> None:
+def test_stream_runs_no_layer_after_the_caller_stops(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     backend = StoredBackend(np.zeros((1, 3, 2), dtype=np.float32), np.zeros((1, 3)))
     runner.backend = backend
@@ -163,14 +163,14 @@ def test_a_stream_can_be_left(bundle: Path) -> None:
     assert [layer for layer, _ in backend.ran] == [1]
 
 
-def test_a_threshold_replaces_the_calibrated_ones(runner: EarlyExitRunner) -> None:
+def test_threshold_replaces_the_calibrated_thresholds(runner: EarlyExitRunner) -> None:
     assert {answer.exit_layer for answer in runner.predict_batch(TEXTS, threshold=0.0)} == {1}
     assert {answer.exit_layer for answer in runner.predict_batch(TEXTS, threshold=1.0)} == {3}
     assert runner.policy == runner.manifest.policy
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, math.inf])
-def test_a_threshold_out_of_range_is_refused(runner: EarlyExitRunner, threshold: float) -> None:
+def test_predict_rejects_a_threshold_out_of_range(runner: EarlyExitRunner, threshold: float) -> None:
     with pytest.raises(InputError, match="out of range"):
         runner.predict("the cat", threshold=threshold)
     with pytest.raises(InputError, match="out of range"):
@@ -188,7 +188,7 @@ def test_scores_are_divided_by_the_temperature_of_their_layer(runner: EarlyExitR
     assert answer.certainty == pytest.approx(expected[1])
 
 
-def test_regression_answers_with_the_value(runner: EarlyExitRunner) -> None:
+def test_regression_predicts_the_value(runner: EarlyExitRunner) -> None:
     model = dataclasses.replace(runner.manifest.model, kind="regression", labels=(), metric="spearman")
     policy = ExitPolicy("patience", (1.0, 1.0), (1.0, 2.0, 1.0), tolerance=0.5)
     manifest = dataclasses.replace(runner.manifest, model=model, policy=policy)
@@ -210,7 +210,7 @@ def test_threads_share_one_runner(runner: EarlyExitRunner) -> None:
     assert together == [alone] * 4
 
 
-def test_threads_may_ask_for_batches(runner: EarlyExitRunner) -> None:
+def test_threads_share_one_runner_for_batches(runner: EarlyExitRunner) -> None:
     def ask(shift: int) -> list[Prediction]:
         texts = TEXTS[shift:] + TEXTS[:shift]
         return [but_latency(a) for _ in range(5) for a in runner.predict_batch(texts, threshold=0.8)]
@@ -220,34 +220,34 @@ def test_threads_may_ask_for_batches(runner: EarlyExitRunner) -> None:
         assert list(pool.map(ask, range(4))) == alone
 
 
-def test_a_text_that_was_cut_is_told(runner: EarlyExitRunner) -> None:
+def test_prediction_records_truncation(runner: EarlyExitRunner) -> None:
     assert runner.predict(LONG).truncated
     assert [answer.truncated for answer in runner.predict_batch(["cat", LONG])] == [False, True]
     assert all(answer.truncated for answer in runner.stream(LONG))
 
 
 @pytest.mark.parametrize("text", ["", "  "])
-def test_an_empty_text_is_refused(runner: EarlyExitRunner, text: str) -> None:
+def test_predict_rejects_an_empty_text(runner: EarlyExitRunner, text: str) -> None:
     with pytest.raises(InputError, match="the text is empty"):
         runner.predict(text)
     with pytest.raises(InputError, match="text 1 is empty"):
         runner.predict_batch(["the cat", text])
     with pytest.raises(InputError, match="the text is empty"):
-        runner.stream(text)  # here, not at the first step
+        runner.stream(text)  # at the call, not at the first iteration
 
 
-def test_an_empty_batch_is_refused(runner: EarlyExitRunner) -> None:
+def test_predict_batch_rejects_an_empty_batch(runner: EarlyExitRunner) -> None:
     with pytest.raises(InputError, match="the batch is empty"):
         runner.predict_batch([])
 
 
 @pytest.mark.parametrize("text", [None, 7, b"cat"])
-def test_what_is_no_text_is_refused(runner: EarlyExitRunner, text: Any) -> None:
+def test_predict_rejects_values_that_are_not_texts(runner: EarlyExitRunner, text: Any) -> None:
     with pytest.raises(InputError, match=f"the text is {type(text).__name__}"):
         runner.predict(text)
 
 
-def test_loading_from_nowhere_is_refused(tmp_path: Path) -> None:
+def test_load_rejects_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match=r"no bundle at .*nowhere"):
         EarlyExitRunner.load(tmp_path / "nowhere")
     (tmp_path / "file").touch()
@@ -255,17 +255,17 @@ def test_loading_from_nowhere_is_refused(tmp_path: Path) -> None:
         EarlyExitRunner.load(tmp_path / "file")
 
 
-def test_a_runner_knows_its_device(bundle: Path) -> None:
+def test_runner_has_the_profile_of_its_device(bundle: Path) -> None:
     device = EarlyExitRunner.load(bundle, "cpu", threads=1).device
     assert device is not None
     assert device.name == "cpu"
 
 
-def test_a_path_may_be_a_string(bundle: Path) -> None:
+def test_load_accepts_a_path_as_str(bundle: Path) -> None:
     assert EarlyExitRunner.load(str(bundle), threads=1).manifest.model.layers == 3
 
 
-def test_a_changed_file_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_load_rejects_a_changed_file(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     with (copy / "segments" / "layer_01.onnx").open("ab") as stream:
         stream.write(b"\0")
@@ -273,25 +273,25 @@ def test_a_changed_file_is_refused(bundle: Path, tmp_path: Path) -> None:
         EarlyExitRunner.load(copy)
 
 
-def test_a_damaged_tokenizer_is_named_even_unverified(bundle: Path, tmp_path: Path) -> None:
+def test_load_without_verify_names_a_damaged_tokenizer(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     (copy / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(BerxitError, match=r"cannot read tokenizer .*tokenizer\.json"):
         EarlyExitRunner.load(copy, verify=False)
 
 
-def test_an_unknown_device_is_refused(bundle: Path) -> None:
+def test_load_rejects_an_unknown_device(bundle: Path) -> None:
     with pytest.raises(InputError, match="unknown device 'toaster': choose auto, "):
         EarlyExitRunner.load(bundle, "toaster")
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-def test_less_than_one_thread_is_refused(bundle: Path, threads: int) -> None:
+def test_load_rejects_less_than_one_thread(bundle: Path, threads: int) -> None:
     with pytest.raises(InputError, match=f"threads is {threads}"):
         EarlyExitRunner.load(bundle, threads=threads)
 
 
-def test_threads_are_the_callers_else_the_bundles_else_the_devices(
+def test_threads_default_to_the_bundle_then_to_the_device(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asking = Path(shutil.copytree(bundle, tmp_path / "asking"))
@@ -369,7 +369,7 @@ def test_manifest_must_not_name_its_own_digest(bundle: Path, tmp_path: Path) -> 
     "text", ["cat " * 250_000, "a" + " " * 1_000_000 + "cat", "c" * 1_000_000, "cat\u200b" * 250_000]
 )
 def test_deadline_covers_tokenization(bundle: Path, text: str) -> None:
-    """Reading further is not begun if it is not expected to end in time: what was read is predicted on."""
+    """The tokenizer reads no longer prefix after the deadline: the prediction uses the prefix that was read."""
     runner = EarlyExitRunner.load(bundle, threads=1)
     prediction = runner.predict(text, threshold=1.0, deadline_ms=1e-3)
     assert (prediction.truncated, prediction.late, prediction.exit_layer) == (True, True, 1)

@@ -1,4 +1,4 @@
-"""``berxit-calibrate``: choose when the model stops, on data that training has not seen."""
+"""``berxit-calibrate``: chooses the exit threshold on data that the checkpoint was not trained on."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ from berxit.toolkit.commands.options import (
 @split_option
 @criterion_option
 @click.option("--keep", type=float, help="Share of the last exit's score to keep.  [default: 0.99]")
-@click.option("--risk", type=float, help="Instead: how far answers may be from the last exit's, on average.")
-@click.option("--delta", type=float, help="With --risk: how probable it may be that it is exceeded.  [default: 0.05]")
-@click.option("--budget-ms", type=float, help="Instead: mean milliseconds per input, as --bench predicts them.")
+@click.option("--risk", type=float, help="Instead: largest mean difference of predictions from the last exit's.")
+@click.option(
+    "--delta", type=float, help="With --risk: largest probability that the risk is exceeded.  [default: 0.05]"
+)
+@click.option(
+    "--budget-ms", type=float, help="Instead: largest mean latency in milliseconds per input, predicted from --bench."
+)
 @click.option("--bench", type=PATH, help="With --budget-ms: the bench.json of a bundle of this checkpoint.")
 @click.option("--accept-noise", is_flag=True, help="With --budget-ms: use a bench of a busy machine, too.")
 @batch_size_option
@@ -54,11 +58,11 @@ def command(
     skip_bad_rows: bool,
     quiet: bool,
 ) -> None:
-    """Choose CHECKPOINT's exit threshold and write it beside the weights, with how it was chosen.
+    """Choose CHECKPOINT's exit threshold and write it to exit_policy.json, with a record of the choice.
 
-    By one of three rules: the cheapest threshold that keeps the share --keep of the last exit's score; the cheapest
-    whose risk of another answer than the last exit's is at most --risk, with probability 1 - --delta; or the best score
-    within --budget-ms. Exports carry it into their bundles.
+    One of three rules chooses it: the cheapest threshold that keeps the share --keep of the last exit's score; the
+    cheapest threshold whose risk of a different prediction than the last exit's is at most --risk, with probability
+    1 - --delta; or the best score within --budget-ms. Exports copy the policy to their bundles.
     """
     check_rules(keep, risk, delta, budget_ms, bench)  # before torch is imported
     silence_library_logs()
