@@ -1,7 +1,7 @@
 """Early-exiting BERT-family models on edge devices: the public Python API.
 
-Every name is imported on first use, so that ``from berxit import EarlyExitRunner`` loads numpy and tokenizers and no
-training stack.
+Every name is imported on first use, so that ``from berxit import EarlyExitRunner`` imports numpy and tokenizers but no
+training library.
 """
 
 from __future__ import annotations

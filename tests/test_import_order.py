@@ -57,7 +57,7 @@ def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def printing(tree: ast.AST) -> list[str]:
-    """What a module uses to print: click, console, print, the standard streams."""
+    """Names by which a module prints: click, console, print, the standard streams."""
     imported = set(imports_of(tree, everywhere=True))
     found = [name for name in imported if name.partition(".")[0] == "click" or name == "berxit.runtime.console"]
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -78,7 +78,7 @@ class Exported:
     report: tuple[str, ...]
     """Lines of the parity check and of the calibration."""
     warnings: tuple[str, ...]
-    """What was not measured, and why scores or golden inputs may mean little."""
+    """Reasons why scores or golden inputs are not reliable, and measurements that were skipped."""
     device: devices.Device | None
     """Profile of ``device``; None if a target was given instead."""
 
@@ -431,7 +431,7 @@ def compare(
 ) -> ModelComparison | BenchComparison:
     """Compares two bundles, a checkpoint and a bundle, two checkpoints, or two bench.json files.
 
-    ``data``: labelled texts, as in ``evaluate``; None takes a bundle's golden inputs. ``limit``: use the first so many
+    ``data``: labelled texts, as in ``evaluate``; None uses a bundle's golden inputs. ``limit``: use the first so many
     rows. Both results have ``text()`` and ``regressions(percent)``.
     """
     from berxit.toolkit.comparison.benches import bench_file, compare_benches

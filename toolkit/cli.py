@@ -33,7 +33,7 @@ def load(name: str) -> click.Command:
 
 
 class Commands(click.Group):
-    """Imports a subcommand when it is asked for."""
+    """Imports a subcommand on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -48,7 +48,7 @@ class Commands(click.Group):
 def berxit() -> None:
     """Early-exiting BERT-family models on edge devices.
 
-    train a checkpoint -> eval it -> calibrate when it stops -> export a bundle -> bench it on the device.
+    train a checkpoint -> eval it -> calibrate its exit threshold -> export a bundle -> bench it on the device.
     """
 
 

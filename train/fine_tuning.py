@@ -1,4 +1,4 @@
-"""Fine-tuning a multi-exit model: from a task, its data and options to a checkpoint."""
+"""Fine-tuning of a multi-exit model: from a task, its data and options to a checkpoint."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ def fine_tune(
 ) -> Path:
     """Trains on DATA's training split and writes the checkpoint ``output``, whole or not at all.
 
-    ``logs``: a folder for TensorBoard. ``report`` hears what the user should know. An interrupted run leaves its last
-    state in ``.OUTPUT.training``; the same call continues from there, with or without ``force``. If ``output`` is the
-    finished checkpoint of the same call, nothing is trained, unless ``force`` is given. Under torchrun or accelerate
-    launch every process calls this, and the first one writes and reports.
+    ``logs``: a folder for TensorBoard. ``progress`` receives rows of the tokenization, then optimizer steps. ``report``
+    receives lines for the user. The last state of an interrupted run is stored in ``.OUTPUT.training``; the same call
+    continues from there, with or without ``force``. If ``output`` is the finished checkpoint of the same call, nothing
+    is trained, unless ``force`` is given. Under torchrun or accelerate launch every process calls this function, and
+    the first one writes and reports.
 
     Raises InputError for bad options or data, or an output of another run without ``force``; BerxitError for a model
     that cannot be loaded or a loss that is not finite.
@@ -77,7 +78,7 @@ def fine_tune(
     state = RunState.of(output)
     finished = check_output(output, key, force)
     if finished and not state.is_of(key):
-        report(f"{output} is finished: this command has trained it already. --force trains it again")
+        report(f"{output} is finished: this command has already trained it. --force trains it again")
         return output
     examples, held_out, samples = read_data(task, data, options, report)
     set_seed(options.seed)
@@ -95,7 +96,7 @@ def fine_tune(
     dataset = EncodedExamples(examples, text_tokenizer, progress)
     results = []
     for number, objective in enumerate(stages, start=1):
-        result = state.finished(number, model)  # an interrupted run had this stage behind it
+        result = state.finished(number, model)  # finished by the interrupted run
         if result is None:
             trainer = _trainer(model, dataset, objective, options, state.stage(number))
             if logs is not None:
@@ -118,23 +119,24 @@ def fine_tune(
 
 
 def _nothing(line: str) -> None:
-    """For the processes that do not report."""
+    """Ignores a line: only the first process reports."""
 
 
 def refuse_other_than_checkpoint(output: Path, force: bool) -> None:
-    """Raises InputError for an ``output`` that is no checkpoint of ours, without ``force``: before any data is read."""
+    """Raises InputError for an ``output`` that exists and is not a checkpoint, unless ``force``. Call it before data is
+    read."""
     refuse_to_overwrite(output, force or bool(read_record(output)))
 
 
 def check_output(output: Path, key: dict[str, Any], force: bool) -> bool:
-    """Whether ``output`` is the finished checkpoint of the run with this ``key``; with ``force`` it is replaced anyway.
+    """True if ``output`` is the finished checkpoint of the run with this ``key``; always False with ``force``.
 
-    Raises InputError for anything else that is there without ``force``.
+    Raises InputError for any other existing ``output``, unless ``force``.
     """
     record = {} if force else read_record(output)
     finished = bool(record) and not changes(record, key)
     if finished:
-        read_config(output)  # raises for one that is not whole any more
+        read_config(output)  # raises if it is damaged
     elif record:
         raise InputError(
             f"{output} was trained with other options or data ({changes(record, key)[0]}): choose another --output, or"
@@ -149,13 +151,13 @@ def read_data(
 ) -> tuple[Examples, Examples | None, list[Text]]:
     """The training examples; those that ``dev_fraction`` holds out, or None; and sample texts for the checkpoint.
 
-    Samples are spread over the dev split, which training has not seen, or over the training split where there is none.
-    All is read before training, so that a bad row costs none. Raises InputError for a ``dev_fraction`` of data that has
-    a dev split, or that leaves no row to train on.
+    Samples are spread over the dev split, on which the model is not trained, or over the training split if there is
+    none. All data is read before training, so that a bad row costs no training. Raises InputError for a
+    ``dev_fraction`` of data that has a dev split, or if no row remains to train on.
     """
     with_dev = has_dev(data)
     if with_dev and options.dev_fraction is not None:
-        raise InputError(f"{find_split(data, 'dev')} is the dev split: leave --dev-fraction away, or delete the file")
+        raise InputError(f"{find_split(data, 'dev')} is the dev split: omit --dev-fraction, or delete the file")
     found = []
     for split in ("train", *(["dev"] if with_dev else [])):
         examples = task.read(data, split, skip_bad_rows=options.skip_bad_rows)
@@ -174,7 +176,7 @@ def read_data(
 
 
 def has_dev(data: Path) -> bool:
-    """Whether the data has a dev split of its own: one file is the training split."""
+    """True if the data is a folder with a dev split; a single file is the training split."""
     return data.is_dir() and has_split(data, "dev")
 
 
@@ -195,8 +197,8 @@ def _rows(examples: Examples, rows: npt.NDArray[np.int64]) -> Examples:
 
 
 def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: int) -> dict[str, Any]:
-    """Everything that a run's weights depend on: an interrupted run continues, and a finished one is recognised, if it
-    is the same."""
+    """Everything on which the weights of a run depend. An interrupted run continues, and a finished run is recognized,
+    if the keys are equal."""
     model = Path(resolve_model(options.model))
     key = {
         "options": options.recorded(),
@@ -210,20 +212,20 @@ def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: i
 
 
 def model_sha256(folder: Path) -> str:
-    """Of the files of a model folder that transformers reads: configuration, weights, tokenizer."""
+    """sha256 over the files of a model folder that transformers reads: configuration, weights, tokenizer."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def one_of_many(processes: int, report: Callable[[str], None]) -> None:
-    """Says so where GPUs stand idle."""
+    """Reports GPUs that this run does not use."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if processes == 1 and gpus > 1:
         report(f"using 1 of {gpus} GPUs: torchrun --nproc-per-node {gpus} --no-python berxit-train ... uses them all")
 
 
 def stages_of(options: TrainingOptions, layers: int) -> list[Objective]:
-    """The strategy's stages. Raises InputError for layer weights, or a strategy, that do not fit so many layers."""
+    """The strategy's stages. Raises InputError for layer weights or a strategy that does not fit the model's layers."""
     losses = LossOptions(options.warm_up_steps, options.distillation, layer_weights(options.layer_weights, layers))
     stages = [stage(losses) for stage in objectives.stages_of(STRATEGIES[options.strategy])]
     if len(stages) > 1 and layers == 1:
@@ -232,9 +234,9 @@ def stages_of(options: TrainingOptions, layers: int) -> list[Objective]:
 
 
 def train_stage(trainer: MultiExitTrainer, state: RunState, number: int, progress: Progress = silent) -> StageResult:
-    """Runs a stage to its end, from its last checkpoint where there is one.
+    """Runs a stage to its end, from its last saved state if there is one.
 
-    Raises BerxitError for a loss that is not finite; what was kept to go on from is spoilt then, and dropped.
+    Raises BerxitError for a loss that is not finite, and then deletes the saved state, which cannot be continued.
     """
     resumed = state.last_checkpoint(number)
     stopwatch = Stopwatch(resumed)
@@ -253,7 +255,7 @@ def train_stage(trainer: MultiExitTrainer, state: RunState, number: int, progres
 def record_of(
     key: dict[str, Any], train_file: Path, examples: int, held_out: int, results: list[StageResult], device: str
 ) -> TrainingRecord:
-    """How the checkpoint came about, over all stages."""
+    """The record of all stages for training.json."""
     return TrainingRecord(
         **key,
         train_file=train_file.name,
@@ -310,10 +312,10 @@ def start_model(
 
 
 def take_padding_id(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Gives the model the tokenizer's padding id, and returns what changed; empty where nothing did.
+    """Sets the model's padding id to the tokenizer's, and returns a line about the change; empty without a change.
 
-    Some models (multilingual MiniLM and E5) state another id. Where positions do not depend on padding, only the
-    gradient does: the row of the stated id would get none.
+    The config.json of some models (multilingual MiniLM and E5) contains another id. If positions do not depend on
+    padding, only the gradient does: the embedding of the wrong id would receive none.
     """
     stated, own = model.config.backbone.pad_token_id, tokenizer.pad_token_id
     model.config.backbone.pad_token_id = model.backbone.config.pad_token_id = own
@@ -330,7 +332,7 @@ def _trainer(
     options: TrainingOptions,
     state: Path,
 ) -> MultiExitTrainer:
-    """The trainer of one stage; parameters that the stage does not train stand still."""
+    """The trainer of one stage; parameters that the stage does not train are frozen."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(objective.trains(name, model.layers))
     trainer = MultiExitTrainer(

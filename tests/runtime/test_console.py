@@ -57,10 +57,10 @@ def test_run_uses_exit_status_of_command() -> None:
         (BerxitError("two\nlines  in one"), 1, "two lines in one"),
         (click.BadParameter("it is bad"), 2, "it is bad"),
         (click.FileError("a.txt", "not there"), 2, "a.txt"),
-        (KeyboardInterrupt(), 130, "interrupted: nothing half-written was left"),
+        (KeyboardInterrupt(), 130, "interrupted: no partial output was written"),
         (click.Abort(), 130, "interrupted"),
-        (RuntimeError("first\nsecond"), 1, "RuntimeError: first. Run again with --debug"),
-        (RuntimeError(), 1, "RuntimeError: . Run again with --debug"),
+        (RuntimeError("first\nsecond"), 1, "RuntimeError: first. Rerun with --debug"),
+        (RuntimeError(), 1, "RuntimeError: . Rerun with --debug"),
         (
             OSError(28, "No space left on device", "out/manifest.json"),
             1,
@@ -99,7 +99,10 @@ def test_run_exits_with_2_for_wrong_option(capsys: pytest.CaptureFixture[str]) -
         ("matplotlib.pyplot", f"this needs matplotlib, which is not installed here: {install_command('report')}"),
         ("onnxruntime", f"this needs onnxruntime, which is not installed here: {install_command('onnxruntime')}"),
         ("numpy.linalg", f"this needs numpy, which is not installed here: {install_command()}"),
-        ("something", "no module 'something': berxit does not bring it. Run again with --debug to see what needs it"),
+        (
+            "something",
+            "no module 'something': not a dependency of berxit. Rerun with --debug to see which module needs it",
+        ),
     ],
 )
 def test_run_names_install_command_of_missing_package(

@@ -1,3 +1,5 @@
+"""EarlyExitRunner on a small bundle: predictions, batches, streams, errors, closing."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -46,7 +48,7 @@ def but_latency(answer: Prediction) -> Prediction:
 
 
 def assert_same(one: Prediction, other: Prediction) -> None:
-    """Another padding may change the last digits."""
+    """Equal except for the last digits, which other padding may change."""
     assert (one.label, one.exit_layer, one.truncated) == (other.label, other.exit_layer, other.truncated)
     assert one.scores == pytest.approx(other.scores, abs=1e-5)
     assert one.certainty == pytest.approx(other.certainty, abs=1e-5)
@@ -71,7 +73,7 @@ def test_predictions_match_labels_after_training_and_export(runner: EarlyExitRun
 
 def test_predict_batch_equals_single_predictions(runner: EarlyExitRunner) -> None:
     stored = np.sort([answer.certainty for text in TEXTS for answer in runner.stream(text)])
-    threshold = float(stored[len(stored) // 2 - 1 : len(stored) // 2 + 1].mean())  # some leave early, some do not
+    threshold = float(stored[len(stored) // 2 - 1 : len(stored) // 2 + 1].mean())  # some rows exit early, some do not
     batch = runner.predict_batch(TEXTS, threshold=threshold)
     assert len({answer.exit_layer for answer in batch}) > 1
     for text, answer in zip(TEXTS, batch, strict=True):
@@ -122,7 +124,7 @@ def test_predict_batch_limits_tokens_per_layer(runner: EarlyExitRunner, monkeypa
     assert max(rows * length for rows, length in shapes) <= 1024
     assert sum(rows for rows, _ in shapes) == 600
     latencies = [answer.latency_ms for answer in answers]
-    assert latencies[1] < latencies[2]  # the short ones go first; the clock is the call's
+    assert latencies[1] < latencies[2]  # short rows run first; latency counts from the call
 
 
 def test_predict_accepts_pair(bundle: Path) -> None:
@@ -231,7 +233,7 @@ def test_predict_rejects_empty_text(runner: EarlyExitRunner, text: str) -> None:
     with pytest.raises(InputError, match="text 1 is empty"):
         runner.predict_batch(["the cat", text])
     with pytest.raises(InputError, match="the text is empty"):
-        runner.stream(text)  # here, not at the first step
+        runner.stream(text)  # at the call, not at the first iteration
 
 
 def test_predict_batch_rejects_empty_batch(runner: EarlyExitRunner) -> None:
@@ -365,7 +367,7 @@ def test_read_manifest_rejects_digest_key(bundle: Path, tmp_path: Path) -> None:
     "text", ["cat " * 250_000, "a" + " " * 1_000_000 + "cat", "c" * 1_000_000, "cat\u200b" * 250_000]
 )
 def test_deadline_covers_tokenization(bundle: Path, text: str) -> None:
-    """Reading further is not begun if it is not expected to end in time: what was read is predicted on."""
+    """The tokenizer reads no longer prefix after the deadline: the prediction uses the prefix that was read."""
     runner = EarlyExitRunner.load(bundle, threads=1)
     prediction = runner.predict(text, threshold=1.0, deadline_ms=1e-3)
     assert (prediction.truncated, prediction.late, prediction.exit_layer) == (True, True, 1)

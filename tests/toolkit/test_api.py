@@ -68,13 +68,13 @@ def test_every_public_name_is_defined() -> None:
         _ = berxit.leave  # type: ignore[attr-defined]
 
 
-def test_train_stays_the_package() -> None:
+def test_berxit_train_is_the_package() -> None:
     code = "import berxit; berxit.fine_tune; import berxit.train.options; print(berxit.train.options.TrainingOptions)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "TrainingOptions" in done.stdout
 
 
-def test_functions_lead_from_data_in_memory_to_a_bench(
+def test_functions_run_from_data_in_memory_to_a_bench(
     backbone_folders: dict[str, Path],
     tables: dict[str, list[dict[str, str]]],
     tmp_path: Path,

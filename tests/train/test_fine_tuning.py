@@ -1,4 +1,4 @@
-"""Fine-tuning: which step trains what, what is refused, and going on after an interruption."""
+"""Fine-tuning: trained parameters per step, rejected options, and continuation after an interruption."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def options(backbone_folders: dict[str, Path]) -> TrainingOptions:
 
 
 class Spy(Alternating):
-    """Alternating, which notes the steps it was asked for."""
+    """Alternating that records its steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def trainer_of(
     )
 
 
-def test_the_alternation_counts_optimiser_steps(
+def test_alternation_counts_optimizer_steps(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     spy = Spy()
@@ -81,7 +81,7 @@ def test_the_alternation_counts_optimiser_steps(
     assert spy.steps == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_the_alternation_goes_on_over_epochs(
+def test_alternation_continues_across_epochs(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     spy = Spy()
@@ -90,7 +90,7 @@ def test_the_alternation_goes_on_over_epochs(
 
 
 @pytest.mark.parametrize(("heads", "expected"), [(None, 1e-3), (0.5, 0.5)])
-def test_exits_and_encoder_have_their_learning_rates(
+def test_exits_and_encoder_have_their_own_learning_rates(
     heads: float | None, expected: float, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     trainer = trainer_of(task, replace(options, head_learning_rate=heads), data_folder, tmp_path, Alternating())
@@ -102,7 +102,7 @@ def test_exits_and_encoder_have_their_learning_rates(
     assert (encoder["weight_decay"], exits["weight_decay"]) == (0.0, 0.0)
 
 
-def test_the_recipe_is_the_papers(options: TrainingOptions, tmp_path: Path) -> None:
+def test_training_arguments_are_the_papers(options: TrainingOptions, tmp_path: Path) -> None:
     paper = TrainingOptions(options.model)
     assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.seed) == (3, 8, 2e-5, 42)
     assert (paper.max_length, paper.strategy, paper.exit_head) == (128, "alternating", "linear")
@@ -111,7 +111,7 @@ def test_the_recipe_is_the_papers(options: TrainingOptions, tmp_path: Path) -> N
     assert arguments.lr_scheduler_type == "linear"
 
 
-def test_raw_leaves_the_other_exits_alone(
+def test_raw_does_not_change_the_other_exits(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     start = start_model(task, replace(options, strategy="raw"))[0]
@@ -143,7 +143,7 @@ def test_second_stage_changes_no_bit_of_frozen_parameters(
 
 
 @pytest.mark.parametrize(("strategy", "step"), [("two-stage", 3), ("self-distillation", 1)])
-def test_a_run_interrupted_within_its_second_stage_goes_on_there(
+def test_run_interrupted_in_its_second_stage_continues_there(
     strategy: str,
     step: int,
     task: Task,
@@ -152,7 +152,7 @@ def test_a_run_interrupted_within_its_second_stage_goes_on_there(
     tmp_path: Path,
     monkeypatch: MonkeyPatch,
 ) -> None:
-    """At step 1 nothing of the stage is saved yet: it starts from what the first one left."""
+    """At step 1 no state of the stage is saved yet: it starts from the weights of the first stage."""
     monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
     two = replace(options, strategy=strategy)
     whole = fine_tune(task, data_folder, two, tmp_path / "whole")
@@ -174,13 +174,13 @@ def test_a_run_interrupted_within_its_second_stage_goes_on_there(
 
 
 def difference(first: Path, second: Path) -> float:
-    """The largest of any weight of two checkpoints."""
+    """Largest difference of any weight of two checkpoints."""
     a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def test_limit_takes_the_first_layers_of_the_encoder(
+def test_limit_uses_the_first_layers_of_the_encoder(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     two, all_layers = (start_model(task, replace(options, layers=layers))[0] for layers in (2, None))
@@ -195,16 +195,14 @@ def test_limit_takes_the_first_layers_of_the_encoder(
         start_model(task, replace(options, layers=4))
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
-) -> None:
+def test_nan_loss_ends_the_run(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match=r"the loss is nan at step \d+: use a lower --learning-rate"):
         fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output")
     assert not (tmp_path / "output").exists()
     assert not (tmp_path / ".output.partial").exists()
 
 
-def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
+def test_run_after_a_nan_loss_accepts_a_lower_learning_rate(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BerxitError, match="lower --learning-rate"):
@@ -230,7 +228,7 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
         ({"pooling": "max"}, "max.*choose one of first, mean"),
     ],
 )
-def test_bad_options_are_refused_by_name(
+def test_bad_options_raise_with_their_name(
     change: dict, message: str, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -238,27 +236,23 @@ def test_bad_options_are_refused_by_name(
     assert not (tmp_path / "output").exists()
 
 
-def test_more_tokens_than_the_model_takes_are_refused(task: Task, options: TrainingOptions) -> None:
+def test_start_model_rejects_more_tokens_than_positions(task: Task, options: TrainingOptions) -> None:
     with pytest.raises(InputError, match="--max-length 41 is more than the 40"):
         start_model(task, replace(options, max_length=41))
 
 
-def test_a_model_folder_that_is_not_there_is_one_clear_error(
-    task: Task, options: TrainingOptions, tmp_path: Path
-) -> None:
+def test_missing_model_folder_raises_one_line(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: --model is a model folder, or a name on the hub"):
         start_model(task, replace(options, model=str(tmp_path / "nowhere")))
 
 
-def test_a_folder_without_a_model_is_one_clear_error(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
+def test_folder_without_a_model_raises_one_line(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match="cannot load --model") as caught:
         start_model(task, replace(options, model=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
-def test_an_output_that_is_there_is_kept(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
-) -> None:
+def test_existing_output_is_kept(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     with pytest.raises(InputError, match="exists: choose another --output, or replace it with --force"):
         fine_tune(task, data_folder, options, tmp_path / "output")
@@ -266,7 +260,7 @@ def test_an_output_that_is_there_is_kept(
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C at the end of an optimiser step, before it is saved."""
+    """Ctrl-C at the end of an optimizer step, before its state is saved."""
 
     def __init__(self, step: int, stage: int) -> None:
         self.step, self.stage = step, stage
@@ -290,7 +284,7 @@ def interrupt(monkeypatch: MonkeyPatch, *arguments: object, step: int = 3, stage
             fine_tune(*arguments)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(
+def test_interrupted_run_ends_with_the_same_weights(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole") / "model.safetensors")
@@ -304,7 +298,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         Alternating, "combine", lambda self, step, losses: steps.append(step) or combine(self, step, losses)
     )
     fine_tune(task, data_folder, options, output)
-    assert steps == [3, 4]  # the first epoch was not trained again
+    assert steps == [3, 4]  # the first epoch was not repeated
     resumed = load_file(output / "model.safetensors")
     assert resumed.keys() == whole.keys()
     assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
@@ -312,7 +306,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_run_interrupted_within_an_epoch_goes_on_to_the_same_weights(
+def test_run_interrupted_in_an_epoch_ends_with_the_same_weights(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch, step: int
 ) -> None:
     monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
@@ -324,7 +318,7 @@ def test_a_run_interrupted_within_an_epoch_goes_on_to_the_same_weights(
     assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
 
 
-def test_a_checkpoint_that_was_half_saved_is_left_aside(
+def test_partially_saved_state_is_ignored(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
@@ -337,7 +331,7 @@ def test_a_checkpoint_that_was_half_saved_is_left_aside(
 
 
 @pytest.mark.parametrize("change", [{"metric": "f1"}, {"labels": ("other", "cat")}, {"label_column": "text"}])
-def test_an_interrupted_run_of_another_task_is_not_mixed(
+def test_interrupted_run_of_another_task_is_not_continued(
     change: dict, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
@@ -352,7 +346,7 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
     assert kept.last_checkpoint(1) is not None
 
 
-def test_machines_that_share_no_output_are_told_so(tmp_path: Path) -> None:
+def test_machines_without_shared_output_raise_an_error(tmp_path: Path) -> None:
     state = RunState.of(tmp_path / "output")
     with pytest.raises(BerxitError, match="multi-node training needs an --output on shared storage"):
         state.check_shared()
@@ -360,13 +354,13 @@ def test_machines_that_share_no_output_are_told_so(tmp_path: Path) -> None:
     state.check_shared()
 
 
-def test_seconds_count_over_an_interruption(tmp_path: Path) -> None:
+def test_seconds_add_up_across_an_interruption(tmp_path: Path) -> None:
     write_json({"seconds": 100.0}, tmp_path / "seconds.json")
     assert 100 <= Stopwatch(str(tmp_path)).seconds < 101
     assert Stopwatch(None).seconds < 1
 
 
-def test_one_process_takes_one_gpu_and_says_so(
+def test_one_process_uses_one_gpu_and_reports_it(
     options: TrainingOptions, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     arguments = training_arguments(options, tmp_path, 32)
@@ -381,7 +375,7 @@ def test_one_process_takes_one_gpu_and_says_so(
     assert said == ["using 1 of 4 GPUs: torchrun --nproc-per-node 4 --no-python berxit-train ... uses them all"]
 
 
-def test_bad_rows_are_left_out_when_asked_to(
+def test_skip_bad_rows_skips_and_reports_them(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     for split in ("train", "dev"):
@@ -398,7 +392,7 @@ def test_bad_rows_are_left_out_when_asked_to(
     assert (record["train_examples"], record["options"]["skip_bad_rows"]) == (96, True)
 
 
-def test_a_bad_dev_row_costs_no_training(
+def test_bad_dev_row_raises_before_training(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     (tmp_path / "train.tsv").write_bytes((data_folder / "train.tsv").read_bytes())
@@ -427,7 +421,7 @@ def test_every_family_is_fine_tuned(
     assert any(name.startswith("backbone.") and "embeddings" in name for name in learnt)
 
 
-def test_every_epoch_has_an_order_of_its_own_that_the_seed_fixes() -> None:
+def test_order_differs_per_epoch_and_depends_only_on_the_seed() -> None:
     lengths = [3, 9, 4, 8, 5, 7, 6, 2] * 4
     orders = []
     for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0)):
@@ -440,7 +434,7 @@ def test_every_epoch_has_an_order_of_its_own_that_the_seed_fixes() -> None:
     assert orders[0] != orders[2]
 
 
-def test_batches_of_about_one_length_are_padded_less() -> None:
+def test_batches_of_similar_length_need_less_padding() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 100, 640).tolist()
 
@@ -455,7 +449,7 @@ def test_batches_of_about_one_length_are_padded_less() -> None:
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_bf16_computes_layers_in_half_and_keeps_weights_whole(
+def test_bf16_computes_layers_in_bfloat16_and_keeps_float32_weights(
     bf16: bool, dtype: torch.dtype, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     made = trainer_of(task, replace(options, bf16=bf16, epochs=1), data_folder, tmp_path, Alternating())
@@ -467,10 +461,10 @@ def test_bf16_computes_layers_in_half_and_keeps_weights_whole(
     assert {parameter.dtype for parameter in made.model.parameters()} == {torch.float32}
 
 
-def test_two_batches_make_one_step_of_their_mean(
+def test_gradient_accumulation_equals_one_larger_batch(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, still: str
 ) -> None:
-    """Without dropout, two batches of 8 are one of 16."""
+    """Without dropout, two batches of 8 give the step of one batch of 16."""
     whole = replace(options, model=still, strategy="joint")
     halves = replace(whole, batch_size=8, gradient_accumulation=2)
     a, b = (
@@ -480,16 +474,18 @@ def test_two_batches_make_one_step_of_their_mean(
     assert max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-4
 
 
-def test_logs_are_tensorboards(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+def test_logs_are_readable_by_tensorboard(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
     fine_tune(task, data_folder, options, tmp_path / "output", logs=tmp_path / "logs")
     events = accumulator(str(tmp_path / "logs")).Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
-    assert len(losses) == 4  # one for each step of so short a run
+    assert len(losses) == 4  # one per step of a short run
     assert all(loss > 0 for loss in losses)
 
 
-def test_regression_starts_from_the_mean_of_the_labels(
+def test_regression_heads_start_at_the_mean_label(
     options: TrainingOptions, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     rows = "".join(f"the cat {word}\t{3.5 + sign}\n" for word in WORDS[:16] for sign in (-1.5, 1.5))
@@ -507,14 +503,16 @@ def test_regression_starts_from_the_mean_of_the_labels(
     assert starts == [3.5, 3.5, 3.5]
 
 
-def test_one_layer_has_no_other_exits(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+def test_two_stage_rejects_a_model_of_one_layer(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
     alone = replace(options, strategy="two-stage", layers=1)
     with pytest.raises(InputError, match="--strategy two-stage trains the exits before the last: one layer has none"):
         fine_tune(task, data_folder, alone, tmp_path / "output")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_steps_can_warm_up_the_last_exit(
+def test_warm_up_steps_train_the_last_exit_alone(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     warm = replace(options, strategy="joint", lte=False, warm_up_steps=4)  # as long as the whole run
@@ -526,7 +524,7 @@ def test_the_first_steps_can_warm_up_the_last_exit(
     assert not any(torch.equal(before[name], after[name]) for name in last)
 
 
-def test_an_interrupted_run_with_other_options_is_not_mixed(
+def test_interrupted_run_with_other_options_is_not_continued(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
@@ -538,7 +536,7 @@ def test_an_interrupted_run_with_other_options_is_not_mixed(
     assert (record["options"]["seed"], record["steps"]) == (1, 4)
 
 
-def test_the_record_keeps_the_last_epochs_loss(
+def test_record_contains_the_last_epochs_loss(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     losses: list[float] = []

@@ -1,4 +1,4 @@
-"""``berxit-calibrate``: choose when the model stops, on data that training has not seen."""
+"""``berxit-calibrate``: chooses the exit threshold on data that the checkpoint was not trained on."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def command(
     skip_bad_rows: bool,
     quiet: bool,
 ) -> None:
-    """Choose CHECKPOINT's exit threshold and write it beside the weights, with how it was chosen.
+    """Choose CHECKPOINT's exit threshold and write it to exit_policy.json, with a record of the choice.
 
     There are three rules. --keep: the cheapest threshold whose score on new data is at least this share of the last
     exit's, with probability 1 - DELTA. --risk: the cheapest threshold whose predictions differ from the last exit's by

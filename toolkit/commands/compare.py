@@ -27,7 +27,7 @@ from berxit.toolkit.commands.options import PATH, quiet_option, silence_library_
     metavar="PERCENT",
     help="Exit with status 1 if latency, score or predictions of SECOND are worse than FIRST's by more.",
 )
-@click.option("--output", type=PATH, help="A JSON file for everything that was compared.")
+@click.option("--output", type=PATH, help="JSON file for all compared values.")
 @quiet_option
 @debug_option
 def command(

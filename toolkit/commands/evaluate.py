@@ -1,4 +1,4 @@
-"""``berxit-eval``: every exit's score, and what each threshold would save, from one pass over the data."""
+"""``berxit-eval``: the score of every exit and the saved layers of each threshold, from one pass over the data."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def command(
     skip_bad_rows: bool,
     quiet: bool,
 ) -> None:
-    """Score every exit of CHECKPOINT, and the trade-off between layers and score by every exit criterion.
+    """Score every exit of CHECKPOINT, and compute the trade-off between layers and score for every exit criterion.
 
-    Writes predictions.npz (every exit's output for every example), eval.json, eval.md and eval.png. Of MNLI, --split
-    dev is both its dev splits, one after the other.
+    Writes predictions.npz (every exit's output for every example), eval.json, eval.md and eval.png. MNLI has two dev
+    splits: --split dev evaluates both.
     """
     silence_library_logs()
     from berxit.toolkit.api import evaluate

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave the same everywhere."""
+"""Options and messages that several commands share."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ checkpoint_argument = click.argument("checkpoint", type=PATH)
 data_option = click.option(
     "--data", type=PATH, help="A file, or a folder with train/dev/test files.  [default: the task's, from the hub]"
 )
-split_option = click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
+split_option = click.option("--split", default="dev", show_default=True, help="The split, if --data is a folder.")
 batch_size_option = click.option(
-    "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Rows of a pass."
+    "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Rows per batch of the pass."
 )
 skip_bad_rows_option = click.option(
-    "--skip-bad-rows", is_flag=True, help="Leave out rows that do not fit, and say how many, instead of refusing."
+    "--skip-bad-rows", is_flag=True, help="Skip invalid rows and report their number, instead of failing."
 )
 criterion_option = click.option(
     "--criterion", metavar="NAME", help=f"{', '.join(CRITERIA)}.  [default: confidence; lte for regression]"
 )
-force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
-quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
+force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 
 
 def say(line: str) -> None:
@@ -38,7 +38,7 @@ def say(line: str) -> None:
 
 
 def warn(messages: Iterable[str]) -> None:
-    """Prints each message as a warning that stands out, on standard error."""
+    """Prints each message as a highlighted warning on standard error."""
     for message in messages:
         click.secho(f"warning: {message}", fg="yellow", bold=True, err=True)
 

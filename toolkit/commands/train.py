@@ -1,4 +1,4 @@
-"""``berxit-train``: a pre-trained encoder and labelled text in, a multi-exit checkpoint out."""
+"""``berxit-train``: fine-tunes a pre-trained encoder on labelled text and writes a multi-exit checkpoint."""
 
 from __future__ import annotations
 
@@ -24,30 +24,41 @@ from berxit.train.strategies import STRATEGIES
 @click.option("--model", required=True, help="Pre-trained encoder: a folder, or a name on the Hugging Face hub.")
 @click.option("--task", "task_name", required=True, help="rte, mrpc, sst2, qnli, qqp, mnli, stsb, sick, or custom.")
 @data_option
-@click.option("--output", type=PATH, required=True, help="The checkpoint: a folder that is not there yet.")
+@click.option("--output", type=PATH, required=True, help="The checkpoint: a folder that does not exist yet.")
 @click.option(
     "--strategy", default=next(iter(STRATEGIES)), show_default=True, metavar="NAME", help=f"{', '.join(STRATEGIES)}."
 )
-@click.option("--lte/--no-lte", default=True, show_default=True, help="Learn when to exit, too.")
-@click.option("--layers", type=int, help="Take only the first so many layers of the encoder.")
+@click.option("--lte/--no-lte", default=True, show_default=True, help="Train the LTE module, too.")
+@click.option("--layers", type=int, help="Use only the first N layers of the encoder.")
 @click.option("--exit-head", default="linear", show_default=True, help="linear (the paper), or pooler (dense + tanh).")
 @click.option(
-    "--pooling", default="first", show_default=True, help="What exits read: first token (the paper), or mean."
+    "--pooling", default="first", show_default=True, help="Input of the exits: first token (the paper), or mean."
 )
 @click.option("--epochs", default=3.0, show_default=True, type=float)
-@click.option("--max-steps", type=int, help="Stop after so many optimiser steps, whatever --epochs says.")
+@click.option("--max-steps", type=int, help="Stop after N optimizer steps; overrides --epochs.")
 @click.option("--batch-size", default=8, show_default=True, type=int)
 @click.option("--learning-rate", default=2e-5, show_default=True, type=float)
-@click.option("--head-learning-rate", type=float, help="Of exits and LTE.  [default: --learning-rate, as the paper]")
-@click.option("--gradient-accumulation", default=1, show_default=True, type=int, help="Batches per optimiser step.")
-@click.option("--bf16", is_flag=True, help="Mixed precision: bfloat16 where it is safe, float32 where it is not.")
-@click.option("--warm-up-steps", default=0, show_default=True, type=int, help="Train the last exit alone at first.")
-@click.option("--distillation", default=0.0, show_default=True, help="Weight of learning the last exit's answers, too.")
 @click.option(
-    "--layer-weights", default="uniform", show_default=True, help="Of the exits' losses: uniform, linear, or n numbers."
+    "--head-learning-rate",
+    type=float,
+    help="Learning rate of exits and LTE.  [default: --learning-rate, as in the paper]",
 )
-@click.option("--tensorboard", type=PATH, help="Folder for TensorBoard's logs.")
-@click.option("--max-length", default=128, show_default=True, type=int, help="Tokens per input; longer ones are cut.")
+@click.option("--gradient-accumulation", default=1, show_default=True, type=int, help="Batches per optimizer step.")
+@click.option("--bf16", is_flag=True, help="Mixed precision: bfloat16 matmuls, float32 weights and losses.")
+@click.option("--warm-up-steps", default=0, show_default=True, type=int, help="Steps that train the last exit alone.")
+@click.option(
+    "--distillation", default=0.0, show_default=True, help="Weight of the distillation loss to the last exit."
+)
+@click.option(
+    "--layer-weights",
+    default="uniform",
+    show_default=True,
+    help="Weights of the exits' losses: uniform, linear, or n numbers.",
+)
+@click.option("--tensorboard", type=PATH, help="Folder for TensorBoard logs.")
+@click.option(
+    "--max-length", default=128, show_default=True, type=int, help="Tokens per input; longer inputs are truncated."
+)
 @click.option("--seed", default=42, show_default=True, type=int)
 @click.option("--limit-train", type=int, help="Train on the first N examples only.")
 @click.option("--dev-fraction", type=float, help="Hold out this share of the rows as the dev split.  [default: none]")
@@ -55,7 +66,7 @@ from berxit.train.strategies import STRATEGIES
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
 @click.option("--metric", help="custom: accuracy, f1, pearson or spearman.")
-@click.option("--positive", help="custom, --metric f1: the class that F1 scores, where the names leave it open.")
+@click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
 @skip_bad_rows_option
 @force_option
 @quiet_option
@@ -94,7 +105,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Fine-tune an encoder so that every layer can answer."""
+    """Fine-tune an encoder so that every layer can make a prediction."""
     silence_library_logs()
     from berxit.toolkit.api import fine_tune
     from berxit.train.options import TrainingOptions
@@ -153,7 +164,7 @@ def command(
 
 
 def given_arguments() -> list[str]:
-    """The arguments of this call, as the user could type them again."""
+    """The command-line arguments of this call, for a command to rerun."""
     context = click.get_current_context()
     arguments: list[str] = []
     for parameter in context.command.params:
