@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit import devices
-from berxit.runtime.backends import BACKENDS, allowed_difference
+from berxit.runtime.backend_options import Options, OptionValue, backend_label, parse_option_flags
+from berxit.runtime.backends import BACKENDS, allowed_difference, options_help
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.chance import at_chance, chance_message, check_labels, check_outputs, constant_prediction
 from berxit.runtime.console import debug_option, progress_bar, run
@@ -43,7 +44,7 @@ class BenchResult:
     bundle: str
     target: str
     backend: str
-    """What ran the segments."""
+    """The backend that ran the segments."""
     precision: str
     task: str
     metric: str | None
@@ -82,6 +83,7 @@ class BenchResult:
     """Scores at chance."""
     noise: Noise | None = None
     """None in the results of an older version."""
+    backend_options: dict[str, OptionValue] = field(default_factory=dict)
 
     def noise_problems(self) -> list[str]:
         """Why nothing should be decided by this bench; empty for a quiet machine."""
@@ -138,7 +140,7 @@ class BenchResult:
             ),
         ]
         if self.tuned:
-            rows = [[each.backend, str(each.threads), f"{each.median_ms:.2f}"] for each in self.tuned]
+            rows = [[each.label, str(each.threads), f"{each.median_ms:.2f}"] for each in self.tuned]
             made.append(Table(["tried: back end", "threads", "ms at full depth, without tokenisation"], rows))
         if self.policy is not None:
             share = [f"{self.policy.histogram[layer - 1] / self.policy.queries:.1%}" for layer in self.by_layer]
@@ -172,7 +174,8 @@ class BenchResult:
         lines = [
             self.headline(),
             *(f"warning: {line}" for line in self.warnings),
-            f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device} by {self.backend}:"
+            f"bundle {self.bundle} ({self.task}, {self.target} {self.precision}) on {self.device} by"
+            f" {backend_label(self.backend, self.backend_options)}:"
             f" {self.machine},"
             f" {plural(self.threads, 'thread')}; {plural(self.inputs, 'input')}, {plural(self.rounds, 'round')},"
             f" batch 1; {self.boundary}",
@@ -191,6 +194,7 @@ def bench(
     *,
     examples: Examples | None = None,
     backend: str | None = None,
+    backend_options: Options | None = None,
     threads: int | None = None,
     tuned: tuple[Tried, ...] = (),
     lazy: bool = False,
@@ -211,8 +215,10 @@ def bench(
     the checkpoint's or have no score.
     """
     if tuned:
-        backend, threads = tuned[0].backend, tuned[0].threads
-    runner = EarlyExitRunner.load(bundle, device, backend=backend, threads=threads, lazy=lazy)
+        backend, backend_options, threads = tuned[0].backend, tuned[0].backend_options, tuned[0].threads
+    runner = EarlyExitRunner.load(
+        bundle, device, backend=backend, backend_options=backend_options, threads=threads, lazy=lazy
+    )
     manifest = runner.manifest
     if examples:
         check_labels(manifest.model.metric, examples.labels, "the labelled inputs")
@@ -223,7 +229,7 @@ def bench(
     memory = devices.resident_mib()
     check_tokenization(golden, runner.tokenizer)
     largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
-    allowed = allowed_difference(manifest, runner.backend.name)
+    allowed = allowed_difference(manifest, runner.backend)
     if not largest <= allowed:
         raise BerxitError(
             f"{bundle}: on this device an exit is {largest:.1e} off the checkpoint, {allowed:.0e} allowed:"
@@ -271,6 +277,7 @@ def bench(
         constant_score=constant,
         warnings=warnings,
         noise=noise,
+        backend_options=dict(runner.backend.options),
     )
 
 
@@ -280,7 +287,14 @@ def bench(
 @click.option("--data", type=click.Path(path_type=Path), help="Labelled inputs: a file, or a folder with splits.")
 @click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
-@click.option("--backend", help="What runs the segments, where several can.  [default: the first installed]")
+@click.option("--backend", help="Backend, if the target has several.  [default: the first installed]")
+@click.option(
+    "--backend-option",
+    "option_flags",
+    multiple=True,
+    metavar="OPTION",
+    help=f"Option of the backend, can be repeated. {options_help()}",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the bundle's, or the cores, at most 4]"
 )
@@ -307,6 +321,7 @@ def command(
     split: str,
     limit: int | None,
     backend: str | None,
+    option_flags: tuple[str, ...],
     threads: int | None,
     tuning: bool,
     accept_noise: bool,
@@ -328,16 +343,24 @@ def command(
         path = find_split(data, split)
         examples = read_examples_for(model, path).head(limit)
 
+    backend_options = parse_option_flags(option_flags) or None
     tuned: tuple[Tried, ...] = ()
     if tuning:
-        manifest = read_manifest(bundle)
-        bar = progress_bar("tuning", quiet)
-        tuned = tune(bundle, manifest, backend=backend, threads=threads, accept_noise=accept_noise, progress=bar)
+        tuned = tune(
+            bundle,
+            read_manifest(bundle),
+            backend=backend,
+            backend_options=backend_options,
+            threads=threads,
+            accept_noise=accept_noise,
+            progress=progress_bar("tuning", quiet),
+        )
     result = bench(
         bundle,
         device,
         examples=examples,
         backend=backend,
+        backend_options=backend_options,
         threads=threads,
         tuned=tuned,
         lazy=lazy,

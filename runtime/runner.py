@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import numpy as np
 from berxit.devices import Device
 from berxit.runtime import tuning
 from berxit.runtime.arguments import as_number, as_texts, load_arguments
+from berxit.runtime.backend_options import as_options
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.deadline import MISS_PROBABILITY, RESERVE_S, Deadline, StepEstimator, end_of
@@ -87,6 +88,7 @@ class EarlyExitRunner:
         device: str = "auto",
         *,
         backend: str | None = None,
+        backend_options: Mapping[str, bool | str] | None = None,
         threads: int | None = None,
         verify: bool = True,
         tune: bool = False,
@@ -97,7 +99,8 @@ class EarlyExitRunner:
         """Opens a bundle on this machine.
 
         ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``backend``: what runs the
-        segments, where several can; by default the first that is installed. ``threads``: for CPU back ends; by default
+        segments, where several can; by default the first that is installed. ``backend_options``: options of that
+        backend (docs/commands.md#backends). ``threads``: for CPU back ends; by default
         what the bundle asks for, else the device's profile, else the cores of this machine, at most four. ``verify``:
         check every file against its sha256 first (1 s per GB). ``tune``: take the fastest of the installed back ends
         of the bundle's precision and thread counts, measured on the golden inputs when the bundle is first opened so,
@@ -114,6 +117,7 @@ class EarlyExitRunner:
         cannot run it.
         """
         arguments = load_arguments(bundle, device, backend, threads, verify=verify, tune=tune, lazy=lazy)
+        arguments["backend_options"] = backend_options = as_options(backend_options)
         threads, miss_probability = arguments["threads"], as_number("miss_probability", miss_probability)
         folder, manifest = open_bundle(arguments["bundle"], verify=verify)
         profile = choose_device(device, manifest.target)
@@ -122,12 +126,19 @@ class EarlyExitRunner:
         )
         if tune:
             try:
-                fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads, progress=progress)
-                backend, threads = fastest.backend, fastest.threads
+                fastest = tuning.fastest(
+                    folder,
+                    manifest,
+                    backend=backend,
+                    backend_options=backend_options,
+                    threads=threads,
+                    progress=progress,
+                )
+                backend, backend_options, threads = fastest.backend, fastest.backend_options, fastest.threads
             except NoisyError as error:  # an app must start on a busy machine, too
                 _LOG.warning("loaded without tuning: %s", error)
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
-        segments = open_backend(folder, manifest, threads, backend=backend, lazy=lazy)
+        segments = open_backend(folder, manifest, threads, backend=backend, backend_options=backend_options, lazy=lazy)
         runner = cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
         runner._arguments = {**arguments, "miss_probability": miss_probability}
         return runner

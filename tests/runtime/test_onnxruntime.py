@@ -143,11 +143,11 @@ def test_lazy_from_several_threads_opens_a_layer_once(bundle: Path, manifest: Ma
     assert sorted(opened) == ["embeddings", "layer_01", "layer_02", "layer_03"]
 
 
-def test_lazy_is_refused_by_a_back_end_that_cannot(
+def test_open_backend_rejects_lazy_if_the_backend_cannot(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnxruntime", (dataclasses.replace(BACKENDS["onnxruntime"][0], lazy=False),))
-    with pytest.raises(InputError, match="back end 'onnxruntime' opens all layers at once: leave lazy away"):
+    with pytest.raises(InputError, match="backend 'onnxruntime' opens all layers at once: omit lazy"):
         open_backend(bundle, manifest, lazy=True)
 
 

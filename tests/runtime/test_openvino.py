@@ -156,11 +156,11 @@ def test_threads_share_one_runner(bundle: Path) -> None:
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
 def test_bf16_is_near_and_has_a_tolerance_of_its_own(bundle: Path, manifest: Manifest) -> None:
-    backend = open_backend(bundle, manifest, 1, backend="openvino-bf16")
-    assert backend.name == "openvino-bf16"
+    backend = open_backend(bundle, manifest, 1, backend="openvino", backend_options={"bf16": True})
+    assert backend.label == "openvino (bf16)"
     largest = max(differences(backend, read_golden(bundle, manifest), manifest.model.pad_token_id))
-    assert manifest.parity.atol < largest < allowed_difference(manifest, "openvino-bf16")
-    assert allowed_difference(manifest, "openvino") == manifest.parity.atol
+    assert manifest.parity.atol < largest < allowed_difference(manifest, backend)
+    assert allowed_difference(manifest, open_backend(bundle, manifest, 1, backend="openvino")) == manifest.parity.atol
 
 
 def test_without_bf16_it_is_refused(bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_without_bf16_it_is_refused(bundle: Path, manifest: Manifest, monkeypatc
             return ["FP32"]
 
     monkeypatch.setattr("berxit.runtime.backends.openvino.the_core", OldCore)
-    with pytest.raises(BerxitError, match="this CPU has no bf16: run the bundle with --backend openvino"):
-        open_backend(bundle, manifest, 1, backend="openvino-bf16")
+    with pytest.raises(BerxitError, match="this CPU has no bf16: omit the backend option bf16"):
+        open_backend(bundle, manifest, 1, backend="openvino", backend_options={"bf16": True})
 
 
 INTERRUPTED = """

@@ -16,6 +16,11 @@ def unusable_here(**_: bool) -> str | None:
 
 
 def open_backend(
-    folder: Path | BundleFolder, manifest: Manifest, threads: int | None, *, graphs: bool = False, ahead: bool = False
+    folder: Path | BundleFolder,
+    manifest: Manifest,
+    threads: int | None,
+    *,
+    cuda_graphs: bool = False,
+    run_ahead: bool = False,
 ) -> TensorRtBackend:
-    return open_with("tensorrt-rtx", folder, manifest, graphs=graphs, ahead=ahead)
+    return open_with("tensorrt-rtx", folder, manifest, cuda_graphs=cuda_graphs, run_ahead=run_ahead)
