@@ -23,7 +23,6 @@ EXTRAS = {  # a test holds this to pyproject.toml
     "accelerate": "train",
     "datasets": "train",
     "optimum": "train",
-    "scikit-learn": "train",
     "scipy": "train",
     "onnx": "export",
     "coremltools": "coreml",
@@ -38,7 +37,7 @@ EXTRAS = {  # a test holds this to pyproject.toml
     "tokenizers": "",
 }
 """Package -> the extra of this project that brings it; empty: every installation has it."""
-PACKAGES = {"sklearn": "scikit-learn", "cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
+PACKAGES = {"cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
 """Module -> the package that brings it, where their names differ."""
 
 

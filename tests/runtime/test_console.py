@@ -94,7 +94,6 @@ def test_a_wrong_option_is_2_and_points_to_help(capsys: pytest.CaptureFixture[st
     [
         ("torch", f"this needs torch, which is not installed here: {install_command('train')}"),
         ("torch.nn", f"this needs torch, which is not installed here: {install_command('train')}"),
-        ("sklearn", f"this needs scikit-learn, which is not installed here: {install_command('train')}"),
         ("onnx", f"this needs onnx, which is not installed here: {install_command('export')}"),
         ("matplotlib.pyplot", f"this needs matplotlib, which is not installed here: {install_command('report')}"),
         ("onnxruntime", f"this needs onnxruntime, which is not installed here: {install_command('onnxruntime')}"),

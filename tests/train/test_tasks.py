@@ -10,7 +10,7 @@ import pytest
 from conftest import shared
 
 from berxit.runtime.errors import InputError
-from berxit.train.metrics import METRICS
+from berxit.runtime.metrics import METRICS
 from berxit.train.tasks import TASKS, Task, custom_task, get_task, obvious_positive, task_of
 
 

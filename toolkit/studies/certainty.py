@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.metrics import METRICS
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, drawable, not_drawn, number, percent, plain
@@ -16,7 +17,6 @@ from berxit.toolkit.studies.request import Request, StudyRun
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
 from berxit.train.losses import lte_targets
-from berxit.train.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
