@@ -25,7 +25,7 @@ import click
 
 from berxit import devices
 from berxit.runtime.backends import BACKENDS, ChosenBackend
-from berxit.runtime.bench import bench
+from berxit.runtime.benchmark import bench
 from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json

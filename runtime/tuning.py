@@ -225,7 +225,7 @@ def _visit(
     """Milliseconds of every run of each input. Raises BerxitError for exits that are off the checkpoint."""
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend):
-        raise BerxitError(f"by {backend.label} an exit is {largest:.1e} off the checkpoint")
+        raise BerxitError(f"with {backend.label} an exit differs from the checkpoint by {largest:.1e}")
     for batch in inputs:  # a length that is new costs more, once
         full_depth(backend, batch)
     taken: list[list[float]] = [[] for _ in inputs]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from berxit.runtime.backends import allowed_difference, open_backend
-from berxit.runtime.bench import bench
+from berxit.runtime.bench_report import report_text
+from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle import Manifest, read_manifest, sha256
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import differences, read_golden
@@ -217,5 +218,5 @@ def test_the_bench_says_what_ran(bundle: Path) -> None:
     result = bench(bundle, backend="openvino", threads=1, thresholds=1, queries=1, seconds=0, warmup=1)
     assert result.backend == "openvino"
     assert "openvino" in result.versions
-    assert "by openvino:" in result.text()
+    assert "by openvino:" in report_text(result)
     assert dataclasses.asdict(result)["self_check"] < 1e-4

@@ -182,7 +182,7 @@ def test_what_is_off_the_checkpoint_is_left_out(
 ) -> None:
     monkeypatch.setattr(berxit.runtime.tuning, "differences", lambda *_: [0.0, float("nan"), 0.0])
     with pytest.raises(
-        BerxitError, match="no backend here can run it: by onnxruntime an exit is nan off the checkpoint"
+        BerxitError, match="no backend here can run it: with onnxruntime an exit differs from the checkpoint by nan"
     ):
         tune(bundle, manifest, backend="onnxruntime", threads=1, seconds=0)
 
@@ -203,8 +203,8 @@ def test_the_bench_tells_what_it_tried(bundle: Path, tmp_path: Path, capsys: pyt
     short = ["--queries", "1", "--seconds", "0", "--thresholds", "1", "--quiet", "--output", str(tmp_path / "out")]
     assert status_of(command, [str(bundle), "--tune", "--backend", "onnxruntime", "--threads", "1", *short]) == 0
     out = capsys.readouterr().out
-    assert "tuned: the fastest here is --backend onnxruntime --threads 1" in out
-    assert "| tried: back end" in out
+    assert "tuned: fastest with --backend onnxruntime --threads 1" in out
+    assert "| tuning: backend" in out
 
 
 def test_nothing_is_chosen_on_a_busy_machine(
