@@ -24,8 +24,8 @@ from typing import Any
 import click
 
 from berxit import devices
-from berxit.runtime.backends import BACKENDS
-from berxit.runtime.bench import bench
+from berxit.runtime.backends import BACKENDS, ChosenBackend
+from berxit.runtime.benchmark import bench
 from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
@@ -93,9 +93,10 @@ def command(
                         )
         for bundle in ready:
             for info in BACKENDS["tensorrt"]:
-                if info.options and not info.installed:
-                    continue  # a variant of what was told to be missing
-                attempt(f"back end {info.name}, {bundle.name}", lambda b=bundle, i=info: measured(b, i.name, queries))
+                for chosen in info.variants() if info.installed else [info.with_options(None)]:
+                    attempt(
+                        f"backend {chosen.label}, {bundle.name}", lambda b=bundle, c=chosen: measured(b, c, queries)
+                    )
     conditions = {
         "gpu": gpu_name(),
         "machine": dataclasses.asdict(devices.this_machine()),
@@ -174,9 +175,16 @@ def export_in(precision: str, checkpoint: Path, folder: Path) -> Outcome:
     return f"exits within {largest:.1e} of the checkpoint, by ONNX Runtime on the CPU", {"max_diff": largest}
 
 
-def measured(bundle: Path, backend: str, queries: int) -> Outcome:
+def measured(bundle: Path, chosen: ChosenBackend, queries: int) -> Outcome:
     """Checks every exit on this device, then measures; engines that are missing are built first."""
-    result = bench(bundle, backend=backend, queries=queries, seconds=0.0, thresholds=1)
+    result = bench(
+        bundle,
+        backend=chosen.info.name,
+        backend_options=chosen.options,
+        queries=queries,
+        seconds=0.0,
+        thresholds=1,
+    )
     said = (
         f"exits within {result.self_check:.1e} of the checkpoint; {result.full_depth.latency.p50:.2f} ms at full depth,"
         f" {1e3 * result.line.ms_per_layer if result.line else float('nan'):.0f} us a layer"

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from berxit.runtime.bench import BenchResult, bench
+from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import Table, markdown_table
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import click
@@ -30,6 +31,7 @@ import onnx
 from onnx import numpy_helper
 
 from berxit.runtime import EarlyExitRunner
+from berxit.runtime.backend_options import parse_option_flags
 from berxit.runtime.bundle import read_manifest, sha256
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
@@ -39,7 +41,8 @@ from berxit.runtime.storage import write_text, write_whole
 from berxit.runtime.tables import markdown_table
 from berxit.runtime.tokenization import Text
 
-BACKENDS = ("onnxruntime", "onnxruntime-pool", "openvino")
+BACKENDS = ("onnxruntime", "onnxruntime:shared-pool", "openvino")
+"""NAME or NAME:OPTION, as for ``--backend`` and ``--backend-option`` of the bench."""
 WAYS = ("rename", "link", "force")
 APART = 1e-3
 """Least difference between the two bundles' scores at every layer, on one of the texts."""
@@ -130,7 +133,11 @@ def campaign(
     """Swaps until there were so many, or the time is over, and until both bundles made predictions."""
     texts = read_golden(bundles[0], read_manifest(bundles[0])).inputs[:4]
     counts, lock, over = Counts(backend, lazy, way), threading.Lock(), threading.Event()
-    runners = [EarlyExitRunner.load(bundle, backend=backend, threads=1) for bundle in bundles]
+    name, _, flag = backend.partition(":")
+    load = partial(
+        EarlyExitRunner.load, backend=name, backend_options=parse_option_flags([flag] if flag else []), threads=1
+    )
+    runners = [load(bundle) for bundle in bundles]
     expected = [[every_layer(runner, text) for text in texts] for runner in runners]
     distances = np.abs(np.array(expected[0]) - np.array(expected[1])).max(axis=(0, 2))
     if distances.min() < APART:
@@ -141,7 +148,7 @@ def campaign(
         rng = random.Random(seed)
         while not over.is_set():
             try:
-                runner = EarlyExitRunner.load(live, backend=backend, threads=1, lazy=lazy, verify=rng.random() < 0.7)
+                runner = load(live, lazy=lazy, verify=rng.random() < 0.7)
                 with lock:
                     counts.loads += 1
                 for number in rng.sample(range(len(texts)), 2):

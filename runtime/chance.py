@@ -17,14 +17,15 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.tables import plural
 
-OF_VALUES = ("pearson", "spearman")
-"""The metrics that are correlations of values."""
 ONE_SIDED = 1.645
 """Standard normal quantile: a score is above chance at a one-sided level of 5%."""
 SPEARMAN_VARIANCE = 1.06
 """Variance of atanh(rank correlation), times n - 3 (Fieller, Hartley and Pearson, 1957). Pearson's is 1; the larger one
 serves both."""
+LARGEST_CORRELATION = 1 - 1e-12
+"""Correlations are clipped to this size, because atanh(1) is infinite."""
 RESAMPLES = 2000
+"""Bootstrap samples of the rows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def constant_prediction(metric: str, labels: npt.NDArray, classes: int) -> Const
 
     ``classes``: C. Of equal scores the lower class number.
     """
-    if metric in OF_VALUES:
+    if METRICS[metric].values:
         return Constant(float(np.mean(labels)), 0.0)
     scores = [METRICS[metric](np.full(len(labels), number), labels) for number in range(classes)]
     best = int(np.argmax(scores))
@@ -50,14 +51,14 @@ def constant_prediction(metric: str, labels: npt.NDArray, classes: int) -> Const
 
 def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
     """Raises InputError for labels (N,) on which the metric measures nothing. ``where``: the data, for the message."""
-    problem, least = None, 3 if metric in OF_VALUES else 2
+    problem, least = None, 3 if METRICS[metric].values else 2
     if len(labels) < least:
         problem = f"{plural(len(labels), 'row')}, at least {least} are needed"
     elif not np.isfinite(labels).all():
         problem = "a label is not a finite number"
-    elif metric in OF_VALUES and _constant(labels):
+    elif METRICS[metric].values and _constant(labels):
         problem = f"every label is {labels[0]:g}"
-    elif metric not in OF_VALUES and _constant(labels):
+    elif not METRICS[metric].values and _constant(labels):
         problem = "all labels are of one class"
     if problem:
         raise InputError(f"{where}: {metric} cannot be measured: {problem}. Give data with different labels")
@@ -73,7 +74,7 @@ def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where
             f"{where}: {metric} cannot be measured: layer {layer} outputs NaN or infinity for {rows} of {len(logits)}"
             " rows. Train again with a lower --learning-rate"
         )
-    if metric in OF_VALUES and _constant(logits[:, -1, 0]):
+    if METRICS[metric].values and _constant(logits[:, -1, 0]):
         raise BerxitError(
             f"{where}: {metric} cannot be measured: full depth predicts {logits[0, -1, 0]:g} for every row, and a"
             " correlation with a constant is not defined. Train with more --epochs or a lower --learning-rate"
@@ -81,16 +82,18 @@ def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where
 
 
 def at_chance(metric: str, predictions: npt.NDArray, labels: npt.NDArray, classes: int) -> bool:
-    """True where predictions (N,) score no better than the constant prediction, within sampling error.
+    """True if predictions (N,) score no better than the constant prediction, within sampling error.
 
     Accuracy and F1: the 5th percentile of the difference to the constant prediction on the same rows, over bootstrap
     samples of the rows, is not above zero. Correlations: Fisher's z is below the one-sided 5% quantile.
     """
-    if metric in OF_VALUES:
-        r = min(METRICS[metric](predictions, labels), 1 - 1e-12)
+    if METRICS[metric].values:
+        r = np.clip(METRICS[metric](predictions, labels), -LARGEST_CORRELATION, LARGEST_CORRELATION)
         return bool(np.arctanh(r) * np.sqrt((len(labels) - 3) / SPEARMAN_VARIANCE) <= ONE_SIDED)
     constant = constant_prediction(metric, labels, classes).prediction
-    if metric == "f1":  # the cells of the confusion matrix hold all that F1 depends on
+    if metric not in ("accuracy", "f1"):
+        return bool(np.quantile(_bootstrap(metric, predictions, labels, constant), 0.05) <= 0)
+    if metric == "f1":  # F1 depends only on the cells of the confusion matrix.
         cells = 2 * (predictions == 1) + (labels == 1)
     else:
         cells = 2 * (predictions == labels) + (labels == constant)
@@ -103,8 +106,15 @@ def at_chance(metric: str, predictions: npt.NDArray, labels: npt.NDArray, classe
         if constant == 1:
             difference = difference - _ratio(2 * positives, positives + len(labels))
     else:
-        difference = (draws[:, 2] - draws[:, 1]) / len(labels)  # only the model is right, only the constant is
+        difference = (draws[:, 2] - draws[:, 1]) / len(labels)  # Only the model is right; only the constant is.
     return bool(np.quantile(difference, 0.05) <= 0)
+
+
+def _bootstrap(metric: str, predictions: npt.NDArray, labels: npt.NDArray, constant: float) -> npt.NDArray:
+    """(RESAMPLES,) differences of the score to the constant prediction's, on the same resampled rows."""
+    rng, both = np.random.default_rng(0), np.stack([predictions, np.full(len(labels), constant)])
+    rows = (rng.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES))
+    return np.array([np.subtract(*METRICS[metric].scores(both[:, drawn], labels[drawn])) for drawn in rows])
 
 
 def chance_message(what: str, metric: str, score: float, constant: Constant, rows: int) -> str:

@@ -27,7 +27,6 @@ EXTRAS = {  # a test compares it with pyproject.toml
     "accelerate": "train",
     "datasets": "train",
     "optimum": "train",
-    "scikit-learn": "train",
     "scipy": "train",
     "onnx": "export",
     "coremltools": "coreml",
@@ -43,7 +42,7 @@ EXTRAS = {  # a test compares it with pyproject.toml
     "tokenizers": "",
 }
 """Package -> the extra of berxit that installs it; empty: a base dependency."""
-PACKAGES = {"sklearn": "scikit-learn", "cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
+PACKAGES = {"cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
 """Module -> the package that contains it, if their names differ."""
 
 

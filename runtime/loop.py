@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import isfinite
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.backend_options import Options, backend_label
 from berxit.runtime.errors import ANOTHER_BACKEND, BerxitError, failure
 from berxit.runtime.policies import Bools, Certainty, Floats, Ints, Memory
 from berxit.runtime.tokenization import TokenBatch
@@ -24,6 +26,8 @@ class Backend(ABC):
 
     name: str
     """As in runtime.backends.BACKENDS."""
+    options: Options = MappingProxyType({})
+    """The backend's options."""
     layers: int
     """Number of encoder layers of the model."""
     exits: tuple[int, ...]
@@ -32,6 +36,11 @@ class Backend(ABC):
     """CPU threads that a segment may use."""
     tokens_at_once: int = 16384
     """Largest part of a batch that passes through the layers at once, in tokens, padding included."""
+
+    @property
+    def label(self) -> str:
+        """Name and options, for reports."""
+        return backend_label(self.name, self.options)
 
     @abstractmethod
     def embed(self, batch: TokenBatch) -> State:
@@ -167,10 +176,10 @@ def check_outputs(backend: Backend, layer: int, logits: Floats, lte: Floats | No
 
 def _no_prediction(backend: Backend, layer: int, what: str, values: Floats) -> BerxitError:
     return BerxitError(
-        f"backend '{backend.name}', layer {layer}: {what}: {np.ravel(values)[:4].tolist()}. Measure the bundle with"
+        f"backend '{backend.label}', layer {layer}: {what}: {np.ravel(values)[:4].tolist()}. Measure the bundle with"
         " berxit-bench, which compares every exit with the checkpoint; then export again or use another --backend"
     )
 
 
 def _failure(backend: Backend, where: str, error: Exception) -> BerxitError:
-    return failure(f"backend '{backend.name}' failed at {where}", error, ANOTHER_BACKEND)
+    return failure(f"backend '{backend.label}' failed at {where}", error, ANOTHER_BACKEND)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import numpy as np
 from berxit.devices import Device
 from berxit.runtime import tuning
 from berxit.runtime.arguments import as_number, as_texts, load_arguments
+from berxit.runtime.backend_options import as_options
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.deadline import MISS_PROBABILITY, RESERVE_S, Deadline, StepEstimator, end_of
@@ -98,6 +99,7 @@ class EarlyExitRunner:
         device: str = "auto",
         *,
         backend: str | None = None,
+        backend_options: Mapping[str, bool | str] | None = None,
         threads: int | None = None,
         verify: bool = True,
         tune: bool = False,
@@ -109,11 +111,13 @@ class EarlyExitRunner:
 
         - ``device``: a name from ``berxit devices``; "auto" detects this device.
         - ``backend``: the backend by name; by default the first installed one that runs the bundle's target.
+        - ``backend_options``: options of that backend (docs/commands.md#backends).
         - ``threads``: number of threads of a CPU backend; by default the bundle's, else the device profile's, else the
           number of cores, at most four.
         - ``verify``: check the sha256 of every file first (1 s per GB).
-        - ``tune``: measure the installed backends and thread counts on the golden inputs, and use the fastest. The
-          measurement takes seconds and is stored for the next call. ``backend`` and ``threads`` restrict the choice.
+        - ``tune``: measure the installed backends, their options and thread counts on the golden inputs, and use the
+          fastest. The measurement takes seconds and is stored for the next call. ``backend``, ``backend_options`` and
+          ``threads`` restrict the choice.
           On a busy machine a warning is logged and the default is used.
         - ``lazy``: load a layer when the first input reaches it (CPU backends).
         - ``progress``: receives the steps of ``tune`` and of a build of TensorRT engines.
@@ -127,6 +131,7 @@ class EarlyExitRunner:
         this device cannot run.
         """
         arguments = load_arguments(bundle, device, backend, threads, verify=verify, tune=tune, lazy=lazy)
+        arguments["backend_options"] = backend_options = as_options(backend_options)
         threads, miss_probability = arguments["threads"], as_number("miss_probability", miss_probability)
         folder, manifest = open_bundle(arguments["bundle"], verify=verify)
         profile = choose_device(device, manifest.target)
@@ -135,12 +140,27 @@ class EarlyExitRunner:
         )
         if tune:
             try:
-                fastest = tuning.fastest(folder, manifest, backend=backend, threads=threads, progress=progress)
-                backend, threads = fastest.backend, fastest.threads
+                fastest = tuning.fastest(
+                    folder,
+                    manifest,
+                    backend=backend,
+                    backend_options=backend_options,
+                    threads=threads,
+                    progress=progress,
+                )
+                backend, backend_options, threads = fastest.backend, fastest.backend_options, fastest.threads
             except NoisyError as error:  # an app must start on a busy machine, too
                 _LOG.warning("loaded without tuning: %s", error)
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
-        segments = open_backend(folder, manifest, threads, backend=backend, lazy=lazy, progress=progress)
+        segments = open_backend(
+            folder,
+            manifest,
+            threads,
+            backend=backend,
+            backend_options=backend_options,
+            lazy=lazy,
+            progress=progress,
+        )
         runner = cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
         runner._arguments = {**arguments, "miss_probability": miss_probability}
         return runner

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from berxit.devices import default_threads, this_machine
-from berxit.runtime.backends import BACKENDS, allowed_difference, choose_backend, open_backend
+from berxit.runtime.backend_options import Options, OptionValue, backend_label, option_flags
+from berxit.runtime.backends import BACKENDS, ChosenBackend, allowed_difference, choose_backend, open_backend
 from berxit.runtime.bundle import Manifest, files_of
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.cache import cache_folder
@@ -40,15 +41,22 @@ RUN_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Tried:
-    """Backend and thread count, with the measured latency at full depth."""
+    """Latency of an input at full depth with one backend, its options and one number of threads."""
 
     backend: str
     threads: int
     median_ms: float
     """Lower median of two runs; excludes tokenization."""
+    backend_options: dict[str, OptionValue] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Backend and options, for reports."""
+        return backend_label(self.backend, self.backend_options)
 
     def __str__(self) -> str:
-        return f"--backend {self.backend} --threads {self.threads}"
+        options = "".join(f" --backend-option {flag}" for flag in option_flags(self.backend_options))
+        return f"--backend {self.backend}{options} --threads {self.threads}"
 
 
 def tune(
@@ -56,70 +64,84 @@ def tune(
     manifest: Manifest,
     *,
     backend: str | None = None,
+    backend_options: Options | None = None,
     threads: int | None = None,
     seconds: float = RUN_SECONDS,
     accept_noise: bool = False,
     progress: Progress = silent,
 ) -> tuple[Tried, ...]:
-    """Measures every installed backend with every suitable thread count, and returns the results, fastest first.
+    """Latency of the bundle with every installed backend, option and useful number of threads, the fastest first.
 
-    ``backend`` and ``threads`` restrict the candidates. A backend that computes in another precision than the bundle is
-    measured only if ``backend`` names it. ``seconds``: minimum duration of a run.
+    ``backend``, ``backend_options`` and ``threads`` fix one of them. An option that lowers the precision is measured
+    only if ``backend_options`` contains it, an option that changes the process is never measured. ``seconds``: minimum
+    duration of a run. A backend that this machine cannot run, or whose exits differ too much from the checkpoint's,
+    is omitted.
 
-    Omits backends that do not run on this machine, whose exits differ too much from the checkpoint, or that change
-    process-wide state. Raises InputError if ``backend`` changes process-wide state, BerxitError if no backend remains,
-    NoisyError on a busy machine unless ``accept_noise``.
+    Raises InputError if the requested options change the process, BerxitError if no backend remains, NoisyError on a
+    busy machine unless ``accept_noise``.
     """
-    candidates = candidates_of(bundle, manifest, backend, threads)
+    candidates = candidates_of(bundle, manifest, backend, backend_options, threads)
     golden = read_golden(bundle, manifest)
     inputs = golden.one_by_one(manifest.model.pad_token_id)
-    times: dict[tuple[str, int], list[list[list[float]]]] = {}
-    """Candidate -> run -> input -> latencies in milliseconds."""
+    times: dict[int, list[list[list[float]]]] = {}
+    """Place of the candidate -> visit -> input -> milliseconds."""
     meter = CpuMeter()
-    refused: dict[str, str] = {}
+    failures: dict[str, str] = {}
     with progress(2 * len(candidates)) as bar:
-        for name, count in [*candidates, *reversed(candidates)]:
-            if name not in refused:
+        order = range(len(candidates))
+        for place in [*order, *reversed(order)]:
+            chosen, count = candidates[place]
+            if chosen.label not in failures:
                 try:
-                    found = _measure(
-                        open_backend(bundle, manifest, count, backend=name), manifest, golden, inputs, seconds
+                    opened = open_backend(
+                        bundle, manifest, count, backend=chosen.info.name, backend_options=chosen.options
                     )
-                    times.setdefault((name, count), []).append(found)
-                except PoolError as error:  # the process causes it, not the backend: nothing to cache
+                    times.setdefault(place, []).append(_measure(opened, manifest, golden, inputs, seconds))
+                    del opened  # One backend is loaded at a time.
+                except PoolError as error:  # A fact about the process, which is not stored.
                     raise BerxitError(f"{bundle} cannot be tuned here: {error}") from error
                 except BerxitError as error:
-                    refused[name] = str(error)
+                    failures[chosen.label] = str(error)
             bar.update(1)
-    times = {(name, count): runs for (name, count), runs in times.items() if name not in refused}
+    times = {place: visits for place, visits in times.items() if candidates[place][0].label not in failures}
     if not times:
-        raise BerxitError(f"{bundle}: no installed backend can run it: {next(iter(refused.values()))}")
-    works = [np.concatenate(work) for runs in times.values() for work in zip(*runs, strict=True)]
-    problems = Noise.of(works, meter, max(count for _, count in times)).problems()
+        raise BerxitError(f"{bundle}: no backend here can run it: {next(iter(failures.values()))}")
+    works = [np.concatenate(work) for visits in times.values() for work in zip(*visits, strict=True)]
+    problems = Noise.of(works, meter, max(candidates[place][1] for place in times)).problems()
     if problems and not accept_noise:
         raise NoisyError(f"{noisy(str(bundle), problems)}: no backend is chosen. {QUIET}")
     tried = [
-        Tried(name, count, min(float(np.median(np.concatenate(run))) for run in runs))
-        for (name, count), runs in times.items()
+        Tried(chosen.info.name, count, median, dict(chosen.options))
+        for (chosen, count), median in (
+            (candidates[place], min(float(np.median(np.concatenate(visit))) for visit in visits))
+            for place, visits in times.items()
+        )
     ]
     return tuple(sorted(tried, key=lambda each: each.median_ms))
 
 
 def candidates_of(
-    bundle: Path | BundleFolder, manifest: Manifest, backend: str | None, threads: int | None
-) -> list[tuple[str, int]]:
-    """Backends and thread counts that ``tune`` measures. Raises InputError as ``tune`` does."""
-    choose_backend(bundle, manifest.target, backend)  # raises for an unknown name, and if no backend is installed
-    installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
-    if backend is not None and installed[0].changes_process:
+    bundle: Path | BundleFolder,
+    manifest: Manifest,
+    backend: str | None,
+    backend_options: Options | None,
+    threads: int | None,
+) -> list[tuple[ChosenBackend, int]]:
+    """The backends, with options and thread counts, that ``tune`` measures. Raises InputError as ``tune`` does."""
+    first = choose_backend(bundle, manifest.target, backend, backend_options)
+    if first.changes_process:
         raise InputError(
-            f"backend '{backend}' cannot be tuned, because it changes process-wide state: use --threads instead of"
-            " --tune"
+            f"backend '{first.label}' cannot be tuned: it changes process-wide state. Give --threads, without --tune"
         )
+    if backend_options is not None:
+        chosen = [first]
+    else:
+        installed = [info for info in BACKENDS[manifest.target] if info.installed and backend in (None, info.name)]
+        chosen = [variant for info in installed for variant in info.variants()]
     return [
-        (info.name, count)
-        for info in installed
-        if not info.changes_process and (info.same_precision or backend is not None)
-        for count in ([threads] if threads else thread_counts() if info.cpu else [1])
+        (each, count)
+        for each in chosen
+        for count in ([threads] if threads else thread_counts() if each.info.cpu else [1])
     ]
 
 
@@ -128,6 +150,7 @@ def fastest(
     manifest: Manifest,
     *,
     backend: str | None = None,
+    backend_options: Options | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Tried:
@@ -138,8 +161,9 @@ def fastest(
     then cached in this process only. Raises the errors of ``tune``.
     """
     packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
-    candidates = candidates_of(bundle, manifest, backend, threads)
-    depends = (sorted(files_of(manifest).items()), str(this_machine()), candidates, _versions(packages))
+    candidates = candidates_of(bundle, manifest, backend, backend_options, threads)
+    names = [(chosen.label, count) for chosen, count in candidates]
+    depends = (sorted(files_of(manifest).items()), str(this_machine()), names, _versions(packages))
     digest = sha256(repr(depends).encode()).hexdigest()[:24]
     file = cache_folder() / "tuned" / f"{digest}.json"
     if file in _this_process:
@@ -153,18 +177,21 @@ def fastest(
         bundle,
         2 * RUN_SECONDS * len(candidates),
     )
-    found = tune(bundle, manifest, backend=backend, threads=threads, progress=progress)[0]
+    found = tune(
+        bundle, manifest, backend=backend, backend_options=backend_options, threads=threads, progress=progress
+    )[0]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(asdict(found), file)
     except OSError as error:
         _this_process[file] = found
         log.warning(
-            "cannot write %s (%s): the next process will measure again. Set BERXIT_CACHE to a writable folder, or"
-            " load with backend='%s', threads=%d instead of tune=True",
+            "cannot write %s (%s): the next process measures again. Set BERXIT_CACHE to a writable folder, or"
+            " load with backend='%s', backend_options=%s, threads=%d instead of tune=True",
             file,
             error.strerror,
             found.backend,
+            found.backend_options,
             found.threads,
         )
     return found
@@ -199,9 +226,9 @@ def _measure(
 ) -> list[list[float]]:
     """Latencies in milliseconds of each input. Raises BerxitError if an exit differs too much from the checkpoint."""
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
-    if not largest <= allowed_difference(manifest, backend.name):
-        raise BerxitError(f"with backend {backend.name} an exit differs from the checkpoint by {largest:.1e}")
-    for batch in inputs:  # warm-up: the first run of each input length takes longer
+    if not largest <= allowed_difference(manifest, backend):
+        raise BerxitError(f"with {backend.label} an exit differs from the checkpoint by {largest:.1e}")
+    for batch in inputs:  # a length that is new costs more, once
         full_depth(backend, batch)
     taken: list[list[float]] = [[] for _ in inputs]
     until = time.perf_counter() + seconds

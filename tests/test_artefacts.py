@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from berxit.runtime import EarlyExitRunner
-from berxit.runtime.bench import bench
+from berxit.runtime.benchmark import bench
 from berxit.runtime.console import status_of
 from berxit.toolkit.cli import load
 from berxit.toolkit.report import write_report

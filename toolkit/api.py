@@ -19,7 +19,8 @@ from berxit.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions
-    from berxit.runtime.bench import BenchResult
+    from berxit.runtime.backends import Options
+    from berxit.runtime.benchmark import BenchResult
     from berxit.runtime.bundle import Manifest
     from berxit.runtime.calibration import Calibration
     from berxit.runtime.tuning import Tried
@@ -372,6 +373,7 @@ def bench(
     split: str = "dev",
     limit: int | None = None,
     backend: str | None = None,
+    backend_options: Options | None = None,
     threads: int | None = None,
     tune: bool = False,
     accept_noise: bool = False,
@@ -384,11 +386,11 @@ def bench(
     """Measures a bundle on this device: latency against average exit layer, one input at a time.
 
     ``data``: labelled inputs, as in ``evaluate``; None measures the bundle's golden inputs, without a score. ``limit``:
-    use the first so many inputs. ``tune``: use the fastest of the installed backends and thread counts. ``queries``
-    and ``seconds``: least number of queries per operating point, and least total time. ``berxit.runtime.bench``'s
-    ``write_result`` stores the result as bench.json, which ``calibrate`` and ``compare`` read.
+    use the first so many inputs. ``tune``: use the fastest of the installed backends, their options and thread counts. ``queries``
+    and ``seconds``: least number of queries per operating point, and least total time. ``write_result`` of
+    ``berxit.runtime.bench_report`` stores the result as bench.json, which ``calibrate`` and ``compare`` read.
     """
-    from berxit.runtime.bench import bench as run
+    from berxit.runtime.benchmark import bench as run
     from berxit.runtime.bundle import read_manifest
     from berxit.runtime.examples import find_split, read_examples_for
     from berxit.runtime.tuning import tune as tuned_by
@@ -402,13 +404,20 @@ def bench(
     if tune:
         manifest = read_manifest(bundle)
         tuned = tuned_by(
-            bundle, manifest, backend=backend, threads=threads, accept_noise=accept_noise, progress=progress
+            bundle,
+            manifest,
+            backend=backend,
+            backend_options=backend_options,
+            threads=threads,
+            accept_noise=accept_noise,
+            progress=progress,
         )
     return run(
         bundle,
         device,
         examples=examples,
         backend=backend,
+        backend_options=backend_options,
         threads=threads,
         tuned=tuned,
         lazy=lazy,

@@ -11,6 +11,7 @@ import numpy as np
 
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
+from berxit.runtime.metrics import METRICS
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, markdown_table
 from berxit.train.chance_warnings import depth_warning, exits_warning
@@ -23,7 +24,6 @@ from berxit.train.evaluation import (
     layer_scores,
     operating_points,
 )
-from berxit.train.metrics import SECOND_METRIC
 
 KEPT = 0.99
 """Share of full depth's score for which a report states the saved layers; the default of calibration."""
@@ -163,7 +163,8 @@ def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluati
     points = {name: operating_points(predictions, name) for name in names}
     scores = layer_scores(predictions)
     curves = {name: curve_of(found, len(scores)) for name, found in points.items()}
-    also = [SECOND_METRIC[predictions.metric]] if predictions.metric in SECOND_METRIC else []
+    second = METRICS[predictions.metric].second
+    also = [second] if second else []
     depth = depth_warning(predictions)
     kept = [point.saved_layers for point in points[criterion] if point.score >= KEPT * scores[-1]]
     exits = exits_warning(predictions, max(kept, default=0.0)) if depth is None else None

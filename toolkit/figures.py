@@ -18,7 +18,7 @@ from berxit.runtime.policies import CRITERIA
 from berxit.runtime.storage import replacing
 
 if TYPE_CHECKING:
-    from berxit.runtime.bench import BenchResult
+    from berxit.runtime.benchmark import BenchResult
     from berxit.toolkit.evaluation_report import Evaluation
     from berxit.toolkit.studies.findings import Panel
 

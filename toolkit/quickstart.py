@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -36,7 +37,8 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     silence_library_logs()
     from berxit.exporters.export import export
     from berxit.runtime import EarlyExitRunner
-    from berxit.runtime.bench import bench, write_result
+    from berxit.runtime.bench_report import headline, report_text, write_result
+    from berxit.runtime.benchmark import bench
     from berxit.toolkit.report import write_report
     from berxit.train.calibration import calibrate
     from berxit.train.fine_tuning import fine_tune
@@ -76,14 +78,14 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     with _step(4, "measure on this machine, on sentences of neither the training nor the calibration data"):
         measurement = bench(bundle, examples=task.read(SAMPLE, "test"), progress=progress_bar("measuring"))
         result = replace(measurement, memory_mib=None)  # this process has imported torch, which a device does not
-        write_result(result, measured)
-        click.echo("\n" + result.text())
+        write_result(result, measured, partial(click.echo, err=True))
+        click.echo("\n" + report_text(result))
     with _step(5, "report"):
         runner = EarlyExitRunner.load(bundle)
         texts = [str(text) for text in task.read(SAMPLE, "test").texts]
         answers = [(text, runner.predict(text)) for text in texts]
         report = write_report(output / "report.html", result, chosen, bundle, answers)
-    click.echo(f"\n{result.headline()}\nreport: {report.resolve()}\n({time.monotonic() - start:.0f} s in all)")
+    click.echo(f"\n{headline(result)}\nreport: {report.resolve()}\n({time.monotonic() - start:.0f} s in all)")
 
 
 def demo_model() -> str:

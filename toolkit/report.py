@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from berxit.runtime import Prediction
-from berxit.runtime.bench import CALIBRATED, BenchResult
+from berxit.runtime.bench_report import headline, tables
+from berxit.runtime.benchmark import CALIBRATED, BenchResult
 from berxit.runtime.calibration import Calibration
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, plural
@@ -56,10 +57,10 @@ def write_report(
     answers: Sequence[tuple[str, Prediction]],
 ) -> Path:
     """Writes the report page. ``answers``: texts with the calibrated bundle's predictions."""
-    layers, thresholds, *histogram = (_html(table) for table in result.tables())
+    layers, thresholds, *histogram = (_html(table) for table in tables(result))
     machine = result.machine
     page = _PAGE.format(
-        headline=html.escape(_sentence(result.headline())),
+        headline=html.escape(_sentence(headline(result))),
         measured=html.escape(
             f"Measured on {machine}; {result.inputs} held-out inputs, {plural(result.rounds, 'round')} in shuffled"
             f" turns, one at a time, {result.boundary}."

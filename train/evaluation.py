@@ -14,13 +14,12 @@ import torch
 from berxit.runtime.chance import Constant, at_chance, check_labels, check_outputs, constant_prediction
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples
-from berxit.runtime.metrics import positive_class
+from berxit.runtime.metrics import METRICS, positive_class
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, criterion_named, exit_layers, exit_layers_at
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
 from berxit.runtime.tokenization import TextTokenizer
 from berxit.train.encoding import EncodedExamples
-from berxit.train.metrics import OFFICIAL_METRICS, scores
 from berxit.train.modeling import MultiExitModel
 
 TOLERANCE = 0.5
@@ -96,7 +95,7 @@ class Predictions:
     def full_depth_score(self) -> float:
         """The score of ``full_depth``, by the same function as the points of a curve, so that rounding cannot make
         equal scores differ."""
-        return float(scores(self.metric, self.full_depth[None], self.labels)[0])
+        return METRICS[self.metric](self.full_depth, self.labels)
 
     @property
     def positive(self) -> str | None:
@@ -120,7 +119,7 @@ class Predictions:
 
     def score(self, predicted: npt.NDArray, metric: str | None = None) -> float:
         """The score of predictions (N,) by the task's metric, or by another one."""
-        return OFFICIAL_METRICS[metric or self.metric](predicted, self.labels)
+        return METRICS[metric or self.metric](predicted, self.labels)
 
     def save(self, path: Path) -> None:
         """Writes the pass to an .npz file. The file is replaced as a whole, so an interruption keeps the old one."""
@@ -248,7 +247,9 @@ def trade_off(
     counts = [(taken == number).sum(axis=1) for number in range(1, predictions.layers + 1)]
     histograms[:, layers - 1] = np.stack(counts, axis=1)
     averages = (histograms @ np.arange(1, layers[-1] + 1)) / taken.shape[1]
-    found = zip(thresholds, averages, scores(predictions.metric, chosen, predictions.labels), histograms, strict=True)
+    found = zip(
+        thresholds, averages, METRICS[predictions.metric].scores(chosen, predictions.labels), histograms, strict=True
+    )
     return [OperatingPoint(float(t), float(a), float(s), tuple(int(c) for c in h), tolerance) for t, a, s, h in found]
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from berxit.runtime.metrics import METRICS
 from berxit.train.evaluation import Predictions
-from berxit.train.metrics import OFFICIAL_METRICS
 
 Floats = npt.NDArray[np.float64]
 
@@ -78,7 +78,7 @@ class KeepTest:
         below = 0
         for _ in range(RESAMPLES_OF_OTHERS):
             rows = rng.integers(0, len(p.labels), len(p.labels))
-            score = OFFICIAL_METRICS[p.metric]
+            score = METRICS[p.metric]
             below += score(predicted[rows], p.labels[rows]) < self.keep * score(p.full_depth[rows], p.labels[rows])
         return (below + 1) / (RESAMPLES_OF_OTHERS + 1)
 
@@ -103,7 +103,7 @@ def interval(predictions: Predictions, predicted: npt.NDArray, share: float = 0.
         found = score(counts @ sums(predicted, p.labels))
     else:
         draws = [rng.integers(0, rows, rows) for _ in range(RESAMPLES_OF_OTHERS)]
-        found = np.array([OFFICIAL_METRICS[p.metric](predicted[draw], p.labels[draw]) for draw in draws])
+        found = np.array([METRICS[p.metric](predicted[draw], p.labels[draw]) for draw in draws])
     low, high = np.quantile(found, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from berxit.devices import Machine, this_machine
+from berxit.runtime.backend_options import backend_label
 from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
@@ -264,7 +265,8 @@ class Budget:
                 f"{noisy(str(path), problems)}: it is too noisy to choose a threshold. Rerun berxit-bench when no other"
                 " process is busy, or add --accept-noise"
             )
-        measured = f"{path.name} of {data['device']}, {data['backend']}"
+        backend = backend_label(data["backend"], data.get("backend_options", {}))
+        measured = f"{path.name} of {data['device']}, {backend}"
         machine = str(parse(Machine, data["machine"], f"{path}: machine"))
         if machine != str(this_machine()):
             measured += f", measured on another machine: {machine}"

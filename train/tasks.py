@@ -19,10 +19,9 @@ from berxit.runtime.examples import (
     read_examples,
 )
 from berxit.runtime.labels import BOOLEANS, as_number, class_name
-from berxit.runtime.metrics import positive_class
+from berxit.runtime.metrics import METRICS, metric_names, positive_class
 from berxit.runtime.tables import listed
 from berxit.train.configuration import MultiExitConfig
-from berxit.train.metrics import OF_CLASSES, OF_VALUES, OFFICIAL_METRICS
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Task:
     labels: tuple[str, ...]
     """Class names in the order of their numbers; empty for regression. For F1, the second is the positive class."""
     metric: str
-    """A name in train.metrics.OFFICIAL_METRICS."""
+    """A name in runtime.metrics.METRICS."""
 
     @property
     def regression(self) -> bool:
@@ -117,12 +116,12 @@ def custom_task(
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
     metric = metric or ("spearman" if regression else "accuracy")
-    if metric not in OFFICIAL_METRICS:
-        raise InputError(f"unknown metric '{metric}': choose one of {', '.join(OFFICIAL_METRICS)}")
-    fitting, kind = (OF_VALUES, "regression") if regression else (OF_CLASSES, "classification")
+    if metric not in METRICS:
+        raise InputError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
+    fitting, kind = metric_names(values=regression), "regression" if regression else "classification"
     if metric not in fitting:
         raise InputError(f"--metric {metric} is not a metric of {kind}: choose {' or '.join(fitting)}")
-    if positive is not None and metric != "f1":
+    if positive is not None and not METRICS[metric].needs_positive:
         raise InputError(f"--positive {positive} has no effect on {metric}: add --metric f1, or omit --positive")
     if label_column in text_columns:
         raise InputError(f"column '{label_column}' is both text and label: set --text-column and --label-column")
@@ -131,9 +130,9 @@ def custom_task(
         return task
     path = find_split(data, "train")
     labels = _classes(path, text_columns, label_column, [] if skip_bad_rows else None)
-    if metric == "f1" and len(labels) > 2:
-        raise InputError(f"--metric f1 needs two classes, and {path} has {len(labels)}: use --metric accuracy")
-    if metric == "f1":
+    if METRICS[metric].needs_positive and len(labels) > 2:
+        raise InputError(f"--metric {metric} needs two classes, and {path} has {len(labels)}: use --metric accuracy")
+    if METRICS[metric].needs_positive:
         labels.sort(key=_positive(labels, positive, path).__eq__)
     return replace(task, labels=tuple(labels))
 

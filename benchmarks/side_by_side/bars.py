@@ -227,7 +227,7 @@ class _Compared:
 
     def _ours(self, precision: str | None = None) -> list[Spec]:
         """Whom ``--tune`` chooses among."""
-        mine = [spec for spec in self.specs if spec.ours and spec.backend != "onnxruntime-pool"]
+        mine = [spec for spec in self.specs if spec.tunable]
         return [spec for spec in mine if precision in (None, spec.precision)]
 
     def _graphs(self, precision: str) -> list[Spec]:
@@ -247,7 +247,7 @@ def _scores(measured: Measurements, specs: Sequence[Spec]) -> Iterator[Bar]:
     for layer in used_exits(int8):
         lost = 100 * (fp32.by_exit[layer - 1] - int8.by_exit[layer - 1])
         yield Bar("points that int8 loses at an exit in use", f"exit {layer}", OURS, lost, 0.5, at_most=True)
-    for spec in (spec for spec in specs if spec.ours and spec.backend != "onnxruntime-pool"):  # it answers the same
+    for spec in (spec for spec in specs if spec.tunable):  # A shared thread pool changes no prediction.
         early = measured.scores[spec.name].early or 0.0
         yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.side_by_side.products import MatrixProducts, Shape
-from berxit.runtime.backends import choose_backend, open_backend
+from berxit.runtime.backend_options import Options
+from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.loop import Backend, exit_loop
 from berxit.runtime.policies import Bools, ExitPolicy, Floats, Ints
@@ -99,6 +101,7 @@ class Spec:
     """The bundle, the ONNX file, the checkpoint; of products the shape."""
     precision: str
     backend: str | None = None
+    backend_options: Options = MappingProxyType({})
     lazy: bool = False
     """Layers are loaded when an input first gets there."""
     tuned: bool = False
@@ -107,6 +110,11 @@ class Spec:
     @property
     def ours(self) -> bool:
         return self.kind == "segments"
+
+    @property
+    def tunable(self) -> bool:
+        """True if ``--tune`` tries it."""
+        return self.ours and "shared_pool" not in self.backend_options
 
     @property
     def early(self) -> bool:
@@ -262,8 +270,10 @@ def make(spec: Spec, threads: int) -> Contender:
         return MatrixProducts(spec.model, threads, spec.precision)
     if spec.kind == "segments":
         manifest: Manifest = read_manifest(spec.model, verify=False)
-        choose_backend(spec.model, manifest.target, spec.backend)
-        return Segments(open_backend(spec.model, manifest, threads, backend=spec.backend, lazy=spec.lazy))
+        backend = open_backend(
+            spec.model, manifest, threads, backend=spec.backend, backend_options=spec.backend_options, lazy=spec.lazy
+        )
+        return Segments(backend)
     if spec.kind == "onnxruntime":
         return OnnxGraph(spec.model, threads, spec.tuned)
     if spec.kind == "openvino":

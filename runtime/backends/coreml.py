@@ -38,7 +38,7 @@ Opener = Callable[[Path, str | None], Predict]
 """Package and function name (None: the package has one) -> that function, loaded."""
 
 UNITS = {"ne": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
-"""Compute units, as our back ends are called (coreml-ne, ...) -> as coremltools calls them."""
+"""Value of the option ``units`` -> coremltools' name of the compute units."""
 WARM_UP = 2
 """Runs of every segment and length before the first answer: CoreML plans on the first."""
 
@@ -67,12 +67,11 @@ class _LoadedSegment:
 
 
 class CoreMLBackend(Backend):
-    """Runs segments row by row; the loop's Backend. ``open_function`` loads them, for ``units`` of UNITS."""
+    """Runs segments row by row. ``open_function`` loads them."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, threads: int, open_function: Opener, units: str | None = None
-    ) -> None:
-        self.name = f"coreml-{units}" if units else "coreml"
+    name = "coreml"
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int, open_function: Opener) -> None:
         self.layers = manifest.model.layers
         self.exits = manifest.exits
         self.threads = threads
@@ -137,7 +136,7 @@ def open_backend(
             " or in an app on iPhone or iPad. Its graph and weights were verified when it was exported"
         )
     path = BundleFolder.at(folder).path
-    backend = CoreMLBackend(path, manifest, threads or default_threads(), _opener(path, manifest, units), units)
+    backend = CoreMLBackend(path, manifest, threads or default_threads(), _opener(path, manifest, units))
     backend.warm_up()
     return backend
 
@@ -159,7 +158,7 @@ def _opener(folder: Path, manifest: Manifest, units: str | None) -> Opener:
             model = ct.models.CompiledMLModel(str(compiled[package]), chosen, function)
 
         def predict(feeds: Tensors) -> Tensors:
-            with _told(f"cannot run {what} on {chosen.name}", "Try other compute units: --backend coreml-cpu"):
+            with _told(f"cannot run {what} on {chosen.name}", "Try other compute units: --backend-option units=cpu"):
                 return model.predict(feeds)
 
         return predict

@@ -62,7 +62,7 @@ def _in_child() -> None:
 
 def _refuse(backend: Backend, method: str, *_: Any) -> Any:
     raise BerxitError(
-        f"backend '{backend.name}' was opened before this process was forked and cannot run here: {REMEDY}"
+        f"backend '{backend.label}' was opened before this process was forked and cannot run here: {REMEDY}"
     )
 
 

@@ -6,8 +6,8 @@ as long and hold as much as one graph:
 - A session's threads spin after every run and starve the next session's; 12 segments then take ten times what one
   graph takes. ``session.force_spinning_stop`` ends the spinning with the run, and changes nothing for the app around
   us. What is left is that threads fall asleep with a segment's end and are woken by the next one's start. One pool for
-  the whole process has no such ends (``onnxruntime-pool``), but ONNX Runtime then refuses the app's own sessions unless
-  they use the pool, too: so one must ask for it.
+  the whole process has no such ends (option ``shared_pool``), but ONNX Runtime then rejects the app's own sessions
+  unless they use the pool, too. It must therefore be requested.
 - Every session has an arena of its own for what it computes, which is cold in the cache when its turn comes. All of
   ours share one (``shared_arena``), and take from it tensor by tensor instead of in one block per session. What a large
   batch took is given back with the next small one.
@@ -44,8 +44,8 @@ Providers = Sequence[str | tuple[str, dict[str, Any]]]
 """ONNX Runtime's execution providers, the best first; with their options, where they have any."""
 CPU: Providers = ("CPUExecutionProvider",)
 POOLED = (
-    "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend onnxruntime-pool, or"
-    " another process"
+    "this process runs ONNX Runtime with one thread pool for all sessions, until it ends: use --backend onnxruntime"
+    " --backend-option shared-pool, or another process"
 )
 DTYPES = {"tensor(float)": "float32"} | {
     f"tensor({name})": name for name in ("float16", "int8", "uint8", "int32", "int64")
@@ -69,14 +69,15 @@ class BoundState(NamedTuple):
 class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
     """Runs segments with ONNX Runtime on the CPU."""
 
+    name = "onnxruntime"
+
     def __init__(
-        self, bundle: BundleFolder, manifest: Manifest, threads: int, *, lazy: bool = False, one_pool: bool = False
+        self, bundle: BundleFolder, manifest: Manifest, threads: int, *, lazy: bool = False, shared_pool: bool = False
     ) -> None:
-        """``one_pool``: with the process's threads instead of every session's own."""
-        self.name = "onnxruntime-pool" if one_pool else "onnxruntime"
-        if one_pool:
+        """``shared_pool``: use the thread pool of the process instead of one pool per session."""
+        if shared_pool:
             start_pool(threads)
-        threads_of_session = None if one_pool else threads
+        threads_of_session = None if shared_pool else threads
 
         def open_file(segment: Segment, file: BundleFile) -> ort.InferenceSession:
             session: ort.InferenceSession = opened_once(
@@ -139,10 +140,10 @@ def open_backend(
     threads: int | None,
     *,
     lazy: bool = False,
-    one_pool: bool = False,
+    shared_pool: bool = False,
 ) -> OnnxRuntimeBackend:
     bundle = BundleFolder.at(folder)
-    return OnnxRuntimeBackend(bundle, manifest, threads or default_threads(), lazy=lazy, one_pool=one_pool)
+    return OnnxRuntimeBackend(bundle, manifest, threads or default_threads(), lazy=lazy, shared_pool=shared_pool)
 
 
 def _constant(bundle: Path | BundleFolder, tensor: TensorFile) -> ort.OrtValue:
@@ -224,8 +225,8 @@ def start_pool(threads: int) -> None:
                 ort.set_global_thread_pool_sizes(threads, 1)
             except AttributeError as error:
                 raise BerxitError(
-                    f"onnxruntime {ort.__version__} has no pool for the process: upgrade it, or take"
-                    " --backend onnxruntime"
+                    f"onnxruntime {ort.__version__} has no thread pool for the process: upgrade it, or omit"
+                    " the backend option shared-pool"
                 ) from error
             except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
                 if "already been created" not in str(error):

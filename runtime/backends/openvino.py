@@ -1,8 +1,8 @@
 """OpenVINO on the CPU, over the bundle that ONNX Runtime reads: one compiled model per segment file.
 
 OpenVINO compiles a segment once for every batch and length. It computes in fp32 unless told otherwise, so that it
-answers as the checkpoint does; ``openvino-bf16`` is the same in bf16, twice as fast where the CPU has bf16 and refused
-where it has not. What a segment writes is read where it lies by the next: every infer request has memory of its own.
+answers as the checkpoint does; the option ``bf16`` is the same in bf16, twice as fast if the CPU has bf16, and an error
+if it has not. What a segment writes is read where it lies by the next: every infer request has memory of its own.
 """
 
 from __future__ import annotations
@@ -100,13 +100,15 @@ class TensorState:
 class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
     """Runs segments with OpenVINO's CPU plug-in."""
 
+    name = "openvino"
+
     def __init__(
-        self, bundle: BundleFolder, manifest: Manifest, threads: int, precision: str, *, lazy: bool = False
+        self, bundle: BundleFolder, manifest: Manifest, threads: int, *, bf16: bool = False, lazy: bool = False
     ) -> None:
-        self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
-        core = the_core()
-        if problem := unusable_here(precision):
-            raise BerxitError(f"{problem}: run the bundle with --backend openvino")
+        """``bf16``: compute in bfloat16, whatever the dtype of the files."""
+        core, precision = the_core(), "bf16" if bf16 else "f32"
+        if problem := unusable_here(bf16=bf16):
+            raise BerxitError(f"{problem}: omit the backend option bf16")
         options = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
@@ -164,9 +166,9 @@ def _tensor(array: npt.NDArray) -> ov.Tensor:
     return ov.Tensor(np.ascontiguousarray(array), shared_memory=True)
 
 
-def unusable_here(precision: str = "f32") -> str | None:
+def unusable_here(*, bf16: bool = False) -> str | None:
     """The reason why this machine cannot run it; None where it can."""
-    lacks = precision == "bf16" and "BF16" not in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    lacks = bf16 and "BF16" not in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "this CPU has no bf16" if lacks else None
 
 
@@ -174,12 +176,11 @@ def open_backend(
     folder: Path | BundleFolder,
     manifest: Manifest,
     threads: int | None,
-    precision: str = "f32",
     *,
+    bf16: bool = False,
     lazy: bool = False,
 ) -> OpenVinoBackend:
-    """``precision``: f32 or bf16, what the segments compute in, whatever their files hold."""
-    return OpenVinoBackend(BundleFolder.at(folder), manifest, threads or default_threads(), precision, lazy=lazy)
+    return OpenVinoBackend(BundleFolder.at(folder), manifest, threads or default_threads(), bf16=bf16, lazy=lazy)
 
 
 def _ports(found: Sequence[Any], stated: Sequence[TensorInfo]) -> list[Port]:

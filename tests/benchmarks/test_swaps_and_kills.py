@@ -31,7 +31,7 @@ def campaign(*arguments: object) -> dict:
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-pool", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime:shared-pool", "openvino"])
 def test_swaps_mixes_no_prediction(bundle: Path, tmp_path: Path, backend: str) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")

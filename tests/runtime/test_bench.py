@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import berxit.runtime.bench
+import berxit.runtime.benchmark
 from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
-from berxit.runtime.bench import BenchResult, bench, command
+from berxit.runtime.bench import command
+from berxit.runtime.bench_report import headline, report_text, tables
+from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
@@ -129,7 +131,7 @@ def test_bench_text_starts_with_headline(written: Path) -> None:
 
 
 def test_headline_compares_latency_and_score() -> None:
-    assert RESULT.headline() == (
+    assert headline(RESULT) == (
         "1.25x faster than full depth on this device: 3.20 ms instead of 4.00 ms per input, 1.50 of 2 layers,"
         " at accuracy 0.7600 instead of 0.8000 (95.0%)"
     )
@@ -139,16 +141,16 @@ def test_headline_without_labels_has_no_score() -> None:
     unlabelled = dataclasses.replace(
         RESULT, metric=None, by_layer={1: point(1, 2.0), 2: point(2, 4.0)}, policy=point(1.5, 3.2)
     )
-    assert unlabelled.headline().endswith("1.50 of 2 layers")
+    assert headline(unlabelled).endswith("1.50 of 2 layers")
 
 
 def test_headline_without_calibration_names_remedy() -> None:
-    headline = dataclasses.replace(RESULT, policy=None).headline()
-    assert headline == "full depth takes 4.00 ms; not calibrated yet: berxit-calibrate"
+    line = headline(dataclasses.replace(RESULT, policy=None))
+    assert line == "full depth takes 4.00 ms; not calibrated yet: berxit-calibrate"
 
 
 def test_tables_contain_every_point() -> None:
-    layers, thresholds, exits = RESULT.tables()
+    layers, thresholds, exits = tables(RESULT)
     assert layers.header == ["exit layer", "mean ms", "p50", "p90", "p99", "accuracy"]
     assert layers.rows == [
         ["1", "2.00", "2.01", "2.02", "2.03", "0.6000"],
@@ -184,7 +186,7 @@ def test_bench_reports_memory_after_lazy_loading(bundle: Path, monkeypatch: pyte
     assert loaded == [2]
     assert len(opened) == 4
     assert (result.lazy, result.memory_mib) == (True, 123.4)
-    assert "123 MiB resident once every input was answered as calibrated, with the layers that" in result.text()
+    assert "123 MiB resident after every input under the calibrated policy, only layers that" in report_text(result)
 
 
 def test_bench_without_data_measures_golden_inputs(bundle: Path) -> None:
@@ -199,8 +201,8 @@ def test_bench_without_data_measures_golden_inputs(bundle: Path) -> None:
 def test_bench_rejects_exits_that_differ_from_checkpoint(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, found: list[float]
 ) -> None:
-    monkeypatch.setattr(berxit.runtime.bench, "differences", lambda *_: found)
-    with pytest.raises(BerxitError, match="off the checkpoint"):
+    monkeypatch.setattr(berxit.runtime.benchmark, "differences", lambda *_: found)
+    with pytest.raises(BerxitError, match="differs from the checkpoint"):
         bench(bundle, threads=1, queries=1, seconds=0)
 
 
@@ -299,8 +301,8 @@ def test_bench_warns_of_score_at_chance(bundle: Path, data_folder: Path) -> None
     result = bench(bundle, examples=shuffled, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
     (warning,) = result.warnings
     assert warning.startswith("full depth is at chance: accuracy 0.5")
-    assert f"\n\nwarning: {warning}\n\n" in result.text()
-    assert "%)" not in result.headline()
+    assert f"\n\nwarning: {warning}\n\n" in report_text(result)
+    assert "%)" not in headline(result)
 
 
 def test_bench_without_labels_has_no_constant_prediction(bundle: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from berxit.runtime.chance import Constant, at_chance, check_labels, check_outputs, constant_prediction
 from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.metrics import METRICS
 
 
 @pytest.mark.parametrize(
@@ -125,3 +128,19 @@ def test_at_chance_of_correlations(metric: str) -> None:
     assert not at_chance(metric, labels + rng.normal(size=100), labels, 1)
     assert not at_chance(metric, labels, labels, 1)
     assert at_chance(metric, labels[:3], labels[:3], 1)  # three rows in order prove nothing
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+@pytest.mark.filterwarnings("error")
+def test_at_chance_accepts_perfect_correlations_of_both_signs(metric: str) -> None:
+    labels = np.arange(20.0)
+    assert not at_chance(metric, labels, labels, 1)
+    assert at_chance(metric, -labels, labels, 1)
+
+
+def test_at_chance_resamples_the_rows_for_any_metric_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "again", dataclasses.replace(METRICS["accuracy"], name="again"))
+    for rows in (60, 600):
+        predictions, labels = binary(56, 44, 0.5, rows)
+        expected = at_chance("accuracy", predictions, labels, 2)
+        assert at_chance("again", predictions, labels, 2) == expected

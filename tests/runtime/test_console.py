@@ -94,7 +94,6 @@ def test_run_exits_with_2_for_wrong_option(capsys: pytest.CaptureFixture[str]) -
     [
         ("torch", f"this needs torch, which is not installed here: {install_command('train')}"),
         ("torch.nn", f"this needs torch, which is not installed here: {install_command('train')}"),
-        ("sklearn", f"this needs scikit-learn, which is not installed here: {install_command('train')}"),
         ("onnx", f"this needs onnx, which is not installed here: {install_command('export')}"),
         ("matplotlib.pyplot", f"this needs matplotlib, which is not installed here: {install_command('report')}"),
         ("onnxruntime", f"this needs onnxruntime, which is not installed here: {install_command('onnxruntime')}"),

@@ -153,13 +153,13 @@ def test_functions_of_package_are_loaded_by_name(bundles: dict[str, Path], mac: 
     assert {units for _, _, units in mac.loaded} == {profile.compute_units}
 
 
-@pytest.mark.parametrize(
-    ("name", "units"), [("coreml-ne", "CPU_AND_NE"), ("coreml-gpu", "CPU_AND_GPU"), ("coreml-cpu", "CPU_ONLY")]
-)
-def test_each_compute_unit_is_a_backend(name: str, units: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
-    runner = EarlyExitRunner.load(bundles["any"], backend=name)
+@pytest.mark.parametrize(("value", "units"), [("ne", "CPU_AND_NE"), ("gpu", "CPU_AND_GPU"), ("cpu", "CPU_ONLY")])
+def test_coreml_option_units_selects_the_compute_units(
+    value: str, units: str, bundles: dict[str, Path], mac: type[Proxy]
+) -> None:
+    runner = EarlyExitRunner.load(bundles["any"], backend_options={"units": value})
     assert {used for _, _, used in mac.loaded} == {units}
-    assert runner.backend.name == name
+    assert runner.backend.label == f"coreml (units={value})"
 
 
 def test_compiled_package_is_cached(
@@ -287,7 +287,7 @@ def test_failed_prediction_raises_one_line_error(
 
     monkeypatch.setattr(Proxy, "predict", fails)
     with pytest.raises(
-        BerxitError, match=r"function embeddings on ALL: Unable to compute.*--backend coreml-cpu"
+        BerxitError, match=r"function embeddings on ALL: Unable to compute.*--backend-option units=cpu"
     ) as failure:
         open_backend(bundles["any"], read_manifest(bundles["any"]))
     assert "\n" not in str(failure.value)

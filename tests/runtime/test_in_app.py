@@ -174,8 +174,10 @@ from berxit.runtime import EarlyExitRunner
 
 bundle, backend, threads, lazy, forks = sys.argv[1:]
 threads, lazy, forks = int(threads), lazy == "lazy", int(forks)
+backend, _, option = backend.partition(":")
+options = {option: True} if option else {}
 text = "the lamp is great"
-runner = EarlyExitRunner.load(bundle, backend=backend, threads=threads, lazy=lazy)
+runner = EarlyExitRunner.load(bundle, backend=backend, backend_options=options, threads=threads, lazy=lazy)
 expected = runner.predict(text).scores
 going = True
 
@@ -250,11 +252,14 @@ def test_forked_child_recreates_threads(bundle: Path) -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize(("backend", "package"), [("openvino", "openvino"), ("onnxruntime-pool", "onnxruntime")])
-def test_forked_child_reports_unsupported_backend(bundle: Path, backend: str, package: str) -> None:
+@pytest.mark.parametrize(("backend", "package"), [("openvino", "openvino"), ("onnxruntime:shared_pool", "onnxruntime")])
+def test_a_backend_that_no_child_can_run_says_what_to_do(bundle: Path, backend: str, package: str) -> None:
     pytest.importorskip(package)
     child = """
-        for call in (lambda: runner.predict(text), lambda: EarlyExitRunner.load(bundle, backend=backend, threads=2)):
+        def load():
+            return EarlyExitRunner.load(bundle, backend=backend, backend_options=options, threads=2)
+
+        for call in (lambda: runner.predict(text), load):
             try:
                 call()
                 sys.exit(1)

@@ -53,6 +53,29 @@ def test_correlation_of_constant_prediction_is_zero(metric: str, value: float) -
     assert METRICS[metric](constant, constant) == pytest.approx(0, abs=1e-9)
 
 
+def test_pearson_is_linear_and_spearman_counts_ranks() -> None:
+    predictions, labels = np.array([1.0, 2.0, 3.0, 10.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    assert METRICS["spearman"](predictions, labels) == pytest.approx(1.0)
+    assert METRICS["pearson"](predictions, labels) == pytest.approx(14 / np.sqrt(50 * 5))
+    assert METRICS["pearson"](-labels, labels) == pytest.approx(-1.0)
+
+
+def test_spearman_shares_ranks_between_ties() -> None:
+    found = METRICS["spearman"](np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
+    assert found == pytest.approx(np.sqrt(3) / 2)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_scores_equals_single_scores(metric: str) -> None:
+    rng = np.random.default_rng(3)
+    values = METRICS[metric].values
+    draw = (lambda *size: rng.integers(0, 9, size) / 2) if values else (lambda *size: rng.integers(0, 2, size))
+    predictions, labels = draw(12, 40), draw(40)
+    predictions[0] = 0  # A constant prediction.
+    one_by_one = [METRICS[metric](row, labels) for row in predictions]
+    assert METRICS[metric].scores(predictions, labels) == pytest.approx(one_by_one, abs=1e-12)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_metrics_return_python_float(metric: str) -> None:
     score = METRICS[metric](np.array([0, 1, 1]), np.array([0, 1, 0]))

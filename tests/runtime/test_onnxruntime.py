@@ -141,11 +141,11 @@ def test_lazy_opens_layer_once_from_several_threads(bundle: Path, manifest: Mani
     assert sorted(opened) == ["embeddings", "layer_01", "layer_02", "layer_03"]
 
 
-def test_load_rejects_lazy_for_unsupported_backend(
+def test_open_backend_rejects_lazy_if_the_backend_cannot(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnxruntime", (dataclasses.replace(BACKENDS["onnxruntime"][0], lazy=False),))
-    with pytest.raises(InputError, match="back end 'onnxruntime' opens all layers at once: leave lazy away"):
+    with pytest.raises(InputError, match="backend 'onnxruntime' opens all layers at once: omit lazy"):
         open_backend(bundle, manifest, lazy=True)
 
 

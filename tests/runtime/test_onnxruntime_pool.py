@@ -21,7 +21,7 @@ def manifest(bundle: Path) -> Manifest:
     return read_manifest(bundle)
 
 
-ONE_POOL = """
+SHARED_POOL = """
 import sys
 from pathlib import Path
 import onnxruntime as ort
@@ -44,45 +44,46 @@ folder, manifest = Path(sys.argv[1]), read_manifest(sys.argv[1])
 if sys.argv[2] == "app":
     ort.set_global_thread_pool_sizes(2, 1)
     told(open_backend, folder, manifest, 2)
-backend = open_backend(folder, manifest, 2, backend="onnxruntime-pool")
-print(backend.name)
+backend = open_backend(folder, manifest, 2, backend="onnxruntime", backend_options={"shared_pool": True})
+print(backend.label)
 print(max(differences(backend, read_golden(folder, manifest), manifest.model.pad_token_id)))
 told(ort.InferenceSession, str(folder / "segments" / "layer_01.onnx"))
-told(open_backend, folder, manifest, 3, backend="onnxruntime-pool")
+told(open_backend, folder, manifest, 3, backend="onnxruntime", backend_options={"shared_pool": True})
 told(open_backend, folder, manifest, 2)
 told(EarlyExitRunner.load, folder, tune=True)
 """
 
 
 @pytest.mark.parametrize("who", ["us", "app"])
-def test_pool_is_shared_by_all_sessions(
+def test_shared_pool_serves_all_sessions(
     bundle: Path, manifest: Manifest, who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a process of its own: it cannot be undone."""
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-c", ONE_POOL, str(bundle), who], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SHARED_POOL, str(bundle), who], cwd=ROOT, capture_output=True, text=True, check=True
     )
     lines = [line for line in done.stdout.splitlines() if "EP Error" not in line and "****" not in line]
     lines = [line for line in lines if not line.startswith((" when using", "Falling back"))]
     pooled = (
-        "this process runs ONNX Runtime with one pool of threads, which ends with it: take --backend onnxruntime-pool"
+        "this process runs ONNX Runtime with one thread pool for all sessions, until it ends: use --backend onnxruntime"
+        " --backend-option shared-pool"
     )
     if who == "app":
         assert lines.pop(0).startswith(pooled)
     name, off, app, more, plain, tuned = lines
-    assert name == "onnxruntime-pool"
+    assert name == "onnxruntime (shared-pool)"
     assert float(off) <= manifest.parity.atol
     assert app == "refused by ONNX Runtime"
     already = "this process has its pool of 2 threads already, and 3 are asked for: ask for 2"
     assert more == ("fine" if who == "app" else already)
     assert plain.startswith(pooled)
-    assert "cannot be tuned here: this process runs ONNX Runtime with one pool" in tuned
+    assert "cannot be tuned here: this process runs ONNX Runtime with one thread pool" in tuned
     assert not list(tmp_path.rglob("*.json"))  # nothing that another process would take for the fastest
 
 
-def test_tune_omits_pool_backend(bundle: Path, manifest: Manifest) -> None:
+def test_tune_never_uses_the_shared_pool(bundle: Path, manifest: Manifest) -> None:
     tried = tune(bundle, manifest, threads=1, seconds=0, accept_noise=True)
-    assert "onnxruntime-pool" not in {each.backend for each in tried}
-    with pytest.raises(InputError, match="backend 'onnxruntime-pool' cannot be tuned"):
-        tune(bundle, manifest, backend="onnxruntime-pool")
+    assert not any("shared_pool" in each.backend_options for each in tried)
+    with pytest.raises(InputError, match=r"backend 'onnxruntime \(shared-pool\)' cannot be tuned"):
+        tune(bundle, manifest, backend="onnxruntime", backend_options={"shared_pool": True})

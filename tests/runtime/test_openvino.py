@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from berxit.runtime.backends import allowed_difference, open_backend
-from berxit.runtime.bench import bench
+from berxit.runtime.bench_report import report_text
+from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle import Manifest, read_manifest, sha256
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import differences, read_golden
@@ -155,12 +156,12 @@ def test_concurrent_threads_share_runner(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
-def test_bf16_has_separate_tolerance(bundle: Path, manifest: Manifest) -> None:
-    backend = open_backend(bundle, manifest, 1, backend="openvino-bf16")
-    assert backend.name == "openvino-bf16"
+def test_bf16_is_near_and_has_a_tolerance_of_its_own(bundle: Path, manifest: Manifest) -> None:
+    backend = open_backend(bundle, manifest, 1, backend="openvino", backend_options={"bf16": True})
+    assert backend.label == "openvino (bf16)"
     largest = max(differences(backend, read_golden(bundle, manifest), manifest.model.pad_token_id))
-    assert manifest.parity.atol < largest < allowed_difference(manifest, "openvino-bf16")
-    assert allowed_difference(manifest, "openvino") == manifest.parity.atol
+    assert manifest.parity.atol < largest < allowed_difference(manifest, backend)
+    assert allowed_difference(manifest, open_backend(bundle, manifest, 1, backend="openvino")) == manifest.parity.atol
 
 
 def test_open_rejects_bf16_on_cpu_without_bf16(
@@ -171,8 +172,8 @@ def test_open_rejects_bf16_on_cpu_without_bf16(
             return ["FP32"]
 
     monkeypatch.setattr("berxit.runtime.backends.openvino.the_core", OldCore)
-    with pytest.raises(BerxitError, match="this CPU has no bf16: run the bundle with --backend openvino"):
-        open_backend(bundle, manifest, 1, backend="openvino-bf16")
+    with pytest.raises(BerxitError, match="this CPU has no bf16: omit the backend option bf16"):
+        open_backend(bundle, manifest, 1, backend="openvino", backend_options={"bf16": True})
 
 
 INTERRUPTED = """
@@ -219,5 +220,5 @@ def test_bench_reports_backend(bundle: Path) -> None:
     result = bench(bundle, backend="openvino", threads=1, thresholds=1, queries=1, seconds=0, warmup=1)
     assert result.backend == "openvino"
     assert "openvino" in result.versions
-    assert "by openvino:" in result.text()
+    assert "by openvino:" in report_text(result)
     assert dataclasses.asdict(result)["self_check"] < 1e-4

@@ -37,7 +37,7 @@ from berxit.runtime.tokenization import TokenBatch
 from berxit.runtime.tuning import tune
 
 PACKAGE = Path(backend.__file__).parent
-OPTIONS = [{}, {"ahead": True}, {"graphs": True}, {"ahead": True, "graphs": True}]
+OPTIONS = [{}, {"run_ahead": True}, {"cuda_graphs": True}, {"run_ahead": True, "cuda_graphs": True}]
 ORIN = Gpu("Stand-in", (8, 7), 8)
 
 
@@ -183,7 +183,7 @@ def test_exiting_rows_do_not_change_other_rows(kind: str, options: dict, bundles
     for seed in range(12):  # more rows than max_batch, too: they go in parts
         batch = random_batch(seed, rows=1 + seed % 8)
         assert_same(answers(found, batch, seed), answers(reference, batch, seed))
-    if options.get("graphs"):
+    if options.get("cuda_graphs"):
         assert machine.world.launched > 0
 
 
@@ -243,7 +243,7 @@ def test_concurrent_callers_do_not_interfere(bundles: dict, machine: Machine) ->
 def test_interleaved_loops_use_separate_memory(bundles: dict, machine: Machine) -> None:
     folder = bundles["fp32"]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
-    found = machine.open(folder, ahead=True)
+    found = machine.open(folder, run_ahead=True)
     one, two = random_batch(1, rows=2, longest=8), random_batch(2, rows=2, longest=8)
     loops = [exit_loop(found, batch, InTurn(seed)) for seed, batch in ((1, one), (2, two))]
     steps: list[list] = [[], []]
@@ -289,7 +289,7 @@ def test_close_frees_resources_in_order(how: str, options: dict, bundles: dict, 
     order = list(dict.fromkeys(world.gone))
     assert order.index("context") < order.index("engine") < order.index("runtime") < order.index("memory")
     assert world.gone.count("context") == world.contexts
-    if options.get("graphs"):
+    if options.get("cuda_graphs"):
         assert order[0] == "launchable"
 
 
@@ -356,7 +356,7 @@ def test_upload_is_complete_when_it_returns(machine: Machine) -> None:
 def test_failed_graph_capture_falls_back_to_plain_execution(fails: str, bundles: dict, machine: Machine) -> None:
     folder = bundles["fp32"]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
-    found = machine.open(folder, graphs=True)
+    found = machine.open(folder, cuda_graphs=True)
     machine.world.refuses.add(fails)
     for seed in range(4):
         batch = random_batch(seed, rows=1)
@@ -420,8 +420,8 @@ def test_embed_rejects_input_longer_than_profile(bundles: dict, machine: Machine
 
 
 def test_cuda_graphs_need_tensorrt_10(bundles: dict, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"tensorrt-graphs needs TensorRT 10, this is TensorRT 8\.6\.1"):
-        Machine("8.6.1", tmp_path).open(bundles["old"], graphs=True)
+    with pytest.raises(InputError, match=r"option cuda-graphs of tensorrt needs TensorRT 10, this is TensorRT 8\.6\.1"):
+        Machine("8.6.1", tmp_path).open(bundles["old"], cuda_graphs=True)
 
 
 # --- engines -------------------------------------------------------------------------------------------------------
@@ -613,7 +613,7 @@ def test_open_without_tensorrt_names_install_command(monkeypatch: pytest.MonkeyP
 def test_builder_is_found_under_all_module_names() -> None:
     for info in BACKENDS["tensorrt"]:
         for builder, modules in BUILDERS.items():
-            if info.name == builder or info.name.removeprefix(f"{builder}-") in ("graphs", "ahead", "graphs-ahead"):
+            if info.name == builder:
                 assert {info.package, info.other_package} - {None} == set(modules)
     other = dataclasses.replace(BACKENDS["tensorrt"][0], package="no_such_module", other_package="json")
     assert other.installed
@@ -638,14 +638,14 @@ def test_open_backend_opens_tensorrt_bundle(
     found = open_backend(folder, read_manifest(folder), backend="tensorrt", progress=progress)
     assert found.name == "tensorrt"
     assert "builds 4 of 4 engines for Stand-in" in caplog.text
-    assert lengths == [4]
-    for name in ("tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"):
-        assert open_backend(folder, read_manifest(folder), backend=name).name == name
-    with pytest.raises(InputError, match="no back end 'tensorrt-fast' runs bundles for tensorrt"):
+    options = {"cuda_graphs": True, "run_ahead": True}
+    found = open_backend(folder, read_manifest(folder), backend="tensorrt", backend_options=options)
+    assert found.label == "tensorrt (cuda-graphs, run-ahead)"
+    with pytest.raises(InputError, match="no backend 'tensorrt-fast' runs bundles for tensorrt"):
         open_backend(folder, read_manifest(folder), backend="tensorrt-fast")
     tried = tune(folder, read_manifest(folder), seconds=0, accept_noise=True)
-    names = {"tensorrt", "tensorrt-graphs", "tensorrt-ahead", "tensorrt-graphs-ahead"}
-    assert names <= {each.backend for each in tried}
+    labels = {"tensorrt", "tensorrt (cuda-graphs)", "tensorrt (run-ahead)", "tensorrt (cuda-graphs, run-ahead)"}
+    assert labels <= {each.label for each in tried}
     assert {each.threads for each in tried} == {1}
     assert engines.WORKSPACE_MIB > 0
 

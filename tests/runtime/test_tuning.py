@@ -14,6 +14,7 @@ import pytest
 
 import berxit.runtime.tuning
 from berxit.devices import default_threads
+from berxit.runtime.backend_options import Options
 from berxit.runtime.backends import BACKENDS, BackendInfo, open_backend
 from berxit.runtime.bench import command
 from berxit.runtime.bundle import DataFile, Manifest, read_manifest, sha256
@@ -35,9 +36,9 @@ def slow_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]
     """Two threads cost 8 ms more per input, whatever the back end; what was opened, in order."""
     opened = []
 
-    def opener(folder: Path, manifest: Manifest, threads: int, *, backend: str) -> Any:
+    def opener(folder: Path, manifest: Manifest, threads: int, *, backend: str, backend_options: Options) -> Any:
         opened.append((backend, threads))
-        real = open_backend(folder, manifest, threads, backend=backend)
+        real = open_backend(folder, manifest, threads, backend=backend, backend_options=backend_options)
         if threads == 2:
             embed = real.embed
             real.embed = lambda batch: (time.sleep(0.008), embed(batch))[1]  # type: ignore[method-assign]
@@ -97,7 +98,7 @@ def test_fastest_warns_once_if_cache_cannot_be_written(
     assert len(slow_on_two_threads) == 4  # measured once in this process
     (message,) = [record.getMessage() for record in caplog.records if "cannot write" in record.getMessage()]
     assert "BERXIT_CACHE" in message
-    assert "backend='onnxruntime', threads=1" in message
+    assert "backend='onnxruntime', backend_options={}, threads=1" in message
 
 
 def test_fastest_logs_and_shows_progress(
@@ -130,10 +131,34 @@ def test_tune_omits_backends_of_another_precision_unless_named(
     monkeypatch.setattr(berxit.runtime.tuning, "thread_counts", lambda: [1, 2])
     monkeypatch.setattr(BackendInfo, "installed", True)
     for target, infos in BACKENDS.items():
-        names = {name for name, _ in candidates_of(bundle, dataclasses.replace(manifest, target=target), None, None)}
-        assert names == {info.name for info in infos if info.atol == 0 and not info.changes_process}
-    assert "openvino-bf16" not in {name for name, _ in candidates_of(bundle, manifest, None, 1)}
-    assert candidates_of(bundle, manifest, "openvino-bf16", None) == [("openvino-bf16", 1), ("openvino-bf16", 2)]
+        of_target = dataclasses.replace(manifest, target=target)
+        candidates = [chosen for chosen, _ in candidates_of(bundle, of_target, None, None, None)]
+        assert {chosen.info.name for chosen in candidates} == {info.name for info in infos}
+        assert not any(chosen.atol or chosen.changes_process for chosen in candidates)
+    labels = {chosen.label for chosen, _ in candidates_of(bundle, manifest, None, None, 1)}
+    assert labels == {"onnxruntime", "openvino"}
+    candidates = candidates_of(bundle, manifest, "openvino", {"bf16": True}, None)
+    assert [(chosen.label, count) for chosen, count in candidates] == [("openvino (bf16)", 1), ("openvino (bf16)", 2)]
+
+
+def test_tune_measures_every_combination_of_options(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BackendInfo, "installed", True)
+    labels = {
+        target: [
+            chosen.label
+            for chosen, _ in candidates_of(bundle, dataclasses.replace(manifest, target=target), name, None, 1)
+        ]
+        for target, name in (("tensorrt", "tensorrt"), ("coreml", None))
+    }
+    assert labels["tensorrt"] == [
+        "tensorrt",
+        "tensorrt (run-ahead)",
+        "tensorrt (cuda-graphs)",
+        "tensorrt (cuda-graphs, run-ahead)",
+    ]
+    assert labels["coreml"] == ["coreml", "coreml (units=ne)", "coreml (units=gpu)", "coreml (units=cpu)"]
 
 
 def test_fastest_ignores_cache_of_other_candidates(
@@ -160,12 +185,14 @@ def test_tune_rejects_backend_that_differs_from_checkpoint(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(berxit.runtime.tuning, "differences", lambda *_: [0.0, float("nan"), 0.0])
-    with pytest.raises(BerxitError, match=r"no installed backend can run it: .* differs from the checkpoint by nan"):
+    with pytest.raises(
+        BerxitError, match="no backend here can run it: with onnxruntime an exit differs from the checkpoint by nan"
+    ):
         tune(bundle, manifest, backend="onnxruntime", threads=1, seconds=0)
 
 
-def test_tune_rejects_unknown_backend(bundle: Path, manifest: Manifest) -> None:
-    with pytest.raises(InputError, match="no back end 'abacus'"):
+def test_tune_rejects_an_unknown_backend(bundle: Path, manifest: Manifest) -> None:
+    with pytest.raises(InputError, match="no backend 'abacus'"):
         tune(bundle, manifest, backend="abacus")
 
 
@@ -180,8 +207,8 @@ def test_bench_reports_tuning_results(bundle: Path, tmp_path: Path, capsys: pyte
     short = ["--queries", "1", "--seconds", "0", "--thresholds", "1", "--quiet", "--output", str(tmp_path / "out")]
     assert status_of(command, [str(bundle), "--tune", "--backend", "onnxruntime", "--threads", "1", *short]) == 0
     out = capsys.readouterr().out
-    assert "tuned: the fastest here is --backend onnxruntime --threads 1" in out
-    assert "| tried: back end" in out
+    assert "tuned: fastest with --backend onnxruntime --threads 1" in out
+    assert "| tuning: backend" in out
 
 
 def test_tune_raises_on_busy_machine(

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import berxit
-from berxit.runtime.bench import write_result
+from berxit.runtime.bench_report import write_result
 from berxit.runtime.examples import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import image
 from matplotlib import pyplot as plt
 
-from berxit.runtime.bench import BenchResult, bench
+from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.examples import read_examples
 from berxit.toolkit.evaluation_report import evaluate
 from berxit.toolkit.figures import bench_figure, evaluation_figure

@@ -15,7 +15,8 @@ import yaml
 from hub_standin import HubStandIn
 
 import berxit
-from berxit.runtime.bench import bench, write_result
+from berxit.runtime.bench_report import write_result
+from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import status_of
 from berxit.toolkit.cli import load

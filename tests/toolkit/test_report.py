@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from berxit.runtime import Prediction
-from berxit.runtime.bench import BenchResult, bench
+from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples
 from berxit.toolkit.evaluation_report import evaluate, write_evaluation

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from berxit.runtime.metrics import METRICS
 from berxit.train.evaluation import Predictions, exits_taken, predicted_at
 from berxit.train.guarantee import SUMS, KeepTest, interval, least_rows
-from berxit.train.metrics import OFFICIAL_METRICS
 from berxit.train.rules import Keep
 
 LAYERS = 4
@@ -62,7 +62,7 @@ def test_sums_give_the_metric(metric: str) -> None:
     predicted = predictions.predicted()[:, 0]
     sums, score = SUMS[metric]
     found = float(score(sums(predicted, predictions.labels).sum(axis=0)))
-    assert found == pytest.approx(OFFICIAL_METRICS[metric](predicted, predictions.labels), abs=1e-9)
+    assert found == pytest.approx(METRICS[metric](predicted, predictions.labels), abs=1e-9)
 
 
 def test_p_value_rises_with_the_share_to_keep() -> None:

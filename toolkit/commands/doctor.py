@@ -8,7 +8,8 @@ from importlib import metadata
 import click
 
 from berxit import devices
-from berxit.runtime.backends import BACKENDS
+from berxit.runtime.backend_options import option_flags
+from berxit.runtime.backends import BACKENDS, BackendInfo
 from berxit.runtime.console import EXTRAS, debug_option
 from berxit.runtime.tables import markdown_table
 
@@ -41,15 +42,23 @@ def command() -> None:
     click.echo()
     here = devices.recognise(devices.this_machine())
     for target, backends in BACKENDS.items():
-        problems = {info.name: info.problem() for info in backends}
-        usable = [name for name, problem in problems.items() if problem is None]
-        why = problems[backends[0].name] if target in here.targets else f"the device {here.name} does not run them"
+        usable = [described for info in backends if (described := _usable(info))]
+        why = backends[0].problem() if target in here.targets else f"the device {here.name} does not run them"
         click.echo(f"backends here for {target} bundles: {', '.join(usable) or f'none: {why}'}")
     if _version("torch"):
         import torch
 
         cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: training runs on the CPU"
         click.echo(f"\ntorch sees: {cuda}")
+
+
+def _usable(info: BackendInfo) -> str | None:
+    """The backend's name, with the options that work on this machine; None if it does not work."""
+    if info.problem() is not None:
+        return None
+    settings = [setting for option in info.options for setting in option.settings if info.problem(setting) is None]
+    flags = [flag for setting in settings for flag in option_flags(setting)]
+    return f"{info.name} (options: {' '.join(flags)})" if flags else info.name
 
 
 def _how_to_get(extra: str) -> str:

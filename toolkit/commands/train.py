@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.metrics import METRICS
 from berxit.toolkit.commands.options import (
     PATH,
     data_option,
@@ -65,7 +66,7 @@ from berxit.train.strategies import STRATEGIES
 @click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs.")
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
-@click.option("--metric", help="custom: accuracy, f1, pearson or spearman.")
+@click.option("--metric", help=f"custom: {', '.join(METRICS)}.")
 @click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
 @skip_bad_rows_option
 @force_option

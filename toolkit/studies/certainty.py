@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.metrics import METRICS
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, drawable, not_drawn, number, percent, plain
@@ -16,7 +17,6 @@ from berxit.toolkit.studies.request import Request, StudyRun
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
 from berxit.train.losses import lte_targets
-from berxit.train.metrics import OFFICIAL_METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +36,9 @@ def study(request: Request) -> Findings:
                 raise InputError(f"{run.folder} was trained without LTE: retrain it with --lte, or omit it")
             learned = run.predictions.lte
             relative = relative_score(np.array(run.layer_scores), reference.score)
-            across = OFFICIAL_METRICS["pearson"](learned.mean(axis=0), relative)
+            across = METRICS["pearson"](learned.mean(axis=0), relative)
             targets = certainty_targets(run.predictions)
-            within = [OFFICIAL_METRICS["pearson"](c, t) for c, t in zip(learned.T, targets.T, strict=True)]
+            within = [METRICS["pearson"](c, t) for c, t in zip(learned.T, targets.T, strict=True)]
             quantiles = np.percentile(learned, QUANTILES, axis=0)
             name = _name(run)
             conditions += not_drawn(name, [relative])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.metrics import METRICS
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, drawable, not_drawn, number, percent, plain
@@ -59,7 +60,7 @@ def study(request: Request) -> Findings:
             data.append(_entry(model, label, reference.score, curves, comparisons))
             panels.append(_panel(request, name, curves))
     conditions += [
-        "patience: k = 1 to n - 1" + (PATIENCE_NOTE if request.metric in ("pearson", "spearman") else ""),
+        "patience: k = 1 to n - 1" + (PATIENCE_NOTE if METRICS[request.metric].values else ""),
         "areas are in percent x layers, over the average exit layers that both curves cover",
     ]
     return Findings(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from sacrebleu.metrics import BLEU
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import CRITERIA
 from berxit.runtime.tables import Table
 from berxit.runtime.tokenization import Text
@@ -17,7 +18,6 @@ from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, drawable
 from berxit.toolkit.studies.request import Request, StudyRun
 from berxit.train.curves import relative_score
 from berxit.train.evaluation import Predictions
-from berxit.train.metrics import OFFICIAL_METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def correlations(stored: Predictions, overlap: npt.NDArray) -> tuple[list[list[f
         counts.append([int(mask.sum()) for mask in masks])
         found.append(
             [
-                OFFICIAL_METRICS["pearson"](overlap[mask], confidence[mask, layer].astype(np.float64))
+                METRICS["pearson"](overlap[mask], confidence[mask, layer].astype(np.float64))
                 if mask.sum() >= LEAST
                 else None
                 for layer, mask in enumerate(masks)

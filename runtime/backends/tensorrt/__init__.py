@@ -31,8 +31,8 @@ def open_backend(
     manifest: Manifest,
     threads: int | None,
     *,
-    graphs: bool = False,
-    ahead: bool = False,
+    cuda_graphs: bool = False,
+    run_ahead: bool = False,
     progress: Progress = silent,
 ) -> TensorRtBackend:
-    return open_with("tensorrt", folder, manifest, graphs=graphs, ahead=ahead, progress=progress)
+    return open_with("tensorrt", folder, manifest, cuda_graphs=cuda_graphs, run_ahead=run_ahead, progress=progress)

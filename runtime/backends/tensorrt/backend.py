@@ -176,11 +176,11 @@ class _Held:
 
 
 class TensorRtBackend(Backend):
-    """Runs engines; the loop's Backend. A state may be used once: its memory belongs to the next.
+    """Runs engines. A state may be used once, because the next one uses its memory.
 
-    What it holds on the GPU is given back by ``close``, or when nobody has the back end any more. ``graphs``: a single
-    row's layers are CUDA graphs. ``ahead``: layer i + 1 starts while exit i is being judged. Both are off unless asked
-    for: only a measurement on the GPU at hand can say that they pay.
+    Its GPU memory is freed by ``close``, or with the last reference to the backend. ``cuda_graphs``: the layers of a
+    single row are CUDA graphs. ``run_ahead``: layer i + 1 starts while the policy evaluates exit i. Both are off by
+    default, because only a measurement on the GPU shows whether they are faster.
     """
 
     def __init__(
@@ -191,20 +191,20 @@ class TensorRtBackend(Backend):
         cuda: Cuda,
         engines: Mapping[str, bytes],
         *,
-        graphs: bool = False,
-        ahead: bool = False,
+        cuda_graphs: bool = False,
+        run_ahead: bool = False,
         kernels: bytes = b"",
         keep_kernels: Callable[[bytes], None] = lambda content: None,
     ) -> None:
         """``cuda`` is this back end's own from now on. ``kernels``: what ``keep_kernels`` was last given."""
-        if graphs and not api.shares_profiles:
-            raise InputError(f"back end {api.builder}-graphs needs TensorRT 10, this is {api.title}")
-        self.name = "-".join([api.builder, *["graphs"] * graphs, *["ahead"] * ahead])
+        if cuda_graphs and not api.shares_profiles:
+            raise InputError(f"backend option cuda-graphs of {api.builder} needs TensorRT 10, this is {api.title}")
+        self.name = api.builder
         self.layers = manifest.model.layers
         self.exits = manifest.exits
         self._manifest, self._api, self._cuda = manifest, api, cuda
         self._runs = runs_of(manifest)
-        self._graphs, self._ahead = graphs, ahead
+        self._graphs, self._ahead = cuda_graphs, run_ahead
         self._lock = threading.Lock()
         self._stream = cuda.stream()
         self._held = _Held(cuda, self._stream, keep_kernels, Kernels(kernels))
@@ -377,8 +377,8 @@ def open_with(
     folder: Path | BundleFolder,
     manifest: Manifest,
     *,
-    graphs: bool = False,
-    ahead: bool = False,
+    cuda_graphs: bool = False,
+    run_ahead: bool = False,
     progress: Progress = silent,
 ) -> TensorRtBackend:
     """Builds missing engines and opens all engines. A build takes minutes: ``progress`` receives it, and a warning is
@@ -401,8 +401,8 @@ def open_with(
         api,
         cuda,
         engines,
-        graphs=graphs,
-        ahead=ahead,
+        cuda_graphs=cuda_graphs,
+        run_ahead=run_ahead,
         kernels=cache.read_kept("kernels", api, gpu),
         keep_kernels=partial(cache.write_kept, "kernels", api, gpu),
     )

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from berxit.runtime.bench import bench, write_result
+from berxit.runtime.bench_report import write_result
+from berxit.runtime.benchmark import bench
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import read_json, write_json
 from berxit.toolkit.commands.compare import command

@@ -1,0 +1,142 @@
+"""The bench's report: headline, tables, Markdown, and the result files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from berxit import devices
+from berxit.runtime.backend_options import backend_label
+from berxit.runtime.benchmark import CALIBRATED, BenchResult
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.measurement import Measured
+from berxit.runtime.storage import write_text
+from berxit.runtime.tables import Table, markdown_table, plural
+
+
+def headline(result: BenchResult) -> str:
+    """The speed-up over full depth in one sentence, with the scores."""
+    if result.policy is None:
+        return f"full depth takes {result.full_depth.latency.mean:.2f} ms; not calibrated yet: berxit-calibrate"
+    times = result.full_depth.latency.mean / result.policy.latency.mean
+    text = (
+        f"{times:.2f}x faster than full depth on this device: {result.policy.latency.mean:.2f} ms instead of"
+        f" {result.full_depth.latency.mean:.2f} ms per input,"
+        f" {result.policy.average_exit_layer:.2f} of {result.layers} layers"
+    )
+    if result.policy.score is None or result.full_depth.score is None:
+        return text
+    measured = result.full_depth.score > 0 and not result.warnings
+    kept = f" ({result.policy.score / result.full_depth.score:.1%})" if measured else ""
+    return f"{text}, at {result.metric} {result.policy.score:.4f} instead of {result.full_depth.score:.4f}{kept}"
+
+
+def tables(result: BenchResult) -> list[Table]:
+    """Tables of exit layers, thresholds, tuning results and the exit histogram."""
+    latency = ["mean ms", "p50", "p90", "p99"]
+    score = [result.metric] if result.metric else []
+    layers = [
+        [str(layer), *_latency(point), *([f"{point.score:.4f}"] if score else [])]
+        for layer, point in result.by_layer.items()
+    ]
+    points = [(f"{threshold:.4g}", point) for threshold, point in result.by_threshold.items()]
+    if result.policy is not None:
+        points.append((CALIBRATED, result.policy))
+    full = result.full_depth.latency.mean
+    thresholds = [
+        [
+            name,
+            f"{point.average_exit_layer:.2f}",
+            f"{1 - point.average_exit_layer / result.layers:.0%}",
+            *_latency(point),
+            f"{full / point.latency.mean:.2f}x",
+            *([f"{point.score:.4f}"] if score else []),
+        ]
+        for name, point in points
+    ]
+    found = [
+        Table(["exit layer", *latency, *score], layers),
+        Table(
+            [f"{result.criterion} threshold", "average exit layer", "saved layers", *latency, "speed-up", *score],
+            thresholds,
+        ),
+    ]
+    if result.tuned:
+        rows = [[each.label, str(each.threads), f"{each.median_ms:.2f}"] for each in result.tuned]
+        found.append(Table(["tuning: backend", "threads", "ms at full depth, without tokenization"], rows))
+    if result.policy is not None:
+        share = [f"{result.policy.histogram[layer - 1] / result.policy.queries:.1%}" for layer in result.by_layer]
+        header = ["share that exits at layer", *map(str, result.by_layer)]
+        found.append(Table(header, [[f"{CALIBRATED} policy", *share]]))
+    return found
+
+
+def _memory(result: BenchResult) -> str:
+    return (
+        f"{result.memory_mib:.0f} MiB resident after every input"
+        f" {'under the calibrated policy' if result.policy else 'at full depth'},"
+        f" {'only layers that an input reached are loaded (lazy)' if result.lazy else 'all layers are loaded'}"
+    )
+
+
+def _line(result: BenchResult) -> str:
+    if result.line is None:
+        return "no latency line: all latencies are of one depth"
+    return (
+        f"latency = {result.line.intercept_ms:.2f} ms + {result.line.ms_per_layer:.2f} ms x average exit layer,"
+        f" R^2 = {result.line.r_squared:.4f}"
+    )
+
+
+def _noise(result: BenchResult) -> str:
+    problems = result.noise_problems()
+    if not problems:
+        return f"noise: {result.noise}"
+    return f"warning: noisy measurement: {'; '.join(problems)}. Bench again when no other process is busy"
+
+
+def report_text(result: BenchResult) -> str:
+    """The whole report, as Markdown."""
+    lines = [
+        headline(result),
+        *(f"warning: {line}" for line in result.warnings),
+        f"bundle {result.bundle} ({result.task}, {result.target} {result.precision}) on {result.device} by"
+        f" {backend_label(result.backend, result.backend_options)}:"
+        f" {result.machine},"
+        f" {plural(result.threads, 'thread')}; {plural(result.inputs, 'input')}, {plural(result.rounds, 'round')},"
+        f" batch 1; {result.boundary}",
+        *([f"tuned: fastest with {result.tuned[0]}"] if result.tuned else []),
+        *([_memory(result)] if result.memory_mib is not None else []),
+        *(markdown_table(*table) for table in tables(result)),
+        f"{_line(result)}; exits within {result.self_check:.0e} of the checkpoint on this device",
+        *([_noise(result)] if result.noise else []),
+    ]
+    return "\n\n".join(lines)
+
+
+def write_result(result: BenchResult, folder: Path, report: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """Writes bench.json, bench.md and, if a plug-in can draw it, bench.png. Returns the files.
+
+    ``report`` receives a line if the figure's package is missing.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / "bench.json", folder / "bench.md"]
+        write_json(dataclasses.asdict(result), files[0])
+        write_text(files[1], report_text(result) + "\n")
+    except OSError as error:
+        raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
+    for plugin in metadata.entry_points(group="berxit.figures"):
+        if plugin.name == "bench":  # The runtime does not depend on matplotlib.
+            try:
+                files.append(plugin.load()(result, folder / "bench.png"))
+            except ModuleNotFoundError as error:
+                report(f"no figure: {error.name} is not installed here: {devices.install_command('report')}")
+    return files
+
+
+def _latency(point: Measured) -> list[str]:
+    return [f"{value:.2f}" for value in dataclasses.astuple(point.latency)]
