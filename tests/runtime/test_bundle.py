@@ -284,7 +284,7 @@ def test_read_manifest_rejects_wrong_positive_class(copy: Path) -> None:
     for metric, positive in (("f1", "cat"), ("f1", "dog"), ("accuracy", "other")):
         change(copy, lambda data, keys={"metric": metric, "positive": positive}: data["model"].update(keys))
         with pytest.raises(
-            BerxitError, match=r"manifest.json: model.positive is '\w+', which is not the second of two labels"
+            BerxitError, match=r"manifest.json: model.positive is '\w+': it must be the second of two labels"
         ):
             read_manifest(copy)
 
