@@ -1,9 +1,9 @@
 import Foundation
 
-/// JSON as it stands in the file.
+/// JSON value that preserves all members of an object, in order.
 ///
-/// Foundation's readers make dictionaries of String, and two Strings are equal when Unicode calls them canonically
-/// equivalent: entries of a vocabulary would be lost. This one keeps the members of an object in a list.
+/// Foundation's parsers create dictionaries with String keys. Canonically equivalent Strings are equal, so that entries
+/// of a vocabulary would be lost.
 enum JSON: Sendable {
     case null
     case bool(Bool)
@@ -13,7 +13,7 @@ enum JSON: Sendable {
     case array([JSON])
     case object([(key: String, value: JSON)])
 
-    /// Reads a file; its error names the file.
+    /// Reads a file. Error messages name the file.
     static func read(_ file: URL) throws -> JSON {
         guard FileManager.default.fileExists(atPath: file.path) else {
             throw EarlyExitError.failure(
@@ -34,7 +34,7 @@ enum JSON: Sendable {
         return try parser.document()
     }
 
-    /// The member of an object; null where there is none. The last one counts, as with other readers.
+    /// Member of an object; null if there is none. Of several members with the same key, the last one.
     subscript(_ key: String) -> JSON {
         guard case .object(let members) = self, let member = members.last(where: { $0.key == key }) else { return .null }
         return member.value
@@ -55,7 +55,7 @@ enum JSON: Sendable {
         return nil
     }
 
-    /// Any number.
+    /// Value of any number; nil for other types.
     var double: Double? {
         switch self {
         case .int(let value): return Double(value)
@@ -133,14 +133,14 @@ private struct JSONParser {
         return found
     }
 
-    /// Past the opening bracket. Deep nesting would end the process, not the parse.
+    /// Skips an opening bracket. Throws for deep nesting, which would overflow the stack.
     private mutating func enter() throws {
         at += 1
         depth += 1
         guard depth <= 64 else { throw damage("nested too deeply") }
     }
 
-    /// Past the comma to the next item, or past the closing bracket.
+    /// Skips a comma, or a closing bracket; returns true for the bracket.
     private mutating func closes(with bracket: UInt8, first: Bool) throws -> Bool {
         skipBlanks()
         if peek() == bracket {
@@ -172,7 +172,7 @@ private struct JSONParser {
         throw damage("a text does not end")
     }
 
-    /// The UTF-8 of what stands after a backslash.
+    /// UTF-8 bytes of an escape sequence; the backslash is already read.
     private mutating func escape() throws -> [UInt8] {
         guard at < bytes.count else { throw damage("a text does not end") }
         let byte = bytes[at]

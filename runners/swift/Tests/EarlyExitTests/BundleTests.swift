@@ -3,7 +3,7 @@ import XCTest
 
 @testable import EarlyExit
 
-/// What a bundle's reader takes and refuses.
+/// Bundles and manifests that are accepted and rejected.
 final class BundleTests: XCTestCase {
     func testADamagedBundleIsRefused() throws {
         let folder = try bundleFolder("confidence")
@@ -44,7 +44,7 @@ final class BundleTests: XCTestCase {
         XCTAssertEqual(try ModelBundle(at: bundleFolder("one_exit")).manifest.exits, [6])
     }
 
-    /// The manifest of a bundle, changed.
+    /// Manifest of a bundle after a change.
     private func manifest(_ change: (inout [String: Any]) -> Void) throws -> Manifest {
         let data = try Data(contentsOf: Vectors.url("models/confidence/manifest.json"))
         var members = try XCTUnwrap(JSONSerialization.jsonObject(with: data) as? [String: Any])
