@@ -1,15 +1,15 @@
-"""Stress test: a command that is killed at any moment must leave a complete artefact and must succeed when rerun.
+"""Stress test: a command that is killed at any moment must leave a complete artifact and must succeed when rerun.
 
     python benchmarks/kills.py MODEL DATA [--kills 200] [--minutes 60] --output kills
 
 MODEL is the folder of a pre-trained encoder, DATA a custom task with the columns text and label. A tiny model is
 enough, because the test is about the order of file operations. ``train``, ``calibrate`` and ``export`` run in forked
 child processes, with and without --force, and are killed by SIGKILL. Half of the kills occur at a random moment, the
-others before one of the last moves (rename, replace, exchange, removal) that put the artefact in place. Half of the
+others before one of the last moves (rename, replace, exchange, removal) that put the artifact in place. Half of the
 latter replace folders by two renames.
 
-After a kill, ``recover`` runs as at the next start. Then the artefact must be complete, either the old or the new one.
-The same command, run again, must create the new artefact and leave no other files.
+After a kill, ``recover`` runs as at the next start. Then the artifact must be complete, either the old or the new one.
+The same command, run again, must create the new artifact and leave no other files.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from berxit.train.evaluation import Predictions
 LAST = 8
 """Number of moves at the end of a command before which kills occur."""
 MISUSE = 2
-"""Exit status of a command that does not overwrite an existing artefact."""
+"""Exit status of a command that does not overwrite an existing artifact."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Command to kill, with a function that identifies its artefact."""
+    """Command to kill, with a function that identifies its artifact."""
 
     name: str
     command: str
     old: tuple[object, ...] | None
-    """Arguments that create the artefact that exists before; None: there is none."""
+    """Arguments that create the artifact that exists before; None: there is none."""
     new: tuple[object, ...]
     which: Callable[[Path], str]
-    """Returns "old" or "new" for a complete artefact. Raises an error for an incomplete one."""
-    artefact: str
+    """Returns "old" or "new" for a complete artifact. Raises an error for an incomplete one."""
+    artifact: str
 
 
 @dataclass
@@ -71,11 +71,11 @@ class Counts:
     at_a_move: int = 0
     """Number of kills before a move."""
     none: int = 0
-    """Number of kills after which there was no artefact yet, in cases without an old artefact."""
+    """Number of kills after which there was no artifact yet, in cases without an old artifact."""
     old: int = 0
-    """Number of kills after which the old artefact was in place."""
+    """Number of kills after which the old artifact was in place."""
     new: int = 0
-    """Number of kills after which the new artefact was in place."""
+    """Number of kills after which the new artifact was in place."""
     finished: int = 0
     """Number of kills after which a rerun of the command succeeded."""
     faults: list[str] = field(default_factory=list)
@@ -111,7 +111,7 @@ def which_bundle(bundle: Path) -> str:
 def cases(place: Path, model: Path, data: Path) -> list[Case]:
     """Cases that write below ``place``. Trains the checkpoint that calibrate and export need first."""
     sizes = ("--max-steps", 4, "--batch-size", 8, "--max-length", 16, "--limit-train", 32, "--quiet")
-    output = place / "work" / "artefact"
+    output = place / "work" / "artifact"
     training = ("--model", model, "--task", "custom", "--data", data, "--output", output, *sizes)
     ready = place / "checkpoint"
     finish(forked("train", ("--model", model, "--task", "custom", "--data", data, "--output", ready, *sizes)))
@@ -123,24 +123,24 @@ def cases(place: Path, model: Path, data: Path) -> list[Case]:
     exporting = ("--target", "onnxruntime", ready, "--output", output, "--quiet")
     layers = int(json.loads((ready / "config.json").read_text(encoding="utf-8"))["backbone"]["num_hidden_layers"])
     return [
-        Case("train", "train", None, (*training, "--seed", 2), which_checkpoint, "artefact"),
+        Case("train", "train", None, (*training, "--seed", 2), which_checkpoint, "artifact"),
         Case(
             "train --force",
             "train",
             (*training, "--seed", 1),
             (*training, "--seed", 2, "--force"),
             which_checkpoint,
-            "artefact",
+            "artifact",
         ),
-        Case("calibrate", "calibrate", calibrating, (output, "--data", data, "--quiet"), which_policy, "artefact"),
-        Case("export", "export", None, exporting, which_bundle, "artefact"),
+        Case("calibrate", "calibrate", calibrating, (output, "--data", data, "--quiet"), which_policy, "artifact"),
+        Case("export", "export", None, exporting, which_bundle, "artifact"),
         Case(
             "export --force",
             "export",
             (*exporting, "--exits", layers),
             (*exporting, "--force"),
             which_bundle,
-            "artefact",
+            "artifact",
         ),
     ]
 
@@ -189,29 +189,29 @@ def finish(process: int) -> int:
 
 
 def prepare(case: Case, place: Path) -> Path:
-    """Path of the artefact, in a new folder that contains the old artefact if the case has one."""
+    """Path of the artifact, in a new folder that contains the old artifact if the case has one."""
     work, kept = place / "work", place / f"old {case.name}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    artefact = work / case.artefact
+    artifact = work / case.artifact
     if case.old is not None:
         if not kept.exists():
             if case.command == "calibrate":
-                shutil.copytree(place / "checkpoint", artefact)
+                shutil.copytree(place / "checkpoint", artifact)
             finish(forked(case.command, case.old))
-            shutil.copytree(artefact, kept)
+            shutil.copytree(artifact, kept)
         else:
-            shutil.copytree(kept, artefact)
-    return artefact
+            shutil.copytree(kept, artifact)
+    return artifact
 
 
 def kill_once(case: Case, place: Path, rng: random.Random, seconds: float, moves: int | None, counts: Counts) -> None:
-    """Kills a command once, and checks the artefact and a rerun.
+    """Kills a command once, and checks the artifact and a rerun.
 
     ``moves``: number of moves of the command, to kill it before one of the last; None: kill it at a random moment
     within ``seconds``.
     """
-    artefact = prepare(case, place)
+    artifact = prepare(case, place)
     if moves is None:
         process = forked(case.command, case.new)
         time.sleep(rng.uniform(0, seconds))
@@ -225,23 +225,23 @@ def kill_once(case: Case, place: Path, rng: random.Random, seconds: float, moves
     counts.kills += 1
     counts.at_a_move += moves is not None
     try:
-        storage.recover(artefact)
-        if not artefact.exists():
+        storage.recover(artifact)
+        if not artifact.exists():
             if case.old is not None:
-                raise BerxitError("neither the old nor the new artefact exists")
+                raise BerxitError("neither the old nor the new artifact exists")
             counts.none += 1
-        elif case.which(artefact) == "old":
+        elif case.which(artifact) == "old":
             counts.old += 1
         else:
             counts.new += 1
-        before = artefact.exists()
+        before = artifact.exists()
         status = finish(forked(case.command, case.new))
         if status not in ((0, MISUSE) if before and "--force" not in case.new else (0,)):
             raise BerxitError(f"the rerun ended with status {status}")
-        if case.which(artefact) != "new":
-            raise BerxitError("the rerun did not create the new artefact")
-        inside = [path.name for path in artefact.iterdir() if path.name.startswith(".")]
-        left = [path.name for path in artefact.parent.iterdir() if path.name != case.artefact]
+        if case.which(artifact) != "new":
+            raise BerxitError("the rerun did not create the new artifact")
+        inside = [path.name for path in artifact.iterdir() if path.name.startswith(".")]
+        left = [path.name for path in artifact.parent.iterdir() if path.name != case.artifact]
         if status == 0 and (left or inside):
             raise BerxitError(f"the rerun did not remove the scratch files {left + inside}")
         counts.finished += 1
@@ -290,7 +290,7 @@ def campaign(model: Path, data: Path, kills: int, seconds: float, seed: int, eac
 @click.option("--quiet", is_flag=True)
 @debug_option
 def command(model: Path, data: Path, kills: int, minutes: float, seed: int, output: Path, quiet: bool) -> int:
-    """Kill commands on MODEL and DATA. The exit status is 1 if a kill damages an artefact."""
+    """Kill commands on MODEL and DATA. The exit status is 1 if a kill damages an artifact."""
     with progress_bar("killing", quiet)(kills) as bar:
         found = campaign(model, data, kills, 60 * minutes, seed, lambda: bar.update(1))
     rows = [

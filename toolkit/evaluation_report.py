@@ -46,7 +46,7 @@ class Evaluation:
     metric: str
     examples: int
     layer_scores: tuple[float, ...]
-    """(n,) the score when every example leaves at that layer."""
+    """(n,) score of each layer if every example exits there."""
     also: dict[str, tuple[float, ...]]
     """The second score that GLUE reports beside the metric: its name -> (n,); empty where there is none."""
     criterion: str

@@ -1,4 +1,4 @@
-"""Stress tests of swaps and kills, shortened: no mixed predictions, lost artefacts or remaining scratch files."""
+"""Stress tests of swaps and kills, shortened: no mixed predictions, lost artifacts or remaining scratch files."""
 
 from __future__ import annotations
 
