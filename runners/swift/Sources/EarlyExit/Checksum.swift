@@ -6,7 +6,7 @@ enum Checksum {
     static func of(_ url: URL) throws -> String {
         var isFolder: ObjCBool = false
         guard FileManager.default.fileExists(atPath: url.path, isDirectory: &isFolder) else {
-            throw EarlyExitError.failure("\(url.path) is missing. Copy the bundle again, whole")
+            throw EarlyExitError.failure("\(url.path) is missing. Copy the whole bundle again")
         }
         guard isFolder.boolValue else { return try ofFile(url) }
         let lines = try files(in: url).map { "\($0) \(try ofFile(url.appendingPathComponent($0)))\n" }

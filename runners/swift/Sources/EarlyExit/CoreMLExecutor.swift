@@ -29,8 +29,8 @@ public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
     init(bundle: ModelBundle, computeUnits: MLComputeUnits, cache: CompiledModels) async throws {
         guard bundle.manifest.target == "coreml" else {
             throw EarlyExitError.failure(
-                "\(bundle.folder.path) was exported for '\(bundle.manifest.target)', this package runs coreml:"
-                    + " berxit-export --target coreml")
+                "\(bundle.folder.path) was exported for '\(bundle.manifest.target)', but this package runs coreml:"
+                    + " export it with berxit-export --target coreml")
         }
         var loaded: [String: CoreMLModel] = [:]
         var steps: [Int: CoreMLStep] = [:]
@@ -159,7 +159,7 @@ private final class CoreMLModel: @unchecked Sendable {
         if let function = segment.function {
             guard #available(iOS 18, macOS 15, tvOS 18, watchOS 11, *) else {
                 throw EarlyExitError.failure(
-                    "\(name): files with several functions need iOS 18 or macOS 15. Export for iOS 16: docs/coreml.md")
+                    "\(name): files with several functions need iOS 18 or macOS 15. For iOS 16, see docs/coreml.md")
             }
             configuration.functionName = function
         }

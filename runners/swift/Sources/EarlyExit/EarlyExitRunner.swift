@@ -140,8 +140,8 @@ public final class EarlyExitRunner: Sendable {
             return found
         }
         throw EarlyExitError.failure(
-            "\(bundle.folder.path): on this device layer \(layer) is \(worst) off the checkpoint,"
-                + " \(manifest.parity.atol) allowed. Try other compute units, or export again with --precision fp32")
+            "\(bundle.folder.path): on this device layer \(layer) is off the checkpoint by \(worst), at most"
+                + " \(manifest.parity.atol) is allowed. Try other compute units, or export again with --precision fp32")
     }
 
     private func answers(_ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?) throws -> [Prediction] {
@@ -163,7 +163,7 @@ public final class EarlyExitRunner: Sendable {
             while let step = try loop.next() {
                 if step.exits { return try prediction(step, policy, tokens, start, deadlineMs: deadlineMs) }
             }
-            preconditionFailure("the last exit always answers")
+            preconditionFailure("every input exits at the last exit")
         }
     }
 
@@ -175,11 +175,11 @@ public final class EarlyExitRunner: Sendable {
         guard (pair != nil) == manifest.model.takesPairs else {
             let (takes, given) =
                 manifest.model.takesPairs ? ("pairs of texts", "one text") : ("single texts", "a pair")
-            throw EarlyExitError.input("this model takes \(takes) (\(manifest.model.task)), and was given \(given)")
+            throw EarlyExitError.input("this model expects \(takes) (\(manifest.model.task)), but was given \(given)")
         }
         for part in [text, pair].compactMap({ $0 })
         where Tokenizer.stripped(part.unicodeScalars).isEmpty {
-            throw EarlyExitError.input("\(name) is empty: give it at least one character that is not blank")
+            throw EarlyExitError.input("\(name) is empty: give at least one character that is not whitespace")
         }
         return tokenizer.encode(text, pair, end: end, clock: clock)
     }
@@ -191,7 +191,7 @@ public final class EarlyExitRunner: Sendable {
         let scores = policy.scores(layer: step.layer, logits: step.logits)
         guard scores.count == (model.isRegression ? 1 : model.labels.count) else {
             throw EarlyExitError.failure(
-                "layer \(step.layer) gave \(scores.count) logits, which do not fit the labels. Export the bundle again")
+                "layer \(step.layer) gave \(scores.count) logits, which do not match the labels. Export the bundle again")
         }
         let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
         var stoppedBy: StoppedBy?

@@ -61,6 +61,6 @@ struct Fields {
     }
 
     static func misfit(at place: String) -> EarlyExitError {
-        .failure("\(place): found what does not belong there. Export the bundle again")
+        .failure("\(place): unexpected value. Export the bundle again")
     }
 }

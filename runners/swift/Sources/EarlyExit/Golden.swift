@@ -37,7 +37,7 @@ struct Golden: Sendable {
         tokenization = fields.has("tokenization") ? try fields.items("tokenization", Golden.tokenized) : []
         let rows = [inputIds.count, tokenTypeIds.count, logits.count, lte?.count ?? texts.count]
         guard rows.allSatisfy({ $0 == texts.count }), texts.allSatisfy({ (1...2).contains($0.count) }) else {
-            throw EarlyExitError.failure("\(place): its lists do not fit each other. Export the bundle again")
+            throw EarlyExitError.failure("\(place): its lists have different lengths. Export the bundle again")
         }
     }
 
@@ -63,7 +63,7 @@ struct Golden: Sendable {
         var largest = [Double](repeating: 0, count: exits.count)
         if let text = tokenization.first(where: { !$0.agrees(with: tokenizer) }) {
             throw EarlyExitError.failure(
-                "the tokenizer encodes '\(text.texts[0].prefix(60))' to other ids than at export. Export the bundle again")
+                "the token ids of '\(text.texts[0].prefix(60))' differ from those at export. Export the bundle again")
         }
         for (row, text) in texts.enumerated() {
             let tokens = tokenizer.encode(text[0], text.count == 2 ? text[1] : nil)
@@ -71,7 +71,7 @@ struct Golden: Sendable {
                 tokens.tokenTypeIds.map(Int.init) == tokenTypeIds[row]
             else {
                 throw EarlyExitError.failure(
-                    "golden sample \(row): the tokenizer gives other ids than the checkpoint's. Export the bundle again")
+                    "golden sample \(row): the token ids differ from those at export. Export the bundle again")
             }
             guard logits[row].count == layers, lte.map({ $0[row].count == layers }) ?? true else {
                 throw Golden.misfit(row)

@@ -17,12 +17,12 @@ enum JSON: Sendable {
     static func read(_ file: URL) throws -> JSON {
         guard FileManager.default.fileExists(atPath: file.path) else {
             throw EarlyExitError.failure(
-                "\(file.path) is missing: \(file.deletingLastPathComponent().path) is not whole. Copy it again")
+                "\(file.path) is missing: \(file.deletingLastPathComponent().path) is incomplete. Copy it again")
         }
         do {
             return try parse([UInt8](Data(contentsOf: file)))
         } catch let error as EarlyExitError {
-            throw EarlyExitError.failure("\(file.path) is damaged (\(error.message)). Copy or make it again")
+            throw EarlyExitError.failure("\(file.path) is damaged (\(error.message)). Copy it again, or recreate it")
         } catch {
             throw EarlyExitError.failure("\(file.path) cannot be read (\(error.localizedDescription)). Copy it again")
         }
@@ -169,12 +169,12 @@ private struct JSONParser {
                 text.append(byte)
             }
         }
-        throw damage("a text does not end")
+        throw damage("a string is not terminated")
     }
 
     /// UTF-8 bytes of an escape sequence; the backslash is already read.
     private mutating func escape() throws -> [UInt8] {
-        guard at < bytes.count else { throw damage("a text does not end") }
+        guard at < bytes.count else { throw damage("a string is not terminated") }
         let byte = bytes[at]
         at += 1
         switch byte {
@@ -193,12 +193,12 @@ private struct JSONParser {
         let high = try hexadecimal()
         if let scalar = Unicode.Scalar(high) { return scalar }
         guard high < 0xDC00, peek() == UInt8(ascii: "\\"), at + 1 < bytes.count, bytes[at + 1] == UInt8(ascii: "u")
-        else { throw damage("half a character") }
+        else { throw damage("a lone surrogate") }
         at += 2
         let low = try hexadecimal()
         guard (0xDC00...0xDFFF).contains(low),
             let scalar = Unicode.Scalar(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
-        else { throw damage("half a character") }
+        else { throw damage("a lone surrogate") }
         return scalar
     }
 

@@ -63,7 +63,7 @@ public struct Manifest: Sendable {
             zip(layers, layers.dropFirst()).allSatisfy(<)
         else {
             throw EarlyExitError.failure(
-                "\(place): \(layers.count) segments \(layers) and a policy for \(policy.layers) layers do not fit a"
+                "\(place): \(layers.count) segments \(layers) and a policy for \(policy.layers) layers do not match a"
                     + " model of \(model.layers) layers. Export the bundle again")
         }
     }
@@ -149,7 +149,7 @@ public struct Segment: Sendable {
         let times = try fields.find("repeat", \.int) ?? 1
         guard times == 1 else {
             throw EarlyExitError.failure(
-                "\(place): repeat is \(times), and CoreML runs a segment once in turn. Export again with --target coreml")
+                "\(place): repeat is \(times), but must be 1 for CoreML. Export again with --target coreml")
         }
         layer = try fields.get("layer", \.int)
         file = try fields.get("file", \.string)

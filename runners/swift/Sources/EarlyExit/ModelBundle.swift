@@ -44,15 +44,15 @@ public struct ModelBundle: Sendable {
         let inside = folder.resolvingSymlinksInPath().standardizedFileURL.path
         guard !file.hasPrefix("/"), path.hasPrefix(inside + "/") else {
             throw EarlyExitError.failure(
-                "\(folder.path): file '\(file)' lies outside the bundle. Do not use this bundle")
+                "\(folder.path): file '\(file)' is outside the bundle. Do not use this bundle")
         }
         guard FileManager.default.fileExists(atPath: path) else {
             throw EarlyExitError.failure(
-                "\(folder.path): file '\(file)' is missing. Copy the bundle again, whole, or export it again")
+                "\(folder.path): file '\(file)' is missing. Copy the whole bundle again, or export it again")
         }
         if let sum, try Checksum.of(url(of: file)) != sum {
             throw EarlyExitError.failure(
-                "\(path): checksum differs from the manifest's. Copy the bundle again, or export it again")
+                "\(path): checksum differs from the manifest. Copy the bundle again, or export it again")
         }
     }
 }

@@ -64,9 +64,9 @@ public struct ExitPolicy: Equatable, Sendable {
         if !threshold.isFinite || threshold < 0 {
             problem = "it must be a finite number of at least 0"
         } else if criterion == .confidence || criterion == .lte, threshold > 1 {
-            problem = "\(criterion.rawValue) lies between 0 and 1"
+            problem = "\(criterion.rawValue) is between 0 and 1"
         } else if criterion == .patience, threshold < 1 {
-            problem = "patience counts layers, at least 1"
+            problem = "patience is a number of layers, at least 1"
         } else {
             return
         }

@@ -9,8 +9,8 @@ final class RunnerTests: XCTestCase {
         let runner = try runner("confidence")
         assertFails(try runner.predict("  \n"), "the text is empty")
         assertFails(try runner.stream("  \n"), "the text is empty")
-        assertFails(try runner.predict("one", "two"), "this model takes single texts (custom), and was given a pair")
-        assertFails(try self.runner("pairs").predict("one"), "this model takes pairs of texts")
+        assertFails(try runner.predict("one", "two"), "this model expects single texts (custom), but was given a pair")
+        assertFails(try self.runner("pairs").predict("one"), "this model expects pairs of texts")
         assertFails(try runner.predict("one", threshold: 1.5), "threshold 1.5 is out of range")
         assertFails(try runner.predict("one", deadlineMs: 0), "deadlineMs is 0.0")
     }

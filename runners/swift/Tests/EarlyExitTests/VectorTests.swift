@@ -42,7 +42,7 @@ final class VectorTests: XCTestCase {
             for (id, type) in zip(vector.inputIds, vector.tokenTypeIds) { tokens.append(id, type: type) }
             guard let expected = vector.padded else {
                 assertFails(
-                    try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId), "more than the longest")
+                    try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId), "more than the segments accept")
                 continue
             }
             let padded = try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId)

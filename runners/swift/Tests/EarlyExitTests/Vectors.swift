@@ -47,9 +47,9 @@ extension XCTestCase {
         (error as? EarlyExitError)?.message ?? "\(error)"
     }
 
-    func assertFails<T>(_ expression: @autoclosure () throws -> T, _ told: String, line: UInt = #line) {
+    func assertFails<T>(_ expression: @autoclosure () throws -> T, _ expected: String, line: UInt = #line) {
         XCTAssertThrowsError(try expression(), line: line) { error in
-            XCTAssertTrue(message(error).contains(told), message(error), line: line)
+            XCTAssertTrue(message(error).contains(expected), message(error), line: line)
         }
     }
 }

@@ -27,7 +27,7 @@ public struct Tokens: Equatable, Sendable {
         guard !lengths.isEmpty else { return self }
         guard let length = lengths.filter({ $0 >= count }).min() else {
             throw EarlyExitError.failure(
-                "\(count) tokens are more than the longest segments take (\(lengths.max() ?? 0)). Export the bundle again")
+                "\(count) tokens are more than the segments accept (\(lengths.max() ?? 0)). Export the bundle again")
         }
         var filled = self
         filled.inputIds += [Int32](repeating: padTokenId, count: length - count)
