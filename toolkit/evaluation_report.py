@@ -134,7 +134,7 @@ class Evaluation:
         return f"{score / self.layer_scores[-1]:.1%}" if self.summaries else "-"
 
     def spread(self, count: int) -> list[OperatingPoint]:
-        """Points of the curve whose average exit layers lie evenly, cheapest first.
+        """Points of the curve with evenly spaced average exit layers, cheapest first.
 
         Where tolerances were searched, only of those points that no other beats at the same cost or less.
         """

@@ -188,7 +188,7 @@ def test_risk_of_regression_is_met(criterion: str) -> None:
 
 
 def population(rows: int, seed: int) -> Predictions:
-    """Classes under three exits that agree with the last the oftener the surer they are."""
+    """Outputs of three exits; the more certain an exit is, the more often it agrees with the last exit."""
     rng = np.random.default_rng(seed)
     sure = rng.uniform(0.5, 1.0, (rows, 3))
     agrees = rng.uniform(size=(rows, 3)) < sure
