@@ -129,4 +129,6 @@ if __name__ == "__main__":
     try:
         main()
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {' '.join(error.cmd[3:])} failed, see above; make goes on from here when it is mended")
+        sys.exit(
+            f"error: {' '.join(error.cmd[3:])} failed, see above; fix the problem and rerun make, which continues here"
+        )

@@ -182,7 +182,7 @@ def test_a_run_that_was_killed_after_its_checkpoint_was_written_is_finished(
     task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(RunState, "drop", lambda self: None)
+        patch.setattr(RunState, "delete", lambda self: None)
         output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     weights = load_file(output / "model.safetensors")
     steps.clear()
