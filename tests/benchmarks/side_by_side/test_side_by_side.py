@@ -93,7 +93,7 @@ def test_run_with_data_scores_all_rows(
     ("arguments", "message"),
     [
         (("--checkpoint", "ckpt"), "scores need both --checkpoint and --data"),
-        (("--threads", "two"), "--threads two: give numbers"),
+        (("--threads", "two"), "--threads two: give comma-separated numbers"),
         (("--hidden", "100"), "--hidden 100: it must be a multiple of 64"),
     ],
 )
