@@ -70,7 +70,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """All measurements and scores."""
 
     runs: list[Run]
@@ -92,7 +92,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bar:
-    """Measured ratio with its limit; without a limit, a ratio that is only reported."""
+    """Measurements ratio with its limit; without a limit, a ratio that is only reported."""
 
     what: str
     """Name of the ratio."""
@@ -101,7 +101,7 @@ class Bar:
     against: str
     """Contender that ours is compared with."""
     found: float
-    """Measured value."""
+    """Measurements value."""
     limit: float | None = None
     at_most: bool = False
     """True if the limit is a maximum, False if it is a minimum."""
@@ -125,7 +125,7 @@ class Bar:
         return self.limit - self.found if self.at_most else self.found - self.limit
 
 
-def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
+def bars(measured: Measurements, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
     """All bars and further ratios, for each case in which they can be computed."""
     made: list[Bar] = []
     for run in measured.runs:
@@ -139,7 +139,7 @@ def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], s
 class _Compared:
     """Comparisons for one case and one thread count."""
 
-    measured: Measured
+    measured: Measurements
     run: Run
     case: Case
     specs: Sequence[Spec]
@@ -244,7 +244,7 @@ def used_exits(scored: Scored) -> list[int]:
     return [layer for layer, count in enumerate(scored.leaving, start=1) if count >= USED * total]
 
 
-def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
+def _scores(measured: Measurements, specs: Sequence[Spec]) -> Iterator[Bar]:
     if not measured.scores:
         return
     fp32, int8 = measured.scores[OURS], measured.scores[OURS_INT8]
@@ -258,7 +258,7 @@ def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
         yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
 
 
-def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:
+def _memory(measured: Measurements, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:
     """Memory bars. They have limits for large models only, because Python and ONNX Runtime dominate the memory of small
     ones."""
     if not measured.memory_mib:
@@ -278,7 +278,7 @@ def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator
                 yield Bar(f"{what}, {precision}", stage, leanest, value, limit if promised else None, at_most=True)
 
 
-def _held_at(measured: Measured, stage: str) -> Callable[[str], float]:
+def _held_at(measured: Measurements, stage: str) -> Callable[[str], float]:
     return lambda name: measured.memory_mib[name][stage]
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
+from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measurements, Run, Scored, bars, lazy
 from benchmarks.side_by_side.cases import Labelled, growing_cases, labelled, random_cases
 from benchmarks.side_by_side.contenders import STATUS, Case, Spec, work
 from berxit import devices
@@ -118,7 +118,7 @@ def command(
         found = [compare(specs, cases, policies, count, seconds, quiet) for count in counts]
         differs = found[0][1]
         held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
-        measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
+        measured = Measurements([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
     made = bars(measured, specs, cases, shape)
     inputs = (
         f"{data.name}, {split}, {len(rows.examples)} rows, calibrated to keep {keep:g}"
@@ -157,7 +157,7 @@ def _bar_data(bar: Bar) -> dict[str, Any]:
     return {**dataclasses.asdict(bar), "holds": bar.holds if bar.limit is not None else None}
 
 
-def _plain(measured: Measured) -> dict[str, Any]:
+def _plain(measured: Measurements) -> dict[str, Any]:
     return {**dataclasses.asdict(measured), "scores": {n: one._asdict() for n, one in measured.scores.items()}}
 
 

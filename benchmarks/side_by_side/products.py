@@ -19,7 +19,7 @@ import numpy.typing as npt
 from berxit.runtime.policies import Floats
 from berxit.runtime.tokenization import TokenBatch
 
-Run = Callable[[], object]
+Pass = Callable[[], object]
 """Function that runs a pass on prepared operands and discards the results."""
 
 
@@ -94,7 +94,7 @@ class MatrixProducts:
 
     def __init__(self, shape: Shape, threads: int, precision: str) -> None:
         self.shape, self.threads, self.precision = shape, threads, precision
-        self.quickest: dict[tuple[int, int], tuple[str, Run]] = {}
+        self.fastest: dict[tuple[int, int], tuple[str, Pass]] = {}
 
     def full(self, batch: TokenBatch) -> Floats:
         self._at(*batch.input_ids.shape)[1]()
@@ -104,46 +104,46 @@ class MatrixProducts:
         """Name of the fastest implementation for a batch of this shape."""
         return self._at(*batch.input_ids.shape)[0]
 
-    def _at(self, rows: int, tokens: int) -> tuple[str, Run]:
-        if (rows, tokens) not in self.quickest:
-            found: dict[str, tuple[float, Run]] = {}
+    def _at(self, rows: int, tokens: int) -> tuple[str, Pass]:
+        if (rows, tokens) not in self.fastest:
+            found: dict[str, tuple[float, Pass]] = {}
             for name, way in WAYS[self.precision].items():
                 with suppress(AttributeError, RuntimeError):  # not supported by this CPU or version of torch
                     run = way(tuple(self.shape.products(rows, tokens)), self.threads)
                     run()  # warm-up
                     found[name] = min(_seconds(run) for _ in range(2)), run
             name = min(found, key=lambda each: found[each][0])
-            self.quickest[rows, tokens] = name, found[name][1]
-        return self.quickest[rows, tokens]
+            self.fastest[rows, tokens] = name, found[name][1]
+        return self.fastest[rows, tokens]
 
 
-def _seconds(run: Run) -> float:
+def _seconds(run: Pass) -> float:
     start = perf_counter()
     run()
     return perf_counter() - start
 
 
-def _plain(dtype: str, products: Sequence[Product], threads: int) -> Run:
+def _plain(dtype: str, products: Sequence[Product], threads: int) -> Pass:
     """Pass with torch.mm, or torch._int_mm for int8."""
     torch = _torch(threads)
     mm = torch._int_mm if dtype == "int8" else torch.mm
 
-    def make(product: Product) -> Run:
+    def make(product: Product) -> Pass:
         return partial(mm, *_operands(torch, product, dtype))
 
     return _in_turn(torch, products, dtype, make)
 
 
-def _packed(dtype: str, products: Sequence[Product], threads: int) -> Run:
+def _packed(dtype: str, products: Sequence[Product], threads: int) -> Pass:
     """Pass with oneDNN on packed weights, as torch.compile generates it."""
     torch = _torch(threads)
 
-    def make(product: Product) -> Run:
+    def make(product: Product) -> Pass:
         x, weight = _operands(torch, product, dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), product.rows)
         return partial(torch.ops.mkldnn._linear_pointwise, x, packed, None, "none", [], "")
 
-    def make_int8(product: Product) -> Run:
+    def make_int8(product: Product) -> Pass:
         x, weight = _operands(torch, product, "int8")
         x = (x.to(torch.int16) + 128).to(torch.uint8)
         ops = torch.ops.onednn
@@ -170,10 +170,10 @@ def _operands(torch: Any, product: Product, dtype: str) -> list[Any]:
     return [operand.bfloat16() for operand in operands] if dtype == "bf16" else operands
 
 
-def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable[[Product], Run]) -> Run:
+def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable[[Product], Pass]) -> Pass:
     """Runs the multiplications one after the other. Attention always uses torch.bmm, because it is a few percent of the
     time and no contender computes it in int8."""
-    runs: list[Run] = []
+    runs: list[Pass] = []
     for product in products:
         if product.weights:
             runs.append(make(product))
@@ -187,7 +187,7 @@ def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable
     return run
 
 
-def _onnxruntime(dtype: str, products: Sequence[Product], threads: int) -> Run:
+def _onnxruntime(dtype: str, products: Sequence[Product], threads: int) -> Pass:
     """Pass as one graph of MatMul or MatMulInteger operators. ONNX Runtime packs the weights when it loads the graph.
     Results of equal size share one buffer."""
     import onnxruntime as ort
@@ -244,7 +244,7 @@ def _filled(size: tuple[int, ...], kind: npt.DTypeLike) -> npt.NDArray:
     return np.resize(block.astype(kind), size)
 
 
-WAYS: dict[str, dict[str, Callable[[Sequence[Product], int], Run]]] = {
+WAYS: dict[str, dict[str, Callable[[Sequence[Product], int], Pass]]] = {
     "fp32": {
         "torch.mm": partial(_plain, "fp32"),
         "oneDNN, packed": partial(_packed, "fp32"),

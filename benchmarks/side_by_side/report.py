@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.side_by_side.bars import MACHINE, OURS, OURS_INT8, Bar, Measured, Run, used_exits
+from benchmarks.side_by_side.bars import MACHINE, OURS, OURS_INT8, Bar, Measurements, Run, used_exits
 from benchmarks.side_by_side.contenders import Case, Spec
 from benchmarks.side_by_side.products import Shape
 from berxit.runtime.tables import markdown_table, plural
@@ -13,7 +13,7 @@ from berxit.runtime.tables import markdown_table, plural
 def report(
     headline: str,
     made: Sequence[Bar],
-    measured: Measured,
+    measured: Measurements,
     specs: Sequence[Spec],
     cases: Mapping[str, Case],
     shape: Shape,
@@ -40,7 +40,7 @@ def _bars(made: Sequence[Bar]) -> str:
     return f"{title}\n\n" + markdown_table(["what", "found", "bar", "holds", "worst case", "compared with"], rows)
 
 
-def _ratios(made: Sequence[Bar], measured: Measured, cases: Mapping[str, Case]) -> str:
+def _ratios(made: Sequence[Bar], measured: Measurements, cases: Mapping[str, Case]) -> str:
     """Table of all time ratios for every case, including the bars."""
     places = [f"{case}, {plural(run.threads, 'thread')}" for run in measured.runs for case in cases]
     rows = []
@@ -75,7 +75,7 @@ def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
     return f"{title}\n\n" + markdown_table(header, rows)
 
 
-def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
+def _machine(measured: Measurements, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
     """Table of the share that matrix multiplications in the same precision have in the time of full depth."""
     names = [spec.name for spec in specs if spec.kind == "products"]
     places = [
@@ -106,7 +106,7 @@ def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case
     return f"{title}\n\n" + markdown_table(header, rows)
 
 
-def _answers(measured: Measured, specs: Sequence[Spec]) -> str:
+def _answers(measured: Measurements, specs: Sequence[Spec]) -> str:
     rows = []
     for spec in specs:
         if spec.name not in measured.differs:
@@ -124,7 +124,7 @@ def _answers(measured: Measured, specs: Sequence[Spec]) -> str:
     return "## Outputs and scores\n\n" + markdown_table(["", "largest difference of a logit", *more], rows)
 
 
-def _exits(measured: Measured) -> Iterator[str]:
+def _exits(measured: Measurements) -> Iterator[str]:
     if not measured.scores:
         return
     fp32, int8 = measured.scores[OURS], measured.scores[OURS_INT8]
@@ -138,7 +138,7 @@ def _exits(measured: Measured) -> Iterator[str]:
     yield f"## Exits: {measured.metric} if all rows exit there, and share of rows\n\n" + markdown_table(header, rows)
 
 
-def _memory(measured: Measured) -> str:
+def _memory(measured: Measurements) -> str:
     if not measured.memory_mib:
         return ""
     stages = list(next(iter(measured.memory_mib.values())))

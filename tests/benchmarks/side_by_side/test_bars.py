@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.side_by_side.bars import OURS, OURS_INT8, Measured, Run, Scored, bars, lazy
+from benchmarks.side_by_side.bars import OURS, OURS_INT8, Measurements, Run, Scored, bars, lazy
 from benchmarks.side_by_side.contenders import Case, Spec
 from benchmarks.side_by_side.products import Shape
 from benchmarks.side_by_side.report import report
@@ -35,15 +35,15 @@ CASES = {"128 tokens": Case.of("128 tokens", [[1] * 128] * 3, BASE, 0, alike=Tru
 LARGE, SMALL = Shape(3, 768, 3072, 12), Shape(3, 384, 1536, 12)
 
 
-def measured() -> Measured:
+def measured() -> Measurements:
     """Measurements in which all times double in one round, as with noise; the ratios do not change."""
     times = {f"128 tokens | full | {name}": [ms, 2 * ms, ms] for name, ms in FULL.items()}
     times |= {f"128 tokens | early | {name}": [ms, 2 * ms, ms] for name, ms in EARLY.items()}
     run = Run(2, 3, times, {f"128 tokens | {name}": 2.0 for name in EARLY}, {})
-    return Measured([run], {spec.name: 0.0 for spec in SPECS[:-2]}, {})
+    return Measurements([run], {spec.name: 0.0 for spec in SPECS[:-2]}, {})
 
 
-def bars_by_name(found: Measured, shape: Shape = LARGE) -> dict[str, tuple[float, bool]]:
+def bars_by_name(found: Measurements, shape: Shape = LARGE) -> dict[str, tuple[float, bool]]:
     return {bar.what: (round(bar.found, 3), bar.holds) for bar in bars(found, SPECS, CASES, shape) if bar.limit}
 
 
@@ -76,12 +76,13 @@ def test_batch_bar_is_relative_to_average_exit_layer() -> None:
     times = {f"batch | {task} | {name}": [FULL[name]] for task in names for name in names[task]}
     run = Run(1, 1, times, {f"batch | {OURS}": 2.0, f"batch | {OURS_INT8}": 2.9}, {})
     found = {
-        bar.what[-4:]: (round(bar.found, 3), bar.holds) for bar in bars(Measured([run], {}, {}), SPECS, cases, LARGE)
+        bar.what[-4:]: (round(bar.found, 3), bar.holds)
+        for bar in bars(Measurements([run], {}, {}), SPECS, cases, LARGE)
     }
     assert found == {"fp32": (0.635, False), "int8": (0.928, True)}
 
 
-def scored(**early: float) -> Measured:
+def scored(**early: float) -> Measurements:
     """Measurements with score 0.8 at full depth; in int8 0.797, and 0.78 at exit 2."""
     leaving = [300, 0, 700]
     scores = {name: Scored(0.8, [0.7, 0.79, 0.8], None, []) for name in FULL}
