@@ -189,7 +189,7 @@ def next_line(capsys: pytest.CaptureFixture[str]) -> str | None:
         ("bad rows", ["--skip-bad-rows"], ["calibrate", "export", "runtime.bench"]),
     ],
 )
-def test_the_printed_next_lines_lead_from_training_to_the_bench(
+def test_next_lines_lead_from_training_to_bench(
     data: str,
     options: list[str],
     programs: list[str],
@@ -227,7 +227,7 @@ def test_the_printed_next_lines_lead_from_training_to_the_bench(
     assert followed == programs
 
 
-def test_a_second_calibration_advises_an_export_that_works(
+def test_second_calibration_advises_export_that_works(
     checkpoint: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))

@@ -31,7 +31,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Strategy:
     return strategy
 
 
-def test_a_new_strategy_trains_and_can_be_studied(toy: Strategy, still: str, data_folder: Path, tmp_path: Path) -> None:
+def test_new_strategy_trains_and_can_be_studied(toy: Strategy, still: str, data_folder: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     task = custom_task(data_folder, ("text",), "label")
     options = TrainingOptions(still, strategy=toy.name, max_steps=2, max_length=32)

@@ -19,7 +19,7 @@ from berxit.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions
-    from berxit.runtime.backends import Options
+    from berxit.runtime.backend_options import Options
     from berxit.runtime.benchmark import BenchResult
     from berxit.runtime.bundle import Manifest
     from berxit.runtime.calibration import Calibration
@@ -386,8 +386,8 @@ def bench(
     """Measures a bundle on this device: latency against average exit layer, one input at a time.
 
     ``data``: labelled inputs, as in ``evaluate``; None measures the bundle's golden inputs, without a score. ``limit``:
-    use the first so many inputs. ``tune``: use the fastest of the installed backends, their options and thread counts. ``queries``
-    and ``seconds``: least number of queries per operating point, and least total time. ``write_result`` of
+    use the first so many inputs. ``tune``: use the fastest of the installed backends, their options and thread counts.
+    ``queries`` and ``seconds``: least number of queries per operating point, and least total time. ``write_result`` of
     ``berxit.runtime.bench_report`` stores the result as bench.json, which ``calibrate`` and ``compare`` read.
     """
     from berxit.runtime.benchmark import bench as run

@@ -1,4 +1,4 @@
-"""The figure of side_by_side.py: milliseconds per row, full depth beside early exit."""
+"""Figure of the side-by-side benchmark: milliseconds per row at full depth and with early exit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from berxit.runtime.tables import plural
 from berxit.toolkit.figures import CURVE, LAYERS, STYLE
 
 HEIGHT = 0.38
-"""Of one bar; 1 from one contender to the next."""
+"""Height of a bar, relative to the distance between two contenders."""
 
 
 def draw(runs: Sequence[Timings], specs: Sequence[Spec], cases: Mapping[str, Case], title: str, path: Path) -> Path:
-    """A row of panels per number of threads, a column per case, and the contenders' names once."""
+    """Draws one row of panels per thread count and one column per case, with the names of the contenders on the left.
+    Returns ``path``."""
     shown = [spec for spec in specs if spec.kind != "products"]
     size = (2.6 + 2.7 * len(cases), 0.9 + (0.9 + 0.27 * len(shown)) * len(runs))
     with plt.rc_context({**STYLE, "axes.titlesize": 9, "figure.titlesize": 11, "axes.grid.axis": "x"}):

@@ -1,4 +1,4 @@
-"""The campaigns of swaps and kills, shortened: they run, and nothing is mixed, lost or left behind."""
+"""Stress tests of swaps and kills, shortened: no mixed predictions, lost artifacts or remaining scratch files."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_export_from_another_folder_measures_scores(
     assert manifest.scores.data == "dev.tsv"
 
 
-def test_an_older_policy_names_its_data_without_the_folder(calibrated: tuple[Path, Path]) -> None:
+def test_policy_of_older_version_names_its_data_without_folder(calibrated: tuple[Path, Path]) -> None:
     checkpoint, data = calibrated
     record = read_json(checkpoint / "exit_policy.json")
     record["calibration"]["data"] = str(data / "dev.tsv")

@@ -169,7 +169,7 @@ def deep_albert(tmp_path: Path, tokenizer_folder: Path) -> Path:
         ("int8", (2, 6), [1, 2], 2),
     ],
 )
-def test_an_albert_body_is_stored_once_and_repeated(
+def test_export_stores_albert_body_once_and_repeats_it(
     precision: str, exits: tuple[int, ...], repeats: list[int], layers_in_the_file: int, deep_albert: Path
 ) -> None:
     options = ExportOptions(precision, exits=exits)
@@ -193,7 +193,7 @@ def test_tensorrt_repeats_one_body(deep_albert: Path) -> None:
     assert len({segment.file for segment in manifest.segments}) == 2
 
 
-def test_a_bert_bundle_repeats_no_segment(copy: Path) -> None:
+def test_bert_bundle_repeats_no_segment(copy: Path) -> None:
     manifest = export(copy, "onnxruntime", copy.with_name("bundle"), options=ExportOptions(exits=(2,)))
     assert [segment.repeat for segment in manifest.segments] == [1, 1, 1]
 

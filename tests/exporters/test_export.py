@@ -121,7 +121,7 @@ def test_word_embedding_table_is_stored_in_a_separate_file(
     assert (tmp_path / "bundle" / manifest.segments[0].file).stat().st_size < 40_000
 
 
-def test_an_albert_body_is_stored_once(backbone_folders: dict, tmp_path: Path) -> None:
+def test_export_stores_albert_body_once(backbone_folders: dict, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(backbone_folders["albert"], tmp_path / "checkpoint", exit_head="pooler")
     manifest = export(checkpoint, "onnxruntime", tmp_path / "bundle")
     layers = manifest.segments[1:]
@@ -180,7 +180,7 @@ def test_export_rejects_exits_below_the_psnr(checkpoint: Path, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_uncalibrated_bundle_never_exits_early(copy: Path, tmp_path: Path) -> None:
+def test_uncalibrated_bundle_never_exits_early(copy: Path, tmp_path: Path) -> None:
     (copy / POLICY_FILE).unlink()
     manifest = export(copy, "onnxruntime", tmp_path / "bundle")
     assert manifest.calibration is None

@@ -1,4 +1,4 @@
-"""The registry of back ends: which one runs a bundle, and what is told where none can."""
+"""Registry of backends: choice of the backend for a bundle, and error messages if there is none."""
 
 from __future__ import annotations
 

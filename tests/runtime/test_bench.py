@@ -36,7 +36,7 @@ def laptop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def written(bundle: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that one run with labelled data wrote."""
+    """Output folder of one run with labelled data."""
     folder = tmp_path_factory.mktemp("bench") / "deep" / "results"
     arguments = [str(bundle), "--data", str(data_folder), "--limit", "8", "--output", str(folder), *SHORT]
     assert status_of(command, arguments) == 0
@@ -180,7 +180,9 @@ def test_bench_reports_memory_after_lazy_loading(bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(onnxruntime, "open_session", noted)
     monkeypatch.setattr(host, "_opened", type(host._opened)())
     monkeypatch.setattr(devices, "resident_mib", resident)
-    monkeypatch.setattr(ExitPolicy, "exits", lambda self, layer, certainty: certainty > -1)  # all leave at once
+    monkeypatch.setattr(
+        ExitPolicy, "exits", lambda self, layer, certainty: certainty > -1
+    )  # all inputs exit at the first layer
     short = {"threads": 1, "thresholds": 1, "queries": 1, "seconds": 0, "warmup": 1}
     result = bench(bundle, lazy=True, **short)  # type: ignore[arg-type]
     assert loaded == [2]

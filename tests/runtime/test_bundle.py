@@ -36,7 +36,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, edit: Callable[[Data], object]) -> None:
-    """Edits the manifest's plain data."""
+    """Edits the JSON data of the manifest."""
     data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     edit(data)
     (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
@@ -60,7 +60,7 @@ def test_read_manifest_returns_what_write_manifest_wrote(bundle: Path, copy: Pat
 
 def test_write_manifest_omits_newer_keys_with_default_values(bundle: Path, copy: Path) -> None:
     data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    assert "scores" not in data  # an older reader refuses what it does not know
+    assert "scores" not in data  # an older version rejects unknown keys
     assert not any("repeat" in segment for segment in data["segments"])
     manifest = read_manifest(bundle)
     scores = Scores("dev.tsv", 48, "accuracy", (0.7,), (0.75,))
@@ -231,7 +231,7 @@ def test_read_manifest_rejects_file_outside_bundle(copy: Path, name: str, verify
 
 
 def linked(bundle: Path, folder: Path) -> Path:
-    """The bundle as a hub keeps it: every file, the manifest too, is a link into a folder of blobs."""
+    """Copies the bundle in the layout of a hub cache: every file, including the manifest, is a link to a blob."""
     blobs, links = folder / "blobs", folder / "snapshot"
     blobs.mkdir()
     for file in (file for file in bundle.rglob("*") if file.is_file()):
@@ -329,7 +329,7 @@ def test_sha256_of_folder_covers_names_and_content(tmp_path: Path) -> None:
 
 def test_read_manifest_rejects_wrong_positive_class(copy: Path) -> None:
     change(copy, lambda data: data["model"].update(metric="f1", positive="other"))
-    assert read_manifest(copy).model.positive == "other"  # labels are cat, other
+    assert read_manifest(copy).model.positive == "other"  # the labels are cat and other
     for metric, positive in (("f1", "cat"), ("f1", "dog"), ("accuracy", "other")):
         change(copy, lambda data, keys={"metric": metric, "positive": positive}: data["model"].update(keys))
         with pytest.raises(

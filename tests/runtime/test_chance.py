@@ -1,4 +1,4 @@
-"""Scores that cannot be measured, the constant prediction's score, and scores at chance."""
+"""Undefined scores, the score of the best constant prediction, and scores at chance level."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_check_outputs_rejects_constant_only_for_correlation_at_full_depth() -> 
     logits[:, 0] = 3.0
     check_outputs("spearman", logits, (1, 2), "dev.tsv")
     logits[:, 1] = 0.5
-    logits[2, 1] = np.nextafter(np.float32(0.5), np.float32(1))  # rounding is no order
+    logits[2, 1] = np.nextafter(np.float32(0.5), np.float32(1))  # differences below rounding errors are no order
     with pytest.raises(BerxitError, match=r"full depth predicts 0\.5 for every row, and a correlation"):
         check_outputs("spearman", logits, (1, 2), "dev.tsv")
     check_outputs("accuracy", np.zeros((5, 2, 2)), (1, 2), "dev.tsv")
@@ -83,7 +83,7 @@ def test_check_outputs_accepts_small_differences_of_large_values() -> None:
 
 
 def binary(right: int, wrong: int, positives: float, rows: int) -> tuple[npt.NDArray, npt.NDArray]:
-    """Predictions and labels of ``rows`` rows, of which a share ``right / (right + wrong)`` agrees."""
+    """Predictions and labels of ``rows`` rows; a share of ``right / (right + wrong)`` of the predictions is correct."""
     labels = (np.arange(rows) < positives * rows).astype(int)
     agree = np.random.default_rng(0).permutation(rows) < right / (right + wrong) * rows
     return np.where(agree, labels, 1 - labels), labels
@@ -99,7 +99,7 @@ def test_at_chance_is_true_for_constant_predictions(metric: str, rows: int) -> N
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
 def test_at_chance_is_false_for_trained_model(metric: str) -> None:
-    predictions, labels = binary(86, 14, 0.68, 408)  # as MRPC's dev set
+    predictions, labels = binary(86, 14, 0.68, 408)  # size of MRPC's dev set
     assert not at_chance(metric, predictions, labels, 2)
     assert at_chance(metric, *binary(69, 31, 0.68, 408), 2)
 

@@ -74,7 +74,7 @@ def test_run_prints_failure_as_one_line_to_stderr(
     assert ends(failing(error)) == status
     out, err = capsys.readouterr()
     assert out == ""
-    (line,) = err.strip().splitlines()  # click ends the line of a ^C first
+    (line,) = err.strip().splitlines()  # click writes a newline after ^C
     assert line.startswith("error: ")
     assert message in line
     assert "Traceback" not in line

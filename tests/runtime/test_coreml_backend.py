@@ -1,5 +1,7 @@
-"""CoreML's back end, with coremltools as it is and a stand-in for the native part below it, which only a Mac has: it
-executes the saved package in numpy. Answers must be right, and it refuses what CoreML would."""
+"""CoreML backend, with the real coremltools and a stand-in for its native library, which exists on macOS only.
+
+The stand-in runs the saved package in numpy, and rejects the inputs that CoreML rejects.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,10 @@ MAC = devices.Machine("Darwin", "arm64", "Apple M2", 8, 16.0, "", "")
 
 
 class Proxy:
-    """coremltools' ``_MLModelProxy`` (coremltools 9.0, libcoremlpython): a compiled model, or a function of one.
+    """Stand-in for ``_MLModelProxy`` (coremltools 9.0, libcoremlpython): a compiled model, or one of its functions.
 
-    Errors are RuntimeError, as pybind makes them. Arrays are float32 on both sides: coremltools turns float16 inputs
-    into that, and CoreML takes and gives either.
+    Errors are RuntimeError, as pybind raises them. Inputs and outputs are float32: coremltools converts float16 inputs
+    to float32, and CoreML accepts and returns both.
     """
 
     compiled: ClassVar[list[str]] = []
@@ -45,7 +47,7 @@ class Proxy:
 
     @staticmethod
     def compileModel(package: str) -> str:  # noqa: N802
-        """.mlpackage -> a .mlmodelc in a temporary folder; here it contains what it was made from."""
+        """Compiles a .mlpackage to a .mlmodelc in a temporary folder, which contains a copy of the package."""
         if not (Path(package) / "Manifest.json").is_file():
             raise RuntimeError(f'Error compiling model: "{package} is not a package.".\nsecond line')
         made = Path(tempfile.mkdtemp(), "model.mlmodelc")
@@ -95,7 +97,7 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Proxy]:
-    """This machine, taken for a Mac: all of coremltools is the real one, up to its native part."""
+    """Makes this machine look like a Mac. Only the native library of coremltools is replaced."""
     from coremltools.models import _compiled_model, utils
 
     monkeypatch.setattr(devices, "this_machine", lambda: MAC)
@@ -132,7 +134,7 @@ def test_predictions_match_evaluation(
     found = runner.predict_batch(examples.texts)
     assert [answer.exit_layer for answer in found] == layers.tolist()
     assert [model.config.labels.index(str(answer.label)) for answer in found] == answers.tolist()
-    assert 1 < layers.mean() < model.layers  # or the comparison would say little
+    assert 1 < layers.mean() < model.layers  # otherwise the comparison would prove little
 
 
 @pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
@@ -172,7 +174,7 @@ def test_compiled_package_is_cached(
         assert [path.name for path in kept.iterdir()] == [f"{manifest.segments[0].sha256}.mlmodelc"]
     assert len(mac.compiled) == 1
     monkeypatch.setattr(backend_module.platform, "mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
-    open_backend(bundles["any"], manifest)  # another system compiles anew
+    open_backend(bundles["any"], manifest)  # another version of macOS compiles again
     assert len(mac.compiled) == 2
 
 
@@ -203,7 +205,7 @@ def test_predict_rejects_row_longer_than_all_lengths(bundles: dict[str, Path], m
     backend = open_backend(bundles["fixed"], read_manifest(bundles["fixed"]))
     with pytest.raises(InputError, match=r"17 tokens is longer than the bundle takes \(16\)"):
         backend.embed(TokenBatch.pad([[2] * 17], [[0] * 17], 0))
-    runner = EarlyExitRunner.load(bundles["fixed"])  # whose tokenizer cuts to the longest of them
+    runner = EarlyExitRunner.load(bundles["fixed"])  # the tokenizer truncates to the longest length
     assert runner.predict("the cat sat on the mat " * 8).truncated
 
 

@@ -1,4 +1,4 @@
-"""Deadlines, on a clock that the tests advance themselves."""
+"""Deadlines, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def layers_run(
     opening: Callable[[int], float] | None = None,
     exits: tuple[int, ...] = (1, 2, 3, 4),
 ) -> int:
-    """The last layer that is run until ``milliseconds``: segments take ``layers_ms``."""
+    """Last layer that runs with a deadline of ``milliseconds``, if the segments take ``layers_ms``."""
     backend = StoredBackend(np.zeros((1, 4, 2), dtype=np.float32), None)
     backend.exits = exits
     times = iter(np.cumsum([0.0, *layers_ms]) / 1e3)
@@ -40,7 +40,7 @@ def layers_run(
 
 @pytest.mark.parametrize(
     ("milliseconds", "layers"),
-    # after layer i the clock shows i ms, and the next may take 2 ms more
+    # After layer i the clock is at i ms; the next layer is expected to take 2 ms.
     [(0.5, 1), (2.9, 1), (3.1, 2), (3.9, 2), (4.1, 3), (5.1, 4), (100.0, 4)],
 )
 def test_deadline_exits_at_deepest_layer_in_time(milliseconds: float, layers: int) -> None:
@@ -59,7 +59,7 @@ def test_deadline_expects_slowest_layer_so_far() -> None:
 
 @pytest.mark.parametrize(("milliseconds", "layers"), [(13.9, 1), (14.1, 4), (100.0, 4)])
 def test_deadline_multiplies_time_by_layers_of_segment(milliseconds: float, layers: int) -> None:
-    """Layer 1 takes 2 ms; layers 2 to 4 may take 3 x 2 x 2 = 12 ms, until 14."""
+    """Layer 1 takes 2 ms. Layers 2 to 4 are expected to take 3 x 2 x 2 = 12 ms, until 14 ms."""
     assert layers_run(milliseconds, (2, 6), exits=(1, 4)) == layers
 
 
@@ -72,7 +72,7 @@ def test_estimator_raises_margin_after_missed_deadline_and_lowers_it_after_other
 
 
 def test_estimator_observes_call_that_exited_in_time() -> None:
-    """Or a margin at which no call continues would never shrink."""
+    """Otherwise a margin at which no call continues would never decrease."""
     estimator = StepEstimator(0.5)
     for _ in range(100):
         layers_run(1.5, estimator=estimator)
@@ -119,7 +119,7 @@ def test_deadline_includes_time_for_opening_a_layer() -> None:
     assert layers_run(60.0, (1, 1, 51, 1), estimator=estimator, opening=opening) == 4
     before = estimator.margin
     assert layers_run(60.0, (1, 1, 80, 1), estimator=estimator, opening=opening) == 3
-    assert estimator.margin == before  # the time of loading predicts no other step
+    assert estimator.margin == before  # the time for opening a file does not predict other segments
 
 
 def test_lazy_runner_opens_layer_only_if_its_time_is_known(bundle: Path) -> None:
@@ -148,7 +148,7 @@ def test_predict_with_long_deadline_equals_predict_without(bundle: Path) -> None
 
 
 def test_predict_batch_splits_deadline_by_tokens(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that stands still: every part is given its tokens' share."""
+    """With a stopped clock, the deadline of each part is proportional to its tokens."""
     runner = EarlyExitRunner.load(bundle, threads=1)
     runner.backend.tokens_at_once = 8
     ends = []
@@ -160,7 +160,7 @@ def test_predict_batch_splits_deadline_by_tokens(bundle: Path, monkeypatch: pyte
 
     monkeypatch.setattr("berxit.runtime.runner.Deadline", Noted)
     monkeypatch.setattr("berxit.runtime.runner.time.perf_counter", lambda: 100.0)
-    texts = ["cat", "the cat", "the cat sat on the mat"]  # 3, 4 and 8 tokens; the short ones go together
+    texts = ["cat", "the cat", "the cat sat on the mat"]  # 3, 4 and 8 tokens; the first two form one part
     answers = runner.predict_batch(texts, deadline_ms=15_000)
     assert [end - 100 + RESERVE_S for end in ends] == pytest.approx([7.0, 15.0])
     assert len(answers) == 3

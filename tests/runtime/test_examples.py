@@ -111,7 +111,7 @@ def test_class_name_normalizes_spellings() -> None:
 
 
 def test_read_examples_rejects_equal_class_names(tmp_path: Path) -> None:
-    """A checkpoint that compared numbers as text."""
+    """Such class names exist in checkpoints of versions that compared numbers as text."""
     path = write(tmp_path, "a.csv", "text,label\na,1\n")
     with pytest.raises(InputError, match=r"two of the classes 0, 1, 1\.0 are equal .* train again"):
         read_examples(path, ("text",), "label", ("0", "1", "1.0"))

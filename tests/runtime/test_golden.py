@@ -113,7 +113,7 @@ def test_bundle_segments_reproduce_golden_outputs(bundle: Path) -> None:
 
 
 def test_golden_of_older_bundle_has_no_tokenization(bundle: Path) -> None:
-    """An older bundle."""
+    """Older versions wrote no tokenization."""
     data = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))
     del data["tokenization"]
     golden = parse(Golden, data, "golden.json")

@@ -1,4 +1,4 @@
-"""An import only ever goes down, and a device needs no training stack."""
+"""Import rules: runtime and devices import no package above them and no training library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = [path for folder in ("runtime", "devices") for path in sorted((ROOT / fo
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of everything that a file imports, wherever in it."""
+    """Top-level names of all imports in a file, including those inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""A runner as apps use it: batches of every kind, wrong arguments, pickling, chdir, and forked child processes."""
+"""Use of a runner in apps: types of batches, wrong arguments, pickling, chdir, and forked child processes."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ print(json.dumps(statuses))
 
 
 def forked(child: str, *arguments: object) -> list[int]:
-    """The exit codes of forked children that ran ``child`` while a thread of the parent was predicting."""
+    """Exit codes of forked child processes that run ``child`` while a thread of the parent predicts."""
     code = PARENT.replace("{child}", child)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}

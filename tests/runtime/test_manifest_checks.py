@@ -1,4 +1,4 @@
-"""Every edit of a manifest that its types allow and its segments do not is refused when the bundle is loaded."""
+"""Loading a bundle rejects manifests that are well-typed but inconsistent or differ from the segment files."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_open_backend_rejects_name_missing_in_file(copy: Path, backend: str, edi
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_open_backend_rejects_dtype_that_differs_from_file(copy: Path, backend: str) -> None:
-    """Half precision throughout would be consistent, and every array of the wrong size."""
+    """A manifest with float16 everywhere is consistent, but every array would have the wrong size."""
     pytest.importorskip(backend)
     text = (copy / "manifest.json").read_text(encoding="utf-8")
     data = json.loads(text)

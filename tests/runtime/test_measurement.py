@@ -20,7 +20,7 @@ def point(layers: float, milliseconds: float) -> Measured:
 
 
 class StubRunner:
-    """Answers at a policy's depth, in as many milliseconds, and notes every question."""
+    """Runner that exits at the depth of the policy, takes as many milliseconds, and records every call."""
 
     def __init__(self) -> None:
         self.backend = SimpleNamespace(threads=1, layers=4)
@@ -121,7 +121,9 @@ def test_measure_runs_every_policy_on_every_input() -> None:
     warm, asked = runner.asked[:5], runner.asked[5:]
     assert warm == [("a", 4), ("b", 4), ("a", 4), ("b", 4), ("a", 4)]
     each = Counter({(text, depth): 3 for text in "ab" for depth in (1, 2, 4)})
-    assert Counter(asked) == each + Counter({("a", 4): 6})  # the first input at full depth shows the noise
+    assert Counter(asked) == each + Counter(
+        {("a", 4): 6}
+    )  # the first input at full depth, repeated to measure the noise
     assert sum(advanced) == 18
     assert (noise.repeats, noise.tail, noise.drift) == (6, 1, 1)
 

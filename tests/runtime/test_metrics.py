@@ -8,7 +8,7 @@ from berxit.runtime.metrics import METRICS
 
 
 def drawn(seed: int, kind: str) -> tuple[npt.NDArray, npt.NDArray]:
-    """Predictions and labels, related, with many ties where they are few whole numbers."""
+    """Correlated predictions and labels; with few different integers, they have many ties."""
     rng = np.random.default_rng(seed)
     if kind == "classes":
         labels = rng.integers(0, 2, 40)

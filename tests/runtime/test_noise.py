@@ -22,7 +22,7 @@ def noise_of(*works: object) -> Noise:
 
 
 def test_noise_of_constant_latencies_is_minimal() -> None:
-    noise = noise_of([5.0] * 20, [9.0] * 20)  # two works of different length are not noise
+    noise = noise_of([5.0] * 20, [9.0] * 20)  # the difference between two kinds of work is not noise
     assert (noise.repeats, noise.tail, noise.drift) == (40, 1, 1)
 
 
@@ -45,7 +45,7 @@ def test_noise_drift_is_separate_from_tail() -> None:
         ({"tail": TAIL + 0.1}, "the 90th percentile of the same work is 1.60 times its median"),
         ({"drift": DRIFT + 0.1}, "the median drifted by a factor of 1.35"),
         ({"others": OTHERS + 0.1}, "other processes used 0.4 of 2 CPUs while 2 threads were measured"),
-        ({"others": 1.2, "threads": 1}, None),  # the second CPU was free
+        ({"others": 1.2, "threads": 1}, None),  # the second CPU was idle
         ({"others": 1.4, "threads": 1}, "other processes used 1.4 of 2 CPUs while 1 threads were measured"),
         ({"others": None}, None),
         ({"repeats": 3}, "only 3 repeats"),
@@ -79,7 +79,7 @@ def compute() -> None:
 @pytest.mark.skipif(devices.cpu_seconds_of_others() is None, reason="this system does not tell what others use")
 def test_cpu_meter_counts_other_processes_only() -> None:
     meter = CpuMeter()
-    assert meter.others() is None  # too early
+    assert meter.others() is None  # within the first half second
     other = multiprocessing.get_context("spawn").Process(target=compute, daemon=True)
     other.start()
     try:

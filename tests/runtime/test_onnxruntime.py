@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: sessions, memory that stays, one pool."""
+"""ONNX Runtime on the CPU: shared sessions, lazy loading, memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_open_names_constant_of_wrong_size(bundle: Path, manifest: Manifest, tmp
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files for which a session was made, in order; nothing is open when the test starts."""
+    """Names of the files for which a session is created, in order. No session exists when the test starts."""
     files: list[str] = []
 
     def counted(file: BundleFile, *arguments: object) -> object:
@@ -100,11 +100,11 @@ def test_runners_of_same_bundle_share_sessions(bundle: Path, manifest: Manifest,
     backends = [open_backend(bundle, manifest, 1) for _ in range(3)]
     assert opened == ["embeddings", "layer_01", "layer_02", "layer_03"]
     backends.append(open_backend(bundle, manifest, 2))
-    assert len(opened) == 8  # other threads, other sessions
+    assert len(opened) == 8  # another thread count needs other sessions
     backends.clear()
     gc.collect()
     open_backend(bundle, manifest, 1)
-    assert len(opened) == 12  # closed with the last runner that held them
+    assert len(opened) == 12  # the sessions were closed with the last runner that used them
 
 
 def test_sessions_are_shared_by_content(bundle: Path, manifest: Manifest, tmp_path: Path, opened: list[str]) -> None:
@@ -179,12 +179,12 @@ print(varied, after, resident() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 def test_memory_is_bounded_over_lengths_and_freed_after_large_batch(bundle: Path) -> None:
-    """In a process of its own: the arena is shared."""
+    """Runs in a separate process, because all sessions of a process share the memory arena."""
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, str(bundle)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     varied, after, longest = map(float, done.stdout.split())
-    assert longest > 16  # MiB: enough to be seen
+    assert longest > 16  # MiB, large enough to be measured
     assert varied < 3 * longest
     assert after < longest / 2
 
@@ -204,7 +204,7 @@ def every_exit(backend: Any, state: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_weights_are_freed_with_last_runner(bundle: Path, manifest: Manifest, name: str) -> None:
-    """Without waiting for the garbage collector: tuning opens one candidate after another."""
+    """The weights are freed without a garbage collection, because tuning opens one candidate after another."""
     if name == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install -e '.[openvino]'")
     gc.collect()
@@ -247,7 +247,7 @@ def test_large_batch_during_open_stream_is_freed(bundle: Path) -> None:
         [sys.executable, "-c", HALF_READ, str(bundle)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     grown, after = map(float, done.stdout.split())
-    assert grown > 16  # MiB: enough to be seen
+    assert grown > 16  # MiB, large enough to be measured
     assert after < grown / 2
 
 
@@ -278,7 +278,7 @@ def test_embedding_table_is_not_resident_before_lookup(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert float(done.stdout) < 8  # MiB; the table has 64
+    assert float(done.stdout) < 8  # MiB; the embedding table has 64 MiB
 
 
 def test_keep_removes_rows_and_unneeded_padding(bundle: Path, manifest: Manifest) -> None:
@@ -307,7 +307,7 @@ def test_keep_of_all_rows_changes_nothing(bundle: Path, manifest: Manifest) -> N
 
 
 def test_outputs_do_not_depend_on_previous_inputs(bundle: Path, manifest: Manifest) -> None:
-    """More shapes than stay tied, growing, shrinking, large and small by turns, all in one workspace."""
+    """Runs more shapes than the binding cache has room for, in ascending and descending order, in one workspace."""
     backend = open_backend(bundle, manifest, 1)
     cases = [[length] for length in range(3, 16)] + [[rows % 9 + 3] * rows for rows in range(1, 80)]
     cases += [[30] * 64, [4], [30] * 3, [5, 9, 14]]

@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU providers. Without one, what can be shown is the choice, the padding, and what is told."""
+"""GPU execution providers of ONNX Runtime, without a GPU: their choice and options, padding and error messages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_fp32_and_bf16_bundles_use_cuda_provider(precision: str, folder: Path) -
 
 
 def test_engine_folder_is_unique_per_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The provider tells engines apart by names alone: weights, precision and shapes must be in the folder's."""
+    """The provider identifies engines by name only, so the name of the folder must cover weights, precision, shapes."""
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
     manifest = replace(read_manifest(folder), precision="fp16")
     again = replace(manifest.segments[2], sha256="0" * 64)
@@ -65,7 +65,7 @@ def test_engine_folder_is_unique_per_bundle(folder: Path, monkeypatch: pytest.Mo
     assert len(folders) == 5
     assert engine_folder(read_manifest(folder)) == engine_folder(replace(manifest, precision="fp32"))
     caches = {options_of(manifest, place)["TensorrtExecutionProvider"]["trt_engine_cache_path"] for place in (1, 2, 3)}
-    assert len(caches) == 3  # layers have the same names
+    assert len(caches) == 3  # the layers have the same names
     assert {Path(cache).parent for cache in caches} == {engine_folder(manifest)}
     assert engine_folder(manifest).parent == tmp_path / "onnxruntime"
 

@@ -1,4 +1,4 @@
-"""OpenVINO over the bundles of the ONNX Runtime target."""
+"""OpenVINO backend for bundles of the ONNX Runtime target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def manifest(bundle: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path]):  # type: ignore[no-untyped-def]
-    """Family -> a bundle of an untrained model of it."""
+    """Factory: model family -> bundle of an untrained model of the family."""
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
     from berxit.train.fine_tuning import TrainingOptions, fine_tune
@@ -54,7 +54,7 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
 
 @pytest.mark.parametrize("family", ["bert", "albert", "mpnet"])
 def test_exits_match_checkpoint(family: str, family_bundle, data_folder: Path) -> None:  # type: ignore[no-untyped-def]
-    """ALBERT: one body, fed heads. MPNet: the bias by relative position."""
+    """ALBERT has a shared body and external head weights; MPNet has a relative position bias."""
     bundle = family_bundle(family, data_folder)
     manifest = read_manifest(bundle)
     backend = open_backend(bundle, manifest, 1, backend="openvino")
@@ -66,7 +66,7 @@ def test_exits_match_checkpoint(family: str, family_bundle, data_folder: Path) -
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_embedding_table_is_compiled_into_model(checkpoint: Path, tmp_path: Path, precision: str) -> None:
-    """Fed, it would be converted as a whole with every input, and held by every runner."""
+    """As an external input, the table would be converted for each input, and every runner would need a copy."""
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
 
@@ -101,7 +101,7 @@ def test_runners_share_compiled_models_and_support_lazy(bundle: Path, manifest: 
 def test_predictions_match_onnxruntime_with_early_exits(bundle: Path) -> None:
     one, other = (EarlyExitRunner.load(bundle, backend=name, threads=1) for name in ("onnxruntime", "openvino"))
     first = sorted(next(one.stream(text)).certainty for text in TEXTS)
-    threshold = (first[-1] + first[-2]) / 2  # one row leaves at the first layer, the others later
+    threshold = (first[-1] + first[-2]) / 2  # one row exits at the first layer, the others later
     expected = one.predict_batch(TEXTS, threshold=threshold)
     found = other.predict_batch(TEXTS, threshold=threshold)
     assert len({answer.exit_layer for answer in expected}) > 1
@@ -111,7 +111,7 @@ def test_predictions_match_onnxruntime_with_early_exits(bundle: Path) -> None:
 
 
 def test_outputs_are_not_overwritten_by_next_input(bundle: Path, manifest: Manifest) -> None:
-    """What a segment writes is written over by its next run."""
+    """The next run of a segment overwrites its output buffers."""
     backend = open_backend(bundle, manifest, 1, backend="openvino")
     state, logits, lte = backend.layer(1, backend.embed(read_golden(bundle, manifest).batch(0)))
     assert lte is not None

@@ -22,7 +22,7 @@ def certainty(criterion: str, logits: list[list[float]], temperature: float = 1.
 
 
 def looped(policy: ExitPolicy, logits: npt.NDArray, lte: npt.NDArray | None) -> tuple[npt.NDArray, npt.NDArray]:
-    """Exit layer and certainty there of every row, as the exit loop finds them."""
+    """Exit layer of each row and its certainty there, from the exit loop."""
     layers = np.zeros(len(logits), dtype=int)
     sure = np.zeros(len(logits))
     for result in exit_loop(StoredBackend(logits, lte), batch_of(len(logits)), policy):
@@ -222,7 +222,7 @@ def test_policy_check_rejects_unsuitable_criterion(criterion: str, regression: b
 
 @pytest.mark.parametrize("criterion", ["lte", "entropy"])
 def test_thresholds_are_compared_in_float32(criterion: str) -> None:
-    """0.8 and 0.7 as float32 lie on either side of themselves as float64."""
+    """The float32 value of 0.8 is above its float64 value, that of 0.7 below."""
     policy = ExitPolicy(criterion, (0.8, 0.7), (1.0, 1.0, 1.0))
     on_them = np.array([[0.8, 0.7, 0.5]], dtype=np.float32)
     assert [policy.exits(layer, on_them[:, layer - 1]).item() for layer in (1, 2)] == [False, False]
@@ -237,7 +237,7 @@ def test_fractional_patience_exits_equally_everywhere() -> None:
 
 @st.composite
 def stored_passes(draw: st.DrawFn) -> tuple[ExitPolicy, npt.NDArray, npt.NDArray]:
-    """A policy, logits (B, n, C) and LTE (B, n). Some thresholds lie exactly on a row's certainty."""
+    """Random policy, logits (B, n, C) and LTE (B, n). Some thresholds are equal to the certainty of a row."""
     criterion = draw(st.sampled_from(sorted(CRITERIA)))
     rows, layers = draw(st.integers(1, 7)), draw(st.integers(1, 6))
     outputs = draw(st.integers(1 if CRITERIA[criterion].for_regression else 2, 10))

@@ -48,7 +48,7 @@ def but_latency(answer: Prediction) -> Prediction:
 
 
 def assert_same(one: Prediction, other: Prediction) -> None:
-    """Equal except for the last digits, which other padding may change."""
+    """Compares with a tolerance, because different padding may change the last digits."""
     assert (one.label, one.exit_layer, one.truncated) == (other.label, other.exit_layer, other.truncated)
     assert one.scores == pytest.approx(other.scores, abs=1e-5)
     assert one.certainty == pytest.approx(other.certainty, abs=1e-5)
@@ -66,14 +66,14 @@ def test_prediction_has_all_fields(runner: EarlyExitRunner) -> None:
 
 
 def test_predictions_match_labels_after_training_and_export(runner: EarlyExitRunner) -> None:
-    """Training, export and label order together: a cat is called a cat."""
+    """Covers training, export and the order of the labels."""
     assert runner.predict("dev the cat sat on the mat", threshold=1.0).label == "cat"
     assert runner.predict("dev the dog sat on the mat", threshold=1.0).label == "other"
 
 
 def test_predict_batch_equals_single_predictions(runner: EarlyExitRunner) -> None:
     stored = np.sort([answer.certainty for text in TEXTS for answer in runner.stream(text)])
-    threshold = float(stored[len(stored) // 2 - 1 : len(stored) // 2 + 1].mean())  # some rows exit early, some do not
+    threshold = float(stored[len(stored) // 2 - 1 : len(stored) // 2 + 1].mean())  # some rows exit early
     batch = runner.predict_batch(TEXTS, threshold=threshold)
     assert len({answer.exit_layer for answer in batch}) > 1
     for text, answer in zip(TEXTS, batch, strict=True):
@@ -124,7 +124,7 @@ def test_predict_batch_limits_tokens_per_layer(runner: EarlyExitRunner, monkeypa
     assert max(rows * length for rows, length in shapes) <= 1024
     assert sum(rows for rows, _ in shapes) == 600
     latencies = [answer.latency_ms for answer in answers]
-    assert latencies[1] < latencies[2]  # short rows run first; latency counts from the call
+    assert latencies[1] < latencies[2]  # short texts run first; the latency is that of the call
 
 
 def test_predict_accepts_pair(bundle: Path) -> None:
@@ -233,7 +233,7 @@ def test_predict_rejects_empty_text(runner: EarlyExitRunner, text: str) -> None:
     with pytest.raises(InputError, match="text 1 is empty"):
         runner.predict_batch(["the cat", text])
     with pytest.raises(InputError, match="the text is empty"):
-        runner.stream(text)  # at the call, not at the first iteration
+        runner.stream(text)  # raised by the call, not by the first step
 
 
 def test_predict_batch_rejects_empty_batch(runner: EarlyExitRunner) -> None:
@@ -320,7 +320,7 @@ def test_exit_reason_at_last_layer_is_last_layer(bundle: Path) -> None:
 
 
 def test_predict_batch_records_exit_reason_per_row(runner: EarlyExitRunner) -> None:
-    """Row 0 is certain at layer 1, row 1 is stopped there by the deadline."""
+    """Row 0 passes the threshold at layer 1; row 1 exits there because of the deadline."""
     logits = np.zeros((2, 3, 2), dtype=np.float32)
     logits[0, 0] = (9, 0)
     policy = ExitPolicy.uniform("confidence", 0.9, 3)
@@ -367,7 +367,7 @@ def test_read_manifest_rejects_digest_key(bundle: Path, tmp_path: Path) -> None:
     "text", ["cat " * 250_000, "a" + " " * 1_000_000 + "cat", "c" * 1_000_000, "cat\u200b" * 250_000]
 )
 def test_deadline_covers_tokenization(bundle: Path, text: str) -> None:
-    """The tokenizer reads no longer prefix after the deadline: the prediction uses the prefix that was read."""
+    """If a longer prefix is not expected to be tokenized in time, the text is truncated to the current prefix."""
     runner = EarlyExitRunner.load(bundle, threads=1)
     prediction = runner.predict(text, threshold=1.0, deadline_ms=1e-3)
     assert (prediction.truncated, prediction.late, prediction.exit_layer) == (True, True, 1)

@@ -1,4 +1,4 @@
-"""Artefacts are replaced as a whole or not at all, and what a killed process left is settled at the next start."""
+"""Atomic replacement of folders and files, and recovery after a killed process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(params=["in one step", "by two renames"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to replace a folder: not every file system can exchange two."""
+    """Both ways to replace a folder: by an exchange in one step, or by two renames."""
     if request.param == "by two renames":
         monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
     return str(request.param)
@@ -40,7 +40,7 @@ def test_write_whole_creates_folder_at_end_of_block(tmp_path: Path) -> None:
     with write_whole(output, force=False) as scratch:
         (scratch / "a.txt").write_text("a", encoding="utf-8")
         assert not output.exists()
-        assert scratch.parent == output.parent  # a rename within one file system is one step
+        assert scratch.parent == output.parent  # a rename is atomic only within one file system
     assert (output / "a.txt").read_text(encoding="utf-8") == "a"
     assert names(output.parent) == ["output.v1"]
 
@@ -179,7 +179,7 @@ print("not killed")
 
 
 def killed_at(folder: Path, action: str, at: int, way: str) -> bool:
-    """Kills a replacement before its move number ``at``. False if it has fewer moves."""
+    """Kills a replacement before its rename number ``at``. Returns False if it has fewer renames."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), action, str(at), way],
         cwd=Path(__file__).parents[2],
@@ -204,7 +204,7 @@ def test_write_whole_is_atomic_if_killed(tmp_path: Path, way: str) -> None:
         if not killed:
             break
     assert set(outcomes) == {("old",), ("new", "new 2")}
-    assert outcomes == sorted(outcomes, reverse=True)  # first the old one, from some move on the new one
+    assert outcomes == sorted(outcomes, reverse=True)  # the old folder for early kills, the new one for late kills
     assert len(outcomes) > 3
 
 
@@ -232,7 +232,7 @@ def test_recover_keeps_scratch_of_running_process(tmp_path: Path, way: str) -> N
         (scratch / "new").touch()
         recover(output)
         assert scratch.is_dir()
-        with write_whole(output, force=True) as other:  # a second command beside the first one
+        with write_whole(output, force=True) as other:  # a second command at the same time
             (other / "other").touch()
         assert names(output) == ["other"]
     assert names(output) == ["new"]
@@ -298,7 +298,7 @@ def test_recover_without_locks_restores_and_removes_nothing(tmp_path: Path, monk
 
 
 def test_concurrent_writers_and_recover_lose_nothing(tmp_path: Path, way: str) -> None:
-    """Locks are taken after scratch is made: in between another process may take it for a dead one's."""
+    """Scratch files are locked after they are created; in between, another process may remove them."""
     output = folder_with(tmp_path / "output", "0")
     errors: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""A bundle that is replaced while it is loaded or used: every prediction comes wholly from one bundle."""
+"""Replacement of a bundle while it is loaded or used: each prediction is computed from one bundle only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = ["onnxruntime", "openvino"]
 
 @pytest.fixture(scope="module")
 def second(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model in a bundle with the same names, shapes and table."""
+    """Bundle of another model with the same names, shapes and word embedding table."""
     return other_bundle(bundle, tmp_path_factory.mktemp("second") / "bundle")
 
 
@@ -60,7 +60,7 @@ def load(folder: Path, backend: str = "onnxruntime", **options: Any) -> EarlyExi
 
 @cache
 def reference(folder: Path, backend: str) -> np.ndarray:
-    """The scores of a bundle that nobody touches."""
+    """Scores of a bundle that is not replaced."""
     return scores(load(folder, backend))
 
 
@@ -80,7 +80,7 @@ def by_force(live: Path, second: Path) -> None:
 
 
 def by_files(live: Path, second: Path) -> None:
-    """File by file, each in one step, as a hub's cache is updated."""
+    """Replaces a bundle file by file, each atomically, as a hub cache is updated."""
     for file in (file for file in second.rglob("*") if file.is_file()):
         shutil.copy(file, live / "new")
         (live / "new").replace(live / file.relative_to(second))
@@ -110,7 +110,9 @@ def test_lazy_runner_keeps_loaded_bundle_after_swap(
     way(live, second)
     np.testing.assert_array_equal(scores(runner), expected)
     for fresh in (load(live, backend), load(live, backend, lazy=True), load(live, backend, verify=False)):
-        np.testing.assert_array_equal(scores(fresh), other)  # the process-wide cache has nothing under a wrong name
+        np.testing.assert_array_equal(
+            scores(fresh), other
+        )  # the process-wide cache contains no entry with a wrong checksum
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_load_during_swap_uses_one_bundle(
     moment: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The swap falls behind the manifest, behind the check of the first file, or between the checks and the opening."""
+    """The swap occurs after reading the manifest, after the check of the first file, or between check and opening."""
     both = [reference(folder, backend) for folder in (bundle, second)]
     swapped: list[bool] = []
 
@@ -214,7 +216,7 @@ def test_lazy_runner_works_after_chdir(
 def test_load_reads_bytes_if_open_files_have_no_path(
     bundle: Path, second: Path, live: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on macOS."""
+    """macOS has no such paths."""
     expected = reference(bundle, backend)
     monkeypatch.setattr(bundle_files, "DESCRIPTORS", Path("/nowhere"))
     runner = load(live, backend, lazy=True)
@@ -239,7 +241,7 @@ def test_touched_file_still_opens(live: Path) -> None:
 
 @pytest.mark.parametrize("backend", CPU)
 def test_unverified_files_are_not_shared_by_checksum(bundle: Path, second: Path, live: Path, backend: str) -> None:
-    """The manifest is the old one, the segments are new: without checks the bundle runs, and poisons nothing."""
+    """With an old manifest and new segments, an unverified bundle runs, but does not change what is shared."""
     expected = scores(load(bundle, backend))
     for file in (second / "segments").iterdir():
         shutil.copy(file, live / "segments" / file.name)
@@ -248,7 +250,7 @@ def test_unverified_files_are_not_shared_by_checksum(bundle: Path, second: Path,
     unchecked = load(live, backend, verify=False)
     assert (scores(unchecked) != expected).any()
     np.testing.assert_array_equal(scores(load(bundle, backend)), expected)
-    checked = load(bundle, backend)  # and what is shared is not given to a runner without checks
+    checked = load(bundle, backend)  # a runner without verification uses no shared sessions
     assert (scores(load(live, backend, verify=False)) == scores(unchecked)).all()
     np.testing.assert_array_equal(scores(checked), expected)
 
@@ -293,7 +295,7 @@ def test_unused_descriptors_are_closed(live: Path) -> None:
     assert held() == 0
     del eager
     lazy = load(live, lazy=True, verify=False)
-    assert held() == 3  # one per layer that nobody reached
+    assert held() == 3  # one per layer that is not opened
     scores(lazy)
     assert held() == 0
     again = load(live, lazy=True)

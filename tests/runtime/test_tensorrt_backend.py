@@ -1,4 +1,4 @@
-"""The TensorRT back end on a stand-in of every recorded version; see tensorrt_standin.py for what it keeps to."""
+"""TensorRT backend on stand-ins for every recorded version; see tensorrt_standin.py."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ORIN = Gpu("Stand-in", (8, 7), 8)
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone_folders: dict) -> dict[str, Path]:
-    """Name -> a tiny bundle for TensorRT: each precision, an old version, and one body for all layers."""
+    """Name -> tiny bundle for TensorRT: one for each precision, an old version, and a shared body."""
     import torch
     from transformers import AutoTokenizer
 
@@ -84,7 +84,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone
 
 
 class Machine:
-    """A stand-in with its cache."""
+    """Stand-in of one version, with an engine cache."""
 
     def __init__(self, version: str, cache: Path) -> None:
         self.world = World()
@@ -113,7 +113,7 @@ def random_batch(seed: int, rows: int, longest: int = 32) -> TokenBatch:
 
 
 class InTurn:
-    """A policy that lets given shares of the rows leave, whatever the outputs say."""
+    """Policy in which given shares of the rows exit, regardless of the outputs."""
 
     temperatures = (1.0, 1.0, 1.0)
 
@@ -180,7 +180,7 @@ def test_exiting_rows_do_not_change_other_rows(kind: str, options: dict, bundles
     folder = bundles[kind]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
     found = machine.open(folder, **options)
-    for seed in range(12):  # more rows than max_batch, too: they go in parts
+    for seed in range(12):  # includes more rows than max_batch, which run in parts
         batch = random_batch(seed, rows=1 + seed % 8)
         assert_same(answers(found, batch, seed), answers(reference, batch, seed))
     if options.get("cuda_graphs"):
@@ -196,7 +196,7 @@ def test_each_exit_needs_one_copy_to_host(options: dict, bundles: dict, machine:
     list(exit_loop(found, batch, ExitPolicy.full_depth(3, False)))
     machine.world.run()
     after = machine.world.copies_out, len(machine.world.blocks), len(machine.world.pinned)
-    assert (after[0] - before[0], *after[1:]) == (3, *before[1:])  # and nothing is allocated any more
+    assert (after[0] - before[0], *after[1:]) == (3, *before[1:])  # no further allocations
 
 
 @pytest.mark.parametrize("call", ["wait", "copy_in", "copy_out", "move"])
@@ -211,7 +211,7 @@ def test_standin_detects_missing_calls(
         patch.setattr(machine.cuda, call, lambda *arguments: None)
         try:
             wrong = answers(found, batch, 3)
-        except Exception:  # rubbish token ids are refused by the embeddings' Gather
+        except Exception:  # the Gather of the embeddings rejects garbage token ids
             return
     with pytest.raises(AssertionError):
         assert_same(wrong, answers(reference, batch, 3))
@@ -229,7 +229,7 @@ def test_concurrent_callers_do_not_interfere(bundles: dict, machine: Machine) ->
         try:
             for _ in range(4):
                 assert_same(answers(found, batches[seed], seed), expected[seed])
-        except BaseException as error:  # carried to the test's thread
+        except BaseException as error:  # re-raised in the thread of the test
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
@@ -278,7 +278,7 @@ def test_close_frees_resources_in_order(how: str, options: dict, bundles: dict, 
     world.gone.clear()
     if how == "close":
         found.close()
-        found.close()  # twice is once
+        found.close()  # a second close has no effect
         with pytest.raises(BerxitError, match=r"this runner was closed .* load the bundle again"):
             found.embed(random_batch(1, 1))
     else:
@@ -384,7 +384,7 @@ def test_failed_api_call_raises_error(call: str, said: str, bundles: dict, machi
 def test_rtx_runtime_cache_is_stored_for_next_process(bundles: dict, tmp_path: Path) -> None:
     folder, kept = bundles["fp32"], [b""]
     manifest = read_manifest(folder)
-    for expected in (b"kkkk", b"kkkkkkkk"):  # the stand-in adds one per context that first runs
+    for expected in (b"kkkk", b"kkkkkkkk"):  # the stand-in adds an entry when a context runs for the first time
         rtx = Machine("rtx1.7", tmp_path)
         found = TensorRtBackend(
             folder, manifest, rtx.api, rtx.cuda, rtx.prepare(folder), kernels=kept[-1], keep_kernels=kept.append
@@ -432,7 +432,7 @@ def test_engines_are_cached(bundles: dict, machine: Machine) -> None:
     assert machine.world.built == ["embeddings.onnx", "layer_01.onnx", "layer_02.onnx", "layer_03.onnx"]
     machine.prepare(bundles["fp32"])
     assert len(machine.world.built) == 4
-    assert machine.cache.read_kept("timing", machine.api, ORIN) == b"tttt"  # one cache, carried from engine to engine
+    assert machine.cache.read_kept("timing", machine.api, ORIN) == b"tttt"  # all engines use the same timing cache
 
 
 @pytest.mark.parametrize("kept", [b"damaged", b"of another version"])
@@ -524,7 +524,7 @@ def test_plan_aligns_tensors_without_overlap(kind: str, bundles: dict) -> None:
     assert plan.outputs[0].stop == plan.outputs[1].start
 
 
-# --- what the code calls -------------------------------------------------------------------------------------------
+# --- names that the code uses --------------------------------------------------------------------------------------
 
 
 def test_recorded_names_match_api_listings() -> None:
@@ -569,7 +569,7 @@ def test_standin_rejects_code_for_another_version(
 
 
 def test_float32_engines_disable_tf32(bundles: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in builds nothing in TF32, and holds TensorRT 8 to what the file computes in float32."""
+    """The stand-in rejects TF32, and checks on TensorRT 8 that float32 layers of the file are computed in float32."""
     real = Api.set_precision
 
     def forgets(self: Api, config: object, network: object, precision: str) -> None:
@@ -651,7 +651,7 @@ def test_open_backend_opens_tensorrt_bundle(
 
 
 def test_cuda_python_accepts_argument_types() -> None:
-    """Without a driver every call comes back with an error, but not before its arguments were understood."""
+    """Without a driver every call returns an error, but only after its arguments were converted."""
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed here")
     if int(runtime.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a GPU: these arguments are not for one")

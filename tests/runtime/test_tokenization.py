@@ -132,7 +132,7 @@ def test_tokenizer_rejects_tuple_of_one(tokenizer: TextTokenizer, texts: Any) ->
 
 @pytest.mark.parametrize("texts", [["cat \ud800"], ["a dog", "cat \ud800"]])
 def test_tokenizer_rejects_lone_surrogate(tokenizer: TextTokenizer, texts: list[Text]) -> None:
-    """A lone surrogate, as a cut JSON escape leaves behind: no UTF-8 exists for it."""
+    """A truncated JSON escape results in a lone surrogate, which has no UTF-8 encoding."""
     with pytest.raises(InputError, match="text"):
         tokenizer(texts)
 
@@ -154,10 +154,16 @@ def test_take_removes_unneeded_padding() -> None:
     assert batch.take(np.array([1])).truncated == (True,)
 
 
-# Long texts: only a prefix is read, and the ids are those of the library's own truncation.
+# Long texts: only a prefix is tokenized, and the ids equal those of the library's truncation.
 
 VECTORS = Path(__file__).resolve().parents[2] / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
-KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")  # WordPiece, byte-level BPE, Unigram with and without words
+KINDS = (
+    "bert",
+    "mpnet",
+    "roberta",
+    "albert",
+    "unigram",
+)  # WordPiece, byte-level BPE, Unigram with and without word boundaries
 UNITS = (
     *("the ", "quick", "brown fox ", "don", "'", "'re", "0123456789", "!?...", "''", "``", "aaaa", "abababab", "x"),
     *("  ", "\t", "\n\n", " \r\n", "\u00a0", "\x00", "\u200b", "\u200d", "\ufeff"),
@@ -267,7 +273,7 @@ def test_tokenizer_reads_prefix_per_row() -> None:
 @pytest.mark.parametrize(("first", "second", "more"), [(401, 400, 0), (400, 401, 1), (400, 400, 1)])
 @pytest.mark.parametrize("blanks", [0, 600], ids=["tokens_counted", "characters_counted"])
 def test_odd_token_of_long_pair_goes_to_longer_text(first: int, second: int, more: int, blanks: int) -> None:
-    """Of texts that are too long to count their tokens, the one with more characters is the longer."""
+    """If the tokens of long texts are not counted, the text with more characters is the longer one."""
     pair = ("a " * first + " " * blanks, "a " * second + " " * blanks)
     types = TextTokenizer(VECTORS / "bert.json", 16, 0)([pair]).token_type_ids[0].tolist()
     words = [types.count(0) - 2, types.count(1) - 1]  # without [CLS] and [SEP]
@@ -311,7 +317,7 @@ def test_tokenizer_reads_short_text_after_deadline() -> None:
 
 
 def test_tokenizer_releases_gil_for_long_text() -> None:
-    """The library holds the interpreter lock in ``encode``; a long prefix is read without it."""
+    """The library holds the global interpreter lock in ``encode``; a long prefix is tokenized without the lock."""
     tokenizer = TextTokenizer(VECTORS / "bert.json", 64, 0)
     done = threading.Event()
     ticks = 0
@@ -335,6 +341,6 @@ def test_tokenizer_releases_gil_for_long_text() -> None:
 def test_tokenizer_strips_surrounding_whitespace(tokenizer: TextTokenizer, text: str) -> None:
     assert checked_text(text, "it") == "the cat"
     assert checked_text((text, f" {text} "), "it") == ("the cat", "the cat")
-    assert checked_text("\u200bthe\ufeff", "it") == "\u200bthe\ufeff"  # of no width, and no whitespace
+    assert checked_text("\u200bthe\ufeff", "it") == "\u200bthe\ufeff"  # zero-width characters are not whitespace
     assert tokenizer([text]).input_ids.tolist() == tokenizer(["the cat"]).input_ids.tolist()
     assert tokenizer(["a", text]).input_ids.tolist() == tokenizer(["a", "the cat"]).input_ids.tolist()

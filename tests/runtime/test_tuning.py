@@ -81,7 +81,9 @@ def test_fastest_caches_result_per_bundle_and_machine(
     assert len(slow_on_two_threads) == opened + 2
     for file in (cache / "tuned").iterdir():
         file.write_text("{}", encoding="utf-8")
-    assert fastest(bundle, manifest, backend="onnxruntime").threads == found.threads  # damaged: measured again
+    assert (
+        fastest(bundle, manifest, backend="onnxruntime").threads == found.threads
+    )  # the cache file is damaged, so it is measured again
     assert len(slow_on_two_threads) == 2 * opened + 2
 
 
@@ -92,10 +94,10 @@ def test_fastest_warns_once_if_cache_cannot_be_written(
     slow_on_two_threads: list[tuple[str, int]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (cache / "tuned").touch()  # a file where the folder should be
+    (cache / "tuned").touch()  # a file in place of the folder
     for _ in range(3):
         assert fastest(bundle, manifest, backend="onnxruntime").threads == 1
-    assert len(slow_on_two_threads) == 4  # measured once in this process
+    assert len(slow_on_two_threads) == 4  # this process measures only once
     (message,) = [record.getMessage() for record in caplog.records if "cannot write" in record.getMessage()]
     assert "BERXIT_CACHE" in message
     assert "backend='onnxruntime', backend_options={}, threads=1" in message
@@ -121,7 +123,7 @@ def test_fastest_logs_and_shows_progress(
     assert "measuring 2 combinations of backend and threads for" in record.getMessage()
     assert "once, 2 s or more" in record.getMessage()
     caplog.clear()
-    EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")  # remembered: nothing to wait for
+    EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")  # cached, so that no warning is needed
     assert caplog.records == []
 
 

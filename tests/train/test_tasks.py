@@ -138,7 +138,7 @@ def test_read_skips_incomplete_lines_of_qqp_on_request(tmp_path: Path) -> None:
     assert (len(found), found.labels.tolist()) == (2, [0, 1])
     where = f"{tmp_path / 'train.tsv'}, line"
     assert [problem.removeprefix(where)[:22] for problem in found.skipped] == [
-        " 3: 4 columns where th",
+        " 3: 4 columns, but the",
         " 5: column 'question1'",
         " 6: unknown label 'c'.",
     ]

@@ -111,7 +111,7 @@ def test_every_layer_equals_pytorch(
     )  # fmt: skip
 
 
-def test_the_default_is_one_package_of_functions_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
+def test_export_writes_one_fp16_package_by_default(made: Checkpoint, tmp_path: Path) -> None:
     lines: list[str] = []
     export(made("bert"), "coreml", tmp_path / "bundle", report=lines.append)
     manifest = read_manifest(tmp_path / "bundle")  # every checksum, that of the package's folder too
@@ -188,7 +188,7 @@ def test_auto_rejects_a_machine_without_coreml(
 
 
 @pytest.mark.parametrize("version", ["ios18", "ios16"])
-def test_a_segment_of_several_albert_layers_contains_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
+def test_export_of_several_albert_layers_contains_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
     checkpoint, stored = made("albert"), {}
     for exits in ((1, 2, 3), (3,)):
         bundle = tmp_path / f"{len(exits)} exits"
@@ -209,7 +209,7 @@ def size(folder: Path) -> int:
     ("precision", "layout"),
     quick_and_slow([("fp32", "tokens"), ("fp16", "tokens"), ("fp16", "ane")], quick=[("fp16", "tokens")]),
 )
-def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_export_stores_albert_body_once(precision: str, layout: str, tokenizer_folder: Path, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(
         shared("models", "rxnmapper-albert"), tmp_path / "albert", tokenizer=tokenizer_folder, layers=6
     )
@@ -224,7 +224,7 @@ def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_fo
     assert exits <= LIMITS[precision]
 
 
-def test_an_albert_body_is_stored_once_in_int8(backbone_folders: dict, tmp_path: Path) -> None:
+def test_export_stores_albert_body_once_in_int8(backbone_folders: dict, tmp_path: Path) -> None:
     sizes = []
     for layers in (1, 3):
         checkpoint = checkpoint_of(backbone_folders["albert"], tmp_path / f"checkpoint-{layers}", layers=layers)
@@ -358,7 +358,7 @@ def test_lengths_are_limited_to_the_model(made: Checkpoint, tmp_path: Path) -> N
     assert any(count <= 16 for count in counts)
 
 
-def test_a_package_accepts_only_its_lengths(made: Checkpoint, tmp_path: Path) -> None:
+def test_package_accepts_only_its_lengths(made: Checkpoint, tmp_path: Path) -> None:
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(lengths=(8, 16)))
     embeddings = open_package(tmp_path / "bundle" / manifest.segments[0].file)["embeddings"]
     feeds = {name: np.ones((1, 8), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}

@@ -201,7 +201,7 @@ def test_tensorrt_builds_every_layer_of_base_size(  # type: ignore[no-untyped-de
     assert min(sizes[1:]) > 12 * 768 * 768 * {"fp32": 4, "fp16": 2, "int8": 1}[precision] * 0.9
 
 
-def test_an_unreadable_file_raises_an_error_of_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_unreadable_file_raises_one_line_error(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     graph = next(written(segments, ExportOptions("fp32")))
     graph.model.graph.node[0].op_type = "NoSuchOp"
@@ -295,7 +295,7 @@ def test_smoothing_accepts_activations_of_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "version"), WRITTEN)
-def test_a_bundle_is_within_tolerance_of_the_checkpoint(
+def test_bundle_is_within_tolerance_of_checkpoint(
     precision: str, version: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     options = ExportOptions(precision, target_version=version)
@@ -343,7 +343,7 @@ def test_weights_beyond_float16_are_rejected_by_name(tmp_path: Path) -> None:
         list(written(split_segments(model), ExportOptions("fp16")))
 
 
-def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from click.testing import CliRunner
 
     from berxit.runtime.build import command

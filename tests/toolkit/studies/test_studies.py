@@ -381,9 +381,7 @@ def test_bleu_scores_are_100_for_equal_sentences_and_0_without_common_words() ->
 
 def test_correlations_are_computed_per_predicted_class() -> None:
     overlap = np.linspace(0, 100, 30)
-    margin = (
-        np.where(np.arange(30) < 15, -overlap - 1, overlap) / 50
-    )  # A higher certainty of "no" with more overlap, too.
+    margin = np.where(np.arange(30) < 15, -overlap - 1, overlap) / 50  # "no" is more certain with more overlap, too
     logits = np.stack([np.zeros(30), margin], axis=-1)[:, None].astype(np.float32)
     found, counts = correlations(Predictions(logits, None, np.ones(30, int), "accuracy"), overlap)
     assert counts == [[15], [15]]
