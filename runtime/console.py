@@ -81,7 +81,8 @@ class _ScreenBar:
         self._shown.update(n_steps)
 
     def note(self, text: str) -> None:
-        self._shown.label = f"{self._label}, {text}"
+        if sys.stdout.isatty():  # elsewhere click prints a line for every new label
+            self._shown.label = f"{self._label}, {text}"
 
 
 def run(command: click.Command) -> None:

@@ -35,21 +35,16 @@ STEPS = 5
 def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
     """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
     silence_library_logs()
-    from berxit.exporters.export import export
     from berxit.runtime import EarlyExitRunner
     from berxit.runtime.bench_report import headline, report_text, write_result
-    from berxit.runtime.benchmark import bench
+    from berxit.runtime.examples import find_split, read_examples_for
+    from berxit.toolkit.api import bench, calibrate, export, fine_tune
     from berxit.toolkit.report import write_report
-    from berxit.train.calibration import calibrate
-    from berxit.train.fine_tuning import fine_tune
     from berxit.train.options import TrainingOptions
-    from berxit.train.rules import Keep
-    from berxit.train.tasks import custom_task
 
     start = time.monotonic()
     checkpoint, bundle, measured = output / "checkpoint", output / "bundle", output / "bench"
     output.mkdir(parents=True, exist_ok=True)
-    task = custom_task(SAMPLE, ("text",), "label")
     with _step(1, "fine-tune: every layer gets an exit, and an LTE module learns when to exit"):
         options = TrainingOptions(
             model=model or demo_model(),
@@ -60,30 +55,25 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
             head_learning_rate=3e-3,
             max_length=64,
         )
-        fine_tune(task, SAMPLE, options, checkpoint, force=True, progress=progress_bar("fine-tuning"))
+        fine_tune(options, SAMPLE, checkpoint, force=True, progress=progress_bar("fine-tuning"))
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):
-        chosen = calibrate(checkpoint, SAMPLE, rule=Keep(keep), progress=progress_bar("calibrating"))
+        chosen = calibrate(checkpoint, SAMPLE, keep=keep, progress=progress_bar("calibrating"))
         click.echo(chosen.summary())
         warn(chosen.warnings)
     with _step(3, "export: one ONNX file per layer, every exit compared with the checkpoint"):
-        export(
-            checkpoint,
-            "onnxruntime",
-            bundle,
-            force=True,
-            progress=progress_bar("exporting"),
-            report=click.echo,
-            warn=lambda line: warn([line]),
-        )
+        bar = progress_bar("exporting")
+        exported = export(checkpoint, bundle, target="onnxruntime", force=True, progress=bar)
+        click.echo("\n".join(exported.report))
+        warn(exported.warnings)
     with _step(4, "measure on this machine, on sentences of neither the training nor the calibration data"):
-        measurement = bench(bundle, examples=task.read(SAMPLE, "test"), progress=progress_bar("measuring"))
+        measurement = bench(bundle, SAMPLE, split="test", progress=progress_bar("measuring"))
         result = replace(measurement, memory_mib=None)  # this process has imported torch, which a device does not
         write_result(result, measured, partial(click.echo, err=True))
         click.echo("\n" + report_text(result))
     with _step(5, "report"):
-        runner = EarlyExitRunner.load(bundle)
-        texts = [str(text) for text in task.read(SAMPLE, "test").texts]
-        answers = [(text, runner.predict(text)) for text in texts]
+        with EarlyExitRunner.load(bundle) as runner:
+            texts = read_examples_for(runner.manifest.model, find_split(SAMPLE, "test")).texts
+            answers = [(str(text), runner.predict(str(text))) for text in texts]
         report = write_report(output / "report.html", result, chosen, bundle, answers)
     click.echo(f"\n{headline(result)}\nreport: {report.resolve()}\n({time.monotonic() - start:.0f} s in all)")
 

@@ -162,3 +162,17 @@ def test_quiet_progress_bar_shows_nothing(capsys: pytest.CaptureFixture[str]) ->
     with progress_bar("working", quiet=True)(4) as bar:
         bar.update(4)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bar_shows_a_note_only_on_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    with progress_bar("training")(2) as bar:
+        bar.update(1)
+        bar.note("loss 0.500")
+        bar.update(1)
+    out = capsys.readouterr().out
+    assert ("training  [" in out, "training, loss 0.500  [" in out) == (terminal, terminal)
+    assert ("loss" in out) == terminal

@@ -100,7 +100,7 @@ def test_a_finished_run_reports_this_and_trains_nothing(
     steps.clear()
     said: list[str] = []
     assert fine_tune(task, data, options, output, report=said.append) == output
-    assert said == [f"{output} is finished: this command has trained it already. --force trains it again"]
+    assert said == [f"{output} is finished: this command has already trained it. --force trains it again"]
     assert steps == []
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
     fine_tune(task, data, options, output, force=True)
@@ -281,7 +281,7 @@ def test_a_fraction_that_leaves_nothing_is_rejected(
 def test_data_with_a_dev_split_takes_no_fraction(
     task: Task, options: TrainingOptions, data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"dev\.tsv is the dev split: leave --dev-fraction away"):
+    with pytest.raises(InputError, match=r"dev\.tsv is the dev split: omit --dev-fraction"):
         fine_tune(task, data, replace(options, dev_fraction=0.1), tmp_path / "output")
 
 
