@@ -136,7 +136,9 @@ def fastest(
     Logs a warning before it measures, because that takes seconds, and if the cache cannot be written; the result is
     then cached in this process only. Raises the errors of ``tune``.
     """
-    from berxit.runtime.backends.tensorrt.engines import cache_folder  # its package takes time to import
+    from berxit.runtime.backends.tensorrt.engines import (
+        cache_folder,
+    )  # imported late, because its package is slow to import
 
     packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
     candidates = candidates_of(bundle, manifest, backend, threads)
