@@ -172,7 +172,7 @@ def record(bundle: Path, backend: str | None, threads: int | None, calls: int, o
 
 @contextmanager
 def _under(condition: str) -> Iterator[None]:
-    """Context manager that disturbs this process as the condition says."""
+    """Context manager that creates the conditions of a recording: busy processes or stalls of this process."""
     commands: Sequence[list[str]] = ()
     if condition == "loaded":
         commands = [BUSY] * (os.cpu_count() or 1)

@@ -21,7 +21,7 @@ class Device:
     remedy: str
     """Instruction for a user who selects this device on another machine."""
     threads: int | None = None
-    """CPU threads; None takes ``default_threads()``."""
+    """Default number of CPU threads; None: ``default_threads()``."""
     workspace_mib: int = 1024
     """Workspace memory for the TensorRT builder, in MiB."""
     power_modes: tuple[str, ...] = ()

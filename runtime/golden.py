@@ -74,9 +74,9 @@ class Golden:
         return [TokenBatch.pad([ids], [types], pad_token_id) for ids, types in rows]
 
     def scale(self, *, regression: bool) -> float:
-        """Size of the values, in units of what tolerances were chosen on: the largest logit / ``TYPICAL_LOGIT``.
+        """Scale of the logits, ``Manifest.parity.scale``: the largest logit divided by ``TYPICAL_LOGIT``.
 
-        At least 1 for classification, whose logits have no unit of their own.
+        At least 1 for classification, whose logits have no unit.
         """
         scale = float(np.abs(np.array(self.logits)).max(initial=0.0)) / TYPICAL_LOGIT
         return (scale or 1.0) if regression else max(1.0, scale)

@@ -246,7 +246,7 @@ def test_forked_child_recreates_threads(bundle: Path) -> None:
     child = """
         assert len(os.listdir("/proc/self/task")) == 1
         runner.predict(text)
-        assert len(os.listdir("/proc/self/task")) >= 1 + 4  # one beside ours for each of four sessions
+        assert len(os.listdir("/proc/self/task")) >= 1 + 4  # the main thread, and one more for each of four sessions
     """
     assert forked(child.strip(), bundle, "onnxruntime", 2, "eager", 1) == [7]
 
