@@ -11,7 +11,7 @@ from berxit.runtime.bundle_files import BundleFolder
 
 
 def unusable_here(**_: bool) -> str | None:
-    """The reason why this machine cannot run it; None where it can."""
+    """The reason why this machine cannot run it; None if it can."""
     return no_gpu()
 
 
