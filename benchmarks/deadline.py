@@ -1,11 +1,12 @@
-"""Are deadlines met, and how deep do answers get in time? And how long does an app wait for ``import runtime``?
+"""Share of met deadlines, exit layers reached in time, and time of ``import runtime``.
 
     python benchmarks/deadline.py BUNDLE [--data DATA] [--threads 2] [--calls 1000] --output deadline
 
-The 99th percentile of what the first exit takes is measured on the inputs. Then every input is asked under deadlines of
-1, 1.5, 2 and 4 times that, which take turns, by a policy that is never sure, so that the deadline alone stops it. The
-first exit without a deadline takes turns with them: what it misses of its own 99th percentile nothing can meet. Time is
-taken outside, around ``predict``. The import is timed in fresh processes. README.md here says more.
+Measures the 99th percentile of the first exit's latency on the inputs. Then runs every input with deadlines of 1, 1.5,
+2 and 4 times that percentile, interleaved, under a full-depth policy, so that only the deadline causes early exits. The
+first exit without a deadline is interleaved with them: calls that exceed its own 99th percentile cannot be in time with
+any policy. The latency is that of the call of ``predict``. The import is measured in new processes. For details, see
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from berxit.runtime.tables import markdown_table, plural
 from berxit.runtime.tokenization import Text
 
 FACTORS = (1.0, 1.5, 2.0, 4.0)
-"""Deadlines, over the 99th percentile of the first exit."""
+"""Deadlines, as multiples of the 99th percentile of the first exit."""
 MET = 0.99
+"""Required share of met deadlines."""
 IMPORT_S = 0.25
+"""Maximum time of ``import runtime``, in seconds."""
 HEAVY = ("torch", "transformers", "onnx")
 IMPORT = f"""
 import json, sys, time
@@ -50,26 +53,26 @@ print(json.dumps([seconds, sorted(set({HEAVY!r}) & set(sys.modules))]))
 
 @dataclass(frozen=True)
 class Kept:
-    """How calls under one deadline went."""
+    """Results of the calls with one deadline."""
 
     deadline: str
     deadline_ms: float
     met: float
-    """The share that was answered in time."""
+    """Share of the calls that ended in time."""
     average_exit_layer: float
     p50_ms: float
     p99_ms: float
     holds: bool | None
-    """Whether enough were; None where that is no promise."""
+    """True if the share is at least MET; None without a requirement."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """``import runtime`` in fresh processes."""
+    """Times of ``import runtime`` in new processes."""
 
     seconds: tuple[float, ...]
     heavy: tuple[str, ...]
-    """What it loaded that it must not."""
+    """Imported packages of HEAVY, which ``runtime`` must not import."""
 
     @property
     def median(self) -> float:
@@ -82,15 +85,15 @@ class Import:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Inputs; the bundle's golden inputs by default.")
+@click.option("--data", type=click.Path(path_type=Path), help="Inputs.  [default: the golden inputs of the bundle]")
 @click.option("--split", default="dev", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Use the first N inputs only.")
-@click.option("--backend", help="What runs the segments.  [default: the first installed]")
+@click.option("--backend", help="Backend that runs the segments.  [default: the first installed]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
-@click.option("--calls", default=1000, show_default=True, type=click.IntRange(min=1), help="Per deadline.")
-@click.option("--imports", default=11, show_default=True, type=click.IntRange(min=1), help="Fresh processes.")
+@click.option("--calls", default=1000, show_default=True, type=click.IntRange(min=1), help="Calls per deadline.")
+@click.option("--imports", default=11, show_default=True, type=click.IntRange(min=1), help="New processes.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--quiet", is_flag=True, help="Show no progress bar.")
 @debug_option
 def command(
     bundle: Path,
@@ -104,7 +107,7 @@ def command(
     output: Path,
     quiet: bool,
 ) -> None:
-    """Measure whether deadlines are met by BUNDLE on this machine."""
+    """Measure how often BUNDLE meets deadlines on this machine."""
     runner = EarlyExitRunner.load(bundle, backend=backend, threads=threads)
     model = runner.manifest.model
     inputs: Sequence[Text] = read_golden(bundle, runner.manifest).inputs
@@ -114,7 +117,7 @@ def command(
     before = devices.read_sensors()
     imported = time_imports(imports)
     with progress_bar("measuring", quiet)(calls * (len(FACTORS) + 2)) as bar:
-        for text in inputs:  # a length that is new costs more, once
+        for text in inputs:  # warm-up: the first run of each input length takes longer
             call(runner, text, 1e6)
         first = []
         for i in range(calls):
@@ -137,12 +140,12 @@ def command(
     text = "\n\n".join(
         [
             f"{bundle} by {runner.backend.name}; {devices.this_machine()}, {plural(runner.backend.threads, 'thread')};"
-            f" {plural(len(inputs), 'input')}, {calls} calls each, in turns;"
+            f" {plural(len(inputs), 'input')}, {calls} calls each, interleaved;"
             f" the first exit's p50 is {np.median(first):.2f} ms, its p99 {p99:.2f} ms",
             _table(kept),
-            f"import runtime: {1e3 * imported.median:.0f} ms, median of {len(imported.seconds)} fresh processes"
-            f" ({'holds' if imported.holds else 'does not hold'}: <= {1e3 * IMPORT_S:.0f} ms, without"
-            f" {', '.join(HEAVY)}{'; it loads ' + ', '.join(imported.heavy) if imported.heavy else ''})",
+            f"import runtime: {1e3 * imported.median:.0f} ms, median of {len(imported.seconds)} new processes"
+            f" (requirement {'met' if imported.holds else 'not met'}: <= {1e3 * IMPORT_S:.0f} ms, without"
+            f" {', '.join(HEAVY)}{'; it imports ' + ', '.join(imported.heavy) if imported.heavy else ''})",
         ]
     )
     output.mkdir(parents=True, exist_ok=True)
@@ -159,7 +162,8 @@ def command(
 def measure(
     runner: EarlyExitRunner, inputs: Sequence[Text], p99: float, calls: int, advance: Callable[[int], None]
 ) -> list[Kept]:
-    """The first exit without a deadline, then every deadline: ``calls`` calls each, in shuffled turns."""
+    """Measures the first exit without a deadline and every deadline: ``calls`` calls each, interleaved in a shuffled
+    order."""
     order = random.Random(0)
     ways = {"the first exit, no deadline": None, **{f"{factor:g} x p99": factor * p99 for factor in FACTORS}}
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
@@ -173,7 +177,7 @@ def measure(
 
 
 def call(runner: EarlyExitRunner, text: Text, deadline_ms: float | None) -> tuple[float, int]:
-    """Milliseconds by the clock outside, and the exit layer; without a deadline the first exit's."""
+    """Latency of ``predict`` in milliseconds, and the exit layer; without a deadline, of an exit at the first exit."""
     parts = text if isinstance(text, tuple) else (text,)
     depth = runner.backend.exits[0] if deadline_ms is None else runner.backend.layers
     runner.policy = runner.policy.at_depth(depth)

@@ -1,12 +1,13 @@
-"""Simulates the deadline estimator on recorded latencies: how often is a deadline missed, how deep do calls get?
+"""Simulation of the deadline estimator on recorded latencies: share of missed deadlines, and exit layers.
 
     python benchmarks/deadline_simulation.py record BUNDLE --output benchmarks/recorded_latencies.json
     python benchmarks/deadline_simulation.py simulate [benchmarks/recorded_latencies.json]
 
-``record`` stores the microseconds of every layer of every call under four conditions: no further load (quiet), one
-busy process per core (loaded), the process stopped at random moments (stalls), and from the middle on only half of the
-cores, shared with a busy process (throttled). ``simulate`` replays the calls on a clock of its own, with a policy that
-is never certain, so that only the deadline stops a call. Its result depends on the recording and the estimator alone.
+``record`` stores the microseconds of every layer of every call under four conditions: no further load (quiet), one busy
+process per core (loaded), the process stopped at random moments (stalls), and half of the cores, shared with a busy
+process, for the second half of the calls (throttled). ``simulate`` replays the calls on a simulated clock under a
+full-depth policy, so that only the deadline causes early exits. Its result depends only on the recording and the
+estimator.
 """
 
 from __future__ import annotations
@@ -38,30 +39,30 @@ from berxit.runtime.tables import markdown_table
 
 RECORDED = Path(__file__).with_name("recorded_latencies.json")
 FACTORS = (0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0)
-"""Deadlines, in medians of the latency at full depth."""
+"""Deadlines, as multiples of the median latency at full depth."""
 CONDITIONS = ("quiet", "loaded", "stalls", "throttled")
 BUSY = [sys.executable, "-c", "while True: pass"]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Calls of one recording under one deadline."""
+    """Results of the calls of one recording with one deadline."""
 
     exits: npt.NDArray[np.int64]
-    """(N,) exit layer of every call."""
+    """(N,) exit layer of each call."""
     late: npt.NDArray[np.bool_]
-    """(N,) whether the call ended after its deadline though its first exit was in time."""
+    """(N,) True if the call ended after its deadline although its first exit was in time."""
     deepest: npt.NDArray[np.int64]
-    """(N,) the deepest exit in time; the first if none is."""
+    """(N,) deepest exit layer in time; 1 if none is in time."""
 
     @property
     def needless(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether the deadline stopped a call that would have reached the last layer in time."""
+        """(N,) True if the deadline caused an early exit although the last layer would have been in time."""
         return (self.deepest == self.deepest.max(initial=1)) & (self.exits < self.deepest)
 
 
 def replay(layers_s: npt.NDArray[np.float64], deadline_s: float, estimator: StepEstimator | None = None) -> Replay:
-    """Replays calls, in their order, with one estimator: layers_s (N, n) seconds of every layer of every call."""
+    """Replays calls in order with one estimator; layers_s (N, n): seconds of each layer of each call."""
     estimator = estimator or StepEstimator()
     n = layers_s.shape[1]
     never_certain = ExitPolicy.uniform("confidence", 1.0, n)
@@ -80,7 +81,7 @@ def _stop(policy: ExitPolicy, layers_s: npt.NDArray[np.float64], deadline_s: flo
 
 
 def read_recording(path: Path) -> dict[str, npt.NDArray[np.float64]]:
-    """Condition -> seconds (N, n)."""
+    """Condition -> (N, n) seconds per call and layer."""
     recorded = json.loads(path.read_text(encoding="utf-8"))["microseconds"]
     return {condition: np.array(calls) / 1e6 for condition, calls in recorded.items()}
 
@@ -95,7 +96,7 @@ def command() -> None:
 @click.option("--miss-probability", default=MISS_PROBABILITY, show_default=True, type=float)
 @debug_option
 def simulate(recording: Path, miss_probability: float) -> None:
-    """Replay RECORDING under deadlines of 0.3 to 8 medians of full depth."""
+    """Replay RECORDING with deadlines of 0.3 to 8 times the median latency at full depth."""
     rows = []
     for condition, layers_s in read_recording(recording).items():
         median = float(np.median(layers_s.sum(axis=1)))
@@ -126,9 +127,9 @@ def simulate(recording: Path, miss_probability: float) -> None:
 
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", help="What runs the segments.  [default: the first installed]")
+@click.option("--backend", help="Backend that runs the segments.  [default: the first installed]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
-@click.option("--calls", default=240, show_default=True, type=click.IntRange(min=1), help="Per condition.")
+@click.option("--calls", default=240, show_default=True, type=click.IntRange(min=1), help="Calls per condition.")
 @click.option("--output", default=RECORDED, type=click.Path(path_type=Path), help="JSON file to write.")
 @debug_option
 def record(bundle: Path, backend: str | None, threads: int | None, calls: int, output: Path) -> None:
@@ -171,7 +172,7 @@ def record(bundle: Path, backend: str | None, threads: int | None, calls: int, o
 
 @contextmanager
 def _under(condition: str) -> Iterator[None]:
-    """Disturbs this process until the block ends."""
+    """Context manager that creates the conditions of a recording: busy processes or stalls of this process."""
     commands: Sequence[list[str]] = ()
     if condition == "loaded":
         commands = [BUSY] * (os.cpu_count() or 1)
@@ -192,7 +193,7 @@ def _under(condition: str) -> Iterator[None]:
 
 @contextmanager
 def _fewer_cores() -> Iterator[None]:
-    """All threads of this process on half of its cores, which a busy process shares."""
+    """Context manager that restricts all threads of this process to half of its cores, shared with a busy process."""
     cores = sorted(os.sched_getaffinity(0))
     threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
     half = cores[: max(1, len(cores) // 2)]
@@ -211,7 +212,7 @@ def _fewer_cores() -> Iterator[None]:
 @command.command(hidden=True)
 @click.argument("process", type=int)
 def stall(process: int) -> None:
-    """Stop PROCESS for 20 to 200 ms about once a second."""
+    """Suspend PROCESS for 20 to 200 ms about once per second."""
     order = random.Random(0)
     while True:
         time.sleep(order.expovariate(1.0))

@@ -1,13 +1,17 @@
-"""What runs on this machine's NVIDIA GPU, and what a layer of the exit loop costs there.
+"""Check of all GPU features of this project on this machine's NVIDIA GPU, with the time per layer of the exit loop.
 
     python benchmarks/gpu_check.py --output results/gpu-check                   random weights, base size
     python benchmarks/gpu_check.py --model MODEL --output results/gpu-check     a pre-trained encoder (BERT or RoBERTa)
-    python benchmarks/gpu_check.py --bundle bundle --output results/gpu-check   a bundle that is there; without PyTorch
+    python benchmarks/gpu_check.py --bundle bundle --output results/gpu-check   an existing bundle; without PyTorch
 
-One after the other, each whether or not another failed: some steps of training, an export in every precision of target
-tensorrt, every back end that this target has on every bundle (checked against the checkpoint at every exit, then
-measured by berxit-bench), and the exit loop on CUDA graphs of PyTorch, which stands in for engines where none can run.
-Writes gpu_check.json and gpu_check.md to --output, with the reason of everything that did not run.
+Runs these parts one after the other, even if one fails:
+
+- some training steps
+- an export in every precision of target tensorrt
+- every backend of this target on every bundle: a check of every exit against the checkpoint, then a bench
+- the exit loop on CUDA graphs of PyTorch, as a substitute on GPUs that cannot run TensorRT engines
+
+Writes gpu_check.json and gpu_check.md to --output, with the reason for every part that did not run.
 """
 
 from __future__ import annotations
@@ -30,40 +34,56 @@ from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import markdown_table
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 from berxit.toolkit.quickstart import SAMPLE
 
-NOTHING_HERE = "no NVIDIA GPU here: run this on a Jetson, or on a machine whose nvidia-smi shows one"
+NOTHING_HERE = "this machine has no NVIDIA GPU: run this on a Jetson, or on a machine whose nvidia-smi shows a GPU"
 STEPS = 20
 Outcome = tuple[str, dict[str, Any]]
-"""In a few words, and all of it."""
+"""Summary in one line, and the data."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that was tried."""
+    """Result of one part of the check."""
 
     name: str
     ran: bool
     said: str
-    """In a few words what came out, or why it did not run."""
+    """Summary of the result, or the reason why the part did not run."""
     found: dict[str, Any]
     seconds: float
 
 
 @click.command()
-@click.option("--model", type=PATH, help="Folder of a pre-trained encoder; else one with random weights.")
-@click.option("--bundle", "bundles", type=PATH, multiple=True, help="Try the back ends on this bundle, and no more.")
-@click.option("--layers", default=12, show_default=True, type=click.IntRange(min=2), help="Of random weights.")
-@click.option("--hidden", default=768, show_default=True, type=click.IntRange(min=64), help="A multiple of 64.")
-@click.option("--lengths", default="32,128", show_default=True, help="Tokens, for the exit loop on CUDA graphs.")
-@click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="At least, per point.")
+@click.option("--model", type=PATH, help="Folder of a pre-trained encoder.  [default: random weights]")
+@click.option("--bundle", "bundles", type=PATH, multiple=True, help="Check only the backends, on this bundle.")
+@click.option(
+    "--layers",
+    default=12,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Layers of the encoder with random weights.",
+)
+@click.option(
+    "--hidden",
+    default=768,
+    show_default=True,
+    type=click.IntRange(min=64),
+    help="Hidden size of the encoder with random weights, a multiple of 64.",
+)
+@click.option(
+    "--lengths", default="32,128", show_default=True, help="Input lengths in tokens for the exit loop on CUDA graphs."
+)
+@click.option(
+    "--queries", default=200, show_default=True, type=click.IntRange(min=1), help="Minimum number of queries per point."
+)
 @click.option("--output", type=PATH, required=True, help="Folder of the results.")
 @debug_option
 def command(
     model: Path | None, bundles: tuple[Path, ...], layers: int, hidden: int, lengths: str, queries: int, output: Path
 ) -> None:
-    """Try everything that this project can do on an NVIDIA GPU, and write down what happened."""
+    """Check all GPU features of this project on this machine's NVIDIA GPU, and write a report."""
     if not gpu_name():
         raise BerxitError(NOTHING_HERE)
     tokens = [int(length) for length in lengths.split(",")]
@@ -78,7 +98,7 @@ def command(
         folder = Path(scratch)
         ready = list(bundles)
         if not bundles:
-            hush_libraries()
+            silence_library_logs()
             encoder = model or random_encoder(folder / "encoder", layers, hidden)
             if attempt(f"training, {STEPS} steps", lambda: train(encoder, folder / "checkpoint")):
                 for precision in ("fp32", "fp16", "bf16", "int8"):
@@ -110,7 +130,7 @@ def command(
 
 
 def gpu_name() -> str:
-    """As the driver, the board or PyTorch tells it; empty without a GPU."""
+    """Name of the GPU, from the driver, the board or PyTorch; empty without a GPU."""
     machine = devices.this_machine()
     if machine.gpu or devices.recognise(machine).name.startswith("jetson"):
         return machine.gpu or machine.board
@@ -122,7 +142,7 @@ def gpu_name() -> str:
 
 
 def attempted(name: str, work: Callable[[], Outcome]) -> Part:
-    """Whatever goes wrong is a finding, not the end."""
+    """Runs one part. An exception is recorded in the result, so that the next part runs."""
     start = time.perf_counter()
     try:
         said, found = work()
@@ -134,7 +154,7 @@ def attempted(name: str, work: Callable[[], Outcome]) -> Part:
 
 
 def random_encoder(folder: Path, layers: int, hidden: int) -> Path:
-    """A BERT that has learned nothing, with the sample data's words: it takes as long as one that has."""
+    """BERT with random weights and the vocabulary of the sample data. It is as fast as a trained model."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -154,15 +174,15 @@ def random_encoder(folder: Path, layers: int, hidden: int) -> Path:
 
 
 def train(encoder: Path, checkpoint: Path) -> Outcome:
-    """Some steps on the sample data, by the trainer that berxit-train uses. It takes the GPU by itself."""
+    """Runs STEPS training steps on the sample data with the trainer of berxit-train, which selects the GPU."""
     from berxit.runtime.json_data import read_json
     from berxit.train.fine_tuning import TrainingOptions, fine_tune
     from berxit.train.tasks import custom_task
 
     options = TrainingOptions(str(encoder), max_steps=STEPS, batch_size=16, max_length=128)
-    fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint, quiet=True)
+    fine_tune(custom_task(SAMPLE, ("text",), "label"), SAMPLE, options, checkpoint)
     record = read_json(checkpoint / "training.json")
-    return f"on {record['device']}, {record['seconds'] / record['steps'] * 1e3:.0f} ms a step", record
+    return f"on {record['device']}, {record['seconds'] / record['steps'] * 1e3:.0f} ms per step", record
 
 
 def export_in(precision: str, checkpoint: Path, folder: Path) -> Outcome:
@@ -172,7 +192,7 @@ def export_in(precision: str, checkpoint: Path, folder: Path) -> Outcome:
     options = ExportOptions(precision, lengths=(32, 128), target_version="tensorrt10")
     manifest = export(checkpoint, "tensorrt", folder / precision, options=options)
     largest = max(manifest.parity.max_diff)
-    return f"exits within {largest:.1e} of the checkpoint, by ONNX Runtime on the CPU", {"max_diff": largest}
+    return f"exits within {largest:.1e} of the checkpoint, on ONNX Runtime on the CPU", {"max_diff": largest}
 
 
 def measured(bundle: Path, chosen: ChosenBackend, queries: int) -> Outcome:
@@ -187,7 +207,7 @@ def measured(bundle: Path, chosen: ChosenBackend, queries: int) -> Outcome:
     )
     said = (
         f"exits within {result.self_check:.1e} of the checkpoint; {result.full_depth.latency.p50:.2f} ms at full depth,"
-        f" {1e3 * result.line.ms_per_layer if result.line else float('nan'):.0f} us a layer"
+        f" {1e3 * result.line.ms_per_layer if result.line else float('nan'):.0f} us per layer"
     )
     return said, dataclasses.asdict(result)
 
@@ -225,13 +245,13 @@ def versions() -> dict[str, str]:
 
 
 def write(conditions: dict[str, Any], parts: Sequence[Part], output: Path) -> list[Path]:
-    """gpu_check.json and gpu_check.md."""
+    """Writes gpu_check.json and gpu_check.md, and returns their paths."""
     output.mkdir(parents=True, exist_ok=True)
     files = [output / "gpu_check.json", output / "gpu_check.md"]
     write_json({**conditions, "parts": [dataclasses.asdict(part) for part in parts]}, files[0])
     rows = [[part.name, "ran" if part.ran else "did not run", part.said.replace("|", "/")] for part in parts]
-    told = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
-    text = [f"{conditions['gpu']}; {conditions['model']}; {told}", markdown_table(["tried", "", "what came out"], rows)]
+    packages = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    text = [f"{conditions['gpu']}; {conditions['model']}; {packages}", markdown_table(["part", "", "result"], rows)]
     files[1].write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return files
 

@@ -1,15 +1,17 @@
-"""Does an int8 row's prediction depend on its batch, and what do latency and score cost? Bundles side by side.
+"""Comparison of int8 bundles: dependence of a prediction on its batch, score and latency.
 
     python benchmarks/int8_rows.py NEW OLD --data DATA [--threads 1 --threads 2] [--rounds 20] --output int8-rows
 
-Bundles of one model, all from the same checkpoint. A bundle of an older version is exported by the older code:
+All bundles must be exports of the same checkpoint. To get the bundle of an older version, export it with the older
+code:
 
     git worktree add ../older COMMIT
     PYTHONPATH=../older python -m berxit.toolkit export CHECKPOINT --target onnxruntime --precision int8 --output OLD
 
-Agreement: every row of DATA alone and in batches, at each bundle's own policy. Speed: the bundles take turns in every
-round. Full depth at batch 1 starts with token ids; everything else starts with texts. Both thresholds come from the
-export, which keeps the same share of the score, so early exit compares milliseconds at that score.
+- Agreement: every row of DATA is predicted alone and in batches, under the policy of each bundle.
+- Speed: the bundles are interleaved in every round. Full depth at batch size 1 starts with token ids, the other cases
+  with texts. The thresholds of each bundle come from its export, which keeps the same share of the score, so the
+  latencies of early exit are compared at equal score.
 """
 
 from __future__ import annotations
@@ -40,12 +42,12 @@ from berxit.runtime.tokenization import Text, TokenBatch
 BATCHES = (1, 2, 8, 32, 408)
 LENGTHS = (16, 32, 64, 128)
 TURN_S = 0.05
-"""Least duration of a turn at one length, in seconds: short calls are averaged."""
+"""Minimum duration of a measurement at one length, in seconds; it averages short calls."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Predictions of ``predict_batch`` beside those of ``predict``, for all rows of a data set."""
+    """Differences between the predictions of ``predict_batch`` and ``predict``, over all rows of a data set."""
 
     bundle: str
     batch: int
@@ -53,14 +55,14 @@ class Agreement:
     exits_differ: int
     labels_differ: int
     largest_difference: float
-    """Of a score (probability), over the rows whose exit is the same."""
+    """Largest difference of a score (probability), over the rows with the same exit layer."""
     margin: float
-    """Least distance of a certainty from the threshold that it was compared with, over all rows alone."""
+    """Smallest distance between a certainty and its threshold, over all rows predicted alone."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A bundle's score on a data set."""
+    """Score of a bundle on a data set."""
 
     bundle: str
     metric: str
@@ -76,18 +78,18 @@ class Speed:
     case: str
     threads: int
     milliseconds: tuple[float, ...]
-    """For each bundle: median over the rounds, per text."""
+    """Milliseconds per text of each bundle, median over the rounds."""
     ratio: float
-    """First bundle over second: median of each round's own ratio."""
+    """Latency of the first bundle divided by that of the last: median of the ratios of the rounds."""
 
 
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A file, or a folder with a dev file.")
-@click.option("--backend", help="Instead of the first that is installed.")
+@click.option("--backend", help="Backend that runs the segments.  [default: the first installed]")
 @click.option("--threads", multiple=True, default=(1, 2), show_default=True, type=int)
 @click.option("--rounds", default=20, show_default=True, type=int)
-@click.option("--limit", type=int, help="The first N examples only.")
+@click.option("--limit", type=int, help="Use the first N examples only.")
 @click.option("--output", required=True, type=click.Path(path_type=Path))
 @click.option("--quiet", is_flag=True)
 @debug_option
@@ -101,7 +103,7 @@ def command(
     output: Path,
     quiet: bool,
 ) -> None:
-    """Compare BUNDLES: agreement over batch sizes, score and latency."""
+    """Compare BUNDLES by agreement over batch sizes, score and latency."""
     names = [bundle.name for bundle in bundles]
 
     def load(count: int) -> list[EarlyExitRunner]:
@@ -126,7 +128,7 @@ def command(
             noises[count] = noise
     text = "\n\n".join(
         [
-            f"{', '.join(names)} by {runners[0].backend.name} on {path}; {devices.this_machine()}; {rounds} rounds",
+            f"{', '.join(names)} with {runners[0].backend.name} on {path}; {devices.this_machine()}; {rounds} rounds",
             *(f"{count} threads: {noise}{_problems(noise)}" for count, noise in noises.items()),
             _agreement_table(agreements),
             _score_table(scores),
@@ -153,7 +155,7 @@ def command(
 def agreement(
     name: str, runner: EarlyExitRunner, texts: Sequence[Text], alone: Sequence[Prediction], size: int
 ) -> Agreement:
-    """``alone``: each row's prediction, given alone."""
+    """Compares predictions in batches of ``size`` with ``alone``, the predictions of single rows."""
     found = [p for start in range(0, len(texts), size) for p in runner.predict_batch(texts[start : start + size])]
     pairs = list(zip(found, alone, strict=True))
     differences = [
@@ -171,7 +173,7 @@ def agreement(
 
 
 def margin(runner: EarlyExitRunner, texts: Sequence[Text]) -> float:
-    """Least distance between a certainty and its layer's threshold; infinite where no layer has a threshold."""
+    """Smallest distance between a certainty and the threshold of its layer; infinite without thresholds."""
     thresholds = runner.policy.thresholds
     return min(
         (
@@ -198,7 +200,7 @@ def score(name: str, runner: EarlyExitRunner, examples: Examples, alone: Sequenc
 def measure(
     runners: Sequence[EarlyExitRunner], texts: Sequence[Text], rounds: int, threads: int, advance: Callable[[], None]
 ) -> tuple[list[Speed], Noise]:
-    """The bundles take turns, in reverse order in every other round; a first round is not counted."""
+    """Measures the bundles interleaved, in reverse order in every other round. The first round is a warm-up."""
     cases: dict[str, Callable[[EarlyExitRunner], float]] = {
         f"full depth, {length} tokens": lambda runner, length=length: _full_depth(runner, length)  # type: ignore[misc]
         for length in LENGTHS
@@ -234,7 +236,7 @@ def _full_depth(runner: EarlyExitRunner, length: int) -> float:
     """Seconds per pass over ``length`` token ids."""
     batch = TokenBatch.pad([[1] * length], [[0] * length], runner.manifest.model.pad_token_id)
     policy = runner.policy.at_depth(runner.backend.layers)
-    for _ in exit_loop(runner.backend, batch, policy):  # wakes threads and caches
+    for _ in exit_loop(runner.backend, batch, policy):  # warm-up of threads and caches
         pass
     calls, start = 0, time.perf_counter()
     while time.perf_counter() - start < TURN_S:

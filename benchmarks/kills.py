@@ -1,14 +1,15 @@
-"""Does a kill at any moment leave the old or the new artefact whole, and does the same command then finish the work?
+"""Stress test: a command that is killed at any moment must leave a complete artifact and must succeed when rerun.
 
     python benchmarks/kills.py MODEL DATA [--kills 200] [--minutes 60] --output kills
 
-MODEL is a pre-trained encoder's folder, DATA a custom task with the columns text and label. A tiny model is enough:
-what is tested is the order of writing. ``train``, ``calibrate`` and ``export`` run in forked children, with and without
---force, and are killed by SIGKILL: every other time at a random moment, else before one of the last moves (rename,
-replace, exchange, removal) by which they put the artefact in place; half of these replace folders by two renames.
+MODEL is the folder of a pre-trained encoder, DATA a custom task with the columns text and label. A tiny model is
+enough, because the test is about the order of file operations. ``train``, ``calibrate`` and ``export`` run in forked
+child processes, with and without --force, and are killed by SIGKILL. Half of the kills occur at a random moment, the
+others before one of the last moves (rename, replace, exchange, removal) that put the artifact in place. Half of the
+latter replace folders by two renames.
 
-After a kill, the next start recovers what was left. The artefact must then be whole, the old one or the new one, and
-the same command, run again, must end with the new one and leave nothing else.
+After a kill, ``recover`` runs as at the next start. Then the artifact must be complete, either the old or the new one.
+The same command, run again, must create the new artifact and leave no other files.
 """
 
 from __future__ import annotations
@@ -42,39 +43,41 @@ from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.evaluation import Predictions
 
 LAST = 8
-"""Moves from the end of a command among which a kill is aimed."""
+"""Number of moves at the end of a command before which kills occur."""
 MISUSE = 2
-"""Exit status of a command that refuses an artefact which is there already."""
+"""Exit status of a command that does not overwrite an existing artifact."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command, and what tells whole artefacts apart."""
+    """Command to kill, with a function that identifies its artifact."""
 
     name: str
     command: str
     old: tuple[object, ...] | None
-    """Arguments that make the artefact that is there before; None: none is."""
+    """Arguments that create the artifact that exists before; None: there is none."""
     new: tuple[object, ...]
     which: Callable[[Path], str]
-    """"old" or "new" for a whole artefact. Raises for one that is not."""
-    artefact: str
+    """Returns "old" or "new" for a complete artifact. Raises an error for an incomplete one."""
+    artifact: str
 
 
 @dataclass
 class Counts:
-    """The kills of one case."""
+    """Results of one case."""
 
     name: str
     kills: int = 0
     at_a_move: int = 0
-    """Kills that were aimed at a move."""
+    """Number of kills before a move."""
     none: int = 0
-    """Kills after which there was no artefact yet; none was there before."""
+    """Number of kills after which there was no artifact yet, in cases without an old artifact."""
     old: int = 0
+    """Number of kills after which the old artifact was in place."""
     new: int = 0
+    """Number of kills after which the new artifact was in place."""
     finished: int = 0
-    """Kills after which the same command finished the work, or found it finished."""
+    """Number of kills after which a rerun of the command succeeded."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -88,14 +91,16 @@ def which_checkpoint(checkpoint: Path) -> str:
 
 
 def which_policy(checkpoint: Path) -> str:
-    """The thresholds and the stored pass belong to each other, and the checkpoint is as it was."""
+    """Checks that the checkpoint loads and that its policy and stored pass match."""
     load_checkpoint(checkpoint)
     policy = read_policy(checkpoint)
     if policy is None:
         raise BerxitError(f"{checkpoint} has no policy")
     examples = len(Predictions.load(checkpoint / PASS_FILE).labels)
     if examples != policy.calibration.examples:
-        raise BerxitError(f"a policy of {policy.calibration.examples} examples beside a pass over {examples}")
+        raise BerxitError(
+            f"the policy was calibrated on {policy.calibration.examples} examples, the stored pass has {examples}"
+        )
     return "old" if policy.calibration.criterion == "entropy" else "new"
 
 
@@ -104,9 +109,9 @@ def which_bundle(bundle: Path) -> str:
 
 
 def cases(place: Path, model: Path, data: Path) -> list[Case]:
-    """Everything is written below ``place``; the checkpoint that calibrate and export need is made there first."""
+    """Cases that write below ``place``. Trains the checkpoint that calibrate and export need first."""
     sizes = ("--max-steps", 4, "--batch-size", 8, "--max-length", 16, "--limit-train", 32, "--quiet")
-    output = place / "work" / "artefact"
+    output = place / "work" / "artifact"
     training = ("--model", model, "--task", "custom", "--data", data, "--output", output, *sizes)
     ready = place / "checkpoint"
     finish(forked("train", ("--model", model, "--task", "custom", "--data", data, "--output", ready, *sizes)))
@@ -118,31 +123,34 @@ def cases(place: Path, model: Path, data: Path) -> list[Case]:
     exporting = ("--target", "onnxruntime", ready, "--output", output, "--quiet")
     layers = int(json.loads((ready / "config.json").read_text(encoding="utf-8"))["backbone"]["num_hidden_layers"])
     return [
-        Case("train", "train", None, (*training, "--seed", 2), which_checkpoint, "artefact"),
+        Case("train", "train", None, (*training, "--seed", 2), which_checkpoint, "artifact"),
         Case(
             "train --force",
             "train",
             (*training, "--seed", 1),
             (*training, "--seed", 2, "--force"),
             which_checkpoint,
-            "artefact",
+            "artifact",
         ),
-        Case("calibrate", "calibrate", calibrating, (output, "--data", data, "--quiet"), which_policy, "artefact"),
-        Case("export", "export", None, exporting, which_bundle, "artefact"),
+        Case("calibrate", "calibrate", calibrating, (output, "--data", data, "--quiet"), which_policy, "artifact"),
+        Case("export", "export", None, exporting, which_bundle, "artifact"),
         Case(
             "export --force",
             "export",
             (*exporting, "--exits", layers),
             (*exporting, "--force"),
             which_bundle,
-            "artefact",
+            "artifact",
         ),
     ]
 
 
 def forked(command: str, arguments: Sequence[object], *, at: int | None = None, two_renames: bool = False) -> int:
-    """The process of a command in a fork of this one, which has everything imported. ``at``: it kills itself before
-    its move of this number. It reports the number of its moves by the file ``moves`` in the current folder."""
+    """Runs a command in a fork of this process, in which everything is imported. Returns its process id.
+
+    ``at``: the process kills itself before its move of this number. It writes the number of its moves to the file
+    ``moves`` in the current folder.
+    """
     process = os.fork()
     if process:
         return process
@@ -173,7 +181,7 @@ def forked(command: str, arguments: Sequence[object], *, at: int | None = None, 
 
 
 def finish(process: int) -> int:
-    """Waits for a command. Its exit status, below zero for a signal."""
+    """Waits for a command. Returns its exit status; negative if a signal ended it."""
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     if status > 0 and status != MISUSE:
         raise BerxitError(f"a command ended with status {status}: {Path('log').read_text(encoding='utf-8')}")
@@ -181,25 +189,29 @@ def finish(process: int) -> int:
 
 
 def prepare(case: Case, place: Path) -> Path:
-    """The artefact's place with the old artefact, where the case has one."""
+    """Path of the artifact, in a new folder that contains the old artifact if the case has one."""
     work, kept = place / "work", place / f"old {case.name}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    artefact = work / case.artefact
+    artifact = work / case.artifact
     if case.old is not None:
         if not kept.exists():
             if case.command == "calibrate":
-                shutil.copytree(place / "checkpoint", artefact)
+                shutil.copytree(place / "checkpoint", artifact)
             finish(forked(case.command, case.old))
-            shutil.copytree(artefact, kept)
+            shutil.copytree(artifact, kept)
         else:
-            shutil.copytree(kept, artefact)
-    return artefact
+            shutil.copytree(kept, artifact)
+    return artifact
 
 
 def kill_once(case: Case, place: Path, rng: random.Random, seconds: float, moves: int | None, counts: Counts) -> None:
-    """``moves``: of the whole command, to kill it before one of the last; None: at a random moment of ``seconds``."""
-    artefact = prepare(case, place)
+    """Kills a command once, and checks the artifact and a rerun.
+
+    ``moves``: number of moves of the command, to kill it before one of the last; None: kill it at a random moment
+    within ``seconds``.
+    """
+    artifact = prepare(case, place)
     if moves is None:
         process = forked(case.command, case.new)
         time.sleep(rng.uniform(0, seconds))
@@ -209,36 +221,36 @@ def kill_once(case: Case, place: Path, rng: random.Random, seconds: float, moves
             case.command, case.new, at=rng.randrange(max(0, moves - LAST), moves + 1), two_renames=rng.random() < 0.5
         )
     if finish(process) == 0:
-        return  # it was faster
+        return  # the command ended before the kill
     counts.kills += 1
     counts.at_a_move += moves is not None
     try:
-        storage.recover(artefact)
-        if not artefact.exists():
+        storage.recover(artifact)
+        if not artifact.exists():
             if case.old is not None:
-                raise BerxitError("neither the old nor the new artefact is there")
+                raise BerxitError("neither the old nor the new artifact exists")
             counts.none += 1
-        elif case.which(artefact) == "old":
+        elif case.which(artifact) == "old":
             counts.old += 1
         else:
             counts.new += 1
-        before = artefact.exists()
+        before = artifact.exists()
         status = finish(forked(case.command, case.new))
         if status not in ((0, MISUSE) if before and "--force" not in case.new else (0,)):
-            raise BerxitError(f"the same command ended with status {status}")
-        if case.which(artefact) != "new":
-            raise BerxitError("the same command did not finish the work")
-        inside = [path.name for path in artefact.iterdir() if path.name.startswith(".")]
-        left = [path.name for path in artefact.parent.iterdir() if path.name != case.artefact]
+            raise BerxitError(f"the rerun ended with status {status}")
+        if case.which(artifact) != "new":
+            raise BerxitError("the rerun did not create the new artifact")
+        inside = [path.name for path in artifact.iterdir() if path.name.startswith(".")]
+        left = [path.name for path in artifact.parent.iterdir() if path.name != case.artifact]
         if status == 0 and (left or inside):
-            raise BerxitError(f"{left + inside} was left behind")
+            raise BerxitError(f"the rerun did not remove the scratch files {left + inside}")
         counts.finished += 1
     except Exception as error:
         counts.faults.append(f"{type(error).__name__}: {error}")
 
 
 def campaign(model: Path, data: Path, kills: int, seconds: float, seed: int, each: Callable[[], None]) -> list[Counts]:
-    """Kills every case in turn, until there were so many kills or the time is over; half at a move."""
+    """Kills all cases in rotation until ``kills`` kills are done or ``seconds`` are over; half of them at a move."""
     rng = random.Random(seed)
     start = time.monotonic()
     back = Path.cwd()
@@ -272,13 +284,13 @@ def campaign(model: Path, data: Path, kills: int, seconds: float, seed: int, eac
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--kills", default=200, show_default=True)
-@click.option("--minutes", default=60.0, show_default=True, help="The most that it takes.")
+@click.option("--minutes", default=60.0, show_default=True, help="Maximum duration.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.option("--quiet", is_flag=True)
 @debug_option
 def command(model: Path, data: Path, kills: int, minutes: float, seed: int, output: Path, quiet: bool) -> int:
-    """Kill commands on MODEL and DATA. The exit status is 1 where a kill destroyed something."""
+    """Kill commands on MODEL and DATA. The exit status is 1 if a kill damages an artifact."""
     with progress_bar("killing", quiet)(kills) as bar:
         found = campaign(model, data, kills, 60 * minutes, seed, lambda: bar.update(1))
     rows = [

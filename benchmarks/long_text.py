@@ -1,9 +1,9 @@
-"""Latency and peak resident memory of predictions for long texts, and whether deadlines hold meanwhile.
+"""Latency and peak resident memory of predictions for long texts, and overrun of their deadlines.
 
     python benchmarks/long_text.py BUNDLE [--deadline-ms 50]
 
-Every text is predicted in a fresh process: once without a deadline, five times with one, and five times more while
-another thread predicts a short text under the same deadline. The bundle decides whether texts are single or pairs.
+Every text is predicted in a new process: once without a deadline, five times with one, and five more times while
+another thread predicts a short text with the same deadline. If the bundle is for pairs, both texts of a pair are equal.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def command(bundle: Path, deadline_ms: float, size: int | None, unit: str | None
             cells = json.loads(done.stdout) if done.returncode == 0 else [f"failed ({done.returncode})"] + [""] * 3
             rows.append([name, f"{characters:,}", *cells])
             click.echo(f"{name}, {characters:,} characters", err=True)
-    columns = ["text", "characters", "ms", "peak MiB", "worst ms after deadline", "worst of another thread"]
+    columns = ["text", "characters", "ms", "peak MiB", "largest overrun, ms", "largest overrun of another thread, ms"]
     click.echo(markdown_table(columns, rows))
 
 
 def measure(bundle: Path, deadline_ms: float, size: int, unit: str) -> list[str]:
-    """Milliseconds and peak resident memory without a deadline; with one, the worst overrun in milliseconds, of the
-    long text and of a short text in another thread."""
+    """Latency in milliseconds and peak resident memory in MiB without a deadline; largest overrun of the deadline in
+    milliseconds, for the long text and for a short text in another thread."""
     runner = EarlyExitRunner.load(bundle)
     pair = len(runner.manifest.model.text_columns) == 2
 

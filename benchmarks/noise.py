@@ -1,9 +1,9 @@
-"""Noise of a bench on a quiet and on a busy machine: the limits of berxit.runtime.noise are chosen by this table.
+"""Noise of a bench on a quiet and on a busy machine. The limits in berxit.runtime.noise are based on this table.
 
     python benchmarks/noise.py BUNDLE [--threads 1] [--busy 0,1,2,4] [--runs 20] [--seconds 4] --output noise
 
-Every run is one bench of BUNDLE on its golden inputs, while so many other processes compute. Reports, per number of
-busy processes, the range of each measure, and how many runs would have been accepted.
+Every run is one bench of BUNDLE on its golden inputs while N other processes use the CPU. Reports, for each number of
+busy processes, the range of each statistic and the number of accepted runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def compute() -> None:
 
 
 def runs_beside(bundle: Path, busy: int, runs: int, seconds: float, threads: int) -> list[BenchResult]:
-    """``runs`` benches while ``busy`` other processes compute."""
+    """Results of ``runs`` benches while ``busy`` other processes use the CPU."""
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=compute, daemon=True) for _ in range(busy)]
     for other in others:
@@ -59,12 +59,12 @@ def row(busy: int, results: list[BenchResult]) -> list[str]:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.option("--threads", default=1, show_default=True)
-@click.option("--busy", default="0,1,2,4", show_default=True, help="Numbers of other processes that compute.")
+@click.option("--busy", default="0,1,2,4", show_default=True, help="Numbers of busy processes.")
 @click.option("--runs", default=20, show_default=True)
-@click.option("--seconds", default=4.0, show_default=True, help="Per run.")
+@click.option("--seconds", default=4.0, show_default=True, help="Duration of a run.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(bundle: Path, threads: int, busy: str, runs: int, seconds: float, output: Path) -> None:
-    """Measure the noise of benches of BUNDLE beside busy processes."""
+    """Measure the noise of benches of BUNDLE while other processes are busy."""
     found = {count: runs_beside(bundle, count, runs, seconds, threads) for count in map(int, busy.split(","))}
     header = ["busy processes", "p90 / p50", "drift", "CPUs of others", "R^2", "full depth, p50 ms", "accepted"]
     text = markdown_table(*Table(header, [row(count, results) for count, results in found.items()]))

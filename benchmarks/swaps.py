@@ -1,12 +1,12 @@
-"""Does every prediction come wholly from one bundle while two bundles are swapped under the threads that use them?
+"""Stress test: every prediction must come from one bundle only while two bundles are swapped.
 
     python benchmarks/swaps.py BUNDLE [--swaps 1000] [--threads 4] [--minutes 5] --output swaps
 
-The other bundle is a copy of BUNDLE with other weights in every segment, whose outputs differ at every layer. The live
-path is swapped by renaming folders, by renaming a link, and by ``write_whole(force=True)``, which deletes the old one.
-Meanwhile each thread loads the live path, with and without checks, and streams texts through all layers, with pauses
-that a lazy load falls into. Outputs of all layers must be those of one of the two bundles. Each case runs in a process
-of its own: backend x eager or lazy x kind of swap.
+The second bundle is a copy of BUNDLE with other weights in every segment, so that its outputs differ at every layer.
+The live path is swapped by renaming folders, by renaming a link, and by ``write_whole(force=True)``, which deletes the
+old bundle. Meanwhile each thread loads the live path, with and without verification, and streams texts through all
+layers, with pauses in which a lazy runner may open files. The outputs of all layers must equal those of one of the two
+bundles. Each case (backend x eager or lazy x kind of swap) runs in a separate process.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ BACKENDS = ("onnxruntime", "onnxruntime:shared-pool", "openvino")
 """NAME or NAME:OPTION, as for ``--backend`` and ``--backend-option`` of the bench."""
 WAYS = ("rename", "link", "force")
 APART = 1e-3
-"""Least difference between the two bundles' scores at every layer, on one of the texts."""
+"""Minimum difference between the scores of the two bundles at every layer, on at least one text."""
 SAME = 1e-6
+"""Largest difference between scores of the same bundle."""
 
 
 @dataclass
 class Counts:
-    """Counts of one case."""
+    """Results of one case."""
 
     backend: str
     lazy: bool
@@ -60,8 +61,9 @@ class Counts:
     loads: int = 0
     predictions: int = 0
     by_bundle: list[int] = field(default_factory=lambda: [0, 0])
-    """Predictions that came wholly from the first and from the second bundle."""
+    """Number of predictions from the first and from the second bundle."""
     mixed: int = 0
+    """Number of predictions that equal those of neither bundle."""
     failures: list[str] = field(default_factory=list)
     """Errors of loads and predictions."""
     seconds: float = 0.0
@@ -72,7 +74,7 @@ class Counts:
 
 
 def other_bundle(bundle: Path, output: Path) -> Path:
-    """A copy with other weights in every segment, so that its outputs differ at every layer."""
+    """Copies ``bundle`` with other weights in every segment, so that its outputs differ at every layer."""
     rng = np.random.default_rng(0)
     shutil.copytree(bundle, output)
     data = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
@@ -92,7 +94,7 @@ def other_bundle(bundle: Path, output: Path) -> Path:
 
 
 def every_layer(runner: EarlyExitRunner, text: Text, pause: Callable[[], None] = lambda: None) -> list[list[float]]:
-    """The scores after every layer."""
+    """Scores at every layer."""
     found = []
     for step in runner.stream(*((text,) if isinstance(text, str) else text)):
         found.append(list(step.scores.values()))
@@ -101,7 +103,7 @@ def every_layer(runner: EarlyExitRunner, text: Text, pause: Callable[[], None] =
 
 
 def swapper(way: str, bundles: tuple[Path, Path], live: Path) -> Callable[[int], None]:
-    """Puts bundle number i % 2 in the live place; it is number 0 that is there."""
+    """Function that replaces the live bundle by bundle number i % 2; installs number 0 first."""
     spare = live.with_name("spare")
 
     def rename(turn: int) -> None:
@@ -130,7 +132,7 @@ def swapper(way: str, bundles: tuple[Path, Path], live: Path) -> Callable[[int],
 def campaign(
     bundles: tuple[Path, Path], backend: str, lazy: bool, way: str, swaps: int, threads: int, seconds: float
 ) -> Counts:
-    """Swaps until there were so many, or the time is over, and until both bundles made predictions."""
+    """Runs one case until ``swaps`` swaps are done and both bundles were used, or ``seconds`` are over."""
     texts = read_golden(bundles[0], read_manifest(bundles[0])).inputs[:4]
     counts, lock, over = Counts(backend, lazy, way), threading.Lock(), threading.Event()
     name, _, flag = backend.partition(":")
@@ -141,8 +143,10 @@ def campaign(
     expected = [[every_layer(runner, text) for text in texts] for runner in runners]
     distances = np.abs(np.array(expected[0]) - np.array(expected[1])).max(axis=(0, 2))
     if distances.min() < APART:
-        raise BerxitError(f"the two bundles are too much alike at a layer: {distances}. Choose another BUNDLE")
-    del runners  # or the process would have every session already
+        raise BerxitError(
+            f"the scores of the two bundles differ by less than {APART} at a layer: {distances}. Choose another BUNDLE"
+        )
+    del runners  # otherwise all sessions would be cached in the process
 
     def use(seed: int) -> None:
         rng = random.Random(seed)
@@ -185,16 +189,16 @@ def campaign(
 
 
 def alone(*arguments: object) -> Counts:
-    """A campaign in a process of its own: ONNX Runtime's pool changes its process."""
+    """Runs ``campaign`` in a separate process, because the ONNX Runtime thread pool changes process-wide state."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(campaign, *arguments).result()  # type: ignore[arg-type]
 
 
 @click.command("swaps")
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
-@click.option("--swaps", default=1000, show_default=True, help="Of each case.")
-@click.option("--threads", default=4, show_default=True, help="That load and predict meanwhile.")
-@click.option("--minutes", default=5.0, show_default=True, help="The most that a case takes.")
+@click.option("--swaps", default=1000, show_default=True, help="Number of swaps per case.")
+@click.option("--threads", default=4, show_default=True, help="Number of threads that load and predict.")
+@click.option("--minutes", default=5.0, show_default=True, help="Maximum duration of a case.")
 @click.option("--backend", "chosen", multiple=True, default=BACKENDS, show_default=True)
 @click.option("--way", "ways", multiple=True, default=WAYS, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
@@ -210,7 +214,7 @@ def command(
     output: Path,
     quiet: bool,
 ) -> int:
-    """Swap BUNDLE and another under threads that use them. The exit status is 1 where a prediction was mixed."""
+    """Swap BUNDLE and another bundle while threads use them. The exit status is 1 if a prediction is mixed or fails."""
     cases = [(backend, lazy, way) for backend in chosen for lazy in (False, True) for way in ways]
     found = []
     with tempfile.TemporaryDirectory() as place, progress_bar("swapping", quiet)(len(cases)) as bar:

@@ -1,7 +1,7 @@
 """Early-exiting BERT-family models on edge devices: the public Python API.
 
-Every name is imported on first use, so that ``from berxit import EarlyExitRunner`` loads numpy and tokenizers and no
-training stack.
+Every name is imported on first use, so that ``from berxit import EarlyExitRunner`` imports numpy and tokenizers but no
+training library.
 """
 
 from __future__ import annotations
@@ -16,20 +16,55 @@ if not (_HERE / "runtime").is_dir() and (_HERE.parent / "runtime" / "bundle.py")
     __path__.append(str(_HERE.parent))
 
 if TYPE_CHECKING:
+    from berxit.exporters.options import ExportOptions as ExportOptions
     from berxit.runtime.errors import BerxitError as BerxitError
     from berxit.runtime.errors import InputError as InputError
     from berxit.runtime.policies import ExitPolicy as ExitPolicy
     from berxit.runtime.runner import EarlyExitRunner as EarlyExitRunner
+    from berxit.runtime.runner import Prediction as Prediction
+    from berxit.toolkit.api import bench as bench
+    from berxit.toolkit.api import calibrate as calibrate
+    from berxit.toolkit.api import compare as compare
+    from berxit.toolkit.api import evaluate as evaluate
+    from berxit.toolkit.api import export as export
+    from berxit.toolkit.api import fine_tune as fine_tune
+    from berxit.toolkit.publishing import push_to_hub as push_to_hub
+    from berxit.train.options import TrainingOptions as TrainingOptions
 
 _MODULES = {
     "BerxitError": "berxit.runtime.errors",
     "EarlyExitRunner": "berxit.runtime.runner",
     "ExitPolicy": "berxit.runtime.policies",
+    "ExportOptions": "berxit.exporters.options",
     "InputError": "berxit.runtime.errors",
+    "Prediction": "berxit.runtime.runner",
+    "TrainingOptions": "berxit.train.options",
+    "bench": "berxit.toolkit.api",
+    "calibrate": "berxit.toolkit.api",
+    "compare": "berxit.toolkit.api",
+    "evaluate": "berxit.toolkit.api",
+    "export": "berxit.toolkit.api",
+    "fine_tune": "berxit.toolkit.api",
+    "push_to_hub": "berxit.toolkit.publishing",
 }
 """Public name -> the module that defines it."""
 
-__all__ = ["BerxitError", "EarlyExitRunner", "ExitPolicy", "InputError"]
+__all__ = [
+    "BerxitError",
+    "EarlyExitRunner",
+    "ExitPolicy",
+    "ExportOptions",
+    "InputError",
+    "Prediction",
+    "TrainingOptions",
+    "bench",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "export",
+    "fine_tune",
+    "push_to_hub",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,10 +25,10 @@ __all__ = [
 
 
 def find(name: str) -> Device | None:
-    """The device of that name, if there is one."""
+    """Device called ``name``; None if there is none."""
     return next((device for device in DEVICES if device.name == name), None)
 
 
 def recognise(machine: Machine) -> Device:
-    """What ``machine`` is: the most special device that fits. The last one, a CPU, always does."""
-    return next(device for device in DEVICES if device.is_this(machine))
+    """First device in DEVICES that matches ``machine``. The last device, ``cpu``, matches every machine."""
+    return next(device for device in DEVICES if device.matches(machine))

@@ -1,4 +1,4 @@
-"""The devices this project knows. A new one is one entry here."""
+"""Supported devices. A new device is one new entry in DEVICES."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ class Device:
     name: str
     description: str
     targets: tuple[str, ...]
-    """Bundle targets that it runs, the one to export for first."""
+    """Bundle targets that run on the device; the first is the default of ``berxit export``."""
     precision: str
-    """What to export in, unless the user says otherwise."""
-    is_this: Callable[[Machine], bool]
-    """Is this machine one of these?"""
-    how_to_get_there: str
-    """What to do when it is not."""
+    """Default precision of an export."""
+    matches: Callable[[Machine], bool]
+    """Returns True if a machine is such a device."""
+    remedy: str
+    """Instruction for a user who selects this device on another machine."""
     threads: int | None = None
-    """CPU threads; None takes ``default_threads()``."""
+    """Default number of CPU threads; None: ``default_threads()``."""
     workspace_mib: int = 1024
-    """Memory that TensorRT may try tactics in while it builds engines."""
+    """Workspace memory for the TensorRT builder, in MiB."""
     power_modes: tuple[str, ...] = ()
-    """What ``nvpmodel`` offers, the strongest last: say which one a number was measured in."""
+    """Power modes of ``nvpmodel``, in ascending order of power. Report the power mode with each measurement."""
     lengths: tuple[int, ...] = ()
-    """Input lengths to prepare bundles for, as far as the model goes; empty: any. The Neural Engine wants them. They go
-    with ``target_version``: an older system may take no list of lengths."""
+    """Fixed input lengths of an exported bundle, up to the model's maximum; empty: any length. The Neural Engine needs
+    fixed lengths. A version of the operating system before ``target_version`` may not support several lengths."""
     layout: str | None = None
-    """How hidden states lie best, where a target knows several."""
+    """Best memory layout of hidden states, for targets with several layouts."""
     target_version: str | None = None
-    """The oldest system to export for; Xavier ends with JetPack 5."""
+    """Oldest version of the operating system to export for. JetPack 5 is the last version for Xavier."""
     in_an_app: bool = False
     """True for a device without Python, where an app runs the bundle."""
     compute_units: str | None = None
-    """What CoreML should use, as coremltools names it: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY. Chosen where a bundle is
-    loaded: on a Mac this is the back end's default, an app says it to the Swift package."""
+    """CoreML compute units, as coremltools names them: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY. They are chosen when a
+    bundle is loaded: the CoreML backend uses this value on a Mac, and an app passes it to the Swift package."""
 
 
 def _board(*words: str) -> Callable[[Machine], bool]:
@@ -45,7 +45,7 @@ def _board(*words: str) -> Callable[[Machine], bool]:
 
 
 def _jetson(machine: Machine) -> bool:
-    """JetPack 5 leaves the word Jetson out of some boards' names."""
+    """True for any Jetson. JetPack 5 omits "Jetson" from the names of some boards."""
     return any(word in machine.board.lower() for word in ("jetson", "orin", "xavier"))
 
 
@@ -61,9 +61,9 @@ def _never(machine: Machine) -> bool:
     return False
 
 
-_ON_THE_JETSON = "copy the bundle to the Jetson, whose JetPack brings TensorRT, and run this command there"
+_ON_THE_JETSON = "copy the bundle to the Jetson and run this command there; JetPack includes TensorRT"
 _POWERS_OF_TWO = (16, 32, 64, 128, 256, 512)
-_ON_THE_PHONE = "there is no Python on it; copy the bundle into an app"
+_ON_THE_PHONE = "it has no Python; add the bundle to an app"
 
 DEVICES: tuple[Device, ...] = (
     Device("jetson-orin-nano", "NVIDIA Jetson Orin Nano", ("tensorrt", "onnxruntime"), "fp16",
@@ -97,7 +97,7 @@ DEVICES: tuple[Device, ...] = (
            lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
     Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE, in_an_app=True,
            lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
-    Device("cpu", "any machine, on its CPU", ("onnxruntime",), "fp32",
+    Device("cpu", "any machine (CPU)", ("onnxruntime",), "fp32",
            _any, "run this command on any machine"),
 )  # fmt: skip
-"""From the most special to the most general: the first that fits is what a machine is."""
+"""Ordered from the most specific device to the most general; ``recognise`` returns the first match."""

@@ -1,4 +1,4 @@
-"""The install command for an extra, right for the way berxit was installed on this machine."""
+"""Install command of an extra, matching the way that berxit was installed on this machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from berxit.devices.catalogue import DEVICES
 from berxit.devices.machine import this_machine
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-"""The folder with pyproject.toml, where this file is part of a checkout."""
+"""Folder that contains pyproject.toml, if this file is part of a checkout."""
 
 
 def install_command(extra: str = "") -> str:
-    """``pip install`` with berxit and one of its extras: from the checkout, wheel file, repository or index that berxit
-    was installed from. Without ``extra``: berxit alone."""
+    """``pip install`` command for berxit with one of its extras, or without extras. It installs from the source that
+    berxit was installed from: a checkout, a wheel file, a repository or a package index."""
     extras = f"[{extra}]" if extra else ""
     try:
         recorded = metadata.distribution("berxit").read_text("direct_url.json")  # PEP 610: absent for an index
-    except metadata.PackageNotFoundError:  # run from a checkout, by PYTHONPATH
+    except metadata.PackageNotFoundError:  # not installed: imported from a checkout on PYTHONPATH
         return f"{_pip()} install {_folder(CHECKOUT, extras, editable=True)}"
     if recorded is None:
         return f"{_pip()} install 'berxit{extras}'"
@@ -38,8 +38,9 @@ def install_command(extra: str = "") -> str:
 
 
 def tensorrt_command() -> str:
-    """The command that installs TensorRT's bindings here. JetPack contains TensorRT; elsewhere pip installs it."""
-    if next(device for device in DEVICES if device.name == "jetson").is_this(this_machine()):
+    """Command that installs the Python bindings of TensorRT: apt on a Jetson, because JetPack contains TensorRT; pip on
+    other machines."""
+    if next(device for device in DEVICES if device.name == "jetson").matches(this_machine()):
         return f"sudo apt install python3-libnvinfer, then {install_command('jetson')}"
     return install_command("tensorrt")
 
@@ -50,7 +51,7 @@ def _folder(folder: Path, extras: str, *, editable: bool) -> str:
 
 
 def _pip() -> str:
-    """``pip`` where that is this environment's own, else this interpreter's."""
+    """``pip`` if the first ``pip`` on PATH belongs to this environment; otherwise ``python -m pip``."""
     found = shutil.which("pip")
     own = found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
     return "pip" if own else f"{sys.executable} -m pip"

@@ -1,4 +1,4 @@
-"""What this machine is: facts read from the operating system, nothing guessed. An unknown fact is empty."""
+"""Hardware and operating system of this machine, read from the operating system. Unknown fields are empty or 0."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Machine:
     architecture: str
     """x86_64, aarch64, arm64."""
     processor: str
-    """The CPU's own name."""
+    """Model name of the CPU."""
     cores: int
-    """Cores that this process may use."""
+    """CPU cores that this process may use."""
     memory_gib: float
-    """Physical memory; 0 where unknown."""
+    """Physical memory in GiB; 0 if unknown."""
     board: str
-    """What the device tree says of a single-board computer, as on a Jetson or a Raspberry Pi."""
+    """Model of a single-board computer, such as a Jetson or a Raspberry Pi, from the device tree."""
     gpu: str
-    """Names of the NVIDIA GPUs that the driver shows."""
+    """Names of the NVIDIA GPUs, comma-separated."""
 
     def __str__(self) -> str:
         parts = [f"{self.system} {self.architecture}", self.board or self.processor, self.gpu, f"{self.cores} cores"]
@@ -47,37 +47,41 @@ def this_machine() -> Machine:
 
 
 def usable_cores() -> int:
-    """Cores this process may use; fewer than the machine has inside a container or under taskset."""
+    """CPU cores that this process may use; fewer than the machine has under taskset or in some containers."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def default_threads(root: Path = Path("/")) -> int:
-    """CPU threads for one small model at batch 1: a layer of some hundred thousand multiplications per token has no
-    work for more than four, and the app around us wants its cores. Two threads of one core share what multiplies, and
-    beyond a container's quota all threads are stopped together: neither counts. ``root``: where /proc and /sys are."""
+    """Default number of CPU threads for one small model at batch size 1.
+
+    The smallest of: 4, because a layer of a small model does not scale to more threads and the app needs the other
+    cores; the physical cores, because the threads of one core share its arithmetic units; and the CPU quota of the
+    container, because a container that exceeds its quota is suspended. ``root``: folder that contains /proc and /sys.
+    """
     return max(1, int(min(4, physical_cores(root), cpu_quota(root))))
 
 
 def physical_cores(root: Path = Path("/")) -> int:
-    """Cores this process may use, where the system tells which CPUs are threads of one core; else its CPUs."""
+    """Physical cores that this process may use; logical CPUs if the system does not report the core of each CPU."""
     if not hasattr(os, "sched_getaffinity"):
         return usable_cores()
     cpus = root / "sys/devices/system/cpu"
     siblings = (_read(str(cpus / f"cpu{cpu}/topology/thread_siblings_list")) for cpu in os.sched_getaffinity(0))
-    told = [text for text in siblings if text]
-    return len(set(told)) if told else usable_cores()
+    known = [text for text in siblings if text]
+    return len(set(known)) if known else usable_cores()
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """CPUs whose time this process' control groups grant it (docker --cpus); infinite where they set no limit."""
+    """CPU quota of this process's control groups, in CPUs (docker --cpus); infinite without a limit."""
     granted = [math.inf]
     for line in _read(str(root / "proc/self/cgroup")).splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")  # version 1 names its controllers, 2 does not
+        # cgroup version 1 has one folder per controller, version 2 has one for all
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         path = top / group.lstrip("/")
         for folder in (path, *path.parents):
             if folder.is_relative_to(top):
@@ -90,7 +94,7 @@ def _granted(group: Path) -> float:
     limits = limits or [_read(str(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period")]
     try:
         quota, period = map(int, limits)
-    except ValueError:  # "max", or no such file
+    except ValueError:  # "max" (no limit), or the file does not exist
         return math.inf
     return quota / period if quota > 0 and period > 0 else math.inf
 
@@ -130,7 +134,7 @@ def _memory_bytes() -> int:
 def _gpu() -> str:
     if platform.system() == "Darwin":
         return ""
-    # The driver's own files answer at once; nvidia-smi can take a second.
+    # Reading the driver's files is immediate; nvidia-smi can take a second.
     cards = [_read(str(path)) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
     names = [line.partition(":")[2].strip() for card in cards for line in card.splitlines() if line.startswith("Model")]
     return ", ".join(names or _run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines())

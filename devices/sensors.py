@@ -1,5 +1,8 @@
-"""What the machine feels while it works: clock, temperature, load, power mode. Read before and after a measurement, so
-that a throttled or busy run can be told from a slow one. A sensor that is not there is None."""
+"""Sensors of the machine: CPU clock, temperature, load, power mode.
+
+Read before and after a measurement, they show whether the machine was throttled or busy. The value of a missing sensor
+is None.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Reading:
     cpu_mhz: float | None
-    """Mean clock of the cores."""
+    """Mean clock frequency of the CPU cores."""
     temperature_c: float | None
-    """The hottest zone."""
+    """Temperature of the hottest thermal zone."""
     load: float | None
-    """Runnable processes, mean of the last minute."""
+    """Load average of the last minute."""
     governor: str | None
-    """The CPU's frequency governor."""
+    """CPU frequency governor."""
     peak_memory_mib: float | None
-    """The most resident memory this process has had."""
+    """Peak resident memory of this process."""
     power_mode: str | None = None
-    """What a Jetson is set to, as ``nvpmodel -q`` names it: 15W, MAXN, ..."""
+    """Power mode of a Jetson, as ``nvpmodel -q`` names it: 15W, MAXN, ..."""
 
 
 def read_sensors() -> Reading:
@@ -58,13 +61,14 @@ def _cpuinfo_mhz() -> float | None:
 
 
 def all_cpus() -> int:
-    """CPUs of the machine that ``cpu_seconds_of_others`` counts, whether this process may use them or not."""
+    """Logical CPUs of the machine, including those that this process may not use. ``cpu_seconds_of_others`` covers all
+    of them."""
     return os.cpu_count() or 1
 
 
 def cpu_seconds_of_others() -> float | None:
-    """CPU time that everything but this process and its children has used since the system started, a hypervisor's
-    other guests included. None where the system does not tell."""
+    """CPU seconds used since boot by everything except this process and its children, including other guests of a
+    hypervisor. None if the system does not report them."""
     line = (_text("/proc/stat") or "").partition("\n")[0].split()
     if len(line) < 9 or line[0] != "cpu":
         return None
@@ -75,7 +79,7 @@ def cpu_seconds_of_others() -> float | None:
 
 
 def resident_mib() -> float | None:
-    """The memory that this process holds now."""
+    """Resident memory of this process, in MiB; None if the system does not report it."""
     return _memory_mib("VmRSS")
 
 
@@ -87,12 +91,13 @@ def _memory_mib(kind: str) -> float | None:
 
 
 def _power_mode() -> str | None:
-    """From the line ``NV Power Mode: MODE_15W``. Old releases answer the superuser only: None then."""
+    """Power mode from the line ``NV Power Mode: MODE_15W`` of nvpmodel's output. None if nvpmodel fails; old releases
+    need root."""
     if not shutil.which("nvpmodel"):
         return None
     try:
-        told = subprocess.run(("nvpmodel", "-q"), capture_output=True, text=True, timeout=2, check=False).stdout
+        output = subprocess.run(("nvpmodel", "-q"), capture_output=True, text=True, timeout=2, check=False).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    modes = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("NV Power Mode")]
+    modes = [line.partition(":")[2].strip() for line in output.splitlines() if line.startswith("NV Power Mode")]
     return modes[0].removeprefix("MODE_") if modes and modes[0] else None

@@ -55,6 +55,7 @@ def place_automatically(
         )
     if checkpoint.calibrated is None:
         raise InputError(f"--exits auto needs a calibrated policy: run berxit-calibrate {checkpoint.path} first")
+    _ = checkpoint.calibration_pass  # raises here, before the measurement, if it is missing
     segments, layers = checkpoint.segments, checkpoint.model.layers
     with TemporaryDirectory() as scratch:
         backends = []
@@ -69,7 +70,9 @@ def place_automatically(
         inputs = written.golden.one_by_one(written.draft.model.pad_token_id)
         every, last = backends
         costs = quiet_costs(every, last, inputs, messages.progress, accept_noise=accept_noise)
-    return place_exits(layers, lambda exits: checkpoint.calibrated_for(exits).calibration.histogram, costs)
+    return place_exits(
+        layers, lambda exits: checkpoint.calibrated_for(exits, estimate=False).calibration.histogram, costs
+    )
 
 
 Histogram = Callable[[tuple[int, ...]], Sequence[int]]

@@ -34,10 +34,11 @@ class LoadedCheckpoint:
         assert self.calibrated is not None
         return stored_pass(self.path, self.calibrated)
 
-    def calibrated_for(self, exits: Sequence[int]) -> CalibratedPolicy:
-        """The policy that the same calibration rule chooses for these exits. Raises as ``calibration_pass`` does."""
+    def calibrated_for(self, exits: Sequence[int], *, estimate: bool = True) -> CalibratedPolicy:
+        """The policy that the same calibration rule chooses for these exits. ``estimate`` as in ``choose``; raises as
+        ``calibration_pass`` does."""
         assert self.calibrated is not None
-        return choose_again(self.calibration_pass, self.calibrated.calibration, exits)
+        return choose_again(self.calibration_pass, self.calibrated.calibration, exits, estimate=estimate)
 
 
 def load(path: Path) -> LoadedCheckpoint:

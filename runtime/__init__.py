@@ -1,11 +1,11 @@
-"""The part that runs on the device: numpy, tokenizers and one back end; never torch, transformers or onnx."""
+"""Runtime that runs on the device. It needs numpy, tokenizers and one backend; never torch, transformers or onnx."""
 
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - JetPack 5 comes with 3.8
-    sys.exit("error: berxit needs Python 3.10 or newer; what to do on JetPack 5 says docs/tensorrt.md")
+    sys.exit("error: berxit needs Python 3.10 or newer; for JetPack 5, see docs/tensorrt.md")
 
-if __name__ == "runtime":  # imported from the checkout's folder: every class must exist once, in berxit.runtime
+if __name__ == "runtime":  # imported from inside the checkout: every class must exist only once, in berxit.runtime
     from berxit.alias import install_alias
 
     install_alias()

@@ -1,4 +1,4 @@
-"""Checks of what an app passes to a runner. Every wrong type is an InputError that names the argument."""
+"""Checks of a runner's arguments. Each raises an InputError that names the argument."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from berxit.runtime.errors import InputError
 
 MOST_THREADS = 256
-"""More than any machine's cores that one small model can use; backends create as many threads as they are told."""
+"""Upper limit of ``threads``, because backends create every thread that is requested. A small model cannot use more."""
 
 
 def as_texts(texts: Iterable[Any]) -> list[Any]:
-    """A batch as a list: of a list, tuple, generator, array of str, or a column of a data frame, whatever its index.
+    """Converts a batch to a list. Accepts a list, tuple, generator, array of str, or a column of a data frame.
 
-    A list or array of two texts becomes a tuple, a pair. What the elements are is checked when they are tokenized.
-    Raises InputError for what is no batch, or has no order.
+    An element that is a list or array of two texts becomes a tuple (a pair). The tokenizer checks the elements.
+    Raises InputError for a single text, an unordered collection or an object that is not iterable.
     """
     if isinstance(texts, str | bytes):
         raise InputError("a batch is a list of texts, not one text: use predict for one")
@@ -42,14 +42,14 @@ def _as_pair(row: Any) -> Any:
 
 
 def as_number(name: str, value: Any) -> float:
-    """Raises InputError unless ``value`` is a real number; bool and str are none."""
+    """``value`` as a float. Raises InputError unless it is a real number; bool and str are rejected."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name} is {value!r} ({type(value).__name__}): give a number")
     return float(value)
 
 
 def as_threads(value: Any) -> int:
-    """Raises InputError unless ``value`` is an integer of at least 1."""
+    """``value`` as an int. Raises InputError unless it is an integer from 1 to MOST_THREADS."""
     try:
         threads = index(value) if not isinstance(value, bool) else None
     except TypeError:
@@ -62,10 +62,10 @@ def as_threads(value: Any) -> int:
 
 
 def load_arguments(bundle: Any, device: Any, backend: Any, threads: Any, **flags: Any) -> dict[str, Any]:
-    """The checked arguments of ``EarlyExitRunner.load``, by name.
+    """Checked arguments of ``EarlyExitRunner.load``, by name.
 
     The path becomes absolute, so that it stays valid when the process changes its working directory; links are not
-    resolved. Raises InputError for a wrong type: flags are True or False, because "no" would count as True.
+    resolved. Raises InputError for a wrong type. Flags must be True or False, because a string such as "no" is truthy.
     """
     if not isinstance(bundle, str | os.PathLike):
         raise InputError(f"bundle is {bundle!r} ({type(bundle).__name__}): give the path of a folder")

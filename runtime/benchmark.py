@@ -118,7 +118,13 @@ def bench(
     if tuned:
         backend, backend_options, threads = tuned[0].backend, tuned[0].backend_options, tuned[0].threads
     runner = EarlyExitRunner.load(
-        bundle, device, backend=backend, backend_options=backend_options, threads=threads, lazy=lazy
+        bundle,
+        device,
+        backend=backend,
+        backend_options=backend_options,
+        threads=threads,
+        lazy=lazy,
+        progress=progress,
     )
     manifest = runner.manifest
     if examples:

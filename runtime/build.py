@@ -1,4 +1,4 @@
-"""``berxit-build``: the engines of a TensorRT bundle, for this device or ahead of time."""
+"""``berxit-build``: builds the engines of a TensorRT bundle, for this device or ahead of time."""
 
 from __future__ import annotations
 
@@ -21,27 +21,39 @@ from berxit.runtime.tables import plural
 @click.command("build")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--builder", type=click.Choice(list(BUILDERS)), default="tensorrt", show_default=True)
-@click.option("--sm", help="Compute capabilities to build for, without such a GPU: 86,89. Needs tensorrt-rtx.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Engine cache.  [default: $BERXIT_CACHE, ~/.cache/berxit]"
+    "--sm",
+    help="Comma-separated compute capabilities to build for, without such a GPU: 86,89. Needs --builder tensorrt-rtx.",
 )
-@click.option("--workspace", type=click.IntRange(min=1), help="MiB that the builder may use; the device's by default.")
-@click.option("--force", is_flag=True, help="Build engines that are there, too.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of the engine cache.  [default: $BERXIT_CACHE, ~/.cache/berxit]",
+)
+@click.option(
+    "--workspace",
+    type=click.IntRange(min=1),
+    help="Workspace memory of the builder in MiB.  [default: depends on the device]",
+)
+@click.option("--force", is_flag=True, help="Rebuild engines that are in the cache.")
+@click.option("--quiet", is_flag=True, help="Show no progress bar.")
 @debug_option
 def command(
     bundle: Path, builder: str, sm: str | None, output: Path | None, workspace: int | None, force: bool, quiet: bool
 ) -> None:
-    """Build the engines of BUNDLE, exported with --target tensorrt, and keep them in the engine cache.
+    """Build the TensorRT engines of BUNDLE and store them in the engine cache.
 
-    Opening a bundle does the same for engines that are missing; this is for doing it beforehand.
+    BUNDLE was exported with --target tensorrt. Loading a bundle builds missing engines, too; run this command to build
+    them beforehand.
     """
     manifest = read_manifest(bundle)
     if manifest.target != "tensorrt":
-        raise InputError(f"{bundle} was exported for '{manifest.target}', engines are built from --target tensorrt")
+        raise InputError(
+            f"{bundle} was exported for '{manifest.target}' and has no engines: export it with --target tensorrt"
+        )
     api, cache = load(builder), EngineCache(output or cache_folder())
     if sm and not api.ahead_of_time:
-        raise InputError("--sm builds for a GPU that is not here: only --builder tensorrt-rtx can do that")
+        raise InputError(f"--builder {builder} cannot build for another GPU (--sm): use --builder tensorrt-rtx")
     mib = workspace or devices.recognise(devices.this_machine()).workspace_mib
     for gpu in _named(sm) if sm else [_here(builder)]:
         if force:
@@ -56,18 +68,18 @@ def command(
 
 
 def next_steps(bundle: Path, builder: str, output: Path | None, *, elsewhere: bool) -> list[str]:
-    """The command that runs the bundle on these engines; ``elsewhere``: on another machine than this."""
+    """Lines that show the command to run the bundle on these engines; ``elsewhere``: on another machine."""
     cache = output or (cache_folder() if elsewhere else None)
     variable = f"BERXIT_CACHE={shlex.quote(str(cache))} " if cache else ""
     backend = "" if builder == "tensorrt" else f" --backend {builder}"
     command = f"{variable}python -m runtime.bench{backend} {shlex.quote(str(bundle))}"
     if not elsewhere:
         return [f"next: {command}"]
-    return [f"copy {bundle} and {cache} to a machine with such a GPU", f"next, there: {command}"]
+    return [f"copy {bundle} and {cache} to a machine with such a GPU", f"next, on that machine: {command}"]
 
 
 def _named(sm: str) -> list[Gpu]:
-    """``86,89`` as GPUs without a name. Raises InputError."""
+    """GPUs for compute capabilities such as ``86,89``. Raises InputError for other values."""
     parts = [part.strip() for part in sm.split(",")]
     if not all(part.isdigit() and len(part) >= 2 for part in parts):
         raise InputError(f"--sm {sm}: give compute capabilities without the dot, such as 86,89")
@@ -79,10 +91,11 @@ def _here(builder: str) -> Gpu:
         return Cuda.open().gpu()
     except BerxitError as error:
         other = (
-            "--sm 86 (or yours) builds for one that is not here"
+            "to build for a GPU of another machine, add --sm with its compute capability, such as --sm 86"
             if builder == "tensorrt-rtx"
             else (
-                "engines are built on the device; --builder tensorrt-rtx --sm 86 builds for desktop RTX GPUs anywhere"
+                "run this command on the device; for a desktop RTX GPU of another machine, use --builder tensorrt-rtx"
+                " --sm 86"
             )
         )
         raise BerxitError(f"{error}; {other}") from error

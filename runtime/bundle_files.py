@@ -1,8 +1,9 @@
-"""The files of a bundle, opened once: what is read later is what was checked, whatever replaces the folder meanwhile.
+"""Files of a bundle. Each is opened once, so that later reads return the checked content even if the bundle is
+replaced.
 
-A bundle is replaced as a whole, by renaming folders or a link. Opening its files by path, one after another, would then
-mix two models. So the folder is opened first and its files relative to it. A file stays open, as a descriptor, for as
-long as its ``BundleFile`` lives.
+A bundle is replaced as a whole, by renaming folders or a link. If its files were opened by path, one after another, a
+replacement in between would mix two models. Therefore the folder is opened first, and its files relative to it. A file
+descriptor stays open as long as its ``BundleFile`` exists.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from berxit.runtime.errors import BerxitError
 
 MANIFEST = "manifest.json"
 DESCRIPTORS = Path("/proc/self/fd")
-"""Linux's folder with a path for every open file; it works after the file's own path is gone."""
+"""Linux folder with a path for every open file. The path is valid even after the file was renamed or deleted."""
 BLOCK = 1 << 20
-"""Bytes that are hashed at a time."""
+"""Number of bytes read at a time."""
 RELATIVE = os.open in os.supports_dir_fd
-"""True if files can be opened relative to an open folder. On Windows, an open file prevents renaming its folder."""
+"""True if files can be opened relative to an open folder. Windows cannot, but an open file prevents renaming its folder
+there."""
 
 
 class Entry(Protocol):
-    """A file as the manifest names it."""
+    """Entry of the manifest that names a file."""
 
     @property
     def file(self) -> str: ...
@@ -38,12 +40,12 @@ class Entry(Protocol):
 
 
 class BundleFile:
-    """An open file of a bundle. Safe to read from several threads."""
+    """Open file of a bundle. Thread-safe."""
 
     def __init__(self, path: Path, descriptor: int, sha256: str) -> None:
         self.path = path
         self.content: str | None = None
-        """The sha256 of what is read here; None where it was not computed (``verify``)."""
+        """Checked sha256 of the content; None before ``verify``."""
         self._descriptor, self._sha256 = descriptor, sha256
         finalize(self, os.close, descriptor)
         self._reading = threading.Lock()
@@ -53,21 +55,21 @@ class BundleFile:
         return str(self.path)
 
     def verify(self) -> None:
-        """Computes the checksum. Raises BerxitError where it differs from the manifest's."""
+        """Computes the sha256. Raises BerxitError if it differs from the manifest."""
         self._seen = self._signature()
         digest, place = hashlib.sha256(), 0
         while block := self._read(BLOCK, place):
             digest.update(block)
             place += len(block)
         if digest.hexdigest() != self._sha256:
-            raise BerxitError(
-                f"{self}: checksum differs from the manifest's. Copy the bundle again, or export it again"
-            )
+            raise BerxitError(f"{self}: checksum differs from the manifest. Copy the bundle again, or export it again")
         self.content = self._sha256
 
     def location(self) -> str | bytes:
-        """For libraries that open files themselves: a path of the open file where the system has one, else its bytes.
-        The path is valid as long as this object lives."""
+        """Path of the open file, for libraries that open files themselves; its bytes if the system has no such path.
+
+        The path is valid as long as this object exists.
+        """
         self._check_unchanged()
         path = DESCRIPTORS / str(self._descriptor)
         return str(path) if path.exists() else self.read_bytes()
@@ -81,7 +83,7 @@ class BundleFile:
         return b"".join(blocks)
 
     def map(self) -> mmap.mmap:
-        """Memory-mapped, read-only."""
+        """Memory-maps the file, read-only."""
         self._check_unchanged()
         return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
 
@@ -92,7 +94,7 @@ class BundleFile:
     def _read(self, size: int, place: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, size, place)
-        with self._reading:  # Windows: one position for all readers
+        with self._reading:  # Windows has no pread: all threads share one file position
             os.lseek(self._descriptor, place, os.SEEK_SET)
             return os.read(self._descriptor, size)
 
@@ -101,22 +103,23 @@ class BundleFile:
         return found.st_size, found.st_mtime_ns
 
     def _check_unchanged(self) -> None:
-        """Raises BerxitError where the file was written over since it was opened."""
+        """Raises BerxitError if the file was modified since it was opened and its content is not verified any more."""
         if self._signature() == self._seen:
             return
         if self.content is None:
             raise BerxitError(
-                f"{self} was changed in place after the bundle was opened. Replace a bundle by renaming folders, and"
-                " load it again"
+                f"{self} was modified after the bundle was opened. Load the bundle again; to replace a bundle, rename"
+                " folders instead of overwriting files"
             )
         self.verify()
 
 
 class BundleFolder:
-    """An open folder of a bundle, and the files of it that were opened."""
+    """Open folder of a bundle, with its opened files."""
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
-        """``verify``: check the sha256 of every file when it is opened. Raises BerxitError where there is no folder."""
+        """``verify``: check the sha256 of every file when it is opened. Raises BerxitError if ``path`` is not a folder
+        or cannot be opened."""
         self.path = path
         self.verify = verify
         self._files: dict[tuple[str, str], BundleFile] = {}
@@ -128,30 +131,33 @@ class BundleFolder:
             try:
                 self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             except OSError as error:
-                raise BerxitError(f"cannot open bundle {path}: {error.strerror}. Fix that, or copy it again") from error
+                raise BerxitError(
+                    f"cannot open bundle {path}: {error.strerror}. Fix this problem, or copy the bundle again"
+                ) from error
             finalize(self, os.close, self._descriptor)
 
     @classmethod
     def at(cls, folder: Path | BundleFolder) -> BundleFolder:
-        """``folder`` itself where it is open."""
+        """Opens ``folder``; returns it unchanged if it is a BundleFolder."""
         return folder if isinstance(folder, BundleFolder) else cls(folder)
 
     def __str__(self) -> str:
         return str(self.path)
 
     def manifest(self) -> BundleFile:
+        """The open manifest.json. Raises BerxitError if it is missing or cannot be read."""
         try:
             return self._open(MANIFEST, "")
         except FileNotFoundError:
             raise BerxitError(
-                f"{self.path / MANIFEST} is missing: {self} is not a bundle, or not a whole one. Copy the bundle again"
+                f"{self.path / MANIFEST} is missing: {self} is not a bundle, or is incomplete. Copy the bundle again"
             ) from None
 
     def file(self, entry: Entry, *, verify: bool = False) -> BundleFile:
-        """The open file. ``verify``: check its sha256 even where the folder is opened without checks.
+        """The open file of ``entry``. ``verify``: check its sha256 even if the folder was opened without checks.
 
-        A file that is reached by a link is always checked: nothing else says that it belongs to this bundle. Raises
-        BerxitError for a name that leads out of the bundle, and for a file that is missing or not what it should be.
+        A file that is reached through a link is always checked, because only its checksum shows that it belongs to this
+        bundle. Raises BerxitError if the file is outside the bundle, is missing, or differs from its checksum.
         """
         key = self._name(entry), entry.sha256
         found = self._files.get(key)
@@ -162,29 +168,31 @@ class BundleFolder:
                 checked = checked or self._linked(entry.file)
             except (FileNotFoundError, NotADirectoryError):
                 raise BerxitError(
-                    f"{self}: file '{entry.file}' is missing. Copy the bundle again, whole, or export it again"
+                    f"{self}: file '{entry.file}' is missing. Copy the whole bundle again, or export it again"
                 ) from None
         if checked and found.content is None:
             found.verify()
         return found
 
     def package(self, entry: Entry) -> Path | None:
-        """The path of an entry that is a folder (.mlpackage); None where it is a file. Raises as ``file`` does."""
+        """Path of an entry that is a folder (.mlpackage); None if it is a file. Raises BerxitError if it is outside the
+        bundle."""
         path = self._absolute / self._name(entry)
         return path if path.is_dir() else None
 
     def _name(self, entry: Entry) -> str:
-        """The entry's file: a relative path without "..", on every system."""
+        """File name of ``entry``. Raises BerxitError unless it is a relative path without ".." on every system."""
         parts = PureWindowsPath(entry.file)
         if parts.anchor or ".." in parts.parts or not parts.parts:
             raise BerxitError(
-                f"{self.path / MANIFEST}: file '{entry.file}' lies outside the bundle. Do not use this bundle"
+                f"{self.path / MANIFEST}: file '{entry.file}' is outside the bundle. Do not use this bundle"
             )
         return entry.file
 
     def _open(self, name: str, sha256: str) -> BundleFile:
         path = self.path / name
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
             if self._descriptor is None:
                 descriptor = os.open(self._absolute / name, flags)
@@ -194,15 +202,15 @@ class BundleFolder:
             raise
         except OSError as error:
             raise BerxitError(
-                f"{path} cannot be read ({error.strerror}). Fix that, or copy the bundle again"
+                f"{path} cannot be read ({error.strerror}). Fix this problem, or copy the bundle again"
             ) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise BerxitError(f"{path} is not a file. Copy the bundle again, or export it again")
+            raise BerxitError(f"{path} is not a regular file. Copy the bundle again, or export it again")
         return BundleFile(path, descriptor, sha256)
 
     def _linked(self, name: str) -> bool:
-        """True if the file or a folder on the way to it is a link."""
+        """True if the file or one of its parent folders inside the bundle is a link."""
         parts = Path(name).parts
         return any(self._is_link(str(Path(*parts[: count + 1]))) for count in range(len(parts)))
 

@@ -84,13 +84,14 @@ class Calibration:
     full_depth_score: float
     """The checkpoint's score at full depth on the calibration data."""
     score: float
-    """The policy's score on the same data."""
+    """The policy's score on the same data. It is too high as an estimate for new data, because the threshold was
+    chosen on this data; see ``expected_score``."""
     average_exit_layer: float
     saved_layers: float
     histogram: tuple[int, ...]
     """(n,) number of examples that exit at each layer."""
     threshold: float
-    requirement: dict[str, float | str]
+    requirement: dict[str, float | bool | str]
     """The rule with its numbers: the fields of one of ``berxit.train.rules.Rule``."""
     constant_score: float | None = None
     """The score of the best prediction that is the same for every example; None in older records."""
@@ -98,6 +99,11 @@ class Calibration:
     """The class that F1 scores; None for another metric, and in older records."""
     warnings: tuple[str, ...] = ()
     """Reasons why the policy may mean little: scores at chance, or a rule that could not be kept. Empty: none."""
+    expected_score: float | None = None
+    """Expected score on new data, by cross-fitting: thresholds chosen on four fifths of the rows, scored on the rest.
+    None in older records, and if a fifth less data is too little for the rule."""
+    expected_interval: tuple[float, float] | None = None
+    """Bootstrap interval of ``expected_score``, 5th to 95th percentile."""
     placement: ExitPlacement | None = None
     """In the manifest of a bundle whose exits were placed automatically; None for others."""
 
@@ -106,7 +112,14 @@ class Calibration:
             f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
             f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
             f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
+            f"{self._expected()}"
         )
+
+    def _expected(self) -> str:
+        if self.expected_score is None or self.expected_interval is None:
+            return ""
+        low, high = self.expected_interval
+        return f"; expected on new data: {self.expected_score:.4f} ({low:.4f} to {high:.4f})"
 
     def check(self, layers: int, where: str) -> None:
         """Raises BerxitError unless the histogram counts every example of a model of ``layers`` layers."""
@@ -118,23 +131,25 @@ class Calibration:
             )
 
     def stored(self) -> dict[str, Any]:
-        """The record as JSON data. Without a placement it has no such key, which older readers reject."""
-        record = asdict(self)
-        if self.placement is None:
-            del record["placement"]
-        return record
+        """The record as JSON data, without the keys whose value is unknown: older readers reject them."""
+        unknown = {name for name in ("expected_score", "expected_interval", "placement") if getattr(self, name) is None}
+        return {key: value for key, value in asdict(self).items() if key not in unknown}
 
 
 def upgraded(record: Any) -> Any:
     """The JSON data of a stored record, with the keys of earlier versions renamed. Anything else is returned unchanged.
 
-    The oldest have a ``keep`` instead of a rule, and the name of the data may include its folder.
+    Earlier versions stored the rule as ``rule`` and ``asked``, before that only the share to keep as ``keep``; the data
+    file with its folder; the expected times of a placement as ``milliseconds`` and ``all_milliseconds``. Their rule for
+    a share to keep did not allow for chance, so it is ``optimistic``.
     """
     if not isinstance(record, dict):
         return record
     record = {OLDER_KEYS.get(key, key): value for key, value in record.items()}
     if "keep" in record:
         record["requirement"] = {"keep": record.pop("keep")}
+    if isinstance(record.get("requirement"), dict) and set(record["requirement"]) == {"keep"}:
+        record["requirement"] = {**record["requirement"], "optimistic": True}
     if isinstance(record.get("data"), str):
         record["data"] = Path(record["data"]).name
     if isinstance(record.get("placement"), dict):

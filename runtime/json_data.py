@@ -1,4 +1,4 @@
-"""JSON files with a strict shape: a reader that guesses would run the wrong thing quietly."""
+"""JSON files that are parsed strictly into dataclasses: every deviation is an error, so that no value is guessed."""
 
 from __future__ import annotations
 
@@ -16,45 +16,48 @@ T = TypeVar("T")
 
 
 def write_json(data: Any, path: Path) -> None:
-    """Replaces a JSON file as a whole: an interruption leaves what was there before."""
+    """Writes a JSON file atomically: after an interruption, the file has its previous content."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises BerxitError where it cannot be read or is none."""
+    """Object of a JSON file. Raises BerxitError if the file cannot be read or contains no JSON object."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise BerxitError(f"{path} is missing: {path.parent} is not whole, or not what it should be") from None
+        raise BerxitError(f"{path} is missing: {path.parent} is incomplete, or is the wrong folder") from None
     except OSError as error:
-        raise BerxitError(f"{path} cannot be read ({error.strerror}). Mend that, or make it again") from None
+        raise BerxitError(f"{path} cannot be read ({error.strerror}). Fix this problem, or recreate the file") from None
     return decode_json(content, path)
 
 
 def decode_json(content: bytes, path: Path) -> dict[str, Any]:
-    """The object in the content of the JSON file ``path``. Raises BerxitError where it is none."""
+    """Object of JSON ``content``; ``path`` is for messages. Raises BerxitError unless it is a JSON object."""
     try:
         data = json.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BerxitError(f"{path} is damaged ({error}). Copy or make it again") from None
+        raise BerxitError(f"{path} is damaged ({error}). Copy it again, or recreate it") from None
     if not isinstance(data, dict):
-        raise BerxitError(f"{path} is damaged (not a JSON object). Make the file again")
+        raise BerxitError(f"{path} is damaged (not a JSON object). Recreate the file")
     return data
 
 
 def parse(kind: type[T], data: Any, where: str) -> Any:
-    """Plain JSON data as the dataclass ``kind``, strictly: each key known, each needed one there, each of its type."""
+    """Converts JSON data to ``kind``, a dataclass or the type of a field.
+
+    Raises BerxitError, which starts with ``where``, for an unknown key, a missing key or a value of another type.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(data, dict):
-            raise BerxitError(f"{where}: expected an object, found {type(data).__name__}. Make the file again")
+            raise BerxitError(f"{where}: expected an object, found {type(data).__name__}. Recreate the file")
         read = {f.name for f in dataclasses.fields(kind) if f.metadata.get("stored", True)}
         hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in read}
         needed = {f.name for f in dataclasses.fields(kind) if f.default_factory is f.default is dataclasses.MISSING}
         if unknown := sorted(set(data) - set(hints)):
-            raise BerxitError(f"{where}: unknown key '{unknown[0]}'. Upgrade berxit here, or make the file again")
+            raise BerxitError(f"{where}: unknown key '{unknown[0]}'. Upgrade berxit here, or recreate the file")
         if missing := sorted(needed - set(data)):
-            raise BerxitError(f"{where}: key '{missing[0]}' is missing. Make the file again")
+            raise BerxitError(f"{where}: key '{missing[0]}' is missing. Recreate the file")
         return kind(**{key: parse(hints[key], value, f"{where}: {key}") for key, value in data.items()})
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
@@ -70,4 +73,4 @@ def parse(kind: type[T], data: Any, where: str) -> Any:
         return float(data)
     elif kind is Any or (origin is None and isinstance(data, kind) and not (kind is int and isinstance(data, bool))):
         return data
-    raise BerxitError(f"{where}: found {json.dumps(data)[:60]}, which does not belong there. Make the file again")
+    raise BerxitError(f"{where}: unexpected value {json.dumps(data)[:60]}. Recreate the file")

@@ -1,4 +1,4 @@
-"""Labels of data files: one rule for which labels are the same class, which are missing, and which are numbers."""
+"""Labels of data files: class names, missing values and numbers."""
 
 from __future__ import annotations
 
@@ -13,63 +13,67 @@ from berxit.runtime.tables import listed
 
 BOOLEANS = ("false", "true")
 LONGEST_PLAIN = 30
-"""Digits up to which a numeric class name is written without an exponent."""
+"""Largest decimal exponent of a numeric class name that is written without an exponent."""
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _MISSING = ("", "<NA>", "#NA", "#N/A", "#N/A N/A", "NA", "N/A", "n/a", "None")
 
 
 def class_name(label: str) -> str:
-    """The one spelling of a class: numbers are equal by value (1, 1.0, +1 and 1e0 are class "1"), booleans whatever
-    their case ("true", "false"), other names letter by letter."""
+    """Normalized name of a class. Numbers are compared by value (1, 1.0, +1 and 1e0 are class "1"), booleans without
+    case ("true", "false"), and other names letter by letter."""
     number = as_number(label)
     if number is None:
         name = unicodedata.normalize("NFC", label.strip())
         return name.lower() if name.lower() in BOOLEANS else name
     if number == 0:
         return "0"
-    plain = number.normalize(Context(prec=len(number.as_tuple().digits)))  # this many digits: nothing is rounded
+    plain = number.normalize(Context(prec=len(number.as_tuple().digits)))  # enough digits to avoid rounding
     return f"{plain:f}" if abs(plain.adjusted()) <= LONGEST_PLAIN else str(plain)
 
 
 def as_number(label: str) -> Decimal | None:
-    """The exact value of a label that is a number; None for any other."""
+    """Exact value of a numeric label; None for any other label."""
     return Decimal(label.strip()) if _NUMBER.fullmatch(label.strip()) else None
 
 
 def label_numbers(labels: Sequence[str], glue_numbers: bool = False) -> dict[str, int]:
-    """Class name -> class number; with ``glue_numbers`` also the number itself, as the GLUE files have it.
+    """Maps class names to class numbers; with ``glue_numbers`` also the numbers themselves, as in the GLUE files.
 
-    Raises InputError for two classes of one name: a checkpoint of a release that compared numbers as text.
+    Raises InputError if two classes have the same normalized name, as in checkpoints of releases that compared numbers
+    as text.
     """
     numbers = {class_name(name): number for number, name in enumerate(labels)}
     if len(numbers) < len(labels):
-        raise InputError(f"two of the classes {listed(labels)} are one ('1' and '1.0' are equal): train again")
+        raise InputError(f"two of the classes {listed(labels)} are equal (as '1' and '1.0' are): train again")
     if glue_numbers:
         numbers.update({str(number): number for number in range(len(labels))})
     return numbers
 
 
 def checked_label(text: str, column: str, where: str) -> str:
-    """Raises InputError for a value that stands for a missing one, as pandas does; "nan" and "null" in any case."""
+    """The label without surrounding whitespace. Raises InputError for a marker of a missing value.
+
+    The markers are those of pandas; "nan" and "null" match in upper and lower case.
+    """
     label = text.strip()
     if label in _MISSING or label.lower().lstrip("+-") in ("nan", "null"):
         marker = f": '{label}' marks a missing value, rename a class of that name" if label else ""
-        raise InputError(f"{where}: column '{column}' has no label{marker}. Fill it or delete the line")
+        raise InputError(f"{where}: column '{column}' has no label{marker}. Fill it in or delete the line")
     return label
 
 
 def class_number(label: str, numbers: dict[str, int], labels: Sequence[str], where: str) -> int:
-    """The number of the label's class; ``numbers`` from ``label_numbers``. Raises InputError for an unknown label."""
+    """Class number of a label; ``numbers`` from ``label_numbers``. Raises InputError for an unknown label."""
     name = class_name(label)
     if name in numbers:
         return numbers[name]
-    values = "" if as_number(label) is None or None in map(as_number, labels) else ". For values, add --regression"
-    raise InputError(f"{where}: unknown label '{label}'. Known: {listed(labels)}{values}")
+    values = "" if as_number(label) is None or None in map(as_number, labels) else ". For regression, add --regression"
+    raise InputError(f"{where}: unknown label '{label}'. Known labels: {listed(labels)}{values}")
 
 
 def regression_value(label: str, where: str) -> float:
-    """The label as a number. Raises InputError for one that is not finite, or not a number."""
+    """Label as a number. Raises InputError unless it is a finite number."""
     number = as_number(label)
     value = math.nan if number is None else float(number)
     if not math.isfinite(value):

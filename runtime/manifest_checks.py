@@ -1,8 +1,8 @@
-"""Checks of a manifest that its types cannot express: roles, dtypes, shapes, names and sizes, within the manifest and
-against the opened segment files.
+"""Checks of a manifest that its types cannot express: roles, dtypes, shapes, names and sizes. The manifest is checked
+for consistency and against the opened segment files.
 
-A backend allocates memory and reads outputs by what the manifest states. A statement that is wrong would make it read
-memory that nothing has written, so every statement is checked before the first prediction.
+A backend allocates memory and reads outputs according to the manifest. With a wrong manifest it would read
+uninitialized memory, so every entry is checked before the first prediction.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ Shape = tuple[str | int, ...]
 
 
 class Port(NamedTuple):
-    """One input or output of an opened segment file, as far as the backend knows it."""
+    """Input or output of an opened segment file, as reported by the backend."""
 
     name: str
     dtype: str | None
-    """As numpy names it; None where the backend does not tell."""
+    """Dtype as numpy names it; None if the backend does not report it."""
     shape: Shape | None
-    """A string where the size varies; None where the backend does not tell."""
+    """Shape, with a string for each dynamic size; None if the backend does not report it."""
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
-    """Raises BerxitError for the first thing in which a manifest contradicts itself or the format."""
+    """Raises BerxitError for the first entry of a manifest that is inconsistent or violates the format."""
     for problem in _problems(manifest):
         raise BerxitError(f"{where}: {problem}. Export the bundle again")
 
 
 def check_ports(segment: Segment, inputs: Sequence[Port], outputs: Sequence[Port], where: str) -> None:
-    """Compares a segment's inputs and outputs with those of its opened file; the file may have further outputs.
+    """Compares the inputs and outputs of ``segment`` with those of its opened file, which may have further outputs.
 
     Raises BerxitError for the first difference in names, dtypes, ranks or sizes.
     """
@@ -71,7 +71,8 @@ def check_ports(segment: Segment, inputs: Sequence[Port], outputs: Sequence[Port
 
 
 def _fits(found: Shape | None, stated: Shape) -> bool:
-    """A size that varies in the file fits any; a size that varies in the manifest needs one that varies."""
+    """True if a shape of the file matches one of the manifest. A dynamic size of the file matches any size; a dynamic
+    size of the manifest matches only dynamic sizes."""
     if found is None:
         return True
     pairs = zip(found, stated, strict=False)
@@ -91,19 +92,19 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _model(model: ModelInfo) -> Iterator[str]:
     if model.kind not in ("classification", "regression"):
-        yield f"model.kind is '{model.kind}': it is classification or regression"
+        yield f"model.kind is '{model.kind}': it must be classification or regression"
     if model.regression and model.labels:
-        yield f"model.labels has {len(model.labels)} entries, and a regression model has none"
+        yield f"model.labels has {len(model.labels)} entries: a regression model must have none"
     if not model.regression and len(model.labels) < 2:
-        yield f"model.labels has {len(model.labels)} entries: a classification model has at least 2"
+        yield f"model.labels has {len(model.labels)} entries: a classification model must have at least 2"
     if twice := _repeated(model.labels):
         yield f"model.labels contains '{twice}' twice"
     if not 1 <= len(model.text_columns) <= 2:
         yield f"model.text_columns has {len(model.text_columns)} entries: a model reads 1 text or a pair of 2"
     if model.metric not in METRICS:
-        yield f"model.metric is '{model.metric}': it is one of {', '.join(METRICS)}"
+        yield f"model.metric is '{model.metric}': it must be one of {', '.join(METRICS)}"
     elif model.positive not in (None, positive_class(model.metric, model.labels)):
-        yield f"model.positive is '{model.positive}', which is not the second of two labels under metric f1"
+        yield f"model.positive is '{model.positive}': it must be the second of two labels, with metric f1"
     for name in ("layers", "hidden_size", "max_length"):
         if not 1 <= (value := getattr(model, name)) <= LARGEST_INT32:
             yield f"model.{name} is {value}: it must be at least 1 and at most {LARGEST_INT32}"
@@ -115,15 +116,15 @@ def _layers(manifest: Manifest) -> Iterator[str]:
     layers, n = [segment.layer for segment in manifest.segments], manifest.model.layers
     if layers != sorted({0, *layers, n}) or len(layers) < 2 or layers[-1] != n or manifest.policy.layers != n:
         yield (
-            f"{len(layers)} segments {layers} and a policy for {manifest.policy.layers} layers do not fit a model of"
+            f"{len(layers)} segments {layers} and a policy for {manifest.policy.layers} layers do not match a model of"
             f" {n} layers"
         )
     for before, segment in zip([0, *layers], manifest.segments, strict=False):
         run = max(1, segment.layer - before)
         if segment.repeat < 1 or run % segment.repeat:
             yield (
-                f"segment of layer {segment.layer}: repeat is {segment.repeat}, and must be at least 1 and divide the"
-                f" {run} layers that the segment runs"
+                f"segment of layer {segment.layer}: repeat is {segment.repeat}: it must be at least 1 and divide the"
+                f" {run} layers of the segment"
             )
 
 
@@ -133,10 +134,10 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
         if value is not None and not 1 <= value <= most:
             yield f"{name} is {value}: it must be at least 1 and at most {most}"
     if list(manifest.lengths) != sorted({*manifest.lengths}) or min(manifest.lengths, default=1) < 1:
-        yield f"lengths is {list(manifest.lengths)}: it must ascend, from 1 on"
+        yield f"lengths is {list(manifest.lengths)}: it must be in ascending order, without duplicates, from at least 1"
     exits, parity, scores = manifest.exits, manifest.parity, manifest.scores
     for name, numbers in {"parity.atol": (parity.atol,), "parity.max_diff": parity.max_diff}.items():
-        if not all(0 <= number < math.inf for number in numbers):  # not for NaN
+        if not all(0 <= number < math.inf for number in numbers):  # also rejects NaN
             yield f"{name} is {numbers if len(numbers) > 1 else numbers[0]}: it must be finite and at least 0"
     if not 0 < parity.scale < math.inf:
         yield f"parity.scale is {parity.scale}: it must be above 0, and finite"
@@ -163,9 +164,9 @@ def _segments(manifest: Manifest) -> Iterator[str]:
 
 
 def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shape, ...]]:
-    """Role -> the shapes that it may have. Sizes that vary are called batch and length."""
+    """Role -> allowed shapes. Dynamic sizes are called batch and length."""
     length: str | int = "length"
-    if len(manifest.lengths) == 1:  # CoreML: a single length may be stated as a number
+    if len(manifest.lengths) == 1:  # CoreML: the manifest may have a number for a single length
         stated = [tensor.shape for tensor in first.inputs if tensor.role == "input_ids"]
         length = manifest.lengths[0] if stated and manifest.lengths[0] in stated[0] else "length"
     batch: str | int = 1 if manifest.max_batch == 1 and manifest.target == "coreml" else "batch"
@@ -173,7 +174,7 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
     heads = {t.shape[1] for t in first.outputs if t.role == "attention_bias" and len(t.shape) == 4}
     return {
         **dict.fromkeys(TOKENS, ((batch, length),)),
-        "hidden": ((batch, length, size), (batch, size, 1, length)),  # the second: CoreML's layout ane
+        "hidden": ((batch, length, size), (batch, size, 1, length)),  # the second is CoreML's layout "ane"
         "attention_bias": ((batch, 1, 1, length), *((batch, h, length, length) for h in heads if isinstance(h, int))),
         "token_weights": ((batch, 1, length),),
         "logits": ((batch, outputs),),
@@ -182,7 +183,7 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
 
 
 def _tensors(segment: Segment, expected: Mapping[str, Sequence[Shape]]) -> Iterator[str]:
-    """Rules for every segment: known roles, each once, with the dtype and shape of the role."""
+    """Problems of a segment's tensors: duplicate names or roles, unknown roles, and wrong dtypes or shapes."""
     for kind, tensors in (("input", segment.inputs), ("output", segment.outputs)):
         if twice := _repeated(tensor.name for tensor in tensors):
             yield f"{kind} '{twice}' is listed twice"
@@ -201,24 +202,27 @@ def _tensors(segment: Segment, expected: Mapping[str, Sequence[Shape]]) -> Itera
 
 
 def _constants(segment: Segment) -> Iterator[str]:
-    """The inputs of role constant are those that ``constants`` lists, with the dtype and shape of the stored tensor."""
+    """Problems of a segment's constant inputs: they must match ``constants`` in name, dtype and shape."""
     for name in segment.constants.keys() - {tensor.name for tensor in segment.inputs}:
-        yield f"constants lists '{name}', which is no input"
+        yield f"constants lists '{name}', which is not an input"
     for tensor in segment.inputs:
         constant = segment.constants.get(tensor.name)
         if (tensor.role == "constant") != (constant is not None):
-            yield f"input '{tensor.name}' has role '{tensor.role}', and constants lists exactly those of role constant"
+            yield (
+                f"input '{tensor.name}' has role '{tensor.role}': constants must list exactly the inputs of role"
+                " constant"
+            )
         if constant is None:
             continue
         if (constant.dtype, constant.shape) != (tensor.dtype, tensor.shape):
             yield (
-                f"input '{tensor.name}' is {tensor.dtype} {_text(tensor.shape)}, its constant {constant.dtype}"
+                f"input '{tensor.name}' is {tensor.dtype} {_text(tensor.shape)}, but its constant is {constant.dtype}"
                 f" {_text(constant.shape)}"
             )
         if tensor.dtype not in STORED:
             yield f"constant '{tensor.name}' has dtype '{tensor.dtype}', expected one of {', '.join(STORED)}"
         if not all(isinstance(size, int) and size >= 0 for size in tensor.shape):
-            yield f"constant '{tensor.name}' has shape {_text(tensor.shape)}: its sizes must be numbers"
+            yield f"constant '{tensor.name}' has shape {_text(tensor.shape)}: its sizes must be non-negative integers"
 
 
 def _embeddings(segment: Segment) -> Iterator[str]:
@@ -231,12 +235,12 @@ def _layer(segment: Segment, carried: Mapping[str, TensorInfo], *, lte: bool, la
     needed = {"logits"} | ({"lte"} if lte else set()) | (set() if last else {"hidden"})
     yield from _roles("writes", segment.outputs, needed=needed, known=needed | {"hidden"})
     if segment.repeat > 1 and "hidden" not in {tensor.role for tensor in segment.outputs}:
-        yield "it repeats, and writes no hidden"
+        yield "repeat is above 1, but it writes no hidden"
     for tensor in (*segment.varying, *segment.outputs):
         made = carried.get(tensor.role)
         if made is not None and (made.dtype, made.shape) != (tensor.dtype, tensor.shape):
             yield (
-                f"'{tensor.name}' is {tensor.dtype} {_text(tensor.shape)}, and the embeddings segment writes"
+                f"'{tensor.name}' is {tensor.dtype} {_text(tensor.shape)}, but the embeddings segment writes"
                 f" {tensor.role} as {made.dtype} {_text(made.shape)}"
             )
 
@@ -246,11 +250,11 @@ def _roles(verb: str, tensors: Iterable[TensorInfo], *, needed: set[str], known:
     if missing := sorted(needed - found):
         yield f"it {verb} no {missing[0]}"
     if surplus := sorted(found - known):
-        yield f"it {verb} {surplus[0]}, which no segment at this place does"
+        yield f"it {verb} {surplus[0]}, which is not allowed at its position"
 
 
 def _shared_files(manifest: Manifest) -> Iterator[str]:
-    """Segments that name one file and function must state its tensors alike: the file is opened once."""
+    """Problems of segments with the same file and function, which is opened once: their tensors must be equal."""
     stated: dict[tuple[str, str | None, str, str], tuple[int, TensorInfo]] = {}
     for segment in manifest.segments:
         for kind, tensors in (("input", segment.inputs), ("output", segment.outputs)):
@@ -260,8 +264,8 @@ def _shared_files(manifest: Manifest) -> Iterator[str]:
                 )
                 if other != tensor:
                     yield (
-                        f"segment of layer {segment.layer}: {kind} '{tensor.name}' of {segment.file} is stated"
-                        f" otherwise by the segment of layer {before}"
+                        f"segment of layer {segment.layer}: {kind} '{tensor.name}' of {segment.file} differs from that"
+                        f" of the segment of layer {before}"
                     )
 
 

@@ -1,8 +1,8 @@
-"""How latency is measured, and what is made of it.
+"""Latency measurement and its statistics.
 
-The clock starts with the text and stops with the answer: tokenisation, segments, exit decisions and scores are all
-inside. One query at a time. All operating points take turns on the same inputs in a shuffled order, so that a slow
-moment of the machine falls on all of them alike; a warm-up comes first and is not counted.
+The measured interval runs from the text to the prediction. It includes tokenization, segments, exit decisions and
+scores. Queries run one at a time. All operating points run on each input in a shuffled order, so that a slow phase of
+the machine affects all of them equally. Warm-up queries run first and are not counted.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ class Latency:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one operating point did, over Q queries."""
+    """Measurements of one operating point over all queries."""
 
     latency: Latency
     average_exit_layer: float
     histogram: tuple[int, ...]
-    """(n,) queries that left at each layer."""
+    """(n,) number of queries that exit at each layer."""
     queries: int
     score: float | None
-    """The task's metric, or None without labels."""
+    """Metric of the task; None without labels."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Latency as a straight line over the average exit layer, by least squares."""
+    """Least-squares line of the mean latency over the average exit layer."""
 
     intercept_ms: float
-    """What is paid before the first layer: tokenisation and embeddings."""
+    """Latency before the first layer: tokenization and embeddings."""
     ms_per_layer: float
     r_squared: float
 
     @classmethod
     def through(cls, points: Sequence[Measured]) -> Line | None:
-        """None for points of fewer than two distinct depths, which determine no line."""
+        """Line through ``points``; None if they have fewer than two distinct average exit layers."""
         layers = np.array([point.average_exit_layer for point in points])
         if np.ptp(layers) < 1e-6:
             return None
@@ -74,7 +74,7 @@ class Line:
 
 
 def stored_pass(runner: EarlyExitRunner, inputs: Sequence[Text]) -> tuple[npt.NDArray, npt.NDArray | None]:
-    """All E exits of all inputs, one by one: logits (N, E, C), LTE (N, E) or None."""
+    """Outputs of all E exits for each input, at batch size 1: logits (N, E, C), LTE (N, E) or None."""
     logits, lte = [], []
     for text in inputs:
         for _, layer_logits, layer_lte, _ in every_exit(runner.backend, runner.tokenizer([text])):
@@ -87,7 +87,7 @@ def stored_pass(runner: EarlyExitRunner, inputs: Sequence[Text]) -> tuple[npt.ND
 def spread_thresholds(
     policy: ExitPolicy, exits: Sequence[int], logits: npt.NDArray, lte: npt.NDArray | None, count: int
 ) -> list[float]:
-    """Thresholds whose average exit layers lie as evenly as this data allows, cheapest first.
+    """Up to ``count`` thresholds with evenly spaced average exit layers, in ascending order of the average exit layer.
 
     logits (N, E, C), lte (N, E) or None: a stored pass over the E ``exits``.
     """
@@ -100,7 +100,7 @@ def spread_thresholds(
     values = np.unique(certainty[:, :-1].astype(np.float64))
     middles = [(low + high) / 2 for low, high in pairwise(values)]
     if not middles:
-        return []  # every input is equally sure everywhere: there is nothing to choose
+        return []  # all certainties are equal, so that no threshold separates them
     candidates = np.array(middles)[np.linspace(0, len(middles) - 1, min(len(middles), 400)).astype(int)]
     if not CRITERIA[policy.criterion].higher_is_surer:
         candidates = candidates[::-1]
@@ -121,10 +121,11 @@ def measure(
     advance: Callable[[int], None] = lambda queries: None,
     seed: int = 0,
 ) -> tuple[dict[str, Measured], Noise]:
-    """Answers every input under every policy, ``rounds`` times, one query at a time. The first input at full depth is
-    repeated between them: what spreads there is noise.
+    """Measures every policy on every input, ``rounds`` times, one query at a time.
 
-    ``score``: the task's metric of the answers to ``inputs``, in their order; it sees the first round's.
+    After each input, the first input is repeated at full depth; the spread of these latencies is the noise.
+    ``score``: computes the metric of the task from the predictions of the first round, in the order of ``inputs``.
+    ``advance``: called with the number of queries done.
     """
     order = random.Random(seed)
     full_depth = runner.policy.at_depth(runner.backend.layers)
@@ -145,7 +146,7 @@ def measure(
 
 
 def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *, queries: int, seconds: float) -> int:
-    """How many rounds give each policy at least ``queries`` queries, and the whole at least ``seconds``."""
+    """Number of rounds in which each policy runs at least ``queries`` queries, and all take about ``seconds``."""
     probe = inputs[: min(len(inputs), 20)]
     start = time.perf_counter()
     for text in probe:

@@ -1,4 +1,4 @@
-"""Which device a bundle runs on: the name the user typed, or this machine, checked against what the bundle needs."""
+"""Device that a bundle runs on: chosen by name or detected, and checked against the bundle's target."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from berxit.runtime.errors import BerxitError, InputError
 
 
 def choose_device(name: str, target: str) -> devices.Device:
-    """``device_here``, if it runs bundles made for ``target``. Raises InputError where it does not."""
+    """``device_here`` of ``name``. Raises InputError unless that device runs bundles exported for ``target``."""
     device = device_here(name)
     if target not in device.targets:
         others = [other for other in devices.DEVICES if target in other.targets]
-        ways = {other.how_to_get_there: other.name for other in others}  # the most general device of each way
+        remedies = {other.remedy: other.name for other in others}  # of several devices, the last and most general
         raise InputError(
             f"the bundle was exported for '{target}', and device '{device.name}' runs {' or '.join(device.targets)}."
-            f" {'. '.join(f'For {name}: {way}' for way, name in ways.items())}"
+            f" {'. '.join(f'For {name}: {remedy}' for remedy, name in remedies.items())}"
         )
     return device
 
 
 def device_here(name: str) -> devices.Device:
-    """The device called ``name`` ("auto": this machine), if it is this machine.
+    """Device called ``name``; for "auto", the device that matches this machine.
 
-    Raises InputError for an unknown name, BerxitError on another machine.
+    Raises InputError for an unknown name, BerxitError if this machine is another device.
     """
     machine = devices.this_machine()
     device = devices.recognise(machine) if name == "auto" else devices.find(name)
     if device is None:
         raise InputError(f"unknown device '{name}': choose auto, {', '.join(d.name for d in devices.DEVICES)}")
-    if not device.is_this(machine):
+    if not device.matches(machine):
         raise BerxitError(
-            f"device '{device.name}' is not this machine ({machine}): {device.how_to_get_there}, or use --device auto"
+            f"device '{device.name}' is not this machine ({machine}): {device.remedy}, or use --device auto"
         )
     return device

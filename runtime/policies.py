@@ -1,13 +1,13 @@
-"""Exit policies: when an answer is sure enough to stop.
+"""Exit policies: criteria and thresholds that decide at which layer an input exits.
 
-Evaluation, calibration and the device run these same functions on the same arrays, so a threshold that was chosen on
-one pass over the data means the same thing on the device.
+Evaluation, calibration and the device run the same functions on the same arrays. Therefore a threshold that was chosen
+on a stored pass has the same effect on the device.
 
-A criterion turns what a layer says into one number per row. The rows whose number passes the layer's threshold leave:
-above it for confidence (section 4.1 of the paper), LTE (section 4.2) and patience (PABEE), below it for entropy
-(DeeBERT). The last layer always answers.
+A criterion computes one certainty per row from the outputs of a layer. A row exits if its certainty passes the
+threshold of the layer: above it for confidence (section 4.1 of the paper) and LTE (section 4.2), at or above it for
+patience (PABEE), below it for entropy (DeeBERT). At the last layer every row exits.
 
-Shapes: B rows, n layers, C outputs (classes, or 1 for regression). Layers count from 1.
+Shapes: B rows, n layers, C outputs (classes, or 1 for regression). Layers are numbered from 1.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ def softmax(logits: Floats) -> Floats:
 
 
 class Memory(NamedTuple):
-    """What patience carries from one layer to the next."""
+    """State of the patience criterion that is passed from one layer to the next."""
 
     prediction: npt.NDArray
-    """(B,) the last layer's class, or its value for regression."""
+    """(B,) predicted class of the last layer; its value for regression."""
     streak: Ints
-    """(B,) how many layers in a row have agreed with the one before them."""
+    """(B,) number of consecutive layers that agreed with the layer before them."""
 
     def keep(self, rows: Bools) -> Memory:
+        """State of the rows that continue."""
         return Memory(self.prediction[rows], self.streak[rows])
 
 
 Certainty = tuple[npt.NDArray, Memory | None]
-"""(B,) numbers, and what to remember for the next layer."""
+"""(B,) certainties, and the state for the next layer."""
 
 
 UNBOUNDED = float(np.finfo(np.float32).max)
-"""The threshold beyond every certainty of a criterion without bounds: JSON has no infinity."""
+"""Threshold beyond every certainty, for criteria without bounds. It is finite because JSON has no infinity."""
 
 
 class Criterion(ABC):
-    """An exit criterion: one certainty per row, and everything that depends on its direction and range.
+    """Exit criterion: computes one certainty per row and compares it with a threshold.
 
-    A new criterion is a subclass here and an entry in CRITERIA. Help texts, figures, thresholds and test vectors are
+    To add a criterion, write a subclass and add it to CRITERIA. Help texts, figures, thresholds and test vectors are
     derived from its attributes.
     """
 
@@ -64,43 +65,46 @@ class Criterion(ABC):
     description: str
     """One line for help texts and documentation."""
     higher_is_surer = True
+    """False if a lower value means a higher certainty, as for the entropy."""
     inclusive = False
-    """A row also exits where its certainty equals the threshold."""
+    """True if a row also exits when its certainty equals the threshold."""
     counts = False
-    """The certainty is a whole number of layers."""
+    """True if the certainty is a number of layers."""
     for_regression = False
+    """True if the criterion works for regression models."""
     needs_lte = False
+    """True if the criterion needs an LTE module."""
 
     @abstractmethod
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
-        """Certainty of one exit's output: logits (B, C), lte (B,) or None -> (B,)."""
+        """Certainty of one exit's outputs: logits (B, C), lte (B,) or None -> (B,)."""
 
     def bounds(self, classes: int) -> tuple[float, float]:
-        """The smallest and the largest certainty possible; infinite by default."""
+        """Smallest and largest possible certainty; infinite by default."""
         return -np.inf, np.inf
 
     def exits(self, certainty: npt.NDArray, threshold: float | npt.NDArray) -> Bools:
-        """Whether each certainty passes the threshold."""
+        """Boolean array: True for each certainty that passes the threshold."""
         if self.higher_is_surer:
             return certainty >= threshold if self.inclusive else certainty > threshold
         return certainty <= threshold if self.inclusive else certainty < threshold
 
     def never(self, layers: int, classes: int) -> float:
-        """A threshold at which no row exits before the last layer."""
+        """Threshold at which no row exits before the last layer."""
         low, high = self.bounds(classes)
         return min(high, UNBOUNDED) if self.higher_is_surer else max(low, -UNBOUNDED)
 
     def always(self, layers: int, classes: int) -> float:
-        """A threshold at which every row exits at the first layer that allows it."""
+        """Threshold at which every row exits at the first layer where the criterion allows it."""
         low, high = self.bounds(classes)
         return max(low, -UNBOUNDED) if self.higher_is_surer else min(high, UNBOUNDED)
 
     def grid(self, layers: int, classes: int, count: int = 200) -> list[float]:
-        """Thresholds from ``never`` to ``always`` that do not depend on any data.
+        """Data-independent thresholds from ``never`` to ``always``.
 
-        Half of them are evenly spaced. Certainties crowd at the certain end of the range, so the distances of the
-        other half from that end grow by a constant factor, from a millionth of the range. Without bounds, thresholds
-        are spaced by a constant factor on both sides of zero.
+        Half of them are evenly spaced. The other half is spaced by a constant factor from ``never`` on, starting at a
+        millionth of the range, because most certainties are close to that end. Without bounds, thresholds are spaced by
+        a constant factor on both sides of zero.
         """
         never, always = self.never(layers, classes), self.always(layers, classes)
         if self.counts:
@@ -109,11 +113,11 @@ class Criterion(ABC):
             steps = np.union1d(np.linspace(0, 1, count // 2), np.logspace(-6, 0, count // 2))
             return [float(never + step * (always - never)) for step in steps]
         sizes = np.logspace(-6, 6, count // 2 - 1)
-        middle = np.concatenate([sizes[::-1], [0.0], -sizes])  # descending
+        middle = np.concatenate([sizes[::-1], [0.0], -sizes])  # in descending order
         return [never, *(middle if self.higher_is_surer else middle[::-1]).tolist(), always]
 
     def check(self, threshold: float) -> None:
-        """Raises InputError unless ``threshold`` can separate certainties of this criterion."""
+        """Raises InputError unless ``threshold`` is in the range of this criterion."""
         low, high = self.bounds(2)
         if not self.higher_is_surer:
             high = np.inf  # the upper bound depends on the number of classes
@@ -124,7 +128,7 @@ class Criterion(ABC):
 
 
 class Confidence(Criterion):
-    """The highest class probability, in (0, 1]."""
+    """Highest class probability, in (0, 1]."""
 
     name = "confidence"
     description = "the highest class probability; a row exits above the threshold (section 3 of the paper)"
@@ -134,12 +138,12 @@ class Confidence(Criterion):
 
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
         powers = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
-        return 1.0 / np.add.reduce(powers, axis=-1), None  # max and sum, without the layers of Python around them
+        return 1.0 / np.add.reduce(powers, axis=-1), None  # the ufuncs avoid the Python overhead of max and sum
 
 
 class Entropy(Criterion):
-    """The entropy of the class probabilities in nats, in [0, ln C], with 0 log 0 = 0; logits are shifted so that exp
-    cannot overflow."""
+    """Entropy of the class probabilities in nats, in [0, ln C], with 0 log 0 = 0. Logits are shifted so that exp cannot
+    overflow."""
 
     name = "entropy"
     description = "the entropy of the class probabilities in nats; a row exits below the threshold (DeeBERT)"
@@ -155,12 +159,12 @@ class Entropy(Criterion):
         shifted = logits - logits.max(axis=-1, keepdims=True)
         powers = np.exp(shifted)
         total = powers.sum(axis=-1)
-        finite = np.maximum(shifted, -6e4)  # exp is 0 there in every dtype, and 0 x -inf would be NaN
+        finite = np.maximum(shifted, -6e4)  # below -6e4 exp is 0 in every dtype; 0 x -inf would be NaN
         return np.log(total) - (powers * finite).sum(axis=-1) / total, None
 
 
 class Lte(Criterion):
-    """The learned certainty u_i = sigmoid(c.h_i + b), in [0, 1] (equation 8); the segment has computed it."""
+    """Learned certainty u_i = sigmoid(c.h_i + b), in [0, 1] (equation 8), computed by the segment."""
 
     name = "lte"
     description = "the learned certainty; a row exits above the threshold (section 4.2 of the paper)"
@@ -171,13 +175,13 @@ class Lte(Criterion):
         return 0.0, 1.0
 
     def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
-        assert lte is not None, "the policy was checked against the model when it was loaded"
+        assert lte is not None, "ExitPolicy.check rejects this criterion for models without LTE"
         return lte, None
 
 
 class Patience(Criterion):
-    """How many layers in a row agree with the one before them (PABEE): the same class, or values that differ by less
-    than ``tolerance``. Rows leave once the count reaches the threshold."""
+    """Number of consecutive layers that agree with the layer before them (PABEE): they predict the same class, or
+    values that differ by less than ``tolerance``. A row exits when the number reaches the threshold."""
 
     name = "patience"
     description = "the number of consecutive exits that agree; a row exits when it reaches the threshold (PABEE)"
@@ -186,7 +190,7 @@ class Patience(Criterion):
     for_regression = True
 
     def bounds(self, classes: int) -> tuple[float, float]:
-        return 1.0, np.inf  # 0 would exit at the first layer, which has no earlier one to agree with
+        return 1.0, np.inf  # with 0, every row would exit at the first layer, which cannot agree with an earlier one
 
     def never(self, layers: int, classes: int) -> float:
         return float(layers)
@@ -206,7 +210,7 @@ CRITERIA: dict[str, Criterion] = {c.name: c for c in (Confidence(), Entropy(), L
 
 
 def criterion_named(name: str) -> Criterion:
-    """The entry of CRITERIA. Raises InputError for an unknown name."""
+    """Criterion of CRITERIA. Raises InputError for an unknown name."""
     if name not in CRITERIA:
         raise InputError(f"unknown exit criterion '{name}': choose one of {', '.join(CRITERIA)}")
     return CRITERIA[name]
@@ -214,16 +218,16 @@ def criterion_named(name: str) -> Criterion:
 
 @dataclass(frozen=True)
 class ExitPolicy:
-    """A criterion with one threshold per layer that may stop; plain data, stored in the manifest."""
+    """Exit criterion with one threshold per layer; stored in the manifest."""
 
     criterion: str
-    """A name in CRITERIA."""
+    """Name of a criterion in CRITERIA."""
     thresholds: tuple[float, ...]
-    """(n - 1,) layers 1 to n - 1; the last layer always answers."""
+    """(n - 1,) thresholds of layers 1 to n - 1. At layer n every row exits."""
     temperatures: tuple[float, ...]
-    """(n,) each layer's logits are divided by its own before the criterion and the scores see them."""
+    """(n,) temperature per layer. The logits of a layer are divided by it before certainty and scores are computed."""
     tolerance: float = 0.5
-    """Patience on regression: the largest difference that still counts as agreement, in label units."""
+    """Patience on regression: two values that differ by less agree; in units of the labels."""
 
     def __post_init__(self) -> None:
         criterion = criterion_named(self.criterion)
@@ -241,12 +245,12 @@ class ExitPolicy:
 
     @classmethod
     def uniform(cls, criterion: str, threshold: float, layers: int, tolerance: float = 0.5) -> ExitPolicy:
-        """The same threshold at every layer, as in the paper."""
+        """Policy with the same threshold at every layer, as in the paper."""
         return cls(criterion, (float(threshold),) * (layers - 1), (1.0,) * layers, tolerance)
 
     @classmethod
     def full_depth(cls, layers: int, regression: bool = False) -> ExitPolicy:
-        """Never stop early: what a model that was not calibrated does."""
+        """Policy of an uncalibrated model: no row exits before the last layer."""
         criterion = CRITERIA["patience" if regression else "confidence"]
         return cls.uniform(criterion.name, criterion.never(layers, 2), layers)
 
@@ -256,23 +260,24 @@ class ExitPolicy:
 
     @property
     def deepest(self) -> int:
-        """The layer at which every row exits, whatever its certainty."""
+        """Layer at which every row exits, regardless of its certainty."""
         return self.layers
 
     def with_threshold(self, threshold: float) -> ExitPolicy:
         return ExitPolicy(self.criterion, (float(threshold),) * (self.layers - 1), self.temperatures, self.tolerance)
 
     def at_depth(self, depth: int) -> FixedDepth:
-        """The same certainties, but every row leaves after layer ``depth``, sure or not."""
+        """Policy with the same criterion, in which every row exits at layer ``depth``, regardless of its certainty."""
         return FixedDepth(self.criterion, self.thresholds, self.temperatures, self.tolerance, depth)
 
     def at_exits(self, exits: Sequence[int]) -> ExitPolicy:
-        """For stored passes over these layers only: its layer i is ``exits[i - 1]``, the last one the model's last."""
+        """Policy for stored passes over the layers ``exits`` only: its layer i is ``exits[i - 1]``. The last entry must
+        be the last layer of the model."""
         thresholds = tuple(self.thresholds[layer - 1] for layer in exits[:-1])
         return ExitPolicy(self.criterion, thresholds, tuple(self.temperatures[i - 1] for i in exits), self.tolerance)
 
     def check(self, *, regression: bool, lte: bool) -> None:
-        """Raises InputError where the criterion cannot work on this model."""
+        """Raises InputError if the criterion does not work for such a model."""
         criterion = CRITERIA[self.criterion]
         if regression and not criterion.for_regression:
             raise InputError(f"'{self.criterion}' needs class probabilities: use lte or patience for regression")
@@ -280,14 +285,14 @@ class ExitPolicy:
             raise InputError(f"'{self.criterion}' needs a model trained with --lte: train again, or choose another")
 
     def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
-        """How sure each row is after ``layer``: logits (B, C), lte (B,) or None -> (B,)."""
+        """Certainty of each row at ``layer``: logits (B, C), lte (B,) or None -> (B,)."""
         temperature = self.temperatures[layer - 1]
         if temperature != 1.0 and logits.shape[-1] > 1:
             logits = logits / logits.dtype.type(temperature)
         return CRITERIA[self.criterion].certainty(logits, lte, memory, self.tolerance)
 
     def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
-        """Which rows leave after ``layer``: (B,) -> (B,)."""
+        """Boolean array: True for each row that exits at ``layer``: (B,) -> (B,)."""
         if layer == self.layers:
             return np.ones(certainty.shape, dtype=bool)
         return CRITERIA[self.criterion].exits(certainty, self.thresholds[layer - 1])
@@ -295,7 +300,7 @@ class ExitPolicy:
 
 @dataclass(frozen=True)
 class FixedDepth(ExitPolicy):
-    """Every row leaves after the same layer: the layer-wise baseline, and full depth."""
+    """Policy in which every row exits at the same layer: the layer-wise baseline, and full depth."""
 
     depth: int = 1
 
@@ -313,7 +318,7 @@ class FixedDepth(ExitPolicy):
 
 
 def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.NDArray:
-    """Every layer's certainty from one stored pass: logits (B, n, C), lte (B, n) or None -> (B, n)."""
+    """Certainty at every layer, from a stored pass: logits (B, n, C), lte (B, n) or None -> (B, n)."""
     memory: Memory | None = None
     columns = []
     for layer in range(1, policy.layers + 1):
@@ -325,7 +330,7 @@ def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.N
 
 
 def exit_layers(policy: ExitPolicy, certainty: npt.NDArray) -> Ints:
-    """The layer at which each row leaves: certainty (B, n) -> (B,), from 1 to n."""
+    """Exit layer of each row, from 1 to n: certainty (B, n) -> (B,)."""
     stops = [policy.exits(layer, certainty[:, layer - 1]) for layer in range(1, policy.layers + 1)]
     return np.stack(stops, axis=1).argmax(axis=1) + 1
 
@@ -333,13 +338,14 @@ def exit_layers(policy: ExitPolicy, certainty: npt.NDArray) -> Ints:
 def exit_layers_at(policy: ExitPolicy, certainty: npt.NDArray, thresholds: Sequence[float]) -> Ints:
     """``exit_layers`` under each of T thresholds, the same at every layer: certainty (B, n) -> (T, B).
 
-    Raises InputError for a threshold out of range. One comparison of (T, B) per layer, so that hundreds cost little.
+    Raises InputError for a threshold out of range. Each layer needs one comparison of shape (T, B), so that hundreds of
+    thresholds are cheap.
     """
     criterion = CRITERIA[policy.criterion]
     for threshold in thresholds:
         criterion.check(threshold)
     kind = certainty.dtype if certainty.dtype.kind == "f" else np.dtype(np.float64)
-    column = np.array(thresholds, dtype=kind)[:, None]  # compared as one threshold is: in the certainty's own precision
+    column = np.array(thresholds, dtype=kind)[:, None]  # compared in the precision of the certainty, as in ``exits``
     going = np.ones((len(column), len(certainty)), dtype=bool)
     layers = np.ones(going.shape, dtype=np.uint8 if policy.layers < 256 else np.int64)
     for layer in range(1, policy.layers):

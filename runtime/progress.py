@@ -1,4 +1,4 @@
-"""How long work tells how far it is: it asks for a bar of the length it needs, as click.progressbar gives one."""
+"""Progress callback protocol. Library code reports its steps through it and prints nothing; a command shows a bar."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 
 class Bar(Protocol):
+    """Receiver of the steps of one piece of work. It may also have ``note(text)``, which shows a text beside them."""
+
     def update(self, n_steps: int, /) -> Any:
-        """So many more are done."""
+        """Reports ``n_steps`` more steps."""
 
 
 Progress = Callable[[int], AbstractContextManager[Bar]]
-"""Number of steps to come -> a context whose bar hears of those done."""
+"""Number of steps -> a context manager whose bar receives the finished steps, such as ``lambda n: tqdm(total=n)``."""
 
 
 class _NoBar:
@@ -21,5 +23,5 @@ class _NoBar:
 
 
 def silent(length: int) -> AbstractContextManager[Bar]:
-    """Shows nothing."""
+    """Progress without a bar."""
     return nullcontext(_NoBar())

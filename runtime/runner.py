@@ -1,4 +1,4 @@
-"""EarlyExitRunner: what an app embeds."""
+"""EarlyExitRunner: the Python API for an app that runs a bundle."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.deadline import MISS_PROBABILITY, RESERVE_S, Deadline, StepEstimator, end_of
 from berxit.runtime.errors import BerxitError, InputError, NoisyError
+from berxit.runtime.hub import pretrained_folder
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import Bools, ExitPolicy, Ints, softmax
@@ -28,6 +29,7 @@ from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 _LOG = logging.getLogger(__name__)
 StoppedBy = Literal["certainty", "deadline", "last_layer"]
+CLOSED = "this runner is closed: load the bundle again"
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Prediction:
     scores: dict[str, float]
     """Class name -> probability, in the model's order; for regression {"value": ...}."""
     exit_layer: int
-    """Layers that were run, from 1."""
+    """Number of layers that were executed, from 1."""
     certainty: float
-    """What the exit criterion measured at that layer."""
+    """The exit criterion's certainty at that layer."""
     latency_ms: float
-    """Milliseconds from the call to this prediction, tokenization included; in a batch, until this row exited."""
+    """Milliseconds from the call to this prediction, tokenization included; in a batch, until this row exited. In
+    ``stream`` the time between two iterations, which the caller uses, is excluded."""
     truncated: bool = False
     """True if the text had more tokens than the model accepts, or than could be read before the deadline."""
     stopped_by: StoppedBy | None = None
@@ -56,12 +59,19 @@ class Prediction:
 
 
 class EarlyExitRunner:
-    """Runs a bundle: layer after layer, until the exit policy is satisfied. Safe to call from several threads.
+    """Runs a bundle layer by layer until the exit policy is satisfied. Safe to call from several threads.
 
-    >>> runner = EarlyExitRunner.load("bundle/")
-    >>> runner.predict("turn the kitchen lights off").label
+    >>> with EarlyExitRunner.load("bundle/") as runner:
+    ...     runner.predict("turn the kitchen lights off").label
     'lights'
     """
+
+    manifest: Manifest
+    """The bundle's manifest.json: model, labels, thresholds, versions."""
+    policy: ExitPolicy
+    """The exit policy of every call without ``threshold``: the bundle's, unless the app assigns another."""
+    device: Device | None
+    """Profile of this device."""
 
     def __init__(
         self,
@@ -75,11 +85,12 @@ class EarlyExitRunner:
         self.manifest = manifest
         self.policy = manifest.policy
         self.tokenizer = tokenizer
-        self.backend = backend
         self.device = device
+        self._backend: Backend | None = backend
+        """None after ``close``."""
         self._estimator = StepEstimator(miss_probability)
         self._arguments: dict[str, Any] | None = None
-        """What it was loaded with."""
+        """Arguments of ``load``."""
 
     @classmethod
     def load(
@@ -96,25 +107,28 @@ class EarlyExitRunner:
         miss_probability: float = MISS_PROBABILITY,
         progress: Progress = silent,
     ) -> EarlyExitRunner:
-        """Opens a bundle on this machine.
+        """Loads a bundle on this device.
 
-        ``device``: a name that ``berxit devices`` lists; "auto" takes this machine. ``backend``: what runs the
-        segments, where several can; by default the first that is installed. ``backend_options``: options of that
-        backend (docs/commands.md#backends). ``threads``: for CPU back ends; by default
-        what the bundle asks for, else the device's profile, else the cores of this machine, at most four. ``verify``:
-        check every file against its sha256 first (1 s per GB). ``tune``: take the fastest of the installed back ends
-        of the bundle's precision and thread counts, measured on the golden inputs when the bundle is first opened so,
-        which takes seconds (a log message states how many, ``progress`` shows them); ``backend`` and ``threads`` fix
-        one of them. On a busy machine the defaults are taken and a warning is logged. ``lazy``: open a layer when an
-        input first gets there, so that layers which none needs take no memory; that input waits for it (CPU back ends).
-        ``miss_probability``: largest share of calls with a deadline that may end late although their first exit was in
-        time (docs/runtime.md).
+        - ``device``: a name from ``berxit devices``; "auto" detects this device.
+        - ``backend``: the backend by name; by default the first installed one that runs the bundle's target.
+        - ``backend_options``: options of that backend (docs/commands.md#backends).
+        - ``threads``: number of threads of a CPU backend; by default the bundle's, else the device profile's, else the
+          number of cores, at most four.
+        - ``verify``: check the sha256 of every file first (1 s per GB).
+        - ``tune``: measure the installed backends, their options and thread counts on the golden inputs, and use the
+          fastest. The measurement takes seconds and is stored for the next call. ``backend``, ``backend_options`` and
+          ``threads`` restrict the choice.
+          On a busy machine a warning is logged and the default is used.
+        - ``lazy``: load a layer when the first input reaches it (CPU backends).
+        - ``progress``: receives the steps of ``tune`` and of a build of TensorRT engines.
+        - ``miss_probability``: largest share of calls with a deadline that may end late although their first exit was
+          in time (docs/runtime.md).
 
-        A runner can be pickled, and used in a child process that is forked after it was loaded: both load the bundle
-        anew from the same path. Backends that cannot do so after a fork raise BerxitError there.
+        A runner can be pickled, and used in a child process that was forked after loading: both load the bundle again
+        from the same path. A backend that cannot run after a fork raises BerxitError in the child.
 
-        Raises InputError for a miss probability out of range, BerxitError where the bundle is damaged or this machine
-        cannot run it.
+        Raises InputError for an argument of a wrong type or value, and BerxitError for a damaged bundle or one that
+        this device cannot run.
         """
         arguments = load_arguments(bundle, device, backend, threads, verify=verify, tune=tune, lazy=lazy)
         arguments["backend_options"] = backend_options = as_options(backend_options)
@@ -138,13 +152,63 @@ class EarlyExitRunner:
             except NoisyError as error:  # an app must start on a busy machine, too
                 _LOG.warning("loaded without tuning: %s", error)
         threads = next((n for n in (threads, manifest.threads, profile.threads) if n is not None), None)
-        segments = open_backend(folder, manifest, threads, backend=backend, backend_options=backend_options, lazy=lazy)
+        segments = open_backend(
+            folder,
+            manifest,
+            threads,
+            backend=backend,
+            backend_options=backend_options,
+            lazy=lazy,
+            progress=progress,
+        )
         runner = cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
         runner._arguments = {**arguments, "miss_probability": miss_probability}
         return runner
 
+    @classmethod
+    def from_pretrained(cls, model: Path | str, *, revision: str | None = None, **options: Any) -> EarlyExitRunner:
+        """Loads a bundle from a folder, or from a repository "owner/name" on the Hugging Face hub.
+
+        A repository is downloaded once to the hub's cache; with ``HF_HUB_OFFLINE=1`` only the cache is used.
+        ``revision``: branch, tag or commit. ``options``: as in ``load``.
+
+        Raises InputError for a name that is neither a folder nor a repository, BerxitError if huggingface_hub is not
+        installed or the download fails, and as ``load`` does.
+        """
+        return cls.load(pretrained_folder(model, revision), **options)
+
+    @property
+    def backend(self) -> Backend:
+        """The loaded segments. Raises BerxitError after ``close``."""
+        if self._backend is None:
+            raise BerxitError(CLOSED)
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def close(self) -> None:
+        """Frees the loaded segments. Later calls raise BerxitError; ``manifest`` and ``policy`` stay readable.
+
+        Segments that another runner of the same bundle shares stay loaded for that runner. A call that is running in
+        another thread finishes or raises BerxitError. A second ``close`` does nothing.
+        """
+        self._backend = None
+
+    def __enter__(self) -> EarlyExitRunner:
+        """Raises BerxitError for a closed runner."""
+        if self._backend is None:
+            raise BerxitError(CLOSED)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles how the runner was loaded, and its policy: the other process loads the bundle from the same path."""
+        """Pickles the arguments of ``load`` and the policy: the other process loads the bundle from the same path."""
+        if self._backend is None:
+            raise BerxitError(CLOSED)
         if self._arguments is None:
             raise BerxitError("only a runner from EarlyExitRunner.load can be pickled: load it in the other process")
         return _load_again, (type(self), self._arguments, self.policy)
@@ -157,12 +221,13 @@ class EarlyExitRunner:
         threshold: float | None = None,
         deadline_ms: float | None = None,
     ) -> Prediction:
-        """Answers one text, or one pair.
+        """Predicts one text, or one pair of texts.
 
-        ``threshold`` replaces the calibrated ones, at every layer. ``deadline_ms``: counted from the call; where it
-        comes before the model is sure, the deepest exit that fits answers, the first in any case.
+        ``threshold`` replaces the calibrated thresholds at every layer. ``deadline_ms`` counts from the call: the
+        deepest exit that is expected in time makes the prediction, the first exit in any case.
 
-        Raises InputError for an empty text or a threshold or deadline out of range.
+        Raises InputError for an empty text or a threshold or deadline out of range, BerxitError after ``close`` or for
+        a failure in the backend.
         """
         texts: list[Text] = [text if text_pair is None else (text, text_pair)]
         return self.predict_batch(texts, threshold=threshold, deadline_ms=deadline_ms)[0]
@@ -170,62 +235,71 @@ class EarlyExitRunner:
     def predict_batch(
         self, texts: Iterable[Text], *, threshold: float | None = None, deadline_ms: float | None = None
     ) -> list[Prediction]:
-        """Answers texts (or pairs, as tuples) in their order, however many. ``texts``: a list, tuple, generator, array,
-        or a column of a data frame.
+        """Predicts any number of texts, or of pairs as tuples, and returns the predictions in input order. ``texts``:
+        a list, tuple, generator, array of str, or column of a data frame.
 
-        They go through the layers in parts of similar length, the shortest first. Rows that exit leave; the rest go on.
-        A deadline is one for all: what is left of it is shared by the tokens that are left.
+        A large batch is split into parts of similar length, the shortest first. Rows that exit are removed from the
+        batch. The deadline applies to all texts together: each part gets a share of the remaining time in proportion
+        to its share of the remaining tokens. Raises as ``predict`` does.
         """
         policy = self.policy if threshold is None else self.policy.with_threshold(as_number("threshold", threshold))
         return self.answer(texts, policy, deadline_ms)
 
     def answer(self, texts: Iterable[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Prediction]:
-        """``predict_batch`` under another policy than the bundle's."""
+        """``predict_batch`` with another policy than the bundle's."""
         start = time.perf_counter()
+        backend = self.backend
         end = None if deadline_ms is None else end_of(as_number("deadline_ms", deadline_ms), start)
         texts = as_texts(texts)
         self._check_texts(texts)
         batch = self.tokenizer(texts, math.inf if end is None else end)
-        answers: dict[int, Prediction] = {}
+        predictions: dict[int, Prediction] = {}
         lengths = batch.lengths
         left = int(lengths.sum())
-        for rows in parts(lengths, self.backend.tokens_at_once):
+        for rows in parts(lengths, backend.tokens_at_once):
             part = batch if len(rows) == len(batch) else batch.take(rows)
             until: Policy = policy
             if end is not None:
                 tokens = int(lengths[rows].sum())
                 until = self._deadline(policy, end, tokens / left)
                 left -= tokens
-            for result in exit_loop(self.backend, part, until):
+            for result in exit_loop(backend, part, until):
                 if result.exits.any():
                     places = rows[result.rows[result.exits]].tolist()
                     found = self._predictions(policy, result, result.exits, part, start, deadline_ms)
-                    answers.update(zip(places, found, strict=True))
-        return [answers[row] for row in range(len(batch))]
+                    predictions.update(zip(places, found, strict=True))
+        return [predictions[row] for row in range(len(batch))]
 
     def stream(self, text: str, text_pair: str | None = None) -> Iterator[Prediction]:
-        """Answers at every exit, the shallowest first, to the last. Stop iterating whenever you have enough.
+        """Returns an iterator over the predictions of all exits, the shallowest first. Stop iterating at any time.
 
-        Raises InputError for an empty text, here and not at the first iteration.
+        Raises InputError for an empty text at the call, not at the first iteration, and BerxitError after ``close``.
         """
         start = time.perf_counter()
+        backend = self.backend
         texts = as_texts([text if text_pair is None else (text, text_pair)])
         self._check_texts(texts)
         batch = self.tokenizer(texts)
-        policy = self.policy.at_depth(self.backend.layers)
-        return (
-            self._predictions(policy, result, np.array([True]), batch, start)[0]
-            for result in exit_loop(self.backend, batch, policy)
-        )
+        return self._stream(backend, batch, time.perf_counter() - start)
+
+    def _stream(self, backend: Backend, batch: TokenBatch, seconds: float) -> Iterator[Prediction]:
+        """``seconds``: time that the call has used so far. The time between two iterations is not added."""
+        policy = self.policy.at_depth(backend.layers)
+        start = time.perf_counter() - seconds
+        for result in exit_loop(backend, batch, policy):
+            prediction = self._predictions(policy, result, np.array([True]), batch, start)[0]
+            paused = time.perf_counter()
+            yield prediction
+            start += time.perf_counter() - paused
 
     def _deadline(self, policy: ExitPolicy, end: float, share: float) -> Deadline:
-        """For a part of a call that must be done at ``end``: ``share`` of what is left."""
+        """Deadline of one part of a call that ends at ``end``: ``share`` of the remaining time."""
         now = time.perf_counter()
         opening = self.backend.opening_seconds
         return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._estimator, opening)
 
     def _check_texts(self, texts: Sequence[Text]) -> None:
-        """A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess."""
+        """Raises InputError for a single text if the model was trained on pairs, and for a pair if it was not."""
         pairs = len(self.manifest.model.text_columns) == 2
         for text in texts:
             if isinstance(text, tuple) != pairs and isinstance(text, str | tuple):
@@ -241,7 +315,7 @@ class EarlyExitRunner:
         start: float,
         deadline_ms: float | None = None,
     ) -> list[Prediction]:
-        """For the rows of a layer's result that ``which`` (B,) marks, in their order."""
+        """Predictions of the rows of a layer's result that ``which`` (B,) selects, in their order."""
         model = self.manifest.model
         milliseconds = 1e3 * (time.perf_counter() - start)
         logits = result.logits[which]
@@ -270,7 +344,8 @@ class EarlyExitRunner:
         return found
 
     def _reasons(self, policy: ExitPolicy, result: LayerResult, which: Bools) -> list[StoppedBy | None]:
-        """``stopped_by`` of the marked rows. A row that exits before the policy lets it was stopped by the deadline."""
+        """``stopped_by`` of the selected rows. The deadline stopped a row that exits although its certainty did not
+        pass the threshold."""
         rows = np.count_nonzero(which)
         if result.layer >= policy.deepest or result.layer == self.backend.exits[-1]:
             return ["last_layer" for _ in range(rows)]
@@ -281,15 +356,16 @@ class EarlyExitRunner:
 
 
 def _load_again(cls: type[EarlyExitRunner], arguments: dict[str, Any], policy: ExitPolicy) -> EarlyExitRunner:
-    """A pickled runner in its new process."""
+    """Loads a pickled runner in its new process."""
     runner = cls.load(**arguments)
     runner.policy = policy
     return runner
 
 
 def parts(lengths: Ints, tokens: int) -> list[Ints]:
-    """The rows of a batch in parts of at most so many ``tokens`` when padded, the shortest first: lengths (B,) ->
-    places in the batch. One part keeps the order; a row is never cut."""
+    """Splits a batch into parts of at most ``tokens`` tokens, padding included, the shortest rows first.
+
+    ``lengths`` (B,) -> the row numbers of each part. A batch that fits into one part keeps its order."""
     if len(lengths) * lengths.max() <= tokens:
         return [np.arange(len(lengths))]
     order = np.argsort(lengths, kind="stable")

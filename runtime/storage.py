@@ -1,12 +1,12 @@
-"""Artefacts on disk: a folder or a file is replaced as a whole or not at all, whatever stops the process.
+"""Atomic replacement of folders and files, even if the process is killed.
 
-New content is written beside its place under a unique hidden name, flushed to the disk, and then moved in:
+New content is written to a unique hidden name in the same parent folder, flushed to the disk, and renamed:
 
-    .NAME.TOKEN.partial    a folder or file that is being written; its writer holds a lock on it
-    .NAME.TOKEN.old        a replaced folder, where the file system cannot exchange two folders in one step
-    .update.TOKEN.ready    complete files in the folder that they belong to, about to replace those of the same names
+    .NAME.TOKEN.partial    a folder or file that is being written, locked by its writer
+    .NAME.TOKEN.old        a replaced folder, if the file system cannot exchange two folders in one step
+    .update.TOKEN.ready    a folder of complete files that are about to replace the files of the same names
 
-``recover`` finishes what a dead writer left, and never touches what a living one is writing.
+``recover`` completes or removes the scratch files of a killed writer, and never changes those of a running writer.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if sys.platform != "win32":
     import fcntl
 
 UPDATE = "update"
-"""The NAME of files that replace several others of their folder together."""
+"""NAME of scratch folders whose files replace several files together."""
 
 
 class _Scratch(NamedTuple):
-    """The hidden names of one replacement."""
+    """Scratch paths of one replacement."""
 
     partial: Path
     old: Path
@@ -45,7 +45,7 @@ class _Scratch(NamedTuple):
 
     @classmethod
     def left_beside(cls, place: Path) -> list[_Scratch]:
-        """All that there is of ``place``, whoever writes or wrote it. Raises OSError."""
+        """Scratch paths of all replacements of ``place``, running or interrupted. Raises OSError."""
         kinds = "|".join(cls._fields)
         name = re.compile(rf"\.{re.escape(place.stem)}\.([0-9a-f]{{8}})\.(?:{kinds}){re.escape(place.suffix)}")
         found = (name.fullmatch(other.name) for other in place.parent.iterdir())
@@ -54,12 +54,13 @@ class _Scratch(NamedTuple):
 
 @contextmanager
 def write_whole(output: Path, *, force: bool) -> Iterator[Path]:
-    """A new folder that becomes ``output`` when the block ends without an error, and is removed otherwise.
+    """Context manager of a new folder that becomes ``output`` if the block ends without an error. It is removed
+    otherwise.
 
-    With ``force`` an existing ``output`` is replaced, in one step where the file system can exchange two folders;
-    elsewhere it is moved aside first. In both cases it is deleted only when the new folder is in its place.
+    With ``force`` an existing ``output`` is replaced, in one step if the file system can exchange two folders;
+    otherwise it is renamed first. In both cases it is deleted only after the new folder is in its place.
 
-    Raises InputError where ``output`` exists and ``force`` is not given, BerxitError where it cannot be written.
+    Raises InputError if ``output`` exists and ``force`` is False, BerxitError if it cannot be written.
     """
     refuse_to_overwrite(output, force)
     try:
@@ -72,30 +73,33 @@ def write_whole(output: Path, *, force: bool) -> Iterator[Path]:
             finally:
                 _settle(scratch, output)
     except OSError as error:
-        raise BerxitError(f"cannot write {output}: {error.strerror or error}. Free space or choose another") from error
+        raise BerxitError(
+            f"cannot write {output}: {error.strerror or error}. Free space, or choose another folder"
+        ) from error
 
 
 def refuse_to_overwrite(output: Path, force: bool) -> None:
-    """Raises InputError where ``output`` exists and ``force`` is not given, or where it cannot be replaced by a folder.
+    """Raises InputError if ``output`` exists and ``force`` is False, or if it cannot be replaced by a folder.
 
-    Recovers first what a killed process left of ``output``.
+    First calls ``recover`` for ``output``.
     """
     if not output.name or output.resolve() == Path.cwd():
-        raise InputError(f"--output {output} is the folder you are in: name one below it")
+        raise InputError(f"--output {output} is the current folder: name a folder in it")
     recover(output)
     if output.exists() and not force:
-        raise InputError(f"{output} is there already: choose another --output, or --force to replace it")
+        raise InputError(f"{output} exists: choose another --output, or replace it with --force")
     if output.is_file():
-        raise InputError(f"{output} is a file: --output is a folder")
+        raise InputError(f"{output} is a file: --output must be a folder")
     if os.path.ismount(output):
         raise InputError(f"{output} is a mount point, which cannot be replaced: name a folder in it")
 
 
 @contextmanager
 def write_together(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files replace those of the same names in ``folder``, all of them or none.
+    """Context manager of a scratch folder whose files replace the files of the same names in ``folder``, all or none.
 
-    They are complete before the first is moved; ``recover(folder)`` moves the rest after a kill in between.
+    All files are complete before the first is moved. If the process is killed in between, ``recover(folder)`` moves the
+    rest.
     """
     recover(folder)
     with _new_scratch(folder / UPDATE, Path.mkdir) as scratch:
@@ -110,7 +114,8 @@ def write_together(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A scratch file, of the same suffix, that replaces ``path`` when the block ends without an error."""
+    """Context manager of a scratch file with the same suffix that replaces ``path`` if the block ends without an
+    error."""
     recover(path)
     with _new_scratch(path, lambda partial: partial.touch(exist_ok=False)) as scratch:
         try:
@@ -123,22 +128,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a UTF-8 text file as a whole."""
+    """Writes a UTF-8 text file atomically."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def recover(path: Path) -> None:
-    """Finishes what a killed process left of the folder or file ``path``; best effort, raises nothing.
+    """Completes interrupted replacements of the folder or file ``path``. Ignores OS errors.
 
-    A replacement that stopped half-way is completed, files that were ready are moved in, other scratch is removed.
+    A half-way replacement is completed, complete files are moved to their place, and other scratch files are removed.
     """
     with suppress(OSError):
         for scratch in _Scratch.left_beside(path):
             with suppress(BlockingIOError, FileNotFoundError), _claimed(scratch) as alone:
                 if alone:
                     _settle(scratch, path)
-                elif os.path.lexists(scratch.old) and not os.path.lexists(path):  # no locks: restore, remove nothing
+                # Without locks the writer may still be running: restore the old folder, but remove nothing.
+                elif os.path.lexists(scratch.old) and not os.path.lexists(path):
                     scratch.old.rename(path)
         for scratch in _Scratch.left_beside(path / UPDATE) if path.is_dir() else ():
             with suppress(BlockingIOError, FileNotFoundError), _claimed(scratch) as alone:
@@ -148,7 +154,8 @@ def recover(path: Path) -> None:
 
 @contextmanager
 def _new_scratch(place: Path, make: Callable[[Path], None]) -> Iterator[_Scratch]:
-    """New names beside ``place``; ``make`` creates the partial one, which is locked until the block ends."""
+    """Context manager of new scratch paths for ``place``. ``make`` creates the partial one, which is locked until the
+    block ends."""
     while True:
         scratch = _Scratch.beside(place, secrets.token_hex(4))
         try:
@@ -157,7 +164,7 @@ def _new_scratch(place: Path, make: Callable[[Path], None]) -> Iterator[_Scratch
         except (FileExistsError, BlockingIOError, FileNotFoundError):
             if not place.parent.is_dir():
                 raise
-            continue  # another process took it for a dead writer's before it was locked
+            continue  # another process removed it before it was locked, because its writer seemed to be dead
         break
     try:
         yield scratch
@@ -168,9 +175,10 @@ def _new_scratch(place: Path, make: Callable[[Path], None]) -> Iterator[_Scratch
 
 @contextmanager
 def _claimed(scratch: _Scratch) -> Iterator[bool]:
-    """Claims scratch for the block. Yields False where the system has no locks that show whether a writer lives.
+    """Context manager that locks scratch paths. Yields False if the system has no locks, so that a running writer
+    cannot be detected.
 
-    Raises BlockingIOError or FileNotFoundError where another process is.
+    Raises BlockingIOError or FileNotFoundError if another process uses them.
     """
     claim = _claim(next((path for path in scratch if os.path.lexists(path)), scratch.partial))
     try:
@@ -181,25 +189,27 @@ def _claimed(scratch: _Scratch) -> Iterator[bool]:
 
 
 def _claim(path: Path) -> int | None:
-    """A descriptor with a lock that ends with it or with the process; None where there are no such locks."""
+    """File descriptor with a lock, which is released when it is closed or the process ends; None if the system has no
+    locks."""
     if sys.platform == "win32":
         return None
     claim = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(claim), path.stat()):
-            raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(path))
+            raise FileNotFoundError(errno.ENOENT, "replaced by another process", str(path))
     except (BlockingIOError, FileNotFoundError):
         os.close(claim)
         raise
-    except OSError:  # a network file system without locks on folders
+    except OSError:  # some network file systems have no locks on folders
         os.close(claim)
         return None
     return claim
 
 
 def _move_in(scratch: _Scratch, output: Path, force: bool) -> None:
-    """Raises InputError where another process has written ``output`` meanwhile and ``force`` is not given."""
+    """Moves the new folder to ``output``. Raises InputError if another process has written ``output`` in the meantime
+    and ``force`` is False."""
     if force and os.path.lexists(output):
         if not _exchange(scratch.partial, output):
             output.rename(scratch.old)
@@ -210,12 +220,12 @@ def _move_in(scratch: _Scratch, output: Path, force: bool) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            raise InputError(f"{output} was written meanwhile by another process: choose another --output") from error
+            raise InputError(f"another process has written {output}: choose another --output") from error
     _flush_folder(output.parent)
 
 
 def _settle(scratch: _Scratch, output: Path) -> None:
-    """Removes what is not in its place. Between the two renames that is the new folder, which is complete then."""
+    """Removes the scratch paths. If the replacement stopped between its two renames, completes it first."""
     if os.path.lexists(scratch.old) and not os.path.lexists(output):
         (scratch.partial if scratch.partial.exists() else scratch.old).rename(output)
         _flush_folder(output.parent)
@@ -224,7 +234,7 @@ def _settle(scratch: _Scratch, output: Path) -> None:
 
 
 def _publish(scratch: _Scratch) -> None:
-    """Moves files that are ready to their places, and removes those that are not."""
+    """Moves the files of the ``ready`` folder to their places, and removes incomplete files."""
     if scratch.ready.is_dir():
         for file in sorted(scratch.ready.iterdir()):
             file.replace(scratch.ready.parent / file.name)
@@ -242,18 +252,18 @@ def _remove(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two paths in one step. False where the system or the file system cannot."""
+    """Exchanges two paths in one step. Returns False if the operating system or the file system cannot."""
     at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # another system, or a C library that is older than the call
+    except (AttributeError, OSError, TypeError):  # not Linux, or a C library without renameat2
         return False
     done: int = renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange)
     return done == 0
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or a folder with all that it contains, is on the disk. Raises OSError."""
+    """Waits until a file, or a folder with its content, is on the disk. Raises OSError."""
     if path.is_dir():
         for inner in path.iterdir():
             _flush(inner)
@@ -263,7 +273,7 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system has it
+    with suppress(OSError):  # some file systems cannot fsync a folder
         _fsync(folder)
 
 

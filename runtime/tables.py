@@ -1,4 +1,4 @@
-"""Tables in aligned Markdown: the same text serves the screen, the reports and results/."""
+"""Markdown tables with aligned columns, for the terminal, the reports and results/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?[%x]?|-|")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns of numbers stand to the right, others to the left. Floats get three digits; format others first."""
+    """Markdown table. Columns of numbers are right-aligned. Floats are written with three significant digits; format a
+    value beforehand for another precision."""
     cells = [[_text(value) for value in row] for row in rows]
     columns = list(zip(header, *cells, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -31,11 +32,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 
 def plural(count: int, word: str) -> str:
+    """``count`` with ``word``, in the plural unless ``count`` is 1."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
-    """The first ``most`` names, comma-separated, and the count of the others."""
+    """First ``most`` names, comma-separated, with the number of further names."""
     names = list(names)
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,4 +1,4 @@
-"""Text to token ids with the bundle's own tokenizer.json; the same ids that training saw."""
+"""Tokenization with the bundle's tokenizer.json; the token ids equal those of training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 
 Text = str | tuple[str, str]
-"""One text, or a pair."""
+"""One text, or a pair of texts."""
 CHARACTERS_PER_TOKEN = 6
-"""Characters of a long text that are tokenized first, per token that the model accepts; most texts have fewer."""
+"""Length of the first prefix of a long text, in characters per token of ``max_length``. Most texts have fewer
+characters per token."""
 COUNTED_CHARACTERS_PER_TOKEN = 32
-"""The tokens of both texts of a pair are counted, to give the odd token to the longer one, up to this length."""
+"""Largest length of the texts of a pair whose tokens are all counted, in characters per token of ``max_length``. The
+count decides which text gets the odd token."""
 GROWTH = 2
-"""Factor by which the prefix of a long text grows until it contains enough tokens."""
+"""Growth factor of the prefix of a long text; it grows until it contains enough tokens."""
 FURTHER_CUTS = (1, 2, 3)
-"""Characters by which the prefix of a text without word boundaries is shortened, to confirm its tokens."""
+"""Numbers of characters by which the prefix of a text without word boundaries is shortened to confirm its tokens."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class TokenBatch:
     attention_mask: npt.NDArray[np.int32]
     """(B, S) 1 for a token, 0 for padding."""
     truncated: tuple[bool, ...] = ()
-    """(B,) whether the text was longer than the model takes."""
+    """(B,) True for each text that was truncated to the model's maximum length."""
 
     @classmethod
     def pad(
@@ -48,7 +50,7 @@ class TokenBatch:
         pad_token_id: int,
         truncated: tuple[bool, ...] = (),
     ) -> TokenBatch:
-        """Rows of any length, filled up to the longest."""
+        """Batch of rows of different lengths, padded to the longest."""
         shape = (len(input_ids), max(len(ids) for ids in input_ids))
         ids = np.full(shape, pad_token_id, dtype=np.int32)
         types = np.zeros(shape, dtype=np.int32)
@@ -63,7 +65,7 @@ class TokenBatch:
         return len(self.input_ids)
 
     def take(self, rows: npt.NDArray[np.integer]) -> TokenBatch:
-        """These rows, in this order, without padding that none of them needs."""
+        """Batch of the given rows, in the given order, padded to the longest of them."""
         here = np.ix_(rows, np.arange(self.lengths[rows].max()))
         truncated = tuple(self.truncated[row] for row in rows) if self.truncated else ()
         return TokenBatch(self.input_ids[here], self.token_type_ids[here], self.attention_mask[here], truncated)
@@ -75,16 +77,16 @@ class TokenBatch:
 
 
 class TextTokenizer:
-    """Tokenizes texts and pairs; truncates to ``max_length`` tokens, the longer text of a pair first.
+    """Tokenizes texts and pairs, and truncates them to ``max_length`` tokens, the longer text of a pair first.
 
-    Time and memory are bounded by ``max_length``, whatever the length of the text: only a prefix is tokenized, which
-    grows until the tokens that the model accepts cannot depend on the rest. The whole text is read only where it has
-    few tokens for its length (a megabyte of blanks, one word of a megabyte).
+    Time and memory are bounded by ``max_length``, not by the length of the text: only a prefix is tokenized. The prefix
+    grows until the first ``max_length`` tokens cannot depend on the rest of the text. The whole text is tokenized only
+    if it has few tokens for its length (a megabyte of blanks, one word of a megabyte).
 
-    The ids are those of the library's own truncation, "longest_first", with one exception: if each text of a pair has
-    more tokens than the model accepts and one has more than COUNTED_CHARACTERS_PER_TOKEN characters per token of
-    ``max_length``, the odd token goes to the text with more characters, because its tokens are not counted. The
-    library's truncation is not used: for a pair its cost is the product of the lengths.
+    The ids equal those of the "longest_first" truncation of the tokenizers library, with one exception: if each text of
+    a pair has more than ``max_length`` tokens and one has more than COUNTED_CHARACTERS_PER_TOKEN x ``max_length``
+    characters, its tokens are not counted, and the odd token goes to the text with more characters. The truncation of
+    the library is not used, because its cost for a pair is proportional to the product of the lengths.
     """
 
     def __init__(self, path: Path | BundleFile, max_length: int, pad_token_id: int) -> None:
@@ -99,16 +101,16 @@ class TextTokenizer:
         added = (len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values())
         longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
         self._margin = 2 * max(longest_word, *added, 32)
-        """Characters before the end of a prefix whose tokens the rest of the text may change."""
+        """Number of characters at the end of a prefix whose tokens may depend on the rest of the text."""
         self._prefix = CHARACTERS_PER_TOKEN * max_length + self._margin
 
     def __call__(self, texts: Sequence[Text], end: float = math.inf) -> TokenBatch:
         """Token ids of ``texts``, padded to the longest row.
 
-        ``end``: ``time.perf_counter()`` in seconds after which no longer prefix is read; a text that would need one is
-        truncated to the tokens found so far.
+        ``end``: deadline as a value of ``time.perf_counter()``, in seconds. The prefix does not grow any further if
+        that would miss the deadline; the text is then truncated to the tokens found so far.
 
-        Raises InputError for an empty batch, an empty text, or anything that is not text.
+        Raises InputError for an empty batch, an empty text, or an element that is not text.
         """
         if isinstance(texts, str):
             raise InputError("a batch is a list of texts, not one text: use predict for one")
@@ -133,8 +135,11 @@ class TextTokenizer:
         return TokenBatch.pad(ids, types, self.pad_token_id, truncated)
 
     def _encode(self, texts: list[Text]) -> list[Encoding]:
-        """The library holds the interpreter lock in ``encode``, but not in ``encode_batch``, which costs some
-        microseconds more."""
+        """Encodes texts with the tokenizers library.
+
+        The library's ``encode`` holds Python's global interpreter lock. ``encode_batch`` releases it, but takes some
+        microseconds more; it is used for batches and long texts.
+        """
         if len(texts) == 1 and sum(map(len, _parts(texts[0]))) <= 2 * self._prefix:
             first, second = (*_parts(texts[0]), None)[:2]
             return [self._tokenizer.encode(first, second)]
@@ -143,8 +148,11 @@ class TextTokenizer:
     def _truncate(
         self, encoding: Encoding, text: Text, characters: int, out_of_time: bool
     ) -> tuple[list[int], list[int], bool] | None:
-        """Ids and types of at most ``max_length`` tokens and whether tokens are missing, from the encoding of a prefix
-        of so many ``characters``; None if the prefix is too short to know them."""
+        """Ids and types of at most ``max_length`` tokens, and True if the text was truncated.
+
+        ``encoding``: that of a prefix of ``characters`` characters. None if the prefix is too short to determine the
+        tokens.
+        """
         ids, types, parts = encoding.ids, encoding.type_ids, _parts(text)
         whole = max(map(len, parts)) <= characters
         if whole and len(ids) <= self._max_length:
@@ -168,11 +176,11 @@ class TextTokenizer:
         return [ids[place] for place in order], [types[place] for place in order], truncated
 
     def _settled(self, encoding: Encoding, places: list[int], prefix: str, room: int) -> bool:
-        """Whether the first ``room`` tokens of a text, and that it has more, follow from its ``prefix``.
+        """True if the ``prefix`` of a text determines the first ``room`` tokens of the text and that it has more.
 
-        The tokens of complete words do: normalization and pre-tokenization look at most one word ahead, and the model
-        reads one word at a time. In a text without word boundaries they do if the same tokens result from shorter
-        prefixes.
+        A prefix determines the tokens of its complete words, because normalization and pre-tokenization look ahead at
+        most one word, and the model tokenizes one word at a time. In a text without word boundaries, the tokens count
+        as determined if shorter prefixes give the same tokens.
         """
         if len(places) <= room:
             return False
@@ -181,7 +189,7 @@ class TextTokenizer:
         word, last_word = words[last], words[places[-1]]
         if word is not None and last_word is not None and word < last_word - 1 and end <= len(prefix) - self._margin:
             return True
-        if end > len(prefix.rstrip()) - self._margin:  # an added token may absorb the blanks before it
+        if end > len(prefix.rstrip()) - self._margin:  # an added token may include the blanks before it
             return False
         ids = [encoding.ids[place] for place in places[: room + 1]]
         shorter = self._tokenizer.encode_batch([prefix[:-cut] for cut in FURTHER_CUTS], add_special_tokens=False)
@@ -189,8 +197,11 @@ class TextTokenizer:
 
 
 def longest_first(first: int, second: int = 0, *, room: int) -> tuple[int, int]:
-    """Tokens kept of each text: the longer is truncated to the length of the shorter, then both alike. An odd token
-    goes to the longer text, and to the second of two of equal length."""
+    """Numbers of tokens kept of each text of a pair, at most ``room`` in total.
+
+    The longer text is truncated to the length of the shorter, then both equally. An odd token goes to the longer text,
+    or to the second if both have the same length.
+    """
     if first + second <= room:
         return first, second
     shorter, longer = sorted((first, second))
@@ -210,18 +221,18 @@ def _prefix(text: Text, characters: int) -> Text:
 
 
 def checked_text(text: object, where: str) -> Text:
-    """The text, or both texts of a pair, without surrounding whitespace: what training, evaluation and every runner
-    tokenize. A byte-level tokenizer encodes surrounding whitespace to ids, which data files do not preserve.
+    """Text or pair without surrounding whitespace, as training, evaluation and every runner tokenize it.
 
-    Raises InputError, which starts with ``where``, for an empty text or anything that is not text.
+    Whitespace is removed because a byte-level tokenizer encodes it, but data files do not preserve it.
+    Raises InputError, which starts with ``where``, for an empty text or an object that is not text.
     """
     parts = [part for part in (text if isinstance(text, tuple) else (text,)) if isinstance(part, str)]
     if len(parts) != (2 if isinstance(text, tuple) else 1):
         raise InputError(f"{where} is {type(text).__name__}: give a str, or a tuple of two for a pair")
     if not all(part.strip() for part in parts):
-        raise InputError(f"{where} is empty: give it at least one character that is not blank")
+        raise InputError(f"{where} is empty: give at least one character that is not whitespace")
     try:
         "".join(parts).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where} has half a character (a lone surrogate): decode it as UTF-8 again") from None
+        raise InputError(f"{where} contains a lone surrogate, half of a character: decode it as UTF-8 again") from None
     return (parts[0].strip(), parts[1].strip()) if isinstance(text, tuple) else parts[0].strip()

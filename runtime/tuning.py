@@ -1,8 +1,9 @@
-"""Which back end and how many threads are fastest here: measured on the bundle's golden inputs, at full depth, batch 1.
+"""Selection of the fastest backend and thread count on this machine, measured on the golden inputs at full depth and
+batch size 1.
 
-One candidate is loaded at a time, so that tuning needs no more memory than running. All are visited twice, there and
-back, so that a slow moment of the machine seldom falls on one alone. What wins on one device means nothing on the next,
-and a bundle is the same everywhere: the winner is remembered in the device's cache folder, never in the bundle.
+One candidate is loaded at a time, so that tuning needs no more memory than running. All candidates are measured in two
+runs, the second in reverse order, so that a slow phase of the machine rarely affects only one. The result holds for one
+device only, so it is stored in the cache folder of the device and never in the bundle.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from berxit.runtime.tokenization import TokenBatch
 
 log = logging.getLogger(__name__)
 
-VISIT_SECONDS = 0.5
-"""The least time for which each of a candidate's two visits is measured."""
+RUN_SECONDS = 0.5
+"""Minimum duration of each of the two runs of a candidate."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Tried:
     backend: str
     threads: int
     median_ms: float
-    """Lower median of two visits; excludes tokenization."""
+    """Lower median of two runs; excludes tokenization."""
     backend_options: dict[str, OptionValue] = field(default_factory=dict)
 
     @property
@@ -65,7 +66,7 @@ def tune(
     backend: str | None = None,
     backend_options: Options | None = None,
     threads: int | None = None,
-    seconds: float = VISIT_SECONDS,
+    seconds: float = RUN_SECONDS,
     accept_noise: bool = False,
     progress: Progress = silent,
 ) -> tuple[Tried, ...]:
@@ -73,7 +74,7 @@ def tune(
 
     ``backend``, ``backend_options`` and ``threads`` fix one of them. An option that lowers the precision is measured
     only if ``backend_options`` contains it, an option that changes the process is never measured. ``seconds``: minimum
-    duration of a visit. A backend that this machine cannot run, or whose exits differ too much from the checkpoint's,
+    duration of a run. A backend that this machine cannot run, or whose exits differ too much from the checkpoint's,
     is omitted.
 
     Raises InputError if the requested options change the process, BerxitError if no backend remains, NoisyError on a
@@ -95,7 +96,7 @@ def tune(
                     opened = open_backend(
                         bundle, manifest, count, backend=chosen.info.name, backend_options=chosen.options
                     )
-                    times.setdefault(place, []).append(_visit(opened, manifest, golden, inputs, seconds))
+                    times.setdefault(place, []).append(_measure(opened, manifest, golden, inputs, seconds))
                     del opened  # One backend is loaded at a time.
                 except PoolError as error:  # A fact about the process, which is not stored.
                     raise BerxitError(f"{bundle} cannot be tuned here: {error}") from error
@@ -153,11 +154,11 @@ def fastest(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Tried:
-    """The first of ``tune``, measured once: the device's cache folder keeps it under the bundle's files, the machine
-    and the candidates.
+    """Fastest result of ``tune``, from the device's cache folder if it was measured before. The cache key covers the
+    bundle's files, the machine, the candidates and the versions of their packages.
 
-    Logs a warning before it measures, since that takes seconds, and one where the cache cannot be written: the result
-    then lasts as long as the process. Raises as ``tune`` does.
+    Logs a warning before it measures, because that takes seconds, and if the cache cannot be written; the result is
+    then cached in this process only. Raises the errors of ``tune``.
     """
     packages = {info.package for info in BACKENDS[manifest.target] if info.installed}
     candidates = candidates_of(bundle, manifest, backend, backend_options, threads)
@@ -167,14 +168,14 @@ def fastest(
     file = cache_folder() / "tuned" / f"{digest}.json"
     if file in _this_process:
         return _this_process[file]
-    with suppress(BerxitError):  # not there, or damaged
+    with suppress(BerxitError):  # not cached, or the file is damaged
         remembered: Tried = parse(Tried, read_json(file), str(file))
         return remembered
     log.warning(
-        "measuring which of %d ways to run %s is fastest here (%.0f s or more, once)",
+        "measuring %d combinations of backend and threads for %s (once, %.0f s or more)",
         len(candidates),
         bundle,
-        2 * VISIT_SECONDS * len(candidates),
+        2 * RUN_SECONDS * len(candidates),
     )
     found = tune(
         bundle, manifest, backend=backend, backend_options=backend_options, threads=threads, progress=progress
@@ -197,32 +198,33 @@ def fastest(
 
 
 _this_process: dict[Path, Tried] = {}
-"""Results of this process where the cache cannot be written."""
+"""Results of this process, used if the cache cannot be written."""
 
 
 def _versions(packages: Iterable[str]) -> list[str]:
     found = []
     for name in sorted(packages):
-        with suppress(PackageNotFoundError):  # a package that another distribution brings
+        with suppress(PackageNotFoundError):  # the distribution has another name than the package
             found.append(f"{name} {version(name)}")
     return found
 
 
 def thread_counts() -> list[int]:
-    """1, 2, 4, ... up to what a back end takes by default here."""
+    """Thread counts to measure: 1, 2, 4, ... and the default thread count of this machine."""
     most = default_threads()
     return [count for count in (1, 2, 4, 8, 16) if count < most] + [most]
 
 
 def full_depth(backend: Backend, batch: TokenBatch) -> None:
+    """Runs all layers on ``batch``."""
     for _ in every_exit(backend, batch):
         pass
 
 
-def _visit(
+def _measure(
     backend: Backend, manifest: Manifest, golden: Golden, inputs: Sequence[TokenBatch], seconds: float
 ) -> list[list[float]]:
-    """Milliseconds of every run of each input. Raises BerxitError for exits that are off the checkpoint."""
+    """Latencies in milliseconds of each input. Raises BerxitError if an exit differs too much from the checkpoint."""
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend):
         raise BerxitError(f"with {backend.label} an exit differs from the checkpoint by {largest:.1e}")

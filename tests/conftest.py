@@ -1,20 +1,22 @@
-"""What the tests share: tiny models of every family with random weights, a tiny tokenizer, and finished artefacts.
+"""Shared fixtures: tiny models of every family with random weights, a tiny tokenizer, a checkpoint and a bundle.
 
-Everything runs offline on two cores. Real weights and data are used where they are found beside the project, and a test
-that needs them is skipped, with the reason, where they are not.
+All tests run offline on two cores. Some use real weights and data in ``shared/`` next to the project; without them,
+these tests are skipped.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: torch's threads would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # More threads make tiny models slower.
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 VOCABULARY = """
@@ -23,19 +25,19 @@ the a cat dog sat ran on under mat tree big small red blue not and is was it pla
 WORDS = VOCABULARY.split()
 FAMILIES = ("bert", "roberta", "albert", "distilbert")
 ENCODERS = (*FAMILIES, "mpnet")
-"""MPNet adds a bias by relative position, which not every target takes."""
+"""The families above and MPNet, which has a relative position bias."""
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A WordPiece tokenizer of some forty words, as a Hugging Face folder."""
+    """A Hugging Face folder with a WordPiece tokenizer of about forty words."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
     return folder
 
 
 def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
-    """The files of a WordPiece tokenizer with this vocabulary."""
+    """Writes the files of a WordPiece tokenizer with this vocabulary."""
     from transformers import BertTokenizer
 
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
@@ -43,7 +45,7 @@ def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
 
 
 def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[no-untyped-def]
-    """A random model's configuration: 3 layers, d = 32, 4 heads. Every family with its own quirks."""
+    """Configuration of a tiny model of any family: 3 layers, d = 32, 4 heads."""
     from transformers import AlbertConfig, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
 
     sizes = {"vocab_size": vocabulary, "max_position_embeddings": 40, "pad_token_id": 0}
@@ -60,7 +62,7 @@ def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[
 
 
 def tiny_backbone(family: str, seed: int = 0):  # type: ignore[no-untyped-def]
-    """A random encoder whose weights are large enough for exits to differ from each other."""
+    """An encoder with random weights that are large enough for exits to differ."""
     import torch
     from transformers import AutoModel
 
@@ -74,7 +76,7 @@ def tiny_backbone(family: str, seed: int = 0):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="session")
 def backbone_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> dict[str, Path]:
-    """Family -> a pre-trained model's folder, tokenizer included: what --model takes."""
+    """Family -> folder of a pre-trained model with its tokenizer, for --model."""
     import shutil
 
     folders = {}
@@ -82,13 +84,13 @@ def backbone_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder:
         folders[family] = tmp_path_factory.mktemp(family)
         shutil.copytree(tokenizer_folder, folders[family], dirs_exist_ok=True)
         tiny_backbone(family).save_pretrained(folders[family])
-    write_tokenizer(folders["mpnet"], ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *WORDS])  # MPNet pads with id 1
+    write_tokenizer(folders["mpnet"], ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *WORDS])  # MPNet pads with id 1.
     return folders
 
 
 @pytest.fixture(scope="session")
 def still(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> str:
-    """The folder of a tiny BERT without dropout: what it learns depends on the data alone."""
+    """Folder of a tiny BERT without dropout, so that training is deterministic."""
     import shutil
 
     folder = tmp_path_factory.mktemp("still")
@@ -101,7 +103,7 @@ def still(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> s
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A custom two-class task (columns text, label): does the text name a cat? 96 training, 48 dev examples."""
+    """A custom task of two classes (columns text, label): does the text contain "cat"? 96 training, 48 dev examples."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("data")
     others = [word for word in WORDS if word != "cat"]
@@ -118,7 +120,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data_folder: Path) -> Path:
-    """A tiny BERT fine-tuned with Alternating and LTE on ``data_folder``, calibrated. Copy it before changing it."""
+    """A tiny BERT, fine-tuned on ``data_folder`` with Alternating and LTE, and calibrated. Copy it before changes."""
     from berxit.train.calibration import calibrate
     from berxit.train.fine_tuning import TrainingOptions, fine_tune
     from berxit.train.rules import Keep
@@ -128,14 +130,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
     options = TrainingOptions(
         str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
     )
-    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output, quiet=True)
-    calibrate(output, data_folder, criterion="confidence", rule=Keep(0.9))
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output)
+    calibrate(output, data_folder, criterion="confidence", rule=Keep(0.9, optimistic=True))
     return output
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """``checkpoint`` exported for ONNX Runtime. Copy it before changing it."""
+    """``checkpoint``, exported for ONNX Runtime. Copy it before changes."""
     from berxit.exporters.export import export
 
     output = tmp_path_factory.mktemp("bundles") / "bundle"
@@ -145,7 +147,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
 
 @pytest.fixture
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No measurement is noisy, however busy the machine that runs the tests is."""
+    """No measurement is noisy, even on a busy machine."""
     monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: [])
 
 
@@ -155,9 +157,15 @@ def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: ["the machine is busy"])
 
 
+def quick_and_slow(cases: Sequence[tuple], quick: Collection[tuple]) -> list[Any]:
+    """Parameters of a test: all ``cases``, of which those that are not ``quick`` run in ``make test-slow`` only."""
+    assert set(quick) <= set(cases)
+    return [case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 def shared(*parts: str) -> Path:
-    """A file or folder of real weights or data beside the project; skips the test where it is not there."""
+    """A file or folder of real weights or data next to the project. Skips the test if it does not exist."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"real {'/'.join(parts)} is not beside the project")
+        pytest.skip(f"no shared/{'/'.join(parts)} next to the project")
     return path

@@ -189,7 +189,7 @@ def next_line(capsys: pytest.CaptureFixture[str]) -> str | None:
         ("bad rows", ["--skip-bad-rows"], ["calibrate", "export", "runtime.bench"]),
     ],
 )
-def test_the_printed_next_lines_lead_from_training_to_the_bench(
+def test_next_lines_lead_from_training_to_bench(
     data: str,
     options: list[str],
     programs: list[str],
@@ -208,7 +208,7 @@ def test_the_printed_next_lines_lead_from_training_to_the_bench(
     given = folder / "train.tsv" if data == "file" else folder
     sizes = [
         "--epochs",
-        "3",
+        "1",
         "--batch-size",
         "16",
         "--learning-rate",
@@ -227,7 +227,7 @@ def test_the_printed_next_lines_lead_from_training_to_the_bench(
     assert followed == programs
 
 
-def test_a_second_calibration_advises_an_export_that_works(
+def test_second_calibration_advises_export_that_works(
     checkpoint: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
@@ -249,7 +249,7 @@ def test_a_second_calibration_advises_an_export_that_works(
             "tensorrt-rtx",
             Path("engines"),
             True,
-            "next, there: BERXIT_CACHE=engines python -m runtime.bench --backend tensorrt-rtx bundle",
+            "next, on that machine: BERXIT_CACHE=engines python -m runtime.bench --backend tensorrt-rtx bundle",
         ),
     ],
 )
@@ -274,7 +274,7 @@ def test_after_an_export_the_next_step_is_for_the_device(device: devices.Device)
         assert "runner.verify()" in (ROOT / page[0]).read_text(encoding="utf-8")
     else:
         where, _, command = line.partition(": ")
-        assert where == ("next" if device.is_this(devices.this_machine()) else f"next, on {device.description}")
+        assert where == ("next" if device.matches(devices.this_machine()) else f"next, on {device.description}")
         resolve(command)
 
 

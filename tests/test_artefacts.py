@@ -1,4 +1,4 @@
-"""What a full run writes can be shared: no file names a folder of this machine, and every file has the umask's mode."""
+"""All files of a run from training to reports: none contains a local path, and all have the mode of the umask."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(name: str, *arguments: object) -> None:
 def written(
     backbone_folders: dict[str, Path], data_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """The folder with all that a run from a model to its reports writes, and the folder that its inputs came from."""
+    """The folder with all outputs of a run from training to reports, and the folder with its inputs."""
     inputs, out = tmp_path_factory.mktemp("secret-inputs"), tmp_path_factory.mktemp("secret-outputs") / "run"
     model = Path(shutil.copytree(backbone_folders["bert"], inputs / "encoder"))
     data = Path(shutil.copytree(data_folder, inputs / "data"))

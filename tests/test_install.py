@@ -1,4 +1,4 @@
-"""Which torch the set-up asks pip for: gigabytes depend on it."""
+"""install.py: the build of torch and the optional packages that it passes to pip."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import install
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What pip was asked to install, without asking it."""
+def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The arguments of every call of pip, which is not executed."""
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(install, "pip", lambda folder, *arguments, **_: calls.append(arguments))
     monkeypatch.setattr(install.platform, "system", lambda: "Linux")
@@ -20,29 +20,29 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 
 def test_install_torch_without_a_gpu_installs_the_cpu_build(
-    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    pip_calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "has_gpu", lambda: False)
     monkeypatch.setattr(install, "reachable", lambda url: True)
     install.install_torch(Path("venv"))
-    assert asked == [(f"torch=={install.TORCH}+cpu", "--extra-index-url", install.CPU_INDEX)]
+    assert pip_calls == [(f"torch=={install.TORCH}+cpu", "--extra-index-url", install.CPU_INDEX)]
 
 
 def test_install_torch_omits_an_index_that_cannot_be_reached(
-    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    pip_calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "has_gpu", lambda: False)
     monkeypatch.setattr(install, "reachable", lambda url: False)
     install.install_torch(Path("venv"))
-    assert asked == [(f"torch=={install.TORCH}+cpu",)]
+    assert pip_calls == [(f"torch=={install.TORCH}+cpu",)]
 
 
 def test_install_torch_with_a_gpu_ignores_a_local_cpu_build(
-    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    pip_calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "has_gpu", lambda: True)
     install.install_torch(Path("venv"))
-    assert asked == [(f"torch==={install.TORCH}",)]
+    assert pip_calls == [(f"torch==={install.TORCH}",)]
 
 
 def test_install_torch_without_a_cpu_build_fails_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,23 +58,23 @@ def test_install_torch_without_a_cpu_build_fails_in_one_line(monkeypatch: pytest
 
 
 def test_install_coremltools_on_supported_systems(
-    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    pip_calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install.install_coremltools(Path("venv"))
-    assert asked == [("-e", ".[coreml]")]
+    assert pip_calls == [("-e", ".[coreml]")]
     monkeypatch.setattr(install.platform, "system", lambda: "Windows")
     install.install_coremltools(Path("venv"))
-    assert len(asked) == 1
+    assert len(pip_calls) == 1
 
 
 def test_install_tensorrt_rtx_on_supported_systems(
-    asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    pip_calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install.platform, "system", lambda: "Linux")
     for machine, calls in (("x86_64", 1), ("aarch64", 1)):
         monkeypatch.setattr(install.platform, "machine", lambda machine=machine: machine)
         install.install_tensorrt_rtx(Path("venv"))
-        assert asked == [("-e", ".[tensorrt-rtx]")] * calls
+        assert pip_calls == [("-e", ".[tensorrt-rtx]")] * calls
 
 
 def test_install_coremltools_continues_without_a_package(
@@ -87,7 +87,7 @@ def test_install_coremltools_continues_without_a_package(
     monkeypatch.setattr(install.platform, "system", lambda: "Linux")
     install.install_coremltools(Path("venv"))
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "-- pip has no coremltools for this machine: the tests of the CoreML target will be skipped"
+        "-- pip found no coremltools for this machine: the tests of the CoreML target will be skipped"
     ]
 
 

@@ -108,7 +108,7 @@ def test_grid_of_a_new_criterion_goes_from_never_to_always(toy: Criterion) -> No
     assert len({round(average, 3) for average in averages}) > 10
 
 
-def test_a_new_criterion_has_test_vectors(toy: Criterion) -> None:
+def test_new_criterion_has_test_vectors(toy: Criterion) -> None:
     from make_vectors import policies
 
     cases = [case for case in policies() if case["criterion"] == toy.name]
@@ -122,7 +122,7 @@ def test_help_names_every_criterion() -> None:
         assert all(name in text for name in CRITERIA)
 
 
-def test_a_wrong_never_is_found_wherever_a_threshold_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_never_is_detected_wherever_a_threshold_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(LogitMargin):
         name = "wrong"
 
@@ -135,7 +135,7 @@ def test_a_wrong_never_is_found_wherever_a_threshold_is_chosen(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
-def test_an_unbounded_criterion_refuses_thresholds_that_are_not_finite(
+def test_unbounded_criterion_rejects_thresholds_that_are_not_finite(
     threshold: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CRITERIA, "logit-margin", LogitMargin())

@@ -31,11 +31,11 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Strategy:
     return strategy
 
 
-def test_a_new_strategy_trains_and_can_be_studied(toy: Strategy, still: str, data_folder: Path, tmp_path: Path) -> None:
+def test_new_strategy_trains_and_can_be_studied(toy: Strategy, still: str, data_folder: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     task = custom_task(data_folder, ("text",), "label")
     options = TrainingOptions(still, strategy=toy.name, max_steps=2, max_length=32)
-    fine_tune(task, data_folder, options, checkpoint, quiet=True)
+    fine_tune(task, data_folder, options, checkpoint)
     assert read_config(checkpoint)["strategy"] == toy.name
     arguments = ["layerwise", str(checkpoint), "--data", str(data_folder), "--output", str(tmp_path / "studies")]
     done = CliRunner().invoke(load("study"), arguments)

@@ -73,7 +73,7 @@ def invoke(command: str, *arguments: str | Path) -> Result:
     return done
 
 
-def test_a_new_target_is_exported_inspected_and_run(toy: Target, checkpoint: Path, tmp_path: Path) -> None:
+def test_new_target_is_exported_inspected_and_run(toy: Target, checkpoint: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     done = invoke("export", checkpoint, "--target", "toy", "--precision", "half", "--output", bundle, "--quiet")
     assert done.exit_code == 0, done.output
@@ -101,7 +101,7 @@ def test_help_of_export_names_a_new_target(toy: Target) -> None:
         (ExportOptions(threads=2), "--threads does not go with target toy"),
     ],
 )
-def test_a_new_target_rejects_unknown_options(
+def test_new_target_rejects_unknown_options(
     toy: Target, options: ExportOptions, message: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 
@@ -21,8 +22,9 @@ COMMANDS = {
     "inspect": "berxit.toolkit.commands.inspect",
     "devices": "berxit.toolkit.commands.devices",
     "doctor": "berxit.toolkit.commands.doctor",
+    "push": "berxit.toolkit.commands.push",
 }
-"""Name -> the module whose ``command`` it is. A new command is one module and one line here."""
+"""Name -> the module that defines ``command``. A new command is one module, and one line here and in pyproject.toml."""
 
 
 def load(name: str) -> click.Command:
@@ -31,7 +33,7 @@ def load(name: str) -> click.Command:
 
 
 class Commands(click.Group):
-    """Imports a subcommand when it is asked for."""
+    """Imports a subcommand on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -46,7 +48,7 @@ class Commands(click.Group):
 def berxit() -> None:
     """Early-exiting BERT-family models on edge devices.
 
-    train a checkpoint -> eval it -> calibrate when it stops -> export a bundle -> bench it on the device.
+    train a checkpoint -> eval it -> calibrate its exit threshold -> export a bundle -> bench it on the device.
     """
 
 
@@ -54,29 +56,20 @@ def main() -> None:
     run(berxit)
 
 
-def train() -> None:
-    run(load("train"))
+def _program(name: str) -> Callable[[], None]:
+    """The function behind the program ``berxit-NAME``."""
+    return lambda: run(load(name))
 
 
-def evaluate() -> None:
-    run(load("eval"))
-
-
-def calibrate() -> None:
-    run(load("calibrate"))
-
-
-def export() -> None:
-    run(load("export"))
-
-
-def build() -> None:
-    run(load("build"))
-
-
-def bench() -> None:
-    run(load("bench"))
-
-
-def study() -> None:
-    run(load("study"))
+train = _program("train")
+evaluate = _program("eval")
+calibrate = _program("calibrate")
+export = _program("export")
+build = _program("build")
+bench = _program("bench")
+study = _program("study")
+compare = _program("compare")
+inspect = _program("inspect")
+devices = _program("devices")
+doctor = _program("doctor")
+push = _program("push")

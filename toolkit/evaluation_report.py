@@ -1,4 +1,4 @@
-"""What berxit-eval shows: the score of every exit, and the trade-off curve of every exit criterion."""
+"""Report of berxit-eval: the score of every exit, and the trade-off curve of every exit criterion."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from berxit.train.evaluation import (
 )
 
 KEPT = 0.99
-"""Share of full depth's score at which a report looks for saved layers, as calibration does by default."""
+"""Share of full depth's score for which a report states the saved layers; the default of calibration."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A criterion's curve in a few numbers, relative to the last exit."""
+    """Key values of a criterion's curve, relative to the last exit."""
 
     relative_at_saved: dict[str, float | None]
     """Share of saved layers -> relative score in percent, interpolated; None beyond the curve's ends."""
@@ -46,23 +46,23 @@ class Evaluation:
     metric: str
     examples: int
     layer_scores: tuple[float, ...]
-    """(n,) the score when every example leaves at that layer."""
+    """(n,) the score if every example exits at that layer."""
     also: dict[str, tuple[float, ...]]
-    """The second score that GLUE reports beside the metric: its name -> (n,); empty where there is none."""
+    """The second score that GLUE reports for the task: its name -> (n,); empty if there is none."""
     criterion: str
-    """Whose thresholds the report lists."""
+    """The criterion whose thresholds the report lists."""
     curves: dict[str, tuple[OperatingPoint, ...]]
-    """Criterion -> some 200 thresholds, from always to never stopping."""
+    """Criterion -> some 200 thresholds, from exiting at the first exit to never exiting early."""
     summaries: dict[str, Summary]
-    """Criterion -> its curve in a few numbers; empty where the last exit's score is not above zero, or at chance."""
+    """Criterion -> key values of its curve; empty if the last exit's score is not above zero, or at chance."""
     constant_score: float
     """The score of the best prediction that is the same for every example: the floor of every table and figure."""
     constant_prediction: str | float
-    """That prediction: a class name (its number, where names are unknown); for regression the mean label."""
+    """That prediction: a class name (its number if names are unknown); for regression the mean label."""
     positive: str | None = None
     """The class that F1 scores; None for another metric."""
     warnings: tuple[str, ...] = ()
-    """Scores at chance, with what to try next."""
+    """Warnings about scores at chance, with the next step."""
 
     @property
     def curve(self) -> tuple[OperatingPoint, ...]:
@@ -134,9 +134,9 @@ class Evaluation:
         return f"{score / self.layer_scores[-1]:.1%}" if self.summaries else "-"
 
     def spread(self, count: int) -> list[OperatingPoint]:
-        """Points of the curve whose average exit layers lie evenly, cheapest first.
+        """Points of the curve with evenly spaced average exit layers, cheapest first.
 
-        Where tolerances were searched, only of those points that no other beats at the same cost or less.
+        If tolerances were searched, only points that are not dominated at the same or a lower cost.
         """
         points = self.curve if not self._searched else _undominated(self.curve)
         averages = np.array([point.average_exit_layer for point in points])
@@ -146,20 +146,20 @@ class Evaluation:
 
     @property
     def _searched(self) -> bool:
-        """Whether points of the curve differ in their tolerance, too: patience on regression."""
+        """True if points of the curve differ in their tolerance, too: patience on regression."""
         return len({point.tolerance for point in self.curve}) > 1
 
 
 def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluation:
-    """Everything from one stored pass.
+    """The evaluation of one stored pass.
 
-    Raises InputError for a ``criterion`` that cannot work on this model, and as ``Predictions.check`` does.
+    Raises InputError for a ``criterion`` that does not apply to this model, and as ``Predictions.check`` does.
     """
     predictions.check()
     criterion = criterion or default_criterion(predictions)
     names = applicable_criteria(predictions)
     if criterion not in names:
-        operating_points(predictions, criterion)  # says why
+        operating_points(predictions, criterion)  # raises with the reason
     points = {name: operating_points(predictions, name) for name in names}
     scores = layer_scores(predictions)
     curves = {name: curve_of(found, len(scores)) for name, found in points.items()}
@@ -203,7 +203,7 @@ def _summaries(curves: dict[str, Curve], full: float) -> dict[str, Summary]:
 
 
 def _undominated(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
-    """Cheapest first; each better than all before it."""
+    """The points that are not dominated, cheapest first."""
     best: list[OperatingPoint] = []
     for point in sorted(points, key=lambda point: (point.average_exit_layer, -point.score)):
         if not best or point.score > best[-1].score:
@@ -212,7 +212,7 @@ def _undominated(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
 
 
 def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: Path) -> list[Path]:
-    """predictions.npz, eval.json, eval.md and, where matplotlib is installed, eval.png."""
+    """Writes predictions.npz, eval.json, eval.md and, if matplotlib is installed, eval.png."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / name for name in ("predictions.npz", "eval.json", "eval.md")]

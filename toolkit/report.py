@@ -1,4 +1,4 @@
-"""The quickstart's report: one HTML file that opens anywhere, with what the user wants to know on top."""
+"""Report of the quickstart: one HTML file without external files, with the main result as its headline."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _examples(answers: Sequence[tuple[str, Prediction]]) -> str:
 
 
 def _html(table: Table) -> str:
-    """A table whose calibrated row stands out."""
+    """A table with the calibrated row highlighted."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
     body = "".join(
         f"<tr{' class=chosen' if row[0] == CALIBRATED else ''}>"

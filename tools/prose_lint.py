@@ -42,7 +42,10 @@ RULES = (
     Rule(r"\b(is|are) not asked\b", "name what is skipped"),
     Rule(r"\bwho loads it\b", "the caller"),
     Rule(r"\btold beside\b", "reported with"),
-    Rule(r"\b(lies|lie) (in|beside|between|midway|next)\b", "is stored in, is between"),
+    Rule(
+        r"\b(lies|lie) (in|beside|between|midway|next|at|on|outside|before|behind|evenly|where)\b",
+        "is stored in, is outside, is between",
+    ),
     Rule(r"\bbetter visit\b", "lower median of two runs"),
     Rule(r"\bfalls? asleep\b", "thread pool, spinning"),
     Rule(r"\basks every token\b", "self-attention"),
@@ -50,8 +53,20 @@ RULES = (
     Rule(r"\bhow sure\b", "certainty"),
     Rule(r"\bhears?\b", "receives, is called with"),
     Rule(r"\bleft away\b|\bleave (it|lazy|--data) away\b", "omit"),
+    Rule(r"\banew\b", "again; recreate, rebuild"),
+    Rule(r"\bmake (it|them|the file) again\b", "recreate"),
+    Rule(r"\b(is|are) there already\b", "exists"),
+    Rule(r"\bgiv(e|es|en|ing) back\b", "free, release, return"),
+    Rule(r"(?<!turn) in turns\b", "interleaved"),
+    Rule(r"\b(sure enough|never sure|equally sure|surer)\b", "certain, certainty"),
+    Rule(r"\bRaises \w+Error where\b", "Raises ... if", ".py"),
     Rule(r'"""(What|Which|How|Where|Whether|Whose|Who|When) ', "start with a noun phrase or a verb", ".py"),
     Rule(r"///\s*(What|Which|How|Where|Whether|Whose|Who) ", "start with a noun phrase or a verb", ".swift"),
+    Rule(
+        r"\bdef test_(a|an|the|what|who|where|nothing|nobody)_\w+",
+        "test_<unit>_<behaviour>, such as test_predict_batch_keeps_input_order",
+        ".py",
+    ),
 )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from berxit.runtime.bundle import sha256
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
@@ -22,15 +24,20 @@ from berxit.train.evaluation import (
     Predictions,
     best_device,
     default_criterion,
+    exits_taken,
     layer_scores,
     operating_point,
     predict,
+    predicted_at,
 )
+from berxit.train.guarantee import interval
 from berxit.train.rules import Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """File in the checkpoint's folder: the policy and the calibration record."""
+FOLDS = 5
+"""Of the cross-fitting that estimates the score on new data."""
 PASS_FILE = "calibration_pass.npz"
 """File with the pass over the calibration data. An export with fewer exits chooses its threshold from it.
 exit_policy.json contains its sha256."""
@@ -85,13 +92,17 @@ def calibrate(
     return chosen.calibration
 
 
-def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data_sha256: str) -> CalibratedPolicy:
+def choose(
+    predictions: Predictions, criterion: str, rule: Rule, data: str, data_sha256: str, *, estimate: bool = True
+) -> CalibratedPolicy:
     """The policy that a rule chooses on a stored pass over ``data``.
 
-    Raises as the rule's ``choose`` and ``Predictions.check`` do.
+    ``estimate``: also estimate the score on new data, which takes as long as choosing five times. Raises as the rule's
+    ``choose`` and ``Predictions.check`` do.
     """
     predictions.check(data)
     point = rule.choose(predictions, criterion)
+    expected = expected_score(predictions, criterion, rule) if estimate else None
     calibration = Calibration(
         criterion=criterion,
         description=rule.describe(predictions.metric),
@@ -109,9 +120,29 @@ def choose(predictions: Predictions, criterion: str, rule: Rule, data: str, data
         constant_score=predictions.constant.score,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
+        expected_score=expected[0] if expected else None,
+        expected_interval=expected[1] if expected else None,
     )
     layers = int(predictions.exit_layers[-1])
     return CalibratedPolicy(ExitPolicy.uniform(criterion, point.threshold, layers, point.tolerance), calibration)
+
+
+def expected_score(predictions: Predictions, criterion: str, rule: Rule) -> tuple[float, tuple[float, float]] | None:
+    """The expected score on new data, and its 5th to 95th percentile: every row is scored at the threshold that the
+    rule chooses on the other folds. None if these have too few rows for the rule."""
+    rows = len(predictions.labels)
+    fold_of = np.random.default_rng(0).permutation(rows) % FOLDS
+    predicted = np.empty_like(predictions.full_depth)
+    for fold in range(min(FOLDS, rows)):
+        held_out = np.flatnonzero(fold_of == fold)
+        try:
+            point = rule.choose(predictions.select_rows(np.flatnonzero(fold_of != fold)), criterion)
+        except BerxitError:  # too few rows, or none that full depth predicts correctly
+            return None
+        part = predictions.select_rows(held_out)
+        exits = exits_taken(part, criterion, [point.threshold], point.tolerance)
+        predicted[held_out] = predicted_at(part, exits)[0]
+    return predictions.score(predicted), interval(predictions, predicted)
 
 
 def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: OperatingPoint) -> Iterator[str | None]:
@@ -119,19 +150,29 @@ def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: Opera
     if depth is None:
         yield policy_warning(predictions, criterion, point, rule.stricter)
         yield exits_warning(predictions, point.saved_layers)
-    if not rule.is_met(predictions, criterion, point):
+    if rule.is_met(predictions, criterion, point):
+        return
+    if depth is not None and isinstance(rule, Keep):
+        return  # thresholds mean nothing, as that warning states
+    own = layer_scores(predictions)[-1]
+    if isinstance(rule, Keep) and own >= predictions.full_depth_score:
+        yield rule.too_little_data(predictions, criterion)
+    else:
         yield (
-            f"no threshold satisfies the rule: full depth scores {layer_scores(predictions)[-1]:.4f} in this precision,"
+            f"no threshold satisfies the rule: full depth scores {own:.4f} in this precision,"
             f" {predictions.full_depth_score:.4f} in the checkpoint, so the policy never exits early. Export with"
             f" another --precision, or calibrate the checkpoint with {rule.looser}"
         )
 
 
-def choose_again(predictions: Predictions, calibration: Calibration, exits: Sequence[int]) -> CalibratedPolicy:
-    """The policy that the same rule chooses on the same pass for a model with only these exits. Raises as ``choose``
-    does."""
+def choose_again(
+    predictions: Predictions, calibration: Calibration, exits: Sequence[int], *, estimate: bool = True
+) -> CalibratedPolicy:
+    """The policy that the same rule chooses on the same pass for a model with only these exits. ``estimate`` and errors
+    as in ``choose``."""
     c = calibration
-    return choose(predictions.select_exits(exits), c.criterion, rule_of(c), c.data, c.data_sha256)
+    part = predictions.select_exits(exits)
+    return choose(part, c.criterion, rule_of(c), c.data, c.data_sha256, estimate=estimate)
 
 
 def rule_of(calibration: Calibration) -> Rule:

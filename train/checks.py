@@ -85,8 +85,8 @@ def check_config(model: str, config: PreTrainedConfig) -> Adapter:
         raise InputError(f"{model}: config.json has {adapter.layers} layers: choose a model with at least one")
     if any(not 0 <= row < config.vocab_size for row in (config.pad_token_id, adapter.padding_id) if row is not None):
         raise InputError(
-            f"{model}: config.json has pad_token_id {config.pad_token_id}, which is no row of the word embedding table"
-            f" ({config.vocab_size} rows): set it to the tokenizer's padding id"
+            f"{model}: config.json has pad_token_id {config.pad_token_id}, which is not a row of the word embedding"
+            f" table ({config.vocab_size} rows): set it to the tokenizer's padding id"
         )
     return adapter
 
@@ -105,8 +105,7 @@ def match_weights(
     """The encoder's parameter names -> the names in the file.
 
     ``skeleton`` is the encoder with the layers that are used; ``file_layers`` is the number of layers in config.json.
-    Only the pooler may be missing. A name in the file that belongs to nothing known is rejected, and so are a shape or
-    number type that does not fit.
+    Only the pooler may be missing. Rejects unknown names in the file, and a shape or number type that does not fit.
     """
     adapter = adapter_for(skeleton.config)
     expected = skeleton.state_dict()
@@ -123,7 +122,7 @@ def match_weights(
             or (name.startswith(outer) and name.removeprefix(outer).startswith(adapter.task_heads))
         ):
             raise InputError(
-                f"{model}: the weights have '{name}', which is no part of a {skeleton.config.model_type} encoder with"
+                f"{model}: the weights have '{name}', which is not part of a {skeleton.config.model_type} encoder with"
                 f" {file_layers} layers, its pooler or a known task head: save the encoder alone with save_pretrained"
             )
     has_pooler = any(ours.startswith(POOLER) for ours in found)
@@ -208,7 +207,7 @@ def check_tokenizer(
     if adapter.has_token_types and types > config.type_vocab_size:
         raise InputError(
             f"{model}: the tokenizer uses {types} token types for {'a pair' if pairs else 'a text'}, config.json has"
-            f" type_vocab_size {config.type_vocab_size}: choose a model that takes pairs"
+            f" type_vocab_size {config.type_vocab_size}: choose a model with two token types"
         )
 
 
@@ -287,7 +286,7 @@ def _check_special_tokens(
     own = {role: getattr(tokenizer, f"{role}_token_id") for role in SPECIAL_TOKENS}
     if strange := sorted(added - set(own.values())):
         raise InputError(
-            f"{model}: the tokenizer adds id {strange[0]} to a text, which is none of its special tokens: recreate"
+            f"{model}: the tokenizer adds id {strange[0]} to a text, which is not one of its special tokens: recreate"
             " tokenizer.json and tokenizer_config.json together with save_pretrained"
         )
     for role, found in own.items():

@@ -117,7 +117,7 @@ def area_above(first: Curve, second: Curve, until: float = np.inf) -> Area:
     """The area of ``first`` above ``second``: the integral of max(0, first - second) over the average exit layer.
 
     The range is the average exit layers that both curves cover, up to ``until``. The integral is exact: both curves are
-    piecewise linear, so every piece is a trapezoid, or a triangle where they cross.
+    piecewise linear, so every piece is a trapezoid, or a triangle if they cross.
 
     The paper reports such areas for its figure 4 without a definition: 13.5 for Alternating above Joint on RTE, and 0.4
     for Joint above Alternating. With the axes of that figure (relative score in percent over average exit layer) the

@@ -63,6 +63,21 @@ class Predictions:
         lte = None if self.lte is None else self.lte[:, columns]
         return replace(self, logits=self.logits[:, columns], lte=lte, exits=tuple(exits))
 
+    def select_rows(self, rows: npt.NDArray[np.integer]) -> Predictions:
+        """The pass over some of the rows."""
+
+        def part(array: npt.NDArray | None) -> npt.NDArray | None:
+            return None if array is None else array[rows]
+
+        return replace(
+            self,
+            logits=self.logits[rows],
+            labels=self.labels[rows],
+            lte=part(self.lte),
+            ids=part(self.ids),
+            reference=part(self.reference),
+        )
+
     @property
     def regression(self) -> bool:
         return self.logits.shape[2] == 1

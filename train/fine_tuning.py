@@ -1,9 +1,10 @@
-"""Fine-tuning a multi-exit model: from a task, its data and options to a checkpoint."""
+"""Fine-tuning of a multi-exit model: from a task, its data and options to a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +18,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import set_seed
 
 from berxit.runtime.bundle import sha256
-from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError, first_line
 from berxit.runtime.examples import Examples, find_split, has_split
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tokenization import Text
 from berxit.train import checks, objectives
@@ -34,8 +35,8 @@ from berxit.train.strategies import STRATEGIES
 from berxit.train.tasks import Task, write_examples
 from berxit.train.tokenizing import saved_tokenizer
 from berxit.train.trainer import (
-    LossOnTheBar,
     MultiExitTrainer,
+    StepProgress,
     check_loss,
     last_epochs_loss,
     processes_here,
@@ -54,15 +55,16 @@ def fine_tune(
     *,
     logs: Path | None = None,
     force: bool = False,
-    quiet: bool = False,
+    progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Trains on DATA's training split and writes the checkpoint ``output``, whole or not at all.
 
-    ``logs``: a folder for TensorBoard. ``report`` hears what the user should know. An interrupted run leaves its last
-    state in ``.OUTPUT.training``; the same call continues from there, with or without ``force``. If ``output`` is the
-    finished checkpoint of the same call, nothing is trained, unless ``force`` is given. Under torchrun or accelerate
-    launch every process calls this, and the first one writes and reports.
+    ``logs``: a folder for TensorBoard. ``progress`` receives rows of the tokenization, then optimizer steps. ``report``
+    receives lines for the user. The last state of an interrupted run is stored in ``.OUTPUT.training``; the same call
+    continues from there, with or without ``force``. If ``output`` is the finished checkpoint of the same call, nothing
+    is trained, unless ``force`` is given. Under torchrun or accelerate launch every process calls this function, and
+    the first one writes and reports.
 
     Raises InputError for bad options or data, or an output of another run without ``force``; BerxitError for a model
     that cannot be loaded or a loss that is not finite.
@@ -70,13 +72,13 @@ def fine_tune(
     processes = processes_here()
     first = processes.is_main_process
     if not first:
-        report = _nothing
+        report, progress = _nothing, silent
     train_file = find_split(data, "train")
     key = run_key(task, options, train_file, processes.num_processes)
-    state = RunState.beside(output)
+    state = RunState.of(output)
     finished = check_output(output, key, force)
     if finished and not state.is_of(key):
-        report(f"{output} is finished: this command has trained it already. --force trains it again")
+        report(f"{output} is finished: this command has already trained it. --force trains it again")
         return output
     examples, held_out, samples = read_data(task, data, options, report)
     set_seed(options.seed)
@@ -91,15 +93,15 @@ def fine_tune(
         state.prepare(key, force)
     processes.wait_for_everyone()
     state.check_shared()
-    dataset = EncodedExamples(examples, text_tokenizer, progress_bar("tokenising", quiet or not first))
+    dataset = EncodedExamples(examples, text_tokenizer, progress)
     results = []
     for number, objective in enumerate(stages, start=1):
-        result = state.finished(number, model)  # an interrupted run had this stage behind it
+        result = state.finished(number, model)  # finished by the interrupted run
         if result is None:
-            trainer = _trainer(model, dataset, objective, options, state.stage(number), quiet)
+            trainer = _trainer(model, dataset, objective, options, state.stage(number))
             if logs is not None:
                 trainer.add_callback(tensorboard(logs / f"stage-{number}" if len(stages) > 1 else logs))
-            result = train_stage(trainer, state, number)
+            result = train_stage(trainer, state, number, progress)
             if first:
                 state.finish(number, model, result)
             processes.wait_for_everyone()
@@ -117,23 +119,24 @@ def fine_tune(
 
 
 def _nothing(line: str) -> None:
-    """For the processes that do not report."""
+    """Ignores a line: only the first process reports."""
 
 
 def refuse_other_than_checkpoint(output: Path, force: bool) -> None:
-    """Raises InputError for an ``output`` that is no checkpoint of ours, without ``force``: before any data is read."""
+    """Raises InputError for an ``output`` that exists and is not a checkpoint, unless ``force``. Call it before data is
+    read."""
     refuse_to_overwrite(output, force or bool(read_record(output)))
 
 
 def check_output(output: Path, key: dict[str, Any], force: bool) -> bool:
-    """Whether ``output`` is the finished checkpoint of the run with this ``key``; with ``force`` it is replaced anyway.
+    """True if ``output`` is the finished checkpoint of the run with this ``key``; always False with ``force``.
 
-    Raises InputError for anything else that is there without ``force``.
+    Raises InputError for any other existing ``output``, unless ``force``.
     """
     record = {} if force else read_record(output)
     finished = bool(record) and not changes(record, key)
     if finished:
-        read_config(output)  # raises for one that is not whole any more
+        read_config(output)  # raises if it is damaged
     elif record:
         raise InputError(
             f"{output} was trained with other options or data ({changes(record, key)[0]}): choose another --output, or"
@@ -148,13 +151,13 @@ def read_data(
 ) -> tuple[Examples, Examples | None, list[Text]]:
     """The training examples; those that ``dev_fraction`` holds out, or None; and sample texts for the checkpoint.
 
-    Samples are spread over the dev split, which training has not seen, or over the training split where there is none.
-    All is read before training, so that a bad row costs none. Raises InputError for a ``dev_fraction`` of data that has
-    a dev split, or that leaves no row to train on.
+    Samples are spread over the dev split, on which the model is not trained, or over the training split if there is
+    none. All data is read before training, so that a bad row costs no training. Raises InputError for a
+    ``dev_fraction`` of data that has a dev split, or if no row remains to train on.
     """
     with_dev = has_dev(data)
     if with_dev and options.dev_fraction is not None:
-        raise InputError(f"{find_split(data, 'dev')} is the dev split: leave --dev-fraction away, or delete the file")
+        raise InputError(f"{find_split(data, 'dev')} is the dev split: omit --dev-fraction, or delete the file")
     found = []
     for split in ("train", *(["dev"] if with_dev else [])):
         examples = task.read(data, split, skip_bad_rows=options.skip_bad_rows)
@@ -173,7 +176,7 @@ def read_data(
 
 
 def has_dev(data: Path) -> bool:
-    """Whether the data has a dev split of its own: one file is the training split."""
+    """True if the data is a folder with a dev split; a single file is the training split."""
     return data.is_dir() and has_split(data, "dev")
 
 
@@ -194,8 +197,8 @@ def _rows(examples: Examples, rows: npt.NDArray[np.int64]) -> Examples:
 
 
 def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: int) -> dict[str, Any]:
-    """Everything that a run's weights depend on: an interrupted run continues, and a finished one is recognised, if it
-    is the same."""
+    """Everything on which the weights of a run depend. An interrupted run continues, and a finished run is recognized,
+    if the keys are equal."""
     model = Path(resolve_model(options.model))
     key = {
         "options": options.recorded(),
@@ -209,20 +212,20 @@ def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: i
 
 
 def model_sha256(folder: Path) -> str:
-    """Of the files of a model folder that transformers reads: configuration, weights, tokenizer."""
+    """sha256 over the files of a model folder that transformers reads: configuration, weights, tokenizer."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def one_of_many(processes: int, report: Callable[[str], None]) -> None:
-    """Says so where GPUs stand idle."""
+    """Reports GPUs that this run does not use."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if processes == 1 and gpus > 1:
         report(f"using 1 of {gpus} GPUs: torchrun --nproc-per-node {gpus} --no-python berxit-train ... uses them all")
 
 
 def stages_of(options: TrainingOptions, layers: int) -> list[Objective]:
-    """The strategy's stages. Raises InputError for layer weights, or a strategy, that do not fit so many layers."""
+    """The strategy's stages. Raises InputError for layer weights or a strategy that does not fit the model's layers."""
     losses = LossOptions(options.warm_up_steps, options.distillation, layer_weights(options.layer_weights, layers))
     stages = [stage(losses) for stage in objectives.stages_of(STRATEGIES[options.strategy])]
     if len(stages) > 1 and layers == 1:
@@ -230,16 +233,18 @@ def stages_of(options: TrainingOptions, layers: int) -> list[Objective]:
     return stages
 
 
-def train_stage(trainer: MultiExitTrainer, state: RunState, number: int) -> StageResult:
-    """Runs a stage to its end, from its last checkpoint where there is one.
+def train_stage(trainer: MultiExitTrainer, state: RunState, number: int, progress: Progress = silent) -> StageResult:
+    """Runs a stage to its end, from its last saved state if there is one.
 
-    Raises BerxitError for a loss that is not finite; what was kept to go on from is spoilt then, and dropped.
+    Raises BerxitError for a loss that is not finite, and then deletes the saved state, which cannot be continued.
     """
     resumed = state.last_checkpoint(number)
     stopwatch = Stopwatch(resumed)
     trainer.add_callback(stopwatch)
     try:
-        found = trainer.train(resume_from_checkpoint=resumed)
+        with ExitStack() as stack:
+            trainer.add_callback(StepProgress(progress, stack))
+            found = trainer.train(resume_from_checkpoint=resumed)
         check_loss(found.training_loss, found.global_step)
     except BerxitError:
         state.delete()
@@ -250,7 +255,7 @@ def train_stage(trainer: MultiExitTrainer, state: RunState, number: int) -> Stag
 def record_of(
     key: dict[str, Any], train_file: Path, examples: int, held_out: int, results: list[StageResult], device: str
 ) -> TrainingRecord:
-    """How the checkpoint came about, over all stages."""
+    """The record of all stages for training.json."""
     return TrainingRecord(
         **key,
         train_file=train_file.name,
@@ -307,10 +312,10 @@ def start_model(
 
 
 def take_padding_id(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Gives the model the tokenizer's padding id, and returns what changed; empty where nothing did.
+    """Sets the model's padding id to the tokenizer's, and returns a line about the change; empty without a change.
 
-    Some models (multilingual MiniLM and E5) state another id. Where positions do not depend on padding, only the
-    gradient does: the row of the stated id would get none.
+    The config.json of some models (multilingual MiniLM and E5) contains another id. If positions do not depend on
+    padding, only the gradient does: the embedding of the wrong id would receive none.
     """
     stated, own = model.config.backbone.pad_token_id, tokenizer.pad_token_id
     model.config.backbone.pad_token_id = model.backbone.config.pad_token_id = own
@@ -326,14 +331,13 @@ def _trainer(
     objective: Objective,
     options: TrainingOptions,
     state: Path,
-    quiet: bool,
 ) -> MultiExitTrainer:
-    """The trainer of one stage; parameters that the stage does not train stand still."""
+    """The trainer of one stage; parameters that the stage does not train are frozen."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(objective.trains(name, model.layers))
     trainer = MultiExitTrainer(
         model,
-        training_arguments(options, state, quiet, len(dataset)),
+        training_arguments(options, state, len(dataset)),
         objective=objective,
         head_learning_rate=options.head_learning_rate,
         train_dataset=dataset,
@@ -341,6 +345,4 @@ def _trainer(
     )
     for plain in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(plain)
-    if not quiet:
-        trainer.add_callback(LossOnTheBar)
     return trainer

@@ -1,4 +1,7 @@
-"""Data that a Python program already holds: written once as JSONL files, since everything else reads files."""
+"""Data in memory (data frames, datasets.Dataset, lists of dictionaries), stored once as JSONL files.
+
+Everything else in the project reads files.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,33 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import InputError
 from berxit.runtime.storage import write_whole
 
-Table = Any
-"""A datasets.Dataset, a data frame, a list of dictionaries, or a dictionary of equally long columns."""
-Data = Path | str | Table
+
+class DataFrame(Protocol):
+    """A pandas DataFrame, or another with these two attributes."""
+
+    @property
+    def columns(self) -> Any: ...
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+Table = DataFrame | Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+"""A data frame; a datasets.Dataset or list of dictionaries; or a dictionary of equally long columns."""
+Data = Path | str | Table | Mapping[str, Table]
 """A file or folder; a table; or a dictionary (or DatasetDict) of split name -> table."""
 
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
-"""Split names that are recognized -> the name of the file."""
+"""Split name -> name of the file."""
 
 
 def data_files(data: Data, split: str) -> Path:
-    """The file or folder that holds ``data``; a single table becomes the file of ``split``.
+    """The file or folder ``data``; or the file to which a table is written, named after ``split``.
 
     Tables are stored in the cache folder under the sha256 of their content, so the same table is stored once. Integer
     labels of a datasets.Dataset become their class names. Raises InputError for anything that is not a table, an empty
@@ -30,26 +43,27 @@ def data_files(data: Data, split: str) -> Path:
     """
     if isinstance(data, Path | str):
         return Path(data)
-    tables = data if isinstance(data, Mapping) and data and all(name in SPLITS for name in data) else {split: data}
+    by_split = isinstance(data, Mapping) and bool(data) and all(name in SPLITS for name in data)
+    tables: Mapping[str, Any] = data if by_split and isinstance(data, Mapping) else {split: data}
     lines = {SPLITS.get(name, name): _lines(table, name) for name, table in tables.items()}
     digest = hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
     folder = cache_folder() / "tables" / digest[:16]
     if not folder.is_dir():
-        # Another process may write the same meanwhile: either is right.
+        # Another process may write the same content at the same time; either result is correct.
         with write_whole(folder, force=True) as scratch:
             for name, rows in lines.items():
                 (scratch / f"{name}.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    return folder if len(lines) > 1 or tables is data else folder / f"{next(iter(lines))}.jsonl"
+    return folder if by_split else folder / f"{next(iter(lines))}.jsonl"
 
 
-def _lines(table: Table, split: str) -> list[str]:
+def _lines(table: Any, split: str) -> list[str]:
     lines = [json.dumps({key: _plain(value) for key, value in row.items()}) for row in _rows(table, split)]
     if not lines:
         raise InputError(f"the {split} table is empty: give at least one row")
     return lines
 
 
-def _rows(table: Table, split: str) -> Iterator[Mapping[str, Any]]:
+def _rows(table: Any, split: str) -> Iterator[Mapping[str, Any]]:
     """The rows of any kind of table as dictionaries."""
     if hasattr(table, "to_dict") and hasattr(table, "columns"):  # a data frame
         yield from table.to_dict("records")
@@ -83,5 +97,5 @@ def _from_columns(columns: Mapping[str, Sequence[Any]], split: str) -> Iterator[
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: numpy scalars have ``item``."""
+    """A value that JSON can store: numpy scalars become Python numbers."""
     return value.item() if hasattr(value, "item") else value

@@ -58,7 +58,7 @@ class RunState:
     folder: Path
 
     @classmethod
-    def beside(cls, output: Path) -> RunState:
+    def of(cls, output: Path) -> RunState:
         return cls(output.with_name(f".{output.name}.training"))
 
     def is_of(self, key: dict[str, Any]) -> bool:

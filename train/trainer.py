@@ -4,6 +4,7 @@ hyperparameters."""
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.progress import Bar, Progress
 from berxit.train.evaluation import best_device
 from berxit.train.objectives import Objective
 from berxit.train.options import TrainingOptions
@@ -90,19 +92,32 @@ class ByLength(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
-class LossOnTheBar(ProgressCallback):
-    """Trainer's progress bar with the loss at its end, instead of a printed dictionary per epoch."""
+class StepProgress(TrainerCallback):
+    """Reports optimizer steps and the last logged loss to a progress callback. ``stack`` closes its bar."""
+
+    def __init__(self, progress: Progress, stack: ExitStack) -> None:
+        self._progress, self._stack = progress, stack
+        self._bar: Bar | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar = self._stack.enter_context(self._progress(state.max_steps))
+        self._bar.update(state.global_step)  # steps of the interrupted run
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        note = getattr(self._bar, "note", None)
+        if note is not None and logs and "loss" in logs:
+            note(f"loss {float(logs['loss']):.3f}")
 
 
 def _in_encoder(name: str) -> bool:
     return name.removeprefix("module.").startswith("backbone.")  # Data parallel wrappers add "module.".
 
 
-def training_arguments(options: TrainingOptions, state: Path, quiet: bool, examples: int) -> TrainingArguments:
+def training_arguments(options: TrainingOptions, state: Path, examples: int) -> TrainingArguments:
     """The paper's hyperparameters: AdamW, linear decay without warm-up, no weight decay, gradients clipped at 1."""
     rows = options.batch_size * options.gradient_accumulation * processes_here().num_processes
     epoch = math.ceil(examples / rows)
@@ -129,7 +144,7 @@ def training_arguments(options: TrainingOptions, state: Path, quiet: bool, examp
         logging_steps=max(1, epoch // LOGS_PER_EPOCH),
         logging_nan_inf_filter=False,
         report_to=[],
-        disable_tqdm=quiet,
+        disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,  # Every step has gradients for all parameters of its stage, see Alternating.

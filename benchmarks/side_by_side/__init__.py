@@ -1,1 +1,1 @@
-"""``python -m benchmarks.side_by_side``: early exit on this CPU against the alternatives, in one interleaved run."""
+"""``python -m benchmarks.side_by_side``: early exit on this CPU compared with alternatives, in one interleaved run."""

@@ -1,4 +1,4 @@
-"""What side_by_side.py measured, and whether what this project promises holds."""
+"""Measurements of the side-by-side benchmark, and the bars (requirements) that they are compared with."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from berxit.runtime.tables import plural
 OURS = "ours, ONNX Runtime fp32"
 OURS_INT8 = "ours, ONNX Runtime int8"
 POOL = "ours, ONNX Runtime {}, one pool"
-"""With a precision. It changes the process that it runs in, so it counts where it is named, and nowhere else."""
+"""Name of a contender, with a precision. It changes process-wide state, so that only the bars that name it use it."""
 EAGER = "PyTorch eager"
 MACHINE = "matrix products alone, {}"
-"""With a precision."""
+"""Name of the contender that computes matrix multiplications only, with a precision."""
 KEEP = 0.99
-"""Of the fp32 model's score: who loses more is compared with nobody."""
+"""Minimum score relative to the fp32 model. Contenders below it are excluded from comparisons."""
 USED = 0.01
-"""The policy uses an exit where at least this share of the rows leaves."""
+"""An exit is in use if at least this share of the rows exits there."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What was measured with one number of threads. Times are ms per row, one per round; contenders go by name."""
+class Timings:
+    """Measurements with one thread count. Times are in ms per row, one per round. Contenders are identified by name."""
 
     threads: int
     rounds: int
     times: dict[str, list[float]]
-    """ "CASE | TASK | NAME"; tasks: full depth, and early, under the policy."""
+    """ "CASE | TASK | NAME" -> times; tasks: ``full`` (full depth) and ``early`` (under the policy)."""
     average_exit_layer: dict[str, float]
-    """ "CASE | NAME" """
+    """ "CASE | NAME" -> average exit layer."""
     ways: dict[str, str]
-    """ "CASE | NAME", of matrix products: what multiplies quickest."""
+    """ "CASE | NAME" -> the fastest implementation of matrix multiplication."""
 
     def ms(self, case: str, task: str, name: str) -> float | None:
-        """The median over the rounds; None where the contender had no part in it."""
+        """Median over the rounds; None if the contender was not measured in this case and task."""
         series = self.times.get(f"{case} | {task} | {name}")
         return statistics.median(series) if series else None
 
     def ratio(self, case: str, over: tuple[str, str], under: tuple[str, str]) -> float:
-        """(task, name) over (task, name): the median of the rounds' own ratios, which noise moves least."""
+        """Time of (task, name) ``over`` divided by that of ``under``: the median of the ratios of the rounds, which is
+        robust to noise."""
         pair = (self.times[f"{case} | {task} | {name}"] for task, name in (over, under))
         return statistics.median(a / b for a, b in zip(*pair, strict=True))
 
@@ -52,16 +53,16 @@ class Run:
 
 
 class Scored(NamedTuple):
-    """A contender's answers to all rows."""
+    """Scores of a contender on all rows."""
 
     full: float
-    """The last exit's score."""
+    """Score of the last exit."""
     by_exit: list[float]
-    """(n,) every exit's, if all rows leave there; of the last only where there is no other."""
+    """(n,) score of each exit if all rows exit there; one entry for a graph without exits."""
     early: float | None
-    """Under the policy; None where it cannot stop early."""
+    """Score under the policy; None without early exit."""
     leaving: list[int]
-    """(n,) rows that leave at each exit; empty where it cannot stop early."""
+    """(n,) number of rows that exit at each layer; empty without early exit."""
 
     @property
     def average_exit_layer(self) -> float:
@@ -69,20 +70,20 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Everything."""
+class Measurements:
+    """All measurements and scores."""
 
-    runs: list[Run]
+    runs: list[Timings]
     differs: dict[str, float]
-    """Name -> largest difference of a last-exit logit to our fp32 segments'."""
+    """Name -> largest difference of the last exit's logits from those of our fp32 segments."""
     memory_mib: dict[str, dict[str, float]]
-    """Name -> what its process has done so far -> what it holds."""
+    """Name -> stage of the process -> resident memory in MiB."""
     scores: dict[str, Scored] = field(default_factory=dict)
-    """By name; empty without labels."""
+    """Name -> scores; empty without labels."""
     metric: str = ""
 
     def keeps_score(self, spec: Spec) -> bool:
-        """Whether it keeps 99% of the fp32 model's score; taken as true where there are no scores."""
+        """True if the contender keeps 99% of the score of the fp32 model, or if there are no scores."""
         if not self.scores:
             return True
         mine = self.scores[spec.name]
@@ -91,19 +92,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bar:
-    """Something that should hold, and what was found; or a ratio that is told beside, with nothing wanted."""
+    """Measurements ratio with its limit; without a limit, a ratio that is only reported."""
 
     what: str
+    """Name of the ratio."""
     where: str
-    """The case, and the threads."""
+    """Case and thread count."""
     against: str
-    """Whom we are compared with."""
+    """Contender that ours is compared with."""
     found: float
+    """Measurements value."""
     limit: float | None = None
     at_most: bool = False
-    """Else at least."""
+    """True if the limit is a maximum, False if it is a minimum."""
     claimed: bool = True
-    """False where none of ours keeps the score: then it does not hold, whatever was found."""
+    """False if none of our contenders keeps the score; the bar then fails regardless of the measured value."""
 
     @property
     def wanted(self) -> str:
@@ -122,8 +125,8 @@ class Bar:
         return self.limit - self.found if self.at_most else self.found - self.limit
 
 
-def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
-    """What the project promises of this target, for each case where it can be told."""
+def bars(measured: Measurements, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> list[Bar]:
+    """All bars and further ratios, for each case in which they can be computed."""
     made: list[Bar] = []
     for run in measured.runs:
         for case in cases.values():
@@ -134,10 +137,10 @@ def bars(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], s
 
 @dataclass(frozen=True)
 class _Compared:
-    """One case with one number of threads."""
+    """Comparisons for one case and one thread count."""
 
-    measured: Measured
-    run: Run
+    measured: Measurements
+    run: Timings
     case: Case
     specs: Sequence[Spec]
     shape: Shape
@@ -170,7 +173,7 @@ class _Compared:
         yield from self._rivals()
 
     def _segments(self, precision: str, mine: str, which: str) -> Iterator[Bar]:
-        """The fastest of the graphs is whom the bar is held against; the others are told beside."""
+        """Bar against the fastest graph; ratios to the other graphs."""
         graphs = self._graphs(precision)
         best = self.run.fastest(self.case.name, "full", graphs)
         for graph in graphs:
@@ -180,7 +183,8 @@ class _Compared:
             yield Bar(what, self.where, graph.name, value, limit, at_most=True)
 
     def _rivals(self) -> Iterator[Bar]:
-        """Everybody's best: the fastest that keeps the score, of ours with early exit, of the others without."""
+        """Bars of our fastest contender with early exit against the fastest graphs, all among those that keep the
+        score."""
         ours = self._ours()
         able = [spec for spec in ours if self.measured.keeps_score(spec)]
         mine = self.run.fastest(self.case.name, "early", able or ours)
@@ -205,7 +209,7 @@ class _Compared:
                 yield Bar(f"{what}, full depth counted by its products", self.where, rival, value)
 
     def _segments_limit(self) -> float | None:
-        """Promised for long inputs of large models and for inputs of the usual length of small ones."""
+        """Limit for long inputs of large models, and for inputs of typical length of small models; otherwise None."""
         tokens = statistics.fmean(map(len, self.case.ids))
         if self.shape.hidden >= 768:
             return 1.03 if tokens >= 128 else None
@@ -216,8 +220,8 @@ class _Compared:
 
     @property
     def _layers_worth(self) -> float:
-        """How many of its first layer full depth is worth, by what they multiply: less than n where the last layer
-        computes one token alone."""
+        """Cost of full depth in units of the first layer, by FLOPs of the matrix multiplications. It is below n if the
+        last layer computes only one token."""
         tokens = round(statistics.fmean(map(len, self.case.ids)))
         return self.shape.flops(tokens) / replace(self.shape, layers=1, last_alone=False).flops(tokens)
 
@@ -226,7 +230,7 @@ class _Compared:
         return {spec.name for spec in self.specs}
 
     def _ours(self, precision: str | None = None) -> list[Spec]:
-        """Whom ``--tune`` chooses among."""
+        """Our contenders that ``--tune`` chooses from."""
         mine = [spec for spec in self.specs if spec.tunable]
         return [spec for spec in mine if precision in (None, spec.precision)]
 
@@ -235,12 +239,12 @@ class _Compared:
 
 
 def used_exits(scored: Scored) -> list[int]:
-    """The layers where at least one row in a hundred leaves, from 1."""
+    """Layers (from 1) at which at least 1% of the rows exit."""
     total = sum(scored.leaving)
     return [layer for layer, count in enumerate(scored.leaving, start=1) if count >= USED * total]
 
 
-def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
+def _scores(measured: Measurements, specs: Sequence[Spec]) -> Iterator[Bar]:
     if not measured.scores:
         return
     fp32, int8 = measured.scores[OURS], measured.scores[OURS_INT8]
@@ -252,8 +256,9 @@ def _scores(measured: Measured, specs: Sequence[Spec]) -> Iterator[Bar]:
         yield Bar("score kept, on rows that calibration has not seen", spec.name, OURS, early / fp32.full, KEEP)
 
 
-def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:
-    """The promise is for large models: in a small one Python and ONNX Runtime themselves are most of it."""
+def _memory(measured: Measurements, specs: Sequence[Spec], shape: Shape) -> Iterator[Bar]:
+    """Memory bars. They have limits for large models only, because Python and ONNX Runtime dominate the memory of small
+    ones."""
     if not measured.memory_mib:
         return
     promised = shape.hidden >= 768
@@ -271,7 +276,7 @@ def _memory(measured: Measured, specs: Sequence[Spec], shape: Shape) -> Iterator
                 yield Bar(f"{what}, {precision}", stage, leanest, value, limit if promised else None, at_most=True)
 
 
-def _held_at(measured: Measured, stage: str) -> Callable[[str], float]:
+def _held_at(measured: Measurements, stage: str) -> Callable[[str], float]:
     return lambda name: measured.memory_mib[name][stage]
 
 

@@ -1,4 +1,4 @@
-"""The inputs that side_by_side.py measures on, and when they leave."""
+"""Inputs of the side-by-side benchmark, and their exit layers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from berxit.runtime.tokenization import TextTokenizer
 
 BATCH = 32
 TIMED = 24
-"""Rows of real data that are timed one by one."""
+"""Number of rows of real data that are timed at batch size 1."""
 ROWS = 4
-"""Rows of random ids that are timed under the policy, where there are more layers than that."""
+"""Number of rows of random ids that are timed under the policy, for models with at least twice as many layers."""
 GROWING = tuple(range(8, 129, 8)), (8, 32, 64, 128)
-"""Tokens of the inputs, and of the batches, that memory is measured after."""
+"""Lengths in tokens of the inputs and of the batches after which memory is measured."""
 
 
 def random_cases(manifest: Manifest, lengths: list[int], vocabulary: int) -> dict[str, Case]:
-    """Per length a few rows that leave evenly over the layers; and a batch of 32."""
+    """One case per length, with rows whose exit layers are evenly spaced, and a batch of 32."""
     model = manifest.model
     n = model.layers
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def random_cases(manifest: Manifest, lengths: list[int], vocabulary: int) -> dic
 
 
 def growing_cases(manifest: Manifest, vocabulary: int) -> tuple[list[Case], list[Case]]:
-    """Inputs, then batches, longer and longer, as far as the model takes them."""
+    """Single inputs and batches, each of increasing length up to the model's maximum."""
     rng = np.random.default_rng(1)
     model = manifest.model
     longest = model.max_length
@@ -61,30 +61,33 @@ def growing_cases(manifest: Manifest, vocabulary: int) -> tuple[list[Case], list
 
 @dataclass(frozen=True)
 class Labelled:
-    """Inputs with labels, in two halves: the policy of each half is chosen on the other one, so that every row is
-    scored by a policy that has not seen it."""
+    """Labelled inputs in two halves. The policy of each half is calibrated on the other half, so that no row is scored
+    under a policy that was calibrated on it."""
 
     examples: Examples
     case: Case
-    """All of them, one by one."""
+    """All rows, at batch size 1."""
     regression: bool
     metric: str
 
     @property
     def half(self) -> npt.NDArray[np.int64]:
-        """(N,) rows with an even number, 0, and with an odd one, 1."""
+        """(N,) half of each row: 0 for even row numbers, 1 for odd ones."""
         return np.arange(len(self.examples)) % 2
 
     def score(self, logits: Floats) -> float:
-        """(N, C) -> the task's metric."""
-        answers = logits[:, 0] if self.regression else logits.argmax(axis=1)
-        return float(METRICS[self.metric](answers, self.examples.labels))
+        """Metric of the task for logits (N, C)."""
+        predictions = logits[:, 0] if self.regression else logits.argmax(axis=1)
+        return float(METRICS[self.metric](predictions, self.examples.labels))
 
     def policies(
         self, logits: Floats, lte: Floats | None, checkpoint: Path, keep: float = 0.99
     ) -> tuple[ExitPolicy, ExitPolicy]:
-        """For each half, chosen on the other as ``berxit-calibrate --keep`` does, from the bundle's own answers: logits
-        (N, n, C), lte (N, n) or None. The criterion is the checkpoint's, or the default where it has none."""
+        """Policy of each half, calibrated on the other half as ``berxit-calibrate --keep`` does.
+
+        The outputs are those of the bundle: logits (N, n, C), lte (N, n) or None. The criterion is that of the
+        checkpoint's policy, or the default criterion without a policy.
+        """
         from berxit.train.calibration import choose, read_policy
         from berxit.train.evaluation import Predictions, default_criterion
         from berxit.train.rules import Keep
@@ -97,19 +100,24 @@ class Labelled:
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
             criterion = earlier.policy.criterion if earlier else default_criterion(part)
-            chosen.append(choose(part, criterion, Keep(keep), "half of the rows", "").policy)
+            chosen.append(
+                choose(part, criterion, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
+            )
         return chosen[0], chosen[1]
 
-    def leave(
+    def exit_layers_of(
         self, policies: tuple[ExitPolicy, ExitPolicy], logits: Floats, lte: Floats | None
     ) -> npt.NDArray[np.integer]:
-        """(N,) the layer at which each row leaves under its half's policy."""
+        """(N,) exit layer of each row under the policy of its half."""
         first, second = (exit_layers(policy, certainties(policy, logits, lte)) for policy in policies)
         return np.where(self.half == 0, first, second)
 
     def timed(self, policy: ExitPolicy, layers: npt.NDArray[np.integer]) -> dict[str, Case]:
-        """Rows of the second half for the times, under its ``policy``: 24 one by one, 32 as a batch. Evenly from those
-        rows sorted by exit layer (``layers``, (N,)), then length, so that they leave where all do."""
+        """Cases to time, from rows of the second half under its ``policy``: 24 single rows and a batch of 32.
+
+        The rows are sorted by exit layer (``layers``, (N,)) and length, and sampled at even distances, so that the
+        distribution of their exit layers is that of the half.
+        """
         case = self.case
         rows = sorted(np.flatnonzero(self.half == 1), key=lambda row: (layers[row], len(case.ids[row])))
 
@@ -125,13 +133,13 @@ class Labelled:
 
 
 def labelled(bundle: Path, manifest: Manifest, data: Path, split: str, limit: int | None) -> Labelled:
-    """The first ``limit`` rows of a split, all for None. Raises InputError for data that cannot be read, BerxitError
-    for less than two rows per half."""
+    """First ``limit`` rows of a split; all for None. Raises InputError for data that cannot be read, BerxitError for
+    fewer than two rows per half."""
     model = manifest.model
     path = find_split(data, split)
     examples = read_examples_for(model, path).head(limit)
     if len(examples) < 4:
-        raise BerxitError(f"{path}: {len(examples)} rows cannot be halved to calibrate on: give at least 4")
+        raise BerxitError(f"{path}: {len(examples)} rows are too few to calibrate on one half: give at least 4")
     batch = TextTokenizer(bundle / manifest.tokenizer.file, model.max_length, model.pad_token_id)(examples.texts)
     rows = [slice(0, int(n)) for n in batch.lengths]
     ids = [batch.input_ids[i, row].tolist() for i, row in enumerate(rows)]

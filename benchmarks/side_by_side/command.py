@@ -1,11 +1,11 @@
-"""Early exit on this CPU beside what one would run instead, on the same weights, inputs and threads.
+"""Comparison of early exit on this CPU with alternatives, on the same weights, inputs and threads.
 
     python -m benchmarks.side_by_side --threads 1,2 --output side-by-side                          random weights, times
     python -m benchmarks.side_by_side --checkpoint ckpt --data SST-2/ --threads 2 --output real    and scores
 
-Compared: our segments (ONNX Runtime and OpenVINO), the same model as one graph (ONNX Runtime fp32 and int8, OpenVINO
-fp32, bf16 and int8), PyTorch eager with a Python exit loop, and the bare matrix products. README.md here says how it is
-measured. Writes side_by_side.json, .md and .png to --output, whether the bars hold or not.
+The contenders are our segments (ONNX Runtime and OpenVINO), the same model as one graph (ONNX Runtime fp32 and int8,
+OpenVINO fp32, bf16 and int8), PyTorch eager with a Python exit loop, and matrix multiplications only. For the method,
+see benchmarks/README.md. Writes side_by_side.json, .md and .png to --output, even if bars fail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measured, Run, Scored, bars, lazy
+from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measurements, Scored, Timings, bars, lazy
 from benchmarks.side_by_side.cases import Labelled, growing_cases, labelled, random_cases
 from benchmarks.side_by_side.contenders import STATUS, Case, Spec, work
 from berxit import devices
@@ -32,35 +32,41 @@ from berxit.runtime import BerxitError, ExitPolicy, InputError
 from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.json_data import write_json
 from berxit.runtime.tables import plural
-from berxit.toolkit.commands.options import PATH, hush_libraries
+from berxit.toolkit.commands.options import PATH, silence_library_logs
 
 if TYPE_CHECKING:
     from benchmarks.side_by_side.products import Shape
     from berxit.runtime.bundle import Manifest
 
-# Every process of a contender imports this file. What takes memory is imported where it is used.
+# Every process of a contender imports this file, so that large packages are imported where they are used.
 
 PAUSE_S = 0.01
-"""Between two processes' turns, so that the threads of one have stopped spinning when the next starts."""
+"""Pause between the tasks of two processes, in seconds, so that the threads of the first stop spinning."""
 ROUNDS = 3
-"""At least; the bare matrix products, which no ratio needs, take part in as many."""
+"""Minimum number of rounds. The matrix multiplications, which no ratio needs, run in this number of rounds only."""
 
 
 @click.command()
-@click.option("--checkpoint", type=PATH, help="Real weights; else random ones of --layers and --hidden.")
-@click.option("--data", type=PATH, help="With --checkpoint: labelled inputs, for scores.")
+@click.option("--checkpoint", type=PATH, help="Checkpoint to measure.  [default: random weights]")
+@click.option("--data", type=PATH, help="Labelled inputs for the scores; needs --checkpoint.")
 @click.option("--split", default="dev", show_default=True)
-@click.option("--limit", type=click.IntRange(min=4), help="The first rows of --data only.  [default: all]")
-@click.option("--keep", default=0.99, show_default=True, help="Calibrate to keep so much, on the other half of --data.")
-@click.option("--layers", default=12, show_default=True, type=click.IntRange(min=2))
-@click.option("--hidden", default=768, show_default=True, type=click.IntRange(min=64), help="A multiple of 64.")
-@click.option("--lengths", default="16,128", show_default=True, help="Tokens, for random weights.")
-@click.option("--threads", default="1,2", show_default=True, help="One number or several, one after the other.")
-@click.option("--seconds", default=90.0, show_default=True, help="For each: so long, and three rounds at least.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="What each process holds, too; on Linux.")
-@click.option("--quick", is_flag=True, help="A tiny model, two lengths, three rounds: does it run at all?")
+@click.option("--limit", type=click.IntRange(min=4), help="Use the first N rows of --data only.  [default: all]")
+@click.option("--keep", default=0.99, show_default=True, help="Share of the score that the calibration must keep.")
+@click.option("--layers", default=12, show_default=True, type=click.IntRange(min=2), help="Layers of random weights.")
+@click.option(
+    "--hidden",
+    default=768,
+    show_default=True,
+    type=click.IntRange(min=64),
+    help="Hidden size of random weights, a multiple of 64.",
+)
+@click.option("--lengths", default="16,128", show_default=True, help="Input lengths in tokens, for random weights.")
+@click.option("--threads", default="1,2", show_default=True, help="Comma-separated thread counts.")
+@click.option("--seconds", default=90.0, show_default=True, help="Minimum duration per thread count.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure resident memory; Linux only.")
+@click.option("--quick", is_flag=True, help="Smoke test: a tiny model, two lengths, three rounds.")
 @click.option("--output", type=PATH, required=True, help="Folder of the results.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@click.option("--quiet", is_flag=True, help="Show no progress bars.")
 @debug_option
 def command(
     checkpoint: Path | None,
@@ -78,15 +84,15 @@ def command(
     output: Path,
     quiet: bool,
 ) -> None:
-    """Measure early exit on this CPU beside what one would run instead."""
+    """Compare early exit on this CPU with alternatives."""
     if (checkpoint is None) != (data is None):
-        raise InputError("--checkpoint and --data go together: scores need both")
+        raise InputError("scores need both --checkpoint and --data: give both or none")
     if quick:
         layers, hidden, lengths, seconds = 3, 64, "8,16", 0.0
     tokens, counts = _numbers("--lengths", lengths), _numbers("--threads", threads)
     if hidden % 64:
         raise InputError(f"--hidden {hidden}: it must be a multiple of 64")
-    hush_libraries()
+    silence_library_logs()
     from benchmarks.side_by_side.figure import draw
     from benchmarks.side_by_side.prepare import prepare, random_checkpoint, shape_of
     from benchmarks.side_by_side.report import report
@@ -112,7 +118,7 @@ def command(
         found = [compare(specs, cases, policies, count, seconds, quiet) for count in counts]
         differs = found[0][1]
         held = measure_memory(specs, manifest, vocabulary, max(counts), quiet) if memory and STATUS.exists() else {}
-        measured = Measured([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
+        measured = Measurements([each for each, _ in found], differs, held, scores, rows.metric if rows else "")
     made = bars(measured, specs, cases, shape)
     inputs = (
         f"{data.name}, {split}, {len(rows.examples)} rows, calibrated to keep {keep:g}"
@@ -128,10 +134,10 @@ def command(
         "before": dataclasses.asdict(before),
         "after": dataclasses.asdict(devices.read_sensors()),
     }
-    headline = f"{model}; {inputs}; {devices.this_machine()}; one process per contender, in turns"
+    headline = f"{model}; {inputs}; {devices.this_machine()}; one process per contender, interleaved"
     text = report(headline, made, measured, specs, cases, shape)
     output.mkdir(parents=True, exist_ok=True)
-    write_json({**conditions, "bars": list(map(_told, made)), **_plain(measured)}, output / "side_by_side.json")
+    write_json({**conditions, "bars": list(map(_bar_data, made)), **_plain(measured)}, output / "side_by_side.json")
     (output / "side_by_side.md").write_text(text + "\n", encoding="utf-8")
     draw(measured.runs, specs, cases, model, output / "side_by_side.png")
     click.echo(f"\n{text}\n\nwritten: {output}/side_by_side.json, .md and .png")
@@ -143,20 +149,20 @@ def _numbers(option: str, text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise InputError(f"{option} {text}: give numbers with commas between, 16,32")
+        raise InputError(f"{option} {text}: give comma-separated numbers above 0, such as 16,32")
     return numbers
 
 
-def _told(bar: Bar) -> dict[str, Any]:
+def _bar_data(bar: Bar) -> dict[str, Any]:
     return {**dataclasses.asdict(bar), "holds": bar.holds if bar.limit is not None else None}
 
 
-def _plain(measured: Measured) -> dict[str, Any]:
+def _plain(measured: Measurements) -> dict[str, Any]:
     return {**dataclasses.asdict(measured), "scores": {n: one._asdict() for n, one in measured.scores.items()}}
 
 
 class Worker:
-    """A contender's process. It runs only between ``ask`` and its answer."""
+    """Process of a contender. It is idle except during ``run``."""
 
     def __init__(self, spec: Spec, threads: int, cases: dict[str, Case]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -168,36 +174,37 @@ class Worker:
         self._loaded = False
 
     def wait(self) -> None:
-        """Until it has loaded."""
+        """Waits until the contender is loaded."""
         if not self._loaded:
             self._loaded = True
-            self._answer()
+            self._receive()
 
-    def ask(self, task: str, case: str) -> Any:
+    def run(self, task: str, case: str) -> Any:
+        """Runs a task on a case, and returns its result. Raises BerxitError if it fails."""
         self.wait()
         time.sleep(PAUSE_S)
         self._pipe.send((task, case))
-        return self._answer()
+        return self._receive()
 
     def close(self) -> None:
-        with suppress(OSError):  # it has ended already
+        with suppress(OSError):  # the process has ended already
             self._pipe.send(None)
         self._process.join(timeout=20)
         if self._process.is_alive():
             self._process.kill()
 
-    def _answer(self) -> Any:
+    def _receive(self) -> Any:
         try:
-            state, answer = self._pipe.recv()
+            state, result = self._pipe.recv()
         except EOFError:
-            state, answer = "failed", f"ended with status {self._process.exitcode}"
+            state, result = "failed", f"ended with status {self._process.exitcode}"
         if state == "failed":
-            raise BerxitError(f"{self.spec.name}: {answer}")
-        return answer
+            raise BerxitError(f"{self.spec.name}: {result}")
+        return result
 
 
 Policies = dict["Path | Shape", ExitPolicy]
-"""Spec.model -> its own policy, where that is not the case's: thresholds go with the numbers they were chosen on."""
+"""Spec.model -> calibrated policy of this bundle, which replaces the policy of a case."""
 
 
 @contextmanager
@@ -222,7 +229,7 @@ def workers_of(
 
 @dataclass(frozen=True)
 class Turn:
-    """Something that is measured once a round."""
+    """Measurement that runs once per round."""
 
     worker: Worker
     task: str
@@ -233,7 +240,7 @@ class Turn:
         return f"{self.case} | {self.task} | {self.worker.spec.name}"
 
     def take(self) -> float:
-        return self.worker.ask(self.task, self.case)
+        return self.worker.run(self.task, self.case)
 
 
 def compare(
@@ -243,8 +250,11 @@ def compare(
     threads: int,
     seconds: float,
     quiet: bool,
-) -> tuple[Run, dict[str, float]]:
-    """Everyone in turns, there and back, until ``seconds`` are over; and how far each is off our fp32 segments."""
+) -> tuple[Timings, dict[str, float]]:
+    """Measures all contenders interleaved, in reverse order in every other round, for at least ``seconds``.
+
+    Returns the measurements, and the largest difference of each contender's logits from those of our fp32 segments.
+    """
     with workers_of(specs, threads, cases, policies, quiet) as workers:
         plan = [
             Turn(worker, task, case.name)
@@ -262,10 +272,10 @@ def compare(
         for worker in workers:
             for case in cases.values():
                 if _takes_part(worker.spec, "early", case):
-                    exits = worker.ask("exits", case.name)
+                    exits = worker.run("exits", case.name)
                     layers[f"{case.name} | {worker.spec.name}"] = float(exits.mean())
                 if worker.spec.kind == "products" and _takes_part(worker.spec, "full", case):
-                    ways[f"{case.name} | {worker.spec.name}"] = worker.ask("way", case.name)
+                    ways[f"{case.name} | {worker.spec.name}"] = worker.run("way", case.name)
         times: dict[str, list[float]] = {turn.key: [] for turn in plan}
         rounds, start = 0, time.perf_counter()
         with progress_bar(f"measuring, {plural(threads, 'thread')}", quiet)(1000) as bar:
@@ -278,11 +288,11 @@ def compare(
                 share = min(rounds / ROUNDS, (time.perf_counter() - start) / seconds if seconds else 1.0, 1.0)
                 bar.update(int(1000 * share) - shown)
                 shown = int(1000 * share)
-    return Run(threads, rounds, times, layers, ways), differs
+    return Timings(threads, rounds, times, layers, ways), differs
 
 
 def _takes_part(spec: Spec, task: str, case: Case) -> bool:
-    if spec.kind == "products":  # packed anew for every shape
+    if spec.kind == "products":  # its weights are packed for every shape, so that one shape per case is measured
         return task == "full" and (case.alike or case.together)
     if case.together:
         return task == "early" if spec.ours else task == "full" and spec.kind != "eager"
@@ -290,47 +300,55 @@ def _takes_part(spec: Spec, task: str, case: Case) -> bool:
 
 
 def _check(workers: Sequence[Worker], case: str) -> dict[str, float]:
-    """Does everyone compute the same model? Raises BerxitError where one in fp32 does not."""
+    """Largest difference of each contender's logits from those of our fp32 segments.
+
+    Raises BerxitError if an fp32 contender differs, because it then computes another model.
+    """
     differs = {}
-    reference = workers[0].ask("answers", case)[0][:, -1]
+    reference = workers[0].run("outputs", case)[0][:, -1]
     for worker in workers:
         spec = worker.spec
         if spec.kind == "products":
             continue
-        differs[spec.name] = float(np.abs(worker.ask("answers", case)[0][:, -1] - reference).max())
+        differs[spec.name] = float(np.abs(worker.run("outputs", case)[0][:, -1] - reference).max())
         if spec.precision == "fp32" and not differs[spec.name] < 1e-2:
-            raise BerxitError(f"{spec.name} is {differs[spec.name]:.1e} off our fp32 segments: no comparison")
+            raise BerxitError(
+                f"the logits of {spec.name} differ from those of our fp32 segments by {differs[spec.name]:.1e}, at most"
+                " 1e-2 is allowed: it does not compute the same model"
+            )
     return differs
 
 
 def score(
     specs: Sequence[Spec], rows: Labelled, checkpoint: Path, keep: float, threads: int, quiet: bool
 ) -> tuple[dict[str, Scored], Policies, dict[str, Case]]:
-    """Everyone's scores on all rows, each bundle's policy, and the cases to time. Who must answer alike is asked once:
-    in fp32 all do, which ``compare`` checks. Nothing is timed here."""
-    asked = {spec.answers_like: spec for spec in reversed(specs) if spec.kind != "products"}
+    """Scores of all contenders on all rows, the policy of each bundle, and the cases to time.
+
+    Of contenders with equal outputs only one runs. All fp32 contenders have equal outputs, which ``compare`` checks.
+    """
+    representatives = {spec.outputs_key: spec for spec in reversed(specs) if spec.kind != "products"}
     found: dict[tuple[str, str], Scored] = {}
     policies: dict[Path | Shape, tuple[ExitPolicy, ExitPolicy]] = {}
     cases: dict[str, Case] = {}
-    with progress_bar("scoring", quiet)(len(asked)) as bar:
-        for spec in sorted(asked.values(), key=specs.index):
+    with progress_bar("scoring", quiet)(len(representatives)) as bar:
+        for spec in sorted(representatives.values(), key=specs.index):
             with closing(Worker(spec, threads, {"scores": rows.case})) as worker:
-                logits, lte = worker.ask("answers", "scores")
+                logits, lte = worker.run("outputs", "scores")
             by_exit = [rows.score(logits[:, i]) for i in range(logits.shape[1])]
             early, leaving = None, []
             if spec.ours:
                 if spec.model not in policies:
                     policies[spec.model] = rows.policies(logits, lte, checkpoint, keep)
-                layers = rows.leave(policies[spec.model], logits, lte)
+                layers = rows.exit_layers_of(policies[spec.model], logits, lte)
                 cases = cases or rows.timed(policies[spec.model][1], layers)
                 early = rows.score(logits[np.arange(len(logits)), layers - 1])
                 leaving = np.bincount(layers - 1, minlength=logits.shape[1]).tolist()
-            found[spec.answers_like] = Scored(by_exit[-1], by_exit, early, leaving)
+            found[spec.outputs_key] = Scored(by_exit[-1], by_exit, early, leaving)
             bar.update(1)
     scores = {}
     for spec in specs:
         if spec.kind != "products":
-            mine = found[spec.answers_like]
+            mine = found[spec.outputs_key]
             scores[spec.name] = mine if spec.early else mine._replace(early=None, leaving=[])
     return scores, {model: second for model, (_, second) in policies.items()}, cases
 
@@ -338,7 +356,10 @@ def score(
 def measure_memory(
     specs: Sequence[Spec], manifest: Manifest, vocabulary: int, threads: int, quiet: bool
 ) -> dict[str, dict[str, float]]:
-    """What fresh processes hold, one at a time: loaded, after longer and longer inputs, after batches of them."""
+    """Resident memory of new processes, one at a time: after loading, after inputs of increasing length, after batches.
+
+    Returns name -> stage -> MiB.
+    """
     singles, batches = growing_cases(manifest, vocabulary)
     stages = {
         "loaded": [],
@@ -347,20 +368,20 @@ def measure_memory(
     }
     cases = {case.name: case for case in (*singles, *batches)}
     ours = [spec for spec in specs if spec.name in (OURS, OURS_INT8)]
-    asked = [
+    measured = [
         *ours,
         *(replace(spec, name=lazy(spec.name), lazy=True) for spec in ours),
         *(spec for spec in specs if spec.kind == "onnxruntime"),
     ]
     held: dict[str, dict[str, float]] = {}
-    with progress_bar("measuring memory", quiet)(len(asked)) as bar:
-        for spec in asked:
+    with progress_bar("measuring memory", quiet)(len(measured)) as bar:
+        for spec in measured:
             held[spec.name] = {}
             with closing(Worker(spec, threads, cases)) as worker:
                 for stage, inputs in stages.items():
                     for case in inputs:
-                        worker.ask("shallow" if spec.lazy else "once", case.name)
-                    held[spec.name][stage] = worker.ask("resident", "")
+                        worker.run("shallow" if spec.lazy else "once", case.name)
+                    held[spec.name][stage] = worker.run("resident", "")
             bar.update(1)
     return held
 

@@ -1,8 +1,8 @@
-"""What side_by_side.py compares. Each contender runs in a process of its own, and only while it is asked to.
+"""Contenders of the side-by-side benchmark. Each runs in a separate process, which is idle between its tasks.
 
-A contender answers a batch at full depth by its last exit; those that can stop early also run the exit loop. All see
-the same token ids and, where they stop early, the same policy code. A process imports what its contender needs, and no
-more: what it holds is measured.
+Every contender computes the last exit of a batch at full depth; contenders with early exit also run the exit loop. All
+get the same token ids and use the same policy code. A process imports only what its contender needs, because its memory
+is measured.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ from berxit.runtime.runner import parts
 from berxit.runtime.tokenization import TokenBatch
 
 SHALLOW = 3
-"""The layer that nothing goes past where memory under lazy loading is measured."""
+"""Layer by which all inputs exit when the memory of lazy loading is measured."""
 TURN_S = 0.1
-"""Seconds."""
+"""Minimum duration of a measurement, in seconds."""
 STATUS = Path("/proc/self/status")
-"""Where a process finds what it holds; there on Linux."""
+"""File with the resident memory of a process; exists on Linux only."""
 
 
 @dataclass(frozen=True)
 class Schedule(ExitPolicy):
-    """Random weights are never sure: row i leaves after layer ``depths[i]``; its certainty is computed all the same."""
+    """Policy for random weights, whose certainty is meaningless: row i exits at layer ``depths[i]``. The certainty is
+    computed nevertheless."""
 
     depths: tuple[int, ...] = ()
 
     def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
-        here = np.array([depth for depth in self.depths if depth >= layer])  # who is gone, left before; order is kept
+        here = np.array([depth for depth in self.depths if depth >= layer])  # the remaining rows, in order
         return here == layer
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of a kind, and when they leave."""
+    """Inputs with an exit policy."""
 
     name: str
     ids: tuple[tuple[int, ...], ...]
@@ -61,11 +62,11 @@ class Case:
     policy: ExitPolicy
     pad: int
     together: bool = False
-    """As one batch; else one row after another."""
+    """True to run all rows as one batch; False to run them one by one."""
     alike: bool = False
-    """All rows are of one length, so that full depth is measured on one of them."""
+    """True if all rows have the same length, so that full depth is measured on one of them."""
     turn_s: float = TURN_S
-    """A turn lasts so long at least: many short calls, so that a moment's disturbance is not the result."""
+    """Minimum duration of a measurement in seconds. Averaging many short calls reduces the effect of disturbances."""
 
     @classmethod
     def of(
@@ -75,7 +76,7 @@ class Case:
         return cls(name, tuple(map(tuple, ids)), tuple(map(tuple, kinds)), policy, pad, **how)
 
     def calls(self, *, first: bool = False) -> list[tuple[TokenBatch, ExitPolicy]]:
-        """What a contender is given, call by call; ``first``: the first call only."""
+        """Batch and policy of each call; ``first``: of the first call only."""
         rows = range(len(self.ids))
         calls = [list(rows)] if self.together else [[row] for row in rows]
         return [(self._batch(rows), self._policy_of(rows)) for rows in (calls[:1] if first else calls)]
@@ -92,20 +93,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Spec:
-    """Which contender, on which files."""
+    """Contender and the files that it loads."""
 
     kind: str
-    """segments, onnxruntime (one graph), openvino (one graph), eager, or products (matrix products alone)."""
+    """segments, onnxruntime (one graph), openvino (one graph), eager, or products (matrix multiplications only)."""
     name: str
     model: Path | Shape
-    """The bundle, the ONNX file, the checkpoint; of products the shape."""
+    """Bundle, ONNX file or checkpoint; for ``products`` the shape."""
     precision: str
     backend: str | None = None
     backend_options: Options = MappingProxyType({})
     lazy: bool = False
-    """Layers are loaded when an input first gets there."""
+    """True to load a layer when an input first reaches it."""
     tuned: bool = False
-    """One graph under the session options that our segments run with, instead of ONNX Runtime's own."""
+    """True to run one graph with the session options of our segments instead of ONNX Runtime's defaults."""
 
     @property
     def ours(self) -> bool:
@@ -118,22 +119,22 @@ class Spec:
 
     @property
     def early(self) -> bool:
-        """Whether it can stop early."""
+        """True for contenders with early exit."""
         return self.kind in ("segments", "eager")
 
     @property
-    def answers_like(self) -> tuple[str, str]:
-        """Specs that have this in common give the same answers: whose scores are known, the others' are."""
+    def outputs_key(self) -> tuple[str, str]:
+        """Key that is equal for contenders with equal outputs, so that only one of them must be scored."""
         return ("", "fp32") if self.precision == "fp32" else (f"{self.model} {self.kind}", self.precision)
 
 
 class Contender(Protocol):
     def full(self, batch: TokenBatch) -> Floats:
-        """The last exit's logits, (B, C)."""
+        """Logits of the last exit, (B, C)."""
 
 
 class Segments:
-    """Our segments and exit loop on one back end."""
+    """Our segments and exit loop on one backend."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -144,14 +145,14 @@ class Segments:
         return last.logits
 
     def early(self, batch: TokenBatch, policy: ExitPolicy) -> Ints:
-        """(B,) exit layers."""
+        """(B,) exit layer of each row under ``policy``."""
         layers = np.zeros(len(batch), dtype=np.int64)
         for result in exit_loop(self.backend, batch, policy):
             layers[result.rows[result.exits]] = result.layer
         return layers
 
     def every_exit(self, batch: TokenBatch) -> tuple[Floats, Floats | None]:
-        """(B, n, C) logits; (B, n) learned certainty, or None."""
+        """(B, n, C) logits of every exit; (B, n) LTE certainty, or None."""
         state = self.backend.embed(batch)
         found = []
         for layer in self.backend.exits:
@@ -163,6 +164,8 @@ class Segments:
 
 
 class OnnxGraph:
+    """One graph without exits on ONNX Runtime."""
+
     def __init__(self, path: Path, threads: int, tuned: bool) -> None:
         import onnxruntime as ort
 
@@ -171,7 +174,7 @@ class OnnxGraph:
         if tuned:
             self.session = open_session(path, threads)
         else:
-            options = ort.SessionOptions()  # otherwise as a user finds them
+            options = ort.SessionOptions()  # all other options have their defaults
             options.intra_op_num_threads = threads
             options.log_severity_level = 3
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -182,14 +185,14 @@ class OnnxGraph:
 
 
 class OpenVinoGraph:
-    """OpenVINO's own settings for one input after another, and as many threads as everybody has: where they run and
-    whether they are tied to cores it decides itself."""
+    """One graph without exits on OpenVINO, with its settings for low latency and the same thread count as the other
+    contenders. OpenVINO decides about core types and pinning."""
 
     def __init__(self, path: Path, threads: int, precision: str) -> None:
         import openvino as ov
 
         core = ov.Core()
-        options = {  # int8 is in the file; what surrounds it runs in the best that there is
+        options = {  # the file defines int8; other operators run in bf16 if the CPU supports it
             "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" or not has_bf16(core) else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -203,21 +206,21 @@ class OpenVinoGraph:
 
 
 def has_bf16(core: Any) -> bool:
-    """Whether OpenVINO computes in bf16 on this CPU."""
+    """True if OpenVINO computes in bf16 on this CPU."""
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class EagerBackend(Backend):
-    """The checkpoint in PyTorch, layer by layer: what one writes by hand. BERT and RoBERTa."""
+    """Checkpoint in PyTorch, layer by layer, like a hand-written exit loop. Supports BERT and RoBERTa."""
 
     name = "eager"
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch
 
-        from berxit.toolkit.commands.options import hush_libraries
+        from berxit.toolkit.commands.options import silence_library_logs
 
-        hush_libraries()
+        silence_library_logs()
         from berxit.train.checkpoint import load_checkpoint
 
         torch.set_num_threads(threads)
@@ -237,7 +240,7 @@ class EagerBackend(Backend):
         return backbone.embeddings(input_ids=ids, **kinds), mask
 
     def layer(self, layer: int, state: tuple[Any, Any]) -> tuple[tuple[Any, Any], Floats, Floats | None]:
-        hidden, mask = state  # one row has no padding, and needs no mask
+        hidden, mask = state  # a single row has no padding, so that it needs no mask
         hidden = self.model.backbone.encoder.layer[layer - 1](hidden, None)
         pooled = self.model._pool([hidden], mask)[:, 0]
         logits = self.model.heads[layer - 1](pooled).numpy()
@@ -245,11 +248,11 @@ class EagerBackend(Backend):
         return (hidden, mask), logits, lte
 
     def keep(self, state: tuple[Any, Any], rows: Bools) -> tuple[Any, Any]:
-        raise AssertionError("batch 1: nobody is left when a row leaves")
+        raise AssertionError("at batch size 1 no rows remain after an exit")
 
 
 class Eager(Segments):
-    """Full depth is transformers' own forward pass, and the last exit on it."""
+    """Contender in PyTorch. Full depth is the forward pass of transformers, followed by the last exit."""
 
     backend: EagerBackend
 
@@ -266,6 +269,7 @@ class Eager(Segments):
 
 
 def make(spec: Spec, threads: int) -> Contender:
+    """Loads a contender."""
     if isinstance(spec.model, Shape):
         return MatrixProducts(spec.model, threads, spec.precision)
     if spec.kind == "segments":
@@ -282,14 +286,14 @@ def make(spec: Spec, threads: int) -> Contender:
 
 
 def work(spec: Spec, threads: int, cases: dict[str, Case], pipe: Connection) -> None:
-    """The process: loads, says so, then does one task at a time until it is told None."""
+    """Main function of a contender's process: loads it, reports "ready", and runs tasks from ``pipe`` until None."""
     try:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         contender = make(spec, threads)
         pipe.send(("ready", None))
         while (task := pipe.recv()) is not None:
             pipe.send(("done", TASKS[task[0]](contender, cases.get(task[1]))))
-    except Exception as error:  # its process ends; the parent tells why
+    except Exception as error:  # this process ends, and its parent reports the error
         pipe.send(("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"))
 
 
@@ -299,13 +303,16 @@ def time_full(contender: Any, case: Case) -> float:
 
 
 def time_early(contender: Any, case: Case) -> float:
-    """Milliseconds per row under the case's policy."""
+    """Milliseconds per row under the policy of the case."""
     return _timed([partial(contender.early, *call) for call in case.calls()], case)
 
 
 def _timed(calls: list[Callable[[], object]], case: Case) -> float:
-    """All calls, over and over for a turn. Before the clock one call, unless it takes as long as a turn: caches hold
-    another process's data, threads sleep."""
+    """Repeats all calls for the minimum duration; returns milliseconds per row.
+
+    One warm-up call runs first, because caches contain the data of other processes and threads sleep. If it takes
+    longer than the minimum duration, its time is the result.
+    """
     rows = len(case.ids) if case.together else len(calls)
     start = time.perf_counter()
     calls[0]()
@@ -320,8 +327,9 @@ def _timed(calls: list[Callable[[], object]], case: Case) -> float:
     return 1e3 * took / passes / rows
 
 
-def answers(contender: Any, case: Case) -> tuple[Floats, Floats | None]:
-    """Row by row: (N, n, C) logits of every exit, or (N, 1, C) of one graph; (N, n) learned certainty, or None."""
+def outputs(contender: Any, case: Case) -> tuple[Floats, Floats | None]:
+    """Outputs for all rows: (N, n, C) logits of every exit, or (N, 1, C) of one graph; (N, n) LTE certainty, or
+    None."""
     if not isinstance(contender, Segments) or isinstance(contender, Eager):
         return np.concatenate([contender.full(batch) for batch, _ in case.calls()])[:, None], None
     found = [contender.every_exit(batch) for batch, _ in case.calls()]
@@ -330,19 +338,19 @@ def answers(contender: Any, case: Case) -> tuple[Floats, Floats | None]:
 
 
 def exits(contender: Any, case: Case) -> Ints:
-    """(N,) where the rows leave."""
+    """(N,) exit layer of each row."""
     return np.concatenate([contender.early(*call) for call in case.calls()])
 
 
 def once(contender: Any, case: Case) -> None:
-    """At full depth, for the memory that it takes."""
+    """Runs a case once at full depth, before memory is measured."""
     for batch, _ in case.calls():
         for part in _parts(contender, batch):
             contender.full(part)
 
 
 def shallow(contender: Segments, case: Case) -> None:
-    """As far as layer SHALLOW, for the memory that it takes."""
+    """Runs a case once with all rows exiting at layer SHALLOW, before memory is measured."""
     layers = contender.backend.layers
     for batch, _ in case.calls():
         for part in _parts(contender, batch):
@@ -350,21 +358,24 @@ def shallow(contender: Segments, case: Case) -> None:
 
 
 def _parts(contender: Any, batch: TokenBatch) -> list[TokenBatch]:
-    """A large batch as the runner takes it; one graph takes it whole."""
+    """Parts of a large batch, split as the runner splits it; one graph runs the whole batch."""
     if not isinstance(contender, Segments) or isinstance(contender, Eager):
         return [batch]
     return [batch.take(rows) for rows in parts(batch.lengths, contender.backend.tokens_at_once)]
 
 
 def way(contender: MatrixProducts, case: Case) -> str:
-    """The quickest way to multiply, at the case's shape."""
+    """Fastest implementation of matrix multiplication at the shape of the case."""
     return contender.way(case.calls(first=True)[0][0])
 
 
 def resident(_contender: Any, _case: Case | None) -> float:
-    """MiB of memory that this process holds, as Linux counts them. What it has freed already is given back before: how
-    much of that malloc keeps is chance, 190 MiB of a large graph in one process and nothing in the next."""
-    with suppress(OSError, AttributeError):  # another C library
+    """Resident memory of this process in MiB, from Linux.
+
+    Freed memory is first returned to the system, because the amount that malloc retains varies randomly: 190 MiB for a
+    large graph in one process, nothing in the next.
+    """
+    with suppress(OSError, AttributeError):  # the C library has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
     lines = STATUS.read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
@@ -373,11 +384,11 @@ def resident(_contender: Any, _case: Case | None) -> float:
 TASKS: dict[str, Callable[..., Any]] = {
     "full": time_full,
     "early": time_early,
-    "answers": answers,
+    "outputs": outputs,
     "exits": exits,
     "once": once,
     "shallow": shallow,
     "way": way,
     "resident": resident,
 }
-"""What a process can be asked."""
+"""Tasks of a contender's process, by name."""

@@ -1,4 +1,4 @@
-"""The figure of side_by_side.py: milliseconds per row, full depth beside early exit."""
+"""Figure of the side-by-side benchmark: milliseconds per row at full depth and with early exit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.side_by_side.bars import Run
+from benchmarks.side_by_side.bars import Timings
 from benchmarks.side_by_side.contenders import Case, Spec
 from berxit.runtime.tables import plural
 from berxit.toolkit.figures import CURVE, LAYERS, STYLE
 
 HEIGHT = 0.38
-"""Of one bar; 1 from one contender to the next."""
+"""Height of a bar, relative to the distance between two contenders."""
 
 
-def draw(runs: Sequence[Run], specs: Sequence[Spec], cases: Mapping[str, Case], title: str, path: Path) -> Path:
-    """A row of panels per number of threads, a column per case, and the contenders' names once."""
+def draw(runs: Sequence[Timings], specs: Sequence[Spec], cases: Mapping[str, Case], title: str, path: Path) -> Path:
+    """Draws one row of panels per thread count and one column per case, with the names of the contenders on the left.
+    Returns ``path``."""
     shown = [spec for spec in specs if spec.kind != "products"]
     size = (2.6 + 2.7 * len(cases), 0.9 + (0.9 + 0.27 * len(shown)) * len(runs))
     with plt.rc_context({**STYLE, "axes.titlesize": 9, "figure.titlesize": 11, "axes.grid.axis": "x"}):
@@ -33,7 +34,7 @@ def draw(runs: Sequence[Run], specs: Sequence[Spec], cases: Mapping[str, Case], 
     return path
 
 
-def _panel(axes: Axes, run: Run, case: Case, specs: Sequence[Spec]) -> None:
+def _panel(axes: Axes, run: Timings, case: Case, specs: Sequence[Spec]) -> None:
     for task, color, label, shift in (("full", LAYERS, "full depth", -1), ("early", CURVE, "early exit", 1)):
         found = {i: ms for i, spec in enumerate(specs) if (ms := run.ms(case.name, task, spec.name))}
         both = [all(run.ms(case.name, each, spec.name) for each in ("full", "early")) for spec in specs]

@@ -1,4 +1,4 @@
-"""All that the contenders of side_by_side.py load, written from one checkpoint."""
+"""Files that the contenders of the side-by-side benchmark load, all exported from one checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from berxit.runtime.progress import Progress
 
 
 def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> Path:
-    """A BERT that has learned nothing: it takes as long as one that has."""
+    """BERT with random weights, which is as fast as a trained model."""
     import torch
     from transformers import BertConfig, BertTokenizer
 
@@ -40,12 +40,15 @@ def random_checkpoint(folder: Path, layers: int, hidden: int, longest: int) -> P
     MultiExitModel(config).save_pretrained(folder)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the"]
     BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    write_json({"texts": ["the a " * words for words in (1, 4, 16)]}, folder / SAMPLES_FILE)  # int8 needs texts
+    write_json(
+        {"texts": ["the a " * words for words in (1, 4, 16)]}, folder / SAMPLES_FILE
+    )  # the int8 export needs texts
     return folder
 
 
 def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manifest, list[Spec]]:
-    """Writes everything below ``scratch``. The first contender is our fp32 segments, the bundle of that manifest."""
+    """Writes all files below ``scratch``. Returns the manifest of the fp32 bundle and the contenders, of which the
+    first is that bundle."""
     bundle, int8 = scratch / "fp32", scratch / "int8"
     graph, int8_graph, our_int8_graph = (scratch / f"{name}.onnx" for name in ("fp32", "int8", "our_int8"))
     manifest = export(checkpoint, "onnxruntime", bundle, progress=progress)
@@ -53,7 +56,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
     our_int8 = export(checkpoint, "onnxruntime", int8, options=options, scores=False, progress=progress)
     write_whole_graph(bundle, manifest.segments, graph)
     write_whole_graph(int8, our_int8.segments, our_int8_graph)
-    logging.getLogger().setLevel(logging.ERROR)  # it advises a step before, which changes nothing here
+    logging.getLogger().setLevel(logging.ERROR)  # silences a hint about preprocessing, which has no effect here
     quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
     half = has_bf16(ov.Core())
     shape = shape_of(checkpoint, manifest)
@@ -74,7 +77,7 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
         *([Spec("openvino", "one graph, OpenVINO bf16", graph, "bf16")] if half else []),
         Spec("openvino", "one graph, OpenVINO int8", our_int8_graph, "int8"),
     ]
-    if manifest.model.family in ("bert", "roberta"):  # its loop by hand is for these
+    if manifest.model.family in ("bert", "roberta"):  # the eager exit loop supports these families only
         specs.append(Spec("eager", "PyTorch eager", checkpoint, "fp32"))
     precisions = ("fp32", "bf16", "int8") if half else ("fp32", "int8")
     return manifest, [
@@ -84,5 +87,5 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
 
 
 def shape_of(checkpoint: Path, manifest: Manifest) -> Shape:
-    """The last segment may give no hidden state: it then computes the first token alone."""
+    """Shape of the model. If the last segment writes no hidden state, it computes only the first token."""
     return Shape.of(checkpoint, last_alone=all(output.role != "hidden" for output in manifest.segments[-1].outputs))

@@ -1,6 +1,6 @@
-"""A model's matrix products alone, by the quickest means at hand: the least that this machine needs for them.
+"""Matrix multiplications of a model without any other operator, with the fastest available implementation.
 
-No contender is compared with these; they tell how far from the machine's limit everyone is.
+They are a lower bound for the latency on this machine. The report shows how close each contender is to it.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ import numpy.typing as npt
 from berxit.runtime.policies import Floats
 from berxit.runtime.tokenization import TokenBatch
 
-Run = Callable[[], object]
-"""A pass: operands are in place, results go nowhere."""
+Pass = Callable[[], object]
+"""Function that runs a pass on prepared operands and discards the results."""
 
 
 class Product(NamedTuple):
-    """(rows, deep) @ (deep, wide), ``pairs`` of them at once."""
+    """Matrix multiplication (rows, deep) @ (deep, wide), in a batch of ``pairs``."""
 
     rows: int
     deep: int
     wide: int
     pairs: int = 1
     weights: bool = True
-    """Whether the second operand is the model's own, known beforehand; else both are activations (attention)."""
+    """True if the second operand is a weight; False if both are activations (attention)."""
 
     @property
     def flops(self) -> int:
-        """Two per multiply-add."""
+        """Floating-point operations; two per multiply-add."""
         return 2 * self.pairs * self.rows * self.deep * self.wide
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's matrix products depend on."""
+    """Sizes of a model that determine its matrix multiplications."""
 
     layers: int
     hidden: int
     wide: int
     heads: int
     last_alone: bool = False
-    """Whether the last layer computes one token per row, the one that its exit reads, once keys and values are made."""
+    """True if the last layer computes only the token that its exit reads, after the keys and values of all tokens."""
 
     @classmethod
     def of(cls, checkpoint: Path, *, last_alone: bool = False) -> Shape:
         from berxit.train.checkpoint import read_config
 
         c = read_config(checkpoint)["backbone"]
-        names = (  # as most families call them, and as DistilBERT does
+        names = (  # the names in most families, and in DistilBERT
             ("num_hidden_layers", "n_layers"),
             ("hidden_size", "dim"),
             ("intermediate_size", "hidden_dim"),
@@ -65,7 +65,7 @@ class Shape:
         return cls(layers, hidden, wide, heads, last_alone)
 
     def products(self, rows: int, tokens: int) -> Iterator[Product]:
-        """Of ``rows`` inputs of ``tokens`` each at full depth, in order."""
+        """Matrix multiplications for ``rows`` inputs of ``tokens`` tokens at full depth, in order."""
         d, size, heads = self.hidden, self.hidden // self.heads, rows * self.heads
         for layer in range(1, self.layers + 1):
             queries = 1 if self.last_alone and layer == self.layers else tokens
@@ -81,66 +81,69 @@ class Shape:
             yield Product(rows * queries, self.wide, d)
 
     def flops(self, tokens: int) -> int:
-        """Of one row's matrix products at full depth."""
+        """Floating-point operations of the matrix multiplications for one row at full depth."""
         return sum(product.flops for product in self.products(1, tokens))
 
 
 class MatrixProducts:
-    """Every product of a pass, one after the other, weights of their own for every layer; what can be packed before
-    the clock is packed. All ways are tried at each shape, and the quickest is the one that counts."""
+    """Contender that runs all matrix multiplications of a pass, with separate weights for every layer.
+
+    Weights are packed before the measurement if the implementation supports it. Every implementation is tried at each
+    shape, and the fastest is measured.
+    """
 
     def __init__(self, shape: Shape, threads: int, precision: str) -> None:
         self.shape, self.threads, self.precision = shape, threads, precision
-        self.quickest: dict[tuple[int, int], tuple[str, Run]] = {}
+        self.fastest: dict[tuple[int, int], tuple[str, Pass]] = {}
 
     def full(self, batch: TokenBatch) -> Floats:
         self._at(*batch.input_ids.shape)[1]()
         return np.zeros((len(batch), 1), dtype=np.float32)
 
     def way(self, batch: TokenBatch) -> str:
-        """Which way is the quickest for a batch of that shape."""
+        """Name of the fastest implementation for a batch of this shape."""
         return self._at(*batch.input_ids.shape)[0]
 
-    def _at(self, rows: int, tokens: int) -> tuple[str, Run]:
-        if (rows, tokens) not in self.quickest:
-            found: dict[str, tuple[float, Run]] = {}
+    def _at(self, rows: int, tokens: int) -> tuple[str, Pass]:
+        if (rows, tokens) not in self.fastest:
+            found: dict[str, tuple[float, Pass]] = {}
             for name, way in WAYS[self.precision].items():
-                with suppress(AttributeError, RuntimeError):  # this CPU, or this torch, has it not
+                with suppress(AttributeError, RuntimeError):  # not supported by this CPU or version of torch
                     run = way(tuple(self.shape.products(rows, tokens)), self.threads)
-                    run()  # what is done once, is done here
+                    run()  # warm-up
                     found[name] = min(_seconds(run) for _ in range(2)), run
             name = min(found, key=lambda each: found[each][0])
-            self.quickest[rows, tokens] = name, found[name][1]
-        return self.quickest[rows, tokens]
+            self.fastest[rows, tokens] = name, found[name][1]
+        return self.fastest[rows, tokens]
 
 
-def _seconds(run: Run) -> float:
+def _seconds(run: Pass) -> float:
     start = perf_counter()
     run()
     return perf_counter() - start
 
 
-def _plain(dtype: str, products: Sequence[Product], threads: int) -> Run:
-    """torch.mm, and torch._int_mm for int8."""
+def _plain(dtype: str, products: Sequence[Product], threads: int) -> Pass:
+    """Pass with torch.mm, or torch._int_mm for int8."""
     torch = _torch(threads)
     mm = torch._int_mm if dtype == "int8" else torch.mm
 
-    def make(product: Product) -> Run:
+    def make(product: Product) -> Pass:
         return partial(mm, *_operands(torch, product, dtype))
 
     return _in_turn(torch, products, dtype, make)
 
 
-def _packed(dtype: str, products: Sequence[Product], threads: int) -> Run:
-    """oneDNN on weights that were packed for it beforehand, as torch's own compiler has it."""
+def _packed(dtype: str, products: Sequence[Product], threads: int) -> Pass:
+    """Pass with oneDNN on packed weights, as torch.compile generates it."""
     torch = _torch(threads)
 
-    def make(product: Product) -> Run:
+    def make(product: Product) -> Pass:
         x, weight = _operands(torch, product, dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), product.rows)
         return partial(torch.ops.mkldnn._linear_pointwise, x, packed, None, "none", [], "")
 
-    def make_int8(product: Product) -> Run:
+    def make_int8(product: Product) -> Pass:
         x, weight = _operands(torch, product, "int8")
         x = (x.to(torch.int16) + 128).to(torch.uint8)
         ops = torch.ops.onednn
@@ -167,9 +170,10 @@ def _operands(torch: Any, product: Product, dtype: str) -> list[Any]:
     return [operand.bfloat16() for operand in operands] if dtype == "bf16" else operands
 
 
-def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable[[Product], Run]) -> Run:
-    """Attention is torch.bmm throughout: it is a few percent, and nobody computes it in int8."""
-    runs: list[Run] = []
+def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable[[Product], Pass]) -> Pass:
+    """Runs the multiplications one after the other. Attention always uses torch.bmm, because it is a few percent of the
+    time and no contender computes it in int8."""
+    runs: list[Pass] = []
     for product in products:
         if product.weights:
             runs.append(make(product))
@@ -183,9 +187,9 @@ def _in_turn(torch: Any, products: Sequence[Product], dtype: str, make: Callable
     return run
 
 
-def _onnxruntime(dtype: str, products: Sequence[Product], threads: int) -> Run:
-    """One graph of nothing but MatMul, or MatMulInteger: ONNX Runtime packs the weights when it loads. Results of one
-    size are written to one place."""
+def _onnxruntime(dtype: str, products: Sequence[Product], threads: int) -> Pass:
+    """Pass as one graph of MatMul or MatMulInteger operators. ONNX Runtime packs the weights when it loads the graph.
+    Results of equal size share one buffer."""
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
@@ -234,13 +238,13 @@ def _name(side: str, size: tuple[int, ...], int8: bool) -> str:
 
 
 def _filled(size: tuple[int, ...], kind: npt.DTypeLike) -> npt.NDArray:
-    """Random numbers, the same ones over and over: drawing millions of them takes longer than multiplying them."""
+    """Array of repeated random numbers, because drawing millions of them takes longer than multiplying them."""
     rng = np.random.default_rng(0)
     block = rng.integers(0, 64, 1 << 16) if np.dtype(kind).kind in "iu" else rng.standard_normal(1 << 16)
     return np.resize(block.astype(kind), size)
 
 
-WAYS: dict[str, dict[str, Callable[[Sequence[Product], int], Run]]] = {
+WAYS: dict[str, dict[str, Callable[[Sequence[Product], int], Pass]]] = {
     "fp32": {
         "torch.mm": partial(_plain, "fp32"),
         "oneDNN, packed": partial(_packed, "fp32"),
@@ -253,4 +257,4 @@ WAYS: dict[str, dict[str, Callable[[Sequence[Product], int], Run]]] = {
         "ONNX Runtime": partial(_onnxruntime, "int8"),
     },
 }
-"""Precision -> how one can multiply in it here."""
+"""Precision -> implementations of matrix multiplication, by name."""

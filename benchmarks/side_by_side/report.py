@@ -1,10 +1,10 @@
-"""The report of side_by_side.py, in Markdown: first whether the bars hold, then what they were computed from."""
+"""Markdown report of the side-by-side benchmark: the bars, then the measurements that they are computed from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.side_by_side.bars import MACHINE, OURS, OURS_INT8, Bar, Measured, Run, used_exits
+from benchmarks.side_by_side.bars import MACHINE, OURS, OURS_INT8, Bar, Measurements, Timings, used_exits
 from benchmarks.side_by_side.contenders import Case, Spec
 from benchmarks.side_by_side.products import Shape
 from berxit.runtime.tables import markdown_table, plural
@@ -13,11 +13,12 @@ from berxit.runtime.tables import markdown_table, plural
 def report(
     headline: str,
     made: Sequence[Bar],
-    measured: Measured,
+    measured: Measurements,
     specs: Sequence[Spec],
     cases: Mapping[str, Case],
     shape: Shape,
 ) -> str:
+    """Report as Markdown text."""
     parts = [headline, _bars(made), _ratios(made, measured, cases)]
     parts += [_times(run, specs, cases) for run in measured.runs]
     parts += [_machine(measured, specs, cases, shape), _answers(measured, specs), *_exits(measured), _memory(measured)]
@@ -25,7 +26,7 @@ def report(
 
 
 def _bars(made: Sequence[Bar]) -> str:
-    """One line per promise: where it is nearest to failing."""
+    """Table with one row per bar, showing the case with the smallest margin."""
     promised = [bar for bar in made if bar.limit is not None]
     rows = []
     for what in dict.fromkeys(bar.what for bar in promised):
@@ -39,23 +40,23 @@ def _bars(made: Sequence[Bar]) -> str:
     return f"{title}\n\n" + markdown_table(["what", "found", "bar", "holds", "worst case", "compared with"], rows)
 
 
-def _ratios(made: Sequence[Bar], measured: Measured, cases: Mapping[str, Case]) -> str:
-    """Every ratio of times, case by case; the bars are among them."""
+def _ratios(made: Sequence[Bar], measured: Measurements, cases: Mapping[str, Case]) -> str:
+    """Table of all time ratios for every case, including the bars."""
     places = [f"{case}, {plural(run.threads, 'thread')}" for run in measured.runs for case in cases]
     rows = []
-    told = [bar for bar in made if bar.where in places]
-    for what, against in dict.fromkeys((bar.what, _fixed(bar)) for bar in told):
-        found = {bar.where: bar.found for bar in told if (bar.what, _fixed(bar)) == (what, against)}
+    shown = [bar for bar in made if bar.where in places]
+    for what, against in dict.fromkeys((bar.what, _fixed(bar)) for bar in shown):
+        found = {bar.where: bar.found for bar in shown if (bar.what, _fixed(bar)) == (what, against)}
         rows.append([what, against, *(f"{found[place]:.3f}" if place in found else "" for place in places)])
     return "## Ratios\n\n" + markdown_table(["what", "compared with", *places], rows)
 
 
 def _fixed(bar: Bar) -> str:
-    """Whom we are compared with, where that is told graph by graph; elsewhere it is whoever is fastest."""
+    """Contender of the comparison, for ratios that are reported per graph; empty if it is the fastest in each case."""
     return bar.against if bar.what.startswith("all segments") else ""
 
 
-def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
+def _times(run: Timings, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
     columns = [
         (case.name, task)
         for case in cases.values()
@@ -65,8 +66,8 @@ def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
     for spec in specs:
         cells = []
         for case, task in columns:
-            asked = task.replace("full or early", "early" if spec.ours else "full")
-            ms = run.ms(case, asked, spec.name)
+            measured_task = task.replace("full or early", "early" if spec.ours else "full")
+            ms = run.ms(case, measured_task, spec.name)
             cells.append("" if ms is None else f"{ms:.2f}")
         rows.append([spec.name, *cells])
     header = ["", *(case if task.startswith("full or") else f"{case}, {task}" for case, task in columns)]
@@ -74,8 +75,8 @@ def _times(run: Run, specs: Sequence[Spec], cases: Mapping[str, Case]) -> str:
     return f"{title}\n\n" + markdown_table(header, rows)
 
 
-def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
-    """How near full depth comes to the matrix products alone, in the contender's own precision."""
+def _machine(measured: Measurements, specs: Sequence[Spec], cases: Mapping[str, Case], shape: Shape) -> str:
+    """Table of the share that matrix multiplications in the same precision have in the time of full depth."""
     names = [spec.name for spec in specs if spec.kind == "products"]
     places = [
         (run, case)
@@ -101,11 +102,11 @@ def _machine(measured: Measured, specs: Sequence[Spec], cases: Mapping[str, Case
     if not rows:
         return ""
     header = ["", *(f"{case.name}, {plural(run.threads, 'thread')}" for run, case in places)]
-    title = "## Full depth: the matrix products' share of the time"
+    title = "## Full depth: share of the matrix multiplications in the time"
     return f"{title}\n\n" + markdown_table(header, rows)
 
 
-def _answers(measured: Measured, specs: Sequence[Spec]) -> str:
+def _answers(measured: Measurements, specs: Sequence[Spec]) -> str:
     rows = []
     for spec in specs:
         if spec.name not in measured.differs:
@@ -120,26 +121,26 @@ def _answers(measured: Measured, specs: Sequence[Spec]) -> str:
                 cells += ["", ""]
         rows.append([spec.name, *cells])
     more = [f"{measured.metric}, full depth", "early", "average exit layer"] if measured.scores else []
-    return "## Answers\n\n" + markdown_table(["", "largest difference of a logit", *more], rows)
+    return "## Outputs and scores\n\n" + markdown_table(["", "largest difference of a logit", *more], rows)
 
 
-def _exits(measured: Measured) -> Iterator[str]:
+def _exits(measured: Measurements) -> Iterator[str]:
     if not measured.scores:
         return
     fp32, int8 = measured.scores[OURS], measured.scores[OURS_INT8]
     used = used_exits(int8)
     rows = []
     for layer, scores in enumerate(zip(fp32.by_exit, int8.by_exit, strict=True), start=1):
-        leaving = (f"{one.leaving[layer - 1] / sum(one.leaving):.1%}" for one in (fp32, int8))
+        shares = (f"{one.leaving[layer - 1] / sum(one.leaving):.1%}" for one in (fp32, int8))
         lost = f"{100 * (scores[0] - scores[1]):.2f}"
-        rows.append([str(layer), *(f"{score:.4f}" for score in scores), lost, *leaving, "yes" if layer in used else ""])
-    header = ["exit", "fp32", "int8", "points lost", "leave, fp32", "leave, int8", "in use"]
-    yield f"## Exits: {measured.metric} if all rows leave there, and how many do\n\n" + markdown_table(header, rows)
+        rows.append([str(layer), *(f"{score:.4f}" for score in scores), lost, *shares, "yes" if layer in used else ""])
+    header = ["exit", "fp32", "int8", "points lost", "share, fp32", "share, int8", "in use"]
+    yield f"## Exits: {measured.metric} if all rows exit there, and share of rows\n\n" + markdown_table(header, rows)
 
 
-def _memory(measured: Measured) -> str:
+def _memory(measured: Measurements) -> str:
     if not measured.memory_mib:
         return ""
     stages = list(next(iter(measured.memory_mib.values())))
     rows = [[name, *(f"{held[stage]:.0f}" for stage in stages)] for name, held in measured.memory_mib.items()]
-    return "## MiB resident, whole process\n\n" + markdown_table(["", *stages], rows)
+    return "## Resident memory of the whole process in MiB\n\n" + markdown_table(["", *stages], rows)

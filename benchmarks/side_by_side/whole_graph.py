@@ -1,7 +1,7 @@
-"""A bundle's segments joined to one graph: the model as one exports it without exits, and its last exit only.
+"""Joins the segments of a bundle into one graph without exits, except the last.
 
-It computes what the last exit depends on and nothing else. Where the last segment computes the first token alone, so
-does the graph: neither side has an advantage that the other could have, too.
+The graph computes only what the last exit depends on. If the last segment computes only the first token, so does the
+graph; the comparison is fair in this respect.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from berxit.runtime.bundle import Segment, read_tensor
 
 
 def write_whole_graph(bundle: Path, segments: Sequence[Segment], output: Path) -> None:
-    """Token ids -> the last exit's logits, in one ONNX file. ``segments``: ONNX files below ``bundle``, in order.
-    Layers that are one file share their weights in the graph, too."""
+    """Writes one ONNX file that maps token ids to the logits of the last exit.
+
+    ``segments``: the ONNX files in ``bundle``, in order. Layers with the same file share their weights in the graph.
+    """
     nodes: list[onnx.NodeProto] = []
     weights: dict[str, onnx.TensorProto] = {}
     state: dict[str, str] = {}
@@ -43,19 +45,19 @@ def write_whole_graph(bundle: Path, segments: Sequence[Segment], output: Path) -
 def _weights(
     part: onnx.ModelProto, segment: Segment, bundle: Path, weights: dict[str, onnx.TensorProto]
 ) -> dict[str, str]:
-    """Adds the segment's weights to ``weights``, under a name of their file's; what they were called -> that name."""
+    """Adds the weights of a segment to ``weights``, under names that are unique per file; returns old -> new names."""
     known = {}
     for tensor in part.graph.initializer:
         known[tensor.name] = shared = f"{Path(segment.file).stem}/{tensor.name}"
         tensor.name, weights[shared] = shared, tensor
-    for name, file in segment.constants.items():  # what a shared body is fed becomes weights
+    for name, file in segment.constants.items():  # constant inputs of a shared body become weights
         known[name] = f"s{segment.layer}_{name}"
         weights[known[name]] = numpy_helper.from_array(read_tensor(bundle, file).copy(), known[name])
     return known
 
 
 def _renamed(part: onnx.ModelProto, prefix: str, known: dict[str, str]) -> list[onnx.NodeProto]:
-    """The segment's nodes under names of their own; ``known``: what came before, and its weights."""
+    """Nodes of a segment with a prefix to their names; ``known``: new names of earlier outputs and of the weights."""
     nodes = []
     for i, original in enumerate(part.graph.node):
         node = onnx.NodeProto()
@@ -68,7 +70,7 @@ def _renamed(part: onnx.ModelProto, prefix: str, known: dict[str, str]) -> list[
 
 
 def _needed(nodes: list[onnx.NodeProto], output: str) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes that ``output`` depends on, in order, and every name among them."""
+    """Nodes that ``output`` depends on, in order, and all names that they use."""
     wanted = {output}
     kept = []
     for node in reversed(nodes):

@@ -20,6 +20,7 @@ from berxit.runtime.backends import forking
 from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.errors import ANOTHER_BACKEND, BerxitError, InputError, one_line_errors
+from berxit.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from berxit.runtime.loop import Backend
@@ -41,6 +42,8 @@ class BackendInfo:
     """Keywords of ``open_backend``."""
     lazy: bool = False
     """True if ``open_backend`` accepts ``lazy``: load a layer when an input first reaches it."""
+    builds: bool = False
+    """True if ``open_backend`` accepts ``progress``: it may have to build engines first."""
     other_package: str | None = None
     """Another name under which the package may be installed."""
     cpu: bool = True
@@ -170,6 +173,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "tensorrt",
             "tensorrt",
             options=_TENSORRT_OPTIONS,
+            builds=True,
             cpu=False,
         ),
         BackendInfo(
@@ -178,6 +182,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "tensorrt_rtx_bindings",
             "tensorrt-rtx",
             options=_TENSORRT_OPTIONS,
+            builds=True,
             other_package="tensorrt_rtx",
             cpu=False,
         ),
@@ -216,9 +221,11 @@ def open_backend(
     backend: str | None = None,
     backend_options: Options | None = None,
     lazy: bool = False,
+    progress: Progress = silent,
 ) -> Backend:
     """Loads a bundle's segments with the backend called ``backend``, or the first that is installed. ``folder``: as
-    ``open_bundle`` opened it, or a path, whose files are then checked as they are opened.
+    ``open_bundle`` opened it, or a path, whose files are then checked as they are opened. ``progress`` receives
+    the build of engines.
 
     ``backend_options``: options of this backend, as in BACKENDS.
 
@@ -233,7 +240,11 @@ def open_backend(
         raise InputError(f"backend '{info.name}' opens all layers at once: omit lazy, or use another backend")
 
     def opened(bundle: Path | BundleFolder) -> Backend:
-        keywords = {**chosen.options, **({"lazy": True} if lazy else {})}
+        keywords = {
+            **chosen.options,
+            **({"lazy": True} if lazy else {}),
+            **({"progress": progress} if info.builds else {}),
+        }
         with one_line_errors(f"backend '{chosen.label}' cannot open {bundle}", ANOTHER_BACKEND):
             backend_of_target: Backend = import_module(info.module).open_backend(bundle, manifest, threads, **keywords)
         backend_of_target.options = chosen.options

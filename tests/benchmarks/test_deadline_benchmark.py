@@ -1,4 +1,4 @@
-"""The deadline benchmark runs, and writes what it measured."""
+"""Deadline benchmark: results, early exits by deadline only, and the requirements of the import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from berxit.runtime import EarlyExitRunner
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_short_run_writes_what_it_measured(bundle: Path, tmp_path: Path) -> None:
+def test_deadline_benchmark_writes_results(bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/deadline.py", str(bundle), "--threads", "1", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -40,14 +40,14 @@ def test_a_short_run_writes_what_it_measured(bundle: Path, tmp_path: Path) -> No
     assert "| 4 x p99" in (tmp_path / "deadline.md").read_text(encoding="utf-8")
 
 
-def test_the_deadline_alone_stops_a_call(bundle: Path) -> None:
+def test_call_exits_early_only_because_of_deadline(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     assert call(runner, "the cat sat", None)[1] == 1
     assert call(runner, "the cat sat", 1e6)[1] == 3
     assert call(runner, "the cat sat", 1e-3)[1] == 1
 
 
-def test_an_import_is_held_to_time_and_to_what_it_loads() -> None:
+def test_import_requirement_covers_time_and_packages() -> None:
     assert Import((0.1, 0.2, 0.9), ()).holds
     assert not Import((0.1, 0.3, 0.9), ()).holds
     assert not Import((0.1, 0.1, 0.1), ("torch",)).holds

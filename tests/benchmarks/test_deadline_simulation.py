@@ -1,4 +1,4 @@
-"""The deadline estimator on recorded and synthetic latencies, on a clock of the simulation's own."""
+"""Deadline estimator on recorded and synthetic latencies, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def recording() -> dict[str, Seconds]:
 
 
 def steady(calls: int, layers: int = 6, seed: int = 0) -> Seconds:
-    """Layers of about 1 ms that vary by some 10%."""
+    """Layer times of about 1 ms, with a standard deviation of about 10%."""
     return 1e-3 * np.random.default_rng(seed).lognormal(0.0, 0.1, size=(calls, layers))
 
 
@@ -38,7 +38,7 @@ def stall(layers_s: Seconds, calls: range, layer: int, seconds: float) -> Second
 @pytest.mark.parametrize("layer", [1, 2, 5, 6])
 @pytest.mark.parametrize("layers", [6, 12])
 @pytest.mark.parametrize("factor", [3.0, 4.0, 8.0])
-def test_four_stalls_change_no_prediction_from_the_20th_call_on(layer: int, layers: int, factor: float) -> None:
+def test_four_stalls_change_no_exit_from_20th_call_on(layer: int, layers: int, factor: float) -> None:
     calls = steady(300, layers)
     deadline_s = factor * float(np.median(calls.sum(axis=1)))
     result = replay(stall(calls, range(4), layer, 1.6 * deadline_s), deadline_s)
@@ -46,7 +46,7 @@ def test_four_stalls_change_no_prediction_from_the_20th_call_on(layer: int, laye
 
 
 @pytest.mark.parametrize("condition", ["quiet", "loaded", "throttled"])
-def test_four_stalls_change_no_prediction_on_recorded_latencies(condition: str, recording: dict[str, Seconds]) -> None:
+def test_four_stalls_change_no_exit_on_recorded_latencies(condition: str, recording: dict[str, Seconds]) -> None:
     calls = recording[condition]
     deadline_s = 8 * float(np.median(calls.sum(axis=1)))
     for layer in (2, 6, 12):
@@ -57,7 +57,7 @@ def test_four_stalls_change_no_prediction_on_recorded_latencies(condition: str, 
 @pytest.mark.parametrize("condition", ["quiet", "loaded", "throttled"])
 @pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.5, 2.0, 4.0])
 @pytest.mark.parametrize("promised", [MISS_PROBABILITY, 0.05])
-def test_share_of_missed_deadlines_stays_below_the_promise(
+def test_share_of_missed_deadlines_is_below_miss_probability(
     condition: str, factor: float, promised: float, recording: dict[str, Seconds]
 ) -> None:
     calls = recording[condition]
@@ -67,7 +67,7 @@ def test_share_of_missed_deadlines_stays_below_the_promise(
 
 
 @pytest.mark.parametrize("condition", ["quiet", "loaded", "throttled"])
-def test_deadline_stops_few_calls_needlessly_under_load(condition: str, recording: dict[str, Seconds]) -> None:
+def test_deadline_causes_few_needless_exits_under_load(condition: str, recording: dict[str, Seconds]) -> None:
     calls = recording[condition]
     median = float(np.median(calls.sum(axis=1)))
     assert replay(calls, 2 * median).needless.mean() < 0.1
@@ -76,8 +76,8 @@ def test_deadline_stops_few_calls_needlessly_under_load(condition: str, recordin
     assert tight.exits.mean() > 0.75 * tight.deepest.mean()
 
 
-def test_missed_deadlines_are_bounded_whatever_the_latencies() -> None:
-    """Half of the calls stall at a random layer: the worst that the promise covers."""
+def test_missed_deadlines_are_bounded_for_any_latencies() -> None:
+    """Half of the calls stall at a random layer, the worst case that the guarantee covers."""
     rng = np.random.default_rng(0)
     calls = steady(2000)
     calls[np.arange(2000), rng.integers(1, 6, 2000)] += 2e-3 * (rng.uniform(size=2000) < 0.5)
@@ -86,7 +86,7 @@ def test_missed_deadlines_are_bounded_whatever_the_latencies() -> None:
     assert result.late.sum() <= 0.01 * 2000 + np.log(estimator.margin / FIRST_MARGIN) / RATE + 1
 
 
-def test_estimator_adapts_to_a_device_that_becomes_slower_and_faster_again() -> None:
+def test_estimator_adapts_to_changing_device_speed() -> None:
     slow = np.concatenate([steady(300), 3 * steady(300, seed=1), steady(600, seed=2)])
     result = replay(slow, 9e-3)
     assert (result.exits[:300] == 6).all()
@@ -95,14 +95,14 @@ def test_estimator_adapts_to_a_device_that_becomes_slower_and_faster_again() -> 
     assert (result.exits[620:] == 6).all()
 
 
-def test_bundled_recording_has_every_condition(recording: dict[str, Seconds]) -> None:
+def test_recorded_latencies_cover_every_condition(recording: dict[str, Seconds]) -> None:
     assert tuple(recording) == CONDITIONS
     assert {calls.shape for calls in recording.values()} == {(240, 12)}
     assert all((calls > 0).all() for calls in recording.values())
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="records on Linux only")
-def test_record_and_simulate_commands(bundle: Path, tmp_path: Path) -> None:
+def test_record_and_simulate_commands_run(bundle: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         command = [sys.executable, "benchmarks/deadline_simulation.py", *arguments]
         done = subprocess.run(

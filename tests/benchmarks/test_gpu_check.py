@@ -1,4 +1,4 @@
-"""Without a GPU: one line. What it would measure on one is tried here on the CPU, where a CUDA graph is a call."""
+"""GPU check without a GPU: its error message, and its parts on the CPU, with function calls instead of CUDA graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> MultiExitModel:
     return MultiExitModel.from_backbone(tmp_path, num_labels=3, lte=False, max_length=32).eval()
 
 
-def test_without_a_gpu_it_says_so_in_one_line(
+def test_gpu_check_without_gpu_fails_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(gpu_check, "gpu_name", lambda: "")
@@ -33,7 +33,7 @@ def test_without_a_gpu_it_says_so_in_one_line(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_exit_loop_on_pytorch_answers_as_the_model(dtype: str, model: MultiExitModel) -> None:
+def test_graph_loop_outputs_equal_model(dtype: str, model: MultiExitModel) -> None:
     waits: list[None] = []
 
     def again(work: Work) -> Work:
@@ -43,16 +43,16 @@ def test_the_exit_loop_on_pytorch_answers_as_the_model(dtype: str, model: MultiE
     assert cost.max_diff <= (1e-5 if dtype == "float32" else 0.2)
     assert list(cost.ms_by_exit_layer) == [1, 2, 3]
     assert min(cost.ms_by_exit_layer.values()) > 0
-    assert len(waits) == 3 + (WARM_UP + 3) * (1 + 2 + 3 + 1)  # once per exit, and once where there are none
-    assert "us a layer of which" in str(cost)
+    assert len(waits) == 3 + (WARM_UP + 3) * (1 + 2 + 3 + 1)  # once per exit, and once in the run without exits
+    assert "us per layer, including" in str(cost)
 
 
-def test_times_of_wrong_answers_are_not_told(model: MultiExitModel) -> None:
-    with pytest.raises(BerxitError, match="off the model's own forward pass"):
+def test_exit_loop_cost_rejects_wrong_outputs(model: MultiExitModel) -> None:
+    with pytest.raises(BerxitError, match="differs from the model's forward pass"):
         exit_loop_cost(model, "cpu", "float32", 8, 1, lambda work: lambda: None, lambda: None)
 
 
-def test_a_failure_is_a_finding() -> None:
+def test_attempted_records_exceptions() -> None:
     def fails() -> tuple:
         raise RuntimeError("CUDA error: no kernel image\nmore")
 
@@ -61,7 +61,7 @@ def test_a_failure_is_a_finding() -> None:
     assert (part.ran, part.said) == (False, "RuntimeError: CUDA error: no kernel image")
 
 
-def test_it_trains_exports_and_tries_every_back_end(tmp_path: Path) -> None:
+def test_gpu_check_trains_exports_and_runs_every_backend(tmp_path: Path) -> None:
     if gpu_name():
         pytest.skip("there is a GPU: run benchmarks/gpu_check.py")
     encoder = random_encoder(tmp_path / "encoder", 2, 64)
@@ -69,7 +69,7 @@ def test_it_trains_exports_and_tries_every_back_end(tmp_path: Path) -> None:
     assert said.startswith("on cpu")
     assert record["steps"] == gpu_check.STEPS
     said, _ = export_in("fp16", tmp_path / "checkpoint", tmp_path)
-    assert "by ONNX Runtime on the CPU" in said
+    assert "on ONNX Runtime on the CPU" in said
     parts = [
         attempted(chosen.label, lambda c=chosen: measured(tmp_path / "fp16", c, 1))
         for info in BACKENDS["tensorrt"]
@@ -80,7 +80,7 @@ def test_it_trains_exports_and_tries_every_back_end(tmp_path: Path) -> None:
     assert not any(part.said.startswith("RuntimeError") for part in parts)
 
 
-def test_what_happened_is_written(tmp_path: Path) -> None:
+def test_write_creates_report(tmp_path: Path) -> None:
     parts = [Part("one", True, "fine", {"ms": 1.5}, 0.1), Part("two", False, "no | TensorRT", {}, 0.0)]
     files = gpu_check.write({"gpu": "H", "model": "m", "versions": {"torch": "2"}}, parts, tmp_path / "new")
     found = json.loads(files[0].read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The comparison of int8 bundles, shortened: it runs, and finds no row that depends on its batch."""
+"""Comparison of int8 bundles, shortened: no prediction depends on its batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The campaigns of swaps and kills, shortened: they run, and nothing is mixed, lost or left behind."""
+"""Stress tests of swaps and kills, shortened: no mixed predictions, lost artifacts or remaining scratch files."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ def campaign(*arguments: object) -> dict:
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict = json.loads(next(output.glob("*.json")).read_text(encoding="utf-8"))
     return found
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime:shared-pool", "openvino"])

@@ -1,3 +1,5 @@
+"""Device catalogue, detection of the machine, sensors."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -50,7 +52,7 @@ def board(name: str) -> Machine:
     ],
     ids=lambda value: value if isinstance(value, str) else str(value),
 )
-def test_a_machine_is_recognised(these: Machine, name: str) -> None:
+def test_recognise_returns_most_specific_device(these: Machine, name: str) -> None:
     assert recognise(these).name == name
 
 
@@ -58,69 +60,69 @@ def test_a_machine_is_recognised(these: Machine, name: str) -> None:
     ("model", "name"),
     [("NVIDIA Orin Nano Developer Kit", "jetson-orin-nano"), ("NVIDIA Orin NX Developer Kit", "jetson-orin-nx")],
 )
-def test_a_jetson_is_recognised_where_jetpack_5_leaves_the_word_out(model: str, name: str) -> None:
+def test_recognise_jetson_without_jetson_in_board_name(model: str, name: str) -> None:
     assert recognise(board(model)).name == name
     jetson = find("jetson")
     assert jetson is not None
-    assert jetson.is_this(board(model))
+    assert jetson.matches(board(model))
 
 
-def test_a_jetson_that_also_shows_a_gpu_is_a_jetson() -> None:
+def test_recognise_prefers_jetson_over_desktop_gpu() -> None:
     nano = dataclasses.replace(board("NVIDIA Jetson Orin Nano Developer Kit"), gpu="Orin (nvgpu)")
     assert recognise(nano).name == "jetson-orin-nano"
-    assert not DEVICES[[device.name for device in DEVICES].index("desktop-gpu")].is_this(nano)
+    assert not DEVICES[[device.name for device in DEVICES].index("desktop-gpu")].matches(nano)
 
 
-def test_a_special_jetson_is_any_jetson_too_and_any_machine_has_a_cpu() -> None:
+def test_device_matches_specific_and_general_devices() -> None:
     nano = board("NVIDIA Jetson Orin Nano Developer Kit")
-    fits = [device.name for device in DEVICES if device.is_this(nano)]
+    fits = [device.name for device in DEVICES if device.matches(nano)]
     assert fits == ["jetson-orin-nano", "jetson", "cpu"]
 
 
-def test_a_phone_is_never_this_machine() -> None:
+def test_device_matches_never_for_phones() -> None:
     for name in ("iphone", "ipad"):
         device = find(name)
         assert device is not None
-        assert not device.is_this(Machine("Darwin", "arm64", "Apple A17", 6, 8.0, "", ""))
+        assert not device.matches(Machine("Darwin", "arm64", "Apple A17", 6, 8.0, "", ""))
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
-def test_every_device_is_found_and_whole(device: devices.Device) -> None:
+def test_devices_have_all_required_fields(device: devices.Device) -> None:
     assert find(device.name) is device
     assert device.description
-    assert device.how_to_get_there
+    assert device.remedy
     assert device.precision in ("fp32", "fp16", "int8")
     assert device.targets
     assert set(device.targets) <= {"onnxruntime", "tensorrt", "coreml"}
 
 
-def test_names_are_told_once_and_the_last_one_takes_all() -> None:
+def test_devices_have_unique_names_and_end_with_cpu() -> None:
     names = [device.name for device in DEVICES]
     assert len(set(names)) == len(names)
     assert names[-1] == "cpu"
 
 
-def test_an_unknown_name_is_none() -> None:
+def test_find_returns_none_for_unknown_name() -> None:
     assert find("toaster") is None
     assert find("") is None
 
 
-def test_a_machine_in_words() -> None:
+def test_machine_str_lists_known_fields() -> None:
     assert str(BLANK) == "Linux x86_64, Some CPU, 4 cores"
     assert str(board("Raspberry Pi 5")) == "Linux aarch64, Raspberry Pi 5, 4 cores"
     assert str(dataclasses.replace(BLANK, gpu="RTX")) == "Linux x86_64, Some CPU, RTX, 4 cores"
 
 
-def test_this_machine_has_its_facts() -> None:
+def test_this_machine_reads_all_fields() -> None:
     here = this_machine()
     assert here.system in ("Linux", "Darwin", "Windows")
     assert here.architecture
     assert here.cores == usable_cores() >= 1
     assert here.memory_gib >= 0
-    assert recognise(here).is_this(here)
+    assert recognise(here).matches(here)
 
 
-def test_cores_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_cores_follows_cpu_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     assert usable_cores() == 3
     monkeypatch.delattr(machine.os, "sched_getaffinity")
@@ -129,21 +131,21 @@ def test_cores_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (3, 3), (4, 4), (64, 4)])
-def test_threads_are_the_cores_but_no_more_than_four(
+def test_default_threads_is_at_most_four(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
 ) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: cores)
     assert default_threads(tmp_path) == threads  # no /proc, no /sys
 
 
-def test_a_command_or_file_that_is_not_there_gives_an_empty_fact(tmp_path: Path) -> None:
+def test_machine_field_is_empty_without_command_or_file(tmp_path: Path) -> None:
     assert machine._run("no-such-command-anywhere") == ""
     assert machine._read(str(tmp_path / "nothing")) == ""
     (tmp_path / "model").write_bytes(b"Raspberry Pi 5\x00")
     assert machine._read(str(tmp_path / "model")) == "Raspberry Pi 5"
 
 
-def test_sensors_are_numbers_or_none() -> None:
+def test_read_sensors_returns_numbers_or_none() -> None:
     reading = read_sensors()
     for name in ("cpu_mhz", "temperature_c", "load", "peak_memory_mib"):
         value = getattr(reading, name)
@@ -153,7 +155,7 @@ def test_sensors_are_numbers_or_none() -> None:
     assert reading.peak_memory_mib is None or reading.peak_memory_mib > 1
 
 
-def test_sensors_that_are_not_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_sensors_returns_none_for_missing_sensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensors, "_text", lambda path: None)
     monkeypatch.setattr(sensors, "_numbers", lambda folder, pattern: [])
     monkeypatch.delattr(sensors.os, "getloadavg", raising=False)
@@ -166,13 +168,13 @@ def test_sensors_that_are_not_there_are_none(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("echo 'NV Power Mode: MODE_15W'; echo 2", "15W"),
         ("echo 'NVPM WARN: fan mode is not set!'; echo 'NV Power Mode: MAXN SUPER'; echo 0", "MAXN SUPER"),
-        ("echo 'NVPM ERROR: only root may ask' >&2; exit 1", None),
+        ("echo 'NVPM ERROR: root required' >&2; exit 1", None),
         ("exec sleep 60", None),
         ("echo 'NV Power Mode:'", None),
     ],
 )
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvpmodel is a shell script")
-def test_a_jetson_tells_its_power_mode(
+def test_read_sensors_parses_power_mode_of_nvpmodel(
     script: str, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = tmp_path / "nvpmodel"
@@ -182,7 +184,7 @@ def test_a_jetson_tells_its_power_mode(
     assert read_sensors().power_mode == mode
 
 
-def test_sensors_are_read_in_their_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_sensors_converts_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"/sys/class/thermal": [41000.0, 57500.0], "/sys/devices/system/cpu": [1000000.0, 2000000.0]}
     monkeypatch.setattr(sensors, "_numbers", lambda folder, pattern: values[folder])
     reading = read_sensors()
@@ -190,7 +192,7 @@ def test_sensors_are_read_in_their_units(tmp_path: Path, monkeypatch: pytest.Mon
     assert reading.cpu_mhz == 1500
 
 
-def test_a_sensor_file_that_holds_no_number_is_passed_over(tmp_path: Path) -> None:
+def test_sensor_files_without_a_number_are_ignored(tmp_path: Path) -> None:
     for name, content in {"zone0": "41000\n", "zone1": "-5\n", "zone2": "N/A\n", "zone3": ""}.items():
         (tmp_path / name).write_text(content, encoding="ascii")
     (tmp_path / "zone4").mkdir()
@@ -198,7 +200,7 @@ def test_a_sensor_file_that_holds_no_number_is_passed_over(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
-def test_what_runs_coreml_says_how(device: devices.Device) -> None:
+def test_coreml_devices_define_compute_units_and_target_version(device: devices.Device) -> None:
     if "coreml" in device.targets:
         assert device.compute_units in ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
         assert device.target_version in ("ios18", "macos15", "ios16")
@@ -217,15 +219,15 @@ def files(root: Path, **contents: str) -> Path:
 
 
 def siblings(root: Path, *groups: str) -> Path:
-    """CPU i shares its core with ``groups[i]``."""
+    """Creates topology files in which CPU i shares its core with the CPUs ``groups[i]``."""
     return files(
         root, **{f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": text for i, text in enumerate(groups)}
     )
 
 
-def test_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_physical_cores_counts_sibling_threads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert machine.physical_cores(tmp_path) == 4  # nothing told
+    assert machine.physical_cores(tmp_path) == 4  # no topology files
     siblings(tmp_path, "0,2", "1,3", "0,2", "1,3")
     assert machine.physical_cores(tmp_path) == 2
     assert default_threads(tmp_path) == 2
@@ -241,7 +243,7 @@ def test_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.Monk
         ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "250000 100000"}, 2.5, 2),
         ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5, 1),
         ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "nonsense"}, math.inf, 4),
-        (  # a group of the parent's is a limit too
+        (  # the quota of a parent group applies too
             {
                 "proc/self/cgroup": "0::/pod/app",
                 "sys/fs/cgroup/pod/app/cpu.max": "max 100000",
@@ -263,7 +265,7 @@ def test_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.Monk
         ),
     ],
 )
-def test_a_quota_limits_the_threads(
+def test_default_threads_respects_cpu_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: dict[str, str], quota: float, threads: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)

@@ -1,4 +1,4 @@
-"""The install command, for each way in which berxit may have been installed."""
+"""Install command for each way of installing berxit."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def own_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["editable checkout", "checkout", "wheel file", "repository", "index"],
 )
-def test_the_command_is_the_one_for_the_way_of_installing(
+def test_install_command_matches_installation_source(
     direct_url: object, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed_from(monkeypatch, direct_url)
     assert install_command("report") == command
 
 
-def test_in_the_checkout_the_folder_is_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_command_uses_dot_inside_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed_from(monkeypatch, {"url": tmp_path.as_uri(), "dir_info": {"editable": True}})
     monkeypatch.chdir(tmp_path)
     assert install_command("report") == "pip install -e '.[report]'"
     assert install_command() == "pip install -e '.'"
 
 
-def test_a_checkout_that_was_never_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_command_names_checkout_without_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
@@ -77,7 +77,7 @@ def test_a_checkout_that_was_never_installed_is_named(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("other", ["/usr/bin/pip", None])
-def test_pip_is_that_of_this_environment(other: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_command_uses_python_m_pip_for_foreign_pip(other: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     installed_from(monkeypatch, None)
     monkeypatch.setattr(installation.shutil, "which", lambda name: other)
     assert install_command("report") == f"{sys.executable} -m pip install 'berxit[report]'"
@@ -90,7 +90,7 @@ def test_pip_is_that_of_this_environment(other: str | None, monkeypatch: pytest.
         ("", "pip install 'berxit[tensorrt]'"),
     ],
 )
-def test_a_jetson_takes_tensorrt_from_jetpack(board: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_command_uses_apt_on_jetson(board: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     installed_from(monkeypatch, None)
     monkeypatch.setattr(installation, "this_machine", lambda: Machine("Linux", "aarch64", "CPU", 4, 8.0, board, ""))
     assert tensorrt_command() == command

@@ -32,7 +32,7 @@ def calibrated(checkpoint: Path, data_folder: Path, tmp_path: Path) -> tuple[Pat
     """Copies of a checkpoint and of its calibration data."""
     data = Path(shutil.copytree(data_folder, tmp_path / "data"))
     copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-    calibrate(copy, data, criterion="confidence", rule=Keep(0.9))
+    calibrate(copy, data, criterion="confidence", rule=Keep(0.9, optimistic=True))
     return copy, data
 
 
@@ -149,7 +149,7 @@ def test_export_from_another_folder_measures_scores(
     assert manifest.scores.data == "dev.tsv"
 
 
-def test_an_older_policy_names_its_data_without_the_folder(calibrated: tuple[Path, Path]) -> None:
+def test_policy_of_older_version_names_its_data_without_folder(calibrated: tuple[Path, Path]) -> None:
     checkpoint, data = calibrated
     record = read_json(checkpoint / "exit_policy.json")
     record["calibration"]["data"] = str(data / "dev.tsv")

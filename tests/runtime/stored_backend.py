@@ -1,4 +1,4 @@
-"""Backend without a model: returns the outputs of a stored pass and records the calls."""
+"""Backend without a model: returns the outputs of a stored pass, and records the layers that were run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from berxit.runtime.tokenization import TokenBatch
 
 
 class StoredBackend(Backend):
-    """logits (B, n, C), lte (B, n) or None; the state is the numbers (B,) of the remaining rows."""
+    """Backend for stored outputs: logits (B, n, C), lte (B, n) or None. Its state is the array of remaining rows."""
 
     name = "stored"
 
@@ -20,7 +20,7 @@ class StoredBackend(Backend):
         self.layers = logits.shape[1]
         self.exits = tuple(range(1, self.layers + 1))
         self.ran: list[tuple[int, list[int]]] = []
-        """(layer, rows) of every layer that was run."""
+        """(layer, rows) of each run of a layer."""
 
     def embed(self, batch: TokenBatch) -> npt.NDArray:
         return np.arange(len(batch))
@@ -34,5 +34,5 @@ class StoredBackend(Backend):
 
 
 def batch_of(rows: int) -> TokenBatch:
-    """Any batch of so many rows."""
+    """Batch of ``rows`` equal rows."""
     return TokenBatch.pad([[1, 2]] * rows, [[0, 0]] * rows, 0)

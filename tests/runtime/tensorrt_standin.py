@@ -1,8 +1,8 @@
-"""A TensorRT without a GPU: the names that a recorded version has, and no others, over ONNX Runtime and plain memory.
+"""Stand-in for TensorRT without a GPU. It has exactly the names of a recorded version and runs on ONNX Runtime.
 
-As on a GPU, work is only enqueued, and happens when somebody waits: what is read too early is stale. Addresses are
-checked against what was allocated, fresh memory holds rubbish, and every run spoils the activation memory that it was
-given, so that buffers that overlap give wrong answers.
+As on a GPU, work is only enqueued, and runs at the next synchronization; data that is read too early is stale.
+Addresses are checked against the allocations, new memory is filled with garbage bytes, and every run overwrites its
+activation memory, so that overlapping buffers lead to wrong outputs.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from berxit.exporters.onnx.bfloat16 import rounded_in_float32
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
 )
-"""TensorRT version -> class -> those of its members that this project might use."""
+"""TensorRT version -> class -> the members that this project may use."""
 RUBBISH = 0xC7
 Work = Callable[[], None]
 
 
 class World:
-    """One GPU: its memory, and one queue of work per stream."""
+    """Simulated GPU: its memory, and one work queue per stream."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, np.ndarray] = {}
         self.pinned: dict[int, np.ndarray] = {}
         self.made: set[tuple[str, object]] = set()
-        """Streams, events and graphs that were not given back."""
+        """Streams, events and graphs that were not destroyed."""
         self.gone: list[str] = []
-        """What was given back, in order."""
+        """Kinds of destroyed or freed objects, in order."""
         self.queue: list[Work] = []
         self.capture: list[Work] | None = None
         self.built: list[str] = []
-        """Files that engines were built from."""
+        """Files from which engines were built."""
         self.copies_out = 0
         self.launched = 0
         self.allocated = 0
         self.contexts = 0
         self.refuses: set[str] = set()
-        """Calls that answer no."""
+        """Names of calls that report failure."""
 
     def allocate(self, size: int) -> int:
         address = 0x7F00_0000_0000 + 0x1_0000_0000 * self.allocated
@@ -58,16 +58,16 @@ class World:
         return address
 
     def give_back(self, kind: str, thing: object, things: Any) -> tuple:
-        """Fails, as CUDA does, for what it does not know."""
+        """Raises an error for an unknown handle, as CUDA does."""
         if thing not in things:
             return (1,)
-        assert kind == "graph" or not self.queue, f"{kind} given back while the GPU works"
+        assert kind == "graph" or not self.queue, f"{kind} freed while the GPU is busy"
         things.discard(thing) if isinstance(things, set) else things.pop(thing)
         self.gone.append(kind)
         return (0,)
 
     def at(self, address: int, size: int) -> np.ndarray:
-        """So many bytes of the GPU's memory, from one allocation."""
+        """``size`` bytes of GPU memory at an address, from one allocation."""
         for start, block in self.blocks.items():
             if start <= address and address + size <= start + len(block):
                 return block[address - start : address - start + size]
@@ -99,7 +99,7 @@ class Event:
 
 
 def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
-    """In the place of cuda.bindings.runtime."""
+    """Replacement of cuda.bindings.runtime."""
     kinds = enum.IntEnum(
         "cudaMemcpyKind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaMemcpyDeviceToDevice"]
     )
@@ -116,7 +116,8 @@ def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
 
     def memcpy_async(to: int, source: int, size: int, kind: Any, stream: int) -> tuple:
         assert stream == 77
-        if kind == kinds.cudaMemcpyHostToDevice and not world.is_pinned(source):  # goes through memory of the driver's
+        if kind == kinds.cudaMemcpyHostToDevice and not world.is_pinned(source):
+            # The driver first copies pageable memory to a staging buffer.
             staged = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(source)).copy()
             world.enqueue(lambda: world.at(to, size).__setitem__(slice(None), staged))
         else:
@@ -197,7 +198,7 @@ def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
 
 
 class Guarded:
-    """Only recorded names can be read or set from outside; our own begin with an underscore."""
+    """Object whose recorded names only can be read or set. Names of the stand-in begin with an underscore."""
 
     _allowed: frozenset[str] = frozenset()
     _module: Any = None
@@ -303,7 +304,7 @@ LAYERS = {
     "Div": "ELEMENTWISE", "Pow": "ELEMENTWISE", "ReduceMean": "REDUCE", "ReduceSum": "REDUCE", "Sqrt": "UNARY",
     "Erf": "UNARY", "Tanh": "ACTIVATION", "Sigmoid": "ACTIVATION", "Relu": "ACTIVATION",
 }  # fmt: skip
-"""ONNX operator -> the kind of layer that TensorRT makes of it, where it computes."""
+"""ONNX operator -> TensorRT layer type, for operators that compute."""
 DATA_TYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
 
 
@@ -353,7 +354,7 @@ def layers_of(network: Any) -> list[Any]:
 
 
 def exact(layer: Any) -> bool:
-    """Whether it computes, and in float32."""
+    """True if a layer computes in float32."""
     return layer._kind in LAYERS.values() and layer._dtype == "FLOAT"
 
 
@@ -386,7 +387,7 @@ class Builder(Guarded):
         if not config._profiles or any(set(profile) != set(dynamic) for profile in config._profiles):
             return None
         assert "TF32" not in config._flags, "float32 would be computed with 10 bits"
-        module.world.built.append(Path(network._path).resolve().name)  # a path of an open file leads to the file
+        module.world.built.append(Path(network._path).resolve().name)  # resolves the path of an open file
         if not module.rtx:
             config._cache._data += b"t"
         return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles))
@@ -573,7 +574,7 @@ IMPLEMENTED = (
 
 
 class TensorRt:
-    """In the place of the module: classes and enumerations as the version has them."""
+    """Replacement of the module ``tensorrt``, with the classes and enumerations of a version."""
 
     def __init__(self, version: str, world: World) -> None:
         names = NAMES[version]

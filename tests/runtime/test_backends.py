@@ -1,4 +1,4 @@
-"""The registry of back ends: which one runs a bundle, and what is told where none can."""
+"""Registry of backends: choice of the backend for a bundle, and error messages if there is none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def manifest(bundle: Path) -> Manifest:
     return read_manifest(bundle)
 
 
-def test_without_onnxruntime_the_install_line_is_told(
+def test_open_backend_names_install_command_of_onnxruntime(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -31,7 +31,7 @@ def test_without_onnxruntime_the_install_line_is_told(
     assert "\n" not in str(failure.value)
 
 
-def test_a_fault_of_ours_is_not_taken_for_a_missing_package(
+def test_open_backend_passes_on_import_errors_of_project(
     bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = dataclasses.replace(BACKENDS["onnxruntime"][0], module="berxit.runtime.backends.nothing")
@@ -54,17 +54,17 @@ def test_open_backend_uses_the_first_installed_backend(
         open_backend(bundle, manifest, backend="abacus")
 
 
-def test_an_unknown_target_is_refused(bundle: Path, manifest: Manifest) -> None:
+def test_open_backend_rejects_unknown_target(bundle: Path, manifest: Manifest) -> None:
     with pytest.raises(BerxitError, match=r"exported for 'toaster', which this berxit cannot run.*onnxruntime"):
         open_backend(bundle, dataclasses.replace(manifest, target="toaster"))
 
 
 @pytest.mark.parametrize("threads", [0, -2])
-def test_less_than_one_thread_is_refused(bundle: Path, manifest: Manifest, threads: int) -> None:
+def test_open_backend_rejects_less_than_one_thread(bundle: Path, manifest: Manifest, threads: int) -> None:
     with pytest.raises(InputError, match=f"threads is {threads}: it must be at least 1"):
         open_backend(bundle, manifest, threads)
 
 
-def test_threads_are_those_of_the_machine_unless_told_otherwise(bundle: Path, manifest: Manifest) -> None:
+def test_open_backend_uses_default_threads(bundle: Path, manifest: Manifest) -> None:
     assert open_backend(bundle, manifest).threads == default_threads()
     assert open_backend(bundle, manifest, 3).threads == 3

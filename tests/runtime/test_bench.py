@@ -36,7 +36,7 @@ def laptop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def written(bundle: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that one run with labelled data wrote."""
+    """Output folder of one run with labelled data."""
     folder = tmp_path_factory.mktemp("bench") / "deep" / "results"
     arguments = [str(bundle), "--data", str(data_folder), "--limit", "8", "--output", str(folder), *SHORT]
     assert status_of(command, arguments) == 0
@@ -80,12 +80,12 @@ RESULT = BenchResult(
 )
 
 
-def test_results_are_written(written: Path) -> None:
+def test_bench_writes_results(written: Path) -> None:
     assert {"bench.json", "bench.md"} <= {path.name for path in written.iterdir()}
     assert all(path.stat().st_size > 0 for path in written.iterdir())
 
 
-def test_the_json_says_what_was_measured_and_how(found: dict[str, Any], bundle: Path) -> None:
+def test_bench_json_records_measurement_and_conditions(found: dict[str, Any], bundle: Path) -> None:
     assert set(found) == {field.name for field in dataclasses.fields(BenchResult)}
     assert found["bundle"] == bundle.name
     assert (found["target"], found["precision"], found["metric"]) == ("onnxruntime", "fp32", "accuracy")
@@ -98,7 +98,7 @@ def test_the_json_says_what_was_measured_and_how(found: dict[str, Any], bundle: 
     assert found["memory_mib"] is None or found["memory_mib"] > 10
 
 
-def test_every_exit_is_measured(found: dict[str, Any]) -> None:
+def test_bench_measures_every_exit(found: dict[str, Any]) -> None:
     assert list(found["by_layer"]) == ["1", "2", "3"]
     for layer, measured in found["by_layer"].items():
         assert measured["average_exit_layer"] == int(layer)
@@ -106,7 +106,7 @@ def test_every_exit_is_measured(found: dict[str, Any]) -> None:
         assert 0 <= measured["score"] <= 1
 
 
-def test_thresholds_are_measured_the_cheapest_first(found: dict[str, Any]) -> None:
+def test_bench_measures_thresholds_in_order_of_cost(found: dict[str, Any]) -> None:
     points = list(found["by_threshold"].values())
     averages = [measured["average_exit_layer"] for measured in points]
     assert 1 <= len(points) <= 3
@@ -115,14 +115,14 @@ def test_thresholds_are_measured_the_cheapest_first(found: dict[str, Any]) -> No
     assert 1 <= found["policy"]["average_exit_layer"] <= 3
 
 
-def test_full_depth_scores_as_the_runner_does(found: dict[str, Any], bundle: Path, data_folder: Path) -> None:
+def test_bench_full_depth_score_equals_runner(found: dict[str, Any], bundle: Path, data_folder: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     rows = [line.split("\t") for line in (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:9]]
     right = [runner.predict(text, threshold=1.0).label == label for text, label in rows]
     assert found["by_layer"]["3"]["score"] == sum(right) / 8
 
 
-def test_the_text_starts_with_the_answer(written: Path) -> None:
+def test_bench_text_starts_with_headline(written: Path) -> None:
     text = (written / "bench.md").read_text(encoding="utf-8")
     assert "x faster than full depth on this device" in text.splitlines()[0]
     assert "| exit layer |" in text
@@ -130,26 +130,26 @@ def test_the_text_starts_with_the_answer(written: Path) -> None:
     assert "R^2" in text
 
 
-def test_the_headline_counts() -> None:
+def test_headline_compares_latency_and_score() -> None:
     assert headline(RESULT) == (
         "1.25x faster than full depth on this device: 3.20 ms instead of 4.00 ms per input, 1.50 of 2 layers,"
         " at accuracy 0.7600 instead of 0.8000 (95.0%)"
     )
 
 
-def test_the_headline_without_labels_has_no_score() -> None:
+def test_headline_without_labels_has_no_score() -> None:
     unlabelled = dataclasses.replace(
         RESULT, metric=None, by_layer={1: point(1, 2.0), 2: point(2, 4.0)}, policy=point(1.5, 3.2)
     )
     assert headline(unlabelled).endswith("1.50 of 2 layers")
 
 
-def test_the_headline_without_calibration_says_what_to_do() -> None:
+def test_headline_without_calibration_names_remedy() -> None:
     line = headline(dataclasses.replace(RESULT, policy=None))
     assert line == "full depth takes 4.00 ms; not calibrated yet: berxit-calibrate"
 
 
-def test_the_tables_hold_every_point() -> None:
+def test_tables_contain_every_point() -> None:
     layers, thresholds, exits = tables(RESULT)
     assert layers.header == ["exit layer", "mean ms", "p50", "p90", "p99", "accuracy"]
     assert layers.rows == [
@@ -164,9 +164,7 @@ def test_the_tables_hold_every_point() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_memory_is_told_and_lazy_loads_before_it_what_inputs_need(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bench_reports_memory_after_lazy_loading(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
     opened: list[str] = []
     real = onnxruntime.open_session
@@ -182,7 +180,9 @@ def test_memory_is_told_and_lazy_loads_before_it_what_inputs_need(
     monkeypatch.setattr(onnxruntime, "open_session", noted)
     monkeypatch.setattr(host, "_opened", type(host._opened)())
     monkeypatch.setattr(devices, "resident_mib", resident)
-    monkeypatch.setattr(ExitPolicy, "exits", lambda self, layer, certainty: certainty > -1)  # all leave at once
+    monkeypatch.setattr(
+        ExitPolicy, "exits", lambda self, layer, certainty: certainty > -1
+    )  # all inputs exit at the first layer
     short = {"threads": 1, "thresholds": 1, "queries": 1, "seconds": 0, "warmup": 1}
     result = bench(bundle, lazy=True, **short)  # type: ignore[arg-type]
     assert loaded == [2]
@@ -191,7 +191,7 @@ def test_memory_is_told_and_lazy_loads_before_it_what_inputs_need(
     assert "123 MiB resident after every input under the calibrated policy, only layers that" in report_text(result)
 
 
-def test_without_data_the_golden_inputs_are_measured(bundle: Path) -> None:
+def test_bench_without_data_measures_golden_inputs(bundle: Path) -> None:
     result = bench(bundle, threads=1, thresholds=1, queries=1, seconds=0, warmup=1)
     assert result.metric is None
     assert result.full_depth.score is None
@@ -200,7 +200,7 @@ def test_without_data_the_golden_inputs_are_measured(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("found", [[0.0, 0.0, 1.0], [math.nan, 0.0, 0.0], [0.0, math.nan, 0.0]])
-def test_exits_that_are_off_the_checkpoint_are_not_measured(
+def test_bench_rejects_exits_that_differ_from_checkpoint(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, found: list[float]
 ) -> None:
     monkeypatch.setattr(berxit.runtime.benchmark, "differences", lambda *_: found)
@@ -216,9 +216,10 @@ def test_exits_that_are_off_the_checkpoint_are_not_measured(
         (["--threads", "0"], 2, "--threads"),
         (["--limit", "0"], 2, "--limit"),
         (["--data", "nowhere"], 2, "no data at nowhere"),
+        (["--backend", "onnxruntime", "--backend-option", "bf16"], 2, "backend 'onnxruntime' has no option 'bf16'"),
     ],
 )
-def test_a_failure_is_one_line(
+def test_bench_failure_is_one_line(
     bundle: Path,
     laptop: None,
     capsys: pytest.CaptureFixture[str],
@@ -233,7 +234,7 @@ def test_a_failure_is_one_line(
     assert message in line
 
 
-def test_no_bundle_named_and_none_here_is_misuse(
+def test_bench_without_bundle_exits_with_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -243,7 +244,7 @@ def test_no_bundle_named_and_none_here_is_misuse(
 
 
 @pytest.mark.parametrize("device", ["jetson", "desktop-gpu"])
-def test_without_a_bundle_the_wrong_machine_is_told_first(
+def test_bench_without_bundle_reports_wrong_device_first(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -252,12 +253,12 @@ def test_without_a_bundle_the_wrong_machine_is_told_first(
     assert f"device '{device}' is not this machine" in line
 
 
-def test_a_bundle_that_is_not_there_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_of_missing_bundle_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(command, [str(tmp_path / "nowhere")]) == 1
     assert "no bundle at" in capsys.readouterr().err
 
 
-def test_a_damaged_bundle_is_a_failure(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_of_damaged_bundle_fails(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     (copy / "segments" / "layer_03.onnx").write_bytes(b"")
     assert status_of(command, [str(copy)]) == 1
@@ -266,14 +267,16 @@ def test_a_damaged_bundle_is_a_failure(bundle: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_bundle_here_is_found(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
+def test_bench_finds_bundle_in_current_folder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     monkeypatch.chdir(copy if inside else tmp_path)
     assert status_of(command, SHORT) == 0
     assert (tmp_path / "bundle-bench" / "bench.json").is_file()
 
 
-def test_results_that_cannot_be_written_are_a_failure(
+def test_bench_fails_if_results_cannot_be_written(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").touch()
@@ -283,7 +286,7 @@ def test_results_that_cannot_be_written_are_a_failure(
     assert "--output" in line
 
 
-def test_labels_of_one_class_are_rejected(
+def test_bench_rejects_labels_of_one_class(
     bundle: Path, laptop: None, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert status_of(command, [str(bundle), "--data", str(data_folder), "--limit", "1", *SHORT]) == 2
@@ -293,9 +296,7 @@ def test_labels_of_one_class_are_rejected(
     assert "all labels are of one class" in capsys.readouterr().err
 
 
-def test_a_score_at_chance_comes_with_a_warning_and_the_constant_predictions_score(
-    bundle: Path, data_folder: Path
-) -> None:
+def test_bench_warns_of_score_at_chance(bundle: Path, data_folder: Path) -> None:
     examples = read_examples(data_folder / "dev.tsv", ("text",), "label", ("cat", "other"))
     result = bench(bundle, examples=examples, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
     assert (result.constant_score, result.warnings) == (0.5, ())
@@ -307,6 +308,6 @@ def test_a_score_at_chance_comes_with_a_warning_and_the_constant_predictions_sco
     assert "%)" not in headline(result)
 
 
-def test_without_labels_there_is_no_constant_prediction(bundle: Path) -> None:
+def test_bench_without_labels_has_no_constant_prediction(bundle: Path) -> None:
     result = bench(bundle, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
     assert (result.constant_score, result.warnings) == (None, ())

@@ -36,13 +36,13 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, edit: Callable[[Data], object]) -> None:
-    """Edits the manifest's plain data."""
+    """Edits the JSON data of the manifest."""
     data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     edit(data)
     (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
 
 
-def test_a_whole_bundle_is_read(bundle: Path) -> None:
+def test_read_manifest_reads_complete_bundle(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert manifest.target == "onnxruntime"
     assert set(manifest.model.labels) == {"cat", "other"}
@@ -51,16 +51,16 @@ def test_a_whole_bundle_is_read(bundle: Path) -> None:
     assert not manifest.model.regression
 
 
-def test_what_is_written_is_read_back(bundle: Path, copy: Path) -> None:
+def test_read_manifest_returns_what_write_manifest_wrote(bundle: Path, copy: Path) -> None:
     manifest = read_manifest(bundle)
     (copy / "manifest.json").unlink()
     write_manifest(manifest, copy)
     assert read_manifest(copy) == manifest
 
 
-def test_newer_keys_are_written_only_where_they_say_something(bundle: Path, copy: Path) -> None:
+def test_write_manifest_omits_newer_keys_with_default_values(bundle: Path, copy: Path) -> None:
     data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    assert "scores" not in data  # an older reader refuses what it does not know
+    assert "scores" not in data  # an older version rejects unknown keys
     assert not any("repeat" in segment for segment in data["segments"])
     manifest = read_manifest(bundle)
     scores = Scores("dev.tsv", 48, "accuracy", (0.7,), (0.75,))
@@ -77,10 +77,10 @@ def test_read_manifest_reads_calibrations_of_earlier_versions(bundle: Path, copy
 
     def older(data: Data) -> None:
         record = data["calibration"]
-        for name in ("constant_score", "positive", "warnings"):
-            del record[name]
-        record["keep"] = record.pop("requirement")["keep"]
+        for name in ("constant_score", "positive", "warnings", "expected_score", "expected_interval"):
+            record.pop(name, None)
         record["rule"] = record.pop("description")
+        record["keep"] = record.pop("requirement")["keep"]
         record["data"] = f"/data/{record['data']}"
         costs = {"layer_ms": 1.0, "exit_ms": 0.5}
         record["placement"] = {"exits": [3], "costs": costs, "milliseconds": 2.0, "all_milliseconds": 3.0}
@@ -88,7 +88,9 @@ def test_read_manifest_reads_calibrations_of_earlier_versions(bundle: Path, copy
     change(copy, older)
     read = read_manifest(copy).calibration
     placement = ExitPlacement((3,), Costs(1.0, 0.5), 2.0, 3.0)
-    assert read == replace(new, constant_score=None, positive=None, warnings=(), placement=placement)
+    unknown = {"constant_score": None, "positive": None, "expected_score": None, "expected_interval": None}
+    requirement = {"keep": new.requirement["keep"], "optimistic": True}
+    assert read == replace(new, **unknown, requirement=requirement, warnings=(), placement=placement)
 
 
 def test_write_manifest_stores_a_placement_only_if_exits_were_placed(bundle: Path, copy: Path) -> None:
@@ -106,7 +108,7 @@ def test_write_manifest_stores_a_placement_only_if_exits_were_placed(bundle: Pat
     [
         (lambda record: record.update(histogram=[1, 2]), r"manifest\.json: calibration: histogram has 2 entries"),
         (lambda record: record.update(examples=1), r"calibration: histogram .* expected 3 for the layers, .* sum 1 of"),
-        (lambda record: record.update(score="high"), r"manifest\.json: calibration: score: found \"high\""),
+        (lambda record: record.update(score="high"), r"manifest\.json: calibration: score: unexpected value \"high\""),
         (lambda record: record.update(extra=1), r"manifest\.json: calibration: unknown key 'extra'"),
         (lambda record: record.pop("description"), r"manifest\.json: calibration: key 'description' is missing"),
     ],
@@ -117,13 +119,13 @@ def test_read_manifest_rejects_a_wrong_calibration(copy: Path, edit: Callable[[D
         read_manifest(copy)
 
 
-def test_a_segment_runs_at_least_once(copy: Path) -> None:
+def test_read_manifest_rejects_repeat_below_one(copy: Path) -> None:
     change(copy, lambda data: data["segments"][2].update(repeat=0))
-    with pytest.raises(BerxitError, match="segment of layer 2: repeat is 0, and must be at least 1"):
+    with pytest.raises(BerxitError, match="segment of layer 2: repeat is 0: it must be at least 1"):
         read_manifest(copy)
 
 
-def test_threads_are_written_where_the_bundle_asks_for_some(bundle: Path, copy: Path) -> None:
+def test_write_manifest_writes_threads_only_if_set(bundle: Path, copy: Path) -> None:
     assert "threads" not in json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     asking = replace(read_manifest(bundle), threads=3)
     write_manifest(asking, copy)
@@ -133,22 +135,22 @@ def test_threads_are_written_where_the_bundle_asks_for_some(bundle: Path, copy: 
         read_manifest(copy)
 
 
-def test_every_file_of_the_bundle_is_accounted_for(bundle: Path) -> None:
+def test_files_of_lists_every_file_of_bundle(bundle: Path) -> None:
     there = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert set(files_of(read_manifest(bundle))) == there - {"manifest.json"}
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_read_manifest_rejects_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match=r"no bundle at .*nowhere: .*berxit-export"):
         read_manifest(tmp_path / "nowhere")
 
 
-def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+def test_read_manifest_rejects_folder_without_manifest(tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match=r"manifest\.json is missing"):
         read_manifest(tmp_path)
 
 
-def test_a_truncated_manifest(copy: Path) -> None:
+def test_read_manifest_rejects_truncated_manifest(copy: Path) -> None:
     content = (copy / "manifest.json").read_bytes()
     (copy / "manifest.json").write_bytes(content[: len(content) // 2])
     with pytest.raises(BerxitError, match=r"manifest\.json is damaged"):
@@ -156,26 +158,26 @@ def test_a_truncated_manifest(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["segments/layer_02.onnx", "tokenizer.json", "golden.json"])
-def test_a_missing_file(copy: Path, file: str) -> None:
+def test_verify_rejects_missing_file(copy: Path, file: str) -> None:
     (copy / file).unlink()
     with pytest.raises(BerxitError, match=f"file '{file}' is missing"):
         read_manifest(copy)
 
 
 @pytest.mark.parametrize("file", ["segments/layer_02.onnx", "tokenizer.json", "golden.json"])
-def test_a_truncated_file(copy: Path, file: str) -> None:
+def test_verify_rejects_truncated_file(copy: Path, file: str) -> None:
     (copy / file).write_bytes((copy / file).read_bytes()[:-1])
     with pytest.raises(BerxitError, match=f"{file}: checksum differs"):
         read_manifest(copy)
 
 
-def test_files_are_not_hashed_where_the_caller_trusts_them(copy: Path) -> None:
+def test_load_without_verify_does_not_hash_files(copy: Path) -> None:
     expected = read_manifest(copy)
     (copy / "golden.json").write_bytes(b"changed")
     assert read_manifest(copy, verify=False) == expected
 
 
-def test_a_newer_schema_says_so_whatever_else_is_in_it(copy: Path) -> None:
+def test_read_manifest_rejects_newer_schema(copy: Path) -> None:
     change(copy, lambda data: data.update(schema_version=2, invention={}))
     with pytest.raises(BerxitError, match=r"manifest\.json: schema version 2 is newer than 1.*upgrade berxit"):
         read_manifest(copy)
@@ -188,7 +190,7 @@ BROKEN: dict[str, tuple[Callable[[Data], object], str]] = {
     "unknown key further in": (lambda data: data["model"].update(colour="red"), "model: unknown key 'colour'"),
     "missing key": (lambda data: data.pop("parity"), "key 'parity' is missing"),
     "missing key further in": (lambda data: data["segments"][1].pop("sha256"), r"segments\[1\]: key 'sha256'"),
-    "wrong kind": (lambda data: data["model"].update(layers="three"), 'model: layers: found "three"'),
+    "wrong kind": (lambda data: data["model"].update(layers="three"), 'model: layers: unexpected value "three"'),
     "a segment too few": (lambda data: data["segments"].pop(), "3 segments"),
     "a segment too many": (lambda data: data["segments"].append(data["segments"][-1]), "5 segments"),
     "policy of another depth": (
@@ -209,7 +211,7 @@ BROKEN: dict[str, tuple[Callable[[Data], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_manifest_is_named_and_so_is_what_is_wrong(copy: Path, name: str) -> None:
+def test_read_manifest_names_problem_of_broken_manifest(copy: Path, name: str) -> None:
     edit, message = BROKEN[name]
     change(copy, edit)
     with pytest.raises(BerxitError, match=rf"manifest\.json.*{message}"):
@@ -220,16 +222,16 @@ def test_a_broken_manifest_is_named_and_so_is_what_is_wrong(copy: Path, name: st
 @pytest.mark.parametrize(
     "name", ["{outside}", "../tokenizer.json", "segments/../../tokenizer.json", "C:\\x", "\\x", ""]
 )
-def test_a_name_that_leads_out_of_the_bundle_is_refused(copy: Path, name: str, verify: bool) -> None:
+def test_read_manifest_rejects_file_outside_bundle(copy: Path, name: str, verify: bool) -> None:
     outside = copy.parent / "tokenizer.json"
     shutil.copy(copy / "tokenizer.json", outside)
     change(copy, lambda data: data["tokenizer"].update(file=name.format(outside=outside)))
-    with pytest.raises(BerxitError, match=r"manifest\.json: file '.*' lies outside the bundle"):
+    with pytest.raises(BerxitError, match=r"manifest\.json: file '.*' is outside the bundle"):
         read_manifest(copy, verify=verify)
 
 
 def linked(bundle: Path, folder: Path) -> Path:
-    """The bundle as a hub keeps it: every file, the manifest too, is a link into a folder of blobs."""
+    """Copies the bundle in the layout of a hub cache: every file, including the manifest, is a link to a blob."""
     blobs, links = folder / "blobs", folder / "snapshot"
     blobs.mkdir()
     for file in (file for file in bundle.rglob("*") if file.is_file()):
@@ -241,14 +243,14 @@ def linked(bundle: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_bundle_of_links_into_a_cache_is_read(bundle: Path, tmp_path: Path, verify: bool) -> None:
+def test_load_accepts_bundle_of_links(bundle: Path, tmp_path: Path, verify: bool) -> None:
     folder = linked(bundle, tmp_path)
     assert read_manifest(folder, verify=verify) == read_manifest(bundle)
     assert read_golden(folder, read_manifest(folder)) == read_golden(bundle, read_manifest(bundle))
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_link_to_other_content_is_refused_even_without_checks(bundle: Path, tmp_path: Path, verify: bool) -> None:
+def test_load_rejects_link_to_other_content_without_verify(bundle: Path, tmp_path: Path, verify: bool) -> None:
     folder = linked(bundle, tmp_path)
     (tmp_path / "secret").write_text("secret", encoding="utf-8")
     (folder / "segments" / "layer_02.onnx").unlink()
@@ -257,7 +259,7 @@ def test_a_link_to_other_content_is_refused_even_without_checks(bundle: Path, tm
         read_manifest(folder, verify=verify)
 
 
-def test_a_linked_folder_is_checked_even_without_checks(copy: Path) -> None:
+def test_linked_folder_is_checked_without_verify(copy: Path) -> None:
     (copy / "segments").rename(copy.parent / "elsewhere")
     (copy / "segments").symlink_to("../elsewhere")
     read_manifest(copy, verify=False)
@@ -267,7 +269,7 @@ def test_a_linked_folder_is_checked_even_without_checks(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["broken", "pipe", "folder"])
-def test_a_link_to_no_file_is_refused(copy: Path, kind: str) -> None:
+def test_load_rejects_dangling_link(copy: Path, kind: str) -> None:
     link, target = copy / "golden.json", copy.parent / "target"
     link.unlink()
     link.symlink_to(target)
@@ -283,13 +285,13 @@ def stored(file: Path, shape: tuple[int, ...]) -> TensorFile:
     return TensorFile(file.name, sha256(file), "float32", shape)
 
 
-def test_a_tensor_is_little_endian_and_row_major(tmp_path: Path) -> None:
+def test_read_tensor_is_little_endian_and_row_major(tmp_path: Path) -> None:
     (tmp_path / "weight.bin").write_bytes(np.arange(6, dtype="<f4").tobytes())
     tensor = read_tensor(tmp_path, stored(tmp_path / "weight.bin", (2, 3)))
     assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_a_large_tensor_is_mapped_and_cannot_be_written(tmp_path: Path) -> None:
+def test_large_tensor_is_memory_mapped_and_read_only(tmp_path: Path) -> None:
     values = np.arange(MAPPED // 4, dtype="<f4")
     values.tofile(tmp_path / "large.bin")
     tensor = read_tensor(tmp_path, stored(tmp_path / "large.bin", (4, MAPPED // 16)))
@@ -302,19 +304,19 @@ def test_a_large_tensor_is_mapped_and_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [5, 7])
-def test_a_tensor_of_the_wrong_size_is_named(tmp_path: Path, values: int) -> None:
+def test_read_tensor_rejects_wrong_size(tmp_path: Path, values: int) -> None:
     (tmp_path / "weight.bin").write_bytes(np.zeros(values, dtype="<f4").tobytes())
     with pytest.raises(BerxitError, match=rf"weight\.bin: {values} values, expected 6"):
         read_tensor(tmp_path, stored(tmp_path / "weight.bin", (2, 3)))
 
 
-def test_sha256_of_a_file_longer_than_a_block(tmp_path: Path) -> None:
+def test_sha256_of_file_longer_than_block(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
-def test_the_sum_of_a_folder_knows_names_and_bytes(tmp_path: Path) -> None:
+def test_sha256_of_folder_covers_names_and_content(tmp_path: Path) -> None:
     (tmp_path / "a" / "inner").mkdir(parents=True)
     (tmp_path / "a" / "inner" / "weights").write_bytes(b"12")
     (tmp_path / "a" / "model").write_bytes(b"3")
@@ -325,17 +327,17 @@ def test_the_sum_of_a_folder_knows_names_and_bytes(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a") != before
 
 
-def test_read_manifest_rejects_a_positive_class_that_is_not_the_second_label(copy: Path) -> None:
+def test_read_manifest_rejects_wrong_positive_class(copy: Path) -> None:
     change(copy, lambda data: data["model"].update(metric="f1", positive="other"))
-    assert read_manifest(copy).model.positive == "other"  # labels are cat, other
+    assert read_manifest(copy).model.positive == "other"  # the labels are cat and other
     for metric, positive in (("f1", "cat"), ("f1", "dog"), ("accuracy", "other")):
         change(copy, lambda data, keys={"metric": metric, "positive": positive}: data["model"].update(keys))
         with pytest.raises(
-            BerxitError, match=r"manifest.json: model.positive is '\w+', which is not the second of two labels"
+            BerxitError, match=r"manifest.json: model.positive is '\w+': it must be the second of two labels"
         ):
             read_manifest(copy)
 
 
-def test_an_f1_bundle_from_before_the_positive_class_was_recorded_is_read(copy: Path) -> None:
+def test_read_manifest_accepts_f1_bundle_without_positive_class(copy: Path) -> None:
     change(copy, lambda data: data["model"].update(metric="f1"))
     assert read_manifest(copy).model.positive is None

@@ -1,4 +1,4 @@
-"""Scores that cannot be measured, the constant prediction's score, and scores at chance."""
+"""Undefined scores, the score of the best constant prediction, and scores at chance level."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from berxit.runtime.metrics import METRICS
         ("pearson", [-1.0, 1.0, 3.0], 1, Constant(1.0, 0.0)),
     ],
 )
-def test_constant_prediction_is_the_best_that_ignores_the_input(
+def test_constant_prediction_has_best_score_of_constants(
     metric: str, labels: list[float], classes: int, expected: Constant
 ) -> None:
     found = constant_prediction(metric, np.array(labels), classes)
@@ -58,7 +58,7 @@ def test_check_labels_accepts_labels_that_differ(metric: str, labels: list[float
     check_labels(metric, np.array(labels), "dev.tsv")
 
 
-def test_check_outputs_names_the_layer_with_nan() -> None:
+def test_check_outputs_names_layer_with_nan() -> None:
     logits = np.ones((4, 3, 2), np.float32)
     check_outputs("accuracy", logits, (1, 2, 3), "dev.tsv")
     logits[1:3, 1, 0] = np.nan, np.inf
@@ -66,12 +66,12 @@ def test_check_outputs_names_the_layer_with_nan() -> None:
         check_outputs("accuracy", logits, (2, 4, 6), "dev.tsv")
 
 
-def test_check_outputs_rejects_a_constant_only_under_a_correlation_and_at_full_depth() -> None:
+def test_check_outputs_rejects_constant_only_for_correlation_at_full_depth() -> None:
     logits = np.random.default_rng(0).normal(size=(5, 2, 1)).astype(np.float32)
     logits[:, 0] = 3.0
     check_outputs("spearman", logits, (1, 2), "dev.tsv")
     logits[:, 1] = 0.5
-    logits[2, 1] = np.nextafter(np.float32(0.5), np.float32(1))  # rounding is no order
+    logits[2, 1] = np.nextafter(np.float32(0.5), np.float32(1))  # differences below rounding errors are no order
     with pytest.raises(BerxitError, match=r"full depth predicts 0\.5 for every row, and a correlation"):
         check_outputs("spearman", logits, (1, 2), "dev.tsv")
     check_outputs("accuracy", np.zeros((5, 2, 2)), (1, 2), "dev.tsv")
@@ -83,7 +83,7 @@ def test_check_outputs_accepts_small_differences_of_large_values() -> None:
 
 
 def binary(right: int, wrong: int, positives: float, rows: int) -> tuple[npt.NDArray, npt.NDArray]:
-    """Predictions and labels of ``rows`` rows, of which a share ``right / (right + wrong)`` agrees."""
+    """Predictions and labels of ``rows`` rows; a share of ``right / (right + wrong)`` of the predictions is correct."""
     labels = (np.arange(rows) < positives * rows).astype(int)
     agree = np.random.default_rng(0).permutation(rows) < right / (right + wrong) * rows
     return np.where(agree, labels, 1 - labels), labels
@@ -91,25 +91,25 @@ def binary(right: int, wrong: int, positives: float, rows: int) -> tuple[npt.NDA
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
 @pytest.mark.parametrize("rows", [12, 408, 40_000])
-def test_at_chance_holds_for_every_constant_prediction(metric: str, rows: int) -> None:
+def test_at_chance_is_true_for_constant_predictions(metric: str, rows: int) -> None:
     _, labels = binary(1, 1, 0.68, rows)
     for constant in (0, 1):
         assert at_chance(metric, np.full(rows, constant), labels, 2)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
-def test_at_chance_is_false_for_a_trained_model(metric: str) -> None:
-    predictions, labels = binary(86, 14, 0.68, 408)  # as MRPC's dev set
+def test_at_chance_is_false_for_trained_model(metric: str) -> None:
+    predictions, labels = binary(86, 14, 0.68, 408)  # size of MRPC's dev set
     assert not at_chance(metric, predictions, labels, 2)
     assert at_chance(metric, *binary(69, 31, 0.68, 408), 2)
 
 
-def test_at_chance_depends_on_the_number_of_rows() -> None:
+def test_at_chance_depends_on_number_of_rows() -> None:
     assert at_chance("accuracy", *binary(56, 44, 0.5, 60), 2)
     assert not at_chance("accuracy", *binary(56, 44, 0.5, 6_000), 2)
 
 
-def test_at_chance_is_rarely_false_for_predictions_that_know_nothing() -> None:
+def test_at_chance_is_rarely_false_for_random_predictions() -> None:
     found = []
     for seed in range(200):
         rng = np.random.default_rng(seed)

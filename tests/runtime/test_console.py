@@ -32,12 +32,12 @@ def ends(command: click.Command, *arguments: str) -> int:
     return status_of(command, list(arguments))
 
 
-def test_success_is_0_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_exits_with_0_and_without_output_on_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert ends(command_that(lambda: None)) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_is_0_and_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_prints_help_to_stdout_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert ends(command_that(lambda: None), "--help") == 0
     out, err = capsys.readouterr()
     assert "--threads" in out
@@ -45,7 +45,7 @@ def test_help_is_0_and_on_standard_output(capsys: pytest.CaptureFixture[str]) ->
     assert err == ""
 
 
-def test_a_command_may_choose_its_status() -> None:
+def test_run_uses_exit_status_of_command() -> None:
     assert ends(command_that(lambda: click.get_current_context().exit(3))) == 3
 
 
@@ -57,10 +57,10 @@ def test_a_command_may_choose_its_status() -> None:
         (BerxitError("two\nlines  in one"), 1, "two lines in one"),
         (click.BadParameter("it is bad"), 2, "it is bad"),
         (click.FileError("a.txt", "not there"), 2, "a.txt"),
-        (KeyboardInterrupt(), 130, "interrupted: nothing half-written was left"),
+        (KeyboardInterrupt(), 130, "interrupted: no partial output was written"),
         (click.Abort(), 130, "interrupted"),
-        (RuntimeError("first\nsecond"), 1, "RuntimeError: first. Run again with --debug"),
-        (RuntimeError(), 1, "RuntimeError: . Run again with --debug"),
+        (RuntimeError("first\nsecond"), 1, "RuntimeError: first. Rerun with --debug"),
+        (RuntimeError(), 1, "RuntimeError: . Rerun with --debug"),
         (
             OSError(28, "No space left on device", "out/manifest.json"),
             1,
@@ -68,19 +68,19 @@ def test_a_command_may_choose_its_status() -> None:
         ),
     ],
 )
-def test_a_failure_is_one_line_on_standard_error(
+def test_run_prints_failure_as_one_line_to_stderr(
     capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
 ) -> None:
     assert ends(failing(error)) == status
     out, err = capsys.readouterr()
     assert out == ""
-    (line,) = err.strip().splitlines()  # click ends the line of a ^C first
+    (line,) = err.strip().splitlines()  # click writes a newline after ^C
     assert line.startswith("error: ")
     assert message in line
     assert "Traceback" not in line
 
 
-def test_a_wrong_option_is_2_and_points_to_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_exits_with_2_for_wrong_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert ends(command_that(lambda: None), "--threads", "0") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "'--threads'" in line
@@ -98,10 +98,13 @@ def test_a_wrong_option_is_2_and_points_to_help(capsys: pytest.CaptureFixture[st
         ("matplotlib.pyplot", f"this needs matplotlib, which is not installed here: {install_command('report')}"),
         ("onnxruntime", f"this needs onnxruntime, which is not installed here: {install_command('onnxruntime')}"),
         ("numpy.linalg", f"this needs numpy, which is not installed here: {install_command()}"),
-        ("something", "no module 'something': berxit does not bring it. Run again with --debug to see what needs it"),
+        (
+            "something",
+            "no module 'something': not a dependency of berxit. Rerun with --debug to see which module needs it",
+        ),
     ],
 )
-def test_a_missing_package_is_told_with_its_install_line(
+def test_run_names_install_command_of_missing_package(
     capsys: pytest.CaptureFixture[str], module: str, line: str
 ) -> None:
     assert ends(failing(ModuleNotFoundError(f"No module named '{module}'", name=module))) == 1
@@ -117,7 +120,7 @@ def test_a_missing_package_is_told_with_its_install_line(
         ModuleNotFoundError("No module named 'torch'", name="torch"),
     ],
 )
-def test_a_traceback_is_shown_on_request_only(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+def test_run_shows_traceback_only_with_debug(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
     status = ends(failing(error))
     assert "Traceback" not in capsys.readouterr().err
     assert ends(failing(error), "--debug") == status
@@ -126,7 +129,7 @@ def test_a_traceback_is_shown_on_request_only(capsys: pytest.CaptureFixture[str]
     assert err.strip().splitlines()[-1].startswith("error: ")
 
 
-def test_debug_may_stand_before_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_is_accepted_before_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     @click.group()
     @debug_option
     def group() -> None: ...
@@ -136,7 +139,7 @@ def test_debug_may_stand_before_a_subcommand(capsys: pytest.CaptureFixture[str])
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_group_without_a_subcommand_shows_its_help_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_group_without_subcommand_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     @click.group()
     def group() -> None:
         """Many things."""
@@ -147,7 +150,7 @@ def test_a_group_without_a_subcommand_shows_its_help_line_by_line(capsys: pytest
     assert "Commands:\n" in out + err
 
 
-def test_run_is_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_reads_arguments_of_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["try", "--threads", "2"])
     with pytest.raises(SystemExit) as end:
         run(failing(InputError("bad")))
@@ -155,7 +158,21 @@ def test_run_is_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert capsys.readouterr().err == "error: bad\n"
 
 
-def test_a_quiet_bar_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_progress_bar_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("working", quiet=True)(4) as bar:
         bar.update(4)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bar_shows_a_note_only_on_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    with progress_bar("training")(2) as bar:
+        bar.update(1)
+        bar.note("loss 0.500")
+        bar.update(1)
+    out = capsys.readouterr().out
+    assert ("training  [" in out, "training, loss 0.500  [" in out) == (terminal, terminal)
+    assert ("loss" in out) == terminal

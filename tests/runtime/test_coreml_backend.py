@@ -1,5 +1,7 @@
-"""CoreML's back end, with coremltools as it is and a stand-in for the native part below it, which only a Mac has: it
-executes the saved package in numpy. Answers must be right, and it refuses what CoreML would."""
+"""CoreML backend, with the real coremltools and a stand-in for its native library, which exists on macOS only.
+
+The stand-in runs the saved package in numpy, and rejects the inputs that CoreML rejects.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,10 @@ MAC = devices.Machine("Darwin", "arm64", "Apple M2", 8, 16.0, "", "")
 
 
 class Proxy:
-    """coremltools' ``_MLModelProxy`` (coremltools 9.0, libcoremlpython): a compiled model, or a function of one.
+    """Stand-in for ``_MLModelProxy`` (coremltools 9.0, libcoremlpython): a compiled model, or one of its functions.
 
-    Errors are RuntimeError, as pybind makes them. Arrays are float32 on both sides: coremltools turns float16 inputs
-    into that, and CoreML takes and gives either.
+    Errors are RuntimeError, as pybind raises them. Inputs and outputs are float32: coremltools converts float16 inputs
+    to float32, and CoreML accepts and returns both.
     """
 
     compiled: ClassVar[list[str]] = []
@@ -45,7 +47,7 @@ class Proxy:
 
     @staticmethod
     def compileModel(package: str) -> str:  # noqa: N802
-        """.mlpackage -> a .mlmodelc in a temporary folder; here it contains what it was made from."""
+        """Compiles a .mlpackage to a .mlmodelc in a temporary folder, which contains a copy of the package."""
         if not (Path(package) / "Manifest.json").is_file():
             raise RuntimeError(f'Error compiling model: "{package} is not a package.".\nsecond line')
         made = Path(tempfile.mkdtemp(), "model.mlmodelc")
@@ -95,7 +97,7 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Proxy]:
-    """This machine, taken for a Mac: all of coremltools is the real one, up to its native part."""
+    """Makes this machine look like a Mac. Only the native library of coremltools is replaced."""
     from coremltools.models import _compiled_model, utils
 
     monkeypatch.setattr(devices, "this_machine", lambda: MAC)
@@ -114,7 +116,7 @@ def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Proxy]:
 
 
 @pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
-def test_a_mac_answers_as_the_evaluation_said(
+def test_predictions_match_evaluation(
     name: str, bundles: dict[str, Path], mac: type[Proxy], checkpoint: Path, data_folder: Path
 ) -> None:
     from berxit.train.checkpoint import load_checkpoint
@@ -122,7 +124,7 @@ def test_a_mac_answers_as_the_evaluation_said(
     from berxit.train.tasks import task_of
 
     model, tokenizer = load_checkpoint(checkpoint)
-    examples = task_of(model.config).read(data_folder, "dev")
+    examples = task_of(model.config).read(data_folder, "dev").head(16)
     stored = predict(model, tokenizer, examples)
     runner = EarlyExitRunner.load(bundles[name])
     assert runner.device is not None
@@ -132,18 +134,18 @@ def test_a_mac_answers_as_the_evaluation_said(
     found = runner.predict_batch(examples.texts)
     assert [answer.exit_layer for answer in found] == layers.tolist()
     assert [model.config.labels.index(str(answer.label)) for answer in found] == answers.tolist()
-    assert 1 < layers.mean() < model.layers  # or the comparison would say little
+    assert 1 < layers.mean() < model.layers  # otherwise the comparison would prove little
 
 
 @pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
-def test_golden_inputs_come_out_as_they_went_in(name: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_golden_outputs_are_reproduced(name: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles[name])
     backend = open_backend(bundles[name], manifest)
     golden = read_golden(bundles[name], manifest)
     assert max(differences(backend, golden, manifest.model.pad_token_id)) <= manifest.parity.atol
 
 
-def test_functions_of_one_package_are_loaded_by_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_functions_of_package_are_loaded_by_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["any"], read_manifest(bundles["any"]))
     assert [Path(path).name for path in mac.compiled] == ["model.mlpackage"]
     assert {Path(path).name for path, _, _ in mac.loaded} == {"model.mlpackage"}
@@ -162,7 +164,7 @@ def test_coreml_option_units_selects_the_compute_units(
     assert runner.backend.label == f"coreml (units={value})"
 
 
-def test_a_compiled_package_is_kept_for_the_next_runner(
+def test_compiled_package_is_cached(
     bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = read_manifest(bundles["any"])
@@ -172,24 +174,24 @@ def test_a_compiled_package_is_kept_for_the_next_runner(
         assert [path.name for path in kept.iterdir()] == [f"{manifest.segments[0].sha256}.mlmodelc"]
     assert len(mac.compiled) == 1
     monkeypatch.setattr(backend_module.platform, "mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
-    open_backend(bundles["any"], manifest)  # another system compiles anew
+    open_backend(bundles["any"], manifest)  # another version of macOS compiles again
     assert len(mac.compiled) == 2
 
 
-def test_packages_of_one_function_are_loaded_without_a_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_single_function_package_is_loaded_without_name(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["ios16"], read_manifest(bundles["ios16"]))
     assert [Path(path).stem for path in mac.compiled] == ["embeddings", "layer_01", "layer_02", "layer_03"]
     assert [Path(path).stem for path, _, _ in mac.loaded] == ["embeddings", "layer_01", "layer_02", "layer_03"]
     assert {function for _, function, _ in mac.loaded} == {""}
 
 
-def test_every_segment_and_length_is_warm_before_the_first_answer(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_load_warms_up_every_segment_and_length(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     open_backend(bundles["fixed"], read_manifest(bundles["fixed"]))
     run = {(name, shapes["attention_bias"][-1]) for name, shapes in mac.calls if "attention_bias" in shapes}
     assert run == {(f"layer_{layer:02d}", length) for layer in (1, 2, 3) for length in (8, 16)}
 
 
-def test_a_row_is_padded_to_the_next_length(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_rows_are_padded_to_next_length(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles["fixed"])
     backend = open_backend(bundles["fixed"], manifest)
     rows = [[2, 6, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, *[6] * 7, 3]]
@@ -199,15 +201,15 @@ def test_a_row_is_padded_to_the_next_length(bundles: dict[str, Path], mac: type[
     assert [row["hidden"].shape for row in state.rows] == [(1, 32, 1, 8), (1, 32, 1, 8), (1, 32, 1, 16)]
 
 
-def test_a_row_longer_than_any_length_is_refused(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_predict_rejects_row_longer_than_all_lengths(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     backend = open_backend(bundles["fixed"], read_manifest(bundles["fixed"]))
     with pytest.raises(InputError, match=r"17 tokens is longer than the bundle takes \(16\)"):
         backend.embed(TokenBatch.pad([[2] * 17], [[0] * 17], 0))
-    runner = EarlyExitRunner.load(bundles["fixed"])  # whose tokenizer cuts to the longest of them
+    runner = EarlyExitRunner.load(bundles["fixed"])  # the tokenizer truncates to the longest length
     assert runner.predict("the cat sat on the mat " * 8).truncated
 
 
-def test_keep_drops_the_rows_that_left(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_keep_removes_exited_rows(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     backend = open_backend(bundles["any"], read_manifest(bundles["any"]))
     rows = [[2, 6, 7, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, 9, 3]]
     state, _, _ = backend.layer(1, backend.embed(TokenBatch.pad(rows, [[0] * len(row) for row in rows], 0)))
@@ -219,7 +221,7 @@ def test_keep_drops_the_rows_that_left(bundles: dict[str, Path], mac: type[Proxy
     np.testing.assert_array_equal(lte, all_lte[[0, 2]])
 
 
-def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_model_is_locked_between_threads(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     runner = EarlyExitRunner.load(bundles["any"])
     expected = runner.predict("the cat sat").scores
     found: list[Any] = []
@@ -239,7 +241,7 @@ def test_several_threads_take_turns_on_a_model(bundles: dict[str, Path], mac: ty
     assert found == [expected] * 40
 
 
-def test_a_package_that_cannot_be_compiled_is_named(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+def test_open_names_package_that_cannot_be_compiled(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
     manifest = read_manifest(bundles["any"])
     bundle = shutil.copytree(bundles["any"], tmp_path / "bundle")
     package = bundle / manifest.segments[0].file
@@ -256,7 +258,7 @@ def test_a_package_that_cannot_be_compiled_is_named(bundles: dict[str, Path], ma
     assert not list((tmp_path / "cache").rglob("*.mlmodelc"))
 
 
-def test_a_function_that_cannot_be_loaded_is_named(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+def test_open_names_function_that_cannot_be_loaded(bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles["any"])
     open_backend(bundles["any"], manifest)
     *others, last = manifest.segments
@@ -267,7 +269,7 @@ def test_a_function_that_cannot_be_loaded_is_named(bundles: dict[str, Path], mac
         open_backend(bundles["any"], wrong)
 
 
-def test_a_damaged_compiled_package_can_be_removed(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+def test_open_names_damaged_compiled_package(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
     manifest = read_manifest(bundles["any"])
     open_backend(bundles["any"], manifest)
     kept = next((tmp_path / "cache").rglob("*.mlmodelc"))
@@ -279,7 +281,7 @@ def test_a_damaged_compiled_package_can_be_removed(bundles: dict[str, Path], mac
     open_backend(bundles["any"], manifest)
 
 
-def test_a_prediction_that_fails_is_told_in_one_line(
+def test_failed_prediction_raises_one_line_error(
     bundles: dict[str, Path], mac: type[Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: Proxy, feeds: Tensors, state: Any) -> Tensors:
@@ -293,7 +295,7 @@ def test_a_prediction_that_fails_is_told_in_one_line(
     assert "\n" not in str(failure.value)
 
 
-def test_a_cache_that_cannot_be_written_is_told(
+def test_open_reports_unwritable_cache(
     bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -302,7 +304,7 @@ def test_a_cache_that_cannot_be_written_is_told(
         open_backend(bundles["any"], read_manifest(bundles["any"]))
 
 
-def test_elsewhere_than_on_a_mac_one_line_says_what_is_missing(
+def test_open_outside_macos_names_missing_requirement(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend_module.platform, "system", lambda: "Linux")

@@ -1,4 +1,4 @@
-"""Deadlines, on a clock that the tests advance themselves."""
+"""Deadlines, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from berxit.runtime.deadline import FIRST_MARGIN, LARGEST_MARGIN, RATE, RESERVE_
 from berxit.runtime.loop import exit_loop
 from berxit.runtime.tokenization import TokenBatch
 
-NEVER_SURE = ExitPolicy.uniform("confidence", 1.0, 4)
+FULL_DEPTH = ExitPolicy.uniform("confidence", 1.0, 4)
 BATCH = TokenBatch.pad([[1, 2]], [[0, 0]], 0)
 
 
 def layers_run(
     milliseconds: float,
     layers_ms: Sequence[float] = (1, 1, 1, 1),
-    policy: ExitPolicy = NEVER_SURE,
+    policy: ExitPolicy = FULL_DEPTH,
     estimator: StepEstimator | None = None,
     opening: Callable[[int], float] | None = None,
     exits: tuple[int, ...] = (1, 2, 3, 4),
 ) -> int:
-    """The last layer that is run until ``milliseconds``: segments take ``layers_ms``."""
+    """Last layer that runs with a deadline of ``milliseconds``, if the segments take ``layers_ms``."""
     backend = StoredBackend(np.zeros((1, 4, 2), dtype=np.float32), None)
     backend.exits = exits
     times = iter(np.cumsum([0.0, *layers_ms]) / 1e3)
@@ -40,26 +40,26 @@ def layers_run(
 
 @pytest.mark.parametrize(
     ("milliseconds", "layers"),
-    # after layer i the clock shows i ms, and the next may take 2 ms more
+    # After layer i the clock is at i ms; the next layer is expected to take 2 ms.
     [(0.5, 1), (2.9, 1), (3.1, 2), (3.9, 2), (4.1, 3), (5.1, 4), (100.0, 4)],
 )
-def test_the_deepest_layer_that_fits_answers(milliseconds: float, layers: int) -> None:
+def test_deadline_exits_at_deepest_layer_in_time(milliseconds: float, layers: int) -> None:
     assert FIRST_MARGIN == 2.0
     assert layers_run(milliseconds) == layers
 
 
-def test_a_sure_row_leaves_before_its_deadline() -> None:
+def test_deadline_keeps_exits_of_policy() -> None:
     assert layers_run(1000.0, policy=ExitPolicy.uniform("confidence", 0.1, 4)) == 1
 
 
-def test_the_slowest_layer_so_far_is_what_the_next_is_expected_to_take() -> None:
+def test_deadline_expects_slowest_layer_so_far() -> None:
     assert layers_run(16.9, (1, 5, 1, 1)) == 3
     assert layers_run(17.1, (1, 5, 1, 1)) == 4
 
 
 @pytest.mark.parametrize(("milliseconds", "layers"), [(13.9, 1), (14.1, 4), (100.0, 4)])
-def test_a_segment_of_several_layers_is_expected_to_take_as_many_times_one(milliseconds: float, layers: int) -> None:
-    """Layer 1 takes 2 ms; layers 2 to 4 may take 3 x 2 x 2 = 12 ms, until 14."""
+def test_deadline_multiplies_time_by_layers_of_segment(milliseconds: float, layers: int) -> None:
+    """Layer 1 takes 2 ms. Layers 2 to 4 are expected to take 3 x 2 x 2 = 12 ms, until 14 ms."""
     assert layers_run(milliseconds, (2, 6), exits=(1, 4)) == layers
 
 
@@ -71,21 +71,21 @@ def test_estimator_raises_margin_after_missed_deadline_and_lowers_it_after_other
     assert estimator.margin == pytest.approx(FIRST_MARGIN * math.exp(RATE * 0.98))
 
 
-def test_estimator_counts_call_that_stopped_in_time() -> None:
-    """Or a margin at which no call continues would never shrink."""
+def test_estimator_observes_call_that_exited_in_time() -> None:
+    """Otherwise a margin at which no call continues would never decrease."""
     estimator = StepEstimator(0.5)
     for _ in range(100):
         layers_run(1.5, estimator=estimator)
     assert estimator.margin == 1.0
 
 
-def test_estimator_ignores_first_exit_that_was_late() -> None:
+def test_estimator_ignores_late_first_exit() -> None:
     estimator = StepEstimator()
     assert layers_run(10.0, (20, 1, 1, 1), estimator=estimator) == 1
     assert estimator.margin == pytest.approx(FIRST_MARGIN)
 
 
-def test_estimator_bounds_the_effect_of_a_stall_whatever_its_length() -> None:
+def test_estimator_limits_effect_of_stall() -> None:
     margins = []
     for stall in (30, 30_000):
         estimator = StepEstimator()
@@ -94,7 +94,7 @@ def test_estimator_bounds_the_effect_of_a_stall_whatever_its_length() -> None:
     assert margins[0] == margins[1] < 1.3 * FIRST_MARGIN
 
 
-def test_estimator_keeps_margin_between_one_and_the_largest() -> None:
+def test_estimator_keeps_margin_in_range() -> None:
     estimator = StepEstimator(0.5)
     for _ in range(1000):
         estimator.observe(True)
@@ -105,12 +105,12 @@ def test_estimator_keeps_margin_between_one_and_the_largest() -> None:
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, -0.1, math.nan, math.inf])
-def test_miss_probability_out_of_range_is_refused(probability: float, bundle: Path) -> None:
+def test_load_rejects_miss_probability_out_of_range(probability: float, bundle: Path) -> None:
     with pytest.raises(InputError, match="miss_probability is"):
         EarlyExitRunner.load(bundle, miss_probability=probability)
 
 
-def test_a_layer_that_must_be_loaded_is_reached_where_loading_fits() -> None:
+def test_deadline_includes_time_for_opening_a_layer() -> None:
     def opening(layer: int) -> float:
         return 0.05 if layer == 3 else 0.0
 
@@ -119,10 +119,10 @@ def test_a_layer_that_must_be_loaded_is_reached_where_loading_fits() -> None:
     assert layers_run(60.0, (1, 1, 51, 1), estimator=estimator, opening=opening) == 4
     before = estimator.margin
     assert layers_run(60.0, (1, 1, 80, 1), estimator=estimator, opening=opening) == 3
-    assert estimator.margin == before  # the time of loading predicts no other step
+    assert estimator.margin == before  # the time for opening a file does not predict other segments
 
 
-def test_a_lazy_runner_loads_nothing_that_it_does_not_know_to_fit(bundle: Path) -> None:
+def test_lazy_runner_opens_layer_only_if_its_time_is_known(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1, lazy=True)
     opening = runner.backend.opening_seconds
     assert opening(1) == math.inf
@@ -135,20 +135,20 @@ def test_a_lazy_runner_loads_nothing_that_it_does_not_know_to_fit(bundle: Path) 
 
 
 @pytest.mark.parametrize("milliseconds", [0.0, -1.0, float("nan")])
-def test_a_deadline_that_cannot_be_is_refused(milliseconds: float, bundle: Path) -> None:
+def test_predict_rejects_deadline_that_is_not_positive(milliseconds: float, bundle: Path) -> None:
     with pytest.raises(InputError, match="deadline_ms is"):
         EarlyExitRunner.load(bundle).predict("the cat sat", deadline_ms=milliseconds)
 
 
-def test_a_runner_with_all_the_time_in_the_world_answers_as_without_a_deadline(bundle: Path) -> None:
+def test_predict_with_long_deadline_equals_predict_without(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle)
     without, within = runner.predict("the cat sat"), runner.predict("the cat sat", deadline_ms=1e6)
     assert (without.label, without.exit_layer) == (within.label, within.exit_layer)
     assert runner.predict("the cat sat", threshold=1.0, deadline_ms=1e-6).exit_layer == 1
 
 
-def test_parts_of_a_batch_share_what_is_left_of_the_deadline(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that stands still: every part is given its tokens' share."""
+def test_predict_batch_splits_deadline_by_tokens(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stopped clock, the deadline of each part is proportional to its tokens."""
     runner = EarlyExitRunner.load(bundle, threads=1)
     runner.backend.tokens_at_once = 8
     ends = []
@@ -160,7 +160,7 @@ def test_parts_of_a_batch_share_what_is_left_of_the_deadline(bundle: Path, monke
 
     monkeypatch.setattr("berxit.runtime.runner.Deadline", Noted)
     monkeypatch.setattr("berxit.runtime.runner.time.perf_counter", lambda: 100.0)
-    texts = ["cat", "the cat", "the cat sat on the mat"]  # 3, 4 and 8 tokens; the short ones go together
+    texts = ["cat", "the cat", "the cat sat on the mat"]  # 3, 4 and 8 tokens; the first two form one part
     answers = runner.predict_batch(texts, deadline_ms=15_000)
     assert [end - 100 + RESERVE_S for end in ends] == pytest.approx([7.0, 15.0])
     assert len(answers) == 3

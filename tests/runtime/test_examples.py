@@ -39,7 +39,7 @@ def write(tmp_path: Path, name: str, content: str | bytes) -> Path:
         ("a.jsonl", '\ufeff{"text": "a cat", "label": 0}\n{"text": "žluť", "label": 1}\n'),
     ],
 )
-def test_every_format_gives_the_same_examples(tmp_path: Path, name: str, content: str) -> None:
+def test_read_examples_is_equal_for_all_formats(tmp_path: Path, name: str, content: str) -> None:
     examples = read_examples(write(tmp_path, name, content), ("text",), "label", LABELS, glue_numbers=True)
     assert examples.texts == ["a cat", "žluť"]
     assert examples.labels.tolist() == [0, 1]
@@ -47,55 +47,57 @@ def test_every_format_gives_the_same_examples(tmp_path: Path, name: str, content
     assert len(examples) == 2
 
 
-def test_quotes_in_a_tsv_file_are_characters(tmp_path: Path) -> None:
+def test_read_examples_keeps_quotes_of_tsv(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", 'text\tlabel\n"a cat\tcat\nhe said "no"\tother\n')
     assert read_examples(path, ("text",), "label", LABELS).texts == ['"a cat', 'he said "no"']
 
 
-def test_a_quoted_field_of_a_csv_file_may_hold_commas_and_lines(tmp_path: Path) -> None:
+def test_read_examples_parses_quoted_csv_fields(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", 'text,label\n"a ""cat"", a dog\nand a tree",cat\n')
     assert read_examples(path, ("text",), "label", LABELS).texts == ['a "cat", a dog\nand a tree']
 
 
-def test_two_columns_make_a_pair(tmp_path: Path) -> None:
+def test_read_examples_returns_pairs_for_two_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "first\tsecond\tlabel\na cat\ta dog\tcat\n")
     assert read_examples(path, ("first", "second"), "label", LABELS).texts == [("a cat", "a dog")]
 
 
-def test_regression_labels_are_values(tmp_path: Path) -> None:
+def test_read_examples_returns_float_labels_for_regression(tmp_path: Path) -> None:
     examples = read_examples(write(tmp_path, "a.tsv", "text\tlabel\na\t2.5\nb\t-1\n"), ("text",), "label", None)
     assert examples.labels.tolist() == [2.5, -1.0]
     assert examples.labels.dtype == np.float64
 
 
-def test_a_label_of_a_built_in_task_may_be_its_number(tmp_path: Path) -> None:
+def test_read_examples_accepts_class_numbers_of_built_in_tasks(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "text\tlabel\na\t1\nb\tcat\nc\t0.0\n")
     assert read_examples(path, ("text",), "label", LABELS, glue_numbers=True).labels.tolist() == [1, 0, 0]
 
 
-def test_a_label_of_a_custom_task_is_never_a_class_number(tmp_path: Path) -> None:
+def test_read_examples_rejects_class_numbers_of_custom_tasks(tmp_path: Path) -> None:
     assert label_numbers(("1", "0")) == {"1": 0, "0": 1}
     assert label_numbers(("no", "yes")) == {"no": 0, "yes": 1}
     path = write(tmp_path, "a.csv", "text,label\na,1.0\nb,0\n")
-    with pytest.raises(InputError, match=r"a\.csv, line 2: unknown label '1\.0'\. Known: cat, other$"):
+    with pytest.raises(InputError, match=r"a\.csv, line 2: unknown label '1\.0'\. Known labels: cat, other$"):
         read_examples(path, ("text",), "label", LABELS)
     assert read_examples(path, ("text",), "label", ("1.0", "0.0")).labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("labels", [("1.0", "2.0", "3.0"), ("1", "2", "3"), ("+1", "2e0", "03")])
 @pytest.mark.parametrize("spelling", ["2", "2.0", "+2", "2e0", "02", "2.", "0.2e1", " 2 "])
-def test_numeric_class_names_are_compared_by_value(labels: tuple[str, ...], spelling: str, tmp_path: Path) -> None:
+def test_read_examples_compares_numeric_class_names_by_value(
+    labels: tuple[str, ...], spelling: str, tmp_path: Path
+) -> None:
     path = write(tmp_path, "a.csv", f"text,label\na,{spelling}\nb,3\nc,1\n")
     assert read_examples(path, ("text",), "label", labels).labels.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("spelling", ["1", "1.0", "1e0", "100e-2"])
-def test_a_number_in_json_is_the_number_in_csv(spelling: str, tmp_path: Path) -> None:
+def test_read_examples_reads_json_and_csv_numbers_alike(spelling: str, tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", f'{{"text": "a", "label": {spelling}}}\n{{"text": "b", "label": "0"}}\n')
     assert read_examples(path, ("text",), "label", ("0", "1")).labels.tolist() == [1, 0]
 
 
-def test_class_name_spells_each_class_once() -> None:
+def test_class_name_normalizes_spellings() -> None:
     assert {class_name(label) for label in ("1", "1.0", "+1", "1e0", " 01 ")} == {"1"}
     assert {class_name(label) for label in ("0", "-0", "0.0", "+0e9")} == {"0"}
     assert [class_name(label) for label in ("1.50", "-2.0", "100", "1e2", ".5")] == ["1.5", "-2", "100", "100", "0.5"]
@@ -108,10 +110,10 @@ def test_class_name_spells_each_class_once() -> None:
     ]  # fmt: skip
 
 
-def test_two_classes_of_one_number_are_rejected(tmp_path: Path) -> None:
-    """A checkpoint that compared numbers as text."""
+def test_read_examples_rejects_equal_class_names(tmp_path: Path) -> None:
+    """Such class names exist in checkpoints of versions that compared numbers as text."""
     path = write(tmp_path, "a.csv", "text,label\na,1\n")
-    with pytest.raises(InputError, match=r"two of the classes 0, 1, 1\.0 are one .* train again"):
+    with pytest.raises(InputError, match=r"two of the classes 0, 1, 1\.0 are equal .* train again"):
         read_examples(path, ("text",), "label", ("0", "1", "1.0"))
 
 
@@ -130,7 +132,7 @@ MISSING_LABELS = {
 
 
 @pytest.mark.parametrize("name", MISSING_LABELS)
-def test_a_missing_label_is_a_bad_row(name: str, tmp_path: Path) -> None:
+def test_read_examples_treats_missing_label_as_bad_row(name: str, tmp_path: Path) -> None:
     path = write(tmp_path, name, MISSING_LABELS[name])
     line = 2 if name.endswith("l") else 3
     for labels in (LABELS, None):
@@ -143,7 +145,9 @@ def test_a_missing_label_is_a_bad_row(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "kind"), [('["cat"]', "a list"), ("[]", "a list"), ('{"name": "cat"}', "an object")])
 @pytest.mark.parametrize("column", ["text", "label"])
-def test_a_json_list_or_object_is_a_bad_row(value: str, kind: str, column: str, tmp_path: Path) -> None:
+def test_read_examples_treats_json_list_or_object_as_bad_row(
+    value: str, kind: str, column: str, tmp_path: Path
+) -> None:
     other = "label" if column == "text" else "text"
     rows = f'{{"text": "a", "label": "cat"}}\n{{"{other}": "cat", "{column}": {value}, "meta": [1, {{}}]}}\n'
     path = write(tmp_path, "a.jsonl", rows)
@@ -152,29 +156,29 @@ def test_a_json_list_or_object_is_a_bad_row(value: str, kind: str, column: str, 
     assert len(read_examples(path, ("text",), "label", LABELS, skip_bad_rows=True)) == 1
 
 
-def test_an_unknown_label_lists_ten_classes_and_suggests_regression_for_numbers(tmp_path: Path) -> None:
+def test_read_examples_lists_classes_for_unknown_label(tmp_path: Path) -> None:
     path = write(tmp_path, "dev.csv", "text,label\na,0.123\n")
-    with pytest.raises(InputError, match=r"unknown label '0\.123'\. Known: 0, .*, 9 and 382 more\. .*--regression$"):
+    with pytest.raises(InputError, match=r"label '0\.123'\. Known labels: 0, .*, 9 and 382 more\. .*--regression$"):
         read_examples(path, ("text",), "label", [str(number) for number in range(392)])
-    with pytest.raises(InputError, match=r"Known: 10 and 2 more$|Known: c0, .*, c9 and 2 more$"):
+    with pytest.raises(InputError, match=r"Known labels: 10 and 2 more$|Known labels: c0, .*, c9 and 2 more$"):
         read_examples(path, ("text",), "label", [f"c{number}" for number in range(12)])
 
 
 @pytest.mark.parametrize("label", ["1_000", "1e999", "inf", "0x10", "1,5", "true"])
-def test_a_regression_label_is_a_plain_decimal_number(label: str, tmp_path: Path) -> None:
+def test_read_examples_rejects_non_decimal_regression_label(label: str, tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", f"text\tlabel\na\t1e3\nb\t{label}\n")
     with pytest.raises(InputError, match=rf"line 3: label '{label}' is not a number"):
         read_examples(path, ("text",), "label", None)
 
 
-def test_a_csv_cell_of_a_whole_document_is_read(tmp_path: Path) -> None:
+def test_read_examples_reads_long_csv_cell(tmp_path: Path) -> None:
     document = "word " * 60_000
     path = write(tmp_path, "a.csv", f'text,label\n"{document}",cat\nshort,other\n')
     assert [len(text) for text in read_examples(path, ("text",), "label", LABELS).texts] == [len(document) - 1, 5]
 
 
 @pytest.mark.parametrize("suffix", [".CSV", ".Csv", ".TSV", ".JSONL"])
-def test_a_suffix_may_be_in_capitals(suffix: str, tmp_path: Path) -> None:
+def test_read_examples_accepts_uppercase_suffix(suffix: str, tmp_path: Path) -> None:
     contents = {
         ".csv": "text,label\na,cat\n", ".tsv": "text\tlabel\na\tcat\n", ".jsonl": '{"text": "a", "label": "cat"}\n'
     }  # fmt: skip
@@ -194,16 +198,16 @@ def test_a_suffix_may_be_in_capitals(suffix: str, tmp_path: Path) -> None:
         ("a.csv", "id,text,label,id\n1,a,cat,1\n"),
     ],
 )
-def test_a_header_is_read_without_whitespace_and_byte_order_mark(name: str, content: str, tmp_path: Path) -> None:
+def test_read_examples_strips_whitespace_and_bom_of_header(name: str, content: str, tmp_path: Path) -> None:
     assert read_examples(write(tmp_path, name, content), ("text",), "label", LABELS).texts == ["a"]
 
 
-def test_whitespace_around_a_text_is_stripped_as_in_a_runner(tmp_path: Path) -> None:
+def test_read_examples_strips_whitespace_around_text(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", 'text,label\n" \u00a0the cat\u3000\n",cat\n')
     assert read_examples(path, ("text",), "label", LABELS).texts == ["the cat"]
 
 
-def test_rows_are_read_as_a_bundle_names_them(bundle: Path, tmp_path: Path) -> None:
+def test_read_examples_for_uses_columns_and_labels_of_bundle(bundle: Path, tmp_path: Path) -> None:
     model = read_manifest(bundle).model
     assert read_examples_for(model, write(tmp_path, "a.csv", "text,label\na,other\n")).labels.tolist() == [1]
     numbered = write(tmp_path, "b.csv", "text,label\na,1\n")
@@ -212,7 +216,7 @@ def test_rows_are_read_as_a_bundle_names_them(bundle: Path, tmp_path: Path) -> N
     assert read_examples_for(replace(model, task="sst2"), numbered).labels.tolist() == [1]
 
 
-def test_head_takes_the_first(tmp_path: Path) -> None:
+def test_examples_head_returns_first_examples(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "text\tlabel\na\tcat\nb\tother\nc\tcat\n")
     examples = read_examples(path, ("text",), "label", LABELS)
     assert examples.head(2).texts == ["a", "b"]
@@ -221,7 +225,7 @@ def test_head_takes_the_first(tmp_path: Path) -> None:
 
 
 BAD = {
-    "ragged": ("a.tsv", "text\tlabel\na\t0\nb\n", "line 3: 1 columns where the header has 2"),
+    "ragged": ("a.tsv", "text\tlabel\na\t0\nb\n", "line 3: 1 columns, but the header has 2"),
     "a tab too many": ("a.tsv", "text\tlabel\na\tb\t0\n", "line 2: 3 columns"),
     "ragged csv": ("a.csv", 'text,label\n"a\nb",0\nc\n', "line 4: 1 columns"),
     "open quote": ("a.csv", 'text,label\n"a,0\n', "line 2: not CSV"),
@@ -231,15 +235,15 @@ BAD = {
     "header only": ("a.tsv", "text\tlabel\n", "no rows"),
     "no text": ("a.tsv", "text\tlabel\na\t0\n \t1\n", "line 3: column 'text' is empty"),
     "no text in json": ("a.jsonl", '{"text": null, "label": 0}\n', "line 1: column 'text'"),
-    "no such column": ("a.tsv", "sentence\tlabel\na\t0\n", "no column 'text'. There are: sentence, label"),
-    "no such label column": ("a.csv", "text,class\na,0\n", "no column 'label'. There are: text, class"),
+    "no such column": ("a.tsv", "sentence\tlabel\na\t0\n", "no column 'text'. Columns: sentence, label"),
+    "no such label column": ("a.csv", "text,class\na,0\n", "no column 'label'. Columns: text, class"),
     "no such key": ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2: no column 'label'"),
-    "unknown label": ("a.tsv", "text\tlabel\na\tcat\nb\tdog\n", "line 3: unknown label 'dog'. Known: cat, other"),
+    "unknown label": ("a.tsv", "text\tlabel\na\tcat\nb\tdog\n", "line 3: unknown label 'dog'. Known labels: cat"),
     "number of no class": ("a.tsv", "text\tlabel\na\t2\n", "line 2: unknown label '2'"),
     "column twice": ("a.csv", "text,label,label\na,0,1\n", "header has column 'label' twice"),
     "key twice": ("a.jsonl", '{"text": "a", "label": 0, "label": 1}\n', "line 1: not JSON .key 'label' twice"),
     "nested too deeply": ("a.jsonl", "[" * 100_000 + "\n", "line 1: not JSON"),
-    "half a character": ("a.jsonl", '{"text": "a \\ud800", "label": 0}\n', "line 1 has half a character"),
+    "lone surrogate": ("a.jsonl", '{"text": "a \\ud800", "label": 0}\n', "line 1 contains a lone surrogate"),
     "latin-1": ("a.tsv", b"text\tlabel\na\t0\ncaf\xe9\t1\n", "line 3: not UTF-8"),
     "latin-1 csv": ("a.csv", b"text,label\na,0\nb,1\ncaf\xe9,1\n", "line 4: not UTF-8"),
     "latin-1 jsonl": ("a.jsonl", b'{"text": "caf\xe9", "label": 0}\n', "line 1: not UTF-8"),
@@ -251,7 +255,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str) -> None:
+def test_read_examples_names_file_and_line_of_error(tmp_path: Path, name: str) -> None:
     file, content, message = BAD[name]
     path = write(tmp_path, file, content)
     with pytest.raises(InputError, match=rf"{file}.*{message}"):
@@ -259,23 +263,23 @@ def test_a_bad_file_is_named_with_the_line(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["inf", "high"])
-def test_a_regression_label_must_be_a_finite_number(tmp_path: Path, value: str) -> None:
+def test_read_examples_rejects_infinite_regression_label(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, "a.tsv", f"text\tlabel\na\t1\nb\t{value}\n")
     with pytest.raises(InputError, match=rf"a\.tsv, line 3: label '{value}' is not a number"):
         read_examples(path, ("text",), "label", None)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_read_examples_rejects_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*a\.tsv"):
         list(read_rows(tmp_path / "a.tsv", ("text",)))
 
 
-def test_rows_come_with_their_line_numbers(tmp_path: Path) -> None:
+def test_read_rows_yields_line_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "text\tn\na\t1\n\nb\t2\n")
     assert list(read_rows(path, ("text",))) == [(2, {"text": "a", "n": "1"}), (4, {"text": "b", "n": "2"})]
 
 
-def test_a_split_is_found_in_any_format(tmp_path: Path) -> None:
+def test_find_split_accepts_all_formats(tmp_path: Path) -> None:
     train = write(tmp_path, "train.jsonl", "{}")
     dev = write(tmp_path, "dev.csv", "")
     assert find_split(tmp_path, "train") == train
@@ -285,14 +289,14 @@ def test_a_split_is_found_in_any_format(tmp_path: Path) -> None:
     assert not has_split(tmp_path, "test")
 
 
-def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no test split: put test\.tsv"):
+def test_find_split_rejects_missing_split(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no test split: add test\.tsv"):
         find_split(tmp_path, "test")
     with pytest.raises(InputError, match=r"no data at .*nowhere"):
         find_split(tmp_path / "nowhere", "test")
 
 
-def test_dev_is_the_matched_split_where_there_are_two(tmp_path: Path) -> None:
+def test_find_split_returns_dev_matched_for_mnli(tmp_path: Path) -> None:
     for split in ("dev_matched", "dev_mismatched"):
         (tmp_path / f"{split}.tsv").write_text("a\n1\n", encoding="utf-8")
     assert find_split(tmp_path, "dev").name == "dev_matched.tsv"

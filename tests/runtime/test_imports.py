@@ -1,4 +1,4 @@
-"""An import only ever goes down, and a device needs no training stack."""
+"""Import rules: runtime and devices import no package above them and no training library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = [path for folder in ("runtime", "devices") for path in sorted((ROOT / fo
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of everything that a file imports, wherever in it."""
+    """Top-level names of all imports in a file, including those inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -26,7 +26,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def test_importing_the_runtime_loads_no_training_stack_and_no_back_end() -> None:
+def test_import_of_runtime_loads_no_training_library_or_backend() -> None:
     code = "import sys, runtime, devices, runtime.bench; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
@@ -35,12 +35,12 @@ def test_importing_the_runtime_loads_no_training_stack_and_no_back_end() -> None
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_file_of_the_ground_floor_imports_nothing_above_it(path: Path) -> None:
+def test_runtime_and_devices_import_only_allowed_packages(path: Path) -> None:
     names = imported(path)
     assert not names & (ABOVE | HEAVY)
     if path.parent.name == "devices":
         assert "runtime" not in names
 
 
-def test_the_ground_floor_was_found() -> None:
+def test_source_files_are_found() -> None:
     assert {"loop.py", "policies.py", "catalogue.py", "onnxruntime.py"} <= {path.name for path in FILES}

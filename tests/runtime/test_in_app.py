@@ -1,4 +1,4 @@
-"""A runner as apps use it: batches of every kind, wrong arguments, pickling, chdir, and forked child processes."""
+"""Use of a runner in apps: types of batches, wrong arguments, pickling, chdir, and forked child processes."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ BATCHES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_a_batch_is_anything_with_an_order(runner: EarlyExitRunner, kind: str) -> None:
+def test_predict_batch_accepts_ordered_collections(runner: EarlyExitRunner, kind: str) -> None:
     assert answers(runner.predict_batch(BATCHES[kind]())) == answers(runner.predict_batch(TEXTS))
 
 
 @pytest.mark.parametrize("index", [[7, 3, 3], ["x", "y", "z"], [2, 1, 0]])
-def test_a_column_is_read_in_its_order_whatever_its_index(runner: EarlyExitRunner, index: list[Any]) -> None:
+def test_predict_batch_ignores_index_of_column(runner: EarlyExitRunner, index: list[Any]) -> None:
     pandas = pytest.importorskip("pandas")
     column = pandas.Series(TEXTS, index=index)
     assert answers(runner.predict_batch(column)) == answers(runner.predict_batch(TEXTS))
@@ -57,7 +57,7 @@ def test_a_column_is_read_in_its_order_whatever_its_index(runner: EarlyExitRunne
     assert answers(one) == answers(runner.predict_batch(TEXTS[:1]))
 
 
-def test_a_data_frame_is_not_read_as_its_column_names(runner: EarlyExitRunner) -> None:
+def test_predict_batch_rejects_data_frame(runner: EarlyExitRunner) -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(InputError, match="not a DataFrame: give one column"):
         runner.predict_batch(pandas.DataFrame({"text": TEXTS}))
@@ -66,14 +66,14 @@ def test_a_data_frame_is_not_read_as_its_column_names(runner: EarlyExitRunner) -
 @pytest.mark.parametrize(
     "batch", [{"the cat": 1}, {"the cat", "a dog"}, "the cat", b"the cat", None, 3, 2.5, object(), [], iter(())]
 )
-def test_what_is_no_batch_is_refused(runner: EarlyExitRunner, batch: Any) -> None:
+def test_predict_batch_rejects_other_types(runner: EarlyExitRunner, batch: Any) -> None:
     with pytest.raises(InputError, match="batch") as failure:
         runner.predict_batch(batch)
     assert "\n" not in str(failure.value)
 
 
 @pytest.mark.parametrize("text", [None, 3, b"the cat", float("nan"), np.array(3)])
-def test_an_element_that_is_no_text_is_refused(runner: EarlyExitRunner, text: Any) -> None:
+def test_predict_batch_rejects_elements_that_are_not_text(runner: EarlyExitRunner, text: Any) -> None:
     for call in (runner.predict, runner.stream, lambda text: runner.predict_batch([text])):
         with pytest.raises(InputError):
             call(text)
@@ -81,7 +81,7 @@ def test_an_element_that_is_no_text_is_refused(runner: EarlyExitRunner, text: An
         runner.predict_batch(["the cat", text])
 
 
-def test_pairs_are_tuples_lists_or_rows_of_an_array() -> None:
+def test_as_texts_converts_lists_and_array_rows_to_pairs() -> None:
     pairs = [("a", "b"), ("c", "d")]
     for batch in (pairs, [list(pair) for pair in pairs], np.array(pairs), np.array(pairs, dtype=object), iter(pairs)):
         assert as_texts(batch) == pairs
@@ -102,7 +102,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_argument_of_load_is_named(bundle: Path, name: str) -> None:
+def test_load_names_wrong_argument(bundle: Path, name: str) -> None:
     (argument,) = WRONG[name]
     with pytest.raises(InputError, match=f"{argument} is ") as failure:
         EarlyExitRunner.load(bundle, **WRONG[name])  # type: ignore[arg-type]
@@ -110,24 +110,26 @@ def test_a_wrong_argument_of_load_is_named(bundle: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("path", [None, 3, ["bundle"]])
-def test_a_bundle_is_a_path(path: Any) -> None:
+def test_load_rejects_bundle_that_is_not_a_path(path: Any) -> None:
     with pytest.raises(InputError, match=r"bundle is .*: give the path of a folder"):
         EarlyExitRunner.load(path)
 
 
 @pytest.mark.parametrize("name", ["threshold", "deadline_ms"])
 @pytest.mark.parametrize("value", ["5", [0.5], True, None.__class__, b"1", 1j])
-def test_a_number_of_another_type_is_refused(runner: EarlyExitRunner, name: str, value: Any) -> None:
+def test_predict_rejects_numbers_of_wrong_type(runner: EarlyExitRunner, name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name} is .*: give a number"):
         runner.predict("the cat", **{name: value})
 
 
-def test_numbers_of_numpy_are_numbers(bundle: Path, runner: EarlyExitRunner) -> None:
+def test_predict_accepts_numpy_numbers(bundle: Path, runner: EarlyExitRunner) -> None:
     assert EarlyExitRunner.load(bundle, threads=np.int64(1)).backend.threads == 1  # type: ignore[arg-type]
     assert runner.predict("the cat", threshold=np.float32(0.5), deadline_ms=np.int32(60_000)).label
 
 
-def test_a_relative_path_stays_valid_after_chdir(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_keeps_relative_path_valid_after_chdir(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(bundle.parent)
     loaded = EarlyExitRunner.load(bundle.name, threads=1, lazy=True)
     monkeypatch.chdir(tmp_path)
@@ -136,7 +138,7 @@ def test_a_relative_path_stays_valid_after_chdir(bundle: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_a_pickled_runner_is_loaded_again(bundle: Path, lazy: bool) -> None:
+def test_unpickled_runner_predicts_equally(bundle: Path, lazy: bool) -> None:
     loaded = EarlyExitRunner.load(bundle, threads=2, lazy=lazy)
     loaded.policy = loaded.policy.with_threshold(0.55)
     again = pickle.loads(pickle.dumps(loaded))
@@ -145,14 +147,14 @@ def test_a_pickled_runner_is_loaded_again(bundle: Path, lazy: bool) -> None:
     assert answers(copy.deepcopy(loaded).predict_batch(TEXTS)) == answers(loaded.predict_batch(TEXTS))
 
 
-def test_a_pickled_runner_runs_in_a_spawned_process(runner: EarlyExitRunner, tmp_path: Path) -> None:
+def test_pickled_runner_runs_in_spawned_process(runner: EarlyExitRunner, tmp_path: Path) -> None:
     (tmp_path / "runner").write_bytes(pickle.dumps(runner))
     code = "import pickle, sys; print(pickle.load(open('runner', 'rb')).predict('the cat sat').label)"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == runner.predict("the cat sat").label
 
 
-def test_a_pickle_whose_bundle_is_gone_says_so(bundle: Path, tmp_path: Path) -> None:
+def test_unpickling_names_missing_bundle(bundle: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(bundle, tmp_path / "moved"))
     pickled = pickle.dumps(EarlyExitRunner.load(moved, threads=1))
     shutil.rmtree(moved)
@@ -160,7 +162,7 @@ def test_a_pickle_whose_bundle_is_gone_says_so(bundle: Path, tmp_path: Path) -> 
         pickle.loads(pickled)
 
 
-def test_a_runner_that_was_not_loaded_cannot_be_pickled(runner: EarlyExitRunner) -> None:
+def test_runner_without_load_cannot_be_pickled(runner: EarlyExitRunner) -> None:
     made = EarlyExitRunner(runner.manifest, runner.tokenizer, runner.backend)
     with pytest.raises(BerxitError, match=r"only a runner from EarlyExitRunner\.load can be pickled"):
         pickle.dumps(made)
@@ -201,7 +203,7 @@ print(json.dumps(statuses))
 
 
 def forked(child: str, *arguments: object) -> list[int]:
-    """The exit codes of forked children that ran ``child`` while a thread of the parent was predicting."""
+    """Exit codes of forked child processes that run ``child`` while a thread of the parent predicts."""
     code = PARENT.replace("{child}", child)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -214,18 +216,18 @@ def forked(child: str, *arguments: object) -> list[int]:
 @needs_fork
 @pytest.mark.parametrize("lazy", ["eager", "lazy"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_forked_child_predicts_and_ends(bundle: Path, threads: int, lazy: str) -> None:
+def test_forked_child_predicts_and_exits(bundle: Path, threads: int, lazy: str) -> None:
     child = "assert runner.predict(text).scores == expected"
     assert forked(child, bundle, "onnxruntime", threads, lazy, 5) == [7] * 5
 
 
 @needs_fork
-def test_a_forked_child_that_never_predicts_ends(bundle: Path) -> None:
+def test_forked_child_without_prediction_exits(bundle: Path) -> None:
     assert forked("pass", bundle, "onnxruntime", 2, "eager", 3) == [7] * 3
 
 
 @needs_fork
-def test_a_forked_child_forks_loads_and_streams(bundle: Path) -> None:
+def test_forked_child_can_fork_load_and_stream(bundle: Path) -> None:
     child = """
         assert len(list(runner.stream(text))) == 3
         assert EarlyExitRunner.load(bundle, threads=threads).predict(text).scores == expected
@@ -240,11 +242,11 @@ def test_a_forked_child_forks_loads_and_streams(bundle: Path) -> None:
 
 @needs_fork
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
-def test_a_forked_child_has_its_threads_again(bundle: Path) -> None:
+def test_forked_child_recreates_threads(bundle: Path) -> None:
     child = """
         assert len(os.listdir("/proc/self/task")) == 1
         runner.predict(text)
-        assert len(os.listdir("/proc/self/task")) >= 1 + 4  # one beside ours for each of four sessions
+        assert len(os.listdir("/proc/self/task")) >= 1 + 4  # the main thread, and one more for each of four sessions
     """
     assert forked(child.strip(), bundle, "onnxruntime", 2, "eager", 1) == [7]
 
@@ -268,7 +270,7 @@ def test_a_backend_that_no_child_can_run_says_what_to_do(bundle: Path, backend: 
 
 
 @needs_fork
-def test_a_child_never_takes_another_bundle_for_its_parents(bundle: Path, tmp_path: Path) -> None:
+def test_forked_child_rejects_replaced_bundle(bundle: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(bundle, tmp_path / "copy"))
     child = """
         import pathlib

@@ -15,7 +15,7 @@ LOGITS = np.arange(4 * 4 * 2, dtype=np.float32).reshape(4, 4, 2)
 HALF = ExitPolicy.uniform("lte", 0.5, layers=4)
 
 
-def test_rows_that_leave_are_dropped_and_the_rest_keep_their_order() -> None:
+def test_exit_loop_keeps_order_of_continuing_rows() -> None:
     backend = StoredBackend(LOGITS, LTE)
     results = list(exit_loop(backend, batch_of(4), HALF))
     assert backend.ran == [(1, [0, 1, 2, 3]), (2, [0, 2, 3]), (3, [0, 2]), (4, [0])]
@@ -23,20 +23,20 @@ def test_rows_that_leave_are_dropped_and_the_rest_keep_their_order() -> None:
     assert [result.rows[result.exits].tolist() for result in results] == [[1], [3], [2], [0]]
 
 
-def test_each_result_has_the_numbers_of_its_rows() -> None:
+def test_exit_loop_results_name_their_rows() -> None:
     third = list(exit_loop(StoredBackend(LOGITS, LTE), batch_of(4), HALF))[2]
     assert third.layer == 3
     np.testing.assert_array_equal(third.logits, LOGITS[[0, 2], 2])
     np.testing.assert_array_equal(third.certainty, [0.3, 0.9])
 
 
-def test_layers_after_the_last_exit_never_run() -> None:
+def test_exit_loop_stops_after_last_exit() -> None:
     backend = StoredBackend(LOGITS[1:2], LTE[1:2])
     assert len(list(exit_loop(backend, batch_of(1), HALF))) == 1
     assert backend.ran == [(1, [0])]
 
 
-def test_a_layer_runs_only_when_it_is_asked_for() -> None:
+def test_exit_loop_runs_layers_lazily() -> None:
     backend = StoredBackend(LOGITS, LTE)
     results = exit_loop(backend, batch_of(4), HALF.at_depth(4))
     next(results)
@@ -44,12 +44,12 @@ def test_a_layer_runs_only_when_it_is_asked_for() -> None:
     assert [layer for layer, _ in backend.ran] == [1, 2]
 
 
-def test_everyone_leaves_at_the_last_layer() -> None:
+def test_exit_loop_exits_all_rows_at_last_layer() -> None:
     results = list(exit_loop(StoredBackend(LOGITS, LTE), batch_of(4), HALF.with_threshold(1.0)))
     assert [result.exits.tolist() for result in results] == [[False] * 4] * 3 + [[True] * 4]
 
 
-def test_patience_follows_its_rows_when_others_leave() -> None:
+def test_exit_loop_keeps_patience_of_continuing_rows() -> None:
     classes = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 1], [0, 1, 1, 0, 0]])
     logits = np.eye(2, dtype=np.float32)[classes]
     policy = ExitPolicy("patience", (2, 2, 2, 2), (1.0,) * 5)
@@ -59,7 +59,7 @@ def test_patience_follows_its_rows_when_others_leave() -> None:
     assert left == {0: 3, 2: 3, 1: 5, 3: 5}
 
 
-def test_patience_of_the_rows_that_stay_is_theirs() -> None:
+def test_exit_loop_selects_patience_by_row() -> None:
     classes = np.array([[0, 0, 0, 0], [0, 1, 1, 1]])
     logits = np.eye(2, dtype=np.float32)[classes]
     policy = ExitPolicy("patience", (1, 1, 1), (1.0,) * 4)
@@ -70,14 +70,14 @@ def test_patience_of_the_rows_that_stay_is_theirs() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rows", [1, 4])
-def test_logits_that_are_not_finite_are_an_error(bad: float, rows: int) -> None:
+def test_exit_loop_rejects_logits_that_are_not_finite(bad: float, rows: int) -> None:
     logits = LOGITS.copy()
     logits[rows - 1, 1, 0] = bad
     with pytest.raises(BerxitError, match="backend 'stored', layer 2: logits are not finite"):
         list(exit_loop(StoredBackend(logits), batch_of(rows), ExitPolicy.uniform("patience", 3, layers=4)))
 
 
-def test_large_logits_whose_squares_overflow_are_finite() -> None:
+def test_exit_loop_accepts_large_finite_logits() -> None:
     list(
         exit_loop(
             StoredBackend(np.full((2, 4, 2), 1e30, np.float32)), batch_of(2), ExitPolicy.uniform("patience", 3, 4)
@@ -87,7 +87,7 @@ def test_large_logits_whose_squares_overflow_are_finite() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.01, 2.0])
 @pytest.mark.parametrize("rows", [1, 4])
-def test_lte_certainty_outside_0_to_1_is_an_error(bad: float, rows: int) -> None:
+def test_exit_loop_rejects_lte_certainty_out_of_range(bad: float, rows: int) -> None:
     lte = np.full((4, 4), 0.25)
     lte[rows - 1, 1] = bad
     with pytest.raises(BerxitError, match=r"backend 'stored', layer 2: LTE certainties are not in \[0, 1\]"):
@@ -95,7 +95,7 @@ def test_lte_certainty_outside_0_to_1_is_an_error(bad: float, rows: int) -> None
 
 
 @pytest.mark.parametrize("where", ["embed", "layer", "keep"])
-def test_whatever_a_backend_raises_is_a_berxit_error(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_loop_converts_backend_errors(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = StoredBackend(LOGITS, LTE)
 
     def fails(*_: object) -> None:
@@ -111,7 +111,7 @@ def test_whatever_a_backend_raises_is_a_berxit_error(where: str, monkeypatch: py
     assert isinstance(error.value.__cause__, RuntimeError)
 
 
-def test_an_error_of_the_project_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_loop_keeps_berxit_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, told = StoredBackend(LOGITS, LTE), InputError("too long")
 
     def fails(*_: object) -> None:

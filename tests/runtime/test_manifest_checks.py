@@ -1,4 +1,4 @@
-"""Every edit of a manifest that its types allow and its segments do not is refused when the bundle is loaded."""
+"""Loading a bundle rejects manifests that are well-typed but inconsistent or differ from the segment files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "no hidden": (lambda data: data["segments"][1]["inputs"].pop(0), "layer 1: it reads no hidden"),
     "no mask": (lambda data: data["segments"][0]["inputs"].pop(2), "layer 0: it reads no attention_mask"),
     "no attention bias": (lambda data: data["segments"][0]["outputs"].pop(1), "layer 0: it writes no attention_bias"),
-    "LTE that the model lacks": (model(lte=False), "it writes lte, which no segment at this place does"),
+    "LTE that the model lacks": (model(lte=False), "it writes lte, which is not allowed at its position"),
     "dtype of logits": (tensor(1, "outputs", 1, dtype="float64"), "has dtype 'float64', expected float32"),
     "dtype of ids": (tensor(0, "inputs", 0, dtype="int64"), "has dtype 'int64', expected int32"),
     "dtype that is none": (tensor(1, "inputs", 0, dtype="x"), "has dtype 'x'"),
@@ -61,18 +61,18 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "name of a size": (tensor(1, "inputs", 0, shape=["batch", "lenght", 32]), "expected .batch, length, 32"),
     "hidden size": (model(hidden_size=64), r"expected \(batch, length, 64\)"),
     "a fixed batch": (tensor(0, "inputs", 0, shape=[1, "length"]), r"has shape \(1, length\)"),
-    "shape of a constant": (tensor(0, "inputs", 3, shape=[30, 32]), "input 'words' is float32 .30, 32., its constant"),
-    "a constant without a tensor": (lambda data: data["segments"][0]["constants"].clear(), "constants lists exactly"),
+    "shape of a constant": (tensor(0, "inputs", 3, shape=[30, 32]), "'words' is float32 .30, 32., but its constant"),
+    "a constant without a tensor": (lambda data: data["segments"][0]["constants"].clear(), "constants must list"),
     "a tensor without a constant": (
         lambda data: data["segments"][1]["constants"].update(data["segments"][0]["constants"]),
-        "constants lists 'words', which is no input",
+        "constants lists 'words', which is not an input",
     ),
     "more labels than logits": (model(labels=["a", "b", "c"]), r"expected \(batch, 3\)"),
     "one label": (model(labels=["a"]), "at least 2"),
     "a label twice": (model(labels=["cat", "cat"]), "model.labels contains 'cat' twice"),
     "labels of a regression": (
         lambda data: (data["model"].update(kind="regression"), data["policy"].update(criterion="lte")),
-        "a regression model has none",
+        "a regression model must have none",
     ),
     "unknown kind": (model(kind="ranking"), "model.kind is 'ranking'"),
     "unknown metric": (model(metric="bleu"), "model.metric is 'bleu'"),
@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "padding that is no int32": (model(pad_token_id=2**31), "model.pad_token_id is 2147483648"),
     "a segment that repeats too often": (lambda data: data["segments"][1].update(repeat=10**9), "repeat is 1000000000"),
     "threads": (lambda data: data.update(threads=2**63), "threads is 9223372036854775808"),
-    "lengths": (lambda data: data.update(lengths=[64, 32]), "lengths is .64, 32.: it must ascend"),
+    "lengths": (lambda data: data.update(lengths=[64, 32]), "lengths is .64, 32.: it must be in ascending order"),
     "tolerance": (lambda data: data["policy"].update(tolerance=float("nan")), "tolerance is nan"),
     "parity of other exits": (
         lambda data: data["parity"].update(max_diff=[0.0]),
@@ -92,7 +92,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_manifest_that_contradicts_itself_is_refused(copy: Path, name: str) -> None:
+def test_read_manifest_rejects_inconsistent_manifest(copy: Path, name: str) -> None:
     edit, message = REFUSED[name]
     edit_json(copy / "manifest.json", edit)
     with pytest.raises(BerxitError, match=rf"manifest\.json: .*{message}.*Export the bundle again") as failure:
@@ -108,9 +108,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(copy: Path, name: str) ->
         (tensor(2, "inputs", 0, name="hidden"), "layer_02.onnx: the file needs an input 'hidden_in'"),
     ],
 )
-def test_a_name_that_the_file_lacks_is_refused_when_it_is_opened(
-    copy: Path, backend: str, edit: Edit, message: str
-) -> None:
+def test_open_backend_rejects_name_missing_in_file(copy: Path, backend: str, edit: Edit, message: str) -> None:
     pytest.importorskip(backend)
     edit_json(copy / "manifest.json", edit)
     with pytest.raises(BerxitError, match=message):
@@ -118,8 +116,8 @@ def test_a_name_that_the_file_lacks_is_refused_when_it_is_opened(
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_dtype_that_the_files_do_not_have_is_refused(copy: Path, backend: str) -> None:
-    """Half precision throughout would be consistent, and every array of the wrong size."""
+def test_open_backend_rejects_dtype_that_differs_from_file(copy: Path, backend: str) -> None:
+    """A manifest with float16 everywhere is consistent, but every array would have the wrong size."""
     pytest.importorskip(backend)
     text = (copy / "manifest.json").read_text(encoding="utf-8")
     data = json.loads(text)
@@ -133,21 +131,21 @@ def test_a_dtype_that_the_files_do_not_have_is_refused(copy: Path, backend: str)
         open_backend(copy, manifest, backend=backend)
 
 
-def test_a_lazy_runner_refuses_a_layer_when_it_is_opened(copy: Path) -> None:
+def test_lazy_runner_checks_layer_when_opened(copy: Path) -> None:
     edit_json(copy / "manifest.json", tensor(3, "outputs", 0, name="nothing"))
     runner = EarlyExitRunner.load(copy, backend="onnxruntime", lazy=True)
     with pytest.raises(BerxitError, match=r"layer_03\.onnx: the file has no output 'nothing'"):
         list(runner.stream("the cat"))
 
 
-def test_golden_outputs_must_fit_the_manifest(copy: Path) -> None:
+def test_read_golden_rejects_shape_mismatch(copy: Path) -> None:
     edit_json(copy / "golden.json", lambda data: data["logits"][0].pop())
     edit_json(copy / "manifest.json", lambda data: data["golden"].update(sha256=sha256(copy / "golden.json")))
-    with pytest.raises(BerxitError, match=r"golden\.json: its entries do not fit \d+ samples, 3 layers and 2 outputs"):
+    with pytest.raises(BerxitError, match=r"golden\.json: the entries do not match \d+ samples, and 3 layers"):
         read_golden(copy, read_manifest(copy))
 
 
-def test_ports_with_unknown_facts_are_compared_by_name_only(bundle: Path) -> None:
+def test_check_ports_compares_unknown_ports_by_name_only(bundle: Path) -> None:
     segment = read_manifest(bundle).segments[1]
     inputs, outputs = ([Port(t.name, None, None) for t in side] for side in (segment.inputs, segment.outputs))
     check_ports(segment, inputs, [*outputs, Port("more", "float32", ())], "here")

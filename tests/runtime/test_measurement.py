@@ -20,7 +20,7 @@ def point(layers: float, milliseconds: float) -> Measured:
 
 
 class StubRunner:
-    """Answers at a policy's depth, in as many milliseconds, and notes every question."""
+    """Runner that exits at the depth of the policy, takes as many milliseconds, and records every call."""
 
     def __init__(self) -> None:
         self.backend = SimpleNamespace(threads=1, layers=4)
@@ -34,27 +34,27 @@ class StubRunner:
         return [Prediction(f"{text}{len(self.asked)}", {}, depth, 1.0, float(depth))]
 
 
-def test_latency_has_mean_and_percentiles() -> None:
+def test_latency_computes_mean_and_percentiles() -> None:
     found = Latency.of(np.arange(1.0, 101.0))
     assert (found.mean, found.p50, found.p90, found.p99) == pytest.approx((50.5, 50.5, 90.1, 99.01))
 
 
-def test_a_straight_line_is_found() -> None:
+def test_line_through_recovers_straight_line() -> None:
     line = Line.through([point(1, 3), point(2, 5), point(4, 9)])
     assert (line.intercept_ms, line.ms_per_layer, line.r_squared) == pytest.approx((1, 2, 1))
 
 
-def test_a_line_is_fitted_by_least_squares() -> None:
+def test_line_through_uses_least_squares() -> None:
     line = Line.through([point(1, 1), point(2, 2), point(3, 2)])
     assert (line.intercept_ms, line.ms_per_layer, line.r_squared) == pytest.approx((2 / 3, 1 / 2, 3 / 4))
 
 
-def test_a_flat_line_fits() -> None:
+def test_line_through_accepts_constant_latency() -> None:
     assert Line.through([point(1, 4), point(2, 4)]).ms_per_layer == pytest.approx(0)
 
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte"])
-def test_thresholds_lie_evenly_the_cheapest_first(criterion: str) -> None:
+def test_spread_thresholds_spaces_average_exit_layers_evenly(criterion: str) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(300, 5, 2)).astype(np.float32)
     lte = rng.random((300, 5)).astype(np.float32)
@@ -65,7 +65,7 @@ def test_thresholds_lie_evenly_the_cheapest_first(criterion: str) -> None:
     assert averages == pytest.approx([2, 3, 4], abs=0.1)
 
 
-def test_thresholds_lie_evenly_over_the_exits_that_there_are() -> None:
+def test_spread_thresholds_covers_existing_exits() -> None:
     logits = np.random.default_rng(0).normal(size=(500, 3, 2)).astype(np.float32)
     policy, exits = ExitPolicy.uniform("confidence", 0.5, layers=12), (2, 4, 12)
     thresholds = spread_thresholds(policy, exits, logits, None, 3)
@@ -75,22 +75,22 @@ def test_thresholds_lie_evenly_over_the_exits_that_there_are() -> None:
     assert found == pytest.approx([4.5, 7, 9.5], abs=0.2)
 
 
-def test_patience_tries_every_count_that_can_stop_early() -> None:
+def test_spread_thresholds_returns_every_patience() -> None:
     policy = ExitPolicy.uniform("patience", 1, layers=5)
     assert spread_thresholds(policy, range(1, 6), np.zeros((3, 5, 2)), None, 7) == [1, 2, 3, 4]
 
 
-def test_a_model_that_is_always_equally_sure_has_no_thresholds_to_spread() -> None:
+def test_spread_thresholds_is_empty_for_constant_certainty() -> None:
     policy = ExitPolicy.uniform("confidence", 0.5, layers=3)
     assert spread_thresholds(policy, range(1, 4), np.zeros((4, 3, 2), dtype=np.float32), None, 7) == []
 
 
-def test_a_model_of_one_layer_has_no_thresholds_to_spread() -> None:
+def test_spread_thresholds_is_empty_for_one_layer() -> None:
     policy = ExitPolicy.full_depth(1)
     assert spread_thresholds(policy, (1,), np.random.default_rng(0).normal(size=(4, 1, 2)), None, 7) == []
 
 
-def test_a_stored_pass_holds_every_exit_of_every_input(bundle: Path) -> None:
+def test_stored_pass_contains_every_exit_of_every_input(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     golden = read_golden(bundle, runner.manifest)
     logits, lte = stored_pass(runner, golden.inputs)
@@ -99,7 +99,7 @@ def test_a_stored_pass_holds_every_exit_of_every_input(bundle: Path) -> None:
     np.testing.assert_allclose(lte, np.array(golden.lte), atol=1e-4)
 
 
-def test_every_policy_answers_every_input_in_every_round() -> None:
+def test_measure_runs_every_policy_on_every_input() -> None:
     runner = StubRunner()
     policies = {"shallow": runner.policy.at_depth(1), "own": runner.policy, "deep": runner.policy.at_depth(4)}
     advanced: list[int] = []
@@ -121,7 +121,9 @@ def test_every_policy_answers_every_input_in_every_round() -> None:
     warm, asked = runner.asked[:5], runner.asked[5:]
     assert warm == [("a", 4), ("b", 4), ("a", 4), ("b", 4), ("a", 4)]
     each = Counter({(text, depth): 3 for text in "ab" for depth in (1, 2, 4)})
-    assert Counter(asked) == each + Counter({("a", 4): 6})  # the first input at full depth shows the noise
+    assert Counter(asked) == each + Counter(
+        {("a", 4): 6}
+    )  # the first input at full depth, repeated to measure the noise
     assert sum(advanced) == 18
     assert (noise.repeats, noise.tail, noise.drift) == (6, 1, 1)
 
@@ -131,7 +133,7 @@ def test_every_policy_answers_every_input_in_every_round() -> None:
     assert seen == [["a", "b"]] * 3
 
 
-def test_policies_take_turns_on_each_input_in_a_shuffled_order() -> None:
+def test_measure_shuffles_policies_per_input() -> None:
     runner = StubRunner()
     policies = {str(depth): runner.policy.at_depth(depth) for depth in (1, 2, 3, 4)}
     measure(runner, ["a", "b"], policies, rounds=10, warmup=0)  # type: ignore[arg-type]
@@ -141,13 +143,13 @@ def test_policies_take_turns_on_each_input_in_a_shuffled_order() -> None:
     assert len({tuple(turn) for turn in turns}) > 2
 
 
-def test_without_labels_there_is_no_score() -> None:
+def test_measure_returns_no_score_without_labels() -> None:
     runner = StubRunner()
     found, _ = measure(runner, ["a"], {"own": runner.policy}, rounds=1, warmup=0)  # type: ignore[arg-type]
     assert found["own"].score is None
 
 
 @pytest.mark.parametrize(("queries", "rounds"), [(1, 1), (60, 1), (61, 2), (200, 4)])
-def test_rounds_give_every_policy_its_queries(queries: int, rounds: int) -> None:
+def test_rounds_for_reaches_number_of_queries(queries: int, rounds: int) -> None:
     runner = StubRunner()
     assert rounds_for(runner, ["a"] * 60, 5, queries=queries, seconds=0) == rounds  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from berxit.runtime.metrics import METRICS
 
 
 def drawn(seed: int, kind: str) -> tuple[npt.NDArray, npt.NDArray]:
-    """Predictions and labels, related, with many ties where they are few whole numbers."""
+    """Correlated predictions and labels; with few different integers, they have many ties."""
     rng = np.random.default_rng(seed)
     if kind == "classes":
         labels = rng.integers(0, 2, 40)
@@ -19,7 +19,7 @@ def drawn(seed: int, kind: str) -> tuple[npt.NDArray, npt.NDArray]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_accuracy_and_f1_are_those_of_scikit_learn(seed: int) -> None:
+def test_accuracy_and_f1_equal_scikit_learn(seed: int) -> None:
     from sklearn.metrics import accuracy_score, f1_score
 
     predictions, labels = drawn(seed, "classes")
@@ -29,7 +29,7 @@ def test_accuracy_and_f1_are_those_of_scikit_learn(seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["values", "ties"])
 @pytest.mark.parametrize("seed", range(3))
-def test_correlations_are_those_of_scipy(seed: int, kind: str) -> None:
+def test_correlations_equal_scipy(seed: int, kind: str) -> None:
     from scipy import stats
 
     predictions, labels = drawn(seed, kind)
@@ -37,7 +37,7 @@ def test_correlations_are_those_of_scipy(seed: int, kind: str) -> None:
     assert METRICS["spearman"](predictions, labels) == pytest.approx(stats.spearmanr(predictions, labels).statistic)
 
 
-def test_f1_is_of_class_one() -> None:
+def test_f1_is_that_of_class_one() -> None:
     assert METRICS["f1"](np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0])) == 0.5
     assert METRICS["f1"](np.array([1, 1, 1, 0]), np.array([1, 0, 0, 0])) == 0.5
     assert METRICS["f1"](np.array([0, 0]), np.array([0, 0])) == 0
@@ -45,7 +45,7 @@ def test_f1_is_of_class_one() -> None:
 
 @pytest.mark.parametrize("metric", ["pearson", "spearman"])
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 1e9 + 0.1])
-def test_a_constant_answer_correlates_with_nothing(metric: str, value: float) -> None:
+def test_correlation_of_constant_prediction_is_zero(metric: str, value: float) -> None:
     labels = np.array([0.3, 1.1, 2.7, 5.0, 4.2, 0.9, 2.0])
     constant = np.full(7, value)
     assert METRICS[metric](constant, labels) == pytest.approx(0, abs=1e-9)
@@ -77,6 +77,6 @@ def test_scores_equals_single_scores(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_score_is_a_plain_float(metric: str) -> None:
+def test_metrics_return_python_float(metric: str) -> None:
     score = METRICS[metric](np.array([0, 1, 1]), np.array([0, 1, 0]))
     assert type(score) is float

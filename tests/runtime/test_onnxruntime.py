@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: sessions, memory that stays, one pool."""
+"""ONNX Runtime on the CPU: shared sessions, lazy loading, memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifest(bundle: Path) -> Manifest:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all"])
-def test_a_segment_that_cannot_be_loaded_is_named(bundle: Path, tmp_path: Path, content: bytes) -> None:
+def test_open_names_segment_that_cannot_be_loaded(bundle: Path, tmp_path: Path, content: bytes) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     file = copy / "segments" / "layer_02.onnx"
     file.write_bytes(content)
@@ -46,7 +46,7 @@ def test_a_segment_that_cannot_be_loaded_is_named(bundle: Path, tmp_path: Path, 
     assert "\n" not in str(failure.value)
 
 
-def test_a_constant_of_the_wrong_size_is_named(bundle: Path, manifest: Manifest, tmp_path: Path) -> None:
+def test_open_names_constant_of_wrong_size(bundle: Path, manifest: Manifest, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     (copy / "weight.bin").write_bytes(b"\0" * 8)
     constants = {"token_weights": TensorFile("weight.bin", sha256(copy / "weight.bin"), "float32", (3,))}
@@ -61,7 +61,7 @@ def test_a_constant_of_the_wrong_size_is_named(bundle: Path, manifest: Manifest,
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files for which a session was made, in order; nothing is open when the test starts."""
+    """Names of the files for which a session is created, in order. No session exists when the test starts."""
     files: list[str] = []
 
     def counted(file: BundleFile, *arguments: object) -> object:
@@ -75,7 +75,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return files
 
 
-def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_layers_with_same_file_share_session(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     again = dataclasses.replace(manifest.segments[1], layer=2)
     shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
     backend = open_backend(bundle, shared, 1)
@@ -86,7 +86,7 @@ def test_layers_with_one_file_share_one_session(bundle: Path, manifest: Manifest
     assert (first != second).any()
 
 
-def test_what_layers_share_is_open_for_all_of_them(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_lazy_open_of_shared_file_opens_all_its_layers(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     again = dataclasses.replace(manifest.segments[1], layer=2)
     shared = dataclasses.replace(manifest, segments=(*manifest.segments[:2], again, manifest.segments[3]))
     lazy = open_backend(bundle, shared, 1, lazy=True)
@@ -96,20 +96,18 @@ def test_what_layers_share_is_open_for_all_of_them(bundle: Path, manifest: Manif
     assert lazy.opening_seconds(3) > 0.0
 
 
-def test_runners_of_one_bundle_share_its_sessions(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_runners_of_same_bundle_share_sessions(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     backends = [open_backend(bundle, manifest, 1) for _ in range(3)]
     assert opened == ["embeddings", "layer_01", "layer_02", "layer_03"]
     backends.append(open_backend(bundle, manifest, 2))
-    assert len(opened) == 8  # other threads, other sessions
+    assert len(opened) == 8  # another thread count needs other sessions
     backends.clear()
     gc.collect()
     open_backend(bundle, manifest, 1)
-    assert len(opened) == 12  # closed with the last runner that held them
+    assert len(opened) == 12  # the sessions were closed with the last runner that used them
 
 
-def test_a_session_is_found_by_content_and_not_by_path(
-    bundle: Path, manifest: Manifest, tmp_path: Path, opened: list[str]
-) -> None:
+def test_sessions_are_shared_by_content(bundle: Path, manifest: Manifest, tmp_path: Path, opened: list[str]) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     before = open_backend(copy, manifest, 1)
     shutil.copyfile(copy / "segments" / "layer_03.onnx", copy / "segments" / "layer_02.onnx")
@@ -121,7 +119,7 @@ def test_a_session_is_found_by_content_and_not_by_path(
     np.testing.assert_array_equal(after.layer(2, state)[1], before.layer(3, state)[1])
 
 
-def test_lazy_opens_a_layer_when_an_input_first_gets_there(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_lazy_opens_layer_at_first_use(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     lazy = EarlyExitRunner.load(bundle, threads=1, lazy=True)
     assert opened == ["embeddings"]
     text = "the cat sat on the mat"
@@ -136,7 +134,7 @@ def test_lazy_opens_a_layer_when_an_input_first_gets_there(bundle: Path, manifes
     assert [a.scores for a in deep] == [a.scores for a in eager.answer([text], eager.policy.at_depth(3))]
 
 
-def test_lazy_from_several_threads_opens_a_layer_once(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
+def test_lazy_opens_layer_once_from_several_threads(bundle: Path, manifest: Manifest, opened: list[str]) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1, lazy=True)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: runner.answer(["a dog"], runner.policy.at_depth(3)), range(8)))
@@ -180,13 +178,13 @@ print(varied, after, resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_memory_does_not_grow_with_every_length_and_is_given_back_after_a_large_batch(bundle: Path) -> None:
-    """In a process of its own: the arena is shared."""
+def test_memory_is_bounded_over_lengths_and_freed_after_large_batch(bundle: Path) -> None:
+    """Runs in a separate process, because all sessions of a process share the memory arena."""
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, str(bundle)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     varied, after, longest = map(float, done.stdout.split())
-    assert longest > 16  # MiB: enough to be seen
+    assert longest > 16  # MiB, large enough to be measured
     assert varied < 3 * longest
     assert after < longest / 2
 
@@ -205,8 +203,8 @@ def every_exit(backend: Any, state: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_weights_go_with_the_last_runner_at_once(bundle: Path, manifest: Manifest, name: str) -> None:
-    """Without waiting for the garbage collector: tuning opens one candidate after another."""
+def test_weights_are_freed_with_last_runner(bundle: Path, manifest: Manifest, name: str) -> None:
+    """The weights are freed without a garbage collection, because tuning opens one candidate after another."""
     if name == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install -e '.[openvino]'")
     gc.collect()
@@ -244,12 +242,12 @@ print(grown, resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_a_large_batch_beside_a_half_read_stream_is_given_back(bundle: Path) -> None:
+def test_large_batch_during_open_stream_is_freed(bundle: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HALF_READ, str(bundle)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     grown, after = map(float, done.stdout.split())
-    assert grown > 16  # MiB: enough to be seen
+    assert grown > 16  # MiB, large enough to be measured
     assert after < grown / 2
 
 
@@ -271,7 +269,7 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_a_table_takes_no_memory_before_it_is_looked_up(tmp_path: Path) -> None:
+def test_embedding_table_is_not_resident_before_lookup(tmp_path: Path) -> None:
     np.zeros((1 << 16, 256), np.float32).tofile(tmp_path / "table.bin")
     done = subprocess.run(
         [sys.executable, "-c", TABLE, str(tmp_path), sha256(tmp_path / "table.bin")],
@@ -280,10 +278,10 @@ def test_a_table_takes_no_memory_before_it_is_looked_up(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert float(done.stdout) < 8  # MiB; the table has 64
+    assert float(done.stdout) < 8  # MiB; the embedding table has 64 MiB
 
 
-def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
+def test_keep_removes_rows_and_unneeded_padding(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     batch = rows_of(manifest, [4, 8, 3])
     (_, (expected, expected_lte), *_) = every_exit(backend, backend.embed(batch))
@@ -299,7 +297,7 @@ def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, man
     np.testing.assert_allclose(lte, expected_lte[[0, 2]], atol=1e-5)
 
 
-def test_keeping_all_rows_changes_nothing(bundle: Path, manifest: Manifest) -> None:
+def test_keep_of_all_rows_changes_nothing(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     expected = every_exit(backend, backend.embed(rows_of(manifest, [5, 7])))
     kept = backend.keep(backend.embed(rows_of(manifest, [5, 7])), np.array([True, True]))
@@ -308,8 +306,8 @@ def test_keeping_all_rows_changes_nothing(bundle: Path, manifest: Manifest) -> N
         np.testing.assert_array_equal(lte, lte_again)
 
 
-def test_answers_do_not_depend_on_what_was_computed_before(bundle: Path, manifest: Manifest) -> None:
-    """More shapes than stay tied, growing, shrinking, large and small by turns, all in one workspace."""
+def test_outputs_do_not_depend_on_previous_inputs(bundle: Path, manifest: Manifest) -> None:
+    """Runs more shapes than the binding cache has room for, in ascending and descending order, in one workspace."""
     backend = open_backend(bundle, manifest, 1)
     cases = [[length] for length in range(3, 16)] + [[rows % 9 + 3] * rows for rows in range(1, 80)]
     cases += [[30] * 64, [4], [30] * 3, [5, 9, 14]]
@@ -322,7 +320,7 @@ def test_answers_do_not_depend_on_what_was_computed_before(bundle: Path, manifes
     assert len(backend._idle) == 1  # type: ignore[attr-defined]
 
 
-def test_what_is_answered_stays_when_the_next_input_is(bundle: Path, manifest: Manifest) -> None:
+def test_outputs_are_not_overwritten_by_next_input(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     _, logits, lte = backend.layer(1, backend.embed(rows_of(manifest, [6])))
     before = logits.copy(), np.array(lte)
@@ -331,7 +329,7 @@ def test_what_is_answered_stays_when_the_next_input_is(bundle: Path, manifest: M
     np.testing.assert_array_equal(lte, before[1])
 
 
-def test_a_call_in_the_middle_of_another_does_not_disturb_it(bundle: Path) -> None:
+def test_interleaved_calls_do_not_interfere(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     expected = [answer.scores for answer in runner.stream("the cat sat on the mat")]
     stream = runner.stream("the cat sat on the mat")
@@ -341,7 +339,7 @@ def test_a_call_in_the_middle_of_another_does_not_disturb_it(bundle: Path) -> No
     assert [*found, *(answer.scores for answer in stream)] == expected
 
 
-def test_threads_that_ask_at_once_do_not_disturb_each_other(bundle: Path) -> None:
+def test_concurrent_threads_do_not_interfere(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, threads=1)
     texts = [" ".join(["the cat"] * (1 + i % 7)) for i in range(40)]
     expected = [runner.answer([text], runner.policy.at_depth(3))[0].scores for text in texts]
@@ -350,7 +348,7 @@ def test_threads_that_ask_at_once_do_not_disturb_each_other(bundle: Path) -> Non
     assert found == expected
 
 
-def test_outputs_have_their_shapes(bundle: Path, manifest: Manifest) -> None:
+def test_outputs_have_expected_shapes(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1)
     batch = read_golden(bundle, manifest).batch(0)
     _, logits, lte = backend.layer(1, backend.embed(batch))

@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU providers. Without one, what can be shown is the choice, the padding, and what is told."""
+"""GPU execution providers of ONNX Runtime, without a GPU: their choice and options, padding and error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def options_of(manifest: Manifest, place: int = 1) -> dict[str, dict]:
     return dict(entry for entry in chosen if not isinstance(entry, str))
 
 
-def test_the_best_provider_comes_first(folder: Path) -> None:
+def test_providers_prefer_tensorrt(folder: Path) -> None:
     half = replace(read_manifest(folder), precision="fp16")
     assert list(options_of(half)) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     options = options_of(half)["TensorrtExecutionProvider"]
@@ -45,13 +45,13 @@ def test_the_best_provider_comes_first(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_the_tensorrt_provider_would_round_goes_to_cuda(precision: str, folder: Path) -> None:
+def test_fp32_and_bf16_bundles_use_cuda_provider(precision: str, folder: Path) -> None:
     manifest = replace(read_manifest(folder), precision=precision)
     assert options_of(manifest) == {"CUDAExecutionProvider": {"use_tf32": False}}
 
 
-def test_every_bundle_has_its_own_engines(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The provider tells engines apart by names alone: weights, precision and shapes must be in the folder's."""
+def test_engine_folder_is_unique_per_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The provider identifies engines by name only, so the name of the folder must cover weights, precision, shapes."""
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
     manifest = replace(read_manifest(folder), precision="fp16")
     again = replace(manifest.segments[2], sha256="0" * 64)
@@ -65,12 +65,12 @@ def test_every_bundle_has_its_own_engines(folder: Path, monkeypatch: pytest.Monk
     assert len(folders) == 5
     assert engine_folder(read_manifest(folder)) == engine_folder(replace(manifest, precision="fp32"))
     caches = {options_of(manifest, place)["TensorrtExecutionProvider"]["trt_engine_cache_path"] for place in (1, 2, 3)}
-    assert len(caches) == 3  # layers have the same names
+    assert len(caches) == 3  # the layers have the same names
     assert {Path(cache).parent for cache in caches} == {engine_folder(manifest)}
     assert engine_folder(manifest).parent == tmp_path / "onnxruntime"
 
 
-def test_one_engine_takes_all_lengths_and_rows(folder: Path) -> None:
+def test_optimization_profile_covers_all_lengths_and_rows(folder: Path) -> None:
     manifest = replace(read_manifest(folder), precision="fp16")
     options = options_of(manifest, place=0)["TensorrtExecutionProvider"]
     names = [tensor.name for tensor in manifest.segments[0].inputs]
@@ -80,7 +80,7 @@ def test_one_engine_takes_all_lengths_and_rows(folder: Path) -> None:
     assert layer == "hidden_in:8x32x32,attention_bias:8x1x1x32,token_weights:8x1x32"
 
 
-def test_a_cache_that_cannot_be_written_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_open_reports_unwritable_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: AVAILABLE)
@@ -88,14 +88,14 @@ def test_a_cache_that_cannot_be_written_is_told(folder: Path, monkeypatch: pytes
         open_backend(folder, read_manifest(folder), None)
 
 
-def test_without_a_gpu_provider_one_line_says_how_to_get_one(folder: Path) -> None:
+def test_open_without_gpu_provider_names_install_command(folder: Path) -> None:
     if set(onnxruntime.get_available_providers()) & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
         pytest.skip("this onnxruntime has a GPU provider")
     with pytest.raises(BerxitError, match=r"needs tensorrt, or an onnxruntime with .*\[onnxruntime-gpu\]"):
         open_named(folder, read_manifest(folder), backend="onnxruntime-gpu")
 
 
-def test_inputs_are_padded_to_the_lengths_and_stay_so(folder: Path) -> None:
+def test_inputs_stay_padded_to_engine_lengths(folder: Path) -> None:
     manifest = read_manifest(folder)
     backend = OnnxRuntimeGpuBackend(folder, manifest, 1, lambda segment: ("CPUExecutionProvider",))
     golden = read_golden(folder, manifest)
@@ -108,7 +108,7 @@ def test_inputs_are_padded_to_the_lengths_and_stay_so(folder: Path) -> None:
     assert [part.tensors["hidden"].shape for part in kept] == [(1, 32, 32)]
 
 
-def test_more_rows_than_an_engine_takes_go_in_parts(folder: Path) -> None:
+def test_large_batch_is_split_to_engine_limit(folder: Path) -> None:
     manifest = read_manifest(folder)
     golden = read_golden(folder, manifest)
     batch = golden.batch(0)

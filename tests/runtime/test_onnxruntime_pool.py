@@ -1,5 +1,4 @@
-"""ONNX Runtime with one pool of threads for the process: what works in it, what is refused, and that nobody tries it
-unasked."""
+"""ONNX Runtime with one process-wide thread pool: its features, its errors, and that tuning omits it."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ told(EarlyExitRunner.load, folder, tune=True)
 def test_shared_pool_serves_all_sessions(
     bundle: Path, manifest: Manifest, who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a process of its own: it cannot be undone."""
+    """Runs in a separate process, because the thread pool cannot be changed once it exists."""
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", SHARED_POOL, str(bundle), who], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""OpenVINO over the bundles of the ONNX Runtime target."""
+"""OpenVINO backend for bundles of the ONNX Runtime target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def manifest(bundle: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path]):  # type: ignore[no-untyped-def]
-    """Family -> a bundle of an untrained model of it."""
+    """Factory: model family -> bundle of an untrained model of the family."""
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
     from berxit.train.fine_tuning import TrainingOptions, fine_tune
@@ -45,7 +45,7 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
     def make(family: str, data: Path, exits: tuple[int, ...] = ()) -> Path:
         folder = tmp_path_factory.mktemp(f"openvino-{family}")
         options = TrainingOptions(str(backbone_folders[family]), max_steps=2, batch_size=4, max_length=32)
-        fine_tune(custom_task(data, ("text",), "label"), data, options, folder / "checkpoint", quiet=True)
+        fine_tune(custom_task(data, ("text",), "label"), data, options, folder / "checkpoint")
         export(folder / "checkpoint", "onnxruntime", folder / "bundle", options=ExportOptions(exits=exits))
         return folder / "bundle"
 
@@ -53,8 +53,8 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "mpnet"])
-def test_every_exit_agrees_with_the_checkpoint(family: str, family_bundle, data_folder: Path) -> None:  # type: ignore[no-untyped-def]
-    """ALBERT: one body, fed heads. MPNet: the bias by relative position."""
+def test_exits_match_checkpoint(family: str, family_bundle, data_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    """ALBERT has a shared body and external head weights; MPNet has a relative position bias."""
     bundle = family_bundle(family, data_folder)
     manifest = read_manifest(bundle)
     backend = open_backend(bundle, manifest, 1, backend="openvino")
@@ -65,8 +65,8 @@ def test_every_exit_agrees_with_the_checkpoint(family: str, family_bundle, data_
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_the_table_of_words_is_compiled_in(checkpoint: Path, tmp_path: Path, precision: str) -> None:
-    """Fed, it would be converted as a whole with every input, and held by every runner."""
+def test_embedding_table_is_compiled_into_model(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+    """As an external input, the table would be converted for each input, and every runner would need a copy."""
     from berxit.exporters.export import export
     from berxit.exporters.options import ExportOptions
 
@@ -80,7 +80,7 @@ def test_the_table_of_words_is_compiled_in(checkpoint: Path, tmp_path: Path, pre
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_a_step_that_repeats_never_reads_what_it_writes(family_bundle, data_folder: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_repeated_segment_uses_separate_buffers(family_bundle, data_folder: Path, name: str) -> None:  # type: ignore[no-untyped-def]
     bundle = family_bundle("albert", data_folder, exits=(1, 3))
     manifest = read_manifest(bundle)
     assert [segment.repeat for segment in manifest.segments[1:]] == [1, 2]
@@ -88,7 +88,7 @@ def test_a_step_that_repeats_never_reads_what_it_writes(family_bundle, data_fold
     assert max(differences(backend, read_golden(bundle, manifest), manifest.model.pad_token_id)) < 1e-5
 
 
-def test_runners_share_compiled_models_and_lazy_waits_for_an_input(bundle: Path, manifest: Manifest) -> None:
+def test_runners_share_compiled_models_and_support_lazy(bundle: Path, manifest: Manifest) -> None:
     first, second = (open_backend(bundle, manifest, 1, backend="openvino", lazy=True) for _ in range(2))
     batch = read_golden(bundle, manifest).batch(0)
     _, logits, _ = first.layer(1, first.embed(batch))
@@ -98,10 +98,10 @@ def test_runners_share_compiled_models_and_lazy_waits_for_an_input(bundle: Path,
     assert second._layers[1].file.open() is layers[0].file.open()  # type: ignore[attr-defined]
 
 
-def test_it_answers_as_onnx_runtime_does_while_rows_leave(bundle: Path) -> None:
+def test_predictions_match_onnxruntime_with_early_exits(bundle: Path) -> None:
     one, other = (EarlyExitRunner.load(bundle, backend=name, threads=1) for name in ("onnxruntime", "openvino"))
     first = sorted(next(one.stream(text)).certainty for text in TEXTS)
-    threshold = (first[-1] + first[-2]) / 2  # one row leaves at the first layer, the others later
+    threshold = (first[-1] + first[-2]) / 2  # one row exits at the first layer, the others later
     expected = one.predict_batch(TEXTS, threshold=threshold)
     found = other.predict_batch(TEXTS, threshold=threshold)
     assert len({answer.exit_layer for answer in expected}) > 1
@@ -110,8 +110,8 @@ def test_it_answers_as_onnx_runtime_does_while_rows_leave(bundle: Path) -> None:
         assert b.certainty == pytest.approx(a.certainty, abs=1e-5)
 
 
-def test_what_is_answered_stays_when_the_next_input_is(bundle: Path, manifest: Manifest) -> None:
-    """What a segment writes is written over by its next run."""
+def test_outputs_are_not_overwritten_by_next_input(bundle: Path, manifest: Manifest) -> None:
+    """The next run of a segment overwrites its output buffers."""
     backend = open_backend(bundle, manifest, 1, backend="openvino")
     state, logits, lte = backend.layer(1, backend.embed(read_golden(bundle, manifest).batch(0)))
     assert lte is not None
@@ -123,7 +123,7 @@ def test_what_is_answered_stays_when_the_next_input_is(bundle: Path, manifest: M
     assert len(backend._idle) == 1  # type: ignore[attr-defined]
 
 
-def test_a_call_in_the_middle_of_another_does_not_disturb_it(bundle: Path) -> None:
+def test_interleaved_calls_do_not_interfere(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, backend="openvino", threads=1)
     expected = [answer.scores for answer in runner.stream(TEXTS[0])]
     stream = runner.stream(TEXTS[0])
@@ -132,7 +132,7 @@ def test_a_call_in_the_middle_of_another_does_not_disturb_it(bundle: Path) -> No
     assert [*found, *(answer.scores for answer in stream)] == expected
 
 
-def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, manifest: Manifest) -> None:
+def test_keep_removes_rows_and_unneeded_padding(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1, backend="openvino")
     rows = [[2, 6, 7, 3], [2, 6, 7, 8, 9, 10, 11, 3], [2, 9, 3]]
     batch = TokenBatch.pad(rows, [[0] * len(row) for row in rows], manifest.model.pad_token_id)
@@ -144,7 +144,7 @@ def test_keep_drops_rows_and_the_padding_that_only_they_needed(bundle: Path, man
     np.testing.assert_allclose(backend.layer(2, kept)[1], expected[[0, 2]], atol=1e-5)
 
 
-def test_threads_share_one_runner(bundle: Path) -> None:
+def test_concurrent_threads_share_runner(bundle: Path) -> None:
     runner = EarlyExitRunner.load(bundle, backend="openvino", threads=1)
 
     def ask(_worker: int) -> list[tuple[str | float, float]]:
@@ -164,7 +164,9 @@ def test_bf16_is_near_and_has_a_tolerance_of_its_own(bundle: Path, manifest: Man
     assert allowed_difference(manifest, open_backend(bundle, manifest, 1, backend="openvino")) == manifest.parity.atol
 
 
-def test_without_bf16_it_is_refused(bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_rejects_bf16_on_cpu_without_bf16(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class OldCore:
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32"]
@@ -194,14 +196,14 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-def test_an_app_can_be_interrupted_after_its_runners_are_gone(bundle: Path) -> None:
+def test_keyboard_interrupt_works_after_runners_are_deleted(bundle: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED, str(bundle)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "interrupted")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all"])
-def test_a_segment_that_cannot_be_loaded_is_named(
+def test_open_names_segment_that_cannot_be_loaded(
     bundle: Path, manifest: Manifest, tmp_path: Path, content: bytes
 ) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
@@ -214,7 +216,7 @@ def test_a_segment_that_cannot_be_loaded_is_named(
     assert "\n" not in str(failure.value)
 
 
-def test_the_bench_says_what_ran(bundle: Path) -> None:
+def test_bench_reports_backend(bundle: Path) -> None:
     result = bench(bundle, backend="openvino", threads=1, thresholds=1, queries=1, seconds=0, warmup=1)
     assert result.backend == "openvino"
     assert "openvino" in result.versions

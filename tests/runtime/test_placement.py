@@ -13,7 +13,7 @@ MAC = devices.Machine("Darwin", "arm64", "Apple M2", 8, 16.0, "", "")
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Puts the test on a machine."""
+    """Replaces this machine by another."""
     return lambda machine: monkeypatch.setattr(devices, "this_machine", lambda: machine)
 
 
@@ -28,42 +28,42 @@ def on(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         (MAC, "auto", "mac"),
     ],
 )
-def test_this_machine_is_taken(on, machine: devices.Machine, name: str, chosen: str) -> None:  # type: ignore[no-untyped-def]
+def test_choose_device_detects_or_accepts_this_machine(on, machine: devices.Machine, name: str, chosen: str) -> None:  # type: ignore[no-untyped-def]
     on(machine)
     assert choose_device(name, "onnxruntime").name == chosen
 
 
-def test_an_unknown_device_is_refused_with_the_known_ones(on) -> None:  # type: ignore[no-untyped-def]
+def test_choose_device_lists_known_devices_for_unknown_name(on) -> None:  # type: ignore[no-untyped-def]
     on(LAPTOP)
     with pytest.raises(InputError, match=r"unknown device 'toaster': choose auto, .*raspberry-pi.*cpu"):
         choose_device("toaster", "onnxruntime")
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "remedy"),
     [
         ("jetson", "copy the bundle to the Jetson"),
         ("raspberry-pi", "copy the bundle to the Raspberry Pi"),
         ("desktop-gpu", "nvidia-smi"),
         ("mac", "on a Mac"),
-        ("iphone", "no Python on it"),
+        ("iphone", "it has no Python"),
     ],
 )
-def test_another_machine_is_refused_with_the_way_there(on, name: str, mend: str) -> None:  # type: ignore[no-untyped-def]
+def test_choose_device_rejects_another_machine_with_remedy(on, name: str, remedy: str) -> None:  # type: ignore[no-untyped-def]
     on(LAPTOP)
     with pytest.raises(
-        BerxitError, match=rf"device '{name}' is not this machine \(.*Some CPU.*\): .*{mend}"
+        BerxitError, match=rf"device '{name}' is not this machine \(.*Some CPU.*\): .*{remedy}"
     ) as failure:
         choose_device(name, "onnxruntime")
     assert failure.value.exit_status == 1
 
 
 @pytest.mark.parametrize(
-    ("target", "way"),
+    ("target", "remedies"),
     [
         (
             "coreml",
-            r"For mac: run this command on a Mac\. For ipad: there is no Python on it; copy the bundle into an app",
+            r"For mac: run this command on a Mac\. For ipad: it has no Python; add the bundle to an app",
         ),
         (
             "tensorrt",
@@ -71,10 +71,10 @@ def test_another_machine_is_refused_with_the_way_there(on, name: str, mend: str)
         ),
     ],
 )
-def test_a_bundle_for_another_device_is_refused_with_the_way_there(on, target: str, way: str) -> None:  # type: ignore[no-untyped-def]
+def test_choose_device_rejects_target_with_remedies(on, target: str, remedies: str) -> None:  # type: ignore[no-untyped-def]
     on(LAPTOP)
     with pytest.raises(
-        InputError, match=rf"exported for '{target}', and device 'cpu' runs onnxruntime\. {way}"
+        InputError, match=rf"exported for '{target}', and device 'cpu' runs onnxruntime\. {remedies}"
     ) as error:
         choose_device("auto", target)
     assert "berxit-export" not in str(error.value)

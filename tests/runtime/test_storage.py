@@ -1,4 +1,4 @@
-"""Artefacts are replaced as a whole or not at all, and what a killed process left is settled at the next start."""
+"""Atomic replacement of folders and files, and recovery after a killed process."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(params=["in one step", "by two renames"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to replace a folder: not every file system can exchange two."""
+    """Both ways to replace a folder: by an exchange in one step, or by two renames."""
     if request.param == "by two renames":
         monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
     return str(request.param)
 
 
-def test_write_whole_makes_a_folder_that_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_write_whole_creates_folder_at_end_of_block(tmp_path: Path) -> None:
     output = tmp_path / "new" / "output.v1"
     with write_whole(output, force=False) as scratch:
         (scratch / "a.txt").write_text("a", encoding="utf-8")
         assert not output.exists()
-        assert scratch.parent == output.parent  # a rename within one file system is one step
+        assert scratch.parent == output.parent  # a rename is atomic only within one file system
     assert (output / "a.txt").read_text(encoding="utf-8") == "a"
     assert names(output.parent) == ["output.v1"]
 
@@ -64,7 +64,7 @@ def test_write_whole_keeps_the_old_folder_after_a_failure(tmp_path: Path, way: s
 
 def test_write_whole_never_overwrites_silently(tmp_path: Path, way: str) -> None:
     output = folder_with(tmp_path / "output", "old")
-    with pytest.raises(InputError, match="is there already"), write_whole(output, force=False):
+    with pytest.raises(InputError, match="exists: choose another --output"), write_whole(output, force=False):
         pytest.fail("the block must not run")
     assert names(output) == ["old"]
     with write_whole(output, force=True) as scratch:
@@ -73,16 +73,16 @@ def test_write_whole_never_overwrites_silently(tmp_path: Path, way: str) -> None
     assert names(tmp_path) == ["output"]
 
 
-def test_write_whole_refuses_what_another_process_wrote_meanwhile(tmp_path: Path) -> None:
+def test_write_whole_rejects_folder_written_by_another_process(tmp_path: Path) -> None:
     output = tmp_path / "output"
-    with pytest.raises(InputError, match="was written meanwhile"), write_whole(output, force=False) as scratch:
+    with pytest.raises(InputError, match="another process has written"), write_whole(output, force=False) as scratch:
         (scratch / "new").touch()
         folder_with(output, "theirs")
     assert names(output) == ["theirs"]
     assert names(tmp_path) == ["output"]
 
 
-def test_write_whole_refuses_a_file(tmp_path: Path) -> None:
+def test_write_whole_rejects_file(tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="is a file"), write_whole(output, force=True):
@@ -90,7 +90,7 @@ def test_write_whole_refuses_a_file(tmp_path: Path) -> None:
     assert output.read_text(encoding="utf-8") == "mine"
 
 
-def test_refuse_to_overwrite_refuses_a_mount_point() -> None:
+def test_refuse_to_overwrite_rejects_mount_point() -> None:
     with pytest.raises(InputError, match=r"/proc is a mount point.*name a folder in it"):
         refuse_to_overwrite(Path("/proc"), force=True)
 
@@ -104,7 +104,7 @@ def test_write_whole_replaces_a_link_and_keeps_its_target(tmp_path: Path, way: s
     assert names(tmp_path) == ["output", "target"]
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+def test_write_whole_reports_full_disk_in_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(BerxitError, match=r"No space left on device\. Free space"),
         write_whole(tmp_path / "output", force=False),
@@ -113,9 +113,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_the_old_folder_is_deleted_only_when_the_new_one_is_in_its_place(
-    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_whole_deletes_old_folder_last(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     output = folder_with(tmp_path / "output", "old")
     seen: list[list[str]] = []
     remove = storage._remove
@@ -131,9 +129,7 @@ def test_the_old_folder_is_deleted_only_when_the_new_one_is_in_its_place(
     assert all(found == ["new"] for found in seen)
 
 
-def test_new_content_is_flushed_before_it_is_moved_in(
-    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_whole_flushes_content_before_rename(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     output = folder_with(tmp_path / "output", "old")
     flushed: list[str] = []
     fsync = storage._fsync
@@ -183,7 +179,7 @@ print("not killed")
 
 
 def killed_at(folder: Path, action: str, at: int, way: str) -> bool:
-    """Kills a replacement before its move number ``at``. False if it has fewer moves."""
+    """Kills a replacement before its rename number ``at``. Returns False if it has fewer renames."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), action, str(at), way],
         cwd=Path(__file__).parents[2],
@@ -195,7 +191,7 @@ def killed_at(folder: Path, action: str, at: int, way: str) -> bool:
     return done.returncode != 0
 
 
-def test_a_kill_at_any_move_leaves_the_old_or_the_new_folder(tmp_path: Path, way: str) -> None:
+def test_write_whole_is_atomic_if_killed(tmp_path: Path, way: str) -> None:
     outcomes = []
     for at in range(20):
         place = tmp_path / str(at)
@@ -208,11 +204,11 @@ def test_a_kill_at_any_move_leaves_the_old_or_the_new_folder(tmp_path: Path, way
         if not killed:
             break
     assert set(outcomes) == {("old",), ("new", "new 2")}
-    assert outcomes == sorted(outcomes, reverse=True)  # first the old one, from some move on the new one
+    assert outcomes == sorted(outcomes, reverse=True)  # the old folder for early kills, the new one for late kills
     assert len(outcomes) > 3
 
 
-def test_a_kill_at_any_move_leaves_all_old_or_all_new_files(tmp_path: Path) -> None:
+def test_write_together_is_atomic_if_killed(tmp_path: Path) -> None:
     outcomes = []
     for at in range(20):
         place = tmp_path / str(at)
@@ -230,13 +226,13 @@ def test_a_kill_at_any_move_leaves_all_old_or_all_new_files(tmp_path: Path) -> N
     assert len(outcomes) > 3
 
 
-def test_recover_leaves_alone_what_a_living_process_writes(tmp_path: Path, way: str) -> None:
+def test_recover_keeps_scratch_of_running_process(tmp_path: Path, way: str) -> None:
     output = folder_with(tmp_path / "output", "old")
     with write_whole(output, force=True) as scratch:
         (scratch / "new").touch()
         recover(output)
         assert scratch.is_dir()
-        with write_whole(output, force=True) as other:  # a second command beside the first one
+        with write_whole(output, force=True) as other:  # a second command at the same time
             (other / "other").touch()
         assert names(output) == ["other"]
     assert names(output) == ["new"]
@@ -248,9 +244,7 @@ def test_recover_leaves_alone_what_a_living_process_writes(tmp_path: Path, way: 
     assert names(tmp_path) == ["file.json", "output"]
 
 
-def test_recover_waits_for_a_living_process_between_the_two_renames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recover_ignores_running_process_between_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = folder_with(tmp_path / "output", "old")
     monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
     between: list[bool] = []
@@ -270,7 +264,7 @@ def test_recover_waits_for_a_living_process_between_the_two_renames(
     assert names(output) == ["new"]
 
 
-def test_recover_touches_nothing_of_others(tmp_path: Path) -> None:
+def test_recover_keeps_unrelated_files(tmp_path: Path) -> None:
     others = [
         ".output.training",
         ".output.partial",
@@ -284,7 +278,7 @@ def test_recover_touches_nothing_of_others(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(others)
 
 
-def test_scratch_of_a_dead_process_is_removed_at_the_next_start(tmp_path: Path) -> None:
+def test_write_whole_removes_scratch_of_killed_process(tmp_path: Path) -> None:
     folder_with(tmp_path / ".output.0123abcd.partial", "half")
     (tmp_path / ".bench.0123abcd.partial.json").touch()
     with write_whole(tmp_path / "output", force=False) as scratch:
@@ -294,9 +288,7 @@ def test_scratch_of_a_dead_process_is_removed_at_the_next_start(tmp_path: Path) 
     assert names(tmp_path / "output") == ["new"]
 
 
-def test_without_locks_an_interrupted_replacement_is_restored_and_nothing_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recover_without_locks_restores_and_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_claim", lambda path: None)
     folder_with(tmp_path / ".output.0123abcd.old", "old")
     folder_with(tmp_path / ".output.0123abcd.partial", "new")
@@ -305,8 +297,8 @@ def test_without_locks_an_interrupted_replacement_is_restored_and_nothing_remove
     assert names(tmp_path) == [".output.0123abcd.partial", "output"]
 
 
-def test_writers_and_recoverers_at_once_lose_nothing(tmp_path: Path, way: str) -> None:
-    """Locks are taken after scratch is made: in between another process may take it for a dead one's."""
+def test_concurrent_writers_and_recover_lose_nothing(tmp_path: Path, way: str) -> None:
+    """Scratch files are locked after they are created; in between, another process may remove them."""
     output = folder_with(tmp_path / "output", "0")
     errors: list[BaseException] = []
 
@@ -352,7 +344,7 @@ def test_write_together_changes_nothing_after_a_failure(tmp_path: Path) -> None:
     assert names(tmp_path) == ["one"]
 
 
-def test_new_files_have_the_modes_of_ordinary_ones(tmp_path: Path) -> None:
+def test_new_files_have_default_permissions(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         write_text(tmp_path / "file", "")

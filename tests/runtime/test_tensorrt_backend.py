@@ -1,4 +1,4 @@
-"""The TensorRT back end on a stand-in of every recorded version; see tensorrt_standin.py for what it keeps to."""
+"""TensorRT backend on stand-ins for every recorded version; see tensorrt_standin.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import weakref
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import differences, read_golden
 from berxit.runtime.loop import Backend, exit_loop
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.progress import Bar, silent
 from berxit.runtime.tokenization import TokenBatch
 from berxit.runtime.tuning import tune
 
@@ -41,7 +43,7 @@ ORIN = Gpu("Stand-in", (8, 7), 8)
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone_folders: dict) -> dict[str, Path]:
-    """Name -> a tiny bundle for TensorRT: each precision, an old version, and one body for all layers."""
+    """Name -> tiny bundle for TensorRT: one for each precision, an old version, and a shared body."""
     import torch
     from transformers import AutoTokenizer
 
@@ -82,7 +84,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone
 
 
 class Machine:
-    """A stand-in with its cache."""
+    """Stand-in of one version, with an engine cache."""
 
     def __init__(self, version: str, cache: Path) -> None:
         self.world = World()
@@ -111,7 +113,7 @@ def random_batch(seed: int, rows: int, longest: int = 32) -> TokenBatch:
 
 
 class InTurn:
-    """A policy that lets given shares of the rows leave, whatever the outputs say."""
+    """Policy in which given shares of the rows exit, regardless of the outputs."""
 
     temperatures = (1.0, 1.0, 1.0)
 
@@ -141,7 +143,7 @@ def bundle_for(version: str, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["fp16", "albert", "int8"])
 @pytest.mark.parametrize("version", NAMES)
-def test_every_version_answers_as_the_checkpoint(version: str, kind: str, bundles: dict, tmp_path: Path) -> None:
+def test_outputs_match_checkpoint_on_every_version(version: str, kind: str, bundles: dict, tmp_path: Path) -> None:
     folder = bundles[bundle_for(version, kind)]
     manifest = read_manifest(folder)
     found = Machine(version, tmp_path).open(folder)
@@ -150,7 +152,7 @@ def test_every_version_answers_as_the_checkpoint(version: str, kind: str, bundle
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "11.4.0.106", "rtx1.7"])
-def test_bfloat16_answers_as_the_checkpoint(version: str, bundles: dict, tmp_path: Path) -> None:
+def test_bfloat16_outputs_match_checkpoint(version: str, bundles: dict, tmp_path: Path) -> None:
     manifest = read_manifest(bundles["bf16"])
     found = Machine(version, tmp_path).open(bundles["bf16"])
     off = differences(found, read_golden(bundles["bf16"], manifest), manifest.model.pad_token_id)
@@ -158,7 +160,7 @@ def test_bfloat16_answers_as_the_checkpoint(version: str, bundles: dict, tmp_pat
 
 
 @pytest.mark.parametrize(("kind", "exits"), [("exits", (2, 3)), ("exits-albert", (1, 3)), ("last", (3,))])
-def test_bundles_with_fewer_exits_answer_as_the_checkpoint(
+def test_bundles_with_fewer_exits_match_checkpoint(
     kind: str, exits: tuple[int, ...], bundles: dict, tmp_path: Path
 ) -> None:
     manifest = read_manifest(bundles[kind])
@@ -174,11 +176,11 @@ def test_bundles_with_fewer_exits_answer_as_the_checkpoint(
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
 @pytest.mark.parametrize("kind", ["fp32", "albert", "exits", "repeat"])
-def test_rows_that_leave_change_no_other(kind: str, options: dict, bundles: dict, machine: Machine) -> None:
+def test_exiting_rows_do_not_change_other_rows(kind: str, options: dict, bundles: dict, machine: Machine) -> None:
     folder = bundles[kind]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
     found = machine.open(folder, **options)
-    for seed in range(12):  # more rows than max_batch, too: they go in parts
+    for seed in range(12):  # includes more rows than max_batch, which run in parts
         batch = random_batch(seed, rows=1 + seed % 8)
         assert_same(answers(found, batch, seed), answers(reference, batch, seed))
     if options.get("cuda_graphs"):
@@ -186,7 +188,7 @@ def test_rows_that_leave_change_no_other(kind: str, options: dict, bundles: dict
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
-def test_one_copy_comes_back_per_exit(options: dict, bundles: dict, machine: Machine) -> None:
+def test_each_exit_needs_one_copy_to_host(options: dict, bundles: dict, machine: Machine) -> None:
     found = machine.open(bundles["fp32"], **options)
     batch = random_batch(1, rows=1)
     list(exit_loop(found, batch, ExitPolicy.full_depth(3, False)))
@@ -194,11 +196,11 @@ def test_one_copy_comes_back_per_exit(options: dict, bundles: dict, machine: Mac
     list(exit_loop(found, batch, ExitPolicy.full_depth(3, False)))
     machine.world.run()
     after = machine.world.copies_out, len(machine.world.blocks), len(machine.world.pinned)
-    assert (after[0] - before[0], *after[1:]) == (3, *before[1:])  # and nothing is allocated any more
+    assert (after[0] - before[0], *after[1:]) == (3, *before[1:])  # no further allocations
 
 
 @pytest.mark.parametrize("call", ["wait", "copy_in", "copy_out", "move"])
-def test_the_stand_in_notices_what_is_left_out(
+def test_standin_detects_missing_calls(
     call: str, bundles: dict, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = bundles["fp32"]
@@ -209,13 +211,13 @@ def test_the_stand_in_notices_what_is_left_out(
         patch.setattr(machine.cuda, call, lambda *arguments: None)
         try:
             wrong = answers(found, batch, 3)
-        except Exception:  # rubbish token ids are refused by the embeddings' Gather
+        except Exception:  # the Gather of the embeddings rejects garbage token ids
             return
     with pytest.raises(AssertionError):
         assert_same(wrong, answers(reference, batch, 3))
 
 
-def test_callers_do_not_meet(bundles: dict, machine: Machine) -> None:
+def test_concurrent_callers_do_not_interfere(bundles: dict, machine: Machine) -> None:
     folder = bundles["fp32"]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
     found = machine.open(folder)
@@ -227,7 +229,7 @@ def test_callers_do_not_meet(bundles: dict, machine: Machine) -> None:
         try:
             for _ in range(4):
                 assert_same(answers(found, batches[seed], seed), expected[seed])
-        except BaseException as error:  # carried to the test's thread
+        except BaseException as error:  # re-raised in the thread of the test
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
@@ -238,7 +240,7 @@ def test_callers_do_not_meet(bundles: dict, machine: Machine) -> None:
     assert not failures
 
 
-def test_loops_that_take_turns_keep_their_own_memory(bundles: dict, machine: Machine) -> None:
+def test_interleaved_loops_use_separate_memory(bundles: dict, machine: Machine) -> None:
     folder = bundles["fp32"]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
     found = machine.open(folder, run_ahead=True)
@@ -252,7 +254,7 @@ def test_loops_that_take_turns_keep_their_own_memory(bundles: dict, machine: Mac
     assert_same(steps[1], answers(reference, two, 2))
 
 
-def test_memory_comes_back_when_a_loop_is_left(bundles: dict, machine: Machine) -> None:
+def test_memory_is_reused_after_loop_ends(bundles: dict, machine: Machine) -> None:
     found = machine.open(bundles["fp32"])
     blocks = []
     for _ in range(5):
@@ -265,7 +267,7 @@ def test_memory_comes_back_when_a_loop_is_left(bundles: dict, machine: Machine) 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
 @pytest.mark.parametrize("how", ["close", "forget"])
-def test_what_a_runner_held_is_given_back_in_order(how: str, options: dict, bundles: dict, machine: Machine) -> None:
+def test_close_frees_resources_in_order(how: str, options: dict, bundles: dict, machine: Machine) -> None:
     found = machine.open(bundles["albert"], **options)
     for rows in (1, 3):
         answers(found, random_batch(rows, rows), 1)
@@ -276,7 +278,7 @@ def test_what_a_runner_held_is_given_back_in_order(how: str, options: dict, bund
     world.gone.clear()
     if how == "close":
         found.close()
-        found.close()  # twice is once
+        found.close()  # a second close has no effect
         with pytest.raises(BerxitError, match=r"this runner was closed .* load the bundle again"):
             found.embed(random_batch(1, 1))
     else:
@@ -291,7 +293,7 @@ def test_what_a_runner_held_is_given_back_in_order(how: str, options: dict, bund
         assert order[0] == "launchable"
 
 
-def test_a_runner_that_does_not_open_leaves_nothing_behind(bundles: dict, machine: Machine) -> None:
+def test_failed_open_frees_all_resources(bundles: dict, machine: Machine) -> None:
     built = machine.prepare(bundles["fp32"])
     built["segments/layer_03.onnx"] = b"damaged"
     with pytest.raises(BerxitError, match="cannot load the engine"):
@@ -300,9 +302,7 @@ def test_a_runner_that_does_not_open_leaves_nothing_behind(bundles: dict, machin
     assert not machine.world.blocks
 
 
-def test_an_engine_that_the_manifest_does_not_describe_is_refused(
-    bundles: dict, machine: Machine, tmp_path: Path
-) -> None:
+def test_open_rejects_engine_that_differs_from_manifest(bundles: dict, machine: Machine, tmp_path: Path) -> None:
     built, manifest = machine.prepare(bundles["fp32"]), read_manifest(bundles["fp32"])
     first, second, *others = manifest.segments
     for change, message in (
@@ -319,9 +319,7 @@ def test_an_engine_that_the_manifest_does_not_describe_is_refused(
             TensorRtBackend(bundles["fp32"], other, machine.api, Machine("10.3.0", tmp_path).cuda, built)
 
 
-def test_a_forked_child_runs_nothing_and_gives_nothing_back(
-    bundles: dict, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forked_child_neither_runs_nor_frees(bundles: dict, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.open(bundles["fp32"])
     monkeypatch.setattr(forking, "_watched", weakref.WeakKeyDictionary({found: None}))
     monkeypatch.setattr(forking, "_skip_native_exit_handlers", lambda: None)
@@ -338,7 +336,7 @@ def test_a_forked_child_runs_nothing_and_gives_nothing_back(
     assert not machine.world.gone
 
 
-def test_contexts_are_made_for_the_lengths_that_are_used(bundles: dict, machine: Machine) -> None:
+def test_contexts_are_created_per_used_length(bundles: dict, machine: Machine) -> None:
     found = machine.open(bundles["fp32"])
     assert machine.world.contexts == 0
     for _ in range(2):
@@ -348,14 +346,14 @@ def test_contexts_are_made_for_the_lengths_that_are_used(bundles: dict, machine:
     assert machine.world.contexts == 8
 
 
-def test_an_upload_has_arrived_when_it_returns(machine: Machine) -> None:
+def test_upload_is_complete_when_it_returns(machine: Machine) -> None:
     array = np.arange(1000, dtype=np.float32)
     address = machine.cuda.upload(array, machine.cuda.stream())
     np.testing.assert_array_equal(machine.world.at(address, array.nbytes).view(np.float32), array)
 
 
 @pytest.mark.parametrize("fails", ["execute_async_v3", "cudaGraphInstantiate"])
-def test_what_cannot_be_a_graph_runs_without(fails: str, bundles: dict, machine: Machine) -> None:
+def test_failed_graph_capture_falls_back_to_plain_execution(fails: str, bundles: dict, machine: Machine) -> None:
     folder = bundles["fp32"]
     reference = open_onnxruntime(folder, read_manifest(folder), 1)
     found = machine.open(folder, cuda_graphs=True)
@@ -377,16 +375,16 @@ def test_what_cannot_be_a_graph_runs_without(fails: str, bundles: dict, machine:
         ("set_timing_cache", "rejected an empty timing cache"),
     ],
 )
-def test_a_call_that_answers_no_is_told(call: str, said: str, bundles: dict, machine: Machine) -> None:
+def test_failed_api_call_raises_error(call: str, said: str, bundles: dict, machine: Machine) -> None:
     machine.world.refuses.add(call)
     with pytest.raises(BerxitError, match=rf"TensorRT 10\.3\.0 {said}: .*berxit-build --force"):
         machine.open(bundles["fp32"]).embed(random_batch(1, rows=1))
 
 
-def test_what_rtx_compiled_is_kept_for_the_next_process(bundles: dict, tmp_path: Path) -> None:
+def test_rtx_runtime_cache_is_stored_for_next_process(bundles: dict, tmp_path: Path) -> None:
     folder, kept = bundles["fp32"], [b""]
     manifest = read_manifest(folder)
-    for expected in (b"kkkk", b"kkkkkkkk"):  # the stand-in adds one per context that first runs
+    for expected in (b"kkkk", b"kkkkkkkk"):  # the stand-in adds an entry when a context runs for the first time
         rtx = Machine("rtx1.7", tmp_path)
         found = TensorRtBackend(
             folder, manifest, rtx.api, rtx.cuda, rtx.prepare(folder), kernels=kept[-1], keep_kernels=kept.append
@@ -407,7 +405,7 @@ def test_what_rtx_compiled_is_kept_for_the_next_process(bundles: dict, tmp_path:
         rtx.open(folder).embed(random_batch(1, rows=1))
 
 
-def test_a_state_goes_on_once(bundles: dict, machine: Machine) -> None:
+def test_state_can_be_advanced_only_once(bundles: dict, machine: Machine) -> None:
     found = machine.open(bundles["fp32"])
     state = found.embed(random_batch(1, rows=2))
     found.layer(1, state)
@@ -415,13 +413,13 @@ def test_a_state_goes_on_once(bundles: dict, machine: Machine) -> None:
         found.layer(1, state)
 
 
-def test_an_input_longer_than_the_lengths_is_refused(bundles: dict, machine: Machine) -> None:
+def test_embed_rejects_input_longer_than_profile(bundles: dict, machine: Machine) -> None:
     found = machine.open(bundles["fp32"])
     with pytest.raises(InputError, match=r"40 tokens is longer than the bundle takes \(32\)"):
         found.embed(TokenBatch.pad([[5] * 40], [[0] * 40], 0))
 
 
-def test_graphs_need_tensorrt_10(bundles: dict, tmp_path: Path) -> None:
+def test_cuda_graphs_need_tensorrt_10(bundles: dict, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"option cuda-graphs of tensorrt needs TensorRT 10, this is TensorRT 8\.6\.1"):
         Machine("8.6.1", tmp_path).open(bundles["old"], cuda_graphs=True)
 
@@ -429,27 +427,27 @@ def test_graphs_need_tensorrt_10(bundles: dict, tmp_path: Path) -> None:
 # --- engines -------------------------------------------------------------------------------------------------------
 
 
-def test_engines_are_built_once(bundles: dict, machine: Machine) -> None:
+def test_engines_are_cached(bundles: dict, machine: Machine) -> None:
     machine.prepare(bundles["fp32"])
     assert machine.world.built == ["embeddings.onnx", "layer_01.onnx", "layer_02.onnx", "layer_03.onnx"]
     machine.prepare(bundles["fp32"])
     assert len(machine.world.built) == 4
-    assert machine.cache.read_kept("timing", machine.api, ORIN) == b"tttt"  # one cache, carried from engine to engine
+    assert machine.cache.read_kept("timing", machine.api, ORIN) == b"tttt"  # all engines use the same timing cache
 
 
 @pytest.mark.parametrize("kept", [b"damaged", b"of another version"])
-def test_a_timing_cache_that_does_not_fit_is_begun_anew(kept: bytes, bundles: dict, machine: Machine) -> None:
+def test_unusable_timing_cache_is_recreated(kept: bytes, bundles: dict, machine: Machine) -> None:
     machine.cache.write_kept("timing", machine.api, ORIN, kept)
     machine.prepare(bundles["fp32"])
     assert machine.cache.read_kept("timing", machine.api, ORIN) == b"tttt"
 
 
-def test_a_shared_body_is_one_engine(bundles: dict, machine: Machine) -> None:
+def test_shared_body_has_one_engine(bundles: dict, machine: Machine) -> None:
     machine.prepare(bundles["albert"])
     assert machine.world.built == ["embeddings.onnx", "body_01.onnx"]
 
 
-def test_an_engine_is_built_anew_when_its_key_differs(bundles: dict, machine: Machine, tmp_path: Path) -> None:
+def test_engine_is_rebuilt_if_key_differs(bundles: dict, machine: Machine, tmp_path: Path) -> None:
     folder = bundles["fp32"]
     manifest = read_manifest(folder)
     machine.prepare(folder)
@@ -474,7 +472,7 @@ def test_an_engine_is_built_anew_when_its_key_differs(bundles: dict, machine: Ma
     assert len({key.digest, *(other.digest for other in others)}) == 11
 
 
-def test_rtx_engines_fit_every_gpu_of_a_capability(bundles: dict, tmp_path: Path) -> None:
+def test_rtx_engine_key_depends_on_compute_capability_only(bundles: dict, tmp_path: Path) -> None:
     manifest = read_manifest(bundles["fp32"])
     rtx = Machine("rtx1.7", tmp_path)
     one, other = (
@@ -485,7 +483,7 @@ def test_rtx_engines_fit_every_gpu_of_a_capability(bundles: dict, tmp_path: Path
         prepare_engines(bundles["fp32"], manifest, rtx.api, ORIN, rtx.cache)
 
 
-def test_an_engine_that_does_not_load_says_what_to_do(bundles: dict, machine: Machine) -> None:
+def test_engine_that_cannot_be_loaded_names_remedy(bundles: dict, machine: Machine) -> None:
     folder = bundles["fp32"]
     built = machine.prepare(folder)
     built["segments/layer_02.onnx"] = b"damaged"
@@ -495,13 +493,13 @@ def test_an_engine_that_does_not_load_says_what_to_do(bundles: dict, machine: Ma
         TensorRtBackend(folder, read_manifest(folder), machine.api, machine.cuda, built)
 
 
-def test_files_too_new_for_the_parser_are_told(bundles: dict, tmp_path: Path) -> None:
+def test_open_reports_unsupported_onnx_file(bundles: dict, tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match=r"opset 19 is newer than 17\. Export again with the --target-version"):
         Machine("8.6.1", tmp_path).prepare(bundles["fp16"])
     assert not list(tmp_path.rglob("*.engine"))
 
 
-def test_a_cache_that_cannot_be_written_is_told(bundles: dict, tmp_path: Path) -> None:
+def test_build_reports_unwritable_cache(bundles: dict, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BerxitError, match="Set BERXIT_CACHE to a folder with room"):
         Machine("10.3.0", tmp_path / "file").prepare(bundles["fp32"])
@@ -511,7 +509,7 @@ def test_a_cache_that_cannot_be_written_is_told(bundles: dict, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "albert"])
-def test_tensors_are_aligned_and_do_not_overlap(kind: str, bundles: dict) -> None:
+def test_plan_aligns_tensors_without_overlap(kind: str, bundles: dict) -> None:
     manifest = read_manifest(bundles[kind])
     plan = plan_for(manifest, 4, 16)
     ends = 0
@@ -526,10 +524,10 @@ def test_tensors_are_aligned_and_do_not_overlap(kind: str, bundles: dict) -> Non
     assert plan.outputs[0].stop == plan.outputs[1].start
 
 
-# --- what the code calls -------------------------------------------------------------------------------------------
+# --- names that the code uses --------------------------------------------------------------------------------------
 
 
-def test_the_names_are_the_recorded_ones() -> None:
+def test_recorded_names_match_api_listings() -> None:
     recorded = SHARED / "tensorrt-api"
     if not recorded.exists():
         pytest.skip("the recorded names of TensorRT are not beside the project")
@@ -542,7 +540,7 @@ def test_the_names_are_the_recorded_ones() -> None:
             assert set(names) == wanted[kind] & members, f"{version} {kind}"
 
 
-def test_a_name_that_a_version_lacks_fails_the_test(bundles: dict, tmp_path: Path) -> None:
+def test_standin_rejects_names_missing_in_version(bundles: dict, tmp_path: Path) -> None:
     for version, kind, name in (
         ("8.6.1", "ICudaEngine", "device_memory_size_v2"),
         ("10.3.0", "IExecutionContext", "execute_async_v2"),
@@ -561,7 +559,7 @@ def test_a_name_that_a_version_lacks_fails_the_test(bundles: dict, tmp_path: Pat
     assert not hasattr(module, "ComputeCapability")
 
 
-def test_code_for_another_version_fails_on_this_one(
+def test_standin_rejects_code_for_another_version(
     bundles: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Api, "shares_profiles", False)
@@ -570,8 +568,8 @@ def test_code_for_another_version_fails_on_this_one(
         Machine("11.4.0.106", tmp_path).open(bundles["fp32"]).embed(random_batch(1, rows=1))
 
 
-def test_float32_is_float32(bundles: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in builds nothing in TF32, and holds TensorRT 8 to what the file computes in float32."""
+def test_float32_engines_disable_tf32(bundles: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in rejects TF32, and checks on TensorRT 8 that float32 layers of the file are computed in float32."""
     real = Api.set_precision
 
     def forgets(self: Api, config: object, network: object, precision: str) -> None:
@@ -588,7 +586,7 @@ def test_float32_is_float32(bundles: dict, tmp_path: Path, monkeypatch: pytest.M
         Machine("8.6.1", tmp_path / "three").prepare(bundles["old"])
 
 
-def test_cuda_python_has_every_function_that_is_called() -> None:
+def test_cuda_python_has_all_called_functions() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed here")
     called = set(re.findall(r'"(cuda[A-Z]\w+)"|_runtime\.(cuda[A-Z]\w+)', (PACKAGE / "cuda.py").read_text("utf-8")))
     names = {name for pair in called for name in pair if name}
@@ -597,7 +595,7 @@ def test_cuda_python_has_every_function_that_is_called() -> None:
     assert {name for name in names if not hasattr(cuda_runtime(World()), name)} == set()
 
 
-def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_without_gpu_raises_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = SimpleNamespace(cudaGetDeviceCount=lambda: (SimpleNamespace(name="cudaErrorNoDevice", __int__=None), 0))
     runtime.cudaGetDeviceCount = lambda: (100, None)
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace())
@@ -606,13 +604,13 @@ def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         Cuda.open()
 
 
-def test_without_tensorrt_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_without_tensorrt_names_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BerxitError, match=r"needs tensorrt, which is not installed here: .*\[(tensorrt|jetson)\]"):
         load("tensorrt")
 
 
-def test_a_builder_is_looked_for_under_every_name_that_it_comes_under() -> None:
+def test_builder_is_found_under_all_module_names() -> None:
     for info in BACKENDS["tensorrt"]:
         for builder, modules in BUILDERS.items():
             if info.name == builder:
@@ -622,8 +620,8 @@ def test_a_builder_is_looked_for_under_every_name_that_it_comes_under() -> None:
     assert not dataclasses.replace(other, other_package=None).installed
 
 
-def test_a_bundle_opens_through_the_registry(
-    bundles: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_open_backend_opens_tensorrt_bundle(
+    bundles: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine = Machine("10.3.0", tmp_path)
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path))
@@ -631,9 +629,15 @@ def test_a_bundle_opens_through_the_registry(
     monkeypatch.setattr(backend.Cuda, "open", lambda: Cuda(cuda_runtime(machine.world)))
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__spec__=SimpleNamespace()))
     folder = shutil.copytree(bundles["fp32"], tmp_path / "bundle")
-    found = open_backend(folder, read_manifest(folder), backend="tensorrt")
+    lengths: list[int] = []
+
+    def progress(length: int) -> AbstractContextManager[Bar]:
+        lengths.append(length)
+        return silent(length)
+
+    found = open_backend(folder, read_manifest(folder), backend="tensorrt", progress=progress)
     assert found.name == "tensorrt"
-    assert "builds 4 of 4 engines for Stand-in" in capsys.readouterr().err
+    assert "builds 4 of 4 engines for Stand-in" in caplog.text
     options = {"cuda_graphs": True, "run_ahead": True}
     found = open_backend(folder, read_manifest(folder), backend="tensorrt", backend_options=options)
     assert found.label == "tensorrt (cuda-graphs, run-ahead)"
@@ -646,8 +650,8 @@ def test_a_bundle_opens_through_the_registry(
     assert engines.WORKSPACE_MIB > 0
 
 
-def test_cuda_python_takes_what_it_is_given() -> None:
-    """Without a driver every call comes back with an error, but not before its arguments were understood."""
+def test_cuda_python_accepts_argument_types() -> None:
+    """Without a driver every call returns an error, but only after its arguments were converted."""
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed here")
     if int(runtime.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a GPU: these arguments are not for one")

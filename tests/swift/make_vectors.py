@@ -1,9 +1,9 @@
-"""What the Swift package must agree with, from the Python runtime.
+"""Test vectors for the Swift package, computed by the Python runtime.
 
     PYTHONPATH=.:tests/runtime python tests/swift/make_vectors.py
 
-Writes runners/swift/Tests/EarlyExitTests/Vectors/ from the tokenizers that are there. --train makes these
-anew, others every time. A test here holds the committed files to what this writes today.
+Writes runners/swift/Tests/EarlyExitTests/Vectors/, using the tokenizers in this folder. --train trains new tokenizers,
+which differ each time. test_swift.py compares the committed files with newly computed ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
 MILLISECONDS = (4.0, 12.0, 25.0, 60.0, 25.0, 60.0, 60.0, 100.0, 25.0, 12.0)
-"""Deadlines of the calls that share an estimator."""
+"""Deadlines of successive calls that share one estimator."""
 LONG = "what is the weather like tomorrow, and what was it like a week ago? " * 12
 LONG_TEXTS: list[Text] = [
     LONG,
@@ -73,7 +73,7 @@ TEXTS: list[Text] = [
 
 
 def train_tokenizers(folder: Path) -> None:
-    """On the sample utterances."""
+    """Trains the tokenizers on the sample data, and saves them in ``folder``."""
     lines = (ROOT / "toolkit" / "sample" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     words = [line.split("\t")[0] for line in lines] + [text for text in TEXTS if isinstance(text, str)]
     for kind, tokenizer in small_tokenizers(words).items():
@@ -86,7 +86,7 @@ def copy_tokenizers(source: Path, folder: Path) -> None:
 
 
 def write_vectors(folder: Path) -> None:
-    """Fills ``folder``, where the tokenizers already are."""
+    """Writes all test vectors to ``folder``, which contains the tokenizers."""
     write_models(folder)
     manifest = manifest_of(MODELS[0], folder / "bundle", folder / "models" / MODELS[0].name)
     for name, cases in {
@@ -100,7 +100,7 @@ def write_vectors(folder: Path) -> None:
 
 
 def tokenization(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tokenizer and texts -> ids, types, and whether the text was cut."""
+    """Cases: tokenizer and texts -> ids, types, and truncation."""
     for kind in SIZES:
         tokenizer = TextTokenizer(folder / f"{kind}.json", MAX_LENGTH, 0)
         for text in [*TEXTS, *LONG_TEXTS]:
@@ -116,7 +116,7 @@ def tokenization(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def policies() -> Iterator[dict[str, Any]]:
-    """Policy and every layer's outputs -> every layer's certainty, and the exit layer. Cases for every criterion."""
+    """Cases for every criterion: policy and outputs of every layer -> certainty at every layer, and exit layer."""
     rng = np.random.default_rng(0)
     layers = 5
     warm, plain = (1.0, 0.5, 2.0, 1.5, 0.8), (1.0,) * layers
@@ -146,8 +146,8 @@ def policies() -> Iterator[dict[str, Any]]:
 
 
 def deadlines() -> Iterator[dict[str, Any]]:
-    """Calls that share one estimator: deadline, and the clock at the start and after each exit -> whether each exit
-    that was reached stops the call; the margin after the last call."""
+    """Cases of calls that share one estimator: deadline, and clock at the start and after each exit -> the exit
+    decision at each computed exit, and the margin after the last call."""
     rng = np.random.default_rng(2)
     for exits in ((1, 2, 3, 4, 5, 6), (2, 3, 6), (1, 6), (6,)):
         for threshold in (1.0, 0.6):
@@ -167,7 +167,7 @@ def deadlines() -> Iterator[dict[str, Any]]:
 def call(
     policy: ExitPolicy, exits: tuple[int, ...], milliseconds: float, estimator: StepEstimator, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """One call under a deadline; every fifth layer stalls."""
+    """One call with a deadline; 20% of the layers stall."""
     took = rng.uniform(1e-3, 6e-3, size=len(exits)) * np.diff([0, *exits])
     took[rng.uniform(size=len(exits)) < 0.2] += 0.05
     times = (100 + np.cumsum([0.0, *took])).tolist()
@@ -182,7 +182,7 @@ def call(
 
 
 def padding(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """Lengths that segments take, and tokens -> what the embeddings get; None where the tokens are too many."""
+    """Cases: lengths of the segments, and tokens -> inputs of the embeddings; None if there are too many tokens."""
     model = dataclasses.replace(manifest.model, pad_token_id=1)
     for lengths in ((), (16,), (16, 4, 8)):
         for tokens in (1, 3, 4, 5, 8, 16, 17):
@@ -197,7 +197,7 @@ def padding(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
 
 def padded(manifest: Manifest, ids: list[int], types: list[int]) -> dict[str, list[int]] | None:
-    """What CoreML's back end feeds to the embeddings segment."""
+    """Inputs that the CoreML backend passes to the embeddings segment; None if there are too many tokens."""
     fed: dict[str, list[int]] = {}
 
     def predict(feeds: dict[str, Any]) -> dict[str, Any]:
@@ -213,8 +213,8 @@ def padded(manifest: Manifest, ids: list[int], types: list[int]) -> dict[str, li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write what the Swift package must agree with.")
-    parser.add_argument("--train", action="store_true", help="make the small tokenizers anew")
+    parser = argparse.ArgumentParser(description="Write the test vectors of the Swift package.")
+    parser.add_argument("--train", action="store_true", help="train new tokenizers")
     train = parser.parse_args().train
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "Vectors"

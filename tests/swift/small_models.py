@@ -1,4 +1,5 @@
-"""Small bundles whose segments are stood in for: manifest, what every exit gives, what the Python runner answers."""
+"""Small bundles with stored outputs instead of segments: manifest, outputs of every exit, predictions of the Python
+runner."""
 
 from __future__ import annotations
 
@@ -52,15 +53,15 @@ PAIRS: list[Text] = [
 
 @dataclass(frozen=True)
 class SmallModel:
-    """What a bundle is made of."""
+    """Definition of a small bundle."""
 
     name: str
     policy: ExitPolicy
     others: tuple[float, ...]
-    """Thresholds to ask for in place of the policy's."""
+    """Thresholds to predict with, in addition to those of the policy."""
     exits: tuple[int, ...] = ALL
     labels: tuple[str, ...] = ("lights", "music", "weather")
-    """None for regression."""
+    """Class names; empty for regression."""
     pairs: bool = False
 
     @property
@@ -94,7 +95,7 @@ BIAS = TensorInfo("attention_bias", "attention_bias", "float16", (1, 1, 1, "leng
 
 
 def write_models(folder: Path) -> None:
-    """Fills ``folder``/bundle with what all have, and ``folder``/models/NAME with what each has."""
+    """Writes the shared files to ``folder``/bundle, and the files of each model to ``folder``/models/NAME."""
     shared = folder / "bundle"
     shared.mkdir()
     (shared / "tokenizer.json").write_bytes((folder / "bert.json").read_bytes())
@@ -139,7 +140,7 @@ def write_model(model: SmallModel, shared: Path, place: Path, rng: np.random.Gen
 
 
 def manifest_of(model: SmallModel, shared: Path, place: Path) -> Manifest:
-    """``shared`` has tokenizer and segments, ``place`` the golden inputs."""
+    """Manifest of a model. ``shared`` contains the tokenizer and segments, ``place`` the golden inputs."""
     outputs = (
         HIDDEN_OUT,
         TensorInfo("logits", "logits", "float32", (1, max(len(model.labels), 1))),
@@ -179,7 +180,7 @@ def runner_of(
 
 
 def batches(model: SmallModel, *parts: Any) -> Iterator[dict[str, Any]]:
-    """Threshold (None: the policy's) -> the answers to all texts."""
+    """Predictions for all texts for each threshold; None: the thresholds of the policy."""
     runner = runner_of(model, *parts)
     for threshold in (None, *model.others):
         answers = runner.predict_batch(model.texts, threshold=threshold)
@@ -189,12 +190,12 @@ def batches(model: SmallModel, *parts: Any) -> Iterator[dict[str, Any]]:
 def streams(
     model: SmallModel, manifest: Manifest, tokenizer: TextTokenizer, logits: npt.NDArray, lte: npt.NDArray
 ) -> Iterator[list[dict[str, Any]]]:
-    """Per text the answers at every exit."""
+    """Predictions at every exit, for each text."""
     for row, text in enumerate(model.texts):
         runner = runner_of(model, manifest, tokenizer, logits[row : row + 1], lte[row : row + 1])
         yield [plain(answer) for answer in runner.stream(*(text if isinstance(text, tuple) else (text,)))]
 
 
 def plain(answer: Prediction) -> dict[str, Any]:
-    """A prediction without its latency, and whether that was late."""
+    """Fields of a prediction except ``latency_ms`` and ``late``."""
     return {key: value for key, value in asdict(answer).items() if key not in ("latency_ms", "late")}

@@ -1,4 +1,4 @@
-"""The families' tokenizers, as transformers' own classes write them, with small vocabularies."""
+"""Tokenizers of the model families, created by the classes of transformers with small vocabularies."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RULES = {
     "ﬁ": "fi",
     "é": "e",
     "e\u0301": "e",
-    "q": "k",  # and so "q" with an accent, which is one grapheme
-    "か\u3099": "が",  # six bytes: a grapheme that is never looked up as a whole
+    "q": "k",  # applies to "q" with an accent, too, which is one grapheme
+    "か\u3099": "が",  # six bytes, so that this grapheme is never mapped as a whole
 }
-"""Spelling -> what replaces it, as SentencePiece's nmt_nfkc has them by the thousand."""
+"""Spelling -> replacement; a small version of SentencePiece's nmt_nfkc."""
 
 
 def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
-    """Kind -> tokenizer, trained on ``texts``. DistilBERT's is BERT's."""
+    """Kind -> tokenizer, trained on ``texts``. DistilBERT uses that of BERT."""
     from transformers import AlbertTokenizer, BertTokenizer, MPNetTokenizer, RobertaTokenizer
 
     specials = {token: place for place, token in enumerate(("<s>", "<pad>", "</s>", "[UNK]", "<mask>"))}
@@ -36,7 +36,7 @@ def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
     made: dict[str, Any] = {
         "bert": BertTokenizer(),
         "mpnet": MPNetTokenizer(vocab=specials),
-        "roberta": RobertaTokenizer(mask_token=AddedToken("<mask>", lstrip=True)),  # as roberta-base has it
+        "roberta": RobertaTokenizer(mask_token=AddedToken("<mask>", lstrip=True)),  # as in roberta-base
         "albert": albert,
     }
     words = list(texts)
@@ -44,7 +44,7 @@ def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
         kind: tokenizer.train_new_from_iterator(words, SIZES[kind], show_progress=False).backend_tokenizer
         for kind, tokenizer in made.items()
     }
-    # What ALBERT's other steps hide: the map without NFKD before it, the rule on spaces (older files') without a cut.
+    # Covers what ALBERT's pipeline does not: the map without NFKD before it, and unsplit spaces as in older files.
     plain = albert.train_new_from_iterator(words, SIZES["unigram"], show_progress=False).backend_tokenizer
     plain.normalizer = normalizers.Sequence(
         [normalizers.Precompiled(charsmap(RULES)), normalizers.Lowercase(), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -54,9 +54,12 @@ def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
 
 
 def charsmap(rules: dict[str, str]) -> bytes:
-    """SentencePiece's precompiled map: the size of a double-array trie in bytes, the trie, the texts, each ended by a
-    zero byte. A unit of the trie is little-endian, 32 bits: its label (8), whether a spelling ends there (1), how its
-    children's places follow from its own by exclusive or (21, from bit 10 on); or, with bit 31, a place in the texts.
+    """Precompiled map of SentencePiece: size of a double-array trie in bytes, the trie, the zero-terminated
+    replacements.
+
+    A unit of the trie has 32 bits, little-endian: its label (8 bits), a flag that a spelling ends there (1 bit), and
+    the exclusive or of its position and the base of its children (21 bits, from bit 10 on). If bit 31 is set, the other
+    bits are an offset into the replacements.
     """
     texts, places = bytearray(), {}
     for spelling, text in rules.items():
@@ -75,6 +78,6 @@ def charsmap(rules: dict[str, str]) -> bytes:
                 grow(base ^ label, prefix + bytes([label]))
 
     grow(0, b"")
-    size = (max(units) // 256 + 1) * 256  # a reader may look anywhere in a block
+    size = (max(units) // 256 + 1) * 256  # a reader may access any unit of a block
     trie = b"".join(units.get(place, 0).to_bytes(4, "little") for place in range(size))
     return len(trie).to_bytes(4, "little") + trie + bytes(texts)

@@ -1,4 +1,4 @@
-"""The Swift package: its test vectors are what the Python runtime says today, and its sources are Swift."""
+"""Swift package: its test vectors equal the outputs of the Python runtime, and its sources have no syntax errors."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ SOURCES = [
 
 @pytest.fixture(scope="module")
 def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written anew, from the committed tokenizers: training them again could differ with the library's version."""
+    """Newly computed test vectors, from the committed tokenizers; newly trained ones may differ between versions."""
     folder = tmp_path_factory.mktemp("vectors")
     copy_tokenizers(VECTORS, folder)
     write_vectors(folder)
     return folder
 
 
-def test_the_vectors_are_what_the_runtime_says(today: Path) -> None:
+def test_vectors_equal_runtime_outputs(today: Path) -> None:
     files = sorted(path.relative_to(VECTORS) for path in VECTORS.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(today) for path in today.rglob("*") if path.is_file())
     assert len(files) > 10
     different = [str(file) for file in files if not same(VECTORS / file, today / file)]
-    assert different == [], "run tests/swift/make_vectors.py, and see that the Swift package still agrees"
+    assert different == [], "run tests/swift/make_vectors.py, then run the tests of the Swift package"
 
 
 def same(a: Path, b: Path) -> bool:
-    """Byte by byte; measured numbers to six digits, since exp differs in the last one from CPU to CPU."""
+    """Compares files byte by byte; computed numbers to six digits, because exp differs between CPUs in the last one."""
     if a.name not in ("policies.json", "answers.json", "deadlines.json"):
         return filecmp.cmp(a, b, shallow=False)
     return alike(*(json.loads(path.read_text(encoding="utf-8")) for path in (a, b)))
@@ -49,7 +49,7 @@ def alike(a: Any, b: Any) -> bool:
     return bool(a == pytest.approx(b, rel=1e-6)) if isinstance(a, float) else bool(a == b)
 
 
-def test_every_source_is_swift() -> None:
+def test_swift_sources_have_no_syntax_errors() -> None:
     tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install -e '.[dev]'")
     swift = pytest.importorskip("tree_sitter_swift", reason="tree-sitter-swift is not installed")
     parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
@@ -63,7 +63,7 @@ def test_every_source_is_swift() -> None:
 
 
 def errors(node):  # type: ignore[no-untyped-def]
-    """What the parser could not read below a node."""
+    """Syntax errors below a node."""
     if node.is_error or node.is_missing:
         yield node
     for child in node.children:
@@ -71,7 +71,7 @@ def errors(node):  # type: ignore[no-untyped-def]
             yield from errors(child)
 
 
-def test_a_parser_that_sees_errors() -> None:
+def test_swift_parser_detects_errors() -> None:
     tree_sitter = pytest.importorskip("tree_sitter", reason="tree-sitter is not installed: pip install -e '.[dev]'")
     swift = pytest.importorskip("tree_sitter_swift", reason="tree-sitter-swift is not installed")
     parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))

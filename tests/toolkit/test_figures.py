@@ -1,4 +1,4 @@
-"""Figures are written, and show something."""
+"""Figures are written and are not empty."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def colours(path: Path) -> int:
     return len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0))
 
 
-def test_a_bench_is_drawn(result: BenchResult, tmp_path: Path) -> None:
+def test_bench_figure_is_written(result: BenchResult, tmp_path: Path) -> None:
     path = bench_figure(result, tmp_path / "bench.png")
     assert path == tmp_path / "bench.png"
     assert colours(path) > 20
     assert plt.get_fignums() == []
 
 
-def test_without_labels_the_score_panel_is_left_out(result: BenchResult, tmp_path: Path) -> None:
+def test_bench_figure_without_labels_has_no_score_panel(result: BenchResult, tmp_path: Path) -> None:
     bare = replace(
         result,
         metric=None,
@@ -51,7 +51,7 @@ def test_without_labels_the_score_panel_is_left_out(result: BenchResult, tmp_pat
     assert image.imread(narrow_path).shape[1] * 2 == pytest.approx(wide[1], abs=2)
 
 
-def test_an_evaluation_is_drawn(tmp_path: Path) -> None:
+def test_evaluation_figure_is_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 4, 2)).astype(np.float32)
     evaluation = evaluate(Predictions(logits, None, rng.integers(0, 2, 50), "accuracy"))

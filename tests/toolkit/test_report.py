@@ -1,4 +1,4 @@
-"""The reports: the evaluation's tables, and the quickstart's page."""
+"""Reports: the tables of an evaluation and the page of the quickstart."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def predictions() -> Predictions:
 
 
 class Tags(HTMLParser):
-    """Opened and closed tags must pair up."""
+    """Parser that checks that every opened tag is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def page_of(path: Path, result: BenchResult, checkpoint: Path, bundle: Path) -> 
     return write_report(path, result, calibrated.calibration, bundle, ANSWERS).read_text(encoding="utf-8")
 
 
-def test_the_page_opens_with_the_headline(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_report_starts_with_the_headline(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "report.html", result, checkpoint, bundle)
     headline = re.search("<h1>(.*?)</h1>", page)
     assert headline is not None
@@ -76,9 +76,7 @@ def test_the_page_opens_with_the_headline(result: BenchResult, checkpoint: Path,
     assert tags.open == []
 
 
-def test_the_page_holds_its_figure_and_tables(
-    result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path
-) -> None:
+def test_report_contains_figure_and_tables(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "report.html", result, checkpoint, bundle)
     figure = re.search('src="data:image/png;base64,([^"]+)"', page)
     assert figure is not None
@@ -88,10 +86,10 @@ def test_the_page_holds_its_figure_and_tables(
     assert f"{result.by_layer[3].latency.mean:.2f}" in page
     assert f"EarlyExitRunner.load(&#x27;{bundle.name}&#x27;)" in page
     assert str(bundle.parent) not in page
-    assert "http" not in page  # opens anywhere, also without a network
+    assert "http" not in page  # the page needs no network
 
 
-def test_what_the_user_named_is_escaped(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_report_escapes_names_of_the_user(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     calibrated = read_policy(checkpoint)
     assert calibrated is not None
     odd = replace(calibrated.calibration, data="<script>.tsv")
@@ -103,7 +101,7 @@ def test_what_the_user_named_is_escaped(result: BenchResult, checkpoint: Path, b
     assert "&lt;b&gt;loud&lt;/b&gt;" in page
 
 
-def test_the_page_shows_what_left_first_and_last(
+def test_report_lists_the_earliest_and_latest_exits(
     result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path
 ) -> None:
     page = page_of(tmp_path / "report.html", result, checkpoint, bundle)
@@ -113,14 +111,16 @@ def test_the_page_shows_what_left_first_and_last(
     ]
 
 
-def test_few_answers_stand_once_each(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_report_lists_few_predictions_once_each(
+    result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path
+) -> None:
     calibrated = read_policy(checkpoint)
     assert calibrated is not None
     path = write_report(tmp_path / "report.html", result, calibrated.calibration, bundle, ANSWERS[:3])
     assert path.read_text(encoding="utf-8").count("<td>early 1</td>") == 1
 
 
-def test_a_bar_in_a_text_stays_in_its_cell(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_report_escapes_a_bar_in_a_text(result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     calibrated = read_policy(checkpoint)
     assert calibrated is not None
     answers = [("on | off", Prediction("cat", {}, 1, 0.9, 1.0))]
@@ -128,7 +128,7 @@ def test_a_bar_in_a_text_stays_in_its_cell(result: BenchResult, checkpoint: Path
     assert "<td>on | off</td>" in page.read_text(encoding="utf-8")
 
 
-def test_an_evaluation_has_every_layer_and_the_whole_curve(predictions: Predictions) -> None:
+def test_evaluation_contains_every_layer_and_the_whole_curve(predictions: Predictions) -> None:
     evaluation = evaluate(predictions)
     assert (evaluation.criterion, evaluation.examples, len(evaluation.layer_scores)) == ("confidence", 80, 3)
     assert evaluation.curve[0].average_exit_layer == 1.0
@@ -140,7 +140,7 @@ def test_an_evaluation_has_every_layer_and_the_whole_curve(predictions: Predicti
         assert re.search(rf"\| {layer} +\| +{score:.4f} \| +{re.escape(relative)} \|", text)
 
 
-def test_an_evaluation_compares_all_criteria(predictions: Predictions) -> None:
+def test_evaluation_compares_all_criteria(predictions: Predictions) -> None:
     evaluation = evaluate(predictions)
     names = ["confidence", "entropy", *(["lte"] if predictions.lte is not None else []), "patience"]
     assert list(evaluation.curves) == list(evaluation.summaries) == names
@@ -154,7 +154,7 @@ def test_an_evaluation_compares_all_criteria(predictions: Predictions) -> None:
     assert f"{summary.area_above['entropy']:.2f}" in row
 
 
-def test_an_evaluation_of_values_has_no_class_criteria_and_a_second_score() -> None:
+def test_evaluation_of_regression_has_no_class_criteria_and_a_second_score() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(size=40)
     values = (truth[:, None] + rng.normal(size=(40, 3)) * [0.5, 0.2, 0.1]).astype(np.float32)[..., None]
@@ -168,24 +168,24 @@ def test_an_evaluation_of_values_has_no_class_criteria_and_a_second_score() -> N
         evaluate(Predictions(values, None, truth, "spearman"), "entropy")
 
 
-def test_accuracy_stands_beside_f1(predictions: Predictions) -> None:
+def test_evaluation_reports_accuracy_with_f1(predictions: Predictions) -> None:
     evaluation = evaluate(replace(predictions, metric="f1"))
     assert evaluation.also == {"accuracy": evaluate(predictions).layer_scores}
     assert evaluate(predictions).also == {}
 
 
-def test_spread_points_run_from_cheap_to_full(predictions: Predictions) -> None:
+def test_spread_returns_points_from_the_cheapest_to_full_depth(predictions: Predictions) -> None:
     averages = [point.average_exit_layer for point in evaluate(predictions).spread(5)]
     assert averages == sorted(averages)
     assert (averages[0], averages[-1]) == (1.0, 3.0)
     assert len(averages) == 5
 
 
-def test_another_criterion_may_be_asked_for(predictions: Predictions) -> None:
+def test_evaluate_accepts_another_criterion(predictions: Predictions) -> None:
     assert [point.threshold for point in evaluate(predictions, "patience").curve] == [1.0, 2.0, 3.0]
 
 
-def test_an_evaluation_is_written_to_be_read_again(predictions: Predictions, tmp_path: Path) -> None:
+def test_written_evaluation_can_be_read(predictions: Predictions, tmp_path: Path) -> None:
     evaluation = evaluate(predictions)
     files = write_evaluation(evaluation, predictions, tmp_path / "eval")
     assert [path.name for path in files] == ["predictions.npz", "eval.json", "eval.md", "eval.png"]
@@ -200,13 +200,13 @@ def test_an_evaluation_is_written_to_be_read_again(predictions: Predictions, tmp
     assert files[2].read_text(encoding="utf-8") == evaluation.text() + "\n"
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_error(predictions: Predictions, tmp_path: Path) -> None:
+def test_write_evaluation_to_a_file_raises_one_line(predictions: Predictions, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(BerxitError, match="cannot write results to"):
         write_evaluation(evaluate(predictions), predictions, tmp_path / "file")
 
 
-def test_the_page_shows_warnings_below_the_headline(
+def test_report_shows_warnings_below_the_headline(
     result: BenchResult, checkpoint: Path, bundle: Path, tmp_path: Path
 ) -> None:
     assert "Warning:" not in page_of(tmp_path / "report.html", result, checkpoint, bundle)

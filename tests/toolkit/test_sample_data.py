@@ -23,7 +23,7 @@ def fold(text: str) -> str:
 
 
 @pytest.mark.parametrize("split", ROWS)
-def test_a_split_has_its_rows_in_balance(split: str) -> None:
+def test_splits_are_balanced(split: str) -> None:
     rows = rows_of(split)
     counts = Counter(label for _, label in rows)
     assert len(rows) == ROWS[split]
@@ -31,28 +31,28 @@ def test_a_split_has_its_rows_in_balance(split: str) -> None:
     assert set(counts.values()) == {ROWS[split] // 12}
 
 
-def test_there_are_at_least_1500_rows() -> None:
+def test_sample_has_at_least_1500_rows() -> None:
     assert sum(len(rows_of(split)) for split in ROWS) >= 1500
 
 
-def test_no_utterance_stands_twice() -> None:
+def test_utterances_are_unique() -> None:
     counts = Counter(fold(text) for split in ROWS for text, _ in rows_of(split))
     assert [text for text, count in counts.items() if count > 1] == []
 
 
-def test_every_split_has_the_same_intents() -> None:
+def test_splits_have_the_same_intents() -> None:
     intents = [{label for _, label in rows_of(split)} for split in ROWS]
     assert intents[0] == intents[1] == intents[2]
 
 
-def test_texts_read_as_a_speech_recogniser_prints_them() -> None:
+def test_texts_have_the_form_of_speech_recognition() -> None:
     for split in ROWS:
         for text, _ in rows_of(split):
             assert text == text.strip().lower()
             assert text[-1].isalnum()
 
 
-def test_the_readme_counts_the_same_rows() -> None:
+def test_readme_states_the_number_of_rows() -> None:
     readme = (SAMPLE / "README.md").read_text(encoding="utf-8")
     for split, rows in ROWS.items():
         assert f"| {split}.tsv | {rows:,} | {rows // 12} |" in readme

@@ -1,4 +1,4 @@
-"""Every family under one roof: transformers' hidden states, and the same from the canonical weights."""
+"""Every family: its hidden states equal transformers', from the model and from the canonical weights."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_check_config_names_an_unsupported_activation(activation: str) -> None:
     config.hidden_act = activation
     backbone, batch = AutoModel.from_config(config).eval(), padded_batch()
     with torch.no_grad():
-        for parameter in backbone.parameters():  # large enough for the two gelus to differ
+        for parameter in backbone.parameters():  # Large enough for the two GELUs to differ.
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.3)
     layer = adapter_for(config).encoder_layers(backbone)[0]
     expected = plain_hidden_states(backbone, batch)

@@ -1,4 +1,4 @@
-"""The threshold that is chosen, and what is refused."""
+"""Calibration: the stored policy and pass, and rejected data and files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte", "patience"])
 def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path, data_folder: Path) -> None:
-    chosen = calibrate(copy, data_folder, criterion=criterion, rule=Keep(0.8))
+    chosen = calibrate(copy, data_folder, criterion=criterion, rule=Keep(0.8, optimistic=True))
     stored = read_policy(copy)
     assert stored is not None
     assert stored.calibration == chosen
@@ -52,7 +52,7 @@ def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path,
     again = operating_point(predictions, stored.policy)
     assert (again.histogram, again.score) == (chosen.histogram, chosen.score)
     assert again.average_exit_layer == chosen.average_exit_layer
-    assert chosen.requirement == {"keep": 0.8}
+    assert chosen.requirement == {"keep": 0.8, "delta": 0.1, "optimistic": True}
     assert "0.8" in chosen.description
     assert criterion in chosen.summary()
 
@@ -78,7 +78,7 @@ def test_read_policy_reports_a_damaged_file_in_one_line(copy: Path) -> None:
         "damaged": "{",
         "key 'policy' is missing": json.dumps({"calibration": whole["calibration"]}),
         "unknown key 'extra'": json.dumps({**whole, "extra": 1}),
-        "does not belong there": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": "high"}}),
+        "unexpected value": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": "high"}}),
         "out of range": json.dumps({**whole, "policy": {**whole["policy"], "thresholds": [2.0, 2.0]}}),
     }
     for message, text in damages.items():
@@ -89,7 +89,7 @@ def test_read_policy_reports_a_damaged_file_in_one_line(copy: Path) -> None:
 
 
 def test_read_policy_returns_every_rule_as_it_was_written(copy: Path, data_folder: Path) -> None:
-    for rule in (Keep(0.7), Risk(0.5, 0.3)):
+    for rule in (Keep(0.7, 0.2), Keep(0.7, optimistic=True), Risk(0.5, 0.3)):
         chosen = calibrate(copy, data_folder, rule=rule)
         stored = read_policy(copy)
         assert stored is not None
@@ -104,9 +104,32 @@ def test_read_policy_reads_records_of_older_versions(copy: Path) -> None:
     record["rule"], record["asked"] = record.pop("description"), record.pop("requirement")
     write_json(data, copy / POLICY_FILE)
     assert read_policy(copy) == new
-    record["keep"] = record.pop("asked")["keep"]
-    write_json(data, copy / POLICY_FILE)
-    assert read_policy(copy) == new
+    share = record["asked"]["keep"]
+    for key, value in (("asked", {"keep": share}), ("keep", share)):
+        del record["asked"]
+        record[key] = value
+        write_json(data, copy / POLICY_FILE)
+        older = read_policy(copy)
+        assert older is not None
+        assert rule_of(older.calibration) == Keep(share, optimistic=True)  # older rules did not allow for chance
+        assert older.policy == new.policy
+
+
+def test_calibrate_estimates_the_score_on_new_data(copy: Path, data_folder: Path) -> None:
+    chosen = calibrate(copy, data_folder, rule=Keep(0.8, optimistic=True))
+    assert chosen.expected_score is not None
+    assert chosen.expected_interval is not None
+    low, high = chosen.expected_interval
+    assert 0 <= low < chosen.expected_score < high <= 1
+    assert f"expected on new data: {chosen.expected_score:.4f} ({low:.4f} to {high:.4f})" in chosen.summary()
+
+
+def test_calibrate_warns_if_the_data_is_too_little_to_guarantee_keep(copy: Path, data_folder: Path) -> None:
+    chosen = calibrate(copy, data_folder, rule=Keep(0.99))
+    assert chosen.saved_layers == 0
+    (warning,) = [line for line in chosen.warnings if "too few" in line]
+    assert warning.startswith("48 examples are too few to guarantee --keep 0.99 with probability 0.9")
+    assert "--optimistic" in warning
 
 
 def test_calibrate_keeps_the_old_policy_and_pass_if_interrupted(
@@ -121,7 +144,7 @@ def test_calibrate_keeps_the_old_policy_and_pass_if_interrupted(
     with monkeypatch.context() as patch:
         patch.setattr("numpy.savez_compressed", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            calibrate(copy, data_folder, rule=Keep(0.5))
+            calibrate(copy, data_folder, rule=Keep(0.5, optimistic=True))
 
     def stopped(data: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -137,35 +160,35 @@ def test_calibrate_skips_and_counts_bad_rows(copy: Path, data_folder: Path, tmp_
     rows = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
     bad = tmp_path / "bad.tsv"
     bad.write_text("\n".join([*rows, "one\ttwo\tthree", "the dog\tfish"]) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 50: 3 columns where the header has 2"):
+    with pytest.raises(InputError, match="line 50: 3 columns, but the header has 2"):
         calibrate(copy, bad)
-    said: list[str] = []
-    assert calibrate(copy, bad, skip_bad_rows=True, report=said.append).examples == 48
-    assert said == [f"left out 2 bad rows of {bad}, the first: {bad}, line 50: 3 columns where the header has 2"]
+    lines: list[str] = []
+    assert calibrate(copy, bad, skip_bad_rows=True, report=lines.append).examples == 48
+    assert lines == [f"skipped 2 bad rows of {bad}, the first: {bad}, line 50: 3 columns, but the header has 2"]
 
 
 def test_calibrate_uses_the_gpu(copy: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
+    devices: list[object] = []
     load = calibration_module.load_checkpoint
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(
-        calibration_module, "load_checkpoint", lambda folder, device: asked.append(str(device)) or load(folder)
+        calibration_module, "load_checkpoint", lambda folder, device: devices.append(str(device)) or load(folder)
     )
     calibrate(copy, data_folder)
-    assert asked == ["cuda:0"]
+    assert devices == ["cuda:0"]
 
 
 def with_pass_of_other_data(checkpoint: Path, data: Path) -> None:
-    """The pass of a calibration on other data beside the old policy, as a kill between the two files left it."""
+    """Stores the pass of a calibration on other data with the old policy, as a kill between the two files did."""
     other, rows = checkpoint.with_name("other.tsv"), (data / "dev.tsv").read_text(encoding="utf-8").splitlines()
     other.write_text("\n".join([*rows[:1], *rows[11:]]) + "\n", encoding="utf-8")
     policy = (checkpoint / POLICY_FILE).read_bytes()
-    calibrate(checkpoint, other, rule=Keep(0.9))
+    calibrate(checkpoint, other, rule=Keep(0.9, optimistic=True))
     (checkpoint / POLICY_FILE).write_bytes(policy)
 
 
 def without_pass_sha256(checkpoint: Path) -> None:
-    """As checkpoints were written before the policy recorded its pass."""
+    """Rewrites the policy as older versions did, without the hash of its pass."""
     data = json.loads((checkpoint / POLICY_FILE).read_text(encoding="utf-8"))
     del data["pass_sha256"]
     for name in ("constant_score", "positive", "warnings"):
@@ -212,14 +235,14 @@ def test_stored_pass_names_a_missing_and_a_damaged_file(copy: Path) -> None:
 
 
 def test_export_with_exits_rejects_the_pass_of_an_interrupted_calibration(
-    copy: Path, data_folder: Path, tmp_path: Path
+    copy: Path, data_folder: Path, tmp_path: Path, quiet_machine: None
 ) -> None:
     with_pass_of_other_data(copy, data_folder)
     for exits in ((2,), "auto"):
         with pytest.raises(BerxitError, match=r"is not the pass from which exit_policy\.json was chosen"):
             export(copy, "onnxruntime", tmp_path / "bundle", options=ExportOptions(exits=exits))
     assert not (tmp_path / "bundle").exists()
-    export(copy, "onnxruntime", tmp_path / "bundle")  # needs the policy only
+    export(copy, "onnxruntime", tmp_path / "bundle")  # Needs the policy only.
 
 
 def test_calibrate_rejects_data_of_one_class_and_keeps_the_policy(

@@ -1,4 +1,4 @@
-"""Policies and scores at chance come with a warning that states what to try next."""
+"""Warnings about policies and scores at chance, with their advice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ROWS = 400
 
 
 def exits(*accuracies: float, positives: float = 0.68, metric: str = "f1", rows: int = ROWS) -> Predictions:
-    """Layers of two classes that agree with the labels in these shares of the rows; NaN stands for class 1 always."""
+    """Predictions of two classes. ``accuracies``: share of the rows in which each layer agrees with the
+    label; NaN: the layer always predicts class 1."""
     rng = np.random.default_rng(0)
     labels = (np.arange(rows) < positives * rows).astype(int)
     logits = np.zeros((rows, len(accuracies), 2), np.float32)
@@ -39,8 +40,8 @@ def calibrated(predictions: Predictions, rule: Rule) -> Calibration:
 
 
 def test_choose_warns_of_a_constant_policy() -> None:
-    """MRPC with --keep 0.95: layer 1 predicts 'equivalent' for every row, which keeps that much of F1."""
-    found = calibrated(exits(ALWAYS_ONE, 0.84, 0.86), Keep(0.85))
+    """MRPC with --keep 0.95: layer 1 predicts 'equivalent' for every row, which keeps 0.95 of F1."""
+    found = calibrated(exits(ALWAYS_ONE, 0.84, 0.86), Keep(0.85, optimistic=True))
     assert found.average_exit_layer == 1
     assert found.score == pytest.approx(found.constant_score)
     (warning,) = found.warnings
@@ -51,7 +52,7 @@ def test_choose_warns_of_a_constant_policy() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "option"),
-    [(Keep(0.5), "--keep"), (Risk(0.9), "--risk"), (Budget(2.0, 1.0, 1.0, "a bench"), "--budget-ms")],
+    [(Keep(0.5, optimistic=True), "--keep"), (Risk(0.9), "--risk"), (Budget(2.0, 1.0, 1.0, "a bench"), "--budget-ms")],
 )
 def test_choose_names_the_option_that_makes_the_rule_stricter(rule: Rule, option: str) -> None:
     (warning,) = calibrated(exits(ALWAYS_ONE, 0.86), rule).warnings
@@ -59,7 +60,7 @@ def test_choose_names_the_option_that_makes_the_rule_stricter(rule: Rule, option
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
-@pytest.mark.parametrize("rule", [Keep(0.99), Keep(0.5), Risk(0.3)])
+@pytest.mark.parametrize("rule", [Keep(0.99, optimistic=True), Keep(0.5, optimistic=True), Risk(0.3)])
 def test_choose_warns_of_a_model_at_chance(metric: str, rule: Rule) -> None:
     found = calibrated(exits(0.4, 0.6, 0.68, metric=metric), rule)
     (warning,) = found.warnings
@@ -68,7 +69,7 @@ def test_choose_warns_of_a_model_at_chance(metric: str, rule: Rule) -> None:
 
 
 def test_choose_warns_of_early_exits_at_chance_without_saved_layers() -> None:
-    found = calibrated(exits(0.5, 0.5, 0.95, positives=0.5, metric="accuracy"), Keep(0.99))
+    found = calibrated(exits(0.5, 0.5, 0.95, positives=0.5, metric="accuracy"), Keep(0.99, optimistic=True))
     (warning,) = found.warnings
     assert warning.startswith("early exits at chance, ")
     assert "after layers 1, 2, accuracy does not exceed" in warning
@@ -77,15 +78,15 @@ def test_choose_warns_of_early_exits_at_chance_without_saved_layers() -> None:
 
 
 def test_choose_does_not_warn_of_a_trained_model() -> None:
-    found = calibrated(exits(0.9, 0.92, 0.93, positives=0.5, metric="accuracy"), Keep(0.95))
+    found = calibrated(exits(0.9, 0.92, 0.93, positives=0.5, metric="accuracy"), Keep(0.95, optimistic=True))
     assert found.saved_layers > 0.05
     assert found.warnings == ()
     assert found.constant_score == pytest.approx(0.5, abs=0.1)
 
 
 def test_choose_records_the_positive_class() -> None:
-    assert calibrated(exits(0.9, 0.95), Keep(0.9)).positive == "equivalent"
-    assert calibrated(exits(0.9, 0.95, metric="accuracy"), Keep(0.9)).positive is None
+    assert calibrated(exits(0.9, 0.95), Keep(0.9, optimistic=True)).positive == "equivalent"
+    assert calibrated(exits(0.9, 0.95, metric="accuracy"), Keep(0.9, optimistic=True)).positive is None
 
 
 def test_choose_rejects_labels_and_outputs_without_a_score() -> None:
@@ -94,10 +95,16 @@ def test_choose_rejects_labels_and_outputs_without_a_score() -> None:
         calibrated(Predictions(predictions.logits, None, np.ones(ROWS, int), "f1"), Risk(0.3))
     predictions.logits[3, 0] = np.nan
     with pytest.raises(BerxitError, match=r"dev\.tsv: f1 cannot be measured: layer 1 outputs NaN"):
-        calibrated(predictions, Keep(0.9))
+        calibrated(predictions, Keep(0.9, optimistic=True))
     values = np.ones((50, 2, 1), np.float32)
     with pytest.raises(BerxitError, match="full depth predicts 1 for every row"):
-        choose(Predictions(values, None, np.arange(50.0), "spearman"), "patience", Keep(0.9), "dev.tsv", "0")
+        choose(
+            Predictions(values, None, np.arange(50.0), "spearman"),
+            "patience",
+            Keep(0.9, optimistic=True),
+            "dev.tsv",
+            "0",
+        )
 
 
 def test_evaluate_stores_the_constant_prediction_and_its_score() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there at all, and checked before they are read."""
+"""Checkpoints: complete or rejected when they are read."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ def test_checkpoint_without_record_or_samples_is_accepted(tmp_path: Path) -> Non
 def test_write_whole_never_replaces_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for output in (Path(), tmp_path):
-        with pytest.raises(InputError, match="the folder you are in"), write_whole(output, force=True):
+        with pytest.raises(InputError, match="is the current folder"), write_whole(output, force=True):
             pytest.fail("the block must not run")

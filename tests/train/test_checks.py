@@ -1,4 +1,4 @@
-"""Checks before the first training step: what is rejected, with which message, and what loads unchanged."""
+"""Checks before the first training step: rejected models with their messages, and accepted ones."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ QUERY = "encoder.layer.{}.attention.self.query.weight"
         (adding("encoder.layer.1.adapter.weight"), r"have 'encoder\.layer\.1\.adapter\.weight'"),
         (adding("1.auto_model.embeddings.LayerNorm.bias"), r"have '1\.auto_model\.embeddings"),
         (adding("crf.transitions"), r"have 'crf\.transitions'"),
-        (adding("lm_head.bias"), r"have 'lm_head\.bias'"),  # RoBERTa's head, not BERT's
+        (adding("lm_head.bias"), r"have 'lm_head\.bias'"),  # RoBERTa's head, and not BERT's.
         (
             changed("embeddings.word_embeddings.weight", lambda w: w[:-1]),
             r"have shape \(\d+, 32\), config",
@@ -189,7 +189,7 @@ def test_match_weights_rejects_weights_of_another_model(
 ) -> None:
     rewrite(folder, change)
     with pytest.raises(InputError, match=message) as caught:
-        fine_tune(task, data_folder, options_of(folder), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, options_of(folder), tmp_path / "output")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -267,7 +267,7 @@ def test_check_config_rejects_what_the_canonical_layer_does_not_implement(
     folder = Path(shutil.copytree(backbone_folders[family], tmp_path / "model"))
     set_json(folder, "config.json", **values)
     with pytest.raises(InputError, match=message):
-        fine_tune(task, data_folder, options_of(folder), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, options_of(folder), tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -352,7 +352,7 @@ def test_check_tokenizer_rejects_ids_beyond_the_word_embedding_table(folder: Pat
 
 
 def test_check_tokenizer_rejects_a_padding_id_beyond_the_word_embedding_table(folder: Path, task: Task) -> None:
-    write_tokenizer(folder, ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "x", *WORDS])  # [PAD] becomes the last id + 1
+    write_tokenizer(folder, ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "x", *WORDS])  # [PAD] gets the last id + 1.
     rejected(folder, task, r"has '\[PAD\]' with id")
 
 
@@ -363,7 +363,7 @@ def edit_tokenizer(folder: Path, change: Callable[[dict], None]) -> None:
 
 
 def fast_tokenizer(folder: Path, change: Callable[[dict], None], **special: str | None) -> None:
-    """Writes the folder's tokenizer.json, changed, with special tokens of its own."""
+    """Replaces the folder's tokenizer.json by a changed one with its own special tokens."""
     edit_tokenizer(folder, change)
     tokens = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", **special}
     chosen = {role: token for role, token in tokens.items() if token is not None}
@@ -384,7 +384,7 @@ def test_check_tokenizer_without_a_first_special_token_requires_mean_pooling(fol
 
 def test_check_tokenizer_rejects_a_special_token_with_an_unknown_id(folder: Path, task: Task) -> None:
     fast_tokenizer(folder, lambda content: None, cls_token="the")
-    rejected(folder, task, "adds id 2 to a text, which is none of its special tokens")
+    rejected(folder, task, "adds id 2 to a text, which is not one of its special tokens")
 
 
 @pytest.mark.parametrize("role", ["cls", "sep", "unk", "mask"])
@@ -431,7 +431,7 @@ def test_unknown_tokens_reports_their_share(folder: Path, task: Task, data_folde
     (data / "train.tsv").write_text(text.replace("train ", "unheard ", 3), encoding="utf-8")
     lines: list[str] = []
     options = replace(options_of(folder), limit_train=None)
-    fine_tune(task, data, options, tmp_path / "output", quiet=True, report=lines.append)
+    fine_tune(task, data, options, tmp_path / "output", report=lines.append)
     assert any(line.startswith("unknown tokens: 0.") and "96 training texts" in line for line in lines)
     found = checks.unknown_tokens("m", AutoTokenizer.from_pretrained(folder), task.read(data, "train").texts)
     assert (found.unknown, found.texts) == (3, 96)

@@ -1,4 +1,4 @@
-"""Curves, relative scores and areas, on numbers worked out by hand."""
+"""Curves, relative scores and areas, compared with results computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples as the model takes them."""
+"""Tokenized examples and batches."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def test_collate_pads_to_the_longest_row_of_the_batch(tokenizer: TextTokenizer) 
 def test_encoded_examples_tokenize_large_data_in_parts_with_progress(
     tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    updates: list[int] = []
 
     @contextmanager
     def bar(length: int) -> Iterator[object]:
-        told.append(length)
-        yield type("Bar", (), {"update": lambda self, n: told.append(n)})()
+        updates.append(length)
+        yield type("Bar", (), {"update": lambda self, n: updates.append(n)})()
 
     examples = Examples([("the cat", "sat"), ("a dog", "ran"), ("a big red dog", "is blue")], np.array([1, 0, 1]))
     whole = EncodedExamples(examples, tokenizer, bar)
-    assert told == []  # so few take no time
+    assert updates == []  # Few rows show no progress.
     monkeypatch.setattr(encoding, "CHUNK", 2)
     parts = EncodedExamples(examples, tokenizer, bar)
-    assert told == [3, 2, 1]
+    assert updates == [3, 2, 1]
     assert [parts[row]["input_ids"].tolist() for row in range(3)] == [ids.tolist() for ids in whole.input_ids]
     assert parts.lengths == whole.lengths

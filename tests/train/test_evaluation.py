@@ -1,4 +1,4 @@
-"""One pass, and everything that is computed from it."""
+"""The pass over the data, and the scores, curves and thresholds that are computed from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def logit(probability: float) -> float:
 
 
 def hand_made() -> Predictions:
-    """Four examples, three layers, two classes. Probabilities of class 1, layer by layer; the labels are 1, 1, 0, 0."""
+    """Four examples, three layers, two classes: probabilities of class 1 per layer. The labels are 1, 1, 0, 0."""
     ones = np.array([[0.9, 0.95, 0.99], [0.4, 0.8, 0.9], [0.3, 0.2, 0.1], [0.55, 0.6, 0.05]])
     logits = np.stack([np.zeros_like(ones), np.vectorize(logit)(ones)], axis=-1).astype(np.float32)
     return Predictions(logits, None, np.array([1, 1, 0, 0]), "accuracy")
@@ -42,8 +42,8 @@ def hand_made() -> Predictions:
 
 def regression(lte: bool = True) -> Predictions:
     values = np.array([[1.0, 1.2, 1.1], [2.0, 2.9, 3.0], [5.0, 4.0, 4.1]], dtype=np.float32)
-    sure = np.array([[0.9, 0.95, 0.99], [0.3, 0.6, 0.7], [0.2, 0.8, 0.9]], dtype=np.float32)
-    return Predictions(values[..., None], sure if lte else None, np.array([1.0, 3.0, 4.0]), "spearman")
+    certainty = np.array([[0.9, 0.95, 0.99], [0.3, 0.6, 0.7], [0.2, 0.8, 0.9]], dtype=np.float32)
+    return Predictions(values[..., None], certainty if lte else None, np.array([1.0, 3.0, 4.0]), "spearman")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -61,17 +61,17 @@ def test_predict_equals_the_model_row_by_row(batch_size: int, checkpoint: Path, 
 
 
 def test_predict_reports_progress(checkpoint: Path, data_folder: Path) -> None:
-    told: list[int] = []
+    updates: list[int] = []
 
     @contextmanager
     def bar(length: int) -> Iterator[object]:
-        told.append(length)
-        yield type("Bar", (), {"update": lambda self, n: told.append(n)})()
+        updates.append(length)
+        yield type("Bar", (), {"update": lambda self, n: updates.append(n)})()
 
     model, tokenizer = load_checkpoint(checkpoint)
     model.train()
     predict(model, tokenizer, task_of(model.config).read(data_folder, "dev").head(10), 4, bar)
-    assert told == [10, 4, 4, 2]
+    assert updates == [10, 4, 4, 2]
     assert not model.training
 
 
@@ -177,8 +177,8 @@ def test_candidate_thresholds_never_equal_a_certainty(criterion: str) -> None:
 def test_candidate_thresholds_are_between_nearly_equal_certainties() -> None:
     low = np.float32(0.7)
     high = np.nextafter(low, np.float32(1), dtype=np.float32)
-    sure = np.array([[low, 0.9], [high, 0.9], [0.2, 0.9]], dtype=np.float32)
-    predictions = Predictions(np.zeros((3, 2, 2), np.float32), sure, np.array([0, 1, 0]), "accuracy")
+    certainty = np.array([[low, 0.9], [high, 0.9], [0.2, 0.9]], dtype=np.float32)
+    predictions = Predictions(np.zeros((3, 2, 2), np.float32), certainty, np.array([0, 1, 0]), "accuracy")
     for threshold in candidate_thresholds(predictions, "lte"):
         assert np.float32(threshold) not in (low, high)
 
@@ -234,8 +234,8 @@ def test_trade_off_rejects_a_threshold_out_of_range() -> None:
 
 def test_trade_off_compares_thresholds_in_the_precision_of_the_certainties() -> None:
     edge = np.float32(0.9)  # a little below 0.9 in double precision, and equal to it in single
-    sure = np.array([[edge, 1.0]], np.float32)
-    predictions = Predictions(np.zeros((1, 2, 2), np.float32), sure, np.array([0]), "accuracy")
+    certainty = np.array([[edge, 1.0]], np.float32)
+    predictions = Predictions(np.zeros((1, 2, 2), np.float32), certainty, np.array([0]), "accuracy")
     just_below = float(np.nextafter(edge, np.float32(0)))
     assert [p.histogram for p in trade_off(predictions, "lte", [0.9, just_below])] == [(0, 1), (1, 0)]
 

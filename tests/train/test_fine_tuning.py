@@ -1,8 +1,11 @@
-"""Fine-tuning: which step trains what, what is refused, and going on after an interruption."""
+"""Fine-tuning: trained parameters per step, rejected options, and continuation after an interruption."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +44,7 @@ def options(backbone_folders: dict[str, Path]) -> TrainingOptions:
 
 
 class Spy(Alternating):
-    """Alternating, which notes the steps it was asked for."""
+    """Alternating that records its steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ def trainer_of(
     model, tokenizer = start_model(task, options)
     examples = task.read(data, "train").head(options.limit_train)
     dataset = EncodedExamples(examples, saved_tokenizer(tokenizer, options.model, 16))
-    arguments = training_arguments(options, folder, True, 32)
+    arguments = training_arguments(options, folder, 32)
     return MultiExitTrainer(
         model,
         replace(arguments, gradient_accumulation_steps=accumulate, save_strategy="no"),
@@ -69,7 +72,7 @@ def trainer_of(
     )
 
 
-def test_the_alternation_counts_optimiser_steps(
+def test_alternation_counts_optimizer_steps(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     spy = Spy()
@@ -78,7 +81,7 @@ def test_the_alternation_counts_optimiser_steps(
     assert spy.steps == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_the_alternation_goes_on_over_epochs(
+def test_alternation_continues_across_epochs(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     spy = Spy()
@@ -87,7 +90,7 @@ def test_the_alternation_goes_on_over_epochs(
 
 
 @pytest.mark.parametrize(("heads", "expected"), [(None, 1e-3), (0.5, 0.5)])
-def test_exits_and_encoder_have_their_learning_rates(
+def test_exits_and_encoder_have_their_own_learning_rates(
     heads: float | None, expected: float, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     trainer = trainer_of(task, replace(options, head_learning_rate=heads), data_folder, tmp_path, Alternating())
@@ -99,16 +102,16 @@ def test_exits_and_encoder_have_their_learning_rates(
     assert (encoder["weight_decay"], exits["weight_decay"]) == (0.0, 0.0)
 
 
-def test_the_recipe_is_the_papers(options: TrainingOptions, tmp_path: Path) -> None:
+def test_training_arguments_are_the_papers(options: TrainingOptions, tmp_path: Path) -> None:
     paper = TrainingOptions(options.model)
     assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.seed) == (3, 8, 2e-5, 42)
     assert (paper.max_length, paper.strategy, paper.exit_head) == (128, "alternating", "linear")
-    arguments = training_arguments(paper, tmp_path, True, 3668)
+    arguments = training_arguments(paper, tmp_path, 3668)
     assert (arguments.weight_decay, arguments.max_grad_norm, arguments.warmup_steps) == (0.0, 1.0, 0)
     assert arguments.lr_scheduler_type == "linear"
 
 
-def test_raw_leaves_the_other_exits_alone(
+def test_raw_does_not_change_the_other_exits(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     start = start_model(task, replace(options, strategy="raw"))[0]
@@ -125,20 +128,22 @@ def test_raw_leaves_the_other_exits_alone(
     assert start.config.strategy == "raw"
 
 
-@pytest.mark.parametrize("strategy", ["two-stage", "self-distillation"])
-def test_a_second_stage_changes_no_bit_of_what_the_first_left(
-    strategy: str, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+def test_second_stage_changes_no_bit_of_frozen_parameters(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
-    fine_tune(task, data_folder, replace(options, strategy="raw"), tmp_path / "first", quiet=True)
-    fine_tune(task, data_folder, replace(options, strategy=strategy), tmp_path / "both", quiet=True)
-    first, both = (load_checkpoint(tmp_path / name)[0].state_dict() for name in ("first", "both"))
-    for name, weights in first.items():
-        stands_still = name.startswith(("backbone.", "heads.2."))
-        assert torch.equal(weights, both[name]) == stands_still, name
+    states = {}
+    for strategy in ("raw", "two-stage", "self-distillation"):
+        fine_tune(task, data_folder, replace(options, strategy=strategy), tmp_path / strategy)
+        states[strategy] = load_file(tmp_path / strategy / "model.safetensors")
+    first = states.pop("raw")
+    for both in states.values():
+        for name, weights in first.items():
+            frozen = name.startswith(("backbone.", "heads.2."))
+            assert torch.equal(weights, both[name]) == frozen, name
 
 
 @pytest.mark.parametrize(("strategy", "step"), [("two-stage", 3), ("self-distillation", 1)])
-def test_a_run_interrupted_within_its_second_stage_goes_on_there(
+def test_run_interrupted_in_its_second_stage_continues_there(
     strategy: str,
     step: int,
     task: Task,
@@ -147,10 +152,10 @@ def test_a_run_interrupted_within_its_second_stage_goes_on_there(
     tmp_path: Path,
     monkeypatch: MonkeyPatch,
 ) -> None:
-    """At step 1 nothing of the stage is saved yet: it starts from what the first one left."""
+    """At step 1 no state of the stage is saved yet: it starts from the weights of the first stage."""
     monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
     two = replace(options, strategy=strategy)
-    whole = fine_tune(task, data_folder, two, tmp_path / "whole", quiet=True)
+    whole = fine_tune(task, data_folder, two, tmp_path / "whole")
     interrupt(monkeypatch, task, data_folder, two, tmp_path / "resumed", step=step, stage=2)
     stages: list[tuple[str, bool]] = []
     train = MultiExitTrainer.train
@@ -160,7 +165,7 @@ def test_a_run_interrupted_within_its_second_stage_goes_on_there(
         return train(self, resume_from_checkpoint=resume_from_checkpoint)
 
     monkeypatch.setattr(MultiExitTrainer, "train", note)
-    resumed = fine_tune(task, data_folder, two, tmp_path / "resumed", quiet=True)
+    resumed = fine_tune(task, data_folder, two, tmp_path / "resumed")
     assert stages == [("OtherExits" if strategy == "two-stage" else "Distillation", step > 1)]
     assert difference(whole, resumed) <= 1e-6
     records = [json.loads((folder / "training.json").read_text(encoding="utf-8")) for folder in (whole, resumed)]
@@ -169,20 +174,20 @@ def test_a_run_interrupted_within_its_second_stage_goes_on_there(
 
 
 def difference(first: Path, second: Path) -> float:
-    """The largest of any weight of two checkpoints."""
+    """Largest difference of any weight of two checkpoints."""
     a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def test_limit_takes_the_first_layers_of_the_encoder(
+def test_limit_uses_the_first_layers_of_the_encoder(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     two, all_layers = (start_model(task, replace(options, layers=layers))[0] for layers in (2, None))
     assert (two.layers, len(two.heads), all_layers.layers) == (2, 2, 3)
     whole = all_layers.backbone.state_dict()
     assert all(torch.equal(weights, whole[name]) for name, weights in two.backbone.state_dict().items())
-    fine_tune(task, data_folder, replace(options, strategy="limit", layers=1), tmp_path / "limit", quiet=True)
+    fine_tune(task, data_folder, replace(options, strategy="limit", layers=1), tmp_path / "limit")
     assert load_checkpoint(tmp_path / "limit")[0].layers == 1
     with pytest.raises(InputError, match="limit needs --layers"):
         replace(options, strategy="limit")
@@ -190,21 +195,19 @@ def test_limit_takes_the_first_layers_of_the_encoder(
         start_model(task, replace(options, layers=4))
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
-) -> None:
+def test_nan_loss_ends_the_run(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match=r"the loss is nan at step \d+: use a lower --learning-rate"):
-        fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output")
     assert not (tmp_path / "output").exists()
     assert not (tmp_path / ".output.partial").exists()
 
 
-def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
+def test_run_after_a_nan_loss_accepts_a_lower_learning_rate(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BerxitError, match="use a lower --learning-rate"):
-        fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", quiet=True)
-    fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)
+    with pytest.raises(BerxitError, match="lower --learning-rate"):
+        fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output")
+    fine_tune(task, data_folder, options, tmp_path / "output")
     assert (tmp_path / "output" / "model.safetensors").is_file()
 
 
@@ -225,43 +228,39 @@ def test_after_a_bad_loss_a_lower_learning_rate_is_taken(
         ({"pooling": "max"}, "max.*choose one of first, mean"),
     ],
 )
-def test_bad_options_are_refused_by_name(
+def test_bad_options_raise_with_their_name(
     change: dict, message: str, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        fine_tune(task, data_folder, replace(options, **change), tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, replace(options, **change), tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 
-def test_more_tokens_than_the_model_takes_are_refused(task: Task, options: TrainingOptions) -> None:
+def test_start_model_rejects_more_tokens_than_positions(task: Task, options: TrainingOptions) -> None:
     with pytest.raises(InputError, match="--max-length 41 is more than the 40"):
         start_model(task, replace(options, max_length=41))
 
 
-def test_a_model_folder_that_is_not_there_is_one_clear_error(
-    task: Task, options: TrainingOptions, tmp_path: Path
-) -> None:
+def test_missing_model_folder_raises_one_line(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: --model is a model folder, or a name on the hub"):
         start_model(task, replace(options, model=str(tmp_path / "nowhere")))
 
 
-def test_a_folder_without_a_model_is_one_clear_error(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
+def test_folder_without_a_model_raises_one_line(task: Task, options: TrainingOptions, tmp_path: Path) -> None:
     with pytest.raises(BerxitError, match="cannot load --model") as caught:
         start_model(task, replace(options, model=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
-def test_an_output_that_is_there_is_kept(
-    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
-) -> None:
+def test_existing_output_is_kept(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
-    with pytest.raises(InputError, match="is there already: choose another --output, or --force"):
-        fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)
+    with pytest.raises(InputError, match="exists: choose another --output, or replace it with --force"):
+        fine_tune(task, data_folder, options, tmp_path / "output")
     assert list(tmp_path.iterdir()) == [tmp_path / "output"]
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C at the end of an optimiser step, before it is saved."""
+    """Ctrl-C at the end of an optimizer step, before its state is saved."""
 
     def __init__(self, step: int, stage: int) -> None:
         self.step, self.stage = step, stage
@@ -282,13 +281,13 @@ def interrupt(monkeypatch: MonkeyPatch, *arguments: object, step: int = 3, stage
     with monkeypatch.context() as patch:
         patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fine_tune(*arguments, quiet=True)
+            fine_tune(*arguments)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(
+def test_interrupted_run_ends_with_the_same_weights(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True) / "model.safetensors")
+    whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole") / "model.safetensors")
     output = tmp_path / "output"
     interrupt(monkeypatch, task, data_folder, options, output)
     assert not output.exists()
@@ -298,8 +297,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     monkeypatch.setattr(
         Alternating, "combine", lambda self, step, losses: steps.append(step) or combine(self, step, losses)
     )
-    fine_tune(task, data_folder, options, output, quiet=True)
-    assert steps == [3, 4]  # the first epoch was not trained again
+    fine_tune(task, data_folder, options, output)
+    assert steps == [3, 4]  # the first epoch was not repeated
     resumed = load_file(output / "model.safetensors")
     assert resumed.keys() == whole.keys()
     assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
@@ -307,36 +306,36 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_run_interrupted_within_an_epoch_goes_on_to_the_same_weights(
+def test_run_interrupted_in_an_epoch_ends_with_the_same_weights(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch, step: int
 ) -> None:
     monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
-    whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True) / "model.safetensors")
+    whole = load_file(fine_tune(task, data_folder, options, tmp_path / "whole") / "model.safetensors")
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output", step=step)
     saved = [path.name for path in (tmp_path / ".output.training" / "stage-1").glob("checkpoint-*")]
     assert saved == [f"checkpoint-{step - 1}"]
-    resumed = load_file(fine_tune(task, data_folder, options, tmp_path / "output", quiet=True) / "model.safetensors")
+    resumed = load_file(fine_tune(task, data_folder, options, tmp_path / "output") / "model.safetensors")
     assert max((resumed[name] - whole[name]).abs().max().item() for name in whole) <= 1e-6
 
 
-def test_a_checkpoint_that_was_half_saved_is_left_aside(
+def test_partially_saved_state_is_ignored(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "SAVE_EVERY", 1)
-    whole = fine_tune(task, data_folder, options, tmp_path / "whole", quiet=True)
+    whole = fine_tune(task, data_folder, options, tmp_path / "whole")
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output", step=3)
     half = tmp_path / ".output.training" / "stage-1" / "checkpoint-3"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    assert difference(whole, fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)) <= 1e-6
+    assert difference(whole, fine_tune(task, data_folder, options, tmp_path / "output")) <= 1e-6
 
 
 @pytest.mark.parametrize("change", [{"metric": "f1"}, {"labels": ("other", "cat")}, {"label_column": "text"}])
-def test_an_interrupted_run_of_another_task_is_not_mixed(
+def test_interrupted_run_of_another_task_is_not_continued(
     change: dict, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
-    kept = RunState.beside(tmp_path / "output")
+    kept = RunState.of(tmp_path / "output")
     train_file = data_folder / "train.tsv"
     kept.prepare(run_key(task, options, train_file, 1), force=False)
     for other in (run_key(replace(task, **change), options, train_file, 1), run_key(task, options, train_file, 2)):
@@ -347,24 +346,24 @@ def test_an_interrupted_run_of_another_task_is_not_mixed(
     assert kept.last_checkpoint(1) is not None
 
 
-def test_machines_that_share_no_output_are_told_so(tmp_path: Path) -> None:
-    state = RunState.beside(tmp_path / "output")
+def test_machines_without_shared_output_raise_an_error(tmp_path: Path) -> None:
+    state = RunState.of(tmp_path / "output")
     with pytest.raises(BerxitError, match="multi-node training needs an --output on shared storage"):
         state.check_shared()
     state.prepare({"seed": 1}, force=False)
     state.check_shared()
 
 
-def test_seconds_count_over_an_interruption(tmp_path: Path) -> None:
+def test_seconds_add_up_across_an_interruption(tmp_path: Path) -> None:
     write_json({"seconds": 100.0}, tmp_path / "seconds.json")
     assert 100 <= Stopwatch(str(tmp_path)).seconds < 101
     assert Stopwatch(None).seconds < 1
 
 
-def test_one_process_takes_one_gpu_and_says_so(
+def test_one_process_uses_one_gpu_and_reports_it(
     options: TrainingOptions, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    arguments = training_arguments(options, tmp_path, True, 32)
+    arguments = training_arguments(options, tmp_path, 32)
     arguments._n_gpu = 4
     assert trainer.on_one_device(arguments).n_gpu == 1
     assert arguments.train_batch_size == options.batch_size
@@ -376,7 +375,7 @@ def test_one_process_takes_one_gpu_and_says_so(
     assert said == ["using 1 of 4 GPUs: torchrun --nproc-per-node 4 --no-python berxit-train ... uses them all"]
 
 
-def test_bad_rows_are_left_out_when_asked_to(
+def test_skip_bad_rows_skips_and_reports_them(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     for split in ("train", "dev"):
@@ -385,22 +384,22 @@ def test_bad_rows_are_left_out_when_asked_to(
     said: list[str] = []
     brief = replace(options, max_steps=1, limit_train=None)
     with pytest.raises(InputError, match=r"train\.tsv, line 98: 3 columns"):
-        fine_tune(task, tmp_path, brief, tmp_path / "output", quiet=True)
+        fine_tune(task, tmp_path, brief, tmp_path / "output")
     skip = replace(brief, skip_bad_rows=True)
-    output = fine_tune(task, tmp_path, skip, tmp_path / "output", quiet=True, report=said.append)
-    assert [line.partition(" of ")[0] for line in said if "bad row" in line] == ["left out 1 bad row"] * 2
+    output = fine_tune(task, tmp_path, skip, tmp_path / "output", report=said.append)
+    assert [line.partition(" of ")[0] for line in said if "bad row" in line] == ["skipped 1 bad row"] * 2
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert (record["train_examples"], record["options"]["skip_bad_rows"]) == (96, True)
 
 
-def test_a_bad_dev_row_costs_no_training(
+def test_bad_dev_row_raises_before_training(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     (tmp_path / "train.tsv").write_bytes((data_folder / "train.tsv").read_bytes())
     (tmp_path / "dev.tsv").write_text("text\tlabel\nthe cat\tfish\n", encoding="utf-8")
     monkeypatch.setattr(MultiExitTrainer, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(InputError, match=r"dev\.tsv, line 2: unknown label 'fish'"):
-        fine_tune(task, tmp_path, options, tmp_path / "output", quiet=True)
+        fine_tune(task, tmp_path, options, tmp_path / "output")
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -415,14 +414,14 @@ def test_every_family_is_fine_tuned(
     brief = replace(options, model=str(backbone_folders[family]), max_steps=2, exit_head="pooler", pooling="mean")
     fine_tuning.set_seed(brief.seed)
     before = start_model(task, brief)[0].state_dict()
-    after = load_checkpoint(fine_tune(task, data_folder, brief, tmp_path / "output", quiet=True))[0].state_dict()
+    after = load_checkpoint(fine_tune(task, data_folder, brief, tmp_path / "output"))[0].state_dict()
     assert before.keys() == after.keys()
     learnt = {name for name in after if not torch.equal(before[name], after[name])}
     assert {"lte.weight", *(f"heads.{layer}.classifier.weight" for layer in range(3))} <= learnt
     assert any(name.startswith("backbone.") and "embeddings" in name for name in learnt)
 
 
-def test_every_epoch_has_an_order_of_its_own_that_the_seed_fixes() -> None:
+def test_order_differs_per_epoch_and_depends_only_on_the_seed() -> None:
     lengths = [3, 9, 4, 8, 5, 7, 6, 2] * 4
     orders = []
     for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0)):
@@ -435,7 +434,7 @@ def test_every_epoch_has_an_order_of_its_own_that_the_seed_fixes() -> None:
     assert orders[0] != orders[2]
 
 
-def test_batches_of_about_one_length_are_padded_less() -> None:
+def test_batches_of_similar_length_need_less_padding() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 100, 640).tolist()
 
@@ -450,7 +449,7 @@ def test_batches_of_about_one_length_are_padded_less() -> None:
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_bf16_computes_layers_in_half_and_keeps_weights_whole(
+def test_bf16_computes_layers_in_bfloat16_and_keeps_float32_weights(
     bf16: bool, dtype: torch.dtype, task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     made = trainer_of(task, replace(options, bf16=bf16, epochs=1), data_folder, tmp_path, Alternating())
@@ -462,29 +461,31 @@ def test_bf16_computes_layers_in_half_and_keeps_weights_whole(
     assert {parameter.dtype for parameter in made.model.parameters()} == {torch.float32}
 
 
-def test_two_batches_make_one_step_of_their_mean(
+def test_gradient_accumulation_equals_one_larger_batch(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, still: str
 ) -> None:
-    """Without dropout, two batches of 8 are one of 16."""
+    """Without dropout, two batches of 8 give the step of one batch of 16."""
     whole = replace(options, model=still, strategy="joint")
     halves = replace(whole, batch_size=8, gradient_accumulation=2)
     a, b = (
-        load_file(fine_tune(task, data_folder, taken, tmp_path / name, quiet=True) / "model.safetensors")
+        load_file(fine_tune(task, data_folder, taken, tmp_path / name) / "model.safetensors")
         for name, taken in (("whole", whole), ("halves", halves))
     )
     assert max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-4
 
 
-def test_logs_are_tensorboards(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+def test_logs_are_readable_by_tensorboard(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
-    fine_tune(task, data_folder, options, tmp_path / "output", logs=tmp_path / "logs", quiet=True)
+    fine_tune(task, data_folder, options, tmp_path / "output", logs=tmp_path / "logs")
     events = accumulator(str(tmp_path / "logs")).Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
-    assert len(losses) == 4  # one for each step of so short a run
+    assert len(losses) == 4  # one per step of a short run
     assert all(loss > 0 for loss in losses)
 
 
-def test_regression_starts_from_the_mean_of_the_labels(
+def test_regression_heads_start_at_the_mean_label(
     options: TrainingOptions, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     rows = "".join(f"the cat {word}\t{3.5 + sign}\n" for word in WORDS[:16] for sign in (-1.5, 1.5))
@@ -498,42 +499,44 @@ def test_regression_starts_from_the_mean_of_the_labels(
         return train(self, **options)
 
     monkeypatch.setattr(MultiExitTrainer, "train", note)
-    fine_tune(task, tmp_path, replace(options, max_steps=1), tmp_path / "output", quiet=True)
+    fine_tune(task, tmp_path, replace(options, max_steps=1), tmp_path / "output")
     assert starts == [3.5, 3.5, 3.5]
 
 
-def test_one_layer_has_no_other_exits(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
+def test_two_stage_rejects_a_model_of_one_layer(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
     alone = replace(options, strategy="two-stage", layers=1)
     with pytest.raises(InputError, match="--strategy two-stage trains the exits before the last: one layer has none"):
-        fine_tune(task, data_folder, alone, tmp_path / "output", quiet=True)
+        fine_tune(task, data_folder, alone, tmp_path / "output")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_steps_can_warm_up_the_last_exit(
+def test_warm_up_steps_train_the_last_exit_alone(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
 ) -> None:
     warm = replace(options, strategy="joint", lte=False, warm_up_steps=4)  # as long as the whole run
     fine_tuning.set_seed(warm.seed)
     before = {name: tensor.clone() for name, tensor in start_model(task, warm)[0].heads.state_dict().items()}
-    after = load_checkpoint(fine_tune(task, data_folder, warm, tmp_path / "output", quiet=True))[0].heads.state_dict()
+    after = load_checkpoint(fine_tune(task, data_folder, warm, tmp_path / "output"))[0].heads.state_dict()
     last = [name for name in before if name.startswith("2.")]
     assert all(torch.equal(before[name], after[name]) for name in before if name not in last)
     assert not any(torch.equal(before[name], after[name]) for name in last)
 
 
-def test_an_interrupted_run_with_other_options_is_not_mixed(
+def test_interrupted_run_with_other_options_is_not_continued(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
     other = replace(options, seed=1)
     with pytest.raises(InputError, match=r"interrupted run with other options or data \(seed 42, now 1\): rerun with"):
-        fine_tune(task, data_folder, other, tmp_path / "output", quiet=True)
-    fine_tune(task, data_folder, other, tmp_path / "output", quiet=True, force=True)
+        fine_tune(task, data_folder, other, tmp_path / "output")
+    fine_tune(task, data_folder, other, tmp_path / "output", force=True)
     record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
     assert (record["options"]["seed"], record["steps"]) == (1, 4)
 
 
-def test_the_record_keeps_the_last_epochs_loss(
+def test_record_contains_the_last_epochs_loss(
     task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     losses: list[float] = []
@@ -545,14 +548,14 @@ def test_the_record_keeps_the_last_epochs_loss(
         return loss
 
     monkeypatch.setattr(Alternating, "combine", spy)
-    fine_tune(task, data_folder, options, tmp_path / "output", quiet=True)
+    fine_tune(task, data_folder, options, tmp_path / "output")
     record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
     assert len(losses) == 4
     assert record["loss"] == pytest.approx(sum(losses[2:]) / 2, rel=1e-4)
 
 
 def test_max_steps_ends_the_run_early(task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path) -> None:
-    fine_tune(task, data_folder, replace(options, max_steps=1), tmp_path / "output", quiet=True)
+    fine_tune(task, data_folder, replace(options, max_steps=1), tmp_path / "output")
     record = json.loads((tmp_path / "output" / "training.json").read_text(encoding="utf-8"))
     assert (record["steps"], record["train_examples"]) == (1, 32)
 
@@ -561,5 +564,52 @@ def test_fine_tune_records_the_loss_of_a_run_shorter_than_the_logging_interval(
     task: Task, still: str, data_folder: Path, tmp_path: Path
 ) -> None:
     options = TrainingOptions(still, batch_size=1, max_steps=1, max_length=32)
-    fine_tune(task, data_folder, options, tmp_path / "checkpoint", quiet=True)
+    fine_tune(task, data_folder, options, tmp_path / "checkpoint")
     assert read_record(tmp_path / "checkpoint")["loss"] > 0
+
+
+class RecordedBar:
+    """Progress callback that records lengths, steps and notes."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.steps: list[int] = []
+        self.notes: list[str] = []
+        self.open = 0
+
+    @contextmanager
+    def __call__(self, length: int) -> Iterator[RecordedBar]:
+        self.lengths.append(length)
+        self.open += 1
+        try:
+            yield self
+        finally:
+            self.open -= 1
+
+    def update(self, n_steps: int) -> None:
+        self.steps.append(n_steps)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_fine_tune_reports_steps_and_loss_to_the_progress_callback(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bar = RecordedBar()
+    brief = replace(options, epochs=1, limit_train=None, max_steps=4)
+    fine_tune(task, data_folder, brief, tmp_path / "output", progress=bar)
+    assert (bar.lengths[-1], bar.open) == (4, 0)
+    assert bar.steps[-4:] == [1, 1, 1, 1]
+    assert re.fullmatch(r"loss \d+\.\d{3}", bar.notes[-1])
+    printed = capfd.readouterr()
+    assert (printed.out, "loss" in printed.err) == ("", False)  # transformers' own bars are its user's choice
+
+
+def test_fine_tune_closes_the_bar_after_a_failure(
+    task: Task, options: TrainingOptions, data_folder: Path, tmp_path: Path
+) -> None:
+    bar = RecordedBar()
+    with pytest.raises(BerxitError, match="the loss is"):
+        fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", progress=bar)
+    assert bar.open == 0

@@ -1,4 +1,4 @@
-"""Data from the hub, with a hub of our own: what is asked for, what is kept, what is said when it cannot be had."""
+"""Data from the hub, on a stand-in for it: requests, stored files, and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(task: str, count: int) -> Any:
-    """A split as the hub has it: its own column names, class labels as numbers."""
+    """A split in the form of the hub: its own column names, class labels as numbers."""
     source = SOURCES[task]
     columns: dict[str, list[Any]] = {name: [f"{name} {i}" for i in range(count)] for name in source.columns}
     labels = TASKS[task].labels
@@ -31,7 +31,7 @@ def rows(task: str, count: int) -> Any:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, task: str, **splits: Any) -> list[tuple[Any, ...]]:
-    """Stands in for load_dataset; the list collects what it was asked."""
+    """Stand-in for load_dataset; the list collects its arguments."""
     asked: list[tuple[Any, ...]] = []
 
     def load_dataset(path: str, config: str | None, *, revision: str | None) -> Any:
@@ -43,7 +43,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, task: str, **splits: Any) -> list[tup
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_is_fetched_once_and_read_like_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_downloads_a_task_once_as_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serve(monkeypatch, name)
     task = TASKS[name]
     for _ in range(2):
@@ -58,14 +58,14 @@ def test_a_task_is_fetched_once_and_read_like_files(name: str, monkeypatch: pyte
     assert len(asked) == 1
 
 
-def test_glue_comes_by_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_uses_the_names_of_glue(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serve(monkeypatch, "mrpc")
     fetch("mrpc", "train")
     assert asked == [("nyu-mll/glue", "mrpc", None)]
     assert {name for name, source in SOURCES.items() if source.config == name} == TASKS.keys() - {"sick"}
 
 
-def test_mnli_has_two_dev_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_of_mnli_writes_two_dev_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     serve(
         monkeypatch,
         "mnli",
@@ -78,7 +78,7 @@ def test_mnli_has_two_dev_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["rte", "stsb"])
-def test_a_split_whose_labels_are_secret_is_left_out_and_said_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_omits_a_split_with_hidden_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     label = -1 if name == "rte" else -1.0
     hidden = rows(name, 3).remove_columns("label").add_column("label", [label] * 3)
     serve(monkeypatch, name, train=rows(name, 3), validation=rows(name, 3), test=hidden)
@@ -87,24 +87,24 @@ def test_a_split_whose_labels_are_secret_is_left_out_and_said_so(name: str, monk
         fetch(name, "test")
 
 
-def test_text_survives_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_keeps_texts_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = 'caf\u00e9 "quoted"\ttab\nline \U0001f600'
     split = datasets.Dataset.from_dict({"sentence": [odd], "label": [1]})
     serve(monkeypatch, "sst2", train=split, validation=split, test=split)
     assert json.loads((fetch("sst2", "dev") / "dev.jsonl").read_text(encoding="utf-8"))["sentence"] == odd
 
 
-def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_fetch_without_a_network_names_the_remedy(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     def load_dataset(*_: Any, **__: Any) -> Any:
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(BerxitError, match=r"cannot fetch nyu-mll/glue from the hub: Couldn't reach.* Give --data"):
+    with pytest.raises(BerxitError, match=r"cannot download nyu-mll/glue from the hub: Couldn't reach.* Give --data"):
         fetch("rte", "dev")
     assert not cache.exists()
 
 
-def test_an_interrupted_fetch_leaves_nothing(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_interrupted_fetch_writes_nothing(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     broken = datasets.Dataset.from_dict({"sentence": ["a"], "label": [7]})  # no such class
     serve(monkeypatch, "sst2", train=rows("sst2", 2), validation=broken, test=broken)
     with pytest.raises(IndexError):
@@ -112,6 +112,6 @@ def test_an_interrupted_fetch_leaves_nothing(monkeypatch: pytest.MonkeyPatch, ca
     assert list((cache / "data").iterdir()) == []
 
 
-def test_a_custom_task_is_not_on_the_hub() -> None:
+def test_fetch_rejects_a_custom_task() -> None:
     with pytest.raises(InputError, match="--data is missing: task 'custom' reads your own files"):
         fetch("custom", "dev")

@@ -1,4 +1,4 @@
-"""Tables in memory become files that every reader of the project takes."""
+"""Tables in memory are stored as files that every reader of the project accepts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_data_files_returns_paths_as_they_are(tmp_path: Path) -> None:
         (7, "the train data is int: give a path"),
     ],
 )
-def test_data_files_refuses_what_is_no_table(data: object, message: str, cache: Path) -> None:
+def test_data_files_rejects_data_that_is_not_a_table(data: object, message: str, cache: Path) -> None:
     with pytest.raises(InputError, match=message):
         data_files(data, "train")
     assert not (cache / "tables").exists()

@@ -1,4 +1,4 @@
-"""The multi-exit model: its shapes, what it starts from, and what survives a save."""
+"""The multi-exit model: shapes, initialization, and saving."""
 
 from __future__ import annotations
 

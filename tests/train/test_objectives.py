@@ -1,4 +1,4 @@
-"""The paper's equations on numbers worked out by hand, and where each step's gradients go."""
+"""The paper's equations, compared with results computed by hand, and the gradients of each step."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_loss_with_lte_adds_the_lte_loss_of_every_exit() -> None:
 
 
 def gradients(strategy: str, step: int) -> tuple[Tensor, Tensor]:
-    """What one step's loss sends into each exit's logits, and into each certainty: both as (n,) sums of sizes."""
+    """(n,) sums of absolute gradients of one step's loss with respect to each exit's logits, and to each certainty."""
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     certainties = torch.full((4, 3), 0.3, requires_grad=True)
     objective = stages_of(STRATEGIES[strategy])[-1]()
@@ -130,9 +130,9 @@ def test_two_stage_and_self_distillation_train_the_last_exit_first() -> None:
 
 def test_distillation_is_the_divergence_from_the_last_exit() -> None:
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
-    logits = torch.stack([p.log(), q.log(), q.log()])[None]  # layer 1 says p; layers 2 and 3 say q
+    logits = torch.stack([p.log(), q.log(), q.log()])[None]  # Layer 1 predicts p; layers 2 and 3 predict q.
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    wrong_labels = torch.tensor([0])  # the labels have no say
+    wrong_labels = torch.tensor([0])  # Distillation does not use the labels.
     assert Distillation().loss(1, MultiExitOutput(exit_logits=logits), wrong_labels, False).item() == pytest.approx(
         expected
     )

@@ -38,6 +38,21 @@ def options(still: str) -> TrainingOptions:
     return TrainingOptions(still, epochs=2, batch_size=16, learning_rate=1e-3, max_length=16, limit_train=32)
 
 
+@pytest.fixture(scope="module")
+def trained_once(still: str, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint ``output`` that ``options`` trains on ``data``."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = TrainingOptions(still, epochs=2, batch_size=16, learning_rate=1e-3, max_length=16, limit_train=32)
+    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "output")
+    return folder
+
+
+@pytest.fixture
+def output(trained_once: Path, tmp_path: Path) -> Path:
+    """A finished checkpoint of ``options`` and ``data``."""
+    return Path(shutil.copytree(trained_once / "output", tmp_path / "output"))
+
+
 @pytest.fixture
 def steps(monkeypatch: MonkeyPatch) -> list[int]:
     """The steps that are trained, as they are."""
@@ -65,7 +80,7 @@ def interrupted(monkeypatch: MonkeyPatch, *arguments: object, **named: object) -
     with monkeypatch.context() as patch:
         patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fine_tune(*arguments, quiet=True, **named)
+            fine_tune(*arguments, **named)
 
 
 @pytest.mark.parametrize("force", [True, False])
@@ -74,33 +89,31 @@ def test_an_interrupted_run_continues_with_or_without_force(
 ) -> None:
     interrupted(monkeypatch, task, data, options, tmp_path / "output", force=force)
     steps.clear()
-    fine_tune(task, data, options, tmp_path / "output", quiet=True, force=force)
+    fine_tune(task, data, options, tmp_path / "output", force=force)
     assert steps == [3, 4]
 
 
 def test_a_finished_run_reports_this_and_trains_nothing(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     steps.clear()
     said: list[str] = []
-    assert fine_tune(task, data, options, output, quiet=True, report=said.append) == output
-    assert said == [f"{output} is finished: this command has trained it already. --force trains it again"]
+    assert fine_tune(task, data, options, output, report=said.append) == output
+    assert said == [f"{output} is finished: this command has already trained it. --force trains it again"]
     assert steps == []
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
-    fine_tune(task, data, options, output, quiet=True, force=True)
+    fine_tune(task, data, options, output, force=True)
     assert steps == [1, 2, 3, 4]
 
 
 def test_a_run_is_the_same_where_model_and_data_are_in_another_folder(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, tmp_path: Path, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     name = Path(options.model).name
     moved = replace(options, model=str(shutil.copytree(options.model, tmp_path / "elsewhere" / name)))
     steps.clear()
-    fine_tune(task, Path(shutil.move(data, tmp_path / "moved")), moved, output, quiet=True)
+    fine_tune(task, Path(shutil.move(data, tmp_path / "moved")), moved, output)
     assert steps == []
 
 
@@ -134,18 +147,19 @@ def test_other_data_or_another_model_is_another_run(
     task: Task,
     options: TrainingOptions,
     data: Path,
+    output: Path,
     tmp_path: Path,
     monkeypatch: MonkeyPatch,
 ) -> None:
-    model = Path(shutil.copytree(options.model, tmp_path / "model"))
+    model = Path(shutil.copytree(options.model, tmp_path / Path(options.model).name))
     options = replace(options, model=str(model))
-    fine_tune(task, data, options, tmp_path / "finished", quiet=True)
+    shutil.move(output, tmp_path / "finished")
     interrupted(monkeypatch, task, data, options, tmp_path / "interrupted")
     change(data, model)
     with pytest.raises(InputError, match=rf"finished was trained with other options or data \({named}\)"):
-        fine_tune(task, data, options, tmp_path / "finished", quiet=True)
+        fine_tune(task, data, options, tmp_path / "finished")
     with pytest.raises(InputError, match=rf"is an interrupted run with other options or data \({named}\)"):
-        fine_tune(task, data, options, tmp_path / "interrupted", quiet=True)
+        fine_tune(task, data, options, tmp_path / "interrupted")
 
 
 @pytest.mark.parametrize(
@@ -153,40 +167,36 @@ def test_other_data_or_another_model_is_another_run(
     [({"epochs": 1}, "epochs 2, now 1"), ({"seed": 1}, "seed 42, now 1"), ({"lte": False}, "lte True, now False")],
 )
 def test_a_finished_checkpoint_of_other_options_is_kept_without_force(
-    change: dict, named: str, task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+    change: dict, named: str, task: Task, options: TrainingOptions, data: Path, output: Path
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     weights = (output / "model.safetensors").read_bytes()
     other = replace(options, **change)
     with pytest.raises(InputError, match=rf"\({named}\): choose another --output, or --force to replace it"):
-        fine_tune(task, data, other, output, quiet=True)
+        fine_tune(task, data, other, output)
     assert (output / "model.safetensors").read_bytes() == weights
-    fine_tune(task, data, other, output, quiet=True, force=True)
+    fine_tune(task, data, other, output, force=True)
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert {name: record["options"][name] for name in change} == change
 
 
-def test_a_record_without_a_key_is_another_run(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path
-) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+def test_a_record_without_a_key_is_another_run(task: Task, options: TrainingOptions, data: Path, output: Path) -> None:
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     for name in ("task", "model_sha256", "processes"):  # as before there was a key
         del record[name]
     (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(InputError, match="was trained with other options or data"):
-        fine_tune(task, data, options, output, quiet=True)
+        fine_tune(task, data, options, output)
 
 
 def test_a_run_that_was_killed_after_its_checkpoint_was_written_is_finished(
     task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(RunState, "drop", lambda self: None)
-        output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
+        patch.setattr(RunState, "delete", lambda self: None)
+        output = fine_tune(task, data, options, tmp_path / "output")
     weights = load_file(output / "model.safetensors")
     steps.clear()
-    fine_tune(task, data, options, output, quiet=True)
+    fine_tune(task, data, options, output)
     assert steps == []
     again = load_file(output / "model.safetensors")
     assert all((again[name] == weights[name]).all() for name in weights)
@@ -194,35 +204,32 @@ def test_a_run_that_was_killed_after_its_checkpoint_was_written_is_finished(
 
 
 def test_a_forced_repetition_that_was_interrupted_continues_without_force(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     interrupted(monkeypatch, task, data, options, output, force=True)
     steps.clear()
-    fine_tune(task, data, options, output, quiet=True)
+    fine_tune(task, data, options, output)
     assert steps == [3, 4]
 
 
 def test_an_interrupted_replacement_does_not_replace_without_force(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
+    task: Task, options: TrainingOptions, data: Path, output: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     other = replace(options, seed=1)
     interrupted(monkeypatch, task, data, other, output, force=True)
     with pytest.raises(InputError, match="or --force to replace it"):
-        fine_tune(task, data, other, output, quiet=True)
+        fine_tune(task, data, other, output)
     steps.clear()
-    fine_tune(task, data, other, output, quiet=True, force=True)
+    fine_tune(task, data, other, output, force=True)
     assert steps == [3, 4]
 
 
 def test_a_finished_checkpoint_that_is_not_whole_is_not_reported_as_finished(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path
+    task: Task, options: TrainingOptions, data: Path, output: Path
 ) -> None:
-    output = fine_tune(task, data, options, tmp_path / "output", quiet=True)
     (output / "model.safetensors").unlink()
     with pytest.raises(BerxitError, match=r"has no model\.safetensors"):
-        fine_tune(task, data, options, output, quiet=True)
+        fine_tune(task, data, options, output)
 
 
 @pytest.mark.parametrize("regression", [False, True])
@@ -236,7 +243,7 @@ def test_held_out_rows_are_in_the_checkpoint_and_not_trained_on(
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     task = custom_task(path, ("text",), "label", regression=regression)
     options = replace(options, dev_fraction=0.25, limit_train=None, max_steps=1)
-    output = fine_tune(task, path, options, tmp_path / "output", quiet=True)
+    output = fine_tune(task, path, options, tmp_path / "output")
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert (record["train_examples"], record["dev_examples"], record["options"]["dev_fraction"]) == (72, 24, 0.25)
     whole, held = task.read(path, "train"), task.read(output, "dev")
@@ -268,15 +275,14 @@ def test_a_fraction_that_leaves_nothing_is_rejected(
             path,
             replace(options, dev_fraction=fraction),
             tmp_path / "o",
-            quiet=True,
         )
 
 
 def test_data_with_a_dev_split_takes_no_fraction(
     task: Task, options: TrainingOptions, data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"dev\.tsv is the dev split: leave --dev-fraction away"):
-        fine_tune(task, data, replace(options, dev_fraction=0.1), tmp_path / "output", quiet=True)
+    with pytest.raises(InputError, match=r"dev\.tsv is the dev split: omit --dev-fraction"):
+        fine_tune(task, data, replace(options, dev_fraction=0.1), tmp_path / "output")
 
 
 def test_data_without_a_dev_split_is_told_of_the_fraction_before_training(
@@ -287,4 +293,4 @@ def test_data_without_a_dev_split_is_told_of_the_fraction_before_training(
     with pytest.raises(
         pytest.fail.Exception, match=r"train\.tsv has no dev split.*--dev-fraction 0\.1 holds out a tenth"
     ):
-        fine_tune(task, data / "train.tsv", options, tmp_path / "output", quiet=True, report=said.append)
+        fine_tune(task, data / "train.tsv", options, tmp_path / "output", report=said.append)

@@ -1,4 +1,4 @@
-"""What each rule chooses on passes worked out by hand, what it promises, and what is refused."""
+"""Calibration rules: the chosen points on small passes, the guarantee of a risk, and rejected values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from berxit.train.rules import Budget, Keep, Risk, Rule, hoeffding_bentkus, loss
 
 
 def in_both_classes(predictions: Predictions) -> Predictions:
-    """The same pass with the two classes exchanged in every other row: a single class has no score."""
+    """The pass with the two classes exchanged in every other row, because labels of one class have no score."""
     if predictions.regression:
         return predictions
     logits, labels = predictions.logits.copy(), predictions.labels.copy()
@@ -30,19 +30,19 @@ def in_both_classes(predictions: Predictions) -> Predictions:
 
 
 def chosen(rule: Rule, predictions: Predictions, criterion: str) -> tuple[ExitPolicy, OperatingPoint]:
-    """The policy that a rule chooses, and what it does on the same pass."""
+    """The policy that a rule chooses, and its operating point on the same pass."""
     predictions = in_both_classes(predictions)
     policy = choose(predictions, criterion, rule, "data", "0").policy
     return policy, rule.choose(predictions, criterion)
 
 
 def ten_examples() -> Predictions:
-    """Ten examples of class 1, two layers. The last is always right; the first is right where it is sure.
+    """Ten examples of class 1, two layers. The last layer is always correct.
 
-    Confidence of layer 1: 0.60, 0.65, ... 1.05 is cut to 0.995; the two least sure ones are wrong there.
+    The confidence of layer 1 is 0.60, 0.65, ... and at most 0.995. Layer 1 is wrong for the two least certain examples.
     """
-    sure = np.minimum(0.60 + 0.05 * np.arange(10), 0.995)
-    margin = np.log(sure / (1 - sure))
+    certainty = np.minimum(0.60 + 0.05 * np.arange(10), 0.995)
+    margin = np.log(certainty / (1 - certainty))
     margin[:2] *= -1
     logits = np.zeros((10, 2, 2), np.float32)
     logits[:, 0, 1], logits[:, 1, 1] = margin, 5.0
@@ -50,41 +50,41 @@ def ten_examples() -> Predictions:
 
 
 def test_keep_chooses_the_cheapest_threshold_with_the_score() -> None:
-    policy, point = chosen(Keep(1.0), ten_examples(), "confidence")
+    policy, point = chosen(Keep(1.0, optimistic=True), ten_examples(), "confidence")
     assert 0.65 < policy.thresholds[0] < 0.70
     assert (point.score, point.histogram) == (1.0, (8, 2))
-    policy, point = chosen(Keep(0.9), ten_examples(), "confidence")
+    policy, point = chosen(Keep(0.9, optimistic=True), ten_examples(), "confidence")
     assert 0.60 < policy.thresholds[0] < 0.65
     assert (point.score, point.histogram) == (0.9, (9, 1))
-    _, point = chosen(Keep(0.8), ten_examples(), "confidence")
+    _, point = chosen(Keep(0.8, optimistic=True), ten_examples(), "confidence")
     assert (point.score, point.histogram) == (0.8, (10, 0))
 
 
 def test_keep_by_entropy_chooses_the_same_exits() -> None:
-    _, point = chosen(Keep(1.0), ten_examples(), "entropy")
+    _, point = chosen(Keep(1.0, optimistic=True), ten_examples(), "entropy")
     assert point.histogram == (8, 2)
 
 
 def test_keep_with_fewer_exits_chooses_among_their_thresholds() -> None:
     predictions = ten_examples()
     logits = np.stack([np.zeros((10, 2), np.float32), predictions.logits[:, 0], predictions.logits[:, 1]], axis=1)
-    logits[:, 0, 0] = 9.0  # layer 1 is always sure, and wrong
+    logits[:, 0, 0] = 9.0  # Layer 1 is wrong with a high certainty.
     three = Predictions(logits, None, np.ones(10, int), "accuracy")
-    _, never = chosen(Keep(1.0), three, "confidence")
+    _, never = chosen(Keep(1.0, optimistic=True), three, "confidence")
     assert never.histogram == (0, 0, 10)
-    policy, point = chosen(Keep(1.0), three.select_exits((2, 3)), "confidence")
+    policy, point = chosen(Keep(1.0, optimistic=True), three.select_exits((2, 3)), "confidence")
     assert policy.layers == 3
     assert (point.histogram, point.average_exit_layer) == ((0, 8, 2), pytest.approx(2.2))
     assert point.saved_layers == pytest.approx(1 - 2.2 / 3)
     again = operating_point(three.select_exits((2, 3)), policy.at_exits((2, 3)))
     assert (again.histogram, again.average_exit_layer) == (point.histogram, pytest.approx(2.2))
-    _, point = chosen(Keep(1.0), three.select_exits((3,)), "confidence")
+    _, point = chosen(Keep(1.0, optimistic=True), three.select_exits((3,)), "confidence")
     assert point.histogram == (0, 0, 10)
 
 
 def test_patience_counts_only_existing_exits() -> None:
     logits = np.zeros((1, 4, 2), np.float32)
-    logits[0, :, 1] = [1.0, -1.0, 1.0, 1.0]  # the layers say 1, 0, 1, 1
+    logits[0, :, 1] = [1.0, -1.0, 1.0, 1.0]  # The layers predict 1, 0, 1, 1.
     predictions = Predictions(logits, None, np.ones(1, int), "accuracy")
     assert trade_off(predictions, "patience", [1.0])[0].histogram == (0, 0, 0, 1)
     assert trade_off(predictions.select_exits((1, 3, 4)), "patience", [1.0])[0].histogram == (0, 0, 1, 0)
@@ -92,12 +92,12 @@ def test_patience_counts_only_existing_exits() -> None:
 
 def test_keep_can_always_choose_full_depth() -> None:
     logits = np.zeros((6, 3, 2), np.float32)
-    logits[:, :2, 0], logits[:, 2, 1] = 9.0, 1.0  # the early layers are sure, and wrong
+    logits[:, :2, 0], logits[:, 2, 1] = 9.0, 1.0  # The early layers are wrong with a high certainty.
     predictions = Predictions(logits, None, np.ones(6, int), "accuracy")
-    policy, point = chosen(Keep(1.0), predictions, "confidence")
+    policy, point = chosen(Keep(1.0, optimistic=True), predictions, "confidence")
     assert (point.average_exit_layer, point.score) == (3.0, 1.0)
     assert operating_point(predictions, policy) == point
-    _, patient = chosen(Keep(1.0), predictions, "patience")
+    _, patient = chosen(Keep(1.0, optimistic=True), predictions, "patience")
     assert patient.average_exit_layer == 3.0
 
 
@@ -105,7 +105,7 @@ def test_keep_chooses_the_better_of_equal_cost() -> None:
     values = np.array([[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [4.0, 4.0]], np.float32)[..., None]
     lte = np.array([[0.9, 1], [0.1, 1], [0.2, 1], [0.8, 1]], np.float32)
     predictions = Predictions(values, lte, np.array([1.0, 3.0, 2.0, 4.0]), "spearman")
-    _, point = chosen(Keep(1.0), predictions, "lte")
+    _, point = chosen(Keep(1.0, optimistic=True), predictions, "lte")
     assert point.score == pytest.approx(1.0)
     assert point.histogram == (2, 2)
 
@@ -114,7 +114,7 @@ def test_keep_rejects_a_full_depth_score_not_above_zero() -> None:
     values = np.array([[3.0, 3.0], [2.0, 2.0], [1.0, 1.0]], np.float32)[..., None]
     predictions = Predictions(values, None, np.array([1.0, 2.0, 3.0]), "spearman")
     with pytest.raises(BerxitError, match="--keep needs a score above 0"):
-        chosen(Keep(0.9), predictions, "patience")
+        chosen(Keep(0.9, optimistic=True), predictions, "patience")
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, float("nan")])
@@ -125,15 +125,15 @@ def test_keep_rejects_a_share_out_of_range(keep: float) -> None:
 
 def test_keep_rejects_an_unknown_criterion() -> None:
     with pytest.raises(InputError, match="unknown exit criterion 'luck'"):
-        chosen(Keep(0.9), ten_examples(), "luck")
+        chosen(Keep(0.9, optimistic=True), ten_examples(), "luck")
 
 
 @pytest.mark.parametrize(
     ("loss", "n", "risk", "expected"),
     [
         (0.0, 10, 0.5, 0.5**10),
-        (0.1, 10, 0.5, math.exp(-10 * (0.1 * math.log(0.2) + 0.9 * math.log(1.8)))),  # Hoeffding's is the smaller
-        (0.2, 100, 0.3, math.e * 0.0164629),  # Bentkus's is: e times P(Bin(100, 0.3) <= 20)
+        (0.1, 10, 0.5, math.exp(-10 * (0.1 * math.log(0.2) + 0.9 * math.log(1.8)))),  # Hoeffding's bound is smaller.
+        (0.2, 100, 0.3, math.e * 0.0164629),  # Bentkus's bound is smaller: e times P(Bin(100, 0.3) <= 20)
         (0.6, 10, 0.5, 1.0),
     ],
 )
@@ -155,23 +155,23 @@ def test_risk_chooses_the_cheapest_threshold_that_passes(
 
 
 def test_losses_at_count_predictions_that_differ_from_the_last_exit() -> None:
-    wrong = Predictions(ten_examples().logits, None, np.zeros(10, int), "accuracy")  # the last exit is never right
+    wrong = Predictions(ten_examples().logits, None, np.zeros(10, int), "accuracy")  # The last exit is always wrong.
     assert chosen(Risk(0.5, 0.02), wrong, "confidence")[1].histogram == (8, 2)
 
 
 def test_risk_tests_no_threshold_after_a_failure() -> None:
-    sure = np.tile([0.7, 0.9, 0.99], (10, 1))
+    certainty = np.tile([0.7, 0.9, 0.99], (10, 1))
     logits = np.zeros((10, 3, 2), np.float32)
-    logits[..., 1] = np.log(sure / (1 - sure)) * [1, -1, 1]  # layer 2 answers wrongly, and layers 1 and 3 rightly
+    logits[..., 1] = np.log(certainty / (1 - certainty)) * [1, -1, 1]  # Layer 2 is wrong, layers 1 and 3 are correct.
     predictions = Predictions(logits, None, np.ones(10, int), "accuracy")
-    assert chosen(Keep(1.0), predictions, "confidence")[1].histogram == (10, 0, 0)
+    assert chosen(Keep(1.0, optimistic=True), predictions, "confidence")[1].histogram == (10, 0, 0)
     assert chosen(Risk(0.5, 0.1), predictions, "confidence")[1].histogram == (0, 0, 10)
 
 
 def test_losses_at_of_regression_are_shares_of_the_labels_range() -> None:
     values = np.array([[1.0, 2.0], [9.0, 3.0], [4.0, 4.0], [5.0, 5.0]], np.float32)[..., None]
-    sure = np.array([[0.9, 1], [0.8, 1], [0.2, 1], [0.1, 1]], np.float32)
-    predictions = Predictions(values, sure, np.array([1.0, 5.0, 2.0, 4.0]), "spearman")
+    certainty = np.array([[0.9, 1], [0.8, 1], [0.2, 1], [0.1, 1]], np.float32)
+    predictions = Predictions(values, certainty, np.array([1.0, 5.0, 2.0, 4.0]), "spearman")
     assert losses_at(predictions, "lte", [1.0, 0.85, 0.5]).tolist() == [0, 0.25 / 4, (0.25 + 1) / 4]
 
 
@@ -180,21 +180,24 @@ def test_risk_of_regression_is_met(criterion: str) -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 5, 500)
     values = (truth[:, None] + rng.normal(size=(500, 4)) * [1, 0.5, 0.2, 0.1]).astype(np.float32)[..., None]
-    sure = np.tile(np.array([0.2, 0.5, 0.8, 1.0], np.float32), (500, 1))
-    policy, point = chosen(Risk(0.1, 0.1), Predictions(values, sure, truth, "spearman"), criterion)
+    certainty = np.tile(np.array([0.2, 0.5, 0.8, 1.0], np.float32), (500, 1))
+    policy, point = chosen(Risk(0.1, 0.1), Predictions(values, certainty, truth, "spearman"), criterion)
     assert point.average_exit_layer < 4
-    assert losses_at(Predictions(values, sure, truth, "spearman"), criterion, [point.threshold], point.tolerance) < 0.1
+    assert (
+        losses_at(Predictions(values, certainty, truth, "spearman"), criterion, [point.threshold], point.tolerance)
+        < 0.1
+    )
     assert policy.tolerance == point.tolerance
 
 
 def population(rows: int, seed: int) -> Predictions:
-    """Classes under three exits that agree with the last the oftener the surer they are."""
+    """Predictions of three exits that agree with the last one more often if their certainty is higher."""
     rng = np.random.default_rng(seed)
-    sure = rng.uniform(0.5, 1.0, (rows, 3))
-    agrees = rng.uniform(size=(rows, 3)) < sure
+    certainty = rng.uniform(0.5, 1.0, (rows, 3))
+    agrees = rng.uniform(size=(rows, 3)) < certainty
     agrees[:, 2] = True
     logits = np.zeros((rows, 3, 2), np.float32)
-    logits[..., 1] = np.log(sure / (1 - sure)) * np.where(agrees, 1, -1)
+    logits[..., 1] = np.log(certainty / (1 - certainty)) * np.where(agrees, 1, -1)
     return Predictions(logits, None, np.ones(rows, int), "accuracy")
 
 
@@ -208,13 +211,13 @@ def test_risk_is_exceeded_at_most_with_probability_delta() -> None:
         point = rule.choose(drawn, "confidence")
         exceeded += losses_at(everyone, "confidence", [point.threshold])[0] > rule.risk
         saved += point.saved_layers / draws
-    assert exceeded <= draws * rule.delta  # by the empirical loss alone it would be about half of them
+    assert exceeded <= draws * rule.delta  # Without a test, about half of the draws would exceed it.
     assert saved > 0.05
 
 
 def test_risk_rejects_too_few_examples() -> None:
     with pytest.raises(InputError, match=r"--risk 0.01 --delta 0.05 needs at least 299 examples.* has 10"):
-        chosen(Risk(0.01), ten_examples(), "confidence")
+        chosen(Risk(0.01, 0.05), ten_examples(), "confidence")
     assert hoeffding_bentkus(0, 299, 0.01) <= 0.05 < hoeffding_bentkus(0, 298, 0.01)
 
 
@@ -273,9 +276,9 @@ def test_of_bench_reads_a_bench_of_this_model_only(checkpoint: Path, tmp_path: P
         ({"line": 3}, "line: expected an object"),
         ({"line": None}, "of one depth only, which predict no others: bench a bundle with several exits"),
         ({"noise": {**quiet, "tail": 4.0}}, r"noisy measurement: the 90th .* is 4\.00 times .*--accept-noise"),
-        ({"noise": {**quiet, "others": 1.9}}, r"other processes used 1\.9 of 2 CPUs while 2 were measured"),
+        ({"noise": {**quiet, "others": 1.9}}, r"other processes used 1\.9 of 2 CPUs while 2 threads were measured"),
         ({"noise": {**quiet, "others": 0.9, "threads": 1, "drift": 2.0}}, r"measurement: the median drifted .* 2\.00"),
-        ({"noise": None}, r"the noise was not measured \(an older version\)"),
+        ({"noise": None}, r"the noise was not measured \(by an older version\)"),
         ({"line": {**line, "r_squared": 0.95}}, r"R\^2 of the line is 0\.9500, at least 0\.98 is expected"),
     ):
         path.write_text(json.dumps({**whole, **change}), encoding="utf-8")
@@ -294,10 +297,10 @@ def test_of_bench_reads_a_bench_of_this_model_only(checkpoint: Path, tmp_path: P
 
 def test_patience_on_regression_searches_its_tolerance() -> None:
     rng = np.random.default_rng(0)
-    truth = rng.uniform(0, 1, 60)  # labels from 0 to 1: with a tolerance of 0.5 all neighbours agree
+    truth = rng.uniform(0, 1, 60)  # labels from 0 to 1: with a tolerance of 0.5 all consecutive exits agree
     values = (truth[:, None] + rng.normal(size=(60, 4)) * [0.4, 0.2, 0.05, 0.02]).astype(np.float32)[..., None]
     predictions = Predictions(values, None, truth, "spearman")
-    policy, point = chosen(Keep(0.98), predictions, "patience")
+    policy, point = chosen(Keep(0.98, optimistic=True), predictions, "patience")
     assert policy.tolerance == point.tolerance < 0.5
     assert operating_point(predictions, policy).histogram == point.histogram
     assert point.average_exit_layer < 4
@@ -315,19 +318,21 @@ def test_keep_is_relative_to_the_full_depth_of_the_checkpoint() -> None:
     before = in_both_classes(ten_examples())
     after = rounded(before, 4)
     assert after.score(after.predicted()[:, -1]) == 0.6
-    found = choose(after, "confidence", Keep(0.8), "data", "0").calibration
+    found = choose(after, "confidence", Keep(0.8, optimistic=True), "data", "0").calibration
     assert found.full_depth_score == 1.0
     assert found.score >= 0.8
     assert found.histogram == (10, 0)
-    found = choose(after, "confidence", Keep(0.9), "data", "0").calibration  # 0.9 of the bundle's own would be 0.54
+    found = choose(
+        after, "confidence", Keep(0.9, optimistic=True), "data", "0"
+    ).calibration  # 0.9 of the bundle's full-depth score would be 0.54.
     assert (found.score, found.histogram) == (pytest.approx(0.6), (0, 10))
     assert "no threshold satisfies the rule" in found.warnings[-1]
 
 
 def test_choose_warns_if_no_threshold_of_a_bundle_keeps_the_score() -> None:
     after = rounded(in_both_classes(ten_examples()), 2)
-    after.logits[:, 0] = -after.logits[:, 0]  # nothing early is any good
-    found = choose(after, "confidence", Keep(0.95), "data", "0").calibration
+    after.logits[:, 0] = -after.logits[:, 0]  # All early predictions are wrong.
+    found = choose(after, "confidence", Keep(0.95, optimistic=True), "data", "0").calibration
     assert (found.histogram, found.score) == ((0, 10), pytest.approx(0.8))
     assert found.warnings[-1].startswith(
         "no threshold satisfies the rule: full depth scores 0.8000 in this precision, 1.0000 in the checkpoint, so"

@@ -1,4 +1,4 @@
-"""The tasks: the official layouts, and what a user's own file makes of one."""
+"""Tasks: the official file layouts, and tasks from a user's own files."""
 
 from __future__ import annotations
 
@@ -132,13 +132,13 @@ def test_read_skips_incomplete_lines_of_qqp_on_request(tmp_path: Path) -> None:
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     rows = "1\t2\t3\tWhy?\tHow?\t0\n4\t5\t6\tWhat\n7\t8\t9\tWho?\tWhom?\t1\n1\t2\t3\t\tHow?\t0\n1\t2\t3\ta\tb\tc\n"
     write(tmp_path, header + rows)
-    with pytest.raises(InputError, match=r"line 3: 4 columns where the header has 6\. Fix or delete it"):
+    with pytest.raises(InputError, match=r"line 3: 4 columns, but the header has 6\. Fix or delete it"):
         get_task("qqp").read(tmp_path, "train")
     found = get_task("qqp").read(tmp_path, "train", skip_bad_rows=True)
     assert (len(found), found.labels.tolist()) == (2, [0, 1])
     where = f"{tmp_path / 'train.tsv'}, line"
     assert [problem.removeprefix(where)[:22] for problem in found.skipped] == [
-        " 3: 4 columns where th",
+        " 3: 4 columns, but the",
         " 5: column 'question1'",
         " 6: unknown label 'c'.",
     ]
@@ -149,7 +149,7 @@ def test_read_skips_incomplete_lines_of_qqp_on_request(tmp_path: Path) -> None:
 def test_custom_task_rejects_a_file_without_valid_rows(name: str, text: str, tmp_path: Path) -> None:
     write(tmp_path, text if name.endswith("l") else text.replace("a\tb", "text\tlabel"), name)
     task = Task("custom", ("text",), "label", ("0", "1"), "accuracy")
-    with pytest.raises(InputError, match=r"has no good row, the first is bad: .*line"):
+    with pytest.raises(InputError, match=r"has no valid row\. First problem: .*line"):
         task.read(tmp_path, "train", skip_bad_rows=True)
 
 
@@ -222,7 +222,7 @@ def test_custom_task_sorts_numeric_classes_and_merges_spellings(tmp_path: Path) 
 
 
 def test_read_maps_other_spellings_of_a_number_to_its_class(tmp_path: Path) -> None:
-    """Written by pandas: floats where a cell was blank once, integers where none was."""
+    """pandas writes numbers as floats if a cell of the column was empty, else as integers."""
     write(tmp_path, rows([1.0, 2.0, 3.0]))
     write(tmp_path, rows([1, 2, 1, 2]), "dev.tsv")
     task = custom_task(tmp_path, ("text",), "label")
@@ -264,7 +264,7 @@ def test_custom_task_rejects_a_label_column_that_is_a_text_column(tmp_path: Path
 
 def test_custom_task_names_a_missing_column(tmp_path: Path) -> None:
     write(tmp_path, "text\tlabel\nx\ta\n")
-    with pytest.raises(InputError, match=r"no column 'sentence'\. There are: text, label"):
+    with pytest.raises(InputError, match=r"no column 'sentence'\. Columns: text, label"):
         custom_task(tmp_path, ("sentence",), "label")
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint works with transformers' own pipeline, Auto classes and Trainer."""
+"""A checkpoint works with transformers' pipeline, Auto classes and Trainer."""
 
 from __future__ import annotations
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, progress_bar
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
-from berxit.toolkit.commands.options import PATH, quiet_option, split_option
+from berxit.toolkit.api import compare
+from berxit.toolkit.commands.options import PATH, quiet_option, silence_library_logs, split_option
 
 
 @click.command("compare")
@@ -26,7 +27,7 @@ from berxit.toolkit.commands.options import PATH, quiet_option, split_option
     metavar="PERCENT",
     help="Exit with status 1 if latency, score or predictions of SECOND are worse than FIRST's by more.",
 )
-@click.option("--output", type=PATH, help="A JSON file for everything that was compared.")
+@click.option("--output", type=PATH, help="JSON file for all compared values.")
 @quiet_option
 @debug_option
 def command(
@@ -41,25 +42,10 @@ def command(
     quiet: bool,
 ) -> None:
     """Compare FIRST with SECOND: two bundles, a checkpoint and a bundle, or two bench.json files."""
-    from berxit.toolkit.comparison.benches import BenchComparison, bench_file, compare_benches
-    from berxit.toolkit.comparison.models import ModelComparison, compare_models
-
-    found: BenchComparison | ModelComparison
-    benches = bench_file(first), bench_file(second)
-    if benches[0] and benches[1]:
-        found = compare_benches(benches[0], benches[1])
-    elif benches[0] or benches[1]:
-        raise InputError(f"{first} and {second}: only one of them is a bench. Give two benches, or two models")
-    else:
-        found = compare_models(
-            first,
-            second,
-            data=data,
-            split=split,
-            limit=limit,
-            threads=threads,
-            progress=progress_bar("comparing", quiet),
-        )
+    if any((path / "config.json").is_file() for path in (first, second)):  # a checkpoint, which torch executes
+        silence_library_logs()
+    bar = progress_bar("comparing", quiet)
+    found = compare(first, second, data, split=split, limit=limit, threads=threads, progress=bar)
     click.echo(found.text())
     if output:
         write_json(asdict(found), output)

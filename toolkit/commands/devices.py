@@ -1,4 +1,4 @@
-"""``berxit devices``: the devices this project knows, and which one this machine is."""
+"""``berxit devices``: the known devices, and the one that this machine is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from berxit.runtime.tables import markdown_table
 @click.command("devices")
 @debug_option
 def command() -> None:
-    """List the known devices, and what this machine is."""
+    """List the known devices, and mark the one that this machine is."""
     machine = devices.this_machine()
     here = devices.recognise(machine)
     rows = [

@@ -1,4 +1,4 @@
-"""``berxit doctor``: which parts are installed and usable here, and how to get the others."""
+"""``berxit doctor``: the parts of berxit that are usable on this machine, and the commands that install the others."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from berxit.runtime.tables import markdown_table
 
 NEEDED_FOR = {
     "onnxruntime": "run bundles on a CPU",
-    "openvino": "run the same bundles by OpenVINO",
+    "openvino": "run the same bundles with OpenVINO",
     "train": "fine-tune, evaluate, calibrate",
     "export": "write bundles",
     "tensorrt": "run bundles on a Jetson or an NVIDIA GPU",
-    "tensorrt-rtx": "build engines for desktop RTX GPUs, anywhere",
+    "tensorrt-rtx": "build engines for desktop RTX GPUs, on any machine",
     "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
     "study": "repeat the paper's experiments",
+    "hub": "download and publish models on the Hugging Face hub",
 }
 
 
 @click.command("doctor")
 @debug_option
 def command() -> None:
-    """Show which parts are installed and usable on this machine."""
+    """Show the installed parts that are usable on this machine, and how to install the others."""
     rows = []
     for extra, purpose in NEEDED_FOR.items():
         found = {package: _version(package) for package, owner in EXTRAS.items() if owner == extra}
@@ -47,11 +48,7 @@ def command() -> None:
     if _version("torch"):
         import torch
 
-        cuda = (
-            torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else "no GPU that torch can use: training runs on the CPU"
-        )
+        cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: training runs on the CPU"
         click.echo(f"\ntorch sees: {cuda}")
 
 

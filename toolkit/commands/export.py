@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from berxit import devices
+from berxit.exporters.options import ExportOptions
 from berxit.exporters.targets import (
     TARGETS,
     batches_by_target,
@@ -18,14 +19,13 @@ from berxit.exporters.targets import (
     versions_by_target,
 )
 from berxit.runtime.console import debug_option, progress_bar
-from berxit.runtime.errors import InputError
+from berxit.toolkit.api import export
 from berxit.toolkit.commands.options import (
     PATH,
     checkpoint_argument,
-    default_bundle,
     force_option,
-    hush_libraries,
     quiet_option,
+    silence_library_logs,
     warn,
 )
 
@@ -112,52 +112,32 @@ def command(
     quiet: bool,
 ) -> None:
     """Split CHECKPOINT into one segment per layer, verify every exit, and write a bundle."""
-    hush_libraries()
-    from berxit.exporters.export import export
-    from berxit.exporters.options import ExportOptions
-
-    profile = _profile(device, target) if device else None
-    if profile:
-        first = target in (None, profile.targets[0])
-        target = target or profile.targets[0]
-        if first:
-            precision, layout = precision or profile.precision, layout or profile.layout
-            target_version = target_version or profile.target_version
-            if target_version == profile.target_version:
-                lengths = lengths or profile.lengths
-    if target is None:
-        raise click.UsageError(
-            f"what will run it? --target {', '.join(TARGETS)}, or --device with a name of berxit devices"
-        )
-    output = output or default_bundle(checkpoint, target)
-    parity: list[str] = []
-    warnings: list[str] = []
-    manifest = export(
+    silence_library_logs()
+    exported = export(
         checkpoint,
-        target,
         output,
+        target=target,
+        device=device,
         options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads),
-        force=force,
-        accept_noise=accept_noise,
-        scores=scores,
         data=data,
+        scores=scores,
+        accept_noise=accept_noise,
+        force=force,
         progress=progress_bar("exporting", quiet),
-        report=parity.append,
-        warn=warnings.append,
     )
-    click.echo("\n".join(parity))
-    if manifest.calibration is None:
-        click.echo("not calibrated: the bundle never stops early. Run berxit-calibrate, then export again")
-    warn(warnings)
-    click.echo(f"bundle: {output}")
-    click.echo(next_step(output, target, profile))
+    click.echo("\n".join(exported.report))
+    if exported.manifest.calibration is None:
+        click.echo("not calibrated: the bundle never exits early. Run berxit-calibrate, then export again")
+    warn(exported.warnings)
+    click.echo(f"bundle: {exported.bundle}")
+    click.echo(next_step(exported.bundle, exported.manifest.target, exported.device))
 
 
 def next_step(bundle: Path, target: str, profile: devices.Device | None) -> str:
     """The next step: measure the bundle on this machine or on its device, or add it to an app."""
     bench = f"python -m runtime.bench {shlex.quote(str(bundle))}"
     machine = devices.this_machine()
-    here = profile.is_this(machine) if profile else target in devices.recognise(machine).targets
+    here = profile.matches(machine) if profile else target in devices.recognise(machine).targets
     if here:
         return f"next: {bench}"
     if profile is None:
@@ -167,12 +147,3 @@ def next_step(bundle: Path, target: str, profile: devices.Device | None) -> str:
             f"next: add {bundle} to the app for {profile.description}, whose runner.verify() checks it: docs/coreml.md"
         )
     return f"next, on {profile.description}: {bench}"
-
-
-def _profile(name: str, target: str | None) -> devices.Device:
-    profile = devices.find(name)
-    if profile is None:
-        raise InputError(f"unknown device '{name}': choose {', '.join(d.name for d in devices.DEVICES)}")
-    if target not in (None, *profile.targets):
-        raise InputError(f"device '{name}' runs bundles for {' or '.join(profile.targets)}, not for {target}")
-    return profile

@@ -1,4 +1,4 @@
-"""``berxit inspect``: what a bundle holds."""
+"""``berxit inspect``: the contents of a bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from berxit.toolkit.commands.options import PATH
 @click.argument("bundle", type=PATH)
 @debug_option
 def command(bundle: Path) -> None:
-    """Show what BUNDLE holds, and check every file against its checksum."""
+    """Show the contents of BUNDLE, and verify the checksum of every file."""
     manifest = read_manifest(bundle)
     click.echo(describe(bundle, manifest))
 
@@ -37,7 +37,7 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         ("placed", _placement(manifest)),
         ("score", _scores(manifest)),
         ("parity", _parity(manifest)),
-        ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums good"),
+        ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums correct"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
     ]
     max_diff = dict(zip(manifest.exits, manifest.parity.max_diff, strict=True))
@@ -69,7 +69,7 @@ def _parity(manifest: Manifest) -> str:
 
 
 def _placement(manifest: Manifest) -> str:
-    """What exits that were placed automatically were expected to bring; nothing for others."""
+    """Expected latency with automatically placed exits; empty for other exits."""
     placed = manifest.calibration.placement if manifest.calibration else None
     if placed is None:
         return ""
@@ -78,7 +78,7 @@ def _placement(manifest: Manifest) -> str:
 
 
 def _scores(manifest: Manifest) -> str:
-    """What the precision costs where rows leave; nothing where it was not measured."""
+    """Largest loss of score, through the precision, of an exit that the policy uses; empty if it was not measured."""
     scores, record = manifest.scores, manifest.calibration
     if scores is None or record is None:
         return ""
@@ -89,7 +89,7 @@ def _scores(manifest: Manifest) -> str:
 
 
 def _layers(before: int, segment: Segment) -> str:
-    """What a segment runs that comes after layer ``before``."""
+    """The layers that a segment executes; ``before`` is the last layer of the previous segment."""
     if segment.layer == 0:
         return "embeddings"
     one = segment.layer == before + 1
@@ -98,7 +98,7 @@ def _layers(before: int, segment: Segment) -> str:
 
 
 def _files(segment: Segment) -> list[str]:
-    """The segment's, and of what is fed to it."""
+    """Files of the segment and of its constant inputs."""
     return [segment.file, *(tensor.file for tensor in segment.constants.values())]
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave the same everywhere."""
+"""Options and messages that several commands share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.cache import cache_folder
 from berxit.runtime.policies import CRITERIA
 
 PATH = click.Path(path_type=Path)
@@ -19,44 +18,33 @@ checkpoint_argument = click.argument("checkpoint", type=PATH)
 data_option = click.option(
     "--data", type=PATH, help="A file, or a folder with train/dev/test files.  [default: the task's, from the hub]"
 )
-split_option = click.option("--split", default="dev", show_default=True, help="The split, where --data is a folder.")
+split_option = click.option("--split", default="dev", show_default=True, help="The split, if --data is a folder.")
 batch_size_option = click.option(
-    "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Rows of a pass."
+    "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Rows per batch of the pass."
 )
 skip_bad_rows_option = click.option(
-    "--skip-bad-rows", is_flag=True, help="Leave out rows that do not fit, and say how many, instead of refusing."
+    "--skip-bad-rows", is_flag=True, help="Skip invalid rows and report their number, instead of failing."
 )
 criterion_option = click.option(
     "--criterion", metavar="NAME", help=f"{', '.join(CRITERIA)}.  [default: confidence; lte for regression]"
 )
-force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
-quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
+force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 
 
-def data_for(task_name: str, data: Path | None, split: str) -> Path:
-    """--data, or the task's data from the hub, with that split; says so when it has to be fetched."""
-    from berxit.train.hub import fetch
-
-    if data is not None:
-        return data
-    if not (cache_folder() / "data" / task_name).is_dir():
-        click.echo(f"fetching {task_name} from the Hugging Face hub; --data takes local files instead", err=True)
-    return fetch(task_name, split)
+def say(line: str) -> None:
+    """Prints a line on standard error."""
+    click.echo(line, err=True)
 
 
 def warn(messages: Iterable[str]) -> None:
-    """Prints each message as a warning that stands out, on standard error."""
+    """Prints each message as a highlighted warning on standard error."""
     for message in messages:
         click.secho(f"warning: {message}", fg="yellow", bold=True, err=True)
 
 
-def default_bundle(checkpoint: Path, target: str) -> Path:
-    """Where berxit-export writes a bundle without --output."""
-    return checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
-
-
-def hush_libraries() -> None:
-    """The libraries' own notes and bars stay off the screen; ours say what matters. Call before importing torch."""
+def silence_library_logs() -> None:
+    """Hides log messages and progress bars of torch, transformers and coremltools. Call it before importing torch."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module="torch|transformers|onnx")
     import huggingface_hub

@@ -1,4 +1,4 @@
-"""``berxit-study``: the paper's experiments on your checkpoints; each a table, its numbers and a figure."""
+"""``berxit-study``: the paper's experiments on your checkpoints, each as a table, a JSON file and a figure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     criterion_option,
-    data_for,
     data_option,
-    hush_libraries,
     quiet_option,
+    say,
+    silence_library_logs,
     split_option,
 )
 from berxit.toolkit.studies import STUDIES, find_study
@@ -23,7 +23,7 @@ from berxit.toolkit.studies import STUDIES, find_study
 NAMES = "\n".join(f"  {name:<11}{what}" for name, what in STUDIES.items())
 
 WITHOUT_DATA = ("runtime", "flops")
-"""runtime takes bundles and, as berxit-bench, data at hand only; flops needs none."""
+"""Studies that download no data: runtime takes bundles and reads local data, flops needs no data."""
 
 
 @click.command("study", epilog=f"\b\nThe studies:\n{NAMES}")
@@ -31,9 +31,13 @@ WITHOUT_DATA = ("runtime", "flops")
 @click.argument("checkpoints", type=PATH, nargs=-1, metavar="CHECKPOINT...")
 @data_option
 @split_option
-@click.option("--relative-to", metavar="SCORE|CHECKPOINT", help="What 100% is.  [default: raw, two-stage, or the best]")
+@click.option(
+    "--relative-to",
+    metavar="SCORE|CHECKPOINT",
+    help="The score that counts as 100%.  [default: raw, two-stage, or the best]",
+)
 @criterion_option
-@click.option("--length", type=click.IntRange(min=1), help="flops: tokens of the input.  [default: 128]")
+@click.option("--length", type=click.IntRange(min=1), help="flops: input length in tokens.  [default: 128]")
 @batch_size_option
 @click.option("--output", type=PATH, default=Path("studies"), show_default=True, help="Folder of the results.")
 @quiet_option
@@ -52,19 +56,20 @@ def command(
 ) -> None:
     """Run the study NAME on checkpoints of one task (runtime: on bundles).
 
-    Legends come from the checkpoints' own records; those that differ in their seed alone are averaged. Each checkpoint
-    runs over the data once; the pass is kept in OUTPUT/passes and serves the next study. Writes NAME-TASK.md, .json
+    Legends come from the checkpoints' records. Checkpoints that differ only in their seed are averaged. Each checkpoint
+    runs over the data once: the pass is stored in OUTPUT/passes, and later studies read it. Writes NAME-TASK.md, .json
     and .png.
     """
-    hush_libraries()
+    silence_library_logs()
     study = find_study(name)
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'")
     from berxit.toolkit.studies.request import Request
     from berxit.train.checkpoint import read_config
+    from berxit.train.hub import task_data
 
     if name not in WITHOUT_DATA:
-        data = data_for(read_config(checkpoints[0])["task"], data, split)
+        data = task_data(read_config(checkpoints[0])["task"], data, split, say)
     request = Request(
         paths=checkpoints,
         output=output,

@@ -33,7 +33,7 @@ class BenchComparison:
     other: dict[str, tuple[float, float]]
 
     def regressions(self, percent: float) -> list[str]:
-        """What is worse in the second bench by more than ``percent``: mean latency or score."""
+        """Values that are worse in the second bench by more than ``percent``: mean latency, score."""
         slower = {name: 100 * (b / a - 1) for name, (a, b) in self.latencies.items()}
         worse = {name: 100 * (1 - b / a) for name, (a, b) in self.scores.items() if a > 0}
         return [f"latency at {name} is {x:.1f}% higher" for name, x in slower.items() if x > percent] + [

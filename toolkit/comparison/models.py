@@ -23,7 +23,7 @@ from berxit.runtime.tokenization import Text
 from berxit.toolkit.comparison.sides import RowOutputs, Side, open_side
 
 NEAR = 1e-5
-"""A row whose certainty is this close to a threshold can exit elsewhere through rounding alone."""
+"""A row whose certainty is this close to a threshold can exit at another layer through rounding alone."""
 SAME_VALUE = 1e-2
 """Regression: two values that differ by less, relative to their size, count as the same prediction."""
 LISTED = 10
@@ -62,7 +62,7 @@ class HiddenDifference:
     largest_value: float
     max_diff: float
     relative: float
-    """The largest difference, each divided by the value's size where that is above 1."""
+    """The largest difference, each divided by the value's size if that is above 1."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ModelComparison:
         return tuple(each for each in self.differ if not each.near)
 
     def regressions(self, percent: float) -> list[str]:
-        """What is worse in the second model by more than ``percent``: rows that differ, latency, score."""
+        """Values that are worse in the second model by more than ``percent``: rows that differ, latency, score."""
         found = []
         share = 100 * len(self.beyond_rounding) / self.rows
         if share > percent:
@@ -184,9 +184,9 @@ def compare_models(
     """Runs two models (bundles or checkpoints) on the same texts, one text at a time.
 
     ``data``: labelled texts; by default the golden inputs of one of the bundles, which have no labels. A checkpoint is
-    executed by PyTorch under the other side's policy. Latency is measured where this machine runs both bundles.
+    executed by PyTorch under the other side's policy. Latency is measured if this machine runs both bundles.
 
-    Raises InputError for models that do not predict the same thing, and where there are no texts to compare on.
+    Raises InputError for models of different tasks, and if there are no texts to compare on.
     """
     a, b = (open_side(path, threads) for path in (first, second))
     if (a.model.labels, len(a.model.text_columns)) != (b.model.labels, len(b.model.text_columns)):
@@ -321,7 +321,7 @@ def _differences(a: Side, first: _Decisions, second: _Decisions) -> tuple[RowDif
 
 
 def _latencies(a: Side, b: Side, texts: Sequence[Text], advance: Callable[[int], None]) -> tuple[LatencyRatio, ...]:
-    """Both bundles on every text, in random order, after one warm-up pass over the first texts."""
+    """Latency of both bundles on every text, in random order, after a warm-up pass over the first texts."""
     runners = [side.runner for side in (a, b) if side.runner is not None]
     order, found = random.Random(0), []
     for name, policies in (

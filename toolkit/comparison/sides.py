@@ -31,7 +31,7 @@ class RowOutputs:
     lte: Array | None
     """(E,), or None without LTE."""
     hidden: tuple[Array, ...] = ()
-    """E + 1 of (S, d): the embeddings, then the hidden states at each exit. Empty where the backend keeps them."""
+    """E + 1 of (S, d): the embeddings, then the hidden states at each exit. Empty if not returned."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Side:
     manifest: Manifest | None = None
     """None for a checkpoint."""
     runner: EarlyExitRunner | None = None
-    """None where latency is not measured: a checkpoint, or a bundle for another device."""
+    """None if latency is not measured: a checkpoint, or a bundle for another device."""
 
     @property
     def mib(self) -> float:
@@ -108,10 +108,7 @@ def _bundle(path: Path, threads: int | None) -> Side:
 
 
 def _checkpoint(path: Path) -> Side:
-    """A checkpoint in PyTorch, in float64: differences are then the other side's rounding alone."""
-    from berxit.toolkit.commands.options import hush_libraries
-
-    hush_libraries()
+    """A checkpoint in PyTorch, in float64, so that differences come from the other side's rounding alone."""
     import torch
 
     from berxit.exporters.writing import model_info

@@ -128,7 +128,7 @@ def _layer_modules(backbone: nn.Module) -> list[str]:
 def _panel(name: str, found: Sequence[Flops]) -> Panel:
     def draw(axes: Axes) -> None:
         tokens = [flops.tokens for flops in found]
-        for label, values, colour, marker in (
+        for label, values, color, marker in (
             ("one layer", [f.layer for f in found], BLUE, "o"),
             ("embeddings", [f.embeddings for f in found], GRAY, "x"),
             ("pooling, one exit", [f.pooling for f in found], ORANGE, "s"),
@@ -136,7 +136,7 @@ def _panel(name: str, found: Sequence[Flops]) -> Panel:
             ("LTE, one exit", [f.lte for f in found], RED, "v"),
         ):
             if any(values):
-                axes.plot(tokens, values, color=colour, marker=marker, lw=1.3, ms=4, label=label)
+                axes.plot(tokens, values, color=color, marker=marker, lw=1.3, ms=4, label=label)
         axes.set(xscale="log", yscale="log", xlabel="tokens of the input", ylabel="floating point operations")
         axes.set_xticks(tokens, [str(count) for count in tokens])
         axes.minorticks_off()

@@ -75,9 +75,9 @@ def _panel(request: Request, lines: dict[str, dict[int, float]], others: dict[st
     look = looks(others)
 
     def draw(axes: Axes) -> None:
-        for (model, line), (colour, marker) in zip(lines.items(), STYLES * len(lines), strict=False):
+        for (model, line), (color, marker) in zip(lines.items(), STYLES * len(lines), strict=False):
             axes.plot(
-                *zip(*line.items(), strict=True), color=colour, marker=marker, lw=1.5, ms=5, label=f"{model}, limit"
+                *zip(*line.items(), strict=True), color=color, marker=marker, lw=1.5, ms=5, label=f"{model}, limit"
             )
         for model, runs in others.items():
             for label, same in by_label(runs).items():

@@ -16,6 +16,7 @@ from berxit.runtime.backends.tensorrt.backend import TensorRtBackend, open_with
 from berxit.runtime.backends.tensorrt.cuda import no_gpu
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.bundle_files import BundleFolder
+from berxit.runtime.progress import Progress, silent
 
 __all__ = ["TensorRtBackend", "open_backend", "unusable_here"]
 
@@ -32,5 +33,6 @@ def open_backend(
     *,
     cuda_graphs: bool = False,
     run_ahead: bool = False,
+    progress: Progress = silent,
 ) -> TensorRtBackend:
-    return open_with("tensorrt", folder, manifest, cuda_graphs=cuda_graphs, run_ahead=run_ahead)
+    return open_with("tensorrt", folder, manifest, cuda_graphs=cuda_graphs, run_ahead=run_ahead, progress=progress)

@@ -6,6 +6,7 @@ the host. Everything runs on one stream, under one lock, and all contexts share 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-import click
 import numpy as np
 import numpy.typing as npt
 
@@ -29,12 +29,14 @@ from berxit.runtime.backends.tensorrt.versions import Api, Kernels, load
 from berxit.runtime.bundle import Manifest, Segment, read_tensor
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.cache import cache_folder
-from berxit.runtime.console import progress_bar
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.loop import Backend
 from berxit.runtime.manifest_checks import check_ports
 from berxit.runtime.policies import Bools, Floats
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import TokenBatch
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Context:
@@ -372,9 +374,16 @@ class TensorRtBackend(Backend):
 
 
 def open_with(
-    builder: str, folder: Path | BundleFolder, manifest: Manifest, *, cuda_graphs: bool = False, run_ahead: bool = False
+    builder: str,
+    folder: Path | BundleFolder,
+    manifest: Manifest,
+    *,
+    cuda_graphs: bool = False,
+    run_ahead: bool = False,
+    progress: Progress = silent,
 ) -> TensorRtBackend:
-    """Builds missing engines and opens them. Raises BerxitError if TensorRT or a GPU is missing."""
+    """Builds missing engines and opens all engines. A build takes minutes: ``progress`` receives it, and a warning is
+    logged. Raises BerxitError if TensorRT or a GPU is missing."""
     api, cuda, cache = load(builder), Cuda.open(), EngineCache(cache_folder())
     gpu = cuda.gpu()
     engines = prepare_engines(
@@ -384,8 +393,8 @@ def open_with(
         gpu,
         cache,
         workspace_mib=devices.recognise(devices.this_machine()).workspace_mib,
-        progress=progress_bar("building engines"),
-        report=lambda line: click.echo(line, err=True),
+        progress=progress,
+        report=_LOG.warning,
     )
     return TensorRtBackend(
         folder,
@@ -404,6 +413,6 @@ def _deserialized(api: Api, runtime: Any, file: str, data: bytes) -> Any:
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise BerxitError(
-            f"{api.title} cannot load the engine of {file}: {api.said()}. run berxit-build --force to build it again"
+            f"{api.title} cannot load the engine of {file}: {api.said()}. Rebuild it: berxit-build --force"
         )
     return engine

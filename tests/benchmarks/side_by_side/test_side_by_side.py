@@ -1,4 +1,4 @@
-"""The comparison runs, compares the same thing, and tells bars that hold from those that do not."""
+"""Command of the side-by-side benchmark: results, scores, errors and the imports of a contender's process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def result(output: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @needs_openvino
-def test_the_quick_run_writes_what_it_measured(tmp_path: Path) -> None:
+def test_quick_run_writes_results(tmp_path: Path) -> None:
     done = side_by_side("--quick", "--threads", "1", "--no-memory", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     found = result(tmp_path / "out")
@@ -54,10 +54,10 @@ def test_the_quick_run_writes_what_it_measured(tmp_path: Path) -> None:
 
 @needs_openvino
 @pytest.mark.slow
-def test_real_weights_are_scored_on_all_rows(
+def test_run_with_data_scores_all_rows(
     checkpoint: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a contender of each kind that is compared: each is a process to start."""
+    """Runs only one contender of each kind, because each needs a process."""
     from benchmarks.side_by_side import prepare
 
     some = ("ours, ONNX Runtime fp32", "ours, ONNX Runtime int8", *(f"one graph, {each}" for each in GRAPHS))
@@ -70,7 +70,7 @@ def test_real_weights_are_scored_on_all_rows(
     monkeypatch.setattr(prepare, "prepare", prepare_some)
     header, *lines = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
     pairs = [lines[i] for start in range(0, len(lines), 4) for i in (start, start + 2, start + 1, start + 3)]
-    data = tmp_path / "data"  # rows with even numbers and rows with odd numbers must both have both classes
+    data = tmp_path / "data"  # both halves of the rows must contain both classes
     data.mkdir()
     (data / "dev.tsv").write_text("\n".join([header, *pairs]) + "\n", encoding="utf-8")
     arguments = ["--checkpoint", checkpoint, "--data", data, "--threads", 1, "--seconds", 0, "--quiet"]
@@ -92,19 +92,19 @@ def test_real_weights_are_scored_on_all_rows(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--checkpoint", "ckpt"), "--checkpoint and --data go together"),
-        (("--threads", "two"), "--threads two: give numbers"),
+        (("--checkpoint", "ckpt"), "scores need both --checkpoint and --data"),
+        (("--threads", "two"), "--threads two: give comma-separated numbers"),
         (("--hidden", "100"), "--hidden 100: it must be a multiple of 64"),
     ],
 )
-def test_misuse_is_told_and_writes_nothing(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_wrong_options_are_rejected_without_output(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     done = side_by_side(*arguments, "--output", tmp_path / "out")
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_contenders_process_holds_no_library_of_another() -> None:
+def test_contender_process_imports_only_its_library() -> None:
     code = "import benchmarks.side_by_side.__main__, sys; print([m for m in ('torch', 'onnx', 'onnxruntime',"
     code += " 'openvino', 'transformers', 'matplotlib') if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
 
 import torch
-from conftest import ENCODERS, shared
+from conftest import ENCODERS, quick_and_slow, shared
 from test_export import change_precision, checkpoint_of
 
 from berxit.devices import find
@@ -89,14 +89,13 @@ def hidden_gap(
 
 
 @pytest.mark.parametrize(
-    ("precision", "version", "layout", "lengths"),
+    ("family", "precision", "version", "layout", "lengths"),
     [
-        ("fp32", "ios18", "tokens", ()),
-        ("fp16", "ios18", "ane", (8, 32)),
-        ("fp32", "ios16", "ane", (24,)),
+        *((family, "fp32", "ios18", "tokens", ()) for family in ENCODERS),
+        *((family, "fp16", "ios18", "ane", (8, 32)) for family in ("bert", "albert", "mpnet")),
+        *((family, "fp32", "ios16", "ane", (24,)) for family in ("roberta", "distilbert")),
     ],
 )
-@pytest.mark.parametrize("family", ENCODERS)
 def test_every_layer_equals_pytorch(
     family: str, precision: str, version: str, layout: str, lengths: tuple[int, ...], made: Checkpoint, tmp_path: Path
 ) -> None:
@@ -112,7 +111,7 @@ def test_every_layer_equals_pytorch(
     )  # fmt: skip
 
 
-def test_the_default_is_one_package_of_functions_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
+def test_export_writes_one_fp16_package_by_default(made: Checkpoint, tmp_path: Path) -> None:
     lines: list[str] = []
     export(made("bert"), "coreml", tmp_path / "bundle", report=lines.append)
     manifest = read_manifest(tmp_path / "bundle")  # every checksum, that of the package's folder too
@@ -189,7 +188,7 @@ def test_auto_rejects_a_machine_without_coreml(
 
 
 @pytest.mark.parametrize("version", ["ios18", "ios16"])
-def test_a_segment_of_several_albert_layers_contains_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
+def test_export_of_several_albert_layers_contains_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
     checkpoint, stored = made("albert"), {}
     for exits in ((1, 2, 3), (3,)):
         bundle = tmp_path / f"{len(exits)} exits"
@@ -206,8 +205,11 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize(("precision", "layout"), [("fp32", "tokens"), ("fp16", "tokens"), ("fp16", "ane")])
-def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "layout"),
+    quick_and_slow([("fp32", "tokens"), ("fp16", "tokens"), ("fp16", "ane")], quick=[("fp16", "tokens")]),
+)
+def test_export_stores_albert_body_once(precision: str, layout: str, tokenizer_folder: Path, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(
         shared("models", "rxnmapper-albert"), tmp_path / "albert", tokenizer=tokenizer_folder, layers=6
     )
@@ -222,7 +224,7 @@ def test_an_albert_body_is_stored_once(precision: str, layout: str, tokenizer_fo
     assert exits <= LIMITS[precision]
 
 
-def test_an_albert_body_is_stored_once_in_int8(backbone_folders: dict, tmp_path: Path) -> None:
+def test_export_stores_albert_body_once_in_int8(backbone_folders: dict, tmp_path: Path) -> None:
     sizes = []
     for layers in (1, 3):
         checkpoint = checkpoint_of(backbone_folders["albert"], tmp_path / f"checkpoint-{layers}", layers=layers)
@@ -289,16 +291,15 @@ def test_compressed_weights_get_their_own_threshold(checkpoint: Path, tmp_path: 
     assert (stored.policy, stored.scores) == (manifest.policy, manifest.scores)
 
 
-@pytest.mark.parametrize("precision", ["palette6", "palette4"])
-def test_palettes_are_smaller_and_within_tolerance(precision: str, made: Checkpoint, tmp_path: Path) -> None:
+def test_palettes_are_smaller_and_within_tolerance(made: Checkpoint, tmp_path: Path) -> None:
     sizes = {}
-    for chosen in ("fp16", precision):
-        manifest = export(made("bert"), "coreml", tmp_path / chosen, options=ExportOptions(chosen))
-        sizes[chosen] = next((tmp_path / chosen).rglob("weight.bin")).stat().st_size
-    assert sizes[precision] < 0.85 * sizes["fp16"]
-    ops = ops_of(tmp_path / precision / manifest.segments[0].file)["layer_01"]
-    assert "constexpr_lut_to_dense" in ops
-    assert max(manifest.parity.max_diff) <= manifest.parity.atol
+    for precision in ("fp16", "palette6", "palette4"):
+        manifest = export(made("bert"), "coreml", tmp_path / precision, options=ExportOptions(precision))
+        sizes[precision] = next((tmp_path / precision).rglob("weight.bin")).stat().st_size
+        ops = ops_of(tmp_path / precision / manifest.segments[0].file)["layer_01"]
+        assert ("constexpr_lut_to_dense" in ops) == (precision != "fp16")
+        assert max(manifest.parity.max_diff) <= manifest.parity.atol
+    assert max(sizes["palette6"], sizes["palette4"]) < 0.85 * sizes["fp16"]
 
 
 def test_export_rejects_exits_that_differ(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +358,7 @@ def test_lengths_are_limited_to_the_model(made: Checkpoint, tmp_path: Path) -> N
     assert any(count <= 16 for count in counts)
 
 
-def test_a_package_accepts_only_its_lengths(made: Checkpoint, tmp_path: Path) -> None:
+def test_package_accepts_only_its_lengths(made: Checkpoint, tmp_path: Path) -> None:
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(lengths=(8, 16)))
     embeddings = open_package(tmp_path / "bundle" / manifest.segments[0].file)["embeddings"]
     feeds = {name: np.ones((1, 8), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}

@@ -56,7 +56,7 @@ def test_store_weights_fp16_names_a_weight_beyond_float16(segments: Segments) ->
         store_weights_fp16(layer_graph(replace(segments, layers=(large, *segments.layers[1:])), large))
 
 
-def test_an_fp16_bundle_predicts_as_fp32(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_fp16_bundle_predicts_as_fp32(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     manifest = export(checkpoint, "onnxruntime", tmp_path / "half", options=ExportOptions(precision="fp16"))
     assert manifest.precision == "fp16"
     assert manifest.scores is None

@@ -94,7 +94,7 @@ def test_every_segment_equals_pytorch(family: str, pooling: str, exit_head: str,
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_a_short_end_has_the_same_outputs_without_hidden_states(family: str, backbone_folders: dict) -> None:
+def test_short_end_has_same_outputs_without_hidden_states(family: str, backbone_folders: dict) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True, exit_head="pooler"))
     last = segments.layers[-1]
     long, short = (layer_graph(segments, last, short_end=short_end) for short_end in (False, True))
@@ -131,7 +131,7 @@ def test_other_activations_equal_pytorch(activation: str, backbone_folders: dict
     check(changed, Runner(changed), batch_of((9, 4)), 1e-5)
 
 
-def test_an_unsupported_activation_is_rejected_by_name(backbone_folders: dict) -> None:
+def test_export_rejects_unsupported_activation_by_name(backbone_folders: dict) -> None:
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"]))
     first = segments.layers[0]
     strange = replace(first, encoder=replace(first.encoder, activation="swish"))

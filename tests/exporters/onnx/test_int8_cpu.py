@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import shared
+from conftest import quick_and_slow, shared
 from onnx import TensorProto, helper, numpy_helper
 
 from berxit.exporters.export import export
@@ -300,7 +300,7 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
                 pooling="first" if family == "bert" else "mean",
                 exit_head="pooler" if family in ("bert", "albert") else "linear",
             )
-            fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "ckpt", quiet=True)
+            fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, folder / "ckpt")
             export_options = ExportOptions(precision="int8", exits=(1, 3) if exits else ())
             export(folder / "ckpt", "onnxruntime", folder / "bundle", options=export_options)
             made[name] = folder / "bundle"
@@ -309,7 +309,10 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
     return make
 
 
-BUNDLES = ("bert", "albert", "mpnet", "distilbert", "bert-exits", "albert-exits")
+BUNDLES = quick_and_slow(
+    [(name,) for name in ("bert", "albert", "mpnet", "distilbert", "bert-exits", "albert-exits")],
+    quick=[("bert",), ("albert-exits",), ("mpnet",)],
+)
 
 
 def all_exits(runner: EarlyExitRunner, texts: list[str]) -> np.ndarray:
@@ -318,7 +321,7 @@ def all_exits(runner: EarlyExitRunner, texts: list[str]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize(("name",), BUNDLES)
 def test_int8_row_does_not_depend_on_neighbours_or_padding(family_bundle, name: str, backend: str) -> None:  # type: ignore[no-untyped-def]
     """Float32 sums may differ in the last bits, by the order of summation; a scale per batch differed by 1e-2."""
     if backend == "openvino":
@@ -337,7 +340,7 @@ def test_int8_row_does_not_depend_on_neighbours_or_padding(family_bundle, name: 
         np.testing.assert_allclose(all_exits(runner, batch), alone[rows], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize(("name",), BUNDLES)
 def test_int8_batches_of_every_size_give_what_single_texts_give(family_bundle, data_folder: Path, name: str) -> None:  # type: ignore[no-untyped-def]
     runner = EarlyExitRunner.load(family_bundle(name), threads=1)
     lines = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]

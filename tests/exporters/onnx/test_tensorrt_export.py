@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from conftest import ENCODERS, tiny_backbone
+from conftest import ENCODERS, quick_and_slow, tiny_backbone
 from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
 
 from berxit.exporters.export import export
@@ -116,14 +116,29 @@ def weight_bytes(graph: OnnxSegment) -> int:
     return sum(len(tensor.raw_data) for tensor in graph.model.graph.initializer)
 
 
-TARGETS = [
-    *((family, precision, "jetpack6") for family in ENCODERS for precision in PRECISIONS),
-    *(("bert", precision, "jetpack5") for precision in ("fp32", "fp16", "int8")),
-    *(("albert", precision, "tensorrt8.6") for precision in ("fp32", "fp16", "int8")),
+FAMILIES_AND_PRECISIONS = [(family, precision) for family in ENCODERS for precision in PRECISIONS]
+EACH_ONCE = [
+    *(("bert", precision) for precision in PRECISIONS),
+    ("roberta", "fp32"),
+    ("albert", "int8"),
+    ("distilbert", "bf16"),
+    ("mpnet", "fp16"),
+    ("mpnet", "int8"),
 ]
+"""Every family, every precision, and the relative position bias in float16 and int8."""
 
 
-@pytest.mark.parametrize(("family", "precision", "version"), TARGETS)
+@pytest.mark.parametrize(
+    ("family", "precision", "version"),
+    [
+        *quick_and_slow(
+            [(*case, "jetpack6") for case in FAMILIES_AND_PRECISIONS],
+            quick=[(*case, "jetpack6") for case in EACH_ONCE],
+        ),
+        *(("bert", precision, "jetpack5") for precision in ("fp16", "int8")),
+        *(("albert", precision, "tensorrt8.6") for precision in ("fp32", "int8")),
+    ],
+)
 def test_tensorrt_builds_every_segment_of_a_tiny_model(  # type: ignore[no-untyped-def]
     family: str, precision: str, version: str, rtx, tmp_path: Path
 ) -> None:
@@ -138,7 +153,7 @@ def test_tensorrt_builds_every_segment_of_a_tiny_model(  # type: ignore[no-untyp
         assert [network.get_output(i).name for i in range(network.num_outputs)] == [o.name for o in graph.outputs]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-def]
     family: str, precision: str, rtx, tmp_path: Path
@@ -151,20 +166,14 @@ def test_tensorrt_builds_segments_of_several_layers(  # type: ignore[no-untyped-
         assert sizes[1] < sizes[2]
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Segments]:
-    """A family, with the embeddings and two layers at base size."""
-    family = request.param
-    return family, split_segments(
-        multi_exit(base_backbone(family, 2), tmp_path_factory.mktemp("base"), pooling="first")
-    )
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    quick_and_slow(FAMILIES_AND_PRECISIONS, quick=[("bert", "fp16"), ("albert", "int8"), ("mpnet", "fp16")]),
+)
 def test_tensorrt_builds_base_size(  # type: ignore[no-untyped-def]
-    base: tuple[str, Segments], precision: str, rtx, tmp_path: Path
+    family: str, precision: str, rtx, tmp_path: Path
 ) -> None:
-    family, segments = base
+    segments = split_segments(multi_exit(base_backbone(family, 2), tmp_path, pooling="first"))
     embeddings, *layers = different(written(segments, ExportOptions(precision)))
     assert build(rtx, embeddings, tmp_path, precision, (16, 128)) > 500 * 128  # positions beyond 128 may be left out
     assert len(layers) == (1 if family == "albert" else 2)
@@ -192,7 +201,7 @@ def test_tensorrt_builds_every_layer_of_base_size(  # type: ignore[no-untyped-de
     assert min(sizes[1:]) > 12 * 768 * 768 * {"fp32": 4, "fp16": 2, "int8": 1}[precision] * 0.9
 
 
-def test_an_unreadable_file_raises_an_error_of_one_line(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_unreadable_file_raises_one_line_error(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
     graph = next(written(segments, ExportOptions("fp32")))
     graph.model.graph.node[0].op_type = "NoSuchOp"
@@ -286,7 +295,7 @@ def test_smoothing_accepts_activations_of_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "version"), WRITTEN)
-def test_a_bundle_is_within_tolerance_of_the_checkpoint(
+def test_bundle_is_within_tolerance_of_checkpoint(
     precision: str, version: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     options = ExportOptions(precision, target_version=version)
@@ -334,7 +343,7 @@ def test_weights_beyond_float16_are_rejected_by_name(tmp_path: Path) -> None:
         list(written(split_segments(model), ExportOptions("fp16")))
 
 
-def test_a_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_bundle_is_built_ahead_of_time(rtx, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from click.testing import CliRunner
 
     from berxit.runtime.build import command

@@ -1,7 +1,7 @@
 // swift-tools-version:5.9
 import PackageDescription
 
-// For Linux, where there is no CoreML: CoreMLExecutor.swift with a stand-in for what it uses of it.
+// Tests of CoreMLExecutor.swift on Linux, with a stand-in for CoreML.
 //
 //     swift test --package-path tests/swift/coreml_standin
 let package = Package(

@@ -1,4 +1,4 @@
-"""Every study from end to end on tiny checkpoints, and the numbers it makes on passes worked out by hand."""
+"""Every study from end to end on tiny checkpoints, and its numbers on small passes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Make = Callable[..., Path]
 
 
 def pair_rows(split: str, regression: bool) -> str:
-    """48 pairs of sentences that share some words; the label says whether (or how much)."""
+    """48 pairs of sentences; the label is whether (or how many) words they share."""
     rng = np.random.default_rng(0)
     lines = ["left\tright\tlabel"]
     for row in range(48):
@@ -65,7 +65,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
         torch.manual_seed(seed + sum(map(ord, strategy)))
         regression = bool(options.pop("regression", False))
         layers = options.pop("layers", None)
-        options.setdefault("pooling", "mean")  # random first tokens say nothing
+        options.setdefault("pooling", "mean")  # With random weights, the first token contains no information.
         model = MultiExitModel.from_backbone(
             backbone_folders[family],
             layers=layers,
@@ -85,8 +85,14 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
                 parameter.mul_(20)
             if model.lte is not None:
                 model.lte.weight.mul_(10)
-        said = {"model": f"somewhere/{family}-tiny", "strategy": strategy, "lte": lte, "seed": seed, "layers": layers}
-        record = TrainingRecord({**said, **options}, "train.tsv", "0", 1, 1, 1.0, 0.5, "cpu", {})
+        recorded = {
+            "model": f"somewhere/{family}-tiny",
+            "strategy": strategy,
+            "lte": lte,
+            "seed": seed,
+            "layers": layers,
+        }
+        record = TrainingRecord({**recorded, **options}, "train.tsv", "0", 1, 1, 1.0, 0.5, "cpu", {})
         words = ["", "lte"] if lte else [""]
         path = folder / "-".join([family, strategy, *words[1:], str(seed), str(layers), str(regression)])
         path.mkdir(exist_ok=True)
@@ -101,7 +107,7 @@ def run(*arguments: object) -> int:
 
 
 def written(output: Path, name: str) -> dict:
-    """The study's numbers; its report and its figure must be there, too."""
+    """The study's numbers. Checks that its report and figure exist."""
     assert (output / f"{name}.md").read_text(encoding="utf-8").startswith("# ")
     assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     return json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
@@ -184,11 +190,11 @@ def test_probe(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     (one,) = stored.models["bert-tiny"]
     overlap = bleu_scores(stored.examples(one).texts)
     powers = np.exp(one.predictions.logits.astype(np.float64))
-    confidence, answers = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.predicted()
+    confidence, predicted = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.predicted()
     seen = 0
     for number, name in enumerate(("other", "same")):
         for layer in range(3):
-            rows = answers[:, layer] == number
+            rows = predicted[:, layer] == number
             assert entry["predicted"][name]["examples"][layer] == rows.sum()
             expected = np.corrcoef(overlap[rows], confidence[rows, layer])[0, 1] if rows.sum() >= 10 else None
             assert entry["predicted"][name]["correlation"][layer] == pytest.approx(expected, abs=1e-5)
@@ -375,7 +381,7 @@ def test_bleu_scores_are_100_for_equal_sentences_and_0_without_common_words() ->
 
 def test_correlations_are_computed_per_predicted_class() -> None:
     overlap = np.linspace(0, 100, 30)
-    margin = np.where(np.arange(30) < 15, -overlap - 1, overlap) / 50  # surer of "no" with more overlap, too
+    margin = np.where(np.arange(30) < 15, -overlap - 1, overlap) / 50  # "no" is more certain with more overlap, too
     logits = np.stack([np.zeros(30), margin], axis=-1)[:, None].astype(np.float32)
     found, counts = correlations(Predictions(logits, None, np.ones(30, int), "accuracy"), overlap)
     assert counts == [[15], [15]]

@@ -1,12 +1,12 @@
 import Foundation
 
-/// sha256 sums as the manifest has them.
+/// sha256 checksums, computed as in the manifest.
 enum Checksum {
-    /// Of a file's bytes; of a folder, of the lines "PATH SHA256" of all files in it, in the order of their paths.
+    /// Checksum of the bytes of a file, or of a folder: of the lines "PATH SHA256" of its files, in the order of paths.
     static func of(_ url: URL) throws -> String {
         var isFolder: ObjCBool = false
         guard FileManager.default.fileExists(atPath: url.path, isDirectory: &isFolder) else {
-            throw EarlyExitError.failure("\(url.path) is missing. Copy the bundle again, whole")
+            throw EarlyExitError.failure("\(url.path) is missing. Copy the whole bundle again")
         }
         guard isFolder.boolValue else { return try ofFile(url) }
         let lines = try files(in: url).map { "\($0) \(try ofFile(url.appendingPathComponent($0)))\n" }
@@ -27,7 +27,7 @@ enum Checksum {
         }
     }
 
-    /// Paths of all files below a folder, relative to it, compared part by part and byte by byte.
+    /// Relative paths of all files below a folder, sorted part by part and byte by byte.
     private static func files(in folder: URL) throws -> [String] {
         let inside = try FileManager.default.subpathsOfDirectory(atPath: folder.path).filter { path in
             var isFolder: ObjCBool = false

@@ -1,14 +1,15 @@
 import Foundation
 
-/// .mlmodelc folders, compiled on this device once and kept in the caches folder under the sum of their .mlpackage.
+/// Cache of compiled models (.mlmodelc folders), stored in the caches folder under the checksum of their .mlpackage.
 struct CompiledModels: Sendable {
-    /// A model that nobody has loaded for so long belongs to a bundle that the app no longer has.
+    /// A compiled model that was not loaded for this time is deleted: the app no longer has its bundle.
     static let keptSeconds = 30.0 * 24 * 3600
 
     private let root: URL
     private let version: String
 
-    /// `root` holds nothing but these; `version` is the system's: what another one compiled is compiled anew.
+    /// `root`: folder that contains only this cache. `version`: that of the operating system; models that another
+    /// version compiled are compiled again.
     init(root: URL, version: String) {
         self.root = root
         self.version = version
@@ -23,7 +24,7 @@ struct CompiledModels: Sendable {
             version: "\(system.majorVersion).\(system.minorVersion).\(system.patchVersion)")
     }
 
-    /// The compiled model of a package with this sum; `compile` makes it, anywhere, where there is none.
+    /// URL of the compiled model of the package with this checksum. If it is not cached, `compile` creates it.
     func url(sum: String, compile: () async throws -> URL) async throws -> URL {
         let files = FileManager.default
         let folder = root.appendingPathComponent(version)
@@ -34,17 +35,17 @@ struct CompiledModels: Sendable {
             do {
                 try files.moveItem(at: compiled, to: kept)
             } catch where !files.fileExists(atPath: kept.path) {
-                return compiled  // no room to keep it
+                return compiled  // it cannot be cached, such as on a full disk
             } catch {
-                try? files.removeItem(at: compiled)  // another runner was faster
+                try? files.removeItem(at: compiled)  // another runner has cached it meanwhile
             }
         }
-        try? files.setAttributes([.modificationDate: Date()], ofItemAtPath: kept.path)  // when it was last wanted
+        try? files.setAttributes([.modificationDate: Date()], ofItemAtPath: kept.path)  // time of the last use
         return kept
     }
 
-    /// Deletes what another system version compiled, and what nobody has loaded for `keptSeconds`. What cannot be
-    /// deleted stays.
+    /// Deletes models that another version of the operating system compiled, or that were not loaded for `keptSeconds`.
+    /// Ignores errors.
     func removeStale(at time: Date = Date()) {
         let files = FileManager.default
         for folder in contents(of: root) where folder.lastPathComponent != version {

@@ -2,15 +2,15 @@
 import CoreML
 import Foundation
 
-/// Runs a bundle's .mlpackage segments with CoreML: one MLModel for each function, each used by one thread at a time.
+/// Runs the .mlpackage segments of a bundle with CoreML: one MLModel per function, each used by one thread at a time.
 public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
-    /// Layer -> the segment that ends with it; 0: the embeddings.
+    /// Layer -> the segment that ends with it; 0 is the embeddings segment.
     private let steps: [Int: CoreMLStep]
     private let lengths: [Int]
     private let padTokenId: Int32
 
-    /// Where segments run unless the app says otherwise: on iPhone and iPad on CPU and Neural Engine, elsewhere wherever
-    /// CoreML wants. The device profiles of `berxit-export` say the same.
+    /// Default compute units: CPU and Neural Engine on iPhone and iPad, all compute units on a Mac. They equal those of
+    /// the device catalogue of `berxit-export`.
     public static var defaultComputeUnits: MLComputeUnits {
         #if os(iOS) && !targetEnvironment(macCatalyst)
         return .cpuAndNeuralEngine
@@ -19,7 +19,7 @@ public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
         #endif
     }
 
-    /// Compiles what is not in the cache yet, and loads every segment.
+    /// Loads every segment. Compiles segments that are not in the cache.
     public convenience init(
         bundle: ModelBundle, computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits
     ) async throws {
@@ -29,8 +29,8 @@ public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
     init(bundle: ModelBundle, computeUnits: MLComputeUnits, cache: CompiledModels) async throws {
         guard bundle.manifest.target == "coreml" else {
             throw EarlyExitError.failure(
-                "\(bundle.folder.path) was exported for '\(bundle.manifest.target)', this package runs coreml:"
-                    + " berxit-export --target coreml")
+                "\(bundle.folder.path) was exported for '\(bundle.manifest.target)', but this package runs coreml:"
+                    + " export it with berxit-export --target coreml")
         }
         var loaded: [String: CoreMLModel] = [:]
         var steps: [Int: CoreMLStep] = [:]
@@ -62,16 +62,16 @@ public final class CoreMLExecutor: SegmentExecutor, @unchecked Sendable {
         return run
     }
 
-    /// (1, S) int32.
+    /// Array (1, S), int32.
     private static func row(_ values: [Int32]) -> MLFeatureValue {
         MLFeatureValue(multiArray: MLMultiArray(MLShapedArray<Int32>(scalars: values, shape: [1, values.count])))
     }
 }
 
-/// One input between two segments: what CoreML gave is passed on as it is, whatever its layout.
+/// State of one input between two segments. The outputs of CoreML are passed on unchanged, in any layout.
 private final class CoreMLRun: LayerRunner {
     private let steps: [Int: CoreMLStep]
-    /// Role -> what the next segment reads: hidden, and what the embeddings made for all layers.
+    /// Role -> tensor for the next segment: the hidden states, and the outputs of the embeddings for all layers.
     private var tensors: [String: MLFeatureValue]
 
     init(steps: [Int: CoreMLStep], tensors: [String: MLFeatureValue]) {
@@ -104,7 +104,7 @@ private final class CoreMLRun: LayerRunner {
     }
 }
 
-/// A segment: roles (hidden, logits, ...) tied to the names in its file.
+/// A segment with its mapping of roles (hidden, logits, ...) to the tensor names of its file.
 private struct CoreMLStep {
     private let model: CoreMLModel
     private let inputs: [(role: String, name: String)]
@@ -118,7 +118,7 @@ private struct CoreMLStep {
         constants = try segment.constants.mapValues { MLFeatureValue(multiArray: try $0.read(from: bundle)) }
     }
 
-    /// Role -> tensor, in and out.
+    /// Runs the segment: input tensors by role -> output tensors by role.
     func run(_ tensors: [String: MLFeatureValue]) throws -> [String: MLFeatureValue] {
         var named = constants
         for (role, name) in inputs {
@@ -139,7 +139,7 @@ private struct CoreMLStep {
     }
 }
 
-/// An MLModel and its lock: CoreML wants a model used by one thread at a time.
+/// An MLModel with a lock, because a model must be used by one thread at a time.
 private final class CoreMLModel: @unchecked Sendable {
     let name: String
     private let model: MLModel
@@ -159,7 +159,7 @@ private final class CoreMLModel: @unchecked Sendable {
         if let function = segment.function {
             guard #available(iOS 18, macOS 15, tvOS 18, watchOS 11, *) else {
                 throw EarlyExitError.failure(
-                    "\(name): files with several functions need iOS 18 or macOS 15. Export for iOS 16: docs/coreml.md")
+                    "\(name): files with several functions need iOS 18 or macOS 15. For iOS 16, see docs/coreml.md")
             }
             configuration.functionName = function
         }
@@ -206,10 +206,10 @@ extension TensorFile {
 extension EarlyExitRunner {
     /// Opens a bundle that `berxit-export --target coreml` wrote.
     ///
-    /// The first time, it compiles the models, which takes seconds; later the compiled ones load from the caches folder.
-    /// `verify`: compare every file with its sha256 first. `warmUp`: run every segment at every length, so that the
-    /// first answer comes as fast as the others. `missProbability`: largest share of calls with a deadline that may end
-    /// late although their first exit was in time.
+    /// The first call compiles the models, which takes seconds; later calls load the compiled models from the caches
+    /// folder. `verify`: compare every file with its sha256 first. `warmUp`: run every segment at every length, so that
+    /// the first prediction is as fast as the others. `missProbability`: maximum share of calls that miss their
+    /// deadline although their first exit was in time.
     public static func load(
         _ folder: URL, computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits, verify: Bool = true,
         warmUp: Bool = true, missProbability: Double = 0.01

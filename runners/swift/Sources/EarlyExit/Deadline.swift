@@ -1,15 +1,15 @@
 import Dispatch
 import Foundation
 
-/// Estimates the time of the next step, so that at most a share of `missProbability` of all calls misses its deadline.
+/// Estimates the time of the next segment, so that the share of missed deadlines stays below `missProbability`.
 ///
-/// The same arithmetic as `StepEstimator` in the Python runtime (runtime/deadline.py): the slowest layer so far in the
-/// same call, times the layers of the next segment, times a margin that missed deadlines control. One estimator serves
-/// all calls of a runner, from any thread.
+/// The arithmetic equals that of `StepEstimator` in the Python runtime (runtime/deadline.py). The estimate is the time
+/// of the slowest layer so far in the same call, times the number of layers of the next segment, times a margin that is
+/// controlled by missed deadlines. All calls of a runner share one estimator. Thread-safe.
 final class StepEstimator: @unchecked Sendable {
-    /// Default share of calls that may end after their deadline although their first exit was in time.
+    /// Default maximum share of calls that miss their deadline although their first exit was in time.
     static let missProbability = 0.01
-    /// Margin of an estimator that has observed no call.
+    /// Initial margin of an estimator.
     static let firstMargin = 2.0
     static let largestMargin = 16.0
     /// A missed deadline raises the margin by a factor of at most e^rate.
@@ -26,7 +26,7 @@ final class StepEstimator: @unchecked Sendable {
         self.missProbability = missProbability
     }
 
-    /// Estimated time of a layer divided by the slowest layer before it in the call.
+    /// Estimated time per layer, divided by that of the slowest layer so far in the call.
     var margin: Double {
         lock.lock()
         defer { lock.unlock() }
@@ -42,7 +42,8 @@ final class StepEstimator: @unchecked Sendable {
     }
 }
 
-/// A policy that also stops where the next exit might come too late. The first exit is reached in any case.
+/// Exit policy with a deadline: it also exits if the next exit may be reached too late. The first exit is always
+/// computed.
 struct Deadline: StopRule {
     private var policy: ExitPolicy
     private let end: Double
@@ -52,12 +53,11 @@ struct Deadline: StopRule {
     private var last: Double
     private var slowest = 0.0
     private let first: Int
-    /// Exit layer -> layers since the exit before, and layers to the next one. A segment of several takes as many times
-    /// one.
+    /// Exit layer -> number of layers since the previous exit. The time of a segment is proportional to it.
     private let gaps: [Int: Int]
     private let ahead: [Int: Int]
 
-    /// `exits`: the layers that have one. `end` and `clock` are in seconds.
+    /// `exits`: layers with an exit. `end` and `clock` are in seconds.
     init(policy: ExitPolicy, exits: [Int], end: Double, estimator: StepEstimator, clock: @escaping () -> Double) {
         self.policy = policy
         self.end = end
@@ -71,7 +71,8 @@ struct Deadline: StopRule {
         ahead = Dictionary(uniqueKeysWithValues: zip(exits, sizes.dropFirst()))
     }
 
-    /// When a call that started at `start` (seconds) must be done. Throws unless milliseconds is a number above 0.
+    /// End, in seconds, of a call that started at `start` seconds and has `milliseconds`. Throws unless these are above
+    /// 0.
     static func end(of milliseconds: Double, start: Double) throws -> Double {
         guard milliseconds > 0 else {
             throw EarlyExitError.input("deadlineMs is \(milliseconds): it must be above 0")
@@ -94,7 +95,7 @@ struct Deadline: StopRule {
     }
 }
 
-/// Seconds on a clock that never jumps.
+/// Seconds on a monotonic clock.
 @Sendable
 func now() -> Double {
     Double(DispatchTime.now().uptimeNanoseconds) / 1e9

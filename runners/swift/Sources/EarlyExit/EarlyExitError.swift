@@ -1,11 +1,11 @@
 import Foundation
 
-/// What went wrong, in one line: what, where, and how to mend it.
+/// Error of this package. Its message is one line with the failure, the place and the remedy.
 public struct EarlyExitError: LocalizedError, Equatable, Sendable {
     public enum Kind: Sendable {
-        /// The caller asked for something that cannot be: an empty text, a threshold out of range.
+        /// Invalid input of the caller, such as an empty text or a threshold out of range.
         case input
-        /// Something failed: a file, a model, this device.
+        /// Failure of a file, a model or the device.
         case failure
     }
 

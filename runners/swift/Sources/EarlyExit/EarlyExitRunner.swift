@@ -1,12 +1,12 @@
 import Foundation
 
-/// Why an input exited.
+/// Reason for the exit of an input.
 public enum StoppedBy: String, Sendable {
-    /// Its certainty passed the threshold.
+    /// The certainty passed the threshold.
     case certainty
     /// The next exit was not expected before the deadline.
     case deadline
-    /// No deeper layer follows.
+    /// The last layer was reached.
     case lastLayer = "last_layer"
 }
 
@@ -18,23 +18,23 @@ public struct Prediction: Equatable, Sendable {
     public let value: Float?
     /// Class name -> probability; the model's order is in `manifest.model.labels`. Empty for regression.
     public let scores: [String: Float]
-    /// Layers that were run, from 1.
+    /// Number of layers that were run, from 1.
     public let exitLayer: Int
-    /// What the exit criterion measured at that layer.
+    /// Certainty at the exit layer, as measured by the exit criterion.
     public let certainty: Float
-    /// From the call to this answer, tokenisation included; in a batch with the texts before it.
+    /// Milliseconds from the call to this prediction, including tokenization; in a batch including the texts before it.
     public let latencyMs: Double
-    /// Whether the text had more tokens than the model accepts, or than could be read before the deadline.
+    /// True if the text was truncated to the model's maximum length, or because of the deadline.
     public let truncated: Bool
-    /// nil in `stream` before the last layer.
+    /// Reason for the exit; nil in `stream` before the last layer.
     public let stoppedBy: StoppedBy?
-    /// Whether `latencyMs` exceeded the deadline; nil without a deadline.
+    /// True if `latencyMs` exceeded the deadline; nil without a deadline.
     public let late: Bool?
     /// Identity of the bundle (`ModelBundle.digest`).
     public let model: String
 }
 
-/// Runs a bundle: layer after layer, until the exit policy is satisfied. Safe to call from several threads.
+/// Runs a bundle layer by layer until the exit policy is satisfied. Thread-safe.
 ///
 ///     let runner = try await EarlyExitRunner.load(folder)
 ///     try runner.predict("turn the kitchen lights off").label
@@ -45,16 +45,16 @@ public final class EarlyExitRunner: Sendable {
     private let clock: @Sendable () -> Double
     private let estimator: StepEstimator
 
-    /// Ties a bundle to whatever runs its segments; apps call `load`.
+    /// Creates a runner from a bundle and an executor of its segments. Apps call `load` instead.
     ///
-    /// `missProbability`: largest share of calls with a deadline that may end late although their first exit was in time.
+    /// `missProbability`: maximum share of calls that miss their deadline although their first exit was in time.
     public convenience init(
         bundle: ModelBundle, executor: any SegmentExecutor, missProbability: Double = 0.01
     ) throws {
         try self.init(bundle: bundle, executor: executor, missProbability: missProbability, clock: now)
     }
 
-    /// `clock` is in seconds.
+    /// `clock` returns seconds.
     init(
         bundle: ModelBundle, executor: any SegmentExecutor, missProbability: Double = StepEstimator.missProbability,
         clock: @escaping @Sendable () -> Double
@@ -68,11 +68,11 @@ public final class EarlyExitRunner: Sendable {
 
     public var manifest: Manifest { bundle.manifest }
 
-    /// Answers one text, or one pair.
+    /// Predicts one text, or one pair.
     ///
-    /// `threshold` replaces the calibrated ones, at every layer. `deadlineMs`: counted from the call; where it comes
-    /// before the model is sure, the deepest exit that fits answers, the first in any case. It blocks for the
-    /// milliseconds that the model takes: call it off the main actor.
+    /// `threshold` replaces the calibrated threshold at every layer. `deadlineMs`: milliseconds from the call; the
+    /// input exits at the latest at the deepest exit that is expected in time, or at the first exit if none is. The
+    /// call blocks its thread for the latency of the model: do not call it on the main actor.
     ///
     /// Throws for an empty text, or a threshold or deadline out of range.
     public func predict(
@@ -81,29 +81,29 @@ public final class EarlyExitRunner: Sendable {
         try answers([(text, pair)], threshold: threshold, deadlineMs: deadlineMs)[0]
     }
 
-    /// Answers texts, in their order.
+    /// Predicts texts and returns the predictions in input order.
     ///
-    /// CoreML's segments take one row, so the texts run one after another. `deadlineMs` is for all of them: each may
-    /// take an equal part of what the texts before it have left.
+    /// CoreML segments accept one row, so the texts run one after another. `deadlineMs` applies to the whole batch:
+    /// each text gets an equal share of the remaining time.
     ///
-    /// Throws, before anything runs, where `predict` would for one of them, and for no texts.
+    /// Throws the errors of `predict`, before any text is predicted, and for an empty batch.
     public func predictBatch(
         _ texts: [String], threshold: Double? = nil, deadlineMs: Double? = nil
     ) throws -> [Prediction] {
         try answers(texts.map { ($0, nil) }, threshold: threshold, deadlineMs: deadlineMs)
     }
 
-    /// The same for pairs.
+    /// Predicts pairs of texts, as `predictBatch` predicts texts.
     public func predictBatch(
         _ pairs: [(String, String)], threshold: Double? = nil, deadlineMs: Double? = nil
     ) throws -> [Prediction] {
         try answers(pairs.map { ($0, $1) }, threshold: threshold, deadlineMs: deadlineMs)
     }
 
-    /// Answers at every exit, the shallowest first, to the last. A layer runs when its answer is asked for: leave the
-    /// `for try await` whenever you have enough.
+    /// Predictions at every exit, from the first to the last. A layer runs when the sequence reaches it: break out of
+    /// the `for try await` loop to skip deeper layers.
     ///
-    /// Throws for an empty text, here and not at the first iteration.
+    /// Throws for an empty text, in this call and not at the first iteration.
     public func stream(_ text: String, _ pair: String? = nil) throws -> AsyncThrowingStream<Prediction, Error> {
         let start = clock()
         let tokens = try encode(text, pair, named: "the text")
@@ -118,8 +118,8 @@ public final class EarlyExitRunner: Sendable {
         }
     }
 
-    /// Runs every segment twice, at every length that the bundle names, before anyone waits for it: CoreML plans on the
-    /// first run. `load` does it unless told not to.
+    /// Runs every segment twice at every input length of the bundle, because CoreML plans the execution at the first
+    /// run. `load` calls this by default.
     public func warmUp() throws {
         let lengths = manifest.lengths.isEmpty ? [manifest.model.maxLength] : manifest.lengths
         for length in lengths + lengths {
@@ -128,10 +128,10 @@ public final class EarlyExitRunner: Sendable {
         }
     }
 
-    /// Runs the bundle's golden inputs through every layer on this device: the largest difference from the checkpoint
-    /// at each exit; of logits, relative to `manifest.parity.scale`.
+    /// Runs the golden inputs of the bundle through every layer on this device. Returns the largest difference from the
+    /// checkpoint at each exit; differences of logits are divided by `manifest.parity.scale`.
     ///
-    /// Throws where one is larger than the bundle allows: do not ship that.
+    /// Throws if a difference is larger than the bundle allows. Do not ship the bundle in this case.
     @discardableResult
     public func verify() throws -> [Double] {
         let found = try bundle.readGolden().differences(
@@ -140,8 +140,8 @@ public final class EarlyExitRunner: Sendable {
             return found
         }
         throw EarlyExitError.failure(
-            "\(bundle.folder.path): on this device layer \(layer) is \(worst) off the checkpoint,"
-                + " \(manifest.parity.atol) allowed. Try other compute units, or export again with --precision fp32")
+            "\(bundle.folder.path): on this device layer \(layer) is off the checkpoint by \(worst), at most"
+                + " \(manifest.parity.atol) is allowed. Try other compute units, or export again with --precision fp32")
     }
 
     private func answers(_ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?) throws -> [Prediction] {
@@ -163,22 +163,23 @@ public final class EarlyExitRunner: Sendable {
             while let step = try loop.next() {
                 if step.exits { return try prediction(step, policy, tokens, start, deadlineMs: deadlineMs) }
             }
-            preconditionFailure("the last exit always answers")
+            preconditionFailure("every input exits at the last exit")
         }
     }
 
-    /// A model of pairs answers pairs, a model of single texts single texts; the other way round it would guess.
+    /// Tokenizes an input. Throws for a single text if the model expects pairs, and for a pair if it expects single
+    /// texts.
     private func encode(
         _ text: String, _ pair: String?, named name: String, end: Double = .infinity
     ) throws -> Tokens {
         guard (pair != nil) == manifest.model.takesPairs else {
             let (takes, given) =
                 manifest.model.takesPairs ? ("pairs of texts", "one text") : ("single texts", "a pair")
-            throw EarlyExitError.input("this model takes \(takes) (\(manifest.model.task)), and was given \(given)")
+            throw EarlyExitError.input("this model expects \(takes) (\(manifest.model.task)), but was given \(given)")
         }
         for part in [text, pair].compactMap({ $0 })
         where Tokenizer.stripped(part.unicodeScalars).isEmpty {
-            throw EarlyExitError.input("\(name) is empty: give it at least one character that is not blank")
+            throw EarlyExitError.input("\(name) is empty: give at least one character that is not whitespace")
         }
         return tokenizer.encode(text, pair, end: end, clock: clock)
     }
@@ -190,7 +191,7 @@ public final class EarlyExitRunner: Sendable {
         let scores = policy.scores(layer: step.layer, logits: step.logits)
         guard scores.count == (model.isRegression ? 1 : model.labels.count) else {
             throw EarlyExitError.failure(
-                "layer \(step.layer) gave \(scores.count) logits, which do not fit the labels. Export the bundle again")
+                "layer \(step.layer) gave \(scores.count) logits, which do not match the labels. Export the bundle again")
         }
         let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
         var stoppedBy: StoppedBy?

@@ -1,20 +1,21 @@
-/// What runs a bundle's segments. Safe to call from several threads.
+/// Executor of a bundle's segments. Thread-safe.
 public protocol SegmentExecutor: Sendable {
-    /// Runs the embeddings segment on one input; what it returns runs the layers.
+    /// Runs the embeddings segment on one input, and returns the runner of its layers.
     func embed(_ tokens: Tokens) throws -> any LayerRunner
 }
 
-/// One input on its way through the layers. Used by one thread at a time.
+/// Runs the layers for one input. Used by one thread at a time.
 public protocol LayerRunner: AnyObject {
-    /// Runs the segment that ends with `layer`, one of the manifest's `exits`; each once, in their order.
+    /// Runs the segment that ends with `layer`, one of the manifest's `exits`. Call it once per exit, in ascending
+    /// order.
     func layer(_ layer: Int) throws -> LayerOutput
 }
 
-/// What one exit says.
+/// Output of one exit.
 public struct LayerOutput: Equatable, Sendable {
-    /// One per class, or the value for regression.
+    /// One logit per class; the value for regression.
     public let logits: [Float]
-    /// The learned certainty, where the model has it.
+    /// LTE certainty; nil if the model has no LTE module.
     public let lte: Float?
 
     public init(logits: [Float], lte: Float?) {
@@ -22,7 +23,7 @@ public struct LayerOutput: Equatable, Sendable {
         self.lte = lte
     }
 
-    /// Throws unless the logits are finite and the learned certainty is in [0, 1].
+    /// Throws unless the logits are finite and the LTE certainty is in [0, 1].
     func check(layer: Int) throws {
         guard logits.allSatisfy(\.isFinite) else {
             throw EarlyExitError.failure("layer \(layer): logits are not finite: \(logits). Export the bundle again")
@@ -34,24 +35,24 @@ public struct LayerOutput: Equatable, Sendable {
     }
 }
 
-/// When to stop: an ExitPolicy, one under a deadline, or never before the last layer.
+/// Rule that decides about exits: an ExitPolicy, a policy with a deadline, or full depth.
 public protocol StopRule {
-    /// Whether `layer`, with this certainty, answers.
+    /// True if the input exits at `layer` with this certainty.
     mutating func stops(after layer: Int, certainty: Float) -> Bool
 }
 
-/// Never before the last exit.
+/// Rule that exits at the last layer only.
 struct FullDepth: StopRule {
     mutating func stops(after layer: Int, certainty: Float) -> Bool { false }
 }
 
-/// The exit loop: exit after exit, one for each call of `next`, until the rule is satisfied.
+/// Exit loop: each call of `next` computes one exit, until the rule is satisfied.
 struct ExitLoop {
     struct Step {
         let layer: Int
         let logits: [Float]
         let certainty: Float
-        /// Whether this layer answers, sure or last.
+        /// True if the input exits at this layer.
         let exits: Bool
     }
 
@@ -59,10 +60,11 @@ struct ExitLoop {
     private let policy: ExitPolicy
     private var rule: any StopRule
     private var memory: ExitPolicy.Memory?
-    /// The exits that are still to come.
+    /// Exits that are not computed yet.
     private var ahead: ArraySlice<Int>
 
-    /// Runs the embeddings. `exits`: the layers that have one. `policy` measures certainty, `rule` decides on it.
+    /// Runs the embeddings. `exits`: layers with an exit. `policy` computes the certainty, `rule` decides about the
+    /// exit.
     init(
         executor: any SegmentExecutor, tokens: Tokens, exits: [Int], policy: ExitPolicy, rule: any StopRule
     ) throws {
@@ -72,7 +74,7 @@ struct ExitLoop {
         run = try executor.embed(tokens)
     }
 
-    /// The next exit's result; nil after the one that answered.
+    /// Result of the next exit; nil after the exit of the input.
     mutating func next() throws -> Step? {
         guard let layer = ahead.popFirst() else { return nil }
         let output = try run.layer(layer)

@@ -1,10 +1,10 @@
-/// The members of one JSON object, read strictly: each key known, each needed one there, each of its type. A reader that
-/// guesses would run the wrong thing quietly.
+/// Members of one JSON object, read strictly: unknown keys, missing keys and values of other types are errors, so that
+/// no value is guessed.
 struct Fields {
     private let json: JSON
     private let place: String
 
-    /// `place`: where the object stands, for the errors.
+    /// `place`: path of the object, for error messages.
     init(_ json: JSON, at place: String, needed: [String], optional: [String] = []) throws {
         guard let members = json.object else { throw Fields.misfit(at: place) }
         let keys = Set(members.map(\.key))
@@ -19,12 +19,12 @@ struct Fields {
         self.place = place
     }
 
-    /// A value through one of JSON's accessors: `try fields.get("layers", \.int)`.
+    /// Value of a key, read by an accessor of JSON: `try fields.get("layers", \.int)`.
     func get<T>(_ key: String, _ type: KeyPath<JSON, T?>) throws -> T {
         try Fields.typed(json[key], type, at: "\(place): \(key)")
     }
 
-    /// The same where the key may be absent or null.
+    /// Value of an optional key; nil if it is missing or null.
     func find<T>(_ key: String, _ type: KeyPath<JSON, T?>) throws -> T? {
         json[key].isNull ? nil : try get(key, type)
     }
@@ -33,12 +33,12 @@ struct Fields {
         try items(key) { try Fields.typed($0, type, at: $1) }
     }
 
-    /// A list of anything: `item` gets each value and its place.
+    /// List under a key; `item` reads each value, and receives its path.
     func items<T>(_ key: String, _ item: (JSON, String) throws -> T) throws -> [T] {
         try get(key, \.array).enumerated().map { try item($1, "\(place): \(key)[\($0)]") }
     }
 
-    /// One object, read by `item`.
+    /// Value under a key, read by `item`.
     func one<T>(_ key: String, _ item: (JSON, String) throws -> T) throws -> T {
         try item(json[key], "\(place): \(key)")
     }
@@ -61,6 +61,6 @@ struct Fields {
     }
 
     static func misfit(at place: String) -> EarlyExitError {
-        .failure("\(place): found what does not belong there. Export the bundle again")
+        .failure("\(place): unexpected value. Export the bundle again")
     }
 }

@@ -1,15 +1,15 @@
-/// golden.json: what the checkpoint answered at every exit, so that a device can check itself. B samples, n layers.
+/// Content of golden.json: inputs with the checkpoint's outputs at every exit, to check a device. B samples, n layers.
 struct Golden: Sendable {
-    /// One or two texts each.
+    /// One text per sample, or two for a pair.
     let texts: [[String]]
-    /// What the tokenizer must give for them, without padding.
+    /// Expected token ids of each sample, without padding.
     let inputIds: [[Int]]
     let tokenTypeIds: [[Int]]
-    /// B x n x classes; a bundle with fewer exits leaves the other layers out of account.
+    /// B x n x classes; layers without an exit in the bundle are ignored.
     let logits: [[[Double]]]
-    /// B x n, where the model has the learned certainty.
+    /// B x n LTE certainty; nil if the model has no LTE module.
     let lte: [[Double]]?
-    /// Texts that reveal a tokenizer which differs, with their ids; no segment runs on them.
+    /// Texts with their token ids that detect a deviating tokenizer. Segments do not run on them.
     let tokenization: [TokenizedText]
 
     struct TokenizedText: Sendable {
@@ -17,7 +17,7 @@ struct Golden: Sendable {
         let inputIds: [Int]
         let tokenTypeIds: [Int]
 
-        /// Whether the tokenizer gives these ids.
+        /// True if the tokenizer returns these token ids.
         func agrees(with tokenizer: Tokenizer) -> Bool {
             let tokens = tokenizer.encode(texts[0], texts.count == 2 ? texts[1] : nil)
             return tokens.inputIds.map(Int.init) == inputIds && tokens.tokenTypeIds.map(Int.init) == tokenTypeIds
@@ -37,7 +37,7 @@ struct Golden: Sendable {
         tokenization = fields.has("tokenization") ? try fields.items("tokenization", Golden.tokenized) : []
         let rows = [inputIds.count, tokenTypeIds.count, logits.count, lte?.count ?? texts.count]
         guard rows.allSatisfy({ $0 == texts.count }), texts.allSatisfy({ (1...2).contains($0.count) }) else {
-            throw EarlyExitError.failure("\(place): its lists do not fit each other. Export the bundle again")
+            throw EarlyExitError.failure("\(place): its lists have different lengths. Export the bundle again")
         }
     }
 
@@ -53,9 +53,9 @@ struct Golden: Sendable {
         try Fields.typed(json, \.array, at: place).map { try Fields.typed($0, type, at: place) }
     }
 
-    /// The largest difference at each of `exits`, over logits (divided by `scale`) and learned certainty of all samples.
+    /// Largest difference at each of `exits`, over the logits (divided by `scale`) and LTE certainty of all samples.
     ///
-    /// Throws where the tokenizer returns other ids than at export.
+    /// Throws if token ids differ from those at export.
     func differences(
         executor: any SegmentExecutor, tokenizer: Tokenizer, exits: [Int], scale: Double
     ) throws -> [Double] {
@@ -63,7 +63,7 @@ struct Golden: Sendable {
         var largest = [Double](repeating: 0, count: exits.count)
         if let text = tokenization.first(where: { !$0.agrees(with: tokenizer) }) {
             throw EarlyExitError.failure(
-                "the tokenizer encodes '\(text.texts[0].prefix(60))' to other ids than at export. Export the bundle again")
+                "the token ids of '\(text.texts[0].prefix(60))' differ from those at export. Export the bundle again")
         }
         for (row, text) in texts.enumerated() {
             let tokens = tokenizer.encode(text[0], text.count == 2 ? text[1] : nil)
@@ -71,7 +71,7 @@ struct Golden: Sendable {
                 tokens.tokenTypeIds.map(Int.init) == tokenTypeIds[row]
             else {
                 throw EarlyExitError.failure(
-                    "golden sample \(row): the tokenizer gives other ids than the checkpoint's. Export the bundle again")
+                    "golden sample \(row): the token ids differ from those at export. Export the bundle again")
             }
             guard logits[row].count == layers, lte.map({ $0[row].count == layers }) ?? true else {
                 throw Golden.misfit(row)
@@ -83,7 +83,7 @@ struct Golden: Sendable {
                 guard expected.count == output.logits.count else { throw Golden.misfit(row) }
                 var found = zip(output.logits, expected).map { abs(Double($0) - $1) / scale }
                 if let lte = lte?[row][layer - 1], let given = output.lte { found.append(abs(Double(given) - lte)) }
-                // NaN is near nothing
+                // NaN counts as an infinite difference
                 let worst = found.contains(where: \.isNaN) ? .infinity : found.max() ?? 0
                 largest[place] = max(largest[place], worst)
             }

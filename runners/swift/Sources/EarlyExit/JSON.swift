@@ -1,9 +1,9 @@
 import Foundation
 
-/// JSON as it stands in the file.
+/// JSON value that preserves all members of an object, in order.
 ///
-/// Foundation's readers make dictionaries of String, and two Strings are equal when Unicode calls them canonically
-/// equivalent: entries of a vocabulary would be lost. This one keeps the members of an object in a list.
+/// Foundation's parsers create dictionaries with String keys. Canonically equivalent Strings are equal, so that entries
+/// of a vocabulary would be lost.
 enum JSON: Sendable {
     case null
     case bool(Bool)
@@ -13,16 +13,16 @@ enum JSON: Sendable {
     case array([JSON])
     case object([(key: String, value: JSON)])
 
-    /// Reads a file; its error names the file.
+    /// Reads a file. Error messages name the file.
     static func read(_ file: URL) throws -> JSON {
         guard FileManager.default.fileExists(atPath: file.path) else {
             throw EarlyExitError.failure(
-                "\(file.path) is missing: \(file.deletingLastPathComponent().path) is not whole. Copy it again")
+                "\(file.path) is missing: \(file.deletingLastPathComponent().path) is incomplete. Copy it again")
         }
         do {
             return try parse([UInt8](Data(contentsOf: file)))
         } catch let error as EarlyExitError {
-            throw EarlyExitError.failure("\(file.path) is damaged (\(error.message)). Copy or make it again")
+            throw EarlyExitError.failure("\(file.path) is damaged (\(error.message)). Copy it again, or recreate it")
         } catch {
             throw EarlyExitError.failure("\(file.path) cannot be read (\(error.localizedDescription)). Copy it again")
         }
@@ -34,7 +34,7 @@ enum JSON: Sendable {
         return try parser.document()
     }
 
-    /// The member of an object; null where there is none. The last one counts, as with other readers.
+    /// Member of an object; null if there is none. Of several members with the same key, the last one.
     subscript(_ key: String) -> JSON {
         guard case .object(let members) = self, let member = members.last(where: { $0.key == key }) else { return .null }
         return member.value
@@ -55,7 +55,7 @@ enum JSON: Sendable {
         return nil
     }
 
-    /// Any number.
+    /// Value of any number; nil for other types.
     var double: Double? {
         switch self {
         case .int(let value): return Double(value)
@@ -133,14 +133,14 @@ private struct JSONParser {
         return found
     }
 
-    /// Past the opening bracket. Deep nesting would end the process, not the parse.
+    /// Skips an opening bracket. Throws for deep nesting, which would overflow the stack.
     private mutating func enter() throws {
         at += 1
         depth += 1
         guard depth <= 64 else { throw damage("nested too deeply") }
     }
 
-    /// Past the comma to the next item, or past the closing bracket.
+    /// Skips a comma, or a closing bracket; returns true for the bracket.
     private mutating func closes(with bracket: UInt8, first: Bool) throws -> Bool {
         skipBlanks()
         if peek() == bracket {
@@ -169,12 +169,12 @@ private struct JSONParser {
                 text.append(byte)
             }
         }
-        throw damage("a text does not end")
+        throw damage("a string is not terminated")
     }
 
-    /// The UTF-8 of what stands after a backslash.
+    /// UTF-8 bytes of an escape sequence; the backslash is already read.
     private mutating func escape() throws -> [UInt8] {
-        guard at < bytes.count else { throw damage("a text does not end") }
+        guard at < bytes.count else { throw damage("a string is not terminated") }
         let byte = bytes[at]
         at += 1
         switch byte {
@@ -193,12 +193,12 @@ private struct JSONParser {
         let high = try hexadecimal()
         if let scalar = Unicode.Scalar(high) { return scalar }
         guard high < 0xDC00, peek() == UInt8(ascii: "\\"), at + 1 < bytes.count, bytes[at + 1] == UInt8(ascii: "u")
-        else { throw damage("half a character") }
+        else { throw damage("a lone surrogate") }
         at += 2
         let low = try hexadecimal()
         guard (0xDC00...0xDFFF).contains(low),
             let scalar = Unicode.Scalar(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
-        else { throw damage("half a character") }
+        else { throw damage("a lone surrogate") }
         return scalar
     }
 

@@ -1,6 +1,6 @@
-/// manifest.json, as docs/bundle.md specifies it.
+/// Content of manifest.json, as specified in docs/bundle.md.
 public struct Manifest: Sendable {
-    /// The newest schema that this package reads.
+    /// Newest schema version that this package supports.
     public static let schemaVersion = 1
 
     public let target: String
@@ -8,19 +8,20 @@ public struct Manifest: Sendable {
     public let model: ModelInfo
     public let tokenizer: DataFile
     public let golden: DataFile
-    /// In the order of the loop: the embeddings first, then up to each layer that has an exit, the last in any case.
+    /// Segments in the order of the exit loop: the embeddings, then one segment up to each layer with an exit.
     public let segments: [Segment]
     public let policy: ExitPolicy
-    /// Whether thresholds were chosen on data; otherwise the policy never stops early.
+    /// True if the thresholds were calibrated on data; otherwise every input exits at the last layer.
     public let isCalibrated: Bool
     public let parity: Parity
-    /// Input lengths that the segments take: pad to the next. Empty: any, up to the model's.
+    /// Input lengths that the segments accept; inputs are padded to the next length. Empty: any length up to the
+    /// maximum.
     public let lengths: [Int]
 
-    /// The layers that have an exit, ascending.
+    /// Layers with an exit, in ascending order.
     public var exits: [Int] { segments.dropFirst().map(\.layer) }
 
-    /// `place` names the file in errors.
+    /// `place`: name of the file, for error messages.
     init(_ json: JSON, at place: String) throws {
         guard let version = json["schema_version"].int else {
             throw EarlyExitError.failure("\(place): no schema_version. This is not a bundle of berxit-export")
@@ -47,8 +48,8 @@ public struct Manifest: Sendable {
         isCalibrated = try fields.find("calibration", \.object) != nil
         parity = try fields.one("parity", Parity.init)
         lengths = fields.has("lengths") ? try fields.list("lengths", \.int).sorted() : []
-        _ = try fields.find("max_batch", \.int)  // this package runs one input at a time
-        _ = try fields.find("threads", \.int)  // CoreML chooses its own
+        _ = try fields.find("max_batch", \.int)  // ignored: this package runs one input at a time
+        _ = try fields.find("threads", \.int)  // ignored: CoreML chooses its threads
         _ = try fields.find("scores", \.object)
         _ = try fields.get("made_with", \.object)
 
@@ -62,12 +63,12 @@ public struct Manifest: Sendable {
             zip(layers, layers.dropFirst()).allSatisfy(<)
         else {
             throw EarlyExitError.failure(
-                "\(place): \(layers.count) segments \(layers) and a policy for \(policy.layers) layers do not fit a"
+                "\(place): \(layers.count) segments \(layers) and a policy for \(policy.layers) layers do not match a"
                     + " model of \(model.layers) layers. Export the bundle again")
         }
     }
 
-    /// Every file of the bundle but the manifest, with its sha256. Files that layers share are named once.
+    /// File -> sha256 of all files of the bundle except the manifest.
     var files: [String: String] {
         var found = [tokenizer.file: tokenizer.sha256, golden.file: golden.sha256]
         for segment in segments {
@@ -78,20 +79,20 @@ public struct Manifest: Sendable {
     }
 }
 
-/// What the model is and what its answers mean.
+/// Metadata of the model, including the meaning of its outputs.
 public struct ModelInfo: Sendable {
     public let family: String
     public let task: String
     public let isRegression: Bool
     /// Class names in the order of the logits; empty for regression.
     public let labels: [String]
-    /// Whether the model answers pairs of texts; otherwise single texts.
+    /// True if the model expects pairs of texts, false for single texts.
     public let takesPairs: Bool
     public let layers: Int
-    /// Tokens that one input may have, special tokens included; longer ones are cut.
+    /// Maximum number of tokens of an input, including special tokens; longer inputs are truncated.
     public let maxLength: Int
     public let padTokenId: Int
-    /// Whether the segments give the learned certainty.
+    /// True if the segments compute the LTE certainty.
     public let lte: Bool
 
     init(_ json: JSON, at place: String) throws {
@@ -116,7 +117,7 @@ public struct ModelInfo: Sendable {
     }
 }
 
-/// A file of the bundle, relative to its folder.
+/// File of the bundle, relative to its folder.
 public struct DataFile: Sendable {
     public let file: String
     public let sha256: String
@@ -128,17 +129,17 @@ public struct DataFile: Sendable {
     }
 }
 
-/// One step of the exit loop: the embeddings (layer 0), or encoder layers up to one with an exit.
+/// Segment of the model: the embeddings (layer 0), or the encoder layers up to one with an exit.
 public struct Segment: Sendable {
-    /// The last layer that it runs, whose exit it has; it starts after the segment before.
+    /// Last layer of the segment, which has the exit. The segment starts after that of the previous exit.
     public let layer: Int
     public let file: String
     public let sha256: String
-    /// Which function of the file it is, where one file holds several.
+    /// Function of the file, if the file contains several.
     public let function: String?
     public let inputs: [TensorInfo]
     public let outputs: [TensorInfo]
-    /// Input name -> the tensor to feed there: what differs between layers that share one file.
+    /// Input name -> constant input, for tensors that differ between layers that share one file.
     public let constants: [String: TensorFile]
 
     init(_ json: JSON, at place: String) throws {
@@ -148,7 +149,7 @@ public struct Segment: Sendable {
         let times = try fields.find("repeat", \.int) ?? 1
         guard times == 1 else {
             throw EarlyExitError.failure(
-                "\(place): repeat is \(times), and CoreML runs a segment once in turn. Export again with --target coreml")
+                "\(place): repeat is \(times), but must be 1 for CoreML. Export again with --target coreml")
         }
         layer = try fields.get("layer", \.int)
         file = try fields.get("file", \.string)
@@ -160,10 +161,10 @@ public struct Segment: Sendable {
     }
 }
 
-/// One input or output of a segment.
+/// Input or output of a segment.
 public struct TensorInfo: Sendable {
     public let name: String
-    /// What is fed or read there; docs/bundle.md lists the roles.
+    /// Role of the tensor; for the list of roles, see docs/bundle.md.
     public let role: String
     public let dtype: String
 
@@ -178,7 +179,7 @@ public struct TensorInfo: Sendable {
     }
 }
 
-/// A tensor in a file of its own: raw, little-endian, row-major.
+/// Tensor in a separate file: raw, little-endian, row-major.
 public struct TensorFile: Sendable {
     public let file: String
     public let sha256: String
@@ -194,12 +195,12 @@ public struct TensorFile: Sendable {
     }
 }
 
-/// How far the exported segments were from the checkpoint, at every exit, when they were made.
+/// Differences between the exported segments and the checkpoint, measured at export.
 public struct Parity: Sendable {
     public let reference: String
-    /// The largest difference that is allowed: of logits divided by `scale`, and of learned certainty as it is.
+    /// Largest allowed difference: of the logits divided by `scale`, and of the LTE certainty.
     public let atol: Double
-    /// Size of the model's values.
+    /// Divisor of the differences of logits.
     public let scale: Double
 
     init(_ json: JSON, at place: String) throws {

@@ -1,6 +1,6 @@
 import Foundation
 
-/// A folder that berxit-export wrote: everything a device needs to run one model. Data only, nothing in it is executed.
+/// Bundle: a folder from berxit-export with all files that a device needs to run one model. It contains data only.
 public struct ModelBundle: Sendable {
     public let folder: URL
     public let manifest: Manifest
@@ -38,21 +38,21 @@ public struct ModelBundle: Sendable {
         return try Golden(JSON.read(file), at: file.path)
     }
 
-    /// `sum` nil: that the file is there, inside the bundle, is enough.
+    /// Throws unless the file exists inside the bundle and matches its checksum; `sum` nil: does not compare checksums.
     private func check(_ file: String, sum: String?) throws {
         let path = url(of: file).resolvingSymlinksInPath().standardizedFileURL.path
         let inside = folder.resolvingSymlinksInPath().standardizedFileURL.path
         guard !file.hasPrefix("/"), path.hasPrefix(inside + "/") else {
             throw EarlyExitError.failure(
-                "\(folder.path): file '\(file)' lies outside the bundle. Do not use this bundle")
+                "\(folder.path): file '\(file)' is outside the bundle. Do not use this bundle")
         }
         guard FileManager.default.fileExists(atPath: path) else {
             throw EarlyExitError.failure(
-                "\(folder.path): file '\(file)' is missing. Copy the bundle again, whole, or export it again")
+                "\(folder.path): file '\(file)' is missing. Copy the whole bundle again, or export it again")
         }
         if let sum, try Checksum.of(url(of: file)) != sum {
             throw EarlyExitError.failure(
-                "\(path): checksum differs from the manifest's. Copy the bundle again, or export it again")
+                "\(path): checksum differs from the manifest. Copy the bundle again, or export it again")
         }
     }
 }

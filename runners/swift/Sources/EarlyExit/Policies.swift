@@ -1,30 +1,30 @@
 import Foundation
 
-/// How certainty is measured. The same criteria, in the same arithmetic (float32), as the Python runtime's.
+/// Exit criterion. The criteria and their arithmetic (float32) equal those of the Python runtime.
 public enum Criterion: String, CaseIterable, Sendable {
-    /// The highest class probability.
+    /// Highest class probability.
     case confidence
-    /// The entropy of the class probabilities in nats; lower is surer.
+    /// Entropy of the class probabilities in nats; a lower entropy is a higher certainty.
     case entropy
-    /// The learned certainty that the segment gives.
+    /// LTE certainty, computed by the segment.
     case lte
-    /// How many layers in a row agree with the one before them.
+    /// Number of consecutive layers that agree with the layer before them.
     case patience
 }
 
-/// When an answer is sure enough to stop: a criterion with one threshold per layer but the last.
+/// Exit policy: a criterion with one threshold per layer except the last.
 public struct ExitPolicy: Equatable, Sendable {
     public let criterion: Criterion
-    /// n - 1 of them, for layers 1 to n - 1; the last layer always answers.
+    /// Thresholds of layers 1 to n - 1. At layer n every input exits.
     public let thresholds: [Double]
-    /// n of them: each layer's logits are divided by its own before the criterion and the scores see them.
+    /// Temperatures of layers 1 to n. The logits of a layer are divided by it before certainty and scores are computed.
     public let temperatures: [Double]
-    /// Patience on regression: the largest difference that still counts as agreement, in label units.
+    /// Patience on regression: two values that differ by less agree; in units of the labels.
     public let tolerance: Double
 
     public var layers: Int { temperatures.count }
 
-    /// Throws for a threshold or temperature that can mean nothing.
+    /// Throws for a threshold or temperature out of range.
     public init(criterion: Criterion, thresholds: [Double], temperatures: [Double], tolerance: Double = 0.5) throws {
         guard temperatures.count == thresholds.count + 1 else {
             throw EarlyExitError.input(
@@ -41,14 +41,14 @@ public struct ExitPolicy: Equatable, Sendable {
         self.tolerance = tolerance
     }
 
-    /// The same policy with one threshold at every layer.
+    /// Policy with the same threshold at every layer.
     public func with(threshold: Double) throws -> ExitPolicy {
         try ExitPolicy(
             criterion: criterion, thresholds: thresholds.map { _ in threshold }, temperatures: temperatures,
             tolerance: tolerance)
     }
 
-    /// Throws where the criterion cannot work on the model.
+    /// Throws if the criterion does not work for such a model.
     func check(regression: Bool, lte: Bool) throws {
         if regression, criterion == .confidence || criterion == .entropy {
             throw EarlyExitError.input(
@@ -64,26 +64,26 @@ public struct ExitPolicy: Equatable, Sendable {
         if !threshold.isFinite || threshold < 0 {
             problem = "it must be a finite number of at least 0"
         } else if criterion == .confidence || criterion == .lte, threshold > 1 {
-            problem = "\(criterion.rawValue) lies between 0 and 1"
+            problem = "\(criterion.rawValue) is between 0 and 1"
         } else if criterion == .patience, threshold < 1 {
-            problem = "patience counts layers, at least 1"
+            problem = "patience is a number of layers, at least 1"
         } else {
             return
         }
         throw EarlyExitError.input("threshold \(threshold) is out of range: \(problem)")
     }
 
-    // MARK: After each layer
+    // MARK: Exit decision
 
-    /// What patience carries from one layer to the next.
+    /// State of the patience criterion that is passed from one layer to the next.
     struct Memory {
-        /// The last layer's class, or its value for regression.
+        /// Predicted class of the last layer; its value for regression.
         let prediction: Float
-        /// How many layers in a row have agreed with the one before them.
+        /// Number of consecutive layers that agreed with the layer before them.
         let streak: Int
     }
 
-    /// How sure `layer` is. Logits: one per class, or one value for regression.
+    /// Certainty at `layer`. Logits: one per class, or one value for regression.
     func certainty(layer: Int, output: LayerOutput, memory: inout Memory?) throws -> Float {
         let logits = scaled(output.logits, layer: layer)
         switch criterion {
@@ -115,7 +115,7 @@ public struct ExitPolicy: Equatable, Sendable {
         }
     }
 
-    /// Class probabilities; for regression the value itself.
+    /// Class probabilities; the value for regression.
     func scores(layer: Int, logits: [Float]) -> [Float] {
         guard logits.count > 1 else { return logits }
         let powers = powers(scaled(logits, layer: layer))
@@ -130,8 +130,8 @@ public struct ExitPolicy: Equatable, Sendable {
 }
 
 extension ExitPolicy: StopRule {
-    /// Strictly above the threshold, strictly below for entropy, reached for patience. A certainty is a float32: the
-    /// threshold is compared as one too.
+    /// True if the certainty passes the threshold: above it, below it for entropy, at or above it for patience. The
+    /// threshold is compared as float32, because the certainty is float32.
     public mutating func stops(after layer: Int, certainty: Float) -> Bool {
         guard layer < layers else { return true }
         let threshold = thresholds[layer - 1]
@@ -143,12 +143,12 @@ extension ExitPolicy: StopRule {
     }
 }
 
-/// The place of the largest, the first of equals.
+/// Index of the largest value; the first of several.
 func largest(_ values: [Float]) -> Int {
     values.indices.reduce(0) { values[$1] > values[$0] ? $1 : $0 }
 }
 
-/// exp of the logits, shifted so that it cannot overflow.
+/// Exponentials of the logits, which are shifted so that exp cannot overflow.
 private func powers(_ logits: [Float]) -> [Float] {
     let top = logits.max() ?? 0
     return logits.map { exp($0 - top) }

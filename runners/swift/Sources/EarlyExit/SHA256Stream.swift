@@ -3,7 +3,7 @@ import Foundation
 #if canImport(CryptoKit)
 import CryptoKit
 
-/// SHA-256, block by block.
+/// Incremental SHA-256.
 struct SHA256Stream {
     private var hash = SHA256()
 
@@ -11,7 +11,7 @@ struct SHA256Stream {
         hash.update(data: data)
     }
 
-    /// The sum in hexadecimal digits.
+    /// Checksum in hexadecimal digits.
     func finish() -> String {
         hash.finalize().map { String(format: "%02x", $0) }.joined()
     }
@@ -19,7 +19,7 @@ struct SHA256Stream {
 
 #else
 
-/// SHA-256 (FIPS 180-4), block by block, where there is no CryptoKit.
+/// Incremental SHA-256 (FIPS 180-4), for systems without CryptoKit.
 struct SHA256Stream {
     private var state: [UInt32] = [
         0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
@@ -35,7 +35,7 @@ struct SHA256Stream {
         rest = Array(bytes[whole...])
     }
 
-    /// The sum in hexadecimal digits.
+    /// Checksum in hexadecimal digits.
     func finish() -> String {
         var last = self
         let zeros = (119 - rest.count) % 64
@@ -69,7 +69,7 @@ struct SHA256Stream {
         value >> bits | value << (32 - bits)
     }
 
-    /// The first 32 bits of the fractional parts of the cube roots of the first 64 primes.
+    /// First 32 bits of the fractional parts of the cube roots of the first 64 primes.
     private static let constants: [UInt32] = [
         0x428a_2f98, 0x7137_4491, 0xb5c0_fbcf, 0xe9b5_dba5, 0x3956_c25b, 0x59f1_11f1, 0x923f_82a4, 0xab1c_5ed5,
         0xd807_aa98, 0x1283_5b01, 0x2431_85be, 0x550c_7dc3, 0x72be_5d74, 0x80de_b1fe, 0x9bdc_06a7, 0xc19b_f174,

@@ -3,7 +3,7 @@ import XCTest
 
 @testable import EarlyExit
 
-/// What a bundle's reader takes and refuses.
+/// Bundles and manifests that are accepted and rejected.
 final class BundleTests: XCTestCase {
     func testADamagedBundleIsRefused() throws {
         let folder = try bundleFolder("confidence")
@@ -23,7 +23,7 @@ final class BundleTests: XCTestCase {
         assertFails(try manifest(policy: ["temperatures": [1, 1, 1, 1, 1, 0]]), "temperatures must be finite")
         assertFails(try manifest(segment: 3, ["repeat": 2]), "segments[3]: repeat is 2")
         for (segment, layer) in [(3, 2), (3, 7), (0, 1), (6, 5)] {
-            assertFails(try manifest(segment: segment, ["layer": layer]), "do not fit a model of 6 layers")
+            assertFails(try manifest(segment: segment, ["layer": layer]), "do not match a model of 6 layers")
         }
     }
 
@@ -36,7 +36,7 @@ final class BundleTests: XCTestCase {
                 $0["threads"] = NSNull()
                 $0["scores"] = NSNull()
             })
-        assertFails(try manifest { $0["threads"] = "two" }, "threads: found what does not belong there")
+        assertFails(try manifest { $0["threads"] = "two" }, "threads: unexpected value")
     }
 
     func testExitsAreWhereTheSegmentsEnd() throws {
@@ -44,7 +44,7 @@ final class BundleTests: XCTestCase {
         XCTAssertEqual(try ModelBundle(at: bundleFolder("one_exit")).manifest.exits, [6])
     }
 
-    /// The manifest of a bundle, changed.
+    /// Manifest of a bundle after a change.
     private func manifest(_ change: (inout [String: Any]) -> Void) throws -> Manifest {
         let data = try Data(contentsOf: Vectors.url("models/confidence/manifest.json"))
         var members = try XCTUnwrap(JSONSerialization.jsonObject(with: data) as? [String: Any])

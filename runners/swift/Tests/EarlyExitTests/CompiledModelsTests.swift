@@ -3,7 +3,7 @@ import XCTest
 
 @testable import EarlyExit
 
-/// The cache of compiled models, with folders for models.
+/// Cache of compiled models, with plain folders in place of models.
 final class CompiledModelsTests: XCTestCase {
     func testAModelIsCompiledOnce() async throws {
         let cache = CompiledModels(root: try temporaryFolder(), version: "18.1.0")

@@ -3,14 +3,14 @@ import XCTest
 
 @testable import EarlyExit
 
-/// What the runner does around the answers that the vectors hold.
+/// Behaviour of the runner that the test vectors do not cover.
 final class RunnerTests: XCTestCase {
     func testATextThatCannotBeAnsweredIsRefused() throws {
         let runner = try runner("confidence")
         assertFails(try runner.predict("  \n"), "the text is empty")
         assertFails(try runner.stream("  \n"), "the text is empty")
-        assertFails(try runner.predict("one", "two"), "this model takes single texts (custom), and was given a pair")
-        assertFails(try self.runner("pairs").predict("one"), "this model takes pairs of texts")
+        assertFails(try runner.predict("one", "two"), "this model expects single texts (custom), but was given a pair")
+        assertFails(try self.runner("pairs").predict("one"), "this model expects pairs of texts")
         assertFails(try runner.predict("one", threshold: 1.5), "threshold 1.5 is out of range")
         assertFails(try runner.predict("one", deadlineMs: 0), "deadlineMs is 0.0")
     }
@@ -50,8 +50,8 @@ final class RunnerTests: XCTestCase {
         let bundle = try ModelBundle(at: bundleFolder("fewer_exits"))
         let stored = try Stored(bundle.readGolden())
         let runner = try EarlyExitRunner(bundle: bundle, executor: stored) { stored.seconds }
-        // Layer 3 alone takes 10 ms, and layers 4 to 6 may take 3 x 20. The first text has 53 ms, the second 140 / 2,
-        // the third 120: 20 ms to layer 3, and 60 more.
+        // Layer 3 takes 10 ms; layers 4 to 6 are expected to take 3 x 20 ms. The first text has 53 ms, the second 140 /
+        // 2 ms, the third 120 ms: 20 ms to layer 3, and 60 ms more.
         let answers = try runner.predictBatch(["one", "two", "three"], threshold: 1, deadlineMs: 160)
         XCTAssertEqual(answers.map(\.exitLayer), [3, 3, 6])
         for (answer, milliseconds) in zip(answers, [20, 40, 70]) {

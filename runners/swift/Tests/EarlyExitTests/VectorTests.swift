@@ -3,7 +3,7 @@ import XCTest
 
 @testable import EarlyExit
 
-/// Number by number what the Python runtime says.
+/// Comparison with the outputs of the Python runtime in the test vectors.
 final class VectorTests: XCTestCase {
     func testTokenizersGiveTheSameIds() throws {
         struct Case: Decodable {
@@ -42,7 +42,7 @@ final class VectorTests: XCTestCase {
             for (id, type) in zip(vector.inputIds, vector.tokenTypeIds) { tokens.append(id, type: type) }
             guard let expected = vector.padded else {
                 assertFails(
-                    try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId), "more than the longest")
+                    try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId), "more than the segments accept")
                 continue
             }
             let padded = try tokens.padded(toOneOf: vector.lengths, padTokenId: vector.padTokenId)
@@ -157,7 +157,7 @@ final class VectorTests: XCTestCase {
             let pairs = cases.texts.compactMap { $0.count == 2 ? ($0[0], $0[1]) : nil }
             XCTAssertEqual(runner.manifest.model.takesPairs, !pairs.isEmpty, name)
             for batch in cases.batches {
-                // one by one, then together: the executor gives out the rows in turn
+                // One by one, then as a batch: the executor returns the stored rows in order.
                 let single = try cases.texts.map { text in
                     try runner.predict(text[0], text.count == 2 ? text[1] : nil, threshold: batch.threshold)
                 }

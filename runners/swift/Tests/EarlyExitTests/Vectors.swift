@@ -3,9 +3,9 @@ import XCTest
 
 @testable import EarlyExit
 
-/// The Python runtime's answers (`PYTHONPATH=.:tests/runtime python tests/swift/make_vectors.py`): both runners must agree.
+/// Test vectors from the Python runtime (`PYTHONPATH=.:tests/runtime python tests/swift/make_vectors.py`).
 enum Vectors {
-    /// The bundles in models/, whose segments are stood in for.
+    /// Names of the bundles in models/, whose segments are replaced by stored outputs.
     static func models() throws -> [String] {
         try FileManager.default.contentsOfDirectory(atPath: url("models").path).sorted()
     }
@@ -18,7 +18,7 @@ enum Vectors {
 }
 
 extension XCTestCase {
-    /// A folder of its own for one test, deleted after it.
+    /// Temporary folder that is deleted after the test.
     func temporaryFolder() throws -> URL {
         let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
@@ -26,7 +26,7 @@ extension XCTestCase {
         return folder
     }
 
-    /// A bundle of models/, put together: what all share, and what it has of its own.
+    /// Complete bundle in a temporary folder, from the shared files and those in models/.
     func bundleFolder(_ name: String) throws -> URL {
         let folder = try temporaryFolder().appendingPathComponent("bundle")
         try FileManager.default.copyItem(at: Vectors.url("bundle"), to: folder)
@@ -37,7 +37,7 @@ extension XCTestCase {
         return folder
     }
 
-    /// The bundle's runner, with the bundle's golden inputs for segments.
+    /// Runner of a bundle whose segments return the golden outputs.
     func runner(_ name: String) throws -> EarlyExitRunner {
         let bundle = try ModelBundle(at: bundleFolder(name))
         return try EarlyExitRunner(bundle: bundle, executor: Stored(bundle.readGolden()))
@@ -47,28 +47,28 @@ extension XCTestCase {
         (error as? EarlyExitError)?.message ?? "\(error)"
     }
 
-    func assertFails<T>(_ expression: @autoclosure () throws -> T, _ told: String, line: UInt = #line) {
+    func assertFails<T>(_ expression: @autoclosure () throws -> T, _ expected: String, line: UInt = #line) {
         XCTAssertThrowsError(try expression(), line: line) { error in
-            XCTAssertTrue(message(error).contains(told), message(error), line: line)
+            XCTAssertTrue(message(error).contains(expected), message(error), line: line)
         }
     }
 }
 
-/// Gives out what a model would say, row after row: one input after another gets the next one's outputs.
+/// Executor that returns stored outputs: each input gets the next row.
 final class Stored: SegmentExecutor, @unchecked Sendable {
     private let rows: [[LayerOutput]]
     private var next = 0
-    /// The tokens of every input, and the layers that ran, in their order.
+    /// Tokens of every input, and the layers that were run, in order.
     private(set) var inputs: [Tokens] = []
     private(set) var ran: [Int] = []
-    /// What the time would show, were every segment to take 10 ms.
+    /// Simulated time in seconds; every segment takes 10 ms.
     var seconds: Double { Double(ran.count) / 100 }
 
     init(_ rows: [[LayerOutput]]) {
         self.rows = rows
     }
 
-    /// A bundle's golden inputs.
+    /// Executor for the golden outputs of a bundle.
     convenience init(_ golden: Golden) {
         let rows = golden.logits.enumerated().map { row, layers in
             layers.enumerated().map { layer, logits in

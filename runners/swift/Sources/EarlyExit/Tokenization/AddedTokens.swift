@@ -1,4 +1,4 @@
-/// Tokens that are found in the text as they are written, before anything else looks at it ("[SEP]").
+/// Added tokens, such as "[SEP]", which are matched in the text before pre-tokenization.
 struct AddedTokens: Sendable {
     enum Piece {
         case token(Int32)
@@ -13,8 +13,8 @@ struct AddedTokens: Sendable {
         let takesRightBlanks: Bool
     }
 
-    /// Looked for in the text as it comes, and after its normalisation. The longest first: of two that begin at one
-    /// place the longer is meant.
+    /// Tokens matched before (`raw`) and after normalization, longest first: of two matches at one place, the longer
+    /// wins.
     private let raw: [Token]
     private let normalized: [Token]
 
@@ -37,10 +37,10 @@ struct AddedTokens: Sendable {
         self.normalized = normalized.sorted { $0.content.count > $1.content.count }
     }
 
-    /// Characters of the longest token.
+    /// Number of characters of the longest token.
     var longest: Int { (raw + normalized).map(\.content.count).max() ?? 0 }
 
-    /// The text cut at its added tokens; what lies between is normalised.
+    /// Splits the text at its added tokens, and normalizes the parts between them.
     func split(_ text: [Unicode.Scalar], normalizer: Normalizer) -> [Piece] {
         AddedTokens.split(text, at: raw).flatMap { piece -> [Piece] in
             guard case .text(let scalars) = piece else { return [piece] }
@@ -51,7 +51,7 @@ struct AddedTokens: Sendable {
     private static func split(_ text: [Unicode.Scalar], at tokens: [Token]) -> [Piece] {
         guard !tokens.isEmpty else { return text.isEmpty ? [] : [.text(text)] }
         var pieces: [Piece] = []
-        var done = 0  // up to here the text is in pieces
+        var done = 0  // the text before this index is already split
         var at = 0
         while at < text.count {
             guard let token = tokens.first(where: { text[at...].starts(with: $0.content) }) else {

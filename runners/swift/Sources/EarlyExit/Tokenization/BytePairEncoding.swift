@@ -1,4 +1,4 @@
-/// RoBERTa's model: the bytes of a word, of which neighbours are merged in the order that training found.
+/// Byte-level BPE (RoBERTa): merges adjacent tokens of a word, which starts as bytes, in the order of the merge ranks.
 struct BytePairEncoding: TokenModel {
     private struct Pair: Hashable {
         let left: Int32
@@ -11,7 +11,7 @@ struct BytePairEncoding: TokenModel {
     }
 
     private var merges: [Pair: Merge] = [:]
-    /// Byte -> its token's id.
+    /// Byte -> token id.
     private let ofByte: [Int32]
 
     init(_ json: JSON) throws {
@@ -50,7 +50,7 @@ struct BytePairEncoding: TokenModel {
         return ids
     }
 
-    /// The first of the merges with the lowest rank.
+    /// First merge with the lowest rank.
     private func best(_ ids: [Int32]) -> (Int, Merge)? {
         var found: (Int, Merge)?
         for place in ids.indices.dropLast() {
@@ -61,7 +61,8 @@ struct BytePairEncoding: TokenModel {
         return found
     }
 
-    /// GPT-2's alphabet: printable bytes stand for themselves, the others for the letters from U+0100 on.
+    /// Character that represents a byte in GPT-2's alphabet: printable bytes themselves, others characters from U+0100
+    /// on.
     private static func letter(for byte: Int) -> String {
         let printable = { (byte: Int) in (33...126).contains(byte) || (161...172).contains(byte) || byte >= 174 }
         let code = printable(byte) ? byte : 256 + (0..<byte).filter { !printable($0) }.count

@@ -1,6 +1,6 @@
 import Foundation
 
-/// What changes the text before it is cut into words (tokenizer.json's normalizer).
+/// Normalizer of tokenizer.json, applied to the text before pre-tokenization.
 struct Normalizer: Sendable {
     private enum Step: Sendable {
         case cleanText
@@ -111,7 +111,7 @@ struct Normalizer: Sendable {
 }
 
 extension Unicode.Scalar {
-    /// BERT's control characters, which it drops; tab and line ends are blanks.
+    /// True for control characters that BERT removes; tabs and line ends count as whitespace.
     fileprivate var isControl: Bool {
         switch self {
         case "\t", "\n", "\r": return false
@@ -130,7 +130,7 @@ extension Unicode.Scalar {
         (0x41...0x5A).contains(value) ? Unicode.Scalar(UInt8(value) + 32) : self
     }
 
-    /// The blocks of CJK ideographs that BERT's own tokenizer names.
+    /// True for the blocks of CJK ideographs that BERT's tokenizer lists.
     fileprivate var isChinese: Bool {
         switch value {
         case 0x4E00...0x9FFF, 0x3400...0x4DBF, 0x20000...0x2A6DF, 0x2A700...0x2B73F, 0x2B740...0x2B81F,
@@ -141,7 +141,7 @@ extension Unicode.Scalar {
         }
     }
 
-    /// Any combining mark.
+    /// True for combining marks.
     var isMark: Bool {
         switch properties.generalCategory {
         case .nonspacingMark, .spacingMark, .enclosingMark: return true

@@ -1,14 +1,14 @@
-/// What cuts the text into words (tokenizer.json's pre_tokenizer).
+/// Pre-tokenizer of tokenizer.json, which splits the text into words.
 struct PreTokenizer: Sendable {
     typealias Word = ArraySlice<Unicode.Scalar>
 
     private enum Step: Sendable {
-        /// At blanks, which go, and around each punctuation mark.
+        /// Splits at whitespace, which is removed, and around each punctuation mark.
         case bert
-        /// As GPT-2's pattern does; blanks stay.
+        /// Splits by GPT-2's pattern; whitespace is kept.
         case byteLevel(prefixSpace: Bool)
         case whitespace
-        /// Every word begins with the mark that stands for a blank.
+        /// Replaces blanks by a mark, and splits before each mark.
         case metaspace(mark: Unicode.Scalar, prepend: Bool, split: Bool)
     }
 
@@ -71,7 +71,7 @@ struct PreTokenizer: Sendable {
         return words + [text[start...]]
     }
 
-    /// Each occurrence of the mark begins a word.
+    /// Splits a text before each occurrence of the mark.
     private static func words(_ text: Word, eachFrom mark: Unicode.Scalar) -> [Word] {
         let starts = [text.startIndex] + text.indices.dropFirst().filter { text[$0] == mark }
         return zip(starts, starts.dropFirst() + [text.endIndex]).map { text[$0..<$1] }
@@ -93,7 +93,7 @@ struct PreTokenizer: Sendable {
         Array($0.unicodeScalars)
     }
 
-    /// Where the first word ends; the text is not empty.
+    /// End index of the first word of a non-empty text.
     private static func endOfWord(_ text: Word) -> Int {
         if let contraction = contractions.first(where: { text.starts(with: $0) }) {
             return text.startIndex + contraction.count
@@ -101,7 +101,7 @@ struct PreTokenizer: Sendable {
         let body = text.first == " " ? text.dropFirst() : text
         if let kind = body.first?.kind, kind != .blank { return body.prefix { $0.kind == kind }.endIndex }
         let blanks = text.prefix { $0.kind == .blank }
-        // the last blank goes with what follows
+        // The last blank belongs to the next word.
         return blanks.endIndex < text.endIndex && blanks.count > 1 ? blanks.endIndex - 1 : blanks.endIndex
     }
 }
@@ -120,7 +120,7 @@ extension Unicode.Scalar {
         }
     }
 
-    /// Unicode's punctuation, and all of ASCII that is neither letter, digit nor blank.
+    /// True for Unicode punctuation, and for ASCII characters that are neither letter, digit nor blank.
     fileprivate var isPunctuation: Bool {
         switch value {
         case 0x21...0x2F, 0x3A...0x40, 0x5B...0x60, 0x7B...0x7E: return true

@@ -1,11 +1,11 @@
 import Foundation
 
-/// SentencePiece's character map: a double-array trie of spellings, each leading to the text that replaces it.
+/// Precompiled character map of SentencePiece: a double-array trie that maps spellings to their replacement.
 struct PrecompiledMap: Sendable {
     private let trie: [UInt32]
     private let texts: [UInt8]
 
-    /// The size of the trie in bytes, the trie, the texts, each ended by a zero byte; little-endian.
+    /// Parses the map: the size of the trie in bytes, the trie, the zero-terminated replacements; little-endian.
     init(base64: String) throws {
         guard let data = Data(base64Encoded: base64), data.count >= 4 else { throw PrecompiledMap.damage }
         let bytes = [UInt8](data)
@@ -18,7 +18,7 @@ struct PrecompiledMap: Sendable {
         texts = Array(bytes[(4 + size)...])
     }
 
-    /// Grapheme by grapheme where a short one is mapped as a whole, else character by character, as SentencePiece does.
+    /// Applies the map to each grapheme if it is short and mapped as a whole, otherwise to each of its characters.
     func apply(_ text: [Unicode.Scalar]) -> [Unicode.Scalar] {
         var view = String.UnicodeScalarView()
         view.append(contentsOf: text)
@@ -29,7 +29,7 @@ struct PrecompiledMap: Sendable {
         }
     }
 
-    /// What replaces the shortest mapped beginning of the spelling, and with it the whole.
+    /// Replacement of the shortest mapped prefix of the spelling, which replaces the whole spelling; nil without one.
     private func replacement(_ spelling: [UInt8]) -> [Unicode.Scalar]? {
         var at = PrecompiledMap.offset(trie[0])
         for byte in spelling {

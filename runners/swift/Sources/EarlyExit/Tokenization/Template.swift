@@ -1,4 +1,4 @@
-/// Where the special tokens stand around one text or a pair (tokenizer.json's post_processor).
+/// Post-processor of tokenizer.json, which adds the special tokens to one text or a pair.
 struct Template: Sendable {
     enum Piece: Sendable {
         case special(id: Int32, type: Int32)
@@ -50,7 +50,7 @@ struct Template: Sendable {
         }
     }
 
-    /// The ids of the first and the last special token.
+    /// Ids of the first and the last special token.
     private static func ends(_ json: JSON) throws -> (Int32, Int32) {
         guard let start = json["cls"].array?.last?.id, let end = json["sep"].array?.last?.id else {
             throw EarlyExitError.failure("a post_processor without cls or sep")

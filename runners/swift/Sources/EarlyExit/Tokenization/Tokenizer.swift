@@ -1,9 +1,9 @@
 import Foundation
 
-/// Reads tokenizer.json (Hugging Face tokenizers) and gives the ids that training saw.
+/// Tokenizer defined by a tokenizer.json file (Hugging Face tokenizers). The token ids equal those of training.
 ///
-/// It knows what the four families have: BERT's and DistilBERT's WordPiece, RoBERTa's byte-level BPE, ALBERT's Unigram.
-/// Anything else in the file is an error, never a guess.
+/// Supports WordPiece (BERT, DistilBERT), byte-level BPE (RoBERTa) and Unigram (ALBERT). Any other content of the file
+/// is an error.
 public struct Tokenizer: Sendable {
     private let addedTokens: AddedTokens
     private let normalizer: Normalizer
@@ -11,19 +11,20 @@ public struct Tokenizer: Sendable {
     private let model: any TokenModel
     private let template: Template
     private let maxLength: Int
-    /// Words at the end of a prefix that the rest of the text may change: two, or as many as an added token may span.
+    /// Number of words at the end of a prefix that may depend on the rest of the text: two, or the most that an added
+    /// token may span.
     private let openWords: Int
 
-    /// Characters of a long text that are tokenized first, per token that the model accepts.
+    /// Length of the first prefix of a long text, in characters per token of `maxLength`.
     private static let charactersPerToken = 6
-    /// Up to this length per token that the model accepts, the tokens of both texts of a pair are counted, to give the
-    /// odd token to the longer one.
+    /// Largest length of the texts of a pair whose tokens are all counted, in characters per token of `maxLength`. The
+    /// count decides which text gets the odd token.
     private static let countedCharactersPerToken = 32
-    /// Factor by which the prefix of a long text grows until it contains enough tokens.
+    /// Growth factor of the prefix of a long text; it grows until it contains enough tokens.
     private static let growth = 2
 
-    /// `maxLength`: tokens that one input may have, special tokens included. The file's own truncation and padding
-    /// are not used: the manifest says what the model takes.
+    /// `maxLength`: maximum number of tokens of an input, including special tokens. The truncation and padding options
+    /// of the file are ignored, because the manifest contains the limits of the model.
     public init(file: URL, maxLength: Int) throws {
         let json = try JSON.read(file)
         do {
@@ -40,11 +41,11 @@ public struct Tokenizer: Sendable {
         openWords = max(2, addedTokens.longest)
     }
 
-    /// Ids and types of one text or a pair, without the whitespace around each, truncated to what the model accepts, the
-    /// longer text of a pair first. Only as much of a long text is read as that takes.
+    /// Ids and types of one text or a pair, truncated to `maxLength` tokens, the longer text of a pair first.
+    /// Surrounding whitespace is removed. Of a long text, only the necessary prefix is tokenized.
     ///
-    /// `end`: seconds on `clock` after which no longer prefix of a text is read; a text that would need one is truncated
-    /// to the tokens found so far.
+    /// `end`: deadline in seconds on `clock`. The prefix does not grow any further if that would miss the deadline; the
+    /// text is then truncated to the tokens found so far.
     public func encode(_ text: String, _ pair: String? = nil, end: Double = .infinity) -> Tokens {
         encode(text, pair, end: end, clock: now)
     }
@@ -63,7 +64,7 @@ public struct Tokenizer: Sendable {
             if max(characters.0, characters.1) <= Tokenizer.countedCharactersPerToken * maxLength && clock() < end {
                 counts.0 = ids(of: text, room: .max, end: end, clock: clock).ids.count
                 counts.1 = ids(of: pair, room: .max, end: end, clock: clock).ids.count
-            } else {  // their tokens are not counted: characters decide
+            } else {  // too long to count the tokens: the number of characters decides
                 counts = (room + (characters.0 > characters.1 ? 2 : 1), room + 1)
             }
         }
@@ -84,10 +85,10 @@ public struct Tokenizer: Sendable {
         return tokens
     }
 
-    /// All ids of a text; of a long text, those of a prefix that has more than `room`. `whole`: whether nothing is left.
+    /// All ids of a text, or of a prefix with more than `room` tokens. `whole`: true if the ids cover the whole text.
     ///
-    /// Normalization and pre-tokenization look at most one word ahead, and the model reads one word at a time: the ids of
-    /// a prefix without its last words are the first ids of the text.
+    /// Normalization and pre-tokenization look ahead at most one word, and the model tokenizes one word at a time. So
+    /// the ids of a prefix without its last words are the first ids of the text.
     private func ids(
         of text: String, room: Int, end: Double, clock: () -> Double
     ) -> (ids: [Int32], whole: Bool) {
@@ -105,7 +106,7 @@ public struct Tokenizer: Sendable {
         return (words(of: scalars).flatMap(ids(of:)), true)
     }
 
-    /// An added token, or a word that the model reads as a whole.
+    /// An added token, or a word for the tokenizer model.
     private enum Word {
         case token(Int32)
         case text(ArraySlice<Unicode.Scalar>)
@@ -127,8 +128,8 @@ public struct Tokenizer: Sendable {
         }
     }
 
-    /// Without surrounding whitespace: Unicode's White_Space, and the four separators U+001C to U+001F. Training and
-    /// every runner strip exactly these.
+    /// Text without surrounding whitespace: Unicode's White_Space and the separators U+001C to U+001F. Training and
+    /// every runner remove exactly these characters.
     static func stripped(_ text: String.UnicodeScalarView) -> String.UnicodeScalarView.SubSequence {
         let isBlank = { (scalar: Unicode.Scalar) in
             scalar.properties.isWhitespace || (0x1C...0x1F).contains(scalar.value)
@@ -137,8 +138,8 @@ public struct Tokenizer: Sendable {
         return text[...end].drop(while: isBlank)
     }
 
-    /// How many tokens of each half stay: the longer is cut down to the shorter, then both alike (the odd one to the
-    /// longer; of equals, to the second).
+    /// Numbers of tokens kept of each text of a pair. The longer text is truncated to the length of the shorter, then
+    /// both equally. An odd token goes to the longer text, or to the second if both have the same length.
     static func longestFirst(_ first: Int, _ second: Int, room: Int) -> (Int, Int) {
         guard first + second > room else { return (first, second) }
         guard second > 0 else { return (room, 0) }
@@ -162,12 +163,12 @@ public struct Tokenizer: Sendable {
     }
 }
 
-/// What makes ids of one word.
+/// Tokenizer model: converts one word to token ids.
 protocol TokenModel: Sendable {
     func ids(of word: ArraySlice<Unicode.Scalar>) -> [Int32]
 }
 
-/// A token's UTF-8, the key of every vocabulary: Strings are equal when they are canonically equivalent, tokens are not.
+/// UTF-8 bytes of a token, the key of every vocabulary. Canonically equivalent Strings are equal, but tokens are not.
 struct Spelling: Hashable, Sendable {
     let bytes: ArraySlice<UInt8>
 
@@ -184,7 +185,7 @@ struct Spelling: Hashable, Sendable {
     }
 }
 
-/// The UTF-8 of scalars.
+/// UTF-8 bytes of Unicode scalars.
 func utf8(_ scalars: ArraySlice<Unicode.Scalar>) -> [UInt8] {
     var view = String.UnicodeScalarView()
     view.append(contentsOf: scalars)
@@ -192,6 +193,6 @@ func utf8(_ scalars: ArraySlice<Unicode.Scalar>) -> [UInt8] {
 }
 
 extension JSON {
-    /// A token id.
+    /// Value as a token id; nil if it is none.
     var id: Int32? { int.flatMap(Int32.init(exactly:)) }
 }

@@ -1,17 +1,17 @@
-/// One input as the embeddings segment takes it.
+/// One tokenized input for the embeddings segment.
 public struct Tokens: Equatable, Sendable {
     public internal(set) var inputIds: [Int32] = []
     public internal(set) var tokenTypeIds: [Int32] = []
     /// 1 for a token, 0 for padding.
     public internal(set) var attentionMask: [Int32] = []
-    /// Whether the text was longer than the model takes, and was cut.
+    /// True if the text was truncated.
     public internal(set) var truncated = false
 
     public var count: Int { inputIds.count }
 
     init() {}
 
-    /// As many equal tokens, for what needs an input and no answer.
+    /// `count` equal tokens, for warm-up.
     init(repeating id: Int32, count: Int) {
         for _ in 0..<count { append(id, type: 0) }
     }
@@ -22,12 +22,12 @@ public struct Tokens: Equatable, Sendable {
         attentionMask.append(1)
     }
 
-    /// Filled up on the right to the next of these lengths; as it is where there are none.
+    /// Tokens padded on the right to the next of these lengths; unchanged if `lengths` is empty.
     public func padded(toOneOf lengths: [Int], padTokenId: Int32) throws -> Tokens {
         guard !lengths.isEmpty else { return self }
         guard let length = lengths.filter({ $0 >= count }).min() else {
             throw EarlyExitError.failure(
-                "\(count) tokens are more than the longest segments take (\(lengths.max() ?? 0)). Export the bundle again")
+                "\(count) tokens are more than the segments accept (\(lengths.max() ?? 0)). Export the bundle again")
         }
         var filled = self
         filled.inputIds += [Int32](repeating: padTokenId, count: length - count)

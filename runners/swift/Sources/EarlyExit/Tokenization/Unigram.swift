@@ -1,9 +1,9 @@
-/// ALBERT's model: of all ways to cut a word into tokens, the one whose scores sum to the most.
+/// Unigram (ALBERT): splits a word into the tokens with the largest sum of scores.
 struct Unigram: TokenModel {
     private var pieces: [Spelling: (id: Int32, score: Double)] = [:]
     private let unknown: Int32
     private var longestPiece = 0
-    /// An unknown character costs this much more than the rarest token.
+    /// Score difference between the token with the lowest score and an unknown character.
     private static let unknownPenalty = 10.0
     private var unknownScore = 0.0
 
@@ -25,7 +25,7 @@ struct Unigram: TokenModel {
 
     func ids(of word: ArraySlice<Unicode.Scalar>) -> [Int32] {
         let bytes = utf8(word)
-        /// The best way to reach each byte: its score, where its last token starts, and that token.
+        /// Best segmentation up to each byte: its score, and start and id of its last token.
         var best = [(score: Double, start: Int, id: Int32)?](repeating: nil, count: bytes.count + 1)
         best[0] = (0, 0, unknown)
         var start = 0
@@ -48,7 +48,7 @@ struct Unigram: TokenModel {
         return trace(best)
     }
 
-    /// The tokens on the best way, from its end; neighbours that are unknown become one.
+    /// Tokens of the best segmentation, traced from its end; adjacent unknown characters become one token.
     private func trace(_ best: [(score: Double, start: Int, id: Int32)?]) -> [Int32] {
         var found: [Int32] = []
         var at = best.count - 1

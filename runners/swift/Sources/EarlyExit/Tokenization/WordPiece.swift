@@ -1,6 +1,6 @@
-/// BERT's and DistilBERT's model: of each word the longest beginning in the vocabulary, then of the rest, and so on.
+/// WordPiece (BERT, DistilBERT): repeatedly splits off the longest prefix of a word that is in the vocabulary.
 struct WordPiece: TokenModel {
-    /// Pieces that begin a word, and those that go on in it, without their prefix "##".
+    /// Tokens at the beginning of a word, and tokens inside a word without their prefix "##".
     private var beginnings: [Spelling: Int32] = [:]
     private var continuations: [Spelling: Int32] = [:]
     private let unknown: Int32

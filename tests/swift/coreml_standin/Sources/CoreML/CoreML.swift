@@ -1,9 +1,9 @@
 import Foundation
 
-/// What the package uses of CoreML, declared as Apple documents it, with models that add up numbers. It shows what
-/// `CoreMLExecutor` does with models, and nothing of what Apple's framework does.
+/// Stand-in for the CoreML API that the package uses, declared as Apple documents it. Its models add numbers. It tests
+/// `CoreMLExecutor`, not Apple's framework.
 public class MLModel {
-    /// What all models were asked, in order.
+    /// Log of all calls of models, in order.
     public static let log = Log()
 
     private let name: String
@@ -28,7 +28,7 @@ public class MLModel {
         return MLModel(name: configuration.functionName ?? file.trimmingCharacters(in: .newlines))
     }
 
-    /// "layer N" of a file, or the function layer_NN: adds N to hidden; logits are hidden as it came, N, and 0.
+    /// Runs "layer N" of a file, or the function layer_NN: adds N to hidden; the logits are the hidden input, N, and 0.
     public func prediction(from input: any MLFeatureProvider) throws -> any MLFeatureProvider {
         guard busy.try() else { throw Misuse("two predictions at once on \(name)") }
         defer { busy.unlock() }
@@ -79,7 +79,7 @@ public final class Log: @unchecked Sendable {
         lines.append(line)
     }
 
-    /// The lines since the last time.
+    /// Lines since the previous call.
     public func take() -> [String] {
         lock.lock()
         defer { lock.unlock() }

@@ -4,7 +4,7 @@ import XCTest
 
 @testable import EarlyExit
 
-/// What the executor asks of CoreML's models, and what it makes of their answers.
+/// Calls that the executor makes to CoreML models, and its handling of their outputs.
 final class CoreMLExecutorTests: XCTestCase {
     override func setUp() {
         _ = MLModel.log.take()

@@ -1,0 +1,463 @@
+"""The public functions of ``berxit``: fine-tune, evaluate, calibrate, export, measure and compare.
+
+Each command parses its options, calls one of these functions and prints the result. The functions print nothing:
+``progress`` receives the steps (``runtime/progress.py``), ``report`` the lines that a user should read. Paths may be
+``str`` or ``Path``. Every function raises InputError for an argument that the caller can change, and BerxitError for
+any other failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from berxit import devices
+from berxit.runtime.errors import InputError
+from berxit.runtime.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from berxit.exporters.options import ExportOptions
+    from berxit.runtime.backend_options import Options
+    from berxit.runtime.benchmark import BenchResult
+    from berxit.runtime.bundle import Manifest
+    from berxit.runtime.calibration import Calibration
+    from berxit.runtime.tuning import Tried
+    from berxit.toolkit.comparison.benches import BenchComparison
+    from berxit.toolkit.comparison.models import ModelComparison
+    from berxit.toolkit.evaluation_report import Evaluation
+    from berxit.train.evaluation import Predictions
+    from berxit.train.in_memory import Data
+    from berxit.train.options import TrainingOptions
+    from berxit.train.rules import Rule
+
+Report = Callable[[str], None]
+"""Receiver of one line of text."""
+
+
+def _ignore(line: str) -> None:
+    """Ignores a line."""
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Result of ``fine_tune``."""
+
+    checkpoint: Path
+    """Folder with config.json, model.safetensors and the tokenizer; ``transformers`` loads it."""
+    data: Path
+    """File or folder with the training data; a table in memory was stored there."""
+    calibration_data: Path | None
+    """Data with a dev split: the folder ``data``, or the file of the rows that ``dev_fraction`` held out. None if there
+    is neither."""
+    main_process: bool
+    """False in all but one process of torchrun or accelerate."""
+
+
+@dataclass(frozen=True)
+class FileEvaluation:
+    """Scores of all exits on one file, and the outputs from which they were computed."""
+
+    file: Path
+    evaluation: Evaluation
+    predictions: Predictions
+
+    def write(self, folder: Path | str) -> list[Path]:
+        """Writes predictions.npz, eval.json, eval.md and, if matplotlib is installed, eval.png."""
+        from berxit.toolkit.evaluation_report import write_evaluation
+
+        return write_evaluation(self.evaluation, self.predictions, Path(folder))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Result of ``export``."""
+
+    bundle: Path
+    manifest: Manifest
+    report: tuple[str, ...]
+    """Lines of the parity check and of the calibration."""
+    warnings: tuple[str, ...]
+    """Reasons why scores or golden inputs are not reliable, and measurements that were skipped."""
+    device: devices.Device | None
+    """Profile of ``device``; None if a target was given instead."""
+
+
+def fine_tune(
+    options: TrainingOptions,
+    data: Data | None,
+    output: Path | str,
+    *,
+    task: str = "custom",
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    regression: bool = False,
+    metric: str | None = None,
+    positive: str | None = None,
+    tensorboard: Path | str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    report: Report = _ignore,
+) -> FineTuned:
+    """Fine-tunes an encoder so that every layer can make a prediction, and writes the checkpoint ``output``.
+
+    ``data``: a file, a folder with train and dev files, a table (data frame, datasets.Dataset, list of dictionaries,
+    dictionary of columns), or a dictionary of such tables by split. None downloads the data of a built-in ``task``.
+    ``text_columns`` to ``positive`` describe a custom task; by default its columns are ``text`` and ``label``.
+    ``tensorboard``: folder for TensorBoard logs. ``force``: replace an existing ``output``. The same call continues an
+    interrupted run.
+    """
+    from berxit.train.checkpoint import DEV_FILE
+    from berxit.train.fine_tuning import fine_tune as run
+    from berxit.train.fine_tuning import has_dev, refuse_other_than_checkpoint
+    from berxit.train.hub import task_data
+    from berxit.train.tasks import custom_task, get_task
+    from berxit.train.trainer import processes_here
+
+    output = Path(output)
+    custom = task == "custom"
+    if not custom:
+        known = get_task(task)
+        if text_columns or label_column or regression or metric or positive:
+            raise InputError(
+                "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
+                f" {task}"
+            )
+    refuse_other_than_checkpoint(output, force)
+    processes = processes_here()
+    with processes.local_main_process_first():  # one process per machine downloads or stores the data
+        files = task_data(task, data, "train", report)
+    if custom:
+        known = custom_task(
+            files,
+            text_columns or ("text",),
+            label_column or "label",
+            regression=regression,
+            metric=metric,
+            positive=positive,
+            skip_bad_rows=options.skip_bad_rows,
+        )
+    logs = None if tensorboard is None else Path(tensorboard)
+    run(known, files, options, output, logs=logs, force=force, progress=progress, report=report)
+    dev = output / DEV_FILE if options.dev_fraction is not None else files if has_dev(files) else None
+    return FineTuned(output, files, dev, processes.is_main_process)
+
+
+def evaluate(
+    checkpoint: Path | str,
+    data: Data | None = None,
+    *,
+    split: str = "dev",
+    criterion: str | None = None,
+    batch_size: int = 32,
+    skip_bad_rows: bool = False,
+    progress: Progress = silent,
+    report: Report = _ignore,
+) -> list[FileEvaluation]:
+    """Scores every exit of a checkpoint, and computes the trade-off curve of every exit criterion, from one pass.
+
+    Returns one evaluation per file: a split has one file, except MNLI's dev split, which has two. ``data``: as in
+    ``fine_tune``; None downloads the data of the checkpoint's task. ``criterion``: the criterion whose thresholds are
+    listed; None selects the default for the task.
+    """
+    from berxit.runtime.examples import split_files
+    from berxit.toolkit.evaluation_report import evaluate as evaluation_of
+    from berxit.train.checkpoint import load_checkpoint, read_config
+    from berxit.train.evaluation import best_device, predict
+    from berxit.train.hub import task_data
+    from berxit.train.tasks import task_of
+
+    checkpoint = Path(checkpoint)
+    files = split_files(task_data(read_config(checkpoint)["task"], data, split, report), split)
+    model, tokenizer = load_checkpoint(checkpoint, best_device())
+    found = []
+    for file in files:
+        examples = task_of(model.config).read(file, split, skip_bad_rows=skip_bad_rows)
+        if examples.skipped:
+            report(examples.skipped_line(file))
+        predictions = predict(model, tokenizer, examples, batch_size, progress, str(file))
+        found.append(FileEvaluation(file, evaluation_of(predictions, criterion), predictions))
+    return found
+
+
+def calibrate(
+    checkpoint: Path | str,
+    data: Data | None = None,
+    *,
+    keep: float | None = None,
+    risk: float | None = None,
+    delta: float | None = None,
+    optimistic: bool = False,
+    budget_ms: float | None = None,
+    bench: Path | str | None = None,
+    accept_noise: bool = False,
+    split: str = "dev",
+    criterion: str | None = None,
+    batch_size: int = 32,
+    skip_bad_rows: bool = False,
+    progress: Progress = silent,
+    report: Report = _ignore,
+) -> Calibration:
+    """Chooses the exit threshold of a checkpoint and writes it to the checkpoint's exit_policy.json.
+
+    One of three rules chooses it:
+
+    - ``keep`` (default 0.99) and ``delta`` (default 0.1): the cheapest threshold whose score on new data is at least
+      this share of the last exit's, with probability 1 - ``delta``; with ``optimistic`` instead the cheapest one whose
+      score on this data is high enough;
+    - ``risk`` and ``delta``: the cheapest threshold whose predictions differ from the last exit's in at most the share
+      ``risk`` of new inputs, with probability 1 - ``delta``;
+    - ``budget_ms`` and ``bench`` (a bench.json of a bundle of this checkpoint): the best score within a mean latency in
+      milliseconds. ``accept_noise``: use a bench of a busy machine, too.
+
+    ``data``: data that the checkpoint was not trained on, as in ``evaluate``. Exports copy the policy to the bundle.
+    """
+    check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)
+    from berxit.train.calibration import calibrate as run
+    from berxit.train.checkpoint import read_config
+    from berxit.train.hub import task_data
+
+    checkpoint = Path(checkpoint)
+    task = read_config(checkpoint)["task"]
+    rule = _rule(checkpoint, keep, risk, delta, budget_ms, bench, optimistic=optimistic, accept_noise=accept_noise)
+    return run(
+        checkpoint,
+        task_data(task, data, split, report),
+        split=split,
+        criterion=criterion,
+        rule=rule,
+        batch_size=batch_size,
+        skip_bad_rows=skip_bad_rows,
+        progress=progress,
+        report=report,
+    )
+
+
+def check_rules(
+    keep: float | None,
+    risk: float | None,
+    delta: float | None,
+    budget_ms: float | None,
+    bench: Path | str | None,
+    *,
+    optimistic: bool = False,
+) -> None:
+    """Raises InputError for two rules of a calibration, or an argument of a rule that was not chosen."""
+    rules = {"--keep": keep, "--risk": risk, "--budget-ms": budget_ms}
+    given = [flag for flag, value in rules.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other: choose one")
+    if optimistic and (risk is not None or budget_ms is not None):
+        raise InputError("--optimistic goes with --keep: omit --optimistic, or give --keep")
+    if delta is not None and (optimistic or budget_ms is not None):
+        raise InputError("--delta goes with --keep or --risk, without --optimistic: omit --delta")
+    if bench is not None and budget_ms is None:
+        raise InputError("--bench goes with --budget-ms: add it, or omit --bench")
+    if budget_ms is not None and bench is None:
+        raise InputError("--budget-ms needs --bench bench.json: export the checkpoint, then berxit-bench the bundle")
+
+
+def _rule(
+    checkpoint: Path,
+    keep: float | None,
+    risk: float | None,
+    delta: float | None,
+    budget_ms: float | None,
+    bench: Path | str | None,
+    *,
+    optimistic: bool,
+    accept_noise: bool,
+) -> Rule:
+    from berxit.train.configuration import MultiExitConfig
+    from berxit.train.rules import DELTA, Budget, Keep, Risk
+
+    delta = DELTA if delta is None else delta
+    if risk is not None:
+        return Risk(risk, delta)
+    if budget_ms is not None and bench is not None:
+        config = MultiExitConfig.from_pretrained(str(checkpoint))
+        return Budget.of_bench(budget_ms, Path(bench), config, accept_noise=accept_noise)
+    return Keep(0.99 if keep is None else keep, delta, optimistic)
+
+
+def default_bundle(checkpoint: Path, target: str) -> Path:
+    """Folder of the bundle if no output is given: CHECKPOINT-TARGET, beside the checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
+
+
+def export(
+    checkpoint: Path | str,
+    output: Path | str | None = None,
+    *,
+    target: str | None = None,
+    device: str | None = None,
+    options: ExportOptions | None = None,
+    data: Data | None = None,
+    scores: bool = True,
+    accept_noise: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Exported:
+    """Splits a checkpoint into one segment per layer, verifies every exit, and writes the bundle ``output``.
+
+    ``target``: onnxruntime, tensorrt or coreml. ``device``: a name from ``berxit devices``, which selects the target
+    and the defaults of ``options``. ``output``: by default CHECKPOINT-TARGET. ``data``: the calibration data; None uses
+    the texts that ``calibrate`` stored. ``scores``: for a precision that may change predictions, run the calibration
+    data through the bundle and choose the threshold from its outputs. ``accept_noise``: with exits="auto", choose on a
+    busy machine, too. ``force``: replace an existing ``output``.
+    """
+    from berxit.exporters.export import export as run
+    from berxit.exporters.options import ExportOptions
+    from berxit.exporters.targets import TARGETS
+
+    checkpoint = Path(checkpoint)
+    profile = _profile(device, target) if device else None
+    options = options or ExportOptions()
+    if profile:
+        first = target in (None, profile.targets[0])
+        target = target or profile.targets[0]
+        options = _with_defaults(options, profile) if first else options
+    if target is None:
+        raise InputError(
+            f"the target is missing: give --target {', '.join(TARGETS)}, or --device with a name of berxit devices"
+        )
+    folder = default_bundle(checkpoint, target) if output is None else Path(output)
+    lines: list[str] = []
+    warnings: list[str] = []
+    manifest = run(
+        checkpoint,
+        target,
+        folder,
+        options=options,
+        force=force,
+        accept_noise=accept_noise,
+        scores=scores,
+        data=None if data is None else _files(data, "dev"),
+        progress=progress,
+        report=lines.append,
+        warn=warnings.append,
+    )
+    return Exported(folder, manifest, tuple(lines), tuple(warnings), profile)
+
+
+def _profile(name: str, target: str | None) -> devices.Device:
+    profile = devices.find(name)
+    if profile is None:
+        raise InputError(f"unknown device '{name}': choose {', '.join(d.name for d in devices.DEVICES)}")
+    if target not in (None, *profile.targets):
+        raise InputError(f"device '{name}' runs bundles for {' or '.join(profile.targets)}, not for {target}")
+    return profile
+
+
+def _with_defaults(options: ExportOptions, profile: devices.Device) -> ExportOptions:
+    """The options, with the device's values for those that were not given."""
+    from dataclasses import replace
+
+    version = options.target_version or profile.target_version
+    lengths = options.lengths or profile.lengths if version == profile.target_version else options.lengths
+    return replace(
+        options,
+        precision=options.precision or profile.precision,
+        layout=options.layout or profile.layout,
+        target_version=version,
+        lengths=lengths,
+    )
+
+
+def bench(
+    bundle: Path | str,
+    data: Data | None = None,
+    *,
+    device: str = "auto",
+    split: str = "dev",
+    limit: int | None = None,
+    backend: str | None = None,
+    backend_options: Options | None = None,
+    threads: int | None = None,
+    tune: bool = False,
+    accept_noise: bool = False,
+    lazy: bool = False,
+    thresholds: int = 7,
+    queries: int = 200,
+    seconds: float = 10.0,
+    progress: Progress = silent,
+) -> BenchResult:
+    """Measures a bundle on this device: latency against average exit layer, one input at a time.
+
+    ``data``: labelled inputs, as in ``evaluate``; None measures the bundle's golden inputs, without a score. ``limit``:
+    use the first so many inputs. ``tune``: use the fastest of the installed backends, their options and thread counts.
+    ``queries`` and ``seconds``: least number of queries per operating point, and least total time. ``write_result`` of
+    ``berxit.runtime.bench_report`` stores the result as bench.json, which ``calibrate`` and ``compare`` read.
+    """
+    from berxit.runtime.benchmark import bench as run
+    from berxit.runtime.bundle import read_manifest
+    from berxit.runtime.examples import find_split, read_examples_for
+    from berxit.runtime.tuning import tune as tuned_by
+
+    bundle = Path(bundle)
+    examples = None
+    if data is not None:
+        model = read_manifest(bundle, verify=False).model
+        examples = read_examples_for(model, find_split(_files(data, split), split)).head(limit)
+    tuned: tuple[Tried, ...] = ()
+    if tune:
+        manifest = read_manifest(bundle)
+        tuned = tuned_by(
+            bundle,
+            manifest,
+            backend=backend,
+            backend_options=backend_options,
+            threads=threads,
+            accept_noise=accept_noise,
+            progress=progress,
+        )
+    return run(
+        bundle,
+        device,
+        examples=examples,
+        backend=backend,
+        backend_options=backend_options,
+        threads=threads,
+        tuned=tuned,
+        lazy=lazy,
+        thresholds=thresholds,
+        queries=queries,
+        seconds=seconds,
+        progress=progress,
+    )
+
+
+def compare(
+    first: Path | str,
+    second: Path | str,
+    data: Data | None = None,
+    *,
+    split: str = "dev",
+    limit: int | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> ModelComparison | BenchComparison:
+    """Compares two bundles, a checkpoint and a bundle, two checkpoints, or two bench.json files.
+
+    ``data``: labelled texts, as in ``evaluate``; None uses a bundle's golden inputs. ``limit``: use the first so many
+    rows. Both results have ``text()`` and ``regressions(percent)``.
+    """
+    from berxit.toolkit.comparison.benches import bench_file, compare_benches
+    from berxit.toolkit.comparison.models import compare_models
+
+    first, second = Path(first), Path(second)
+    benches = bench_file(first), bench_file(second)
+    if benches[0] and benches[1]:
+        return compare_benches(benches[0], benches[1])
+    if benches[0] or benches[1]:
+        raise InputError(f"{first} and {second}: only one of them is a bench. Give two benches, or two models")
+    files = None if data is None else _files(data, split)
+    return compare_models(first, second, data=files, split=split, limit=limit, threads=threads, progress=progress)
+
+
+def _files(data: Data, split: str) -> Path:
+    """The file or folder of ``data``."""
+    from berxit.train.in_memory import data_files
+
+    return data_files(data, split)
