@@ -71,7 +71,7 @@ class ExitPlacement:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Record of a calibration: the rule for the threshold, and the policy's results on the calibration data."""
+    """How a threshold was chosen, with the policy's results on the calibration data."""
 
     criterion: str
     description: str

@@ -40,7 +40,7 @@ RUN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Tried:
+class TuningResult:
     """Latency of an input at full depth with one backend, its options and one number of threads."""
 
     backend: str
@@ -69,7 +69,7 @@ def tune(
     seconds: float = RUN_SECONDS,
     accept_noise: bool = False,
     progress: Progress = silent,
-) -> tuple[Tried, ...]:
+) -> tuple[TuningResult, ...]:
     """Measures every installed backend with every option and suitable thread count; returns the results, fastest first.
 
     ``backend``, ``backend_options`` and ``threads`` restrict the candidates. An option that lowers the precision is
@@ -111,7 +111,7 @@ def tune(
     if problems and not accept_noise:
         raise NoisyError(f"{noisy(str(bundle), problems)}: no backend is chosen. {QUIET}")
     tried = [
-        Tried(chosen.info.name, count, median, dict(chosen.options))
+        TuningResult(chosen.info.name, count, median, dict(chosen.options))
         for (chosen, count), median in (
             (candidates[place], min(float(np.median(np.concatenate(run))) for run in runs))
             for place, runs in times.items()
@@ -153,7 +153,7 @@ def fastest(
     backend_options: Options | None = None,
     threads: int | None = None,
     progress: Progress = silent,
-) -> Tried:
+) -> TuningResult:
     """Fastest result of ``tune``, from the device's cache folder if it was measured before. The cache key covers the
     bundle's files, the machine, the candidates and the versions of their packages.
 
@@ -169,8 +169,8 @@ def fastest(
     if file in _this_process:
         return _this_process[file]
     with suppress(BerxitError):  # not cached, or the file is damaged
-        remembered: Tried = parse(Tried, read_json(file), str(file))
-        return remembered
+        cached: TuningResult = parse(TuningResult, read_json(file), str(file))
+        return cached
     log.warning(
         "measuring %d combinations of backend and threads for %s (once, %.0f s or more)",
         len(candidates),
@@ -197,7 +197,7 @@ def fastest(
     return found
 
 
-_this_process: dict[Path, Tried] = {}
+_this_process: dict[Path, TuningResult] = {}
 """Results of this process, used if the cache cannot be written."""
 
 
