@@ -16,7 +16,7 @@ from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.placement import device_here
-from berxit.runtime.tuning import Tried, tune
+from berxit.runtime.tuning import TuningResult, tune
 
 
 @click.command("bench")
@@ -82,7 +82,7 @@ def command(
         examples = read_examples_for(model, path).head(limit)
 
     backend_options = parse_option_flags(option_flags) or None
-    tuned: tuple[Tried, ...] = ()
+    tuned: tuple[TuningResult, ...] = ()
     if tuning:
         tuned = tune(
             bundle,

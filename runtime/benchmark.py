@@ -25,7 +25,7 @@ from berxit.runtime.noise import Noise, bench_problems
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.runner import EarlyExitRunner, Prediction
-from berxit.runtime.tuning import Tried
+from berxit.runtime.tuning import TuningResult
 
 CALIBRATED = "calibrated"
 """Name of the operating point with the bundle's own thresholds."""
@@ -69,7 +69,7 @@ class BenchResult:
     memory_mib: float | None = None
     """Resident memory of the process after every input ran under the bundle's own policy, before any other measurement.
     With ``lazy``, without the layers that no input reached."""
-    tuned: tuple[Tried, ...] = ()
+    tuned: tuple[TuningResult, ...] = ()
     """With --tune: latency with every backend, option and number of threads, the fastest first, which ran the bench."""
     constant_score: float | None = None
     """The score of the best prediction that is the same for every input; None without labels."""
@@ -97,7 +97,7 @@ def bench(
     backend: str | None = None,
     backend_options: Options | None = None,
     threads: int | None = None,
-    tuned: tuple[Tried, ...] = (),
+    tuned: tuple[TuningResult, ...] = (),
     lazy: bool = False,
     thresholds: int = 7,
     queries: int = 200,

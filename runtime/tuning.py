@@ -40,7 +40,7 @@ RUN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Tried:
+class TuningResult:
     """Latency of an input at full depth with one backend, its options and one number of threads."""
 
     backend: str
@@ -69,22 +69,22 @@ def tune(
     seconds: float = RUN_SECONDS,
     accept_noise: bool = False,
     progress: Progress = silent,
-) -> tuple[Tried, ...]:
-    """Latency of the bundle with every installed backend, option and useful number of threads, the fastest first.
+) -> tuple[TuningResult, ...]:
+    """Measures every installed backend with every option and suitable thread count; returns the results, fastest first.
 
-    ``backend``, ``backend_options`` and ``threads`` fix one of them. An option that lowers the precision is measured
-    only if ``backend_options`` contains it, an option that changes the process is never measured. ``seconds``: minimum
-    duration of a run. A backend that this machine cannot run, or whose exits differ too much from the checkpoint's,
-    is omitted.
+    ``backend``, ``backend_options`` and ``threads`` restrict the candidates. An option that lowers the precision is
+    measured only if ``backend_options`` contains it. An option that changes process-wide state is never measured.
+    ``seconds``: minimum duration of a run. Omits backends that do not run on this machine, or whose exits differ too
+    much from the checkpoint.
 
-    Raises InputError if the requested options change the process, BerxitError if no backend remains, NoisyError on a
-    busy machine unless ``accept_noise``.
+    Raises InputError if the requested options change process-wide state, BerxitError if no backend remains, NoisyError
+    on a busy machine unless ``accept_noise``.
     """
     candidates = candidates_of(bundle, manifest, backend, backend_options, threads)
     golden = read_golden(bundle, manifest)
     inputs = golden.one_by_one(manifest.model.pad_token_id)
     times: dict[int, list[list[list[float]]]] = {}
-    """Place of the candidate -> visit -> input -> milliseconds."""
+    """Index of the candidate -> run -> input -> latencies in milliseconds."""
     meter = CpuMeter()
     failures: dict[str, str] = {}
     with progress(2 * len(candidates)) as bar:
@@ -103,18 +103,18 @@ def tune(
                 except BerxitError as error:
                     failures[chosen.label] = str(error)
             bar.update(1)
-    times = {place: visits for place, visits in times.items() if candidates[place][0].label not in failures}
+    times = {place: runs for place, runs in times.items() if candidates[place][0].label not in failures}
     if not times:
         raise BerxitError(f"{bundle}: no backend here can run it: {next(iter(failures.values()))}")
-    works = [np.concatenate(work) for visits in times.values() for work in zip(*visits, strict=True)]
+    works = [np.concatenate(work) for runs in times.values() for work in zip(*runs, strict=True)]
     problems = Noise.of(works, meter, max(candidates[place][1] for place in times)).problems()
     if problems and not accept_noise:
         raise NoisyError(f"{noisy(str(bundle), problems)}: no backend is chosen. {QUIET}")
     tried = [
-        Tried(chosen.info.name, count, median, dict(chosen.options))
+        TuningResult(chosen.info.name, count, median, dict(chosen.options))
         for (chosen, count), median in (
-            (candidates[place], min(float(np.median(np.concatenate(visit))) for visit in visits))
-            for place, visits in times.items()
+            (candidates[place], min(float(np.median(np.concatenate(run))) for run in runs))
+            for place, runs in times.items()
         )
     ]
     return tuple(sorted(tried, key=lambda each: each.median_ms))
@@ -127,7 +127,7 @@ def candidates_of(
     backend_options: Options | None,
     threads: int | None,
 ) -> list[tuple[ChosenBackend, int]]:
-    """The backends, with options and thread counts, that ``tune`` measures. Raises InputError as ``tune`` does."""
+    """Backends, options and thread counts that ``tune`` measures. Raises InputError as ``tune`` does."""
     first = choose_backend(bundle, manifest.target, backend, backend_options)
     if first.changes_process:
         raise InputError(
@@ -153,7 +153,7 @@ def fastest(
     backend_options: Options | None = None,
     threads: int | None = None,
     progress: Progress = silent,
-) -> Tried:
+) -> TuningResult:
     """Fastest result of ``tune``, from the device's cache folder if it was measured before. The cache key covers the
     bundle's files, the machine, the candidates and the versions of their packages.
 
@@ -169,8 +169,8 @@ def fastest(
     if file in _this_process:
         return _this_process[file]
     with suppress(BerxitError):  # not cached, or the file is damaged
-        remembered: Tried = parse(Tried, read_json(file), str(file))
-        return remembered
+        cached: TuningResult = parse(TuningResult, read_json(file), str(file))
+        return cached
     log.warning(
         "measuring %d combinations of backend and threads for %s (once, %.0f s or more)",
         len(candidates),
@@ -197,7 +197,7 @@ def fastest(
     return found
 
 
-_this_process: dict[Path, Tried] = {}
+_this_process: dict[Path, TuningResult] = {}
 """Results of this process, used if the cache cannot be written."""
 
 
@@ -228,7 +228,7 @@ def _measure(
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend):
         raise BerxitError(f"with {backend.label} an exit differs from the checkpoint by {largest:.1e}")
-    for batch in inputs:  # a length that is new costs more, once
+    for batch in inputs:  # warm-up: the first run of each input length takes longer
         full_depth(backend, batch)
     taken: list[list[float]] = [[] for _ in inputs]
     until = time.perf_counter() + seconds

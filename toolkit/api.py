@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from berxit.runtime.benchmark import BenchResult
     from berxit.runtime.bundle import Manifest
     from berxit.runtime.calibration import Calibration
-    from berxit.runtime.tuning import Tried
+    from berxit.runtime.tuning import TuningResult
     from berxit.toolkit.comparison.benches import BenchComparison
     from berxit.toolkit.comparison.models import ModelComparison
     from berxit.toolkit.evaluation_report import Evaluation
@@ -400,7 +400,7 @@ def bench(
     if data is not None:
         model = read_manifest(bundle, verify=False).model
         examples = read_examples_for(model, find_split(_files(data, split), split)).head(limit)
-    tuned: tuple[Tried, ...] = ()
+    tuned: tuple[TuningResult, ...] = ()
     if tune:
         manifest = read_manifest(bundle)
         tuned = tuned_by(
