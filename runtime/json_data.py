@@ -60,7 +60,10 @@ def parse(kind: type[T], data: Any, where: str) -> Any:
             raise BerxitError(f"{where}: key '{missing[0]}' is missing. Recreate the file")
         return kind(**{key: parse(hints[key], value, f"{where}: {key}") for key, value in data.items()})
     if origin in (typing.Union, types.UnionType):
-        for option in arguments:
+        options = [option for option in arguments if option is not types.NoneType or data is None]
+        if len(options) == 1:  # Its error names the key.
+            return parse(options[0], data, where)
+        for option in options:
             try:
                 return parse(option, data, where)
             except BerxitError:

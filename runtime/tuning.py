@@ -84,37 +84,37 @@ def tune(
     golden = read_golden(bundle, manifest)
     inputs = golden.one_by_one(manifest.model.pad_token_id)
     times: dict[int, list[list[list[float]]]] = {}
-    """Place of the candidate -> visit -> input -> milliseconds."""
+    """Index of the candidate -> run -> input -> latencies in milliseconds."""
     meter = CpuMeter()
     failures: dict[str, str] = {}
     with progress(2 * len(candidates)) as bar:
         order = range(len(candidates))
-        for place in [*order, *reversed(order)]:
-            chosen, count = candidates[place]
+        for index in [*order, *reversed(order)]:
+            chosen, count = candidates[index]
             if chosen.label not in failures:
                 try:
                     opened = open_backend(
                         bundle, manifest, count, backend=chosen.info.name, backend_options=chosen.options
                     )
-                    times.setdefault(place, []).append(_measure(opened, manifest, golden, inputs, seconds))
+                    times.setdefault(index, []).append(_measure(opened, manifest, golden, inputs, seconds))
                     del opened  # One backend is loaded at a time.
                 except PoolError as error:  # A fact about the process, which is not stored.
                     raise BerxitError(f"{bundle} cannot be tuned here: {error}") from error
                 except BerxitError as error:
                     failures[chosen.label] = str(error)
             bar.update(1)
-    times = {place: visits for place, visits in times.items() if candidates[place][0].label not in failures}
+    times = {index: runs for index, runs in times.items() if candidates[index][0].label not in failures}
     if not times:
         raise BerxitError(f"{bundle}: no backend here can run it: {next(iter(failures.values()))}")
-    works = [np.concatenate(work) for visits in times.values() for work in zip(*visits, strict=True)]
-    problems = Noise.of(works, meter, max(candidates[place][1] for place in times)).problems()
+    works = [np.concatenate(work) for runs in times.values() for work in zip(*runs, strict=True)]
+    problems = Noise.of(works, meter, max(candidates[index][1] for index in times)).problems()
     if problems and not accept_noise:
         raise NoisyError(f"{noisy(str(bundle), problems)}: no backend is chosen. {QUIET}")
     tried = [
         Tried(chosen.info.name, count, median, dict(chosen.options))
         for (chosen, count), median in (
-            (candidates[place], min(float(np.median(np.concatenate(visit))) for visit in visits))
-            for place, visits in times.items()
+            (candidates[index], min(float(np.median(np.concatenate(run))) for run in runs))
+            for index, runs in times.items()
         )
     ]
     return tuple(sorted(tried, key=lambda each: each.median_ms))
@@ -228,7 +228,7 @@ def _measure(
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend):
         raise BerxitError(f"with {backend.label} an exit differs from the checkpoint by {largest:.1e}")
-    for batch in inputs:  # a length that is new costs more, once
+    for batch in inputs:  # The first run of a length takes longer.
         full_depth(backend, batch)
     taken: list[list[float]] = [[] for _ in inputs]
     until = time.perf_counter() + seconds

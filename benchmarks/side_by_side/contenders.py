@@ -12,11 +12,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -102,7 +101,7 @@ class Spec:
     """Bundle, ONNX file or checkpoint; for ``products`` the shape."""
     precision: str
     backend: str | None = None
-    backend_options: Options = MappingProxyType({})
+    backend_options: Options = field(default_factory=dict)
     lazy: bool = False
     """True to load a layer when an input first reaches it."""
     tuned: bool = False

@@ -33,7 +33,7 @@ def manifest(bundle: Path) -> Manifest:
 
 @pytest.fixture
 def slow_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Two threads cost 8 ms more per input, whatever the back end; what was opened, in order."""
+    """Fake backends: two threads take 8 ms more per input. Returns the list of opened backends."""
     opened = []
 
     def opener(folder: Path, manifest: Manifest, threads: int, *, backend: str, backend_options: Options) -> Any:
