@@ -1,7 +1,7 @@
-"""The bundle: a folder with everything a device needs, described by manifest.json. docs/bundle.md is its specification.
+"""The bundle: a folder with everything that a device needs, described by manifest.json. Specification: docs/bundle.md.
 
-Only data formats: JSON, raw little-endian tensors, and the back end's own model files. Reading one never executes
-anything. Exporters write through ``write_manifest``, runtimes read through ``read_manifest``.
+It contains only data: JSON, raw little-endian tensors, and the model files of the target. Reading it never executes
+code. Exporters write through ``write_manifest``, runtimes read through ``read_manifest``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from berxit.runtime.storage import recover
 SCHEMA_VERSION = 1
 DIGEST_LENGTH = 12
 MISSING_S, REPLACED_S, PAUSE_S = 0.5, 5.0, 0.005
-"""Seconds that a load waits for a missing bundle, for one that keeps changing, and between two attempts."""
+"""Seconds: longest wait for a missing bundle and for a bundle that keeps changing, and the pause between attempts."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the model is and what its answers mean."""
+    """Description of the model and of its outputs."""
 
     family: str
     """The backbone's architecture: bert, roberta, albert, distilbert."""
@@ -44,17 +44,17 @@ class ModelInfo:
     metric: str
     """The task's score: accuracy, f1, spearman."""
     text_columns: tuple[str, ...]
-    """The columns of the task's data files that hold the text, or the two texts of a pair."""
+    """Columns of the task's data files with the text, or with the two texts of a pair."""
     label_column: str
     layers: int
     hidden_size: int
     max_length: int
-    """Tokens that one input may have, special tokens included; longer ones are cut."""
+    """Largest number of tokens in one input, special tokens included; longer inputs are truncated."""
     pad_token_id: int
     lte: bool
-    """Whether the segments give the learned certainty."""
+    """True if the layer segments output LTE certainty."""
     positive: str | None = None
-    """The class that the metric F1 scores: the second of two labels. None for other metrics, and in older bundles."""
+    """The class that F1 scores, the second of two labels. None for other metrics, and in bundles of older versions."""
 
     @property
     def regression(self) -> bool:
@@ -67,12 +67,12 @@ class TensorInfo:
 
     name: str
     role: str
-    """What is fed or read there: input_ids, token_type_ids, attention_mask; hidden, which each layer replaces;
-    attention_bias and token_weights, which the embeddings make and every layer reads; logits, lte; or constant, for an
-    input that the segment's ``constants`` feed."""
+    """Content of the tensor: input_ids, token_type_ids, attention_mask; hidden, which each layer replaces;
+    attention_bias and token_weights, outputs of the embeddings that every layer reads; logits, lte; or constant, for an
+    input in the segment's ``constants``."""
     dtype: str
     shape: tuple[str | int, ...]
-    """Sizes; a name (batch, length) where the size may vary."""
+    """Sizes; a name (batch, length) for a size that varies."""
 
 
 @dataclass(frozen=True)
@@ -95,45 +95,46 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Segment:
-    """One step of the exit loop: the embeddings (layer 0), or encoder layers up to one with an exit."""
+    """The embeddings (layer 0), or the encoder layers up to one with an exit."""
 
     layer: int
-    """The last layer that it runs, whose exit it has; it starts after the segment before."""
+    """The last layer of the segment, whose exit it contains. It starts after the previous segment."""
     file: str
-    """Relative to the bundle; a folder where that is what the back end loads (.mlpackage). Several layers may name one
-    file: then the device loads it once (ALBERT)."""
+    """Relative to the bundle; a folder for CoreML (.mlpackage). Several segments may name one file, which the device
+    then loads once (ALBERT)."""
     sha256: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     constants: dict[str, TensorFile] = field(default_factory=dict)
-    """Input name -> the tensor to feed there: what differs between layers that share one file."""
+    """Constant inputs, by name: the tensors that differ between layers that share one file."""
     function: str | None = None
-    """Which function of the file it is, where one file holds several (CoreML)."""
+    """Name of the function, if the file contains several (CoreML)."""
     repeat: int = 1
-    """How often the file runs in turn, its hidden state fed back to it; the last run's answer counts (ALBERT)."""
+    """Number of consecutive runs of the file, each on the hidden states of the previous run. Logits and LTE are those
+    of the last run (ALBERT)."""
 
     @property
     def varying(self) -> tuple[TensorInfo, ...]:
-        """The inputs that differ from run to run: not the constants."""
+        """The inputs that are not constant."""
         return tuple(tensor for tensor in self.inputs if tensor.name not in self.constants)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the exported segments were from the checkpoint, at every exit, when they were made."""
+    """Differences between the exported segments and the checkpoint, per exit, at the export."""
 
     reference: str
     atol: float
-    """The largest difference that is allowed: of logits divided by ``scale``, and of LTE certainty as it is."""
+    """Largest allowed difference: of logits after division by ``scale``, and of LTE certainty."""
     max_diff: tuple[float, ...]
     """Per exit, over logits (divided by ``scale``) and LTE certainty of the golden inputs."""
     scale: float = 1.0
-    """Size of the model's values, as ``Golden.scale`` measures it: a tolerance for logits means nothing for prices."""
+    """Size of the model's outputs, as ``Golden.scale`` measures it. A tolerance for logits is too strict for prices."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What each exit scores on the calibration data: the checkpoint's, and this bundle's own."""
+    """Score of each exit on the calibration data: the checkpoint's, and this bundle's own."""
 
     data: str
     examples: int
@@ -144,38 +145,38 @@ class Scores:
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """Per exit: what it loses to the checkpoint's, below zero where it gains."""
+        """Per exit: the checkpoint's score minus the bundle's."""
         return tuple(before - after for before, after in zip(self.checkpoint, self.bundle, strict=True))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json. An unknown key is an error: a reader must never guess."""
+    """Content of manifest.json. An unknown key is an error, because a reader must not guess its meaning."""
 
     schema_version: int
     target: str
-    """The back end that runs the segment files: onnxruntime, tensorrt, coreml."""
+    """Format of the segment files: onnxruntime, tensorrt, coreml."""
     precision: str
     model: ModelInfo
     tokenizer: DataFile
     segments: tuple[Segment, ...]
-    """In the order of the loop: the embeddings first, then up to each layer that has an exit, the last in any case."""
+    """In execution order: the embeddings, then one segment per exit. The last layer always has an exit."""
     policy: ExitPolicy
     calibration: Calibration | None
-    """How the thresholds were chosen; None where they were not (the policy then never stops early)."""
+    """Record of the calibration. None without calibration; no input then exits early."""
     parity: Parity
     golden: DataFile
-    """Inputs and the outputs expected at every exit, so that a device can check itself."""
+    """Inputs with the expected outputs of every exit, for the check on a device."""
     made_with: dict[str, str]
     """Versions of the packages that wrote the bundle."""
     lengths: tuple[int, ...] = ()
-    """Input lengths that the segments take: pad to the next. Empty: any, up to the model's max_length."""
+    """Input lengths that the segments accept; inputs are padded to the next one. Empty: any, up to max_length."""
     max_batch: int | None = None
-    """Rows that the segments take at once; None: any."""
+    """Largest number of rows per call of a segment; None: any."""
     scores: Scores | None = None
-    """What its precision costs; None where that was not measured."""
+    """Scores of the checkpoint and of this precision; None if they were not measured."""
     threads: int | None = None
-    """CPU threads to run it with unless the caller says otherwise; None: what the device does by default."""
+    """Default number of CPU threads, which the caller can override; None: the device's default."""
     digest: str = field(default="", compare=False, metadata={"stored": False})
     """First DIGEST_LENGTH hexadecimal digits of the sha256 of manifest.json: the identity of the bundle, because the
     manifest contains the checksums of all other files. Empty for a manifest that was not read from a file."""
@@ -192,11 +193,11 @@ def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
 
 
 def open_bundle(bundle: Path | str, *, verify: bool = True) -> tuple[BundleFolder, Manifest]:
-    """The checked bundle, with all files that its manifest names open. What is read through the folder is what was
-    checked, whatever replaces the bundle meanwhile.
+    """The checked bundle, with all files of its manifest open. Reads through the folder return the checked content,
+    even if the bundle is replaced meanwhile.
 
-    ``verify``: check every file against its sha256. A bundle that is replaced while it is opened is opened again; one
-    that is missing between the two renames of a replacement is waited for. Raises as ``read_manifest`` does.
+    ``verify``: check every file against its sha256. A bundle that is replaced while it is opened is opened again. If it
+    is missing between the two renames of a replacement, the call waits. Raises as ``read_manifest`` does.
     """
     folder = Path(bundle)
     start = time.monotonic()
@@ -240,7 +241,7 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
             parse(Calibration, data["calibration"], f"{folder / MANIFEST}: calibration")  # names the wrong key
         manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
         manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
-    except InputError as error:  # the policy checks itself, but knows no file
+    except InputError as error:  # The policy's own check does not know the file.
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
     check_manifest(manifest, str(folder / MANIFEST))
     if manifest.calibration is not None:
@@ -251,7 +252,7 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:
-    """Every file of the bundle but the manifest -> its sha256. Files that layers share are named once."""
+    """Every file of the bundle except the manifest -> its sha256. Files that layers share occur once."""
     files = {data.file: data.sha256 for data in (manifest.tokenizer, manifest.golden)}
     for segment in manifest.segments:
         files[segment.file] = segment.sha256
@@ -263,7 +264,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     data = dataclasses.asdict(manifest)
     del data["digest"]
     data["calibration"] = manifest.calibration.stored() if manifest.calibration else None
-    for key in ("threads", "scores"):  # readers older than these, and than repeat, refuse what they do not know
+    for key in ("threads", "scores"):  # Readers of older versions reject unknown keys.
         if data[key] is None:
             del data[key]
     if data["model"]["positive"] is None:
@@ -277,12 +278,12 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 MAPPED = 1 << 20
-"""Bytes from which on a tensor is mapped."""
+"""Tensors of at least so many bytes are memory-mapped."""
 
 
 def read_tensor(bundle: Path | BundleFolder, tensor: TensorFile) -> npt.NDArray:
-    """A raw tensor file of the bundle, read-only: what is large is mapped, not read, and takes the memory of its pages
-    that are used."""
+    """A raw tensor file of the bundle, read-only. A large tensor is memory-mapped: only the pages that are used take
+    memory."""
     file, dtype = BundleFolder.at(bundle).file(tensor), np.dtype(tensor.dtype).newbyteorder("<")
     size, count = file.size, int(np.prod(tensor.shape))
     if size != count * dtype.itemsize:
@@ -291,7 +292,7 @@ def read_tensor(bundle: Path | BundleFolder, tensor: TensorFile) -> npt.NDArray:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes; of a folder, of the lines "PATH SHA256" of all files in it, in the order of their paths."""
+    """sha256 of a file's bytes; for a folder, of the lines "PATH SHA256" of its files in the order of their paths."""
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
@@ -304,13 +305,13 @@ def sha256(path: Path) -> str:
 
 
 def check_package(package: Path, digest: str) -> None:
-    """Raises BerxitError where the folder's checksum is another than ``digest``."""
+    """Raises BerxitError unless the folder's checksum is ``digest``."""
     if sha256(package) != digest:
         raise BerxitError(f"{package}: checksum differs from the manifest's. Copy the bundle again, or export it again")
 
 
 def _open_file(bundle: BundleFolder, entry: DataFile) -> None:
-    """Opens and checks what a manifest names: a file, or a folder (.mlpackage)."""
+    """Opens and checks a file or folder (.mlpackage) of the manifest."""
     package = bundle.package(entry)
     if package is None:
         bundle.file(entry)

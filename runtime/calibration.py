@@ -71,7 +71,7 @@ class ExitPlacement:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a threshold was chosen, with the policy's results on the calibration data."""
+    """Calibration record: the rule, the data, and the chosen policy's results on them."""
 
     criterion: str
     description: str

@@ -1,10 +1,11 @@
 """CoreML through coremltools, on a Mac: one model per segment, or one function of a multifunction package each.
 
-A package is compiled once, and kept compiled in the cache folder, under its sha256: the next runner only loads it.
-coremltools' ``MLModel`` would compile anew for every function, and raise at the first prediction what went wrong then.
+A package is compiled once. The compiled package is stored in the cache folder under its sha256, and the next runner
+only loads it. coremltools' ``MLModel`` would compile again for every function, and raise errors of the compilation only
+at the first prediction.
 
-A segment takes one row, of any length up to the model's or of the lengths that the manifest names: the state holds each
-row's tensors by themselves, padded to the next of those lengths, and leaves the loop with its row.
+A segment accepts one row, of any length up to the model's, or of one of the lengths in the manifest. The state contains
+the tensors of each row separately, padded to the next of these lengths.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Opener = Callable[[Path, str | None], Predict]
 UNITS = {"ne": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 """Value of the option ``units`` -> coremltools' name of the compute units."""
 WARM_UP = 2
-"""Runs of every segment and length before the first answer: CoreML plans on the first."""
+"""Runs of every segment and length before the first prediction, because CoreML optimizes at the first run."""
 
 
 class State(NamedTuple):
@@ -95,7 +96,7 @@ class CoreMLBackend(Backend):
         return State(tuple(row for row, continues in zip(state.rows, rows, strict=True) if continues))
 
     def warm_up(self) -> None:
-        """Runs every segment, at every length that the bundle names, before anyone waits for it."""
+        """Runs every segment at every length of the bundle, so that the first prediction is fast."""
         for length in self._lengths or (self._longest,):
             for _ in range(WARM_UP):
                 state = self.embed(TokenBatch.pad([[self._pad] * length], [[0] * length], self._pad))
@@ -119,16 +120,16 @@ class CoreMLBackend(Backend):
 
 
 def unusable_here(**_: str) -> str | None:
-    """The reason why this machine cannot run it; None where it can."""
+    """The reason why this machine cannot run it; None if it can."""
     return None if platform.system() == "Darwin" else "only Apple's systems have CoreML"
 
 
 def open_backend(
     folder: Path | BundleFolder, manifest: Manifest, threads: int | None, units: str | None = None
 ) -> CoreMLBackend:
-    """``units``: of UNITS, what CoreML may use; None: what the Mac's device profile says.
+    """``units``: compute units, a key of UNITS; None: those of the Mac's device profile.
 
-    Raises BerxitError where this machine is no Mac, or CoreML cannot compile, load or run a package.
+    Raises BerxitError if this machine is no Mac, or CoreML cannot compile, load or run a package.
     """
     if platform.system() != "Darwin":
         raise BerxitError(
@@ -152,13 +153,15 @@ def _opener(folder: Path, manifest: Manifest, units: str | None) -> Opener:
     def open_function(package: Path, function: str | None) -> Predict:
         what = f"{package}{f', function {function}' if function else ''}"
         if package not in compiled:
-            with _told(f"cannot compile {package}", "Update macOS, or export for this one: --target-version ios16"):
+            with _one_line(f"cannot compile {package}", "Update macOS, or export for this one: --target-version ios16"):
                 compiled[package] = compile_package(package, sums[package])
-        with _told(f"cannot load {what}", f"Update macOS, or remove {compiled[package]} and try again"):
+        with _one_line(f"cannot load {what}", f"Update macOS, or remove {compiled[package]} and try again"):
             model = ct.models.CompiledMLModel(str(compiled[package]), chosen, function)
 
         def predict(feeds: Tensors) -> Tensors:
-            with _told(f"cannot run {what} on {chosen.name}", "Try other compute units: --backend-option units=cpu"):
+            with _one_line(
+                f"cannot run {what} on {chosen.name}", "Try other compute units: --backend-option units=cpu"
+            ):
                 return model.predict(feeds)
 
         return predict
@@ -167,12 +170,12 @@ def _opener(folder: Path, manifest: Manifest, units: str | None) -> Opener:
 
 
 def compile_package(package: Path, digest: str) -> Path:
-    """The compiled package (.mlmodelc), from the cache folder where it is there; whole there, or not at all.
+    """The compiled package (.mlmodelc) in the cache folder, compiled if it is missing.
 
-    ``digest``: the package's sha256, under which the cache keeps it. It is checked here, whoever checked it before, and
-    a copy is compiled, so that a bundle that is replaced meanwhile cannot put another package's code there. Another
-    system compiles anew. Raises BerxitError where the checksum differs or the cache cannot be written, and what
-    coremltools raises for a package that cannot be compiled.
+    ``digest``: the package's sha256, its key in the cache. It is checked here again, and a copy is compiled, so that a
+    bundle that is replaced meanwhile cannot store another package's code under this key. Each version of macOS has its
+    own compiled package. Raises BerxitError if the checksum differs or the cache cannot be written, and the errors of
+    coremltools for a package that cannot be compiled.
     """
     from coremltools.models.utils import compile_model
 
@@ -186,9 +189,9 @@ def compile_package(package: Path, digest: str) -> Path:
         with TemporaryDirectory(dir=kept.parent) as scratch:
             copy = Path(shutil.copytree(package, Path(scratch) / package.name))
             check_package(copy, digest)
-            compiled = Path(compile_model(str(copy)))  # in a temporary folder of the system's
+            compiled = Path(compile_model(str(copy)))  # In a temporary folder of the system.
             moved = Path(shutil.move(compiled, Path(scratch) / kept.name))
-            if not kept.exists():  # or another process was faster
+            if not kept.exists():  # No other process was faster.
                 moved.rename(kept)
     except OSError as error:
         raise BerxitError(f"cannot write {kept}: {error.strerror}. Set BERXIT_CACHE to a folder with room") from error
@@ -196,15 +199,15 @@ def compile_package(package: Path, digest: str) -> Path:
 
 
 @contextmanager
-def _told(what: str, mend: str) -> Iterator[None]:
-    """CoreML's errors, which come as bare RuntimeError and Exception, as one line."""
+def _one_line(what: str, remedy: str) -> Iterator[None]:
+    """Raises CoreML's errors, which are bare RuntimeError and Exception, as BerxitError of one line."""
     try:
         yield
     except BerxitError:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BerxitError(f"CoreML {what}: {reason}. {mend}") from error
+        raise BerxitError(f"CoreML {what}: {reason}. {remedy}") from error
 
 
 def _fill(values: npt.NDArray, length: int, filler: int) -> npt.NDArray[np.int32]:

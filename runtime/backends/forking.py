@@ -3,8 +3,8 @@
 A child has its parent's memory, but of its threads only the one that forked. A session whose thread pool is gone hangs
 or runs on one core, a lock that another thread held is never released, and the destructors of ONNX Runtime and
 OpenVINO wait for threads that do not exist (microsoft/onnxruntime#31961; merely importing ONNX Runtime 1.32 is enough).
-So a child never uses or destroys what its parent opened: a backend that can do so opens its files anew when they are
-first needed, any other refuses, and the child ends without running native exit handlers from before the fork.
+So a child never uses or destroys what its parent opened: a backend that can do so opens its files again at the first
+call, any other raises an error, and the child ends without running native exit handlers from before the fork.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
     from berxit.runtime.loop import Backend
 
 generation = 0
-"""Forks between the process that imported this module and this one: what was opened under another number is dead."""
+"""Number of forks between the process that imported this module and this one. Files that were opened under another
+number are not usable."""
 opening = threading.RLock()
-"""Held while a file is opened, so that no child is forked in the middle of it."""
+"""Locked while a file is opened, so that no child is forked meanwhile."""
 REMEDY = "start it with spawn or forkserver, or load no bundle before the fork; backend onnxruntime can be forked"
 
 METHODS = ("embed", "layer", "keep", "opening_seconds")
 """Methods of a backend that may be called in a child."""
 
 _watched: WeakKeyDictionary[Backend, Callable[[], Backend] | None] = WeakKeyDictionary()
-"""Opened backend -> what opens it anew."""
+"""Opened backend -> function that opens it again."""
 _child_ends_early = False
 """True if a child of this process skips the native exit handlers that it inherits."""
 
@@ -68,7 +69,7 @@ def _refuse(backend: Backend, method: str, *_: Any) -> Any:
 
 def _reopen(backend: Backend, reopen: Callable[[], Backend], method: str, *arguments: Any) -> Any:
     with opening:
-        if method in vars(backend):  # another thread was not faster
+        if method in vars(backend):  # No other thread was faster.
             fresh = vars(reopen())
             for name in METHODS:
                 vars(backend).pop(name, None)
@@ -91,5 +92,5 @@ def _skip_native_exit_handlers() -> None:
         libc.__cxa_atexit(ctypes.cast(libc.fflush, ctypes.c_void_p), None, None)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
     os.register_at_fork(before=opening.acquire, after_in_parent=opening.release, after_in_child=_in_child)

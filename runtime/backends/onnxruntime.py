@@ -1,19 +1,19 @@
 """ONNX Runtime on the CPU: one session per segment file.
 
-Sessions as ONNX Runtime makes them get in each other's way. What is done about it, so that all segments together take
-as long and hold as much as one graph:
+With ONNX Runtime's defaults, sessions slow each other down. With these settings all segments together take as much time
+and memory as one graph:
 
-- A session's threads spin after every run and starve the next session's; 12 segments then take ten times what one
-  graph takes. ``session.force_spinning_stop`` ends the spinning with the run, and changes nothing for the app around
-  us. What is left is that threads fall asleep with a segment's end and are woken by the next one's start. One pool for
-  the whole process has no such ends (option ``shared_pool``), but ONNX Runtime then rejects the app's own sessions
-  unless they use the pool, too. It must therefore be requested.
-- Every session has an arena of its own for what it computes, which is cold in the cache when its turn comes. All of
-  ours share one (``shared_arena``), and take from it tensor by tensor instead of in one block per session. What a large
-  batch took is given back with the next small one.
-- Their inputs and outputs lie in memory that stays, tied to them once per shape (``workspace.py``).
-- Residual and norm, fused, take 4 to 6 times as long as apart (ONNX Runtime 1.32: that kernel has no vector
-  instructions). The fusion is off.
+- By default a session's threads spin after every run and starve the next session's threads: 12 segments take ten times
+  the latency of one graph. ``session.force_spinning_stop`` stops the spinning with the run and does not change the
+  app's sessions. The next session then has to wake its threads. One thread pool for the whole process avoids this
+  (option ``shared_pool``), but ONNX Runtime then rejects the app's own sessions unless they use the pool, too. It must
+  therefore be requested.
+- By default every session has its own memory arena, which is not in the CPU's cache when the session runs. Our sessions
+  share one arena (``shared_arena``), and allocate each tensor separately instead of one block per session. The memory
+  of a large batch is released with the next small one.
+- Inputs and outputs are in persistent memory with IO bindings, one per shape (``workspace.py``).
+- The fusion of residual and norm is off, because the fused kernel has no vector instructions (ONNX Runtime 1.32) and
+  takes 4 to 6 times as long.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.tokenization import TokenBatch
 
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
-"""ONNX Runtime's execution providers, the best first; with their options, where they have any."""
+"""Execution providers of ONNX Runtime, the best first, some with options."""
 CPU: Providers = ("CPUExecutionProvider",)
 POOLED = (
     "this process runs ONNX Runtime with one thread pool for all sessions, until it ends: use --backend onnxruntime"
@@ -52,7 +52,7 @@ DTYPES = {"tensor(float)": "float32"} | {
 }
 """ONNX Runtime's name of a tensor's type -> numpy's."""
 LARGE = 512
-"""Tokens that a batch may have, padding included, without having its memory given back after it."""
+"""A larger batch, in tokens with padding, has its memory released after it."""
 
 
 class BoundState(NamedTuple):
@@ -151,8 +151,8 @@ def _constant(bundle: Path | BundleFolder, tensor: TensorFile) -> ort.OrtValue:
 
 
 def open_session(file: Path | BundleFile, threads: int | None, providers: Providers = CPU) -> ort.InferenceSession:
-    """``threads``: None takes the process's pool. Raises BerxitError for a file that ONNX Runtime does not take,
-    PoolError where the process has a pool and threads are asked for."""
+    """``threads``: None uses the thread pool of the process. Raises BerxitError for a file that ONNX Runtime cannot
+    load, PoolError if ``threads`` is a number and the process has a thread pool."""
     if threads is not None and _pool:
         raise PoolError(POOLED)
     options = ort.SessionOptions()
@@ -167,20 +167,22 @@ def open_session(file: Path | BundleFile, threads: int | None, providers: Provid
         shared_arena(forking.generation)
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # weights stay outside
+        options.add_session_config_entry(
+            "session.use_device_allocator_for_initializers", "1"
+        )  # Weights are outside the arena.
         options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
     try:
         if not isinstance(file, BundleFile):
             model: str | bytes = str(file)
         elif providers is CPU:
             model = file.location()
-        else:  # TensorRT's provider names its engines by the path of the model, and a descriptor's says nothing
+        else:  # TensorRT's provider names its engines after the path, and a descriptor's path is no name.
             model = file.read_bytes()
         return ort.InferenceSession(model, options, providers=list(providers))
     except BerxitError:
         raise
-    except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
-        if threads is not None and "use_per_session_threads" in str(error):  # the app around us started a pool
+    except Exception as error:  # ONNX Runtime has many unrelated exception types.
+        if threads is not None and "use_per_session_threads" in str(error):  # The app started a thread pool.
             raise PoolError(POOLED) from error
         reason = str(error).splitlines()[0].replace(str(model), str(file)) if str(error) else type(error).__name__
         raise BerxitError(f"ONNX Runtime {ort.__version__} cannot load {file}: {reason}. Export again here") from error
@@ -198,11 +200,11 @@ def ports_of(session: ort.InferenceSession) -> tuple[list[Port], list[Port]]:
 
 @cache
 def shared_arena(generation: int) -> None:
-    """Memory for what sessions compute; only those that ask for it take from it: ours. A forked child, another
-    ``generation``, replaces it: a thread that is gone may have held its lock.
+    """Registers the memory arena of our sessions; the app's sessions do not use it. A forked child, which has another
+    ``generation``, replaces it, because a thread that does not exist there may have locked it.
 
-    It grows in powers of two. Growing by what is asked for leaves a piece for every length that came by: 16 lengths at
-    batch 64 then held 1,294 MiB instead of 229 (MiniLM-L6).
+    The arena grows in powers of two. With exact growth it keeps one block per length: 1,294 MiB instead of 229 for 16
+    lengths at batch 64 (MiniLM-L6).
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     no_limit, powers_of_two, default = 0, 0, -1
@@ -210,13 +212,14 @@ def shared_arena(generation: int) -> None:
 
 
 _pool: list[tuple[int, int | None]] = []
-"""The fork generation and the threads of the process's pool, once there is one; None where the app had started it."""
+"""Fork generation and number of threads of the process's thread pool, if there is one; None: the app started it."""
 
 
 def start_pool(threads: int) -> None:
-    """One pool of threads for all sessions of this process; one that the app has started already serves as well.
+    """Starts one thread pool for all sessions of this process, unless the app has started one.
 
-    Raises PoolError where we started one of another size: there can be one. A forked child has none of its threads.
+    Raises PoolError if the process has one of another size, because there can be only one, and in a forked child, where
+    its threads do not exist.
     """
     with forking.opening:
         if not _pool:
@@ -228,15 +231,15 @@ def start_pool(threads: int) -> None:
                     f"onnxruntime {ort.__version__} has no thread pool for the process: upgrade it, or omit"
                     " the backend option shared-pool"
                 ) from error
-            except Exception as error:  # ONNX Runtime has a dozen unrelated exception types
+            except Exception as error:  # ONNX Runtime has many unrelated exception types.
                 if "already been created" not in str(error):
                     raise
                 ours = None
             _pool.append((forking.generation, ours))
     generation, size = _pool[0]
     if generation != forking.generation:
-        raise PoolError(f"the pool of ONNX Runtime's threads was started before this process was forked: {REMEDY}")
+        raise PoolError(f"ONNX Runtime's thread pool was started before this process was forked: {REMEDY}")
     if size not in (None, threads):
         raise PoolError(
-            f"this process has its pool of {size} threads already, and {threads} are asked for: ask for {size}"
+            f"threads is {threads}, but this process already has a thread pool of {size}: use threads={size}"
         )

@@ -1,5 +1,8 @@
-"""ONNX Runtime's TensorRT or CUDA provider, for those who have onnxruntime-gpu: the TensorRT bundle's files are plain
-ONNX. Tensors go over the host between segments, so this costs more per layer than the back end of our own."""
+"""ONNX Runtime's TensorRT or CUDA execution provider (onnxruntime-gpu) for TensorRT bundles: their files are plain
+ONNX.
+
+Tensors are copied through host memory between segments, so a layer takes longer than with the backend ``tensorrt``.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ from berxit.runtime.tokenization import TokenBatch
 
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 HALF = ("fp16", "int8")
-"""What the TensorRT provider computes. Not fp32: it has no switch for TF32, which keeps 10 bits of a number (ONNX
-Runtime's issue 26029); the CUDA provider has one. Not bf16: only the newest know it."""
+"""Precisions that run on the TensorRT provider. It cannot disable TF32, which has 10 bits of mantissa (ONNX Runtime's
+issue 26029); fp32 therefore runs on the CUDA provider. Only the newest versions support bf16."""
 
 
 def providers(available: list[str], manifest: Manifest, segment: Segment) -> Providers:
-    """What to run the segment with, the best first; the CPU only for what a GPU provider leaves over.
+    """Execution providers for the segment, the best first. The CPU runs only operators that no GPU provider supports.
 
-    Raises BerxitError where there is no GPU provider for it.
+    Raises BerxitError if there is no GPU provider for it.
     """
-    options: dict[str, dict[str, Any]] = {"CUDAExecutionProvider": {"use_tf32": False}}  # exits are float32
+    options: dict[str, dict[str, Any]] = {"CUDAExecutionProvider": {"use_tf32": False}}  # Exits are float32.
     if manifest.precision in HALF:
         options["TensorrtExecutionProvider"] = {
             "trt_engine_cache_enable": True,
@@ -61,7 +64,7 @@ def providers(available: list[str], manifest: Manifest, segment: Segment) -> Pro
 
 
 def unusable_here() -> str | None:
-    """The reason why this machine cannot run it; None where it can."""
+    """The reason why this machine cannot run it; None if it can."""
     available = ort.get_available_providers()
     return None if set(PROVIDERS) & set(available) else f"the onnxruntime here has {', '.join(available)} only"
 
@@ -78,14 +81,14 @@ def engine_folder(manifest: Manifest) -> Path:
 
 
 def _shapes(segment: Segment, rows: int, length: int) -> str:
-    """The segment's inputs that vary, as ``name:1x16,...``."""
+    """Shapes of the inputs that vary, as ``name:1x16,...``."""
     varying = [tensor for tensor in segment.inputs if any(isinstance(size, str) for size in tensor.shape)]
     return ",".join(f"{tensor.name}:{'x'.join(map(str, shape_of(tensor, rows, length)))}" for tensor in varying)
 
 
 class OnnxRuntimeGpuBackend(Backend):
-    """The loop's Backend. Pads inputs to the bundle's lengths and leaves them so: every new shape costs a GPU provider
-    time. The rows of a call go in parts of ``max_batch``, the most that an engine takes."""
+    """Backend on a GPU provider of ONNX Runtime. Inputs are padded to the bundle's lengths, because a GPU provider
+    needs time for every new shape. A call runs in parts of at most ``max_batch`` rows."""
 
     name = "onnxruntime-gpu"
 
@@ -98,14 +101,14 @@ class OnnxRuntimeGpuBackend(Backend):
     ) -> None:
         self.layers, self.exits, self.threads = manifest.model.layers, manifest.exits, threads
         self.providers: list[str] = []
-        """What the sessions really run on."""
+        """Execution providers that the sessions use."""
 
         bundle = BundleFolder.at(folder)
 
         def open_file(segment: Segment, file: BundleFile) -> Run:
             chosen = providers_of(segment)
             if file.content is None:
-                file.verify()  # engines are kept on the disk under the segment's sha256
+                file.verify()  # Its sha256 is the key of stored engines.
             session = opened_once([file], (threads, repr(chosen)), lambda: open_session(file, threads, chosen))
             check_ports(segment, *ports_of(session), str(file))
             self.providers = session.get_providers()
@@ -135,9 +138,9 @@ class OnnxRuntimeGpuBackend(Backend):
 
 
 def open_backend(folder: Path | BundleFolder, manifest: Manifest, threads: int | None) -> OnnxRuntimeGpuBackend:
-    """Raises BerxitError where onnxruntime has no GPU provider, or could not start the one it has."""
+    """Raises BerxitError if onnxruntime has no GPU provider, or cannot start it."""
     available = ort.get_available_providers()
-    providers(available, manifest, manifest.segments[0])  # before a folder is made for nothing
+    providers(available, manifest, manifest.segments[0])  # Raises before a folder is created.
     engines = engine_folder(manifest)
     try:
         for segment in manifest.segments:

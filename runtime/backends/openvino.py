@@ -1,8 +1,8 @@
 """OpenVINO on the CPU, over the bundle that ONNX Runtime reads: one compiled model per segment file.
 
-OpenVINO compiles a segment once for every batch and length. It computes in fp32 unless told otherwise, so that it
-answers as the checkpoint does; the option ``bf16`` is the same in bf16, twice as fast if the CPU has bf16, and an error
-if it has not. What a segment writes is read where it lies by the next: every infer request has memory of its own.
+OpenVINO compiles a segment once for every batch size and length. It computes in fp32 by default, so that predictions
+equal the checkpoint's. With the option ``bf16`` it computes in bf16, twice as fast on a CPU that supports it; other
+CPUs raise an error. Every infer request has its own memory, from which the next segment reads without a copy.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # the app around us may be busy on the cores we would be tied to
+            "ENABLE_CPU_PINNING": False,  # The app may use the cores that threads would be pinned to.
         }
 
         embeddings = manifest.segments[0]
@@ -167,7 +167,7 @@ def _tensor(array: npt.NDArray) -> ov.Tensor:
 
 
 def unusable_here(*, bf16: bool = False) -> str | None:
-    """The reason why this machine cannot run it; None where it can."""
+    """The reason why this machine cannot run it; None if it can."""
     lacks = bf16 and "BF16" not in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "this CPU has no bf16" if lacks else None
 
@@ -184,7 +184,7 @@ def open_backend(
 
 
 def _ports(found: Sequence[Any], stated: Sequence[TensorInfo]) -> list[Port]:
-    """OpenVINO's ports, under the stated one of their names."""
+    """OpenVINO's ports, each under the one of its names that the manifest contains."""
     names, ports = {tensor.name for tensor in stated}, []
     for port in found:
         name = next((name for name in port.get_names() if name in names), port.any_name)
@@ -196,8 +196,8 @@ def _ports(found: Sequence[Any], stated: Sequence[TensorInfo]) -> list[Port]:
 
 
 def the_core() -> ov.Core:
-    """Raises BerxitError in a process that was forked from one that has used it: OpenVINO's threads are gone there, and
-    it starts no others."""
+    """The process's OpenVINO core. Raises BerxitError in a process that was forked after the core was used, because
+    OpenVINO's threads do not exist there."""
     core, generation = _core()
     if generation != forking.generation:
         raise BerxitError(f"OpenVINO was started before this process was forked and cannot run here: {REMEDY}")
@@ -206,9 +206,9 @@ def the_core() -> ov.Core:
 
 @cache
 def _core() -> tuple[ov.Core, int]:
-    """The process's only core, and its fork generation. Each has a CPU plug-in of its own, and the one that goes last
-    leaves the main thread the signal stack of one that went before (OpenVINO 2026.4): the next Ctrl-C would end the
-    process by SIGSEGV."""
+    """The process's only core, and its fork generation. Every core has its own CPU plug-in. With several cores, the
+    last one to be deleted restores the signal stack of an earlier one (OpenVINO 2026.4), and the next Ctrl-C ends the
+    process with SIGSEGV."""
     return ov.Core(), forking.generation
 
 
@@ -219,8 +219,8 @@ def _constants(bundle: BundleFolder, segment: Segment) -> dict[str, ov.Tensor]:
 def _compile(
     core: ov.Core, file: BundleFile, options: dict[str, object], tables: dict[str, npt.NDArray]
 ) -> ov.CompiledModel:
-    """``tables``: what the file is fed and OpenVINO had better know: it would convert all of a table with every input
-    where that is not what it computes in."""
+    """``tables``: constant inputs to compile into the model. Otherwise OpenVINO would convert a whole table at every
+    inference if its dtype differs from the precision of the computation."""
     location = file.location()
     try:
         model = core.read_model(location)
@@ -235,9 +235,9 @@ def _compile(
         return core.compile_model(model, "CPU", options)
     except BerxitError:
         raise
-    except Exception as error:  # OpenVINO raises bare RuntimeError with pages of text
+    except Exception as error:  # OpenVINO raises bare RuntimeError with a long text.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1].replace(str(location), str(file)) if lines else type(error).__name__
         raise BerxitError(
-            f"OpenVINO {ov.__version__} cannot load {file}: {reason}. Take --backend onnxruntime, or export again"
+            f"OpenVINO {ov.__version__} cannot load {file}: {reason}. Use --backend onnxruntime, or export again"
         ) from error

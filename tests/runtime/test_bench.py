@@ -216,6 +216,7 @@ def test_bench_rejects_exits_that_differ_from_checkpoint(
         (["--threads", "0"], 2, "--threads"),
         (["--limit", "0"], 2, "--limit"),
         (["--data", "nowhere"], 2, "no data at nowhere"),
+        (["--backend", "onnxruntime", "--backend-option", "bf16"], 2, "backend 'onnxruntime' has no option 'bf16'"),
     ],
 )
 def test_bench_failure_is_one_line(

@@ -74,7 +74,7 @@ def test_shared_pool_serves_all_sessions(
     assert name == "onnxruntime (shared-pool)"
     assert float(off) <= manifest.parity.atol
     assert app == "refused by ONNX Runtime"
-    already = "this process has its pool of 2 threads already, and 3 are asked for: ask for 2"
+    already = "threads is 3, but this process already has a thread pool of 2: use threads=2"
     assert more == ("fine" if who == "app" else already)
     assert plain.startswith(pooled)
     assert "cannot be tuned here: this process runs ONNX Runtime with one thread pool" in tuned

@@ -1,9 +1,9 @@
 """TensorRT on Jetson and desktop GPUs.
 
-versions.py   what TensorRT 8.5 to 11 and TensorRT-RTX call differently; nobody else calls what is not common to all
-cuda.py       the few calls of the CUDA runtime, through cuda-python
+versions.py   differences between TensorRT 8.5 to 11 and TensorRT-RTX
+cuda.py       calls of the CUDA runtime, through cuda-python
 engines.py    from segment files to engines: build, timing cache, engine cache
-plan.py       where everything lies in the memory of an input length
+plan.py       memory layout of an input length
 backend.py    the exit loop's Backend
 rtx.py        the same with TensorRT-RTX
 """
@@ -22,7 +22,7 @@ __all__ = ["TensorRtBackend", "open_backend", "unusable_here"]
 
 
 def unusable_here(**_: bool) -> str | None:
-    """The reason why this machine cannot run it; None where it can."""
+    """The reason why this machine cannot run it; None if it can."""
     return no_gpu()
 
 

@@ -1,7 +1,7 @@
-"""The exit loop's Backend on TensorRT engines.
+"""Backend on TensorRT engines.
 
-Memory is laid out once per input length (plan.py). Hidden states never leave the GPU; per exit one small copy comes
-back. Everything runs on one stream, under one lock, and all contexts share one block of activation memory.
+Memory is laid out once per input length (plan.py). Hidden states are only on the GPU; each exit needs one small copy to
+the host. Everything runs on one stream, under one lock, and all contexts share one block of activation memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class _Context:
-    """A segment at one input length. What is bound already is not bound again."""
+    """Execution context of a segment at one input length. An address is bound only if it changed."""
 
     def __init__(self, api: Api, context: Any, segment: Segment, profile: int, memory: tuple[int, int], stream: int):
         self._api, self._context = api, context
@@ -53,7 +53,7 @@ class _Context:
         self._rows = 0
 
     def enqueue(self, addresses: Mapping[str, int], rows: int, length: int, stream: int) -> None:
-        """``addresses``: tensor name -> where it lies on the GPU."""
+        """``addresses``: tensor name -> address on the GPU."""
         if rows != self._rows:
             for tensor in self._segment.inputs:
                 shape = shape_of(tensor, rows, length)
@@ -80,10 +80,10 @@ class _Slot:
         self.host, self._bytes = cuda.pinned(plan.host_size)
         self.done = (cuda.event(), cuda.event())
         self.turn = 0
-        """Grows with every step, so that a state that has been used up can be told."""
+        """Counts the steps, so that a state that was used before is recognized."""
         self.graphs: dict[int, tuple[Any, list[_Context]] | None] = {}
-        """Step -> its CUDA graph for a single row, and the contexts that the graph was taken from, one per run; None
-        where it cannot be a graph."""
+        """Step -> its CUDA graph for a single row, with the contexts that it was captured from, one per run; None if it
+        cannot be captured."""
         self.addresses = [
             dict(fed)
             | {i.name: self._at(plan.input_place(i.role, run)) for i in segment.inputs if i.role != "constant"}
@@ -93,13 +93,13 @@ class _Slot:
             )
             for run in runs
         ]
-        """Run (0: the embeddings) -> tensor name -> where it lies on the GPU."""
+        """Run (0: the embeddings) -> tensor name -> address on the GPU."""
 
     def _at(self, place: str) -> int:
         return self.device + self.plan.places[place].offset
 
     def row(self, place: str, row: int) -> int:
-        """Where a row of a tensor lies on the GPU."""
+        """Address of a row of a tensor on the GPU."""
         return self._at(place) + row * self.plan.places[place].row_bytes
 
     def view(self, place: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray:
@@ -122,15 +122,15 @@ class _PooledSlot:
 
 @dataclass(frozen=True)
 class _Part:
-    """Up to max_batch rows on their way through the layers."""
+    """State of up to max_batch rows between two layers."""
 
     pooled: _PooledSlot
     rows: int
     turn: int
     done: int = 0
-    """Steps that have been asked for: segments after the embeddings."""
+    """Number of enqueued steps: segments after the embeddings."""
     ahead: bool = False
-    """Whether the step after these is running already."""
+    """True if the next step is enqueued, too."""
 
     @property
     def slot(self) -> _Slot:
@@ -142,7 +142,7 @@ State = tuple[_Part, ...]
 
 @dataclass
 class _Held:
-    """What a runner holds on the GPU, and how it is given back: what was made from another thing before that thing."""
+    """Resources of a runner on the GPU. Each is released before the one that it was created from."""
 
     cuda: Cuda
     stream: int
@@ -154,10 +154,10 @@ class _Held:
     engines: dict[str, Any] = field(default_factory=dict)
     """Segment file -> its engine."""
     runtimes: list[Any] = field(default_factory=list)
-    """What read the engines; they live no longer than it does."""
+    """Runtimes that deserialized the engines, and must outlive them."""
 
     def give_back(self) -> None:
-        """Passes over what fails: there is nobody left to tell."""
+        """Releases everything. Errors are ignored, because there is no caller to report them to."""
         with suppress(BerxitError):
             self.cuda.wait(self.stream)
         with suppress(BerxitError):
@@ -196,7 +196,7 @@ class TensorRtBackend(Backend):
         kernels: bytes = b"",
         keep_kernels: Callable[[bytes], None] = lambda content: None,
     ) -> None:
-        """``cuda`` is this back end's own from now on. ``kernels``: what ``keep_kernels`` was last given."""
+        """``cuda`` belongs to this backend. ``kernels``: the last argument of ``keep_kernels``."""
         if cuda_graphs and not api.shares_profiles:
             raise InputError(f"backend option cuda-graphs of {api.builder} needs TensorRT 10, this is {api.title}")
         self.name = api.builder
@@ -225,12 +225,12 @@ class TensorRtBackend(Backend):
         self._free: dict[int, deque[_Slot]] = defaultdict(deque)
 
     def close(self) -> None:
-        """Gives back memory, engines and stream on the GPU; what is asked of the back end then is refused."""
+        """Releases memory, engines and stream on the GPU. Later calls raise BerxitError."""
         with self._lock:
             self._give_back()
 
     def after_fork(self) -> None:
-        """Gives nothing back in a forked child: CUDA does not work there."""
+        """Releases nothing in a forked child, because CUDA does not work there."""
         self._give_back.detach()
 
     def embed(self, batch: TokenBatch) -> State:
@@ -271,7 +271,7 @@ class TensorRtBackend(Backend):
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """One caller at a time. Raises BerxitError where all has been given back."""
+        """One caller at a time. Raises BerxitError after ``close``."""
         with self._lock:
             if not self._give_back.alive:
                 raise BerxitError("this runner was closed and has nothing left on the GPU: load the bundle again")
@@ -281,7 +281,7 @@ class TensorRtBackend(Backend):
         slot = self._free[length].popleft() if self._free[length] else self._slot(length)
         pooled, segment = _PooledSlot(self._free[length], slot), self._manifest.segments[0]
         tokens = {
-            "input_ids": batch.input_ids[rows, :length],  # what is longer is padding
+            "input_ids": batch.input_ids[rows, :length],  # The rest is padding.
             "token_type_ids": batch.token_type_ids[rows, :length],
             "attention_mask": batch.attention_mask[rows, :length],
         }
@@ -296,11 +296,12 @@ class TensorRtBackend(Backend):
         return _Part(pooled, given, slot.turn)
 
     def _run(self, step: int, part: _Part) -> _Part:
-        """Enqueues the step with the way back of its answers, unless it is running already; and perhaps the next."""
+        """Enqueues the step with the copy of its outputs, unless it is enqueued already; with ``run_ahead`` the next,
+        too."""
         slot = self._next_turn(part)
         if not part.ahead:
             self._enqueue(step, slot, part.rows)
-        # Several runs would write over what the step starts from, and rows that leave make it start again.
+        # Several runs would overwrite the step's input, which is needed again if rows exit.
         ahead = self._ahead and step < len(self.exits) and len(self._runs[step + 1]) == 1
         if ahead:
             self._enqueue(step + 1, slot, part.rows)
@@ -309,7 +310,7 @@ class TensorRtBackend(Backend):
     def _enqueue(self, step: int, slot: _Slot, rows: int) -> None:
         segment, length = self._manifest.segments[step], slot.plan.length
         if rows == 1 and self._graphs and step not in slot.graphs:
-            # A context may not be changed once a graph was taken from it: it is this run's and this slot's for ever.
+            # A context must not change after a graph was captured from it, so this run and slot have their own.
             contexts = [self._new_context(segment, length) for _ in self._runs[step]]
             self._enqueue_in(contexts, step, slot, rows)
             graph = self._cuda.capture(lambda: self._enqueue_in(contexts, step, slot, rows), self._stream)
@@ -334,8 +335,8 @@ class TensorRtBackend(Backend):
         return part.slot.view(f"{role}.{step % 2}", shape, tensor.dtype).copy()
 
     def _compact(self, part: _Part, stay: npt.NDArray[np.int64]) -> _Part:
-        """Moves the rows that go on to the front, one by one: a row never overlaps the place of another. What was
-        started ahead ran with the old rows and is forgotten; its input is still there."""
+        """Moves the remaining rows to the front, one by one, so that no row overlaps another. The result of a step that
+        was started ahead is discarded, because it has the old rows; its input is still valid."""
         slot = self._next_turn(part)
         carried = [o.role for o in self._manifest.segments[0].outputs if o.role != "hidden"]
         for place in (f"hidden.{self._runs[part.done][-1] % 2}", *carried):
@@ -348,7 +349,7 @@ class TensorRtBackend(Backend):
 
     def _next_turn(self, part: _Part) -> _Slot:
         if part.turn != part.slot.turn:
-            raise BerxitError("a state of the TensorRT back end goes on only once: run the batch again from embed")
+            raise BerxitError("a state of the TensorRT backend can be used only once: run the batch again from embed")
         part.slot.turn += 1
         return part.slot
 
@@ -359,8 +360,8 @@ class TensorRtBackend(Backend):
         return slot
 
     def _context(self, segment: Segment, length: int) -> _Context:
-        """One per engine and input length, made when an input first has that length, whatever the number of layers and
-        callers: before TensorRT 10 an optimisation profile takes no more."""
+        """The context of an engine and an input length, created when an input first has that length. Layers and callers
+        share it, because before TensorRT 10 an optimization profile accepts only one context."""
         place = (segment.file, length)
         if place not in self._held.contexts:
             self._held.contexts[place] = self._new_context(segment, length)
@@ -412,6 +413,6 @@ def _deserialized(api: Api, runtime: Any, file: str, data: bytes) -> Any:
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise BerxitError(
-            f"{api.title} cannot load the engine of {file}: {api.said()}. berxit-build --force builds it anew"
+            f"{api.title} cannot load the engine of {file}: {api.said()}. Rebuild it: berxit-build --force"
         )
     return engine

@@ -1,4 +1,4 @@
-"""The few calls of the CUDA runtime that the back end makes, through cuda-python. Every failure is a BerxitError."""
+"""Calls of the CUDA runtime, through cuda-python. Every failure is a BerxitError."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Gpu:
     capability: tuple[int, int]
     """Compute capability: (8, 7) on an Orin."""
     multiprocessors: int = 0
-    """All Orin boards have one name and one compute capability; this tells them apart. 0 where unknown."""
+    """Distinguishes the Orin boards, which have the same name and compute capability. 0 if unknown."""
 
 
 def no_gpu() -> str | None:
-    """The reason why nothing can run on a GPU here; None where it can."""
+    """The reason why this machine has no usable GPU; None if it has one."""
     try:
         Cuda.open()
     except BerxitError as error:
@@ -37,15 +37,15 @@ def no_gpu() -> str | None:
 
 
 class Cuda:
-    """``runtime``: cuda.bindings.runtime, whose functions answer (error, value, ...).
+    """``runtime``: cuda.bindings.runtime, whose functions return (error, value, ...).
 
-    Owns the streams, events and memory that it hands out, until ``close``.
+    Owns the streams, events and memory that it creates, until ``close``.
     """
 
     def __init__(self, runtime: ModuleType) -> None:
         self._runtime: Any = runtime
         self._owned: list[tuple[str, Any]] = []
-        """What gives a thing back, and the thing."""
+        """Function that releases a resource, and the resource."""
 
     @classmethod
     def open(cls) -> Cuda:
@@ -60,7 +60,7 @@ class Cuda:
         return cuda
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What the function gives back: a tuple, or its only value left as a tuple of one."""
+        """The values that the function returns, after its error code."""
         error, *values = getattr(self._runtime, function)(*arguments)
         if int(error) != 0:
             name = getattr(error, "name", str(error))
@@ -82,17 +82,18 @@ class Cuda:
         return self._own("cudaEventDestroy", event)
 
     def allocate(self, size: int) -> int:
-        """Bytes on the GPU."""
+        """Address of so many bytes on the GPU."""
         return self._own("cudaFree", int(self.call("cudaMalloc", max(size, 1))[0]))
 
     def pinned(self, size: int) -> tuple[int, npt.NDArray[np.uint8]]:
-        """Bytes on the host that the GPU copies from and to by itself: address, and a view of them."""
+        """Pinned bytes on the host: their address, and a view of them."""
         address = self._own("cudaFreeHost", int(self.call("cudaMallocHost", size)[0]))
         return address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def upload(self, array: npt.NDArray, stream: int) -> int:
-        """A copy of the array on the GPU; done when this returns. On the stream that will read it: a plain cudaMemcpy
-        from pageable memory may return before the GPU has the last bytes, and our stream would not wait for them."""
+        """Address of a copy of the array on the GPU, complete on return. It is copied on the stream that will read it:
+        a plain cudaMemcpy from pageable memory may return before the GPU has the last bytes, and our stream would not
+        wait for them."""
         contiguous = np.ascontiguousarray(array)
         address = self.allocate(contiguous.nbytes)
         self.copy_in(address, contiguous.ctypes.data, contiguous.nbytes, stream)
@@ -100,8 +101,7 @@ class Cuda:
         return address
 
     def close(self) -> None:
-        """Gives everything back, the youngest first. What CUDA does not take any more is passed over: the driver gives
-        it back with the process."""
+        """Releases everything, the newest first. Errors are ignored: the driver releases the rest with the process."""
         while self._owned:
             free, thing = self._owned.pop()
             with suppress(BerxitError):
@@ -118,7 +118,7 @@ class Cuda:
         self.call("cudaMemcpyAsync", host, device, size, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
 
     def move(self, to: int, device: int, size: int, stream: int) -> None:
-        """Within the GPU; the two may not overlap."""
+        """Copies within the GPU; the two ranges must not overlap."""
         self.call("cudaMemcpyAsync", to, device, size, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice, stream)
 
     def wait(self, stream: int) -> None:
@@ -131,19 +131,19 @@ class Cuda:
         self.call("cudaEventSynchronize", event)
 
     def capture(self, enqueue: Callable[[], None], stream: int) -> Any | None:
-        """What ``enqueue`` puts on the stream, as one graph to launch; it does not run now. None where something in it
-        cannot be captured; the stream is as it was then, too. The caller frees the graph."""
+        """Captures the work that ``enqueue`` puts on the stream as one graph, without running it. None if a part cannot
+        be captured; the stream is then unchanged. The caller frees the graph."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", stream, mode)
         graph = launchable = None
         try:
             try:
                 enqueue()
-            finally:  # whatever happened, the capture ends
+            finally:  # The capture ends in any case.
                 graph = self.call("cudaStreamEndCapture", stream)[0]
             launchable = self.call("cudaGraphInstantiate", graph, 0)[0]
         except BerxitError:
-            self._runtime.cudaGetLastError()  # forgotten: TensorRT would take it for its own
+            self._runtime.cudaGetLastError()  # Cleared, or TensorRT would report it as its own error.
         finally:
             if graph is not None:
                 self.call("cudaGraphDestroy", graph)

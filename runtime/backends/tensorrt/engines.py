@@ -1,5 +1,5 @@
-"""From segment files to engines. An engine belongs to one TensorRT and one GPU, so it is built where it will run, kept
-under everything that it depends on, and built anew when any of that changes."""
+"""Engines from segment files. An engine works with one TensorRT version and one GPU, so it is built on the device. It
+is cached under a key of everything that it depends on, and built again if any of that changes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
 
 RECIPE = 2
-"""How engines are built from a file: it grows when that changes, so that older engines are built anew. 2: no TF32."""
+"""Version of the build settings. A new version makes older engines invalid. 2: no TF32."""
 WORKSPACE_MIB = 1024
-"""What the builder may use for tactics, unless the device's profile says otherwise."""
+"""Default workspace of the builder; the device's profile can override it."""
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """All that an engine depends on."""
+    """Everything that an engine depends on."""
 
     builder: str
     version: str
     gpu: str
-    """The GPU's name; empty where an engine fits every GPU of the compute capability (TensorRT-RTX)."""
+    """The GPU's name; empty if an engine works on every GPU of the compute capability (TensorRT-RTX)."""
     capability: tuple[int, int]
     multiprocessors: int
-    """0 where an engine fits every GPU of the compute capability."""
+    """0 if an engine works on every GPU of the compute capability."""
     precision: str
     lengths: tuple[int, ...]
     max_batch: int
@@ -49,7 +49,7 @@ class EngineKey:
 
 
 class EngineCache:
-    """Engines and timing caches as files. What is written is there whole or not at all."""
+    """Engines and timing caches as files. A file is written completely or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "tensorrt"
@@ -61,7 +61,7 @@ class EngineCache:
         return _read(self.path(key))
 
     def write(self, key: EngineKey, engine: bytes) -> None:
-        """Beside the engine, what it is for, so that a person can tell."""
+        """Stores the engine, and its key as JSON for a reader."""
         _write(self.path(key).with_suffix(".json"), json.dumps(asdict(key), indent=1).encode())
         _write(self.path(key), engine)
 
@@ -69,7 +69,7 @@ class EngineCache:
         self.path(key).unlink(missing_ok=True)
 
     def kept_path(self, kind: str, api: Api, gpu: Gpu) -> Path:
-        """``kind``: timing (what the builder measured), or kernels (what TensorRT-RTX compiled when it ran)."""
+        """``kind``: timing (the builder's timing cache), or kernels (compiled by TensorRT-RTX at run time)."""
         name = sha256(repr((api.builder, api.version, gpu)).encode()).hexdigest()[:24]
         return self.folder / f"{name}.{kind}"
 
@@ -95,12 +95,12 @@ def key_of(manifest: Manifest, segment: Segment, api: Api, gpu: Gpu) -> EngineKe
 
 
 def rows_of(manifest: Manifest) -> int:
-    """Rows that an engine takes at once."""
+    """Largest number of rows per call of an engine."""
     return manifest.max_batch or 1
 
 
 def files_to_build(manifest: Manifest) -> dict[str, Segment]:
-    """Segment file -> the first segment that names it: layers that share their weights share an engine."""
+    """Segment file -> the first segment that uses it. Layers with shared weights share an engine."""
     found: dict[str, Segment] = {}
     for segment in manifest.segments:
         found.setdefault(segment.file, segment)
@@ -118,11 +118,11 @@ def prepare_engines(
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, bytes]:
-    """Segment file -> its engine, from the cache or newly built. Raises BerxitError where one cannot be built."""
+    """Segment file -> its engine, from the cache or newly built. Raises BerxitError if one cannot be built."""
     if not manifest.lengths:
-        raise BerxitError(f"{folder}: no lengths in its manifest, an engine needs them: export it again")
+        raise BerxitError(f"{folder}: its manifest has no lengths, which an engine needs: export it again")
     segments, bundle = files_to_build(manifest), BundleFolder.at(folder)
-    files = {file: bundle.file(segment, verify=True) for file, segment in segments.items()}  # keys name the content
+    files = {file: bundle.file(segment, verify=True) for file, segment in segments.items()}  # Keys contain the sha256.
     keys = {file: key_of(manifest, segment, api, gpu) for file, segment in segments.items()}
     engines = {file: engine for file, key in keys.items() if (engine := cache.read(key)) is not None}
     missing = [file for file in segments if file not in engines]
@@ -146,7 +146,7 @@ def _build_one(
     api.set_workspace(config, workspace_mib)
     api.set_precision(config, network, manifest.precision)
     api.set_capability(config, gpu.capability)
-    timings = api.timing_cache(config, cache.read_kept("timing", api, gpu))  # identical layers are timed once
+    timings = api.timing_cache(config, cache.read_kept("timing", api, gpu))  # Identical layers are timed once.
     for profile in profiles(api, builder, manifest, segment):
         api.add_profile(config, profile)
     engine = builder.build_serialized_network(network, config)
@@ -162,7 +162,8 @@ def _build_one(
 
 
 def profiles(api: Api, builder: Any, manifest: Manifest, segment: Segment) -> Iterator[Any]:
-    """One per input length, tuned for a single row: fixed lengths give kernels that a range of lengths would not."""
+    """One optimization profile per input length, tuned for a single row. Kernels for a fixed length are faster than
+    kernels for a range."""
     for length in manifest.lengths:
         profile = builder.create_optimization_profile()
         for tensor in segment.inputs:

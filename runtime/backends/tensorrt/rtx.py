@@ -12,7 +12,7 @@ from berxit.runtime.progress import Progress, silent
 
 
 def unusable_here(**_: bool) -> str | None:
-    """The reason why this machine cannot run it; None where it can."""
+    """The reason why this machine cannot run it; None if it can."""
     return no_gpu()
 
 

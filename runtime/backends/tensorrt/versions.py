@@ -1,5 +1,5 @@
-"""The differences between TensorRT 8.5 to 11 and TensorRT-RTX, and nothing else. Told by what a module has, not by its
-number: the recorded names per version are what tests/runtime/tensorrt_names.json says."""
+"""Differences between TensorRT 8.5 to 11 and TensorRT-RTX. They are detected by the names in the module, not by its
+version number; tests/runtime/tensorrt_names.json lists the names of each version."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from berxit.runtime.manifest_checks import Port
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT8": "int8"}
 """TensorRT's name of a tensor's type -> numpy's."""
 BUILDERS = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-"""What builds and runs engines -> the Python modules that it may come as."""
+"""Builder -> the Python modules under which it may be installed."""
 
 
 def load(builder: str) -> Api:
-    """Raises InputError for an unknown builder, BerxitError where it is not installed."""
+    """Imports a builder. Raises InputError for an unknown one, BerxitError if it is not installed."""
     if builder not in BUILDERS:
         raise InputError(f"unknown builder '{builder}': choose {' or '.join(BUILDERS)}")
     for module in BUILDERS[builder]:
@@ -34,7 +34,7 @@ def load(builder: str) -> Api:
 
 
 def _quiet_logger(trt: Any) -> Any:
-    """Keeps the last errors off the screen: building without a GPU logs some that mean nothing."""
+    """A logger that stores the last errors instead of printing them: a build without a GPU logs harmless errors."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -49,7 +49,7 @@ def _quiet_logger(trt: Any) -> Any:
 
 
 class Api:
-    """One TensorRT, with one name for each thing that the versions name differently."""
+    """One interface to every version of TensorRT."""
 
     def __init__(self, builder: str, trt: ModuleType) -> None:
         self.builder = builder
@@ -58,7 +58,7 @@ class Api:
         self.logger: Any = _quiet_logger(self.trt)
 
     def said(self) -> str:
-        """The errors that TensorRT has logged, in one line; they are forgotten."""
+        """The errors that TensorRT has logged since the last call, in one line."""
         errors = "; ".join(dict.fromkeys(self.logger._errors)) or "it gave no reason"
         self.logger._errors.clear()
         return errors
@@ -69,17 +69,18 @@ class Api:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether engines can be built for a GPU that is not here, and fit every GPU of a compute capability."""
+        """True if an engine can be built without its GPU, and works on every GPU of a compute capability."""
         return hasattr(self.trt, "ComputeCapability")
 
     @property
     def strongly_typed(self) -> bool:
-        """From 10: each tensor has the type that the file says. Before, the builder is told what it may use."""
+        """True from TensorRT 10: each tensor has its type in the file. Before, flags of the builder set the
+        precision."""
         return hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     @property
     def shares_profiles(self) -> bool:
-        """From 10: several contexts of an engine may use one optimisation profile."""
+        """True from TensorRT 10: several contexts of an engine may use one optimization profile."""
         return hasattr(self.trt, "ExecutionContextAllocationStrategy")
 
     def network(self, builder: Any) -> Any:
@@ -88,9 +89,10 @@ class Api:
         return builder.create_network(1 << int(flag))
 
     def set_precision(self, config: Any, network: Any, precision: str) -> None:
-        """What the parsed network may compute in. TF32 is on by default in every version and keeps 10 bits of a number:
-        it is off, because exits are float32 in all precisions. The types in the file are the rest of the story from 10
-        on; before, the builder is told what it may use, and holds to float32 what the file computes in it."""
+        """Sets the precision of the parsed network. TF32, which has 10 bits of mantissa, is on by default in every
+        version; it is disabled, because exits are float32 in all precisions. From TensorRT 10 the types in the file set
+        the rest. Before, flags of the builder do, and layers that are float32 in the file are constrained to
+        float32."""
         flags = self.trt.BuilderFlag
         config.clear_flag(flags.TF32)
         if self.strongly_typed:
@@ -103,8 +105,8 @@ class Api:
                 layer.precision = self.trt.DataType.FLOAT
 
     def _float32_layers(self, network: Any) -> list[Any]:
-        """The layers of a float16 file that compute in float32: exits, and norms in parts. Empty where none is said to
-        compute in float16: then the types tell nothing, and holding all to float32 would undo the precision."""
+        """The layers of a float16 file that compute in float32: exits, and parts of norms. Empty if no layer computes
+        in float16: the types are then unknown, and a constraint of all layers to float32 would undo the precision."""
         known = self.trt.LayerType
         computing = (known.MATRIX_MULTIPLY, known.ELEMENTWISE, known.REDUCE, known.UNARY, known.ACTIVATION)
         layers = [network.get_layer(i) for i in range(network.num_layers)]
@@ -114,7 +116,7 @@ class Api:
         return [layer for layer, dtype in typed if dtype == self.trt.DataType.FLOAT]
 
     def set_capability(self, config: Any, capability: tuple[int, int]) -> None:
-        """For which GPUs, where that can be chosen. Raises InputError for one that it cannot build for."""
+        """Sets the compute capability, if it can be chosen. Raises InputError for one that is not supported."""
         if not self.ahead_of_time:
             return
         known = self.trt.ComputeCapability
@@ -126,9 +128,8 @@ class Api:
         config.set_compute_capability(getattr(known, name), 0)
 
     def timing_cache(self, config: Any, timings: bytes) -> Any | None:
-        """The timing cache that the build will use and add to: it holds ``timings``, or nothing where these are of
-        another TensorRT or damaged. None where nothing is timed: TensorRT-RTX builds without a GPU, and has these calls
-        only for old code. Raises BerxitError."""
+        """The timing cache that the build uses and extends. It contains ``timings``, or nothing if they are damaged or
+        of another TensorRT. None for TensorRT-RTX, which builds without a GPU and times nothing. Raises BerxitError."""
         if self.ahead_of_time:
             return None
         for content in dict.fromkeys((timings, b"")):
@@ -138,23 +139,23 @@ class Api:
         raise self.refused("an empty timing cache")
 
     def set_shape(self, profile: Any, name: str, least: tuple[int, ...], most: tuple[int, ...]) -> None:
-        """An input's smallest shape, which kernels are tuned for, and its largest. Raises BerxitError."""
+        """Sets an input's smallest shape, for which kernels are tuned, and its largest. Raises BerxitError."""
         try:
             profile.set_shape(name, least, least, most)
         except ValueError as error:
             raise self.refused(f"the shapes {least} to {most} of input {name}") from error
 
     def add_profile(self, config: Any, profile: Any) -> None:
-        """Raises BerxitError."""
+        """Adds an optimization profile. Raises BerxitError."""
         if config.add_optimization_profile(profile) < 0:
-            raise self.refused("an optimisation profile")
+            raise self.refused("an optimization profile")
 
     def refused(self, what: str) -> BerxitError:
-        """For a call that answered no."""
-        return BerxitError(f"{self.title} refused {what}: {self.said()}. Run again, or berxit-build --force")
+        """The error of a call that returned False."""
+        return BerxitError(f"{self.title} rejected {what}: {self.said()}. Run again, or berxit-build --force")
 
     def must(self, done: bool, what: str) -> None:
-        """Raises BerxitError where a call answered no."""
+        """Raises BerxitError if a call returned False."""
         if not done:
             raise self.refused(what)
 
@@ -173,7 +174,7 @@ class Api:
         return parser
 
     def context(self, engine: Any, kernels: Kernels) -> Any:
-        """An execution context without activation memory of its own."""
+        """An execution context without its own activation memory."""
         if self.ahead_of_time:
             return engine.create_execution_context(kernels.config(self, engine))
         if self.shares_profiles:
@@ -208,28 +209,28 @@ class Api:
 
 
 class Kernels:
-    """What TensorRT-RTX compiles for its GPU when a context first runs, for all engines of a runner together. Kept from
-    one process to the next, it spares that wait. TensorRT compiles when it builds: there this stays empty."""
+    """Kernels that TensorRT-RTX compiles for the GPU when a context first runs, for all engines of a runner. They are
+    stored for the next process. TensorRT compiles kernels at the build, so there are none."""
 
     def __init__(self, kept: bytes = b"") -> None:
         self._kept = kept
         self._cache: Any = None
-        self._configs: list[Any] = []  # they stay as long as the contexts made from them
+        self._configs: list[Any] = []  # They must outlive the contexts that are created from them.
 
     def config(self, api: Api, engine: Any) -> Any:
-        """How to make a context of the engine. Raises BerxitError."""
+        """Runtime configuration for a context of the engine. Raises BerxitError."""
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(api.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            if self._kept and not self._cache.deserialize(self._kept):  # of another driver or GPU: compiled again
+            if self._kept and not self._cache.deserialize(self._kept):  # Of another driver or GPU: compiled again.
                 self._kept = b""
         api.must(config.set_runtime_cache(self._cache), "a runtime cache")
         self._configs.append(config)
         return config
 
     def grown(self) -> bytes | None:
-        """What is to be kept now; None where it is what was kept before."""
+        """The kernels to store; None if they are unchanged."""
         if self._cache is None:
             return None
         found = bytes(memoryview(self._cache.serialize()))
