@@ -196,7 +196,7 @@ def export_in(precision: str, checkpoint: Path, folder: Path) -> Outcome:
 
 
 def measured(bundle: Path, chosen: ChosenBackend, queries: int) -> Outcome:
-    """Checks every exit on this device, then measures; engines that are missing are built first."""
+    """Checks every exit on this device, then measures. Builds missing engines first."""
     result = bench(
         bundle,
         backend=chosen.info.name,

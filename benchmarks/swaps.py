@@ -42,7 +42,7 @@ from berxit.runtime.tables import markdown_table
 from berxit.runtime.tokenization import Text
 
 BACKENDS = ("onnxruntime", "onnxruntime:shared-pool", "openvino")
-"""NAME or NAME:OPTION, as for ``--backend`` and ``--backend-option`` of the bench."""
+"""Backends as NAME or NAME:OPTION; OPTION is a ``--backend-option`` of the bench."""
 WAYS = ("rename", "link", "force")
 APART = 1e-3
 """Minimum difference between the scores of the two bundles at every layer, on at least one text."""

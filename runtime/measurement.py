@@ -102,7 +102,7 @@ def spread_thresholds(
     if not middles:
         return []  # all certainties are equal, so that no threshold separates them
     candidates = np.array(middles)[np.linspace(0, len(middles) - 1, min(len(middles), 400)).astype(int)]
-    if not CRITERIA[policy.criterion].higher_is_surer:
+    if not CRITERIA[policy.criterion].higher_is_more_certain:
         candidates = candidates[::-1]
     layers = np.array(exits)
     averages = np.array([layers[exit_layers(policy.with_threshold(t), certainty) - 1].mean() for t in candidates])

@@ -64,7 +64,7 @@ class Criterion(ABC):
     name: str
     description: str
     """One line for help texts and documentation."""
-    higher_is_surer = True
+    higher_is_more_certain = True
     """False if a lower value means a higher certainty, as for the entropy."""
     inclusive = False
     """True if a row also exits when its certainty equals the threshold."""
@@ -85,19 +85,19 @@ class Criterion(ABC):
 
     def exits(self, certainty: npt.NDArray, threshold: float | npt.NDArray) -> Bools:
         """Boolean array: True for each certainty that passes the threshold."""
-        if self.higher_is_surer:
+        if self.higher_is_more_certain:
             return certainty >= threshold if self.inclusive else certainty > threshold
         return certainty <= threshold if self.inclusive else certainty < threshold
 
     def never(self, layers: int, classes: int) -> float:
         """Threshold at which no row exits before the last layer."""
         low, high = self.bounds(classes)
-        return min(high, UNBOUNDED) if self.higher_is_surer else max(low, -UNBOUNDED)
+        return min(high, UNBOUNDED) if self.higher_is_more_certain else max(low, -UNBOUNDED)
 
     def always(self, layers: int, classes: int) -> float:
         """Threshold at which every row exits at the first layer where the criterion allows it."""
         low, high = self.bounds(classes)
-        return max(low, -UNBOUNDED) if self.higher_is_surer else min(high, UNBOUNDED)
+        return max(low, -UNBOUNDED) if self.higher_is_more_certain else min(high, UNBOUNDED)
 
     def grid(self, layers: int, classes: int, count: int = 200) -> list[float]:
         """Data-independent thresholds from ``never`` to ``always``.
@@ -114,12 +114,12 @@ class Criterion(ABC):
             return [float(never + step * (always - never)) for step in steps]
         sizes = np.logspace(-6, 6, count // 2 - 1)
         middle = np.concatenate([sizes[::-1], [0.0], -sizes])  # in descending order
-        return [never, *(middle if self.higher_is_surer else middle[::-1]).tolist(), always]
+        return [never, *(middle if self.higher_is_more_certain else middle[::-1]).tolist(), always]
 
     def check(self, threshold: float) -> None:
         """Raises InputError unless ``threshold`` is in the range of this criterion."""
         low, high = self.bounds(2)
-        if not self.higher_is_surer:
+        if not self.higher_is_more_certain:
             high = np.inf  # the upper bound depends on the number of classes
         if not np.isfinite(threshold) or not low <= threshold <= high:
             limits = "a finite number" + (f" of at least {low:g}" if np.isfinite(low) else "")
@@ -147,7 +147,7 @@ class Entropy(Criterion):
 
     name = "entropy"
     description = "the entropy of the class probabilities in nats; a row exits below the threshold (DeeBERT)"
-    higher_is_surer = False
+    higher_is_more_certain = False
 
     def bounds(self, classes: int) -> tuple[float, float]:
         return 0.0, float(np.log(classes))

@@ -70,15 +70,15 @@ def tune(
     accept_noise: bool = False,
     progress: Progress = silent,
 ) -> tuple[Tried, ...]:
-    """Latency of the bundle with every installed backend, option and useful number of threads, the fastest first.
+    """Measures every installed backend with every option and suitable thread count; returns the results, fastest first.
 
-    ``backend``, ``backend_options`` and ``threads`` fix one of them. An option that lowers the precision is measured
-    only if ``backend_options`` contains it, an option that changes the process is never measured. ``seconds``: minimum
-    duration of a run. A backend that this machine cannot run, or whose exits differ too much from the checkpoint's,
-    is omitted.
+    ``backend``, ``backend_options`` and ``threads`` restrict the candidates. An option that lowers the precision is
+    measured only if ``backend_options`` contains it. An option that changes process-wide state is never measured.
+    ``seconds``: minimum duration of a run. Omits backends that do not run on this machine, or whose exits differ too
+    much from the checkpoint.
 
-    Raises InputError if the requested options change the process, BerxitError if no backend remains, NoisyError on a
-    busy machine unless ``accept_noise``.
+    Raises InputError if the requested options change process-wide state, BerxitError if no backend remains, NoisyError
+    on a busy machine unless ``accept_noise``.
     """
     candidates = candidates_of(bundle, manifest, backend, backend_options, threads)
     golden = read_golden(bundle, manifest)
@@ -89,32 +89,32 @@ def tune(
     failures: dict[str, str] = {}
     with progress(2 * len(candidates)) as bar:
         order = range(len(candidates))
-        for index in [*order, *reversed(order)]:
-            chosen, count = candidates[index]
+        for place in [*order, *reversed(order)]:
+            chosen, count = candidates[place]
             if chosen.label not in failures:
                 try:
                     opened = open_backend(
                         bundle, manifest, count, backend=chosen.info.name, backend_options=chosen.options
                     )
-                    times.setdefault(index, []).append(_measure(opened, manifest, golden, inputs, seconds))
+                    times.setdefault(place, []).append(_measure(opened, manifest, golden, inputs, seconds))
                     del opened  # One backend is loaded at a time.
                 except PoolError as error:  # A fact about the process, which is not stored.
                     raise BerxitError(f"{bundle} cannot be tuned here: {error}") from error
                 except BerxitError as error:
                     failures[chosen.label] = str(error)
             bar.update(1)
-    times = {index: runs for index, runs in times.items() if candidates[index][0].label not in failures}
+    times = {place: runs for place, runs in times.items() if candidates[place][0].label not in failures}
     if not times:
         raise BerxitError(f"{bundle}: no backend here can run it: {next(iter(failures.values()))}")
     works = [np.concatenate(work) for runs in times.values() for work in zip(*runs, strict=True)]
-    problems = Noise.of(works, meter, max(candidates[index][1] for index in times)).problems()
+    problems = Noise.of(works, meter, max(candidates[place][1] for place in times)).problems()
     if problems and not accept_noise:
         raise NoisyError(f"{noisy(str(bundle), problems)}: no backend is chosen. {QUIET}")
     tried = [
         Tried(chosen.info.name, count, median, dict(chosen.options))
         for (chosen, count), median in (
-            (candidates[index], min(float(np.median(np.concatenate(run))) for run in runs))
-            for index, runs in times.items()
+            (candidates[place], min(float(np.median(np.concatenate(run))) for run in runs))
+            for place, runs in times.items()
         )
     ]
     return tuple(sorted(tried, key=lambda each: each.median_ms))
@@ -127,7 +127,7 @@ def candidates_of(
     backend_options: Options | None,
     threads: int | None,
 ) -> list[tuple[ChosenBackend, int]]:
-    """The backends, with options and thread counts, that ``tune`` measures. Raises InputError as ``tune`` does."""
+    """Backends, options and thread counts that ``tune`` measures. Raises InputError as ``tune`` does."""
     first = choose_backend(bundle, manifest.target, backend, backend_options)
     if first.changes_process:
         raise InputError(
@@ -228,7 +228,7 @@ def _measure(
     largest = float(np.max(differences(backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
     if not largest <= allowed_difference(manifest, backend):
         raise BerxitError(f"with {backend.label} an exit differs from the checkpoint by {largest:.1e}")
-    for batch in inputs:  # The first run of a length takes longer.
+    for batch in inputs:  # warm-up: the first run of each input length takes longer
         full_depth(backend, batch)
     taken: list[list[float]] = [[] for _ in inputs]
     until = time.perf_counter() + seconds

@@ -34,7 +34,7 @@ class Doubt(Criterion):
 
     name = "doubt"
     description = "one minus the highest class probability"
-    higher_is_surer = False
+    higher_is_more_certain = False
 
     def bounds(self, classes: int) -> tuple[float, float]:
         return 0.0, 1.0
@@ -78,7 +78,7 @@ def test_every_command_accepts_a_new_criterion(
         )
     bundle = tmp_path / "bundle"
     invoke("export", copy, "--target", "onnxruntime", "--output", bundle, "--quiet")
-    side = "above" if toy.higher_is_surer else "below"
+    side = "above" if toy.higher_is_more_certain else "below"
     assert f"{toy.name} is {side} the layer's threshold" in invoke("inspect", bundle).output
     arguments = ("--queries", "5", "--seconds", "0", "--threads", "1", "--quiet")
     assert f"{toy.name} threshold" in invoke("bench", bundle, "--data", data_folder, "--limit", "8", *arguments).output

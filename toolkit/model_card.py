@@ -183,7 +183,7 @@ def _calibration(facts: CardFacts) -> str:
     if record is None or facts.policy is None:
         return "Not calibrated: every input runs through all layers."
     criterion = CRITERIA[facts.policy.criterion]
-    side = "above" if criterion.higher_is_surer else "below"
+    side = "above" if criterion.higher_is_more_certain else "below"
     sides = f"at or {side}" if criterion.inclusive else side
     lines = [
         f"An input exits when its {facts.policy.criterion} is {sides} {record.threshold:.4g}. Rule:"

@@ -331,4 +331,4 @@ def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 
     middles = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(values.dtype)
     middles = middles[(middles > values[:-1]) & (middles < values[1:])]  # Adjacent floats have no midpoint.
     spread = middles[np.linspace(0, len(middles) - 1, min(count - 2, len(middles))).astype(int)]
-    return [always, *(spread if chosen.higher_is_surer else spread[::-1]).tolist(), never]
+    return [always, *(spread if chosen.higher_is_more_certain else spread[::-1]).tolist(), never]

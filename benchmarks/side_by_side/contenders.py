@@ -113,7 +113,7 @@ class Spec:
 
     @property
     def tunable(self) -> bool:
-        """True if ``--tune`` tries it."""
+        """True if ``--tune`` measures this contender."""
         return self.ours and "shared_pool" not in self.backend_options
 
     @property

@@ -253,7 +253,7 @@ def test_forked_child_recreates_threads(bundle: Path) -> None:
 
 @needs_fork
 @pytest.mark.parametrize(("backend", "package"), [("openvino", "openvino"), ("onnxruntime:shared_pool", "onnxruntime")])
-def test_forked_child_names_remedy_for_backends_without_fork(bundle: Path, backend: str, package: str) -> None:
+def test_forked_child_reports_unsupported_backend(bundle: Path, backend: str, package: str) -> None:
     pytest.importorskip(package)
     child = """
         def load():

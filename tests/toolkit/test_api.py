@@ -155,7 +155,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_argument_raises_input_error_in_one_line(kind: str, copy: Path) -> None:
+def test_wrong_argument_raises_one_line_input_error(kind: str, copy: Path) -> None:
     call, message = WRONG[kind]
     with pytest.raises(berxit.InputError, match=message) as error:
         call(copy)

@@ -84,7 +84,7 @@ def interrupted(monkeypatch: MonkeyPatch, *arguments: object, **named: object) -
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_an_interrupted_run_continues_with_or_without_force(
+def test_interrupted_run_continues_with_or_without_force(
     force: bool, task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
     interrupted(monkeypatch, task, data, options, tmp_path / "output", force=force)
@@ -93,7 +93,7 @@ def test_an_interrupted_run_continues_with_or_without_force(
     assert steps == [3, 4]
 
 
-def test_a_finished_run_reports_this_and_trains_nothing(
+def test_finished_run_is_reported_and_not_trained_again(
     task: Task, options: TrainingOptions, data: Path, output: Path, steps: list
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
@@ -107,7 +107,7 @@ def test_a_finished_run_reports_this_and_trains_nothing(
     assert steps == [1, 2, 3, 4]
 
 
-def test_a_run_is_the_same_where_model_and_data_are_in_another_folder(
+def test_run_key_ignores_folders_of_model_and_data(
     task: Task, options: TrainingOptions, data: Path, output: Path, tmp_path: Path, steps: list
 ) -> None:
     name = Path(options.model).name
@@ -166,7 +166,7 @@ def test_other_data_or_another_model_is_another_run(
     ("change", "named"),
     [({"epochs": 1}, "epochs 2, now 1"), ({"seed": 1}, "seed 42, now 1"), ({"lte": False}, "lte True, now False")],
 )
-def test_a_finished_checkpoint_of_other_options_is_kept_without_force(
+def test_finished_checkpoint_of_other_options_is_kept_without_force(
     change: dict, named: str, task: Task, options: TrainingOptions, data: Path, output: Path
 ) -> None:
     weights = (output / "model.safetensors").read_bytes()
@@ -179,7 +179,7 @@ def test_a_finished_checkpoint_of_other_options_is_kept_without_force(
     assert {name: record["options"][name] for name in change} == change
 
 
-def test_a_record_without_a_key_is_another_run(task: Task, options: TrainingOptions, data: Path, output: Path) -> None:
+def test_record_without_key_is_another_run(task: Task, options: TrainingOptions, data: Path, output: Path) -> None:
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     for name in ("task", "model_sha256", "processes"):  # as before there was a key
         del record[name]
@@ -188,7 +188,7 @@ def test_a_record_without_a_key_is_another_run(task: Task, options: TrainingOpti
         fine_tune(task, data, options, output)
 
 
-def test_a_run_that_was_killed_after_its_checkpoint_was_written_is_finished(
+def test_run_killed_after_writing_checkpoint_is_finished(
     task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
     with monkeypatch.context() as patch:
@@ -203,7 +203,7 @@ def test_a_run_that_was_killed_after_its_checkpoint_was_written_is_finished(
     assert not (tmp_path / ".output.training").exists()
 
 
-def test_a_forced_repetition_that_was_interrupted_continues_without_force(
+def test_interrupted_forced_run_continues_without_force(
     task: Task, options: TrainingOptions, data: Path, output: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
     interrupted(monkeypatch, task, data, options, output, force=True)
@@ -212,7 +212,7 @@ def test_a_forced_repetition_that_was_interrupted_continues_without_force(
     assert steps == [3, 4]
 
 
-def test_an_interrupted_replacement_does_not_replace_without_force(
+def test_interrupted_replacement_does_not_replace_without_force(
     task: Task, options: TrainingOptions, data: Path, output: Path, monkeypatch: MonkeyPatch, steps: list
 ) -> None:
     other = replace(options, seed=1)
@@ -224,7 +224,7 @@ def test_an_interrupted_replacement_does_not_replace_without_force(
     assert steps == [3, 4]
 
 
-def test_a_finished_checkpoint_that_is_not_whole_is_not_reported_as_finished(
+def test_incomplete_checkpoint_is_not_reported_as_finished(
     task: Task, options: TrainingOptions, data: Path, output: Path
 ) -> None:
     (output / "model.safetensors").unlink()
@@ -264,7 +264,7 @@ def test_held_out_rows_are_in_the_checkpoint_and_not_trained_on(
         (0.99, 8, "of 8 rows is 8"),
     ],
 )
-def test_a_fraction_that_leaves_nothing_is_rejected(
+def test_dev_fraction_without_training_rows_is_rejected(
     fraction: float, rows: int, message: str, options: TrainingOptions, tmp_path: Path
 ) -> None:
     path = tmp_path / "train.tsv"

@@ -111,7 +111,7 @@ def _policy(manifest: Manifest) -> str:
     if manifest.calibration is None:
         return "never early: not calibrated"
     criterion = CRITERIA[manifest.policy.criterion]
-    side = "above" if criterion.higher_is_surer else "below"
+    side = "above" if criterion.higher_is_more_certain else "below"
     sign = f"at or {side}" if criterion.inclusive else side
     return f"{manifest.policy.criterion} is {sign} the layer's threshold"
 
