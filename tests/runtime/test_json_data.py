@@ -69,7 +69,7 @@ def test_parse_uses_defaults_for_missing_keys() -> None:
         (plain(places=2.5), "cart: places: unexpected value 2.5"),
         (plain(places=True), "cart: places: unexpected value true"),
         (plain(name=None), "cart: name: unexpected value null"),
-        (plain(spare="none"), 'cart: spare: expected an object, found str'),
+        (plain(spare="none"), "cart: spare: expected an object, found str"),
         (plain(notes=[]), r"cart: notes: unexpected value \[\]"),
         (plain(prices={"new": "3"}), 'cart: prices: new: unexpected value "3"'),
         ([], "cart: expected an object, found list"),
