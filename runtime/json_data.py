@@ -14,6 +14,12 @@ from berxit.runtime.storage import write_text
 
 T = TypeVar("T")
 
+NOT_STORED = {"stored": False}
+"""Metadata of a dataclass field that JSON files do not contain."""
+OMIT_DEFAULT = {"omit_default": True}
+"""Metadata of a dataclass field that a JSON file contains only if its value is not the default. Readers older than the
+field reject its key, so files that do not need the field must not have it."""
+
 
 def write_json(data: Any, path: Path) -> None:
     """Writes a JSON file atomically: after an interruption, the file has its previous content."""
@@ -40,6 +46,24 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BerxitError(f"{path} is damaged (not a JSON object). Recreate the file")
     return data
+
+
+def to_json(value: Any) -> Any:
+    """Converts dataclasses, also nested ones, to JSON data, from which ``parse`` restores them."""
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if _is_stored(field, value)}
+    return {name: to_json(item) for name, item in found.items()}
+
+
+def _is_stored(field: dataclasses.Field[Any], instance: Any) -> bool:
+    if not field.metadata.get("stored", True):
+        return False
+    return not field.metadata.get("omit_default") or getattr(instance, field.name) != field.default
 
 
 def parse(kind: type[T], data: Any, where: str) -> Any:
