@@ -18,7 +18,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.json_data import decode_json, parse, write_json
+from berxit.runtime.json_data import NOT_STORED, OMIT_DEFAULT, decode_json, parse, to_json, write_json
 from berxit.runtime.manifest_checks import check_manifest
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.storage import recover
@@ -53,7 +53,7 @@ class ModelInfo:
     pad_token_id: int
     lte: bool
     """True if the layer segments output LTE certainty."""
-    positive: str | None = None
+    positive: str | None = field(default=None, metadata=OMIT_DEFAULT)
     """The class that F1 scores, the second of two labels. None for other metrics, and in bundles of older versions."""
 
     @property
@@ -109,7 +109,7 @@ class Segment:
     """Constant inputs, by name: the tensors that differ between layers that share one file."""
     function: str | None = None
     """Name of the function, if the file contains several (CoreML)."""
-    repeat: int = 1
+    repeat: int = field(default=1, metadata=OMIT_DEFAULT)
     """Number of consecutive runs of the file, each on the hidden states of the previous run. Logits and LTE are those
     of the last run (ALBERT)."""
 
@@ -128,7 +128,7 @@ class Parity:
     """Largest allowed difference: of logits after division by ``scale``, and of LTE certainty."""
     max_diff: tuple[float, ...]
     """Per exit, over logits (divided by ``scale``) and LTE certainty of the golden inputs."""
-    scale: float = 1.0
+    scale: float = field(default=1.0, metadata=OMIT_DEFAULT)
     """Size of the model's outputs, as ``Golden.scale`` measures it. A tolerance for logits is too strict for prices."""
 
 
@@ -173,11 +173,11 @@ class Manifest:
     """Input lengths that the segments accept; inputs are padded to the next one. Empty: any, up to max_length."""
     max_batch: int | None = None
     """Largest number of rows per call of a segment; None: any."""
-    scores: Scores | None = None
+    scores: Scores | None = field(default=None, metadata=OMIT_DEFAULT)
     """Scores of the checkpoint and of this precision; None if they were not measured."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=OMIT_DEFAULT)
     """Default number of CPU threads, which the caller can override; None: the device's default."""
-    digest: str = field(default="", compare=False, metadata={"stored": False})
+    digest: str = field(default="", compare=False, metadata=NOT_STORED)
     """First DIGEST_LENGTH hexadecimal digits of the sha256 of manifest.json: the identity of the bundle, because the
     manifest contains the checksums of all other files. Empty for a manifest that was not read from a file."""
 
@@ -238,7 +238,6 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
     try:
         if data.get("calibration") is not None:
             data["calibration"] = upgraded(data["calibration"])
-            parse(Calibration, data["calibration"], f"{folder / MANIFEST}: calibration")  # names the wrong key
         manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
         manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
     except InputError as error:  # The policy's own check does not know the file.
@@ -261,20 +260,7 @@ def files_of(manifest: Manifest) -> dict[str, str]:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    data = dataclasses.asdict(manifest)
-    del data["digest"]
-    data["calibration"] = manifest.calibration.stored() if manifest.calibration else None
-    for key in ("threads", "scores"):  # Readers of older versions reject unknown keys.
-        if data[key] is None:
-            del data[key]
-    if data["model"]["positive"] is None:
-        del data["model"]["positive"]
-    if data["parity"]["scale"] == 1:
-        del data["parity"]["scale"]
-    for segment in data["segments"]:
-        if segment["repeat"] == 1:
-            del segment["repeat"]
-    write_json(data, folder / MANIFEST)
+    write_json(to_json(manifest), folder / MANIFEST)
 
 
 MAPPED = 1 << 20

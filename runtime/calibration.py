@@ -6,13 +6,14 @@ A runner does not need it. ``berxit inspect``, the bench and the export read it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import OMIT_DEFAULT
 from berxit.runtime.noise import Noise, noisy
 
 OLDER_KEYS = {"rule": "description", "asked": "requirement"}
@@ -99,12 +100,12 @@ class Calibration:
     """The class that F1 scores; None for another metric, and in older records."""
     warnings: tuple[str, ...] = ()
     """Reasons why the policy may mean little: scores at chance, or a rule that could not be kept. Empty: none."""
-    expected_score: float | None = None
+    expected_score: float | None = field(default=None, metadata=OMIT_DEFAULT)
     """Expected score on new data, by cross-fitting: thresholds chosen on four fifths of the rows, scored on the rest.
     None in older records, and if a fifth less data is too little for the rule."""
-    expected_interval: tuple[float, float] | None = None
+    expected_interval: tuple[float, float] | None = field(default=None, metadata=OMIT_DEFAULT)
     """Bootstrap interval of ``expected_score``, 5th to 95th percentile."""
-    placement: ExitPlacement | None = None
+    placement: ExitPlacement | None = field(default=None, metadata=OMIT_DEFAULT)
     """In the manifest of a bundle whose exits were placed automatically; None for others."""
 
     def summary(self) -> str:
@@ -129,11 +130,6 @@ class Calibration:
                 f"{where}: histogram has {counted[0]} entries with the sum {counted[1]}, expected {layers} for the"
                 f" layers, with the sum {self.examples} of the examples. Calibrate and export again"
             )
-
-    def stored(self) -> dict[str, Any]:
-        """The record as JSON data, without the keys whose value is unknown: older readers reject them."""
-        unknown = {name for name in ("expected_score", "expected_interval", "placement") if getattr(self, name) is None}
-        return {key: value for key, value in asdict(self).items() if key not in unknown}
 
 
 def upgraded(record: Any) -> Any:

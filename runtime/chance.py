@@ -1,4 +1,4 @@
-"""Scores that measure nothing: data and outputs without a defined score, the constant prediction, and chance.
+"""Undefined scores, the constant prediction, and scores at chance.
 
 Evaluation, calibration, export and the bench on a device use these functions. They need numpy only.
 
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.metrics import METRICS
+from berxit.runtime.metrics import METRICS, Metric
 from berxit.runtime.tables import plural
 
 ONE_SIDED = 1.645
 """Standard normal quantile: a score is above chance at a one-sided level of 5%."""
 SPEARMAN_VARIANCE = 1.06
-"""Variance of atanh(rank correlation), times n - 3 (Fieller, Hartley and Pearson, 1957). Pearson's is 1; the larger one
-serves both."""
+"""Variance of atanh(rank correlation), times n - 3 (Fieller, Hartley and Pearson, 1957). That of Pearson's correlation
+is 1. The larger value is used for both."""
 LARGEST_CORRELATION = 1 - 1e-12
 """Correlations are clipped to this size, because atanh(1) is infinite."""
 RESAMPLES = 2000
@@ -38,9 +38,9 @@ class Constant:
 
 
 def constant_prediction(metric: str, labels: npt.NDArray, classes: int) -> Constant:
-    """The majority class; for F1 the better class; for regression the mean, whose correlation counts as 0.
+    """The class with the best score: for accuracy the majority class. For regression, the mean label with score 0.
 
-    ``classes``: C. Of equal scores the lower class number.
+    ``classes``: C. If classes have equal scores, the one with the lowest number is used.
     """
     if METRICS[metric].values:
         return Constant(float(np.mean(labels)), 0.0)
@@ -50,7 +50,7 @@ def constant_prediction(metric: str, labels: npt.NDArray, classes: int) -> Const
 
 
 def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
-    """Raises InputError for labels (N,) on which the metric measures nothing. ``where``: the data, for the message."""
+    """Raises InputError for labels (N,) for which the metric is not defined. ``where``: the data, for the message."""
     problem, least = None, 3 if METRICS[metric].values else 2
     if len(labels) < least:
         problem = f"{plural(len(labels), 'row')}, at least {least} are needed"
@@ -65,7 +65,7 @@ def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
 
 
 def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where: str) -> None:
-    """Raises BerxitError for outputs (N, E, C) of the exits after ``layers`` (E,) that have no score."""
+    """Raises BerxitError for outputs (N, E, C) without a defined score. ``layers`` (E,): the layers of the exits."""
     finite = np.isfinite(logits).all(axis=(0, 2))
     if not finite.all():
         layer = layers[int(np.argmin(finite))]
@@ -84,41 +84,56 @@ def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where
 def at_chance(metric: str, predictions: npt.NDArray, labels: npt.NDArray, classes: int) -> bool:
     """True if predictions (N,) score no better than the constant prediction, within sampling error.
 
-    Accuracy and F1: the 5th percentile of the difference to the constant prediction on the same rows, over bootstrap
-    samples of the rows, is not above zero. Correlations: Fisher's z is below the one-sided 5% quantile.
+    Correlations: Fisher's z is at most the one-sided 5% quantile. Other metrics: the 5th percentile of the difference
+    to the constant prediction on the same rows, over bootstrap samples of the rows, is at most zero.
     """
     if METRICS[metric].values:
         r = np.clip(METRICS[metric](predictions, labels), -LARGEST_CORRELATION, LARGEST_CORRELATION)
         return bool(np.arctanh(r) * np.sqrt((len(labels) - 3) / SPEARMAN_VARIANCE) <= ONE_SIDED)
     constant = constant_prediction(metric, labels, classes).prediction
-    if metric not in ("accuracy", "f1"):
-        return bool(np.quantile(_bootstrap(metric, predictions, labels, constant), 0.05) <= 0)
-    if metric == "f1":  # F1 depends only on the cells of the confusion matrix.
-        cells = 2 * (predictions == 1) + (labels == 1)
+    if metric in _FROM_COUNTS:
+        differences = _FROM_COUNTS[metric](predictions, labels, constant)
     else:
-        cells = 2 * (predictions == labels) + (labels == constant)
-    shares = np.bincount(cells, minlength=4) / len(labels)
-    draws = np.random.default_rng(0).multinomial(len(labels), shares, RESAMPLES).astype(float)
-    if metric == "f1":
-        _, missed, wrong, right = draws.T
-        positives = missed + right
-        difference = _ratio(2 * right, 2 * right + missed + wrong)
-        if constant == 1:
-            difference = difference - _ratio(2 * positives, positives + len(labels))
-    else:
-        difference = (draws[:, 2] - draws[:, 1]) / len(labels)  # Only the model is right; only the constant is.
-    return bool(np.quantile(difference, 0.05) <= 0)
+        differences = _bootstrap(METRICS[metric], predictions, labels, constant)
+    return bool(np.quantile(differences, 0.05) <= 0)
 
 
-def _bootstrap(metric: str, predictions: npt.NDArray, labels: npt.NDArray, constant: float) -> npt.NDArray:
+def _bootstrap(metric: Metric, predictions: npt.NDArray, labels: npt.NDArray, constant: float) -> npt.NDArray:
     """(RESAMPLES,) differences of the score to the constant prediction's, on the same resampled rows."""
     rng, both = np.random.default_rng(0), np.stack([predictions, np.full(len(labels), constant)])
     rows = (rng.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES))
-    return np.array([np.subtract(*METRICS[metric].scores(both[:, drawn], labels[drawn])) for drawn in rows])
+    return np.array([np.subtract(*metric.scores(both[:, drawn], labels[drawn])) for drawn in rows])
+
+
+def _accuracy_differences(predictions: npt.NDArray, labels: npt.NDArray, constant: float) -> npt.NDArray:
+    """(RESAMPLES,) differences of accuracy. They depend on two counts: rows that only the model predicts correctly, and
+    rows that only the constant prediction does."""
+    _, only_constant, only_model, _ = _resampled(2 * (predictions == labels) + (labels == constant)).T
+    return np.asarray((only_model - only_constant) / len(labels))
+
+
+def _f1_differences(predictions: npt.NDArray, labels: npt.NDArray, constant: float) -> npt.NDArray:
+    """(RESAMPLES,) differences of F1. They depend only on the cells of the confusion matrix."""
+    _, false_negatives, false_positives, true_positives = _resampled(2 * (predictions == 1) + (labels == 1)).T
+    difference = _ratio(2 * true_positives, 2 * true_positives + false_negatives + false_positives)
+    if constant == 1:
+        positives = false_negatives + true_positives
+        difference = difference - _ratio(2 * positives, positives + len(labels))
+    return np.asarray(difference)
+
+
+_FROM_COUNTS = {"accuracy": _accuracy_differences, "f1": _f1_differences}
+"""Metrics whose bootstrap needs only counts, which are fast to resample for any number of rows."""
+
+
+def _resampled(cells: npt.NDArray) -> npt.NDArray[np.float64]:
+    """(RESAMPLES, 4) number of rows in each cell, in bootstrap samples of the rows; cells (N,) from 0 to 3."""
+    shares = np.bincount(cells, minlength=4) / len(cells)
+    return np.random.default_rng(0).multinomial(len(cells), shares, RESAMPLES).astype(np.float64)
 
 
 def chance_message(what: str, metric: str, score: float, constant: Constant, rows: int) -> str:
-    """States that a score is at chance, with the numbers that show it. ``what``: "full depth", "the policy"."""
+    """Message about a score at chance. ``what``: the name of the predictions, such as "full depth"."""
     return (
         f"{what} is at chance: {metric} {score:.4f} on {plural(rows, 'example')} does not exceed the constant"
         f" prediction's {constant.score:.4f} by more than sampling error"
@@ -126,7 +141,7 @@ def chance_message(what: str, metric: str, score: float, constant: Constant, row
 
 
 def _constant(values: npt.NDArray) -> bool:
-    """Equal up to rounding."""
+    """True if all values are equal, up to rounding."""
     if values.dtype.kind != "f":
         return bool(np.ptp(values) == 0)
     return bool(np.ptp(values) <= 8 * np.spacing(np.abs(values).max()))

@@ -14,6 +14,12 @@ from berxit.runtime.storage import write_text
 
 T = TypeVar("T")
 
+NOT_STORED = {"stored": False}
+"""Metadata of a dataclass field that JSON files do not contain."""
+OMIT_DEFAULT = {"omit_default": True}
+"""Metadata of a dataclass field that a JSON file contains only if its value is not the default. Readers older than the
+field reject its key, so files that do not need the field must not have it."""
+
 
 def write_json(data: Any, path: Path) -> None:
     """Writes a JSON file atomically: after an interruption, the file has its previous content."""
@@ -42,6 +48,24 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
     return data
 
 
+def to_json(value: Any) -> Any:
+    """Converts dataclasses, also nested ones, to JSON data, from which ``parse`` restores them."""
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if _is_stored(field, value)}
+    return {name: to_json(item) for name, item in found.items()}
+
+
+def _is_stored(field: dataclasses.Field[Any], instance: Any) -> bool:
+    if not field.metadata.get("stored", True):
+        return False
+    return not field.metadata.get("omit_default") or getattr(instance, field.name) != field.default
+
+
 def parse(kind: type[T], data: Any, where: str) -> Any:
     """Converts JSON data to ``kind``, a dataclass or the type of a field.
 
@@ -60,7 +84,10 @@ def parse(kind: type[T], data: Any, where: str) -> Any:
             raise BerxitError(f"{where}: key '{missing[0]}' is missing. Recreate the file")
         return kind(**{key: parse(hints[key], value, f"{where}: {key}") for key, value in data.items()})
     if origin in (typing.Union, types.UnionType):
-        for option in arguments:
+        options = [option for option in arguments if option is not types.NoneType or data is None]
+        if len(options) == 1:  # Its error names the key.
+            return parse(options[0], data, where)
+        for option in options:
             try:
                 return parse(option, data, where)
             except BerxitError:

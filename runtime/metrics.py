@@ -19,6 +19,8 @@ class Metric:
     """A score of predictions against labels; higher is better."""
 
     name: str
+    description: str
+    """Definition, for the documentation."""
     scores: Callable[[npt.NDArray, npt.NDArray], Scores]
     """Predictions (T, N), labels (N,) -> (T,): T sets of predictions for the same N rows. A trade-off curve needs the
     scores of hundreds of thresholds."""
@@ -78,10 +80,28 @@ def _ranks(values: npt.NDArray) -> Scores:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", accuracy),
-        Metric("f1", f1, needs_positive=True, second="accuracy"),
-        Metric("pearson", pearson, values=True, second="spearman"),
-        Metric("spearman", spearman, values=True, second="pearson"),
+        Metric("accuracy", "share of correct predictions", accuracy),
+        Metric(
+            "f1",
+            "F1 of the positive class; 0 if neither predictions nor labels contain it",
+            f1,
+            needs_positive=True,
+            second="accuracy",
+        ),
+        Metric(
+            "pearson",
+            "linear correlation; 0 for constant predictions",
+            pearson,
+            values=True,
+            second="spearman",
+        ),
+        Metric(
+            "spearman",
+            "rank correlation; equal values have their mean rank",
+            spearman,
+            values=True,
+            second="pearson",
+        ),
     )
 }
 

@@ -25,7 +25,7 @@ def balanced_accuracy(predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDAr
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metric]:
-    metric = Metric("balanced-accuracy", balanced_accuracy, second="accuracy")
+    metric = Metric("balanced-accuracy", "mean recall of the classes", balanced_accuracy, second="accuracy")
     command = importlib.import_module("berxit.toolkit.commands.train")
     with monkeypatch.context() as patched:
         patched.setitem(METRICS, metric.name, metric)

@@ -12,7 +12,7 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import find_split
-from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.json_data import parse, read_json, to_json, write_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_together
@@ -206,7 +206,7 @@ def stored_pass(checkpoint: Path, calibrated: CalibratedPolicy) -> Predictions:
 
 
 def write_policy(checkpoint: Path, chosen: CalibratedPolicy) -> None:
-    write_json({**asdict(chosen), "calibration": chosen.calibration.stored()}, checkpoint / POLICY_FILE)
+    write_json(to_json(chosen), checkpoint / POLICY_FILE)
 
 
 def read_policy(checkpoint: Path) -> CalibratedPolicy | None:

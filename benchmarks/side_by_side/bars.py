@@ -92,7 +92,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Bar:
-    """Measurements ratio with its limit; without a limit, a ratio that is only reported."""
+    """Measured ratio with its limit; without a limit, a ratio that is only reported."""
 
     what: str
     """Name of the ratio."""
@@ -101,7 +101,7 @@ class Bar:
     against: str
     """Contender that ours is compared with."""
     found: float
-    """Measurements value."""
+    """Measured value."""
     limit: float | None = None
     at_most: bool = False
     """True if the limit is a maximum, False if it is a minimum."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.json_data import NOT_STORED, OMIT_DEFAULT, parse, read_json, to_json, write_json
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def test_parse_uses_defaults_for_missing_keys() -> None:
         (plain(places=2.5), "cart: places: unexpected value 2.5"),
         (plain(places=True), "cart: places: unexpected value true"),
         (plain(name=None), "cart: name: unexpected value null"),
-        (plain(spare="none"), 'cart: spare: unexpected value "none"'),
+        (plain(spare="none"), "cart: spare: expected an object, found str"),
         (plain(notes=[]), r"cart: notes: unexpected value \[\]"),
         (plain(prices={"new": "3"}), 'cart: prices: new: unexpected value "3"'),
         ([], "cart: expected an object, found list"),
@@ -102,3 +102,15 @@ def test_write_json_rejects_nan_and_infinity(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json({"score": math.nan}, tmp_path / "score.json")
     assert not (tmp_path / "score.json").exists()
+
+
+@dataclass(frozen=True)
+class Older:
+    size: int
+    color: str = field(default="red", metadata=OMIT_DEFAULT)
+    digest: str = field(default="", metadata=NOT_STORED)
+
+
+def test_to_json_omits_defaults_and_fields_that_are_not_stored() -> None:
+    assert to_json([Older(1), {"b": Older(2, "blue", "abc")}]) == [{"size": 1}, {"b": {"size": 2, "color": "blue"}}]
+    assert parse(Cart, to_json(CART), "cart") == CART

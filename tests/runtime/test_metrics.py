@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -80,3 +83,15 @@ def test_scores_equals_single_scores(metric: str) -> None:
 def test_metrics_return_python_float(metric: str) -> None:
     score = METRICS[metric](np.array([0, 1, 1]), np.array([0, 1, 0]))
     assert type(score) is float
+
+
+def test_docs_list_the_metrics_of_the_registry() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = (docs / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (classes|two classes|numbers) \| (.+) \|$", page, re.M)
+    kinds = {True: "numbers", False: "classes"}
+    assert rows == [
+        (m.name, "two classes" if m.needs_positive else kinds[m.values], m.description) for m in METRICS.values()
+    ]
+    names = ", ".join(f"`{name}`" for name in METRICS)
+    assert f"| `model.metric` | string | {names} |" in (docs / "bundle.md").read_text(encoding="utf-8")

@@ -156,7 +156,7 @@ def test_concurrent_threads_share_runner(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
-def test_bf16_is_near_and_has_a_tolerance_of_its_own(bundle: Path, manifest: Manifest) -> None:
+def test_bf16_differs_within_its_own_tolerance(bundle: Path, manifest: Manifest) -> None:
     backend = open_backend(bundle, manifest, 1, backend="openvino", backend_options={"bf16": True})
     assert backend.label == "openvino (bf16)"
     largest = max(differences(backend, read_golden(bundle, manifest), manifest.model.pad_token_id))
