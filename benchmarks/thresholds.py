@@ -110,8 +110,9 @@ def command(
     table = report(outcomes, keep)
     record = {"criterion": criterion, "metric": predictions.metric, "population": population, "keep": keep}
     output.mkdir(parents=True, exist_ok=True)
-    write_text(json.dumps(record | {"outcomes": [asdict(each) for each in outcomes]}, indent=1), output / "result.json")
-    write_text(table + "\n", output / "result.md")
+    stored = json.dumps(record | {"outcomes": [asdict(each) for each in outcomes]}, indent=1)
+    write_text(output / "result.json", stored)
+    write_text(output / "result.md", table + "\n")
     click.echo(table)
 
 
