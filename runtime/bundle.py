@@ -210,7 +210,9 @@ def open_bundle(bundle: Path | str, *, verify: bool = True) -> tuple[BundleFolde
             return opened, _checked_manifest(folder, opened)
         except BerxitError:
             waited = time.monotonic() - start
-            if waited > (MISSING_S if before is None else REPLACED_S) or (before and before == _state(folder)):
+            # A folder that is replaced while its files are listed has no state either, but is not missing.
+            longest = REPLACED_S if before or (folder / MANIFEST).exists() else MISSING_S
+            if waited > longest or (before and before == _state(folder)):
                 raise
             time.sleep(PAUSE_S)
 

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from berxit.runtime import bundle as bundle_module
 from berxit.runtime.bundle import (
     MAPPED,
     Scores,
     TensorFile,
     files_of,
+    open_bundle,
     read_manifest,
     read_tensor,
     sha256,
     write_manifest,
 )
+from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.calibration import Costs, ExitPlacement
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import read_golden
@@ -341,3 +344,23 @@ def test_read_manifest_rejects_wrong_positive_class(copy: Path) -> None:
 def test_read_manifest_accepts_f1_bundle_without_positive_class(copy: Path) -> None:
     change(copy, lambda data: data["model"].update(metric="f1"))
     assert read_manifest(copy).model.positive is None
+
+
+def test_open_bundle_retries_if_the_bundle_is_replaced_while_its_files_are_listed(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow machine, the first attempt can take longer than the wait for a missing bundle."""
+    failures = [BerxitError("file 'segments/layer_01.onnx' is missing")]
+    real = bundle_module.BundleFolder
+
+    def fails_once(folder: Path, *, verify: bool) -> BundleFolder:
+        if failures:
+            raise failures.pop()
+        return real(folder, verify=verify)
+
+    monkeypatch.setattr(bundle_module, "MISSING_S", 0.0)
+    monkeypatch.setattr(bundle_module, "_state", lambda folder: None)
+    monkeypatch.setattr(bundle_module, "BundleFolder", fails_once)
+    _, manifest = open_bundle(bundle)
+    assert manifest.model.layers == 3
+    assert failures == []
