@@ -77,12 +77,18 @@ def test_module_imports_only_down_the_floors(path: Path) -> None:
     assert {name for name in imported if FLOORS[name] > FLOORS[own]} == set()
 
 
+ANNOTATIONS = {"berxit.runtime.manifest_checks": {"berxit.runtime.bundle"}}
+"""Module -> imports that do not count: the checks of a manifest annotate the classes that the bundle defines."""
+
+
 def test_modules_import_each_other_without_a_cycle() -> None:
+    """Imports in functions and under TYPE_CHECKING count, too."""
     graph = {
-        name: {each for each in imports_of(parsed(path), everywhere=False) if each in MODULES} - {name}
+        name: {each for each in imports_of(parsed(path), everywhere=True) if each in MODULES}
+        - {name, *ANNOTATIONS.get(name, ())}
         for name, path in MODULES.items()
     }
-    assert sum(map(len, graph.values())) > 200
+    assert sum(map(len, graph.values())) > 300
     assert find_cycle(graph) == []
 
 
