@@ -31,7 +31,7 @@ from berxit.runtime import EarlyExitRunner
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.golden import read_golden
-from berxit.runtime.json_data import write_json
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table, plural
 from berxit.runtime.tokenization import Text
 
@@ -148,15 +148,13 @@ def command(
             f" {', '.join(HEAVY)}{'; it imports ' + ', '.join(imported.heavy) if imported.heavy else ''})",
         ]
     )
-    output.mkdir(parents=True, exist_ok=True)
     measured = {
         "first_exit_p99_ms": p99,
         "deadlines": [dataclasses.asdict(each) for each in kept],
         "import": {**dataclasses.asdict(imported), "median": imported.median, "holds": imported.holds},
     }
-    write_json({**conditions, **measured}, output / "deadline.json")
-    (output / "deadline.md").write_text(text + "\n", encoding="utf-8")
-    click.echo(f"\n{text}\n\nwritten: {output / 'deadline.json'}, {output / 'deadline.md'}")
+    files = write_results(output, "deadline", {**conditions, **measured}, text)
+    click.echo(f"\n{text}\n\nwritten: {', '.join(map(str, files))}")
 
 
 def measure(

@@ -32,7 +32,7 @@ from berxit.runtime.backends import BACKENDS, ChosenBackend
 from berxit.runtime.benchmark import bench
 from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.json_data import write_json
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.commands.options import PATH, silence_library_logs
 from berxit.toolkit.quickstart import SAMPLE
@@ -246,14 +246,11 @@ def versions() -> dict[str, str]:
 
 def write(conditions: dict[str, Any], parts: Sequence[Part], output: Path) -> list[Path]:
     """Writes gpu_check.json and gpu_check.md, and returns their paths."""
-    output.mkdir(parents=True, exist_ok=True)
-    files = [output / "gpu_check.json", output / "gpu_check.md"]
-    write_json({**conditions, "parts": [dataclasses.asdict(part) for part in parts]}, files[0])
     rows = [[part.name, "ran" if part.ran else "did not run", part.said.replace("|", "/")] for part in parts]
     packages = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
     text = [f"{conditions['gpu']}; {conditions['model']}; {packages}", markdown_table(["part", "", "result"], rows)]
-    files[1].write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    return files
+    numbers = {**conditions, "parts": [dataclasses.asdict(part) for part in parts]}
+    return write_results(output, "gpu_check", numbers, "\n\n".join(text))
 
 
 if __name__ == "__main__":

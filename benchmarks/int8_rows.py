@@ -29,13 +29,12 @@ from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.examples import Examples, find_split, read_examples_for
-from berxit.runtime.json_data import write_json
 from berxit.runtime.loop import exit_loop
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.results import write_results
 from berxit.runtime.runner import Prediction
-from berxit.runtime.storage import write_text
 from berxit.runtime.tables import markdown_table
 from berxit.runtime.tokenization import Text, TokenBatch
 
@@ -135,7 +134,6 @@ def command(
             _speed_table(speeds, names),
         ]
     )
-    output.mkdir(parents=True, exist_ok=True)
     measured = {
         "bundles": [str(bundle) for bundle in bundles],
         "backend": runners[0].backend.name,
@@ -147,9 +145,8 @@ def command(
         "scores": [dataclasses.asdict(each) for each in scores],
         "speed": [dataclasses.asdict(each) for each in speeds],
     }
-    write_json(measured, output / "int8-rows.json")
-    write_text(output / "int8-rows.md", text + "\n")
-    click.echo(f"\n{text}\n\nwritten: {output / 'int8-rows.json'}, {output / 'int8-rows.md'}")
+    files = write_results(output, "int8-rows", measured, text)
+    click.echo(f"\n{text}\n\nwritten: {', '.join(map(str, files))}")
 
 
 def agreement(

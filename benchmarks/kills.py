@@ -34,8 +34,7 @@ from berxit.runtime import storage
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import debug_option, progress_bar, run, status_of
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.json_data import write_json
-from berxit.runtime.storage import write_text
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.cli import load
 from berxit.train.calibration import PASS_FILE, read_policy
@@ -298,9 +297,7 @@ def command(model: Path, data: Path, kills: int, minutes: float, seed: int, outp
     ]
     header = ["command", "kills", "at a move", "none yet", "old one", "new one", "then finished"]
     text = markdown_table(header, rows)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json({"cases": [asdict(counts) for counts in found], "seed": seed}, output / "kills.json")
-    write_text(output / "kills.md", text + "\n")
+    write_results(output, "kills", {"cases": [asdict(counts) for counts in found], "seed": seed}, text)
     click.echo(text)
     for fault in sorted({fault for counts in found for fault in counts.faults}):
         click.echo(fault, err=True)

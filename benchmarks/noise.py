@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from berxit.runtime.benchmark import BenchResult, bench
-from berxit.runtime.json_data import write_json
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table
 
 
@@ -68,11 +68,9 @@ def main(bundle: Path, threads: int, busy: str, runs: int, seconds: float, outpu
     found = {count: runs_beside(bundle, count, runs, seconds, threads) for count in map(int, busy.split(","))}
     header = ["busy processes", "p90 / p50", "drift", "CPUs of others", "R^2", "full depth, p50 ms", "accepted"]
     text = markdown_table(*Table(header, [row(count, results) for count, results in found.items()]))
-    output.mkdir(parents=True, exist_ok=True)
     data = {str(count): [dataclasses.asdict(each) for each in results] for count, results in found.items()}
-    write_json(data, output / "noise.json")
-    (output / "noise.md").write_text(text + "\n", encoding="utf-8")
-    click.echo(f"{text}\n\nwritten: {output / 'noise.json'}, {output / 'noise.md'}")
+    files = write_results(output, "noise", data, text)
+    click.echo(f"{text}\n\nwritten: {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from berxit.runtime.bundle import read_manifest, sha256
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import read_golden
-from berxit.runtime.json_data import write_json
-from berxit.runtime.storage import write_text, write_whole
+from berxit.runtime.results import write_results
+from berxit.runtime.storage import write_whole
 from berxit.runtime.tables import markdown_table
 from berxit.runtime.tokenization import Text
 
@@ -239,9 +239,7 @@ def command(
     ]
     header = ["backend", "load", "swap by", "swaps", "loads", "predictions", "first / second", "mixed", "failures"]
     text = markdown_table(header, rows)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json({"cases": [asdict(counts) for counts in found], "cores": os.cpu_count()}, output / "swaps.json")
-    write_text(output / "swaps.md", text + "\n")
+    write_results(output, "swaps", {"cases": [asdict(counts) for counts in found], "cores": os.cpu_count()}, text)
     click.echo(text)
     for failure in sorted({failure for counts in found for failure in counts.failures}):
         click.echo(failure, err=True)

@@ -47,7 +47,8 @@ _MODULES = {
     "fine_tune": "berxit.toolkit.api",
     "push_to_hub": "berxit.toolkit.publishing",
 }
-"""Public name -> the module that defines it."""
+"""Public name -> the module that defines it. No name equals a package of ``berxit``: ``berxit.train`` is the package,
+and ``berxit.fine_tune`` trains."""
 
 __all__ = [
     "BerxitError",
@@ -67,10 +68,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'berxit' has no attribute '{name}'")
-    return getattr(import_module(_MODULES[name]), name)
+if not TYPE_CHECKING:  # Type checkers must report unknown names.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module 'berxit' has no attribute '{name}'")
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

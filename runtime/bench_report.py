@@ -7,13 +7,10 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from berxit import devices
 from berxit.runtime.backend_options import backend_label
 from berxit.runtime.benchmark import CALIBRATED, BenchResult
-from berxit.runtime.errors import BerxitError
-from berxit.runtime.json_data import write_json
 from berxit.runtime.measurement import Measured
-from berxit.runtime.storage import write_text
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table, plural
 
 
@@ -122,20 +119,19 @@ def write_result(result: BenchResult, folder: Path, report: Callable[[str], None
 
     ``report`` receives a line if the figure's package is missing.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / "bench.json", folder / "bench.md"]
-        write_json(dataclasses.asdict(result), files[0])
-        write_text(files[1], report_text(result) + "\n")
-    except OSError as error:
-        raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
-    for plugin in metadata.entry_points(group="berxit.figures"):
-        if plugin.name == "bench":  # The runtime does not depend on matplotlib.
-            try:
-                files.append(plugin.load()(result, folder / "bench.png"))
-            except ModuleNotFoundError as error:
-                report(f"no figure: {error.name} is not installed here: {devices.install_command('report')}")
-    return files
+    plugins = [plugin for plugin in metadata.entry_points(group="berxit.figures") if plugin.name == "bench"]
+
+    def draw(path: Path) -> None:  # The runtime does not depend on matplotlib.
+        plugins[0].load()(result, path)
+
+    return write_results(
+        folder,
+        "bench",
+        dataclasses.asdict(result),
+        report_text(result),
+        figure=draw if plugins else None,
+        report=report,
+    )
 
 
 def _latency(point: Measured) -> list[str]:

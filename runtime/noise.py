@@ -10,15 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from berxit import devices
-
-if TYPE_CHECKING:
-    from berxit.runtime.measurement import Line
 
 TAIL = 1.5
 DRIFT = 1.25
@@ -114,7 +111,15 @@ def noisy(what: str, problems: Sequence[str]) -> str:
     return f"{what}: noisy measurement: {'; '.join(problems)}"
 
 
-def bench_problems(noise: Noise | None, line: Line | None) -> list[str]:
+class Fit(Protocol):
+    """A fitted line, such as ``measurement.Line``."""
+
+    @property
+    def r_squared(self) -> float:
+        """Coefficient of determination."""
+
+
+def bench_problems(noise: Noise | None, line: Fit | None) -> list[str]:
     """Reasons against basing a decision on a bench; empty if it is quiet."""
     found = ["the noise was not measured (by an older version)"] if noise is None else noise.problems()
     if line is not None and line.r_squared < R_SQUARED:

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from berxit.runtime.errors import BerxitError
-from berxit.runtime.json_data import write_json
 from berxit.runtime.metrics import METRICS
-from berxit.runtime.storage import write_text
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table
 from berxit.train.chance_warnings import depth_warning, exits_warning
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
@@ -213,19 +211,11 @@ def _undominated(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
 
 def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: Path) -> list[Path]:
     """Writes predictions.npz, eval.json, eval.md and, if matplotlib is installed, eval.png."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / name for name in ("predictions.npz", "eval.json", "eval.md")]
-        predictions.save(files[0])
-        write_json(asdict(evaluation), files[1])
-        write_text(files[2], evaluation.text() + "\n")
-    except OSError as error:
-        raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
-    try:
+
+    def draw(path: Path) -> None:
         from berxit.toolkit.figures import evaluation_figure
 
-        files.append(evaluation_figure(evaluation, folder / "eval.png"))
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-    return files
+        evaluation_figure(evaluation.metric, evaluation.layer_scores, evaluation.curves, path)
+
+    arrays = {"predictions.npz": predictions.save}
+    return write_results(folder, "eval", asdict(evaluation), evaluation.text(), figure=draw, more=arrays)

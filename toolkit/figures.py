@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,7 @@ from berxit.runtime.storage import replacing
 
 if TYPE_CHECKING:
     from berxit.runtime.benchmark import BenchResult
-    from berxit.toolkit.evaluation_report import Evaluation
-    from berxit.toolkit.studies.findings import Panel
+    from berxit.train.evaluation import OperatingPoint
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
 """Colours of points with a fixed exit layer, of a criterion's thresholds, and of the calibrated policy."""
@@ -95,25 +94,25 @@ def _score_panel(axes: Axes, result: BenchResult) -> None:
     axes.legend(loc="lower right")
 
 
-def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
-    """Draws score against average exit layer: per exit, and for the thresholds of every criterion."""
-    from berxit.train.curves import curve_of  # imports torch, which is not installed on a device that draws a bench
+def evaluation_figure(
+    metric: str, layer_scores: Sequence[float], curves: Mapping[str, Sequence[OperatingPoint]], path: Path
+) -> Path:
+    """Score against average exit layer: for every exit, and for the thresholds of every criterion."""
+    from berxit.train.curves import curve_of  # Imports torch, which is not installed on a device that draws a bench.
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.8))
-        layers = range(1, len(evaluation.layer_scores) + 1)
-        axes.plot(
-            layers, evaluation.layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples exit at one layer"
-        )
-        for name, points in evaluation.curves.items():
+        layers = range(1, len(layer_scores) + 1)
+        axes.plot(layers, layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples exit at one layer")
+        for name, points in curves.items():
             curve = curve_of(points, len(layers))
             axes.plot(curve.layers, curve.scores, lw=1.2, label=name, **criterion_style(name))
-        axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
+        axes.set(xlabel="average exit layer", ylabel=metric)
         axes.legend(loc="lower right")
         return _save(figure, path)
 
 
-def panels_figure(panels: Sequence[Panel], title: str, path: Path) -> Path:
+def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, path: Path) -> Path:
     """Draws a study's panels, up to three per row, with one title and one legend."""
     columns = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)

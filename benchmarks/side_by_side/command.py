@@ -30,7 +30,7 @@ from benchmarks.side_by_side.contenders import STATUS, Case, Spec, work
 from berxit import devices
 from berxit.runtime import BerxitError, ExitPolicy, InputError
 from berxit.runtime.console import debug_option, progress_bar
-from berxit.runtime.json_data import write_json
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import PATH, silence_library_logs
 
@@ -136,11 +136,15 @@ def command(
     }
     headline = f"{model}; {inputs}; {devices.this_machine()}; one process per contender, interleaved"
     text = report(headline, made, measured, specs, cases, shape)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json({**conditions, "bars": list(map(_bar_data, made)), **_plain(measured)}, output / "side_by_side.json")
-    (output / "side_by_side.md").write_text(text + "\n", encoding="utf-8")
-    draw(measured.runs, specs, cases, model, output / "side_by_side.png")
-    click.echo(f"\n{text}\n\nwritten: {output}/side_by_side.json, .md and .png")
+    numbers = {**conditions, "bars": list(map(_bar_data, made)), **_plain(measured)}
+    files = write_results(
+        output,
+        "side_by_side",
+        numbers,
+        text,
+        figure=lambda path: draw(measured.runs, specs, cases, model, path),
+    )
+    click.echo(f"\n{text}\n\nwritten: {', '.join(map(str, files))}")
 
 
 def _numbers(option: str, text: str) -> list[int]:

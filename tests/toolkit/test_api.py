@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,12 @@ def test_every_public_name_is_defined() -> None:
     assert all(getattr(berxit, name) is not None for name in berxit.__all__)
     with pytest.raises(AttributeError, match="module 'berxit' has no attribute 'leave'"):
         _ = berxit.leave  # type: ignore[attr-defined]
+
+
+def test_public_names_are_no_packages() -> None:
+    packages = {module.name for module in pkgutil.iter_modules(berxit.__path__)}
+    assert {"devices", "exporters", "runtime", "toolkit", "train"} <= packages
+    assert not set(berxit.__all__) & packages
 
 
 def test_berxit_train_is_the_package() -> None:
@@ -187,6 +194,7 @@ berxit.evaluate("checkpoint", 3)
 berxit.calibrate("checkpoint", share=0.9)
 berxit.bench("bundle", limit="10")
 label: bytes = berxit.EarlyExitRunner.load("bundle").predict("stop").label
+berxit.finetune(berxit.TrainingOptions("encoder"), [], "checkpoint")
 """
 
 

@@ -80,8 +80,8 @@ def test_card_of_a_bundle_has_a_valid_header(hub: HubStandIn, bundle: Path) -> N
     record = read_manifest(bundle).calibration
     assert record is not None
     early, full = header["model-index"][0]["results"][0]["metrics"]
-    assert (early["value"], full["value"]) == (round(record["score"], 4), round(record["full_depth_score"], 4))
-    assert f"confidence is above {record['threshold']:.4g}" in text
+    assert (early["value"], full["value"]) == (round(record.score, 4), round(record.full_depth_score, 4))
+    assert f"confidence is above {record.threshold:.4g}" in text
     assert "keeps 0.9 of the last exit's accuracy" in text
     assert "Latency" not in text
 

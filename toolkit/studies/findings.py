@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berxit.runtime.errors import BerxitError
-from berxit.runtime.json_data import write_json
-from berxit.runtime.storage import write_text
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table
 
 if TYPE_CHECKING:
@@ -43,18 +41,11 @@ class Findings:
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the report, the numbers and, if matplotlib is installed, the figure. Returns their paths."""
-        files = [folder / f"{self.name}{suffix}" for suffix in (".md", ".json")]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(files[0], self.text() + "\n")
-            write_json({"study": self.title, "conditions": list(self.conditions), **self.data}, files[1])
-        except OSError as error:
-            raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
-        try:
+
+        def draw(path: Path) -> None:
             from berxit.toolkit.figures import panels_figure
 
-            files.append(panels_figure(self.panels, self.title, folder / f"{self.name}.png"))
-        except ModuleNotFoundError as error:
-            if error.name != "matplotlib":
-                raise
-        return files
+            panels_figure(self.panels, self.title, path)
+
+        data = {"study": self.title, "conditions": list(self.conditions), **self.data}
+        return write_results(folder, self.name, data, self.text(), figure=draw)

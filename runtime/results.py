@@ -1,0 +1,58 @@
+"""The writer of results: one report as Markdown, its numbers as JSON, and a figure if matplotlib is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from berxit.devices import install_command
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.json_data import write_json
+from berxit.runtime.storage import write_text
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    data: Any,
+    text: str,
+    *,
+    figure: Callable[[Path], object] | None = None,
+    more: Mapping[str, Callable[[Path], object]] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Writes NAME.json, NAME.md and NAME.png to ``folder``, which is created. Returns the paths of the written files.
+
+    ``data``: the numbers, as JSON types. ``figure`` draws the figure; without matplotlib there is none, and ``report``
+    receives the command that installs it. ``more``: file name -> the function that writes it, before the report.
+    Raises BerxitError if the folder cannot be written.
+    """
+    writers: dict[str, Callable[[Path], object]] = {
+        **(more or {}),
+        f"{name}.json": lambda path: write_json(data, path),
+        f"{name}.md": lambda path: write_text(path, text + "\n"),
+    }
+    files = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, write in writers.items():
+            write(folder / file)
+            files.append(folder / file)
+        if figure is not None and _drawn(figure, folder / f"{name}.png", report):
+            files.append(folder / f"{name}.png")
+    except OSError as error:
+        raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
+    return files
+
+
+def _drawn(figure: Callable[[Path], object], path: Path, report: Callable[[str], None]) -> bool:
+    """Draws the figure. False if matplotlib is not installed."""
+    try:
+        figure(path)
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        report(f"no figure: matplotlib is not installed here: {install_command('report')}")
+        return False
+    return True
