@@ -74,13 +74,16 @@ class KeepTest:
         return int(np.argmin(doubled))
 
     def _p_value_by_resampling(self, predicted: npt.NDArray) -> float:
-        p, rng = self.predictions, np.random.default_rng(0)
-        below = 0
-        for _ in range(RESAMPLES_OF_OTHERS):
-            rows = rng.integers(0, len(p.labels), len(p.labels))
-            score = METRICS[p.metric]
-            below += score(predicted[rows], p.labels[rows]) < self.keep * score(p.full_depth[rows], p.labels[rows])
+        score, labels = METRICS[self.predictions.metric], self.predictions.labels
+        below = sum(score(predicted[rows], labels[rows]) < self.keep * full for rows, full in self._samples)
         return (below + 1) / (RESAMPLES_OF_OTHERS + 1)
+
+    @cached_property
+    def _samples(self) -> list[tuple[npt.NDArray[np.int64], float]]:
+        """Rows of each bootstrap sample, and the full-depth score on them."""
+        p, rng = self.predictions, np.random.default_rng(0)
+        samples = [rng.integers(0, len(p.labels), len(p.labels)) for _ in range(RESAMPLES_OF_OTHERS)]
+        return [(rows, METRICS[p.metric](p.full_depth[rows], p.labels[rows])) for rows in samples]
 
 
 def least_rows(score: float, keep: float, delta: float) -> int:

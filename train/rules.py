@@ -111,7 +111,9 @@ class Keep:
         for tolerance in tolerances:
             predicted = predicted_at(predictions, exits_taken(predictions, criterion, thresholds, tolerance))
             passed = 1
-            while passed < len(thresholds) and test.p_value(predicted[passed]) <= delta:
+            while passed < len(thresholds) and (
+                np.array_equal(predicted[passed], predicted[passed - 1]) or test.p_value(predicted[passed]) <= delta
+            ):
                 passed += 1
             safe += trade_off(predictions, criterion, thresholds[:passed], tolerance)
         return _cheapest(safe)
