@@ -111,9 +111,10 @@ class Keep:
         for tolerance in tolerances:
             predicted = predicted_at(predictions, exits_taken(predictions, criterion, thresholds, tolerance))
             passed = 1
-            while passed < len(thresholds) and (
-                np.array_equal(predicted[passed], predicted[passed - 1]) or test.p_value(predicted[passed]) <= delta
-            ):
+            while passed < len(thresholds):
+                tested_already = passed > 1 and np.array_equal(predicted[passed], predicted[passed - 1])
+                if not tested_already and test.p_value(predicted[passed]) > delta:
+                    break
                 passed += 1
             safe += trade_off(predictions, criterion, thresholds[:passed], tolerance)
         return _cheapest(safe)
