@@ -33,7 +33,7 @@ def push_to_hub(
     repository: str,
     *,
     bench: Path | str | None = None,
-    private: bool = False,
+    public: bool = False,
     include_data: bool = False,
     message: str | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -41,9 +41,10 @@ def push_to_hub(
     """Uploads a checkpoint or a bundle to the repository "owner/name", which is created if it does not exist.
 
     The card is the folder's README.md; without one it is generated (``model_card``). ``bench``: a bench.json of this
-    model, for the card's line about latency. ``private``: visibility of a new repository. ``include_data``: also upload
-    a checkpoint's files with texts of the data (samples, calibration texts, held-out rows). A bundle always contains
-    texts: its golden inputs. ``report`` receives one line about them. Log in first: ``hf auth login``.
+    model, for the card's line about latency. ``public``: create a public repository; by default, a new repository is
+    private. ``include_data``: also upload a checkpoint's files with texts of the data (samples, calibration texts,
+    held-out rows). A bundle always contains texts: its golden inputs. ``report`` receives one line about them. Log in
+    first: ``hf auth login``.
 
     Raises InputError for a bad repository name, for a folder that is neither checkpoint nor bundle, and for a bench of
     another model; BerxitError for a damaged folder, if huggingface_hub is not installed, or if the upload fails.
@@ -68,7 +69,7 @@ def push_to_hub(
         if card is not None:
             (staged / CARD).write_text(card, encoding="utf-8")
         try:
-            hub.HfApi().create_repo(repository, private=private, exist_ok=True)
+            hub.HfApi().create_repo(repository, private=not public, exist_ok=True)
             commit = hub.HfApi().upload_folder(
                 repo_id=repository,
                 folder_path=str(staged),

@@ -174,10 +174,10 @@ def test_pushed_checkpoint_contains_no_texts_of_the_data(hub: HubStandIn, checkp
     assert {"samples.json", "calibration_texts.json"} <= set(with_data.files)
 
 
-def test_push_creates_a_private_repository_once(hub: HubStandIn, bundle: Path) -> None:
-    berxit.push_to_hub(bundle, "org/secret", private=True)
-    berxit.push_to_hub(bundle, "org/secret", private=True)
-    berxit.push_to_hub(bundle, "org/open")
+def test_push_creates_a_private_repository_unless_public(hub: HubStandIn, bundle: Path) -> None:
+    berxit.push_to_hub(bundle, "org/secret")
+    berxit.push_to_hub(bundle, "org/secret")
+    berxit.push_to_hub(bundle, "org/open", public=True)
     assert hub.private == {"org/secret"}
 
 
@@ -219,7 +219,7 @@ def test_push_without_the_library_names_the_pip_command(bundle: Path, monkeypatc
 def test_push_command_prints_files_and_commit(
     hub: HubStandIn, bundle: Path, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(bundle), "org/model", "--bench", str(measured), "--private", "--message", "first"]
+    arguments = [str(bundle), "org/model", "--bench", str(measured), "--public", "--message", "first"]
     assert status_of(load("push"), arguments) == 0
     printed = capsys.readouterr()
     assert "uploaded: README.md, golden.json, manifest.json" in printed.out

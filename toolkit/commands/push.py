@@ -15,12 +15,12 @@ from berxit.toolkit.publishing import push_to_hub
 @click.argument("folder", type=PATH)
 @click.argument("repository")
 @click.option("--bench", type=PATH, help="bench.json of this model: the card then states its latency.")
-@click.option("--private", is_flag=True, help="Create the repository as private.")
+@click.option("--public", is_flag=True, help="Create a public repository.  [default: a private one]")
 @click.option("--include-data", is_flag=True, help="Checkpoints: also upload the files with texts of the data.")
 @click.option("--message", help="Commit message.")
 @debug_option
 def command(
-    folder: Path, repository: str, bench: Path | None, private: bool, include_data: bool, message: str | None
+    folder: Path, repository: str, bench: Path | None, public: bool, include_data: bool, message: str | None
 ) -> None:
     """Upload FOLDER, a checkpoint or a bundle, to REPOSITORY (owner/name) on the Hugging Face hub.
 
@@ -29,7 +29,7 @@ def command(
     if (folder / "config.json").is_file():  # a checkpoint, which transformers reads
         silence_library_logs()
     published = push_to_hub(
-        folder, repository, bench=bench, private=private, include_data=include_data, message=message, report=say
+        folder, repository, bench=bench, public=public, include_data=include_data, message=message, report=say
     )
     click.echo(f"uploaded: {', '.join(published.files)}")
     click.echo(f"commit: {published.url}")
