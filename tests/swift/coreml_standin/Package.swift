@@ -1,14 +1,18 @@
-// swift-tools-version:5.9
+// swift-tools-version:6.0
 import PackageDescription
 
-// Tests of CoreMLExecutor.swift on Linux, with a stand-in for CoreML.
+// Tests of the CoreML half of the Swift package on Linux, with stand-ins for Apple's modules CoreML, ObjectiveC and
+// SwiftUI.
 //
 //     swift test --package-path tests/swift/coreml_standin
 let package = Package(
     name: "CoreMLStandin",
+    platforms: [.iOS(.v16), .macOS(.v13)],
     targets: [
-        .target(name: "CoreML"),
-        .target(name: "EarlyExit", dependencies: ["CoreML"]),
-        .testTarget(name: "CoreMLExecutorTests", dependencies: ["CoreML", "EarlyExit"]),
-    ]
+        .target(name: "ObjectiveC"),
+        .target(name: "CoreML", dependencies: ["ObjectiveC"]),
+        .target(name: "EarlyExit", dependencies: ["CoreML", "ObjectiveC"]),
+        .testTarget(name: "CoreMLTests", dependencies: ["CoreML", "EarlyExit", "ObjectiveC"]),
+    ],
+    swiftLanguageModes: [.v6]
 )

@@ -1,0 +1,222 @@
+import CoreML
+import Foundation
+import ObjectiveC
+import XCTest
+
+@testable import EarlyExit
+
+/// Calls that the package makes to CoreML, and its handling of outputs and failures.
+final class CoreMLExecutorTests: XCTestCase {
+    private let simulation = Simulation.shared
+
+    override func setUp() {
+        simulation.reset()
+    }
+
+    // MARK: Segments
+
+    func testSegmentsRunInOrderOnTheOutputsOfThePreviousOnes() async throws {
+        let runner = try await runner(bundleFolder("fewer_exits"))
+        _ = simulation.takeLog()
+        let prediction = try await runner.predict("turn the kitchen lights off", threshold: 1)
+        XCTAssertEqual(
+            simulation.takeLog(),
+            [
+                "async layer 0 attention_mask [1, 16], input_ids [1, 16], token_type_ids [1, 16]",
+                "async layer 2 attention_bias [1, 1], hidden_in [1, 1]",
+                "async layer 3 attention_bias [1, 1], hidden_in [1, 1]",
+                "async layer 6 attention_bias [1, 1], hidden_in [1, 1]",
+            ])
+        XCTAssertEqual(prediction.exitLayer, 6)
+        let tokens = try runner.bundle.readTokenizer().encode("turn the kitchen lights off")
+        let sum = Float(tokens.inputIds.reduce(0, +))
+        let run = try await runner.executor.embed(tokens)
+        let outputs = try await [run.layer(2), run.layer(3)]
+        XCTAssertEqual(
+            outputs, [LayerOutput(logits: [sum, 2, 0], lte: 0.2), LayerOutput(logits: [sum + 2, 3, 0], lte: 0.3)])
+        await assertFails("no segment ends with layer 4. Export the bundle again") { try await run.layer(4) }
+    }
+
+    func testStridedFloat16OutputsAreReadCorrectly() async throws {
+        simulation.useStridedOutputs()
+        let runner = try await runner(bundleFolder("fewer_exits"))
+        let run = try await runner.executor.embed(Tokens(repeating: 2, count: 8))
+        let output = try await run.layer(2)
+        XCTAssertEqual(output.logits, [16, 2, 0])
+        XCTAssertEqual(output.lte ?? .nan, 0.2, accuracy: 1e-3)
+    }
+
+    func testFunctionsOfOnePackageAreLoadedByName() async throws {
+        let folder = try bundleFolder("fewer_exits")
+        try change(folder) { manifest in
+            var segments = try XCTUnwrap(manifest["segments"] as? [[String: Any]])
+            for i in segments.indices {
+                for key in ["file", "sha256"] { segments[i][key] = segments[0][key] }
+                segments[i]["function"] = ["embeddings", "layer_02", "layer_03", "layer_06"][i]
+            }
+            manifest["segments"] = segments
+        }
+        let runner = try await runner(folder, LoadOptions(warmUp: false))
+        XCTAssertEqual(simulation.takeLog().filter { $0.hasPrefix("compile") }, ["compile embeddings.mlpackage"])
+        let prediction = try await runner.predict("turn the lights off", threshold: 1)
+        XCTAssertEqual(prediction.exitLayer, 6)
+        XCTAssertEqual(
+            simulation.takeLog().map { $0.split(separator: " ")[1] }, ["embeddings", "layer_02", "layer_03", "layer_06"])
+    }
+
+    func testBundleForAnotherTargetIsRejected() async throws {
+        let folder = try bundleFolder("lte")
+        try change(folder) { $0["target"] = "onnxruntime" }
+        await assertFails("was exported for 'onnxruntime'") { try await runner(folder) }
+    }
+
+    // MARK: Synchronous and asynchronous predictions
+
+    func testTasksShareAModelThroughAsynchronousPredictions() async throws {
+        try await assertTasksShareAModel(asynchronous: true, log: "async layer")
+    }
+
+    func testTasksWaitForEachOtherOnSystemsBeforeIOS17() async throws {
+        try await assertTasksShareAModel(asynchronous: false, log: "layer")
+    }
+
+    private func assertTasksShareAModel(asynchronous: Bool, log: String) async throws {
+        let runner = try await runner(bundleFolder("lte"), asynchronous: asynchronous)
+        let expected = try await runner.predict("play some jazz").exitLayer
+        _ = simulation.takeLog()
+        let found = await withTaskGroup(of: Int?.self) { group in
+            for _ in 0..<40 { group.addTask { try? await runner.predict("play some jazz").exitLayer } }
+            return await group.reduce(into: []) { $0.append($1) }
+        }
+        XCTAssertEqual(found, [Int](repeating: expected, count: 40))
+        XCTAssertTrue(simulation.takeLog().allSatisfy { $0.hasPrefix(log) })
+    }
+
+    func testSynchronousPredictionsFreeTheirOutputs() async throws {
+        let runner = try await runner(bundleFolder("fewer_exits"), asynchronous: false)
+        let (before, opened) = (simulation.liveOutputs.value, Pools.opened.value)
+        for _ in 0..<20 { _ = try await runner.predict("turn the lights off", threshold: 1) }
+        XCTAssertEqual(simulation.liveOutputs.value, before)
+        XCTAssertEqual(Pools.opened.value - opened, 20 * 4)
+    }
+
+    func testFailedPredictionNamesSegmentUnitsAndCause() async throws {
+        let runner = try await runner(bundleFolder("lte"), LoadOptions(computeUnits: .cpuAndNeuralEngine))
+        let segment = runner.manifest.segments[1]
+        let source = try source(runner.bundle, LoadOptions(computeUnits: .cpuAndNeuralEngine))
+        let model = try await source.load(segment, on: .cpuAndNeuralEngine)
+        do {
+            _ = try await model.predict(MLDictionaryFeatureProvider(dictionary: [:]))
+            XCTFail("no error")
+        } catch let error as EarlyExitError {
+            XCTAssertTrue(
+                error.message.hasPrefix("CoreML cannot run segments/layer_01.mlpackage on CPU and Neural Engine: fed []"),
+                error.message)
+            XCTAssertEqual(error.underlyingError as? StandinError, StandinError("fed []"))
+        }
+    }
+
+    // MARK: Compiled models
+
+    func testPackagesAreCompiledOnceAndLoadedForTheComputeUnits() async throws {
+        let folder = try bundleFolder("fewer_exits")
+        let cache = try emptyCache()
+        for (units, compiled) in [(CoreMLExecutor.defaultComputeUnits, 4), (.cpuOnly, 0)] {
+            _ = try await runner(folder, LoadOptions(computeUnits: units), cache: cache)
+            let log = simulation.takeLog()
+            XCTAssertEqual(log.filter { $0.hasPrefix("compile") }.count, compiled)
+            XCTAssertEqual(log.filter { $0 == "load on \(units)" }.count, 4)
+        }
+    }
+
+    func testLoadThatFailsOnceIsRepeatedWithANewCompilation() async throws {
+        simulation.failLoads([StandinError("busy")])
+        let runner = try await runner(bundleFolder("one_exit"))
+        let log = simulation.takeLog()
+        XCTAssertEqual(log.filter { $0 == "compile embeddings.mlpackage" }.count, 2)
+        let prediction = try await runner.predict("turn the lights off")
+        XCTAssertEqual(prediction.exitLayer, 6)
+    }
+
+    func testLoadThatFailsTwiceHasTheUnderlyingError() async throws {
+        simulation.failLoads([StandinError("first"), StandinError("second")])
+        do {
+            _ = try await runner(bundleFolder("one_exit"))
+            XCTFail("no error")
+        } catch let error as EarlyExitError {
+            XCTAssertTrue(
+                error.message.hasPrefix(
+                    "CoreML cannot load segments/embeddings.mlpackage on all compute units, even compiled again: second."),
+                error.message)
+            XCTAssertEqual(error.underlyingError as? StandinError, StandinError("second"))
+        }
+    }
+
+    func testFullDiskDoesNotPreventPredictions() async throws {
+        let cache = CompiledModels(root: try temporaryFolder(), version: "18.0.0") { _, to in
+            try FileManager.default.createDirectory(at: to, withIntermediateDirectories: true)
+            throw CocoaError(.fileWriteOutOfSpace)
+        }
+        let runner = try await runner(bundleFolder("one_exit"), cache: cache)
+        let prediction = try await runner.predict("turn the lights off")
+        XCTAssertEqual(prediction.exitLayer, 6)
+    }
+
+    func testDamagedPackageIsRejectedBeforeItIsCompiled() async throws {
+        let folder = try bundleFolder("one_exit")
+        try Data("layer 5".utf8).write(to: folder.appendingPathComponent("segments/layer_06.mlpackage/model"))
+        await assertFails("layer_06.mlpackage: checksum differs from the manifest") { try await runner(folder) }
+    }
+
+    func testCompiledModelOfTheBundleIsUsedWithoutCacheAndCompilation() async throws {
+        let folder = try bundleFolder("one_exit")
+        for name in ["embeddings", "layer_06"] {
+            let place = folder.appendingPathComponent("segments/\(name)")
+            try FileManager.default.moveItem(
+                at: place.appendingPathExtension("mlpackage"), to: place.appendingPathExtension("mlmodelc"))
+        }
+        let root = try temporaryFolder()
+        let runner = try await runner(folder, cache: CompiledModels(root: root, version: "18.0.0"))
+        XCTAssertEqual(simulation.takeLog().filter { $0.hasPrefix("compile") }, [])
+        XCTAssertEqual(try FileManager.default.subpathsOfDirectory(atPath: root.path), [])
+        let prediction = try await runner.predict("turn the lights off")
+        XCTAssertEqual(prediction.exitLayer, 6)
+    }
+
+    func testPackageReplacesACompiledModelThatDoesNotLoad() async throws {
+        let folder = try bundleFolder("one_exit")
+        try FileManager.default.createDirectory(
+            at: folder.appendingPathComponent("segments/layer_06.mlmodelc"), withIntermediateDirectories: true)
+        _ = try await runner(folder)
+        XCTAssertEqual(
+            simulation.takeLog().filter { $0.hasPrefix("compile") },
+            ["compile embeddings.mlpackage", "compile layer_06.mlpackage"])
+    }
+
+    private func emptyCache() throws -> CompiledModels {
+        CompiledModels(root: try temporaryFolder(), version: "18.0.0")
+    }
+
+    private func source(
+        _ bundle: ModelBundle, _ options: LoadOptions, cache: CompiledModels? = nil, asynchronous: Bool = true
+    ) throws -> CoreMLSource {
+        try CoreMLSource(
+            bundle: bundle, options: options, cache: cache ?? emptyCache(), asynchronous: asynchronous)
+    }
+
+    private func runner(
+        _ folder: URL, _ options: LoadOptions = LoadOptions(), cache: CompiledModels? = nil, asynchronous: Bool = true
+    ) async throws -> EarlyExitRunner {
+        let bundle = try ModelBundle(at: folder)
+        let executor = try CoreMLExecutor(source(bundle, options, cache: cache, asynchronous: asynchronous))
+        try await executor.load()
+        return try EarlyExitRunner(bundle: bundle, executor: executor)
+    }
+
+    private func change(_ folder: URL, _ edit: (inout [String: Any]) throws -> Void) throws {
+        let place = folder.appendingPathComponent("manifest.json")
+        var manifest = try XCTUnwrap(JSONSerialization.jsonObject(with: Data(contentsOf: place)) as? [String: Any])
+        try edit(&manifest)
+        try JSONSerialization.data(withJSONObject: manifest).write(to: place)
+    }
+}
