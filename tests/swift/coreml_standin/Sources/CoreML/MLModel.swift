@@ -29,8 +29,7 @@ public class MLModel {
     ) async throws -> MLModel {
         Simulation.shared.log("load on \(configuration.computeUnits)")
         let name = configuration.functionName
-        let delay = Simulation.shared.delay(of: configuration.computeUnits)
-        if delay > 0 { try await Task.sleep(nanoseconds: UInt64(delay * 1e9)) }
+        try await Simulation.shared.waitToLoad(on: configuration.computeUnits)
         if let error = Simulation.shared.nextLoadError() { throw error }
         guard let file = try? String(contentsOf: url.appendingPathComponent("model"), encoding: .utf8),
             file.hasPrefix("layer ")

@@ -10,7 +10,8 @@ public final class Simulation: @unchecked Sendable {
     private let lock = NSLock()
     private var lines: [String] = []
     private var loadErrors: [any Error] = []
-    private var slowUnits: [MLComputeUnits: Double] = [:]
+    private var delays: [MLComputeUnits: Double] = [:]
+    private var held: Set<MLComputeUnits> = []
     private var strided = false
     /// Outputs of predictions that are not freed.
     public let liveOutputs = Counter()
@@ -20,7 +21,8 @@ public final class Simulation: @unchecked Sendable {
         locked {
             lines = []
             loadErrors = []
-            slowUnits = [:]
+            delays = [:]
+            held = []
             strided = false
         }
     }
@@ -32,7 +34,13 @@ public final class Simulation: @unchecked Sendable {
 
     /// Loads on these compute units take so many seconds, as the Neural Engine's compiler does.
     public func delayLoads(on units: MLComputeUnits, seconds: Double) {
-        locked { slowUnits[units] = seconds }
+        locked { delays[units] = seconds }
+    }
+
+    /// Loads on these compute units wait until the returned function is called.
+    public func holdLoads(on units: MLComputeUnits) -> @Sendable () -> Void {
+        locked { _ = held.insert(units) }
+        return { self.locked { _ = self.held.remove(units) } }
     }
 
     /// The outputs are float16 and have gaps between their elements, as those of the Neural Engine.
@@ -56,8 +64,11 @@ public final class Simulation: @unchecked Sendable {
         locked { loadErrors.isEmpty ? nil : loadErrors.removeFirst() }
     }
 
-    func delay(of units: MLComputeUnits) -> Double {
-        locked { slowUnits[units] ?? 0 }
+    /// Returns when a load on these compute units may proceed.
+    func waitToLoad(on units: MLComputeUnits) async throws {
+        let seconds = locked { delays[units] ?? 0 }
+        if seconds > 0 { try await Task.sleep(nanoseconds: UInt64(seconds * 1e9)) }
+        while locked({ held.contains(units) }) { try await Task.sleep(nanoseconds: 1_000_000) }
     }
 
     var areOutputsStrided: Bool { locked { strided } }

@@ -6,13 +6,7 @@ import XCTest
 @testable import EarlyExit
 
 /// Calls that the package makes to CoreML, and its handling of outputs and failures.
-final class CoreMLExecutorTests: XCTestCase {
-    private let simulation = Simulation.shared
-
-    override func setUp() {
-        simulation.reset()
-    }
-
+final class CoreMLExecutorTests: CoreMLTestCase {
     // MARK: Segments
 
     func testSegmentsRunInOrderOnTheOutputsOfThePreviousOnes() async throws {
@@ -191,32 +185,5 @@ final class CoreMLExecutorTests: XCTestCase {
         XCTAssertEqual(
             simulation.takeLog().filter { $0.hasPrefix("compile") },
             ["compile embeddings.mlpackage", "compile layer_06.mlpackage"])
-    }
-
-    private func emptyCache() throws -> CompiledModels {
-        CompiledModels(root: try temporaryFolder(), version: "18.0.0")
-    }
-
-    private func source(
-        _ bundle: ModelBundle, _ options: LoadOptions, cache: CompiledModels? = nil, asynchronous: Bool = true
-    ) throws -> CoreMLSource {
-        try CoreMLSource(
-            bundle: bundle, options: options, cache: cache ?? emptyCache(), asynchronous: asynchronous)
-    }
-
-    private func runner(
-        _ folder: URL, _ options: LoadOptions = LoadOptions(), cache: CompiledModels? = nil, asynchronous: Bool = true
-    ) async throws -> EarlyExitRunner {
-        let bundle = try ModelBundle(at: folder)
-        let executor = try CoreMLExecutor(source(bundle, options, cache: cache, asynchronous: asynchronous))
-        try await executor.load()
-        return try EarlyExitRunner(bundle: bundle, executor: executor)
-    }
-
-    private func change(_ folder: URL, _ edit: (inout [String: Any]) throws -> Void) throws {
-        let place = folder.appendingPathComponent("manifest.json")
-        var manifest = try XCTUnwrap(JSONSerialization.jsonObject(with: Data(contentsOf: place)) as? [String: Any])
-        try edit(&manifest)
-        try JSONSerialization.data(withJSONObject: manifest).write(to: place)
     }
 }
