@@ -5,6 +5,8 @@
 public final class EarlyExitRunner: Sendable {
     public let bundle: ModelBundle
     let executor: any SegmentExecutor
+    /// Layers with an exit.
+    let exits: [Int]
     private let tokenizer: Tokenizer
     private let clock: @Sendable () -> Double
     private let estimator: StepEstimator
@@ -18,15 +20,16 @@ public final class EarlyExitRunner: Sendable {
         try self.init(bundle: bundle, executor: executor, missProbability: missProbability, clock: now)
     }
 
-    /// `clock` returns seconds.
+    /// `exits`: layers with an exit; nil: those of the bundle. `clock` returns seconds.
     init(
-        bundle: ModelBundle, executor: any SegmentExecutor, missProbability: Double = StepEstimator.missProbability,
-        clock: @escaping @Sendable () -> Double
+        bundle: ModelBundle, executor: any SegmentExecutor, exits: [Int]? = nil,
+        missProbability: Double = StepEstimator.missProbability, clock: @escaping @Sendable () -> Double
     ) throws {
         estimator = try StepEstimator(missProbability: missProbability)
         self.bundle = bundle
         self.executor = executor
         self.clock = clock
+        self.exits = exits ?? bundle.manifest.exits
         tokenizer = try bundle.readTokenizer()
     }
 
@@ -73,7 +76,7 @@ public final class EarlyExitRunner: Sendable {
         let tokens = try encode(text, pair, named: "the text")
         return PredictionStream {
             try await ExitLoop(
-                executor: self.executor, tokens: tokens, exits: self.manifest.exits, policy: self.manifest.policy,
+                executor: self.executor, tokens: tokens, exits: self.exits, policy: self.manifest.policy,
                 rule: FullDepth())
         } prediction: {
             try self.prediction($0, self.manifest.policy, tokens, start)
@@ -83,8 +86,17 @@ public final class EarlyExitRunner: Sendable {
     /// Runs every segment twice at every input length of the bundle, so that later predictions are fast. `load` does this
     /// by default.
     public func warmUp() async throws {
-        for length in manifest.warmUpLengths {
-            try await executor.run(manifest, exits: manifest.exits, length: length)
+        let lengths = manifest.lengths.isEmpty ? [manifest.model.maxLength] : manifest.lengths
+        for length in lengths + lengths {
+            try await executor.run(exits: exits, length: length, padTokenId: manifest.model.padTokenId)
+        }
+    }
+
+    /// Runner of the same bundle that predicts at full depth, with one graph (without exits): one call of CoreML instead
+    /// of one per segment. nil if the bundle does not contain this graph.
+    public func oneGraph() throws -> EarlyExitRunner? {
+        try executor.oneGraph().map {
+            try EarlyExitRunner(bundle: bundle, executor: $0, exits: [manifest.model.layers], clock: clock)
         }
     }
 
@@ -96,12 +108,14 @@ public final class EarlyExitRunner: Sendable {
     /// Runs the golden inputs of the bundle through every layer on this device. Returns the largest difference from the
     /// checkpoint at each exit; differences of logits are divided by `manifest.parity.scale`.
     ///
-    /// Throws if a difference is larger than the bundle allows. Do not ship the bundle in this case.
+    /// Throws if a file differs from its sha256, or a difference is larger than the bundle allows. Do not ship the bundle
+    /// in this case.
     @discardableResult
     public func verify() async throws -> [Double] {
+        try bundle.verifyModels()
         let found = try await bundle.readGolden().differences(
-            executor: executor, tokenizer: tokenizer, exits: manifest.exits, scale: manifest.parity.scale)
-        guard let (layer, worst) = zip(manifest.exits, found).max(by: { $0.1 < $1.1 }), worst > manifest.parity.atol else {
+            executor: executor, tokenizer: tokenizer, exits: exits, scale: manifest.parity.scale)
+        guard let (layer, worst) = zip(exits, found).max(by: { $0.1 < $1.1 }), worst > manifest.parity.atol else {
             return found
         }
         throw EarlyExitError.failure(
@@ -123,10 +137,10 @@ public final class EarlyExitRunner: Sendable {
         for (row, tokens) in rows.enumerated() {
             let begin = clock()
             let rule = end.map { end -> any StopRule in
-                deadline(policy, end: begin + (end - begin) / Double(rows.count - row))
+                deadline(policy, tokens, end: begin + (end - begin) / Double(rows.count - row))
             }
             var loop = try await ExitLoop(
-                executor: executor, tokens: tokens, exits: manifest.exits, policy: policy, rule: rule ?? policy)
+                executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule ?? policy)
             var last: ExitLoop.Step?
             while let step = try await loop.next() { last = step }
             guard let last else { preconditionFailure("a manifest has at least one exit") }
@@ -135,10 +149,10 @@ public final class EarlyExitRunner: Sendable {
         return found
     }
 
-    private func deadline(_ policy: ExitPolicy, end: Double) -> Deadline {
+    private func deadline(_ policy: ExitPolicy, _ tokens: Tokens, end: Double) -> Deadline {
         Deadline(
-            policy: policy, exits: manifest.exits, end: end, estimator: estimator, opening: executor.openingSeconds,
-            clock: clock)
+            policy: policy, exits: exits, end: end, estimator: estimator,
+            opening: { [executor] in executor.openingSeconds($0, tokens: tokens.count) }, clock: clock)
     }
 
     /// Tokenizes an input. Throws for a single text if the model expects pairs, and for a pair if it expects single
@@ -170,7 +184,7 @@ public final class EarlyExitRunner: Sendable {
         let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
         var stoppedBy: StoppedBy?
         var policy = policy
-        if step.layer == manifest.exits.last {
+        if step.layer == exits.last {
             stoppedBy = .lastLayer
         } else if step.exits {
             stoppedBy = policy.stops(after: step.layer, certainty: step.certainty) ? .certainty : .deadline

@@ -3,30 +3,28 @@ public protocol SegmentExecutor: Sendable {
     /// Runs the embeddings segment on one input, and returns the runner of its layers.
     func embed(_ tokens: Tokens) async throws -> any LayerRunner
 
-    /// Expected time until the segment of `layer` is loaded, in seconds; 0 if it is loaded.
-    func openingSeconds(_ layer: Int) -> Double
+    /// Expected time until the segment of `layer` is loaded for an input of so many tokens, in seconds; 0 if it is
+    /// loaded.
+    func openingSeconds(_ layer: Int, tokens: Int) -> Double
+
+    /// Executor of the graph at full depth without exits, which has only the last layer. nil if the bundle has none.
+    func oneGraph() -> (any SegmentExecutor)?
 
     /// Frees the models. A later call loads them again.
     func unload()
 }
 
 extension SegmentExecutor {
-    public func openingSeconds(_ layer: Int) -> Double { 0 }
+    public func openingSeconds(_ layer: Int, tokens: Int) -> Double { 0 }
+
+    public func oneGraph() -> (any SegmentExecutor)? { nil }
 
     public func unload() {}
 
     /// Runs the segments of the embeddings and of `exits` once, on an input of `length` tokens.
-    func run(_ manifest: Manifest, exits: [Int], length: Int) async throws {
-        let run = try await embed(Tokens(repeating: Int32(clamping: manifest.model.padTokenId), count: length))
+    func run(exits: [Int], length: Int, padTokenId: Int) async throws {
+        let run = try await embed(Tokens(repeating: Int32(clamping: padTokenId), count: length))
         for layer in exits { _ = try await run.layer(layer) }
-    }
-}
-
-extension Manifest {
-    /// Input lengths of the warm-up, in order: each twice, because CoreML plans the execution at the first run.
-    var warmUpLengths: [Int] {
-        let each = lengths.isEmpty ? [model.maxLength] : lengths
-        return each + each
     }
 }
 

@@ -8,8 +8,8 @@ public struct ModelBundle: Sendable {
     /// checksums of all other files.
     public let digest: String
 
-    /// Reads and checks a bundle. `verify`: also compare its files with their sha256. A package (.mlpackage) is compared
-    /// when it is compiled, not here: an app opens a bundle far more often.
+    /// Reads and checks a bundle. `verify`: also compare its files with their sha256, except models: a package is
+    /// compared when it is compiled, and `verifyModels` compares all.
     ///
     /// Throws if anything is missing, damaged or newer than this package.
     public init(at folder: URL, verify: Bool = true) throws {
@@ -22,26 +22,44 @@ public struct ModelBundle: Sendable {
         self.folder = folder
         manifest = try Manifest(JSON.read(place), at: place.path)
         digest = String(try Checksum.of(place).prefix(12))
-        for (file, sum) in manifest.files.sorted(by: { $0.key < $1.key }) {
+        for (file, sum) in manifest.files.sorted(by: { $0.key < $1.key }) where !isReplaced(file) {
             try check(file, sum: verify && !ModelBundle.isModel(file) ? sum : nil)
         }
     }
 
-    /// Compiled model of a package: a folder (.mlmodelc) of the same name beside it, which `xcrun coremlcompiler
-    /// compile` writes. nil if the bundle does not contain it.
-    func compiled(_ file: String) -> URL? {
-        let place = url(of: file).deletingPathExtension().appendingPathExtension("mlmodelc")
+    /// Compares the packages and compiled models with their sha256. Call this after a download: nothing else protects
+    /// compiled models outside the signed app.
+    public func verifyModels() throws {
+        for (file, sum) in manifest.files where ModelBundle.isModel(file) && !isReplaced(file) {
+            try check(file, sum: sum)
+        }
+    }
+
+    /// Compiled model of a segment: the one that the manifest names, or a folder (.mlmodelc) of the same name beside the
+    /// package, which `xcrun coremlcompiler compile` writes. nil if the bundle contains neither.
+    func compiled(_ segment: Segment) -> URL? {
+        let place = url(of: segment.compiled?.file ?? ModelBundle.compiledName(segment.file))
         return FileManager.default.fileExists(atPath: place.path) ? place : nil
     }
 
     /// True if the bundle contains the package of a segment, not only the compiled model.
     func hasPackage(_ segment: Segment) -> Bool {
-        segment.file.hasSuffix(".mlpackage") && FileManager.default.fileExists(atPath: url(of: segment.file).path)
+        FileManager.default.fileExists(atPath: url(of: segment.file).path)
     }
 
     /// Throws unless the package (.mlpackage) matches its checksum.
     func checkPackage(_ segment: Segment) throws {
         try check(segment.file, sum: segment.sha256)
+    }
+
+    /// True for a missing package whose compiled model the bundle contains.
+    private func isReplaced(_ file: String) -> Bool {
+        guard !FileManager.default.fileExists(atPath: url(of: file).path) else { return false }
+        return manifest.functions.contains { $0.file == file && compiled($0) != nil }
+    }
+
+    private static func compiledName(_ package: String) -> String {
+        package.replacingOccurrences(of: ".mlpackage", with: ".mlmodelc")
     }
 
     private static func isModel(_ file: String) -> Bool {
@@ -61,8 +79,7 @@ public struct ModelBundle: Sendable {
         return try Golden(JSON.read(file), at: file.path)
     }
 
-    /// Throws unless the file exists inside the bundle and matches its checksum; `sum` nil: does not compare checksums,
-    /// and accepts a compiled model in place of a package.
+    /// Throws unless the file exists inside the bundle and matches its checksum; `sum` nil: does not compare checksums.
     private func check(_ file: String, sum: String?) throws {
         let path = url(of: file).resolvingSymlinksInPath().standardizedFileURL.path
         let inside = folder.resolvingSymlinksInPath().standardizedFileURL.path
@@ -70,7 +87,6 @@ public struct ModelBundle: Sendable {
             throw EarlyExitError.failure(
                 "\(folder.path): file '\(file)' is outside the bundle. Do not use this bundle")
         }
-        if sum == nil, compiled(file) != nil { return }
         guard FileManager.default.fileExists(atPath: path) else {
             throw EarlyExitError.failure(
                 "\(folder.path): file '\(file)' is missing. Copy the whole bundle again, or export it again")

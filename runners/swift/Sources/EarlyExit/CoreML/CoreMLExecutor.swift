@@ -49,8 +49,12 @@ public final class CoreMLExecutor: SegmentExecutor {
         try await segments().embed(tokens)
     }
 
-    public func openingSeconds(_ layer: Int) -> Double {
-        segments().openingSeconds(layer)
+    public func openingSeconds(_ layer: Int, tokens: Int) -> Double {
+        segments().openingSeconds(layer, tokens: tokens)
+    }
+
+    public func oneGraph() -> (any SegmentExecutor)? {
+        segments().oneGraph()
     }
 
     public func unload() {

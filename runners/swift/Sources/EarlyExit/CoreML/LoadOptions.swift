@@ -8,11 +8,14 @@ public struct LoadOptions: Sendable {
     /// Loads only the embeddings and the segment of the first exit. A deeper segment is loaded when an input first
     /// reaches it.
     public var lazy: Bool
+    /// Input lengths that are loaded and warmed up at once, if the bundle has functions per length; nil: the shortest.
+    /// The functions of another length are loaded at the first input of that length.
+    public var lengths: [Int]?
     /// Starts on the CPU, where models load fastest. The compute units take over when they are loaded and warmed up.
     public var startOnCPU: Bool
     /// Runs every loaded segment at every length, so that the first prediction is as fast as the others.
     public var warmUp: Bool
-    /// Compares the files with their sha256. Packages are always compared when they are compiled.
+    /// Compares the files with their sha256, except compiled models. Packages are compared when they are compiled.
     public var verify: Bool
     /// Maximum share of calls that miss their deadline although their first exit was in time.
     public var missProbability: Double
@@ -21,12 +24,13 @@ public struct LoadOptions: Sendable {
     public var configure: (@Sendable (MLModelConfiguration) -> Void)?
 
     public init(
-        computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits, lazy: Bool = false, startOnCPU: Bool = false,
-        warmUp: Bool = true, verify: Bool = true, missProbability: Double = 0.01,
+        computeUnits: MLComputeUnits = CoreMLExecutor.defaultComputeUnits, lazy: Bool = false, lengths: [Int]? = nil,
+        startOnCPU: Bool = false, warmUp: Bool = true, verify: Bool = true, missProbability: Double = 0.01,
         configure: (@Sendable (MLModelConfiguration) -> Void)? = nil
     ) {
         self.computeUnits = computeUnits
         self.lazy = lazy
+        self.lengths = lengths
         self.startOnCPU = startOnCPU
         self.warmUp = warmUp
         self.verify = verify

@@ -42,20 +42,76 @@ final class CoreMLExecutorTests: CoreMLTestCase {
 
     func testFunctionsOfOnePackageAreLoadedByName() async throws {
         let folder = try bundleFolder("fewer_exits")
-        try change(folder) { manifest in
-            var segments = try XCTUnwrap(manifest["segments"] as? [[String: Any]])
-            for i in segments.indices {
-                for key in ["file", "sha256"] { segments[i][key] = segments[0][key] }
-                segments[i]["function"] = ["embeddings", "layer_02", "layer_03", "layer_06"][i]
-            }
-            manifest["segments"] = segments
-        }
+        try setFunctions(folder) { $0 }
         let runner = try await runner(folder, LoadOptions(warmUp: false))
         XCTAssertEqual(simulation.takeLog().filter { $0.hasPrefix("compile") }, ["compile embeddings.mlpackage"])
         let prediction = try await runner.predict("turn the lights off", threshold: 1)
         XCTAssertEqual(prediction.exitLayer, 6)
         XCTAssertEqual(
             simulation.takeLog().map { $0.split(separator: " ")[1] }, ["embeddings", "layer_02", "layer_03", "layer_06"])
+    }
+
+    func testFunctionsOfALengthAreLoadedAtItsFirstInput() async throws {
+        let folder = try bundleFolder("fewer_exits")
+        try setFunctions(folder) { name in ["\(name)_s8", "\(name)_s16"] }
+        let runner = try await runner(folder)
+        let loaded = simulation.takeLog()
+        XCTAssertEqual(loaded.filter { $0.hasPrefix("load") }.count, 4)
+        XCTAssertTrue(loaded.allSatisfy { !$0.contains("s16") })
+        XCTAssertEqual([8, 16].map { runner.executor.openingSeconds(2, tokens: $0) > 0 }, [false, true])
+        let prediction = try await runner.predict("turn the kitchen lights off, please", threshold: 1)
+        XCTAssertEqual(prediction.exitLayer, 6)
+        let log = simulation.takeLog()
+        XCTAssertEqual(log.filter { $0.hasPrefix("load") }.count, 4)
+        XCTAssertEqual(
+            log.filter { $0.hasPrefix("async") }.map { $0.split(separator: " ")[1] },
+            ["embeddings_s16", "layer_02_s16", "layer_03_s16", "layer_06_s16"])
+        let both = try await self.runner(folder, LoadOptions(lengths: [8, 16]))
+        XCTAssertEqual([8, 16].map { both.executor.openingSeconds(2, tokens: $0) }, [0, 0])
+    }
+
+    func testFunctionsThatDoNotMatchTheLengthsAreRejected() async throws {
+        let folder = try bundleFolder("fewer_exits")
+        try setFunctions(folder) { [$0] }
+        assertFails(try ModelBundle(at: folder), "segment 0 has 1 functions for 2 lengths")
+    }
+
+    func testOneGraphRunsInOneCall() async throws {
+        let folder = try bundleFolder("fewer_exits")
+        let without = try await runner(folder).oneGraph()
+        XCTAssertNil(without)
+        try change(folder) { manifest in
+            let segments = try XCTUnwrap(manifest["segments"] as? [[String: Any]])
+            var full = segments[3]
+            for key in ["file", "sha256", "inputs"] { full[key] = segments[0][key] }
+            full["function"] = "full"
+            full["outputs"] = try XCTUnwrap(full["outputs"] as? [[String: Any]]).filter { $0["role"] as? String != "hidden" }
+            manifest["full"] = full
+        }
+        let oneGraph = try await runner(folder).oneGraph()
+        let graph = try XCTUnwrap(oneGraph)
+        _ = simulation.takeLog()
+        let prediction = try await graph.predict("turn the lights off")
+        XCTAssertEqual(prediction.exitLayer, 6)
+        XCTAssertEqual(prediction.stoppedBy, .lastLayer)
+        let runs = simulation.takeLog().filter { $0.hasPrefix("async") }
+        XCTAssertEqual(runs, ["async full attention_mask [1, 8], input_ids [1, 8], token_type_ids [1, 8]"])
+    }
+
+    func testLTECertaintyIsTheSigmoidOfItsLogit() async throws {
+        let folder = try bundleFolder("fewer_exits")
+        try change(folder) { manifest in
+            var segments = try XCTUnwrap(manifest["segments"] as? [[String: Any]])
+            for i in 1..<segments.count {
+                segments[i]["outputs"] = try XCTUnwrap(segments[i]["outputs"] as? [[String: Any]]).map { output in
+                    output["role"] as? String == "lte" ? output.merging(["role": "lte_logit"]) { $1 } : output
+                }
+            }
+            manifest["segments"] = segments
+        }
+        let run = try await runner(folder).executor.embed(Tokens(repeating: 2, count: 8))
+        let output = try await run.layer(2)
+        XCTAssertEqual(output.lte ?? .nan, 1 / (1 + exp(-0.2)), accuracy: 1e-6)
     }
 
     func testBundleForAnotherTargetIsRejected() async throws {
@@ -98,7 +154,7 @@ final class CoreMLExecutorTests: CoreMLTestCase {
         let runner = try await runner(bundleFolder("lte"), LoadOptions(computeUnits: .cpuAndNeuralEngine))
         let segment = runner.manifest.segments[1]
         let source = try source(runner.bundle, LoadOptions(computeUnits: .cpuAndNeuralEngine))
-        let model = try await source.load(segment, on: .cpuAndNeuralEngine)
+        let model = try await source.load(segment, length: 8, on: .cpuAndNeuralEngine)
         do {
             _ = try await model.predict(MLDictionaryFeatureProvider(dictionary: [:]))
             XCTFail("no error")
@@ -160,6 +216,24 @@ final class CoreMLExecutorTests: CoreMLTestCase {
         let folder = try bundleFolder("one_exit")
         try Data("layer 5".utf8).write(to: folder.appendingPathComponent("segments/layer_06.mlpackage/model"))
         await assertFails("layer_06.mlpackage: checksum differs from the manifest") { try await runner(folder) }
+    }
+
+    func testCompiledModelThatTheManifestNamesIsUsedAndVerified() async throws {
+        let folder = try bundleFolder("one_exit")
+        let place = folder.appendingPathComponent("segments/compiled.mlmodelc")
+        try FileManager.default.moveItem(at: folder.appendingPathComponent("segments/layer_06.mlpackage"), to: place)
+        let sum = try Checksum.of(place)
+        try change(folder) { manifest in
+            var segments = try XCTUnwrap(manifest["segments"] as? [[String: Any]])
+            segments[1]["compiled"] = ["file": "segments/compiled.mlmodelc", "sha256": sum]
+            manifest["segments"] = segments
+        }
+        let runner = try await runner(folder)
+        XCTAssertEqual(simulation.takeLog().filter { $0.hasPrefix("compile") }, ["compile embeddings.mlpackage"])
+        XCTAssertNoThrow(try runner.bundle.verifyModels())
+        try Data("layer 6 of another model".utf8).write(to: place.appendingPathComponent("model"))
+        XCTAssertNoThrow(try ModelBundle(at: folder))
+        assertFails(try ModelBundle(at: folder).verifyModels(), "compiled.mlmodelc: checksum differs")
     }
 
     func testCompiledModelOfTheBundleIsUsedWithoutCacheAndCompilation() async throws {

@@ -32,6 +32,20 @@ class CoreMLTestCase: XCTestCase {
         return try EarlyExitRunner(bundle: bundle, executor: executor)
     }
 
+    /// Makes all segments functions of one package; `names` returns the function, or those per length, of "layer_02".
+    func setFunctions(_ folder: URL, _ names: (String) -> Any) throws {
+        try change(folder) { manifest in
+            var segments = try XCTUnwrap(manifest["segments"] as? [[String: Any]])
+            for i in segments.indices {
+                let layer = try XCTUnwrap(segments[i]["layer"] as? Int)
+                for key in ["file", "sha256"] { segments[i][key] = segments[0][key] }
+                let found = names(layer == 0 ? "embeddings" : "layer_0\(layer)")
+                segments[i][found is String ? "function" : "functions"] = found
+            }
+            manifest["segments"] = segments
+        }
+    }
+
     func change(_ folder: URL, _ edit: (inout [String: Any]) throws -> Void) throws {
         let place = folder.appendingPathComponent("manifest.json")
         var manifest = try XCTUnwrap(JSONSerialization.jsonObject(with: Data(contentsOf: place)) as? [String: Any])
