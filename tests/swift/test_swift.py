@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from make_vectors import ROOT, VECTORS, copy_tokenizers, write_vectors
 SOURCES = [
     ROOT / "Package.swift",
     *sorted((ROOT / "runners" / "swift").rglob("*.swift")),
-    *sorted((ROOT / "tests" / "swift").rglob("*.swift")),
+    *sorted(file for file in (ROOT / "tests" / "swift").rglob("*.swift") if ".build" not in file.parts),
+    *sorted(file for file in (ROOT / "benchmarks").rglob("*.swift") if ".build" not in file.parts),
 ]
 
 
@@ -76,3 +81,95 @@ def test_swift_parser_detects_errors() -> None:
     swift = pytest.importorskip("tree_sitter_swift", reason="tree-sitter-swift is not installed")
     parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
     assert list(errors(parser.parse(b"func f( { let = }").root_node)) != []
+
+
+# Systems and reviewers of Apple: checked here, because no Apple machine runs the tests.
+
+PACKAGE = sorted((ROOT / "runners" / "swift" / "Sources").rglob("*.swift"))
+APP = sorted((ROOT / "runners" / "swift" / "Example").rglob("*.swift"))
+STANDIN = sorted((ROOT / "tests" / "swift" / "coreml_standin" / "Sources" / "CoreML").glob("ML*.swift"))
+REQUIRED_REASON = {
+    *("creationDate", "modificationDate", "fileModificationDate", "contentModificationDateKey", "creationDateKey"),
+    *("contentModificationDate", "attributeModificationDate", "attributeModificationDateKey", "contentAccessDateKey"),
+    *("getattrlist", "getattrlistbulk", "fgetattrlist", "getattrlistat", "stat", "fstat", "fstatat", "lstat"),
+    *("systemUptime", "mach_absolute_time", "mach_continuous_time"),
+    *("volumeAvailableCapacityKey", "volumeAvailableCapacity", "volumeAvailableCapacityForImportantUsageKey"),
+    *("volumeAvailableCapacityForOpportunisticUsageKey", "volumeTotalCapacityKey", "volumeTotalCapacity"),
+    *("systemFreeSize", "systemSize", "systemFreeNodes", "statfs", "statvfs", "fstatfs", "fstatvfs"),
+    *("activeInputModes", "UserDefaults", "NSUserDefaults", "AppStorage"),
+}
+"""Symbols for which Apple requires a reason in a privacy manifest: file timestamps, system boot time, disk space, active
+keyboards, user defaults."""
+
+
+def test_swift_package_uses_no_required_reason_symbols() -> None:
+    used = {word for file in PACKAGE + APP for word in re.findall(r"\w+", without_comments(file.read_text("utf-8")))}
+    assert len(used) > 500
+    assert used & REQUIRED_REASON == set()
+
+
+def without_comments(source: str) -> str:
+    return re.sub(r"//.*", "", source)
+
+
+def test_swift_package_uses_coreml_symbols_only_where_they_are_available() -> None:
+    lint = pytest.importorskip("availability", reason="tree-sitter-swift is not installed: pip install -e '.[dev]'")
+    minimum = lint.minimum_versions((ROOT / "Package.swift").read_text(encoding="utf-8"))
+    known = [symbol for file in STANDIN for symbol in lint.symbols(file.read_text(encoding="utf-8"))]
+    assert minimum["iOS"] == (16,)
+    assert minimum.keys() == {"iOS", "macCatalyst", "macOS", "tvOS", "visionOS"}
+    assert [symbol.name for symbol in known if symbol.since.keys() != minimum.keys()] == []
+    newer = {symbol.name for symbol in known if symbol.since.get("iOS", (0,)) > minimum["iOS"]}
+    assert newer >= {"functionName", "prediction", "MLComputePlan"}
+    found = {f"{file.name} {each}" for file in PACKAGE + APP for each in lint.findings(file.read_text("utf-8"), known, minimum)}
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ("c.functionName = f", ["functionName"]),
+        ("if #available(iOS 18, macOS 15, tvOS 18, visionOS 2, *) { c.functionName = f }", []),
+        ("if #available(iOS 17, macOS 15, tvOS 18, visionOS 2, *) { c.functionName = f }", ["functionName"]),
+        ("if #available(iOS 18, macOS 15, tvOS 18, *) { c.functionName = f }", ["functionName"]),
+        ("if #available(iOS 18, macOS 15, tvOS 18, visionOS 2, *) { } else { c.functionName = f }", ["functionName"]),
+        ("guard #available(iOS 18, macOS 15, tvOS 18, visionOS 2, *) else { return }; c.functionName = f", []),
+        ("_ = try await m.prediction(from: i)", ["prediction"]),
+        ("_ = try m.prediction(from: i)", []),
+        ("if a, #available(iOS 17, macOS 14, tvOS 17, *) { return try await m.prediction(from: i) }", []),
+        ("let plan: MLComputePlan? = nil", ["MLComputePlan"]),
+        ("configuration.computeUnits = .cpuAndNeuralEngine", []),
+    ],
+)
+def test_availability_lint_detects_missing_guards(body: str, names: list[str]) -> None:
+    lint = pytest.importorskip("availability", reason="tree-sitter-swift is not installed: pip install -e '.[dev]'")
+    minimum = lint.minimum_versions((ROOT / "Package.swift").read_text(encoding="utf-8"))
+    known = [symbol for file in STANDIN for symbol in lint.symbols(file.read_text(encoding="utf-8"))]
+    found = lint.findings(f"func f() async throws {{ {body} }}", known, minimum)
+    assert [finding.name for finding in found] == names
+
+
+def test_swift_package_can_be_a_versioned_dependency() -> None:
+    """SwiftPM rejects unsafe flags, branches and local paths in the dependencies of a version."""
+    package = (ROOT / "Package.swift").read_text(encoding="utf-8")
+    assert [word for word in ("unsafeFlags", "branch:", "revision:", "path: \"..") if word in package] == []
+    assert "dependencies: [.package" not in package
+
+
+# With a Swift compiler.
+
+SWIFT = os.environ.get("SWIFT") or shutil.which("swift")
+"""Swift compiler, or tools/swift_on_linux.sh."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", [".", "tests/swift/coreml_standin"])
+def test_swift_tests_pass(package: str) -> None:
+    if SWIFT is None:
+        pytest.skip("no Swift compiler: install Swift 6, or run tools/swift_on_linux.sh setup and set SWIFT")
+    command = [str(ROOT / SWIFT) if (ROOT / SWIFT).exists() else SWIFT, "test", "--package-path", package]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-4000:]
+    assert "warning: " not in output.replace("warning: libc not found", "")
+    assert int(re.findall(r"Executed (\d+) tests", output)[-1]) > 20

@@ -38,7 +38,7 @@ final class RunnerTests: XCTestCase {
 
     func testCancelledTaskStopsBeforeTheNextSegment() async throws {
         let bundle = try ModelBundle(at: bundleFolder("fewer_exits"))
-        let task = Locked(Task<Prediction, any Error>?.none)
+        let task = Locked<Task<Prediction, any Error>?>(nil)
         // The task cancels itself in layer 3 of 2, 3 and 6.
         let stored = try Stored(bundle.readGolden()) { layer in
             if layer == 3 { task.withLock { $0?.cancel() } }
