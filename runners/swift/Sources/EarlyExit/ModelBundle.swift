@@ -66,6 +66,11 @@ public struct ModelBundle: Sendable {
         [".mlpackage", ".mlmodelc"].contains { file.hasSuffix($0) }
     }
 
+    /// Texts of the golden inputs: one or two per input.
+    public func goldenTexts() throws -> [[String]] {
+        try readGolden().texts
+    }
+
     func url(of file: String) -> URL {
         folder.appendingPathComponent(file)
     }
