@@ -3,8 +3,8 @@
     python -m benchmarks.swift_tokenizers [--texts 1000000] [--swift tools/swift_on_linux.sh] [--output REPORT.json]
 
 Every difference must be due to the Unicode tables of the two sides: Swift's standard library and the tokenizers library
-contain different versions. The program finds the characters that one table classifies or maps differently (it encodes
-every character of Unicode in a few contexts). It then removes them from the texts that differ, and compares again: a text
+contain different versions. The program finds the characters that one table classifies or maps differently: it encodes
+every character of the texts in a few contexts. It then removes them from the texts that differ, and compares again. A text
 that still differs shows a rule that differs, and the exit status is 1.
 
 Random texts are encoded by the tokenizers of the model families, and by variants with other added tokens and with byte
@@ -27,9 +27,8 @@ from typing import Any
 
 import click
 
-from benchmarks.swift_tokenizers.pipelines import REVEALING, many_pieces, pipelines
-from benchmarks.swift_tokenizers.texts import RANGES, probe, random_text
-from berxit.runtime.errors import InputError
+from benchmarks.swift_tokenizers.pipelines import ADDED, REVEALING, many_pieces, pipelines
+from benchmarks.swift_tokenizers.texts import GRAPHEMES, MARKS, RANGES, WORDS, probe, random_text
 from berxit.runtime.tokenization import Text, TextTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,8 +70,7 @@ class Comparison:
             for start in range(0, len(texts), AT_ONCE):
                 part = texts[start : start + AT_ONCE]
                 batch = self._python(part)
-                for row, text in enumerate(part):
-                    tokens = int(batch.lengths[row])
+                for row, (text, tokens) in enumerate(zip(part, batch.lengths.tolist(), strict=True)):
                     ids = batch.input_ids[row, :tokens].tolist()
                     encoded.append(ids)
                     stream.write(case(text, ids, batch.token_type_ids[row, :tokens].tolist(), batch.truncated[row]))
@@ -103,8 +101,9 @@ def random_texts(rng: random.Random, count: int) -> list[Text]:
 
 
 def characters() -> list[str]:
-    """Every character of the planes 0 and 1, and of RANGES, that a text may consist of."""
-    codes = {*range(0xD800), *range(0xE000, 0x20000), *(code for low, high in RANGES for code in range(low, high))}
+    """Every character that occurs in a random text, except blanks."""
+    codes = {code for low, high in RANGES for code in range(low, high) if not 0xD800 <= code < 0xE000}
+    codes.update(ord(character) for text in (*GRAPHEMES, *WORDS, *ADDED, *MARKS) for character in text)
     return [chr(code) for code in sorted(codes) if chr(code).strip()]
 
 
@@ -175,9 +174,9 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
 
 def described(table: set[str]) -> dict[str, Any]:
     """Number of characters, and their ranges."""
-    codes = sorted(map(ord, table))
-    starts = [code for code in codes if code - 1 not in set(codes)]
-    ends = [code for code in codes if code + 1 not in set(codes)]
+    codes = {ord(character) for character in table}
+    starts = sorted(code for code in codes if code - 1 not in codes)
+    ends = sorted(code for code in codes if code + 1 not in codes)
     return {"count": len(codes), "ranges": [f"{a:04X}-{b:04X}" for a, b in zip(starts, ends, strict=True)]}
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase")
-REVEALING = (*(f"{kind}_bytes" for kind in KINDS), *FORMS, "added")
+REVEALING = ("bert_bytes", "roberta_bytes", "albert_bytes", "unigram_bytes", "NFKC", "added")
 """Tokenizers whose ids show every class and mapping of a character."""
 ADDED = (
     *("[SEP]", "<mask>", "New York", "é", "e\u0301", "ΣΑΣ", "two  blanks", "foo", "foobar", "obar", "İ", "##x", "a b"),
-    *("ＡＢ", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099", "\u0301"),
+    *("\uff21\uff22", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099", "\u0301"),
 )
 """Contents of added tokens: some contain others, some change when they are normalized."""
 
@@ -26,7 +26,10 @@ def pipelines(vectors: Path, rng: random.Random) -> Iterator[tuple[str, dict[str
         content = json.loads((vectors / f"{kind}.json").read_text(encoding="utf-8"))
         yield kind, content
         for number in range(2):
-            yield f"{kind}_added_{number}", {**content, "added_tokens": [*content["added_tokens"], *added(content, rng)]}
+            yield (
+                f"{kind}_added_{number}",
+                {**content, "added_tokens": [*content["added_tokens"], *added(content, rng)]},
+            )
         plain = bytewise(content["normalizer"], content["pre_tokenizer"])
         yield f"{kind}_bytes", plain
         for number in range(3):
@@ -38,17 +41,27 @@ def pipelines(vectors: Path, rng: random.Random) -> Iterator[tuple[str, dict[str
 
 
 def bytewise(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
-    """Tokenizer whose ids are the bytes of the normalized words; each word starts with a space."""
-    letters = {letter: byte for byte, letter in enumerate(alphabet())}
-    last = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    steps = [pre_tokenizer, last] if pre_tokenizer else [last]
+    """Tokenizer whose ids show the bytes of the normalized words, and where the words begin.
+
+    Each word starts with a space. A byte-level pre-tokenizer is not applied twice: there, all pairs of bytes are merged,
+    which shows the words, too.
+    """
+    letters = alphabet()
+    vocabulary = {letter: byte for byte, letter in enumerate(letters)}
+    merges: list[list[str]] = []
+    if pre_tokenizer and pre_tokenizer["type"] == "ByteLevel":
+        merges = [[first, second] for first in letters for second in letters]
+        vocabulary.update({first + second: len(letters) + place for place, (first, second) in enumerate(merges)})
+    else:
+        last = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+        pre_tokenizer = {"type": "Sequence", "pretokenizers": [pre_tokenizer, last] if pre_tokenizer else [last]}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [],
         "normalizer": normalizer,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": None,
         "model": {
@@ -60,8 +73,8 @@ def bytewise(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": letters,
-            "merges": [],
+            "vocab": vocabulary,
+            "merges": merges,
         },
     }
 
@@ -101,7 +114,9 @@ def added(content: dict[str, Any], rng: random.Random) -> list[dict[str, Any]]:
 def many_pieces(pieces: int) -> dict[str, Any]:
     """Unigram tokenizer with so many pieces, as large multilingual models have."""
     vocabulary: list[list[Any]] = [["<unk>", 0.0], *([chr(0x4E00 + n), -9.0] for n in range(20_000))]
-    vocabulary += [[f"▁{number:x}".translate(LETTERS), -8 - number / pieces] for number in range(pieces - len(vocabulary))]
+    vocabulary += [
+        [f"▁{number:x}".translate(LETTERS), -8 - number / pieces] for number in range(pieces - len(vocabulary))
+    ]
     return {
         "version": "1.0",
         "truncation": None,

@@ -52,8 +52,13 @@ def minimum_versions(package: str) -> Versions:
 def symbols(source: str) -> Iterator[Symbol]:
     """The public declarations of a stand-in's file."""
     for node in _walk(_parse(source)):
-        if node.type not in ("class_declaration", "protocol_declaration", "function_declaration", "property_declaration",
-                             "enum_entry"):
+        if node.type not in (
+            "class_declaration",
+            "protocol_declaration",
+            "function_declaration",
+            "property_declaration",
+            "enum_entry",
+        ):
             continue
         own, outer = _available(node), _parent(node)
         if node.type != "enum_entry" and not _is_public(node):
@@ -73,8 +78,15 @@ def findings(source: str, known: list[Symbol], minimum: Versions) -> list[Findin
         guards = {platform: max(version, _guarded(node, platform)) for platform, version in minimum.items()}
         for platform, version in guards.items():
             if since.get(platform, (0,)) > version:
-                found.append(Finding(node.start_point.row + 1, node.text.decode(), platform, _dotted(since[platform]),
-                                     _dotted(version)))
+                found.append(
+                    Finding(
+                        node.start_point.row + 1,
+                        node.text.decode(),
+                        platform,
+                        _dotted(since[platform]),
+                        _dotted(version),
+                    )
+                )
                 break
     return found
 
