@@ -11,7 +11,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.policies import CRITERIA, Certainty, Criterion, ExitPolicy, Floats, Memory, certainties, exit_layers
+from berxit.runtime.policies import (
+    CRITERIA,
+    Certainty,
+    Criterion,
+    ExitPolicy,
+    Floats,
+    Memory,
+    Parameters,
+    certainties,
+    exit_layers,
+)
 from berxit.toolkit.cli import load
 from berxit.train.evaluation import Predictions, operating_points
 
@@ -24,7 +34,7 @@ class LogitMargin(Criterion):
     name = "logit-margin"
     description = "the distance between the two largest logits"
 
-    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
         ordered = np.sort(logits, axis=-1)
         return ordered[..., -1] - ordered[..., -2], None
 
@@ -39,8 +49,8 @@ class Doubt(Criterion):
     def bounds(self, classes: int) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
-        confidence, _ = CRITERIA["confidence"].certainty(logits, lte, memory, tolerance)
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
+        confidence, _ = CRITERIA["confidence"].certainty(logits, lte, memory, parameters)
         return 1 - confidence, None
 
 

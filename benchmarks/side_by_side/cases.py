@@ -109,7 +109,7 @@ class Labelled:
         self, policies: tuple[ExitPolicy, ExitPolicy], logits: Floats, lte: Floats | None
     ) -> npt.NDArray[np.integer]:
         """(N,) exit layer of each row under the policy of its half."""
-        first, second = (exit_layers(policy, certainties(policy, logits, lte)) for policy in policies)
+        first, second = (exit_layers(policy, certainties(policy, logits, lte), logits) for policy in policies)
         return np.where(self.half == 0, first, second)
 
     def timed(self, policy: ExitPolicy, layers: npt.NDArray[np.integer]) -> dict[str, Case]:
