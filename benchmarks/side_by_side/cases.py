@@ -90,6 +90,7 @@ class Labelled:
         """
         from berxit.train.calibration import choose, read_policy
         from berxit.train.evaluation import Predictions, default_criterion
+        from berxit.train.families import PolicySpec
         from berxit.train.rules import Keep
 
         chosen = []
@@ -99,9 +100,9 @@ class Labelled:
             part = Predictions(
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
-            criterion = earlier.policy.criterion if earlier else default_criterion(part)
+            spec = PolicySpec.of(earlier.calibration) if earlier else PolicySpec(default_criterion(part))
             chosen.append(
-                choose(part, criterion, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
+                choose(part, spec, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
             )
         return chosen[0], chosen[1]
 

@@ -10,7 +10,7 @@ Shapes: B rows, n layers, C outputs (classes, or 1 for regression). Layers are n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,14 +45,6 @@ class Memory(Protocol):
         """State of the rows that continue: rows (B,)."""
 
 
-Fields = TypeVar("Fields", bound="tuple[npt.NDArray, ...]")
-
-
-def keep_rows(memory: Fields, rows: Bools) -> Fields:
-    """Those ``rows`` of every array of a NamedTuple; ``keep`` of the criteria's memories."""
-    return type(memory)(*(array[rows] for array in memory))  # type: ignore[return-value]
-
-
 class Streak(NamedTuple):
     """Memory of the criteria that compare the prediction of a layer with that of the layer before."""
 
@@ -60,7 +52,10 @@ class Streak(NamedTuple):
     """(B,) predicted class of the last layer; its value for regression."""
     value: npt.NDArray
     """(B,) the certainty of the last layer: a count, or a sum over the layers that agree."""
-    keep = keep_rows
+
+    def keep(self, rows: Bools) -> Streak:
+        """State of the rows that continue."""
+        return Streak(self.prediction[rows], self.value[rows])
 
 
 Certainty = tuple[npt.NDArray, Memory | None]
