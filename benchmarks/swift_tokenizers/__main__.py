@@ -21,7 +21,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import click
 
 from benchmarks.swift_tokenizers.pipelines import ADDED, REVEALING, many_pieces, pipelines
 from benchmarks.swift_tokenizers.texts import GRAPHEMES, MARKS, RANGES, WORDS, probe, random_text
-from berxit.runtime.tokenization import Text, TextTokenizer
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
@@ -61,25 +61,40 @@ class Comparison:
         self._swift, self._file, self._max_length = swift, file, max_length
         self._python = TextTokenizer(file, max_length, 0)
         self.seconds = 0.0
+        self.panics: list[Text] = []
+        """Texts on which the tokenizers library panics."""
 
     def differing(self, texts: Sequence[Text]) -> list[tuple[Text, list[int], list[int]]]:
         """Texts whose ids, types or truncation differ, with Python's and Swift's ids."""
         cases = self._file.with_suffix(".cases")
-        encoded: list[list[int]] = []
+        encoded: list[tuple[Text, list[int]]] = []
         with cases.open("wb") as stream:
             for start in range(0, len(texts), AT_ONCE):
-                part = texts[start : start + AT_ONCE]
-                batch = self._python(part)
-                for row, (text, tokens) in enumerate(zip(part, batch.lengths.tolist(), strict=True)):
-                    ids = batch.input_ids[row, :tokens].tolist()
-                    encoded.append(ids)
-                    stream.write(case(text, ids, batch.token_type_ids[row, :tokens].tolist(), batch.truncated[row]))
+                for part, batch in self._encode(texts[start : start + AT_ONCE]):
+                    for row, (text, tokens) in enumerate(zip(part, batch.lengths.tolist(), strict=True)):
+                        ids = batch.input_ids[row, :tokens].tolist()
+                        types = batch.token_type_ids[row, :tokens].tolist()
+                        encoded.append((text, ids))
+                        stream.write(case(text, ids, types, batch.truncated[row]))
         *lines, last = map(json.loads, self._swift.run("compare", str(self._file), str(self._max_length), str(cases)))
         cases.unlink()
-        if last["cases"] != len(texts):
-            raise RuntimeError(f"{self._file.name}: Swift read {last['cases']} of {len(texts)} texts")
+        if last["cases"] != len(encoded):
+            raise RuntimeError(f"{self._file.name}: Swift read {last['cases']} of {len(encoded)} texts")
         self.seconds += last["seconds"]
-        return [(texts[line["number"]], encoded[line["number"]], line["ids"]) for line in lines]
+        return [(*encoded[line["number"]], line["ids"]) for line in lines]
+
+    def _encode(self, texts: Sequence[Text]) -> Iterator[tuple[Sequence[Text], TokenBatch]]:
+        """Encodes texts in parts. Skips the texts on which the tokenizers library panics, and counts them."""
+        try:
+            yield texts, self._python(texts)
+        except BaseException as error:  # the library's panics are no Exceptions
+            if type(error).__name__ != "PanicException":
+                raise
+            if len(texts) == 1:
+                self.panics.append(texts[0])
+                return
+            yield from self._encode(texts[: len(texts) // 2])
+            yield from self._encode(texts[len(texts) // 2 :])
 
 
 def case(text: Text, ids: list[int], types: list[int], truncated: bool) -> bytes:
@@ -154,7 +169,7 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
         click.echo(f"{name}: {len(tables[name])} characters", err=True)
     differing_characters = set().union(*tables.values())
 
-    report: dict[str, Any] = {"texts": 0, "differing": 0, "swift_seconds": 0.0, "unexplained": []}
+    report: dict[str, Any] = {"texts": 0, "differing": 0, "swift_seconds": 0.0, "panics": 0, "unexplained": []}
     for name, file in files.items():
         for max_length in LENGTHS:
             texts = random_texts(rng, -(-count // (len(files) * len(LENGTHS))))
@@ -163,6 +178,7 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
             report["texts"] += len(texts)
             report["differing"] += len(found)
             report["swift_seconds"] += comparison.seconds
+            report["panics"] += len(comparison.panics)
             cleaned = [text for text in (without(each, differing_characters) for each, _, _ in found) if text]
             report["unexplained"] += [
                 {"tokenizer": name, "max_length": max_length, "text": text, "python": ids, "swift": other}
