@@ -194,6 +194,7 @@ def calibrate(
     accept_noise: bool = False,
     split: str = "dev",
     criterion: str | None = None,
+    fixed: bool = False,
     batch_size: int = 32,
     skip_bad_rows: bool = False,
     progress: Progress = silent,
@@ -211,9 +212,13 @@ def calibrate(
     - ``budget_ms`` and ``bench`` (a bench.json of a bundle of this checkpoint): the best score within a mean latency in
       milliseconds. ``accept_noise``: use a bench of a busy machine, too.
 
-    ``data``: data that the checkpoint was not trained on, as in ``evaluate``. Exports copy the policy to the bundle.
+    ``fixed``: instead of a criterion, one exit layer for all inputs; an export then has no deeper layers. ``data``:
+    data that the checkpoint was not trained on, as in ``evaluate``. Exports copy the policy to the bundle.
     """
     check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)
+    if fixed and criterion not in (None, "fixed"):
+        raise InputError("--fixed and --criterion exclude each other: a fixed exit needs no criterion")
+    criterion = "fixed" if fixed else criterion
     from berxit.train.calibration import calibrate as run
     from berxit.train.checkpoint import read_config
     from berxit.train.families import PolicySpec

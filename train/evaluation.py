@@ -58,6 +58,11 @@ class Predictions:
         lte = None if self.lte is None else self.lte[:, columns]
         return replace(self, logits=self.logits[:, columns], lte=lte, exits=tuple(exits))
 
+    def first_layers(self, layers: int) -> Predictions:
+        """The pass of the first ``layers`` layers of the model. Rules still compare with the former last exit."""
+        logits, lte = self.logits[:, :layers], None if self.lte is None else self.lte[:, :layers]
+        return replace(self, logits=logits, lte=lte, reference=self.full_depth)
+
     def select_rows(self, rows: npt.NDArray[np.integer]) -> Predictions:
         """The pass over some of the rows."""
 

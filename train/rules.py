@@ -88,13 +88,12 @@ class Keep:
         if not 0 < self.delta < 1:
             raise InputError(f"--delta {self.delta} is out of range: give a number above 0 and below 1")
 
-    def describe(self, metric: str) -> str:
+    def describe(self, metric: str, chosen: str = "threshold") -> str:
+        """The rule as a phrase. ``chosen``: what it chooses."""
         if self.optimistic:
-            return (
-                f"the cheapest threshold that keeps {self.keep:g} of the last exit's {metric} on the calibration data"
-            )
+            return f"the cheapest {chosen} that keeps {self.keep:g} of the last exit's {metric} on the calibration data"
         return (
-            f"the cheapest threshold that keeps {self.keep:g} of the last exit's {metric} on new data, with probability"
+            f"the cheapest {chosen} that keeps {self.keep:g} of the last exit's {metric} on new data, with probability"
             f" {1 - self.delta:g}"
         )
 
@@ -183,9 +182,9 @@ class Risk:
             if not 0 < value < 1:
                 raise InputError(f"--{flag} {value} is out of range: give a number above 0 and below 1")
 
-    def describe(self, metric: str) -> str:
+    def describe(self, metric: str, chosen: str = "threshold") -> str:
         return (
-            f"the cheapest threshold whose predictions differ from the last exit's by at most {self.risk:g} on average,"
+            f"the cheapest {chosen} whose predictions differ from the last exit's by at most {self.risk:g} on average,"
             f" with probability {1 - self.delta:g}"
         )
 
@@ -282,7 +281,7 @@ class Budget:
         """Predicted mean latency in ms."""
         return self.intercept_ms + self.ms_per_layer * point.average_exit_layer
 
-    def describe(self, metric: str) -> str:
+    def describe(self, metric: str, chosen: str = "threshold") -> str:
         return (
             f"the best {metric} within {self.budget_ms:g} ms on average, predicted as {self.intercept_ms:.3g} ms +"
             f" {self.ms_per_layer:.3g} ms per layer ({self.measured})"

@@ -93,6 +93,8 @@ class Criterion(ABC):
     """True if the criterion works for regression models."""
     needs_lte = False
     """True if the criterion needs an LTE module."""
+    adaptive = True
+    """False for the layer-wise baseline, whose exit does not depend on the input."""
 
     schema_version = 1
     """The first schema version of bundles whose readers know this criterion."""
@@ -231,7 +233,31 @@ class Patience(Criterion):
         return streak, Streak(prediction, streak)
 
 
-CRITERIA: dict[str, Criterion] = {c.name: c for c in (Confidence(), Entropy(), Lte(), Patience())}
+class Fixed(Criterion):
+    """Number of exits that a row has reached. Every row exits at the same layer: the layer-wise baseline (section 5.1
+    of the paper), with which adaptive criteria compete."""
+
+    name = "fixed"
+    description = "no adaptive exit: every row exits at the same layer, the shallowest that satisfies the rule"
+    inclusive = True
+    counts = True
+    for_regression = True
+    adaptive = False
+    schema_version = 2
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        return 1.0, np.inf
+
+    def never(self, layers: int, classes: int) -> float:
+        return float(layers)
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
+        assert memory is None or isinstance(memory, Streak)
+        reached = np.ones(logits.shape[:-1], dtype=np.int64) if memory is None else memory.value + 1
+        return reached, Streak(reached, reached)
+
+
+CRITERIA: dict[str, Criterion] = {c.name: c for c in (Confidence(), Entropy(), Lte(), Patience(), Fixed())}
 
 
 def criterion_named(name: str) -> Criterion:

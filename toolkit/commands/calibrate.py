@@ -29,6 +29,7 @@ from berxit.toolkit.commands.options import (
 @data_option
 @split_option
 @criterion_option
+@click.option("--fixed", is_flag=True, help="One exit layer for all inputs; exports then have no deeper layers.")
 @click.option("--keep", type=float, help="Share of the last exit's score to keep on new data.  [default: 0.99]")
 @click.option("--risk", type=float, help="Instead: largest mean difference from the last exit's predictions.")
 @click.option("--delta", type=float, help="With --keep or --risk: probability that it fails.  [default: 0.1]")
@@ -45,6 +46,7 @@ def command(
     data: Path | None,
     split: str,
     criterion: str | None,
+    fixed: bool,
     keep: float | None,
     risk: float | None,
     delta: float | None,
@@ -79,6 +81,7 @@ def command(
         accept_noise=accept_noise,
         split=split,
         criterion=criterion,
+        fixed=fixed,
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,
         progress=progress_bar("calibrating", quiet),
@@ -87,6 +90,8 @@ def command(
     click.echo(f"{chosen.description}:")
     click.echo(chosen.summary())
     click.echo(f"written: {checkpoint / POLICY_FILE}")
+    if chosen.comparison:
+        click.echo(chosen.comparison)
     warn(chosen.warnings)
     exported = default_bundle(checkpoint, "onnxruntime").exists()
     force = " --force" if exported else ""
