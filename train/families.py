@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.json_data import parse
+from berxit.runtime.json_data import parse, to_json
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import (
     CRITERIA,
@@ -74,7 +74,7 @@ class PolicySpec:
         """The fields besides the criterion that do not have their defaults, for the calibration record."""
         found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "criterion"}
         defaults = PolicySpec(self.criterion)
-        return {name: value for name, value in found.items() if value != getattr(defaults, name)} or None
+        return {name: to_json(value) for name, value in found.items() if value != getattr(defaults, name)} or None
 
     @property
     def is_fitted(self) -> bool:
