@@ -18,7 +18,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.json_data import NOT_STORED, OMIT_DEFAULT, decode_json, parse, to_json, write_json
+from berxit.runtime.json_data import NOT_STORED, OMIT_DEFAULT, decode_json, parse, required_version, to_json, write_json
 from berxit.runtime.manifest_checks import check_manifest
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.storage import recover
@@ -266,7 +266,7 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
 
 def schema_version(policy: ExitPolicy, calibration: Calibration | None) -> int:
     """The smallest schema version whose readers know every part of the policy and of its record."""
-    return max(policy.schema_version, 2 if calibration and calibration.settings else 1)
+    return max(policy.schema_version, required_version(calibration))
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import InputError
-from berxit.runtime.json_data import OMIT_DEFAULT
+from berxit.runtime.json_data import required_version, since
 from berxit.runtime.policies.criteria import (
     Bools,
     Certainty,
@@ -67,11 +67,11 @@ class ExitPolicy:
     """(n,) temperature per layer. The logits of a layer are divided by it before certainty and scores are computed."""
     tolerance: float = 0.5
     """Regression: two values that differ by less agree; in units of the labels."""
-    patience: int = field(default=1, metadata=OMIT_DEFAULT)
+    patience: int = field(default=1, metadata=since(2))
     """Number of consecutive exits that must pass the threshold."""
-    off: tuple[int, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    off: tuple[int, ...] = field(default=(), metadata=since(2))
     """Layers whose exit is switched off: the policy skips them, as if they had no exit."""
-    weights: tuple[tuple[float, ...], ...] = field(default=(), metadata=OMIT_DEFAULT)
+    weights: tuple[tuple[float, ...], ...] = field(default=(), metadata=since(2))
     """(n - 1, F + 1) fitted weights of layers 1 to n - 1, the intercept first; empty for a criterion without a fit."""
 
     def __post_init__(self) -> None:
@@ -128,8 +128,8 @@ class ExitPolicy:
     @property
     def schema_version(self) -> int:
         """The first schema version of bundles whose readers know every part of this policy."""
-        newer = self.patience > 1 or self.off or self.weights or any(isinstance(t, tuple) for t in self.thresholds)
-        return max(2 if newer else 1, CRITERIA[self.criterion].schema_version)
+        per_class = any(isinstance(threshold, tuple) for threshold in self.thresholds)
+        return max(required_version(self), CRITERIA[self.criterion].schema_version, 2 if per_class else 1)
 
     def with_threshold(self, threshold: float) -> ExitPolicy:
         """The policy with the same threshold at every layer, for every class."""

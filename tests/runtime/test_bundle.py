@@ -198,6 +198,8 @@ def test_read_manifest_rejects_newer_schema(copy: Path) -> None:
     ],
 )
 def test_read_manifest_accepts_newer_policies_in_schema_version_2_only(copy: Path, change_policy: Data) -> None:
+    change(copy, lambda data: data.update(schema_version=1, calibration=None))
+    assert read_manifest(copy).schema_version == 1
     change(copy, lambda data: data["policy"].update(change_policy))
     with pytest.raises(BerxitError, match=r"schema_version is 1, but the policy .* has features of version 2"):
         read_manifest(copy)
