@@ -38,6 +38,9 @@ class Predictions:
     """(n,) layers of the model that have an exit, ascending, including the last layer. Empty: all layers."""
     names: tuple[str, ...] = ()
     """(C,) class names; empty for regression and in passes that older versions stored."""
+    unlabelled: bool = False
+    """True if the data has no labels. ``labels`` are then full depth's predictions, so that a score is the agreement
+    with full depth."""
     reference: npt.NDArray | None = None
     """(N,) predictions at full depth that rules compare with, if they are not the last exit's. For a bundle in another
     precision these are the checkpoint's."""
