@@ -387,8 +387,8 @@ def test_learned_of_regression_reads_value_differences() -> None:
     values, lte = np.concatenate([values, values[:, -1:]], axis=1), np.concatenate([lte, lte[:, -1:]], axis=1)
     scores = [
         0.1 + 0.3 * 2 + 0.01 * 4,
-        0.1 + math.log(2.1) + 0.3 * 4 + 0.01 * 16 + 0.5 * math.log(4),
-        0.1 + math.log(1.1) + 2 * math.log(3.1) + 0.3 * 5 + 0.01 * 25 + 0.5 * math.log(9),
+        0.1 + math.log(2.01) + 0.3 * 4 + 0.01 * 16 + 0.5 * math.log(4),
+        0.1 + math.log(1.01) + 2 * math.log(3.01) + 0.3 * 5 + 0.01 * 25 + 0.5 * math.log(9),
     ]
     found = certainties(policy, values, lte)[0]
     np.testing.assert_allclose(found[:3], [1 / (1 + math.exp(-score)) for score in scores], rtol=1e-6)
