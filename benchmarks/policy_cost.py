@@ -1,4 +1,4 @@
-"""How long does an exit decision take in the loop at batch size 1, for each criterion and policy?
+"""The duration of an exit decision in the loop at batch size 1, for each criterion and policy.
 
     python benchmarks/policy_cost.py [--layers 12] --output policy-cost
 
