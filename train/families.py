@@ -33,8 +33,6 @@ from berxit.train.fitting import ExitLinks, agreement, fit_temperatures, fit_wei
 
 TOLERANCE = 0.5
 """Tolerance of patience on regression if none was searched for; the policy's default, in label units."""
-AGREEMENT = 0.1
-"""Two values of a regression agree if they differ by less than this share of the labels' range."""
 FOLDS = 5
 """Of cross-fitting."""
 LEAST_ROWS = 50
@@ -130,7 +128,7 @@ class FittedSpec:
         if not spec.thresholds_per_exit:
             return cls(policy, None)
         certainty = certainties(policy, p.logits, p.lte)
-        return cls(policy, ExitLinks.fit(criterion, outputs, certainty, agreement(p, tolerance)))
+        return cls(policy, ExitLinks.fit(criterion, outputs, certainty, agreement(p)))
 
     def certainty(self, predictions: Predictions) -> npt.NDArray:
         """(N, n) certainties on any rows; with links, probabilities of agreement."""
@@ -290,7 +288,7 @@ def families(predictions: Predictions, spec: PolicySpec, *, fixed: bool = False)
     if not predictions.regression or not (counts or spec.is_fitted):
         return [family(predictions, spec)]
     if not counts:
-        return [family(predictions, spec, AGREEMENT * spread)]
+        return [family(predictions, spec, spread)]
     tolerances = [share * spread for share in FIXED_TOLERANCES] if fixed else candidate_tolerances(predictions)
     return [family(predictions, spec, tolerance) for tolerance in tolerances]
 

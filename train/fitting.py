@@ -1,6 +1,7 @@
 """Fitted parameters of exit policies: temperatures, thresholds per exit, and the weights of the criterion ``learned``.
 
-All of them are fitted against agreement with full depth, so they need no labels. Every fit is deterministic and convex.
+All of them are fitted against the agreement with full depth, so they need no labels. Every fit is deterministic and
+convex.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.policies import Criterion, ExitPolicy, Memory
-from berxit.runtime.policies.criteria import agrees
 from berxit.runtime.policies.learned import features, sigmoid
 from berxit.train.evaluation import Predictions
 
@@ -28,23 +28,28 @@ EDGE = 1e-9
 """Smallest distance of a certainty from an end of its range, as a share of the range."""
 
 
-def agreement(predictions: Predictions, tolerance: float) -> npt.NDArray[np.bool_]:
-    """(N, n) True if an exit predicts as full depth does; for regression, within ``tolerance``."""
-    return agrees(predictions.predicted(), predictions.full_depth[:, None], predictions.regression, tolerance)
+def agreement(predictions: Predictions) -> Floats:
+    """(N, n) agreement of each exit with full depth: 1 for the same class, else 0; for regression
+    1 - |difference| / range of the labels, at least 0."""
+    p, full = predictions, predictions.full_depth[:, None]
+    if not p.regression:
+        return (p.predicted() == full).astype(np.float64)
+    return np.maximum(1 - np.abs(p.predicted() - full).astype(np.float64) / np.ptp(p.labels), 0)
 
 
-def logistic(x: Floats, y: npt.NDArray[np.bool_], l2: float = L2) -> Floats:
-    """Weights (F + 1,) of P(y) = sigmoid(w_0 + x w), the intercept first: x (N, F), y (N,).
+def logistic(x: Floats, y: Floats, l2: float = L2) -> Floats:
+    """Weights (F + 1,) of E(y) = sigmoid(w_0 + x w), the intercept first: x (N, F), y (N,) from 0 to 1.
 
     Newton's method with step halving on the penalized log-likelihood. Features are standardized for the penalty. The
-    targets are (N_1 + 1) / (N_1 + 2) and 1 / (N_0 + 2) instead of 1 and 0 (Platt, 1999, "Probabilistic Outputs for
-    Support Vector Machines"), so that weights stay finite if all rows agree.
+    targets 1 and 0 become (N_1 + 1) / (N_1 + 2) and 1 / (N_0 + 2), where N_1 is the sum of y and N_0 = N - N_1 (Platt,
+    1999, "Probabilistic Outputs for Support Vector Machines"), so that weights stay finite if all rows agree.
     """
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale < 1e-9] = 1.0
     z = np.column_stack([np.ones(len(x)), (x - mean) / scale])
-    ones = int(y.sum())
-    target = np.where(y, (ones + 1) / (ones + 2), 1 / (len(y) - ones + 2))
+    ones = float(y.sum())
+    low, high = 1 / (len(y) - ones + 2), (ones + 1) / (ones + 2)
+    target = low + (high - low) * y
     penalty = np.array([0.0] + [l2] * x.shape[1])
 
     def loss(weights: Floats) -> float:
@@ -68,15 +73,20 @@ def logistic(x: Floats, y: npt.NDArray[np.bool_], l2: float = L2) -> Floats:
 
 
 def fit_weights(predictions: Predictions, policy: ExitPolicy) -> tuple[tuple[float, ...], ...]:
-    """Weights of the criterion ``learned`` for exits 1 to n - 1 of a pass; ``policy`` is for the exits of the pass."""
-    agree = agreement(predictions, policy.tolerance)
-    found: list[tuple[float, ...]] = []
+    """Weights of the criterion ``learned`` for exits 1 to n - 1 of a pass; ``policy`` is for the exits of the pass.
+
+    For regression with LTE, only the LTE has a weight: with the differences of values, inputs close to the mean exit
+    first, and the correlation with the labels falls (results/README.md).
+    """
+    agree, found = agreement(predictions), []
     memory: Memory | None = None
     for place in range(predictions.layers - 1):
         logits = policy.scaled(place + 1, predictions.logits[:, place])
         lte = None if predictions.lte is None else predictions.lte[:, place]
         x, after = features(logits, lte, memory, policy.tolerance)
         memory = memory if place + 1 in policy.off else after
+        if predictions.regression and lte is not None:
+            x[:, :-1] = 0.0
         found.append(tuple(logistic(x, agree[:, place]).tolist()))
     return tuple(found)
 
@@ -110,8 +120,8 @@ def fit_temperatures(predictions: Predictions) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class ExitLinks:
-    """Probability that exit i agrees with full depth, as a function of its certainty u: sigmoid(b_i + a_i g(u)), with
-    a_i >= 0. One threshold for this probability is one threshold per exit for the certainty.
+    """Expected agreement of exit i with full depth, as a function of its certainty u: sigmoid(b_i + a_i g(u)), with
+    a_i >= 0. One threshold for it is one threshold per exit for the certainty.
 
     g maps certainties to an unbounded scale on which a higher value is a higher certainty: the logit of the position in
     the criterion's range if it is bounded, else the certainty with the sign of the criterion's direction.
@@ -124,7 +134,7 @@ class ExitLinks:
     """(n - 1, 2) b_i and a_i of exits 1 to n - 1."""
 
     @classmethod
-    def fit(cls, criterion: Criterion, outputs: int, certainty: npt.NDArray, agree: npt.NDArray[np.bool_]) -> ExitLinks:
+    def fit(cls, criterion: Criterion, outputs: int, certainty: npt.NDArray, agree: Floats) -> ExitLinks:
         """Fits the links by logistic regression: certainty (N, n), agree (N, n)."""
         links, found = cls(criterion, outputs, ()), []
         for place in range(certainty.shape[1] - 1):

@@ -130,6 +130,10 @@ class Criterion(ABC):
         low, high = self.bounds(classes)
         return max(low, -UNBOUNDED) if self.higher_is_more_certain else min(high, UNBOUNDED)
 
+    def uncertain(self, classes: int) -> float:
+        """Certainty that passes no threshold. Not for inclusive criteria."""
+        return max(self.bounds(classes)[0], -UNBOUNDED) if self.higher_is_more_certain else UNBOUNDED
+
     def grid(self, layers: int, classes: int, count: int = 200) -> list[float]:
         """Data-independent thresholds from ``never`` to ``always``.
 

@@ -1,4 +1,4 @@
-"""The criterion ``learned``: a logistic model per exit of "this prediction agrees with full depth".
+"""The criterion ``learned``: a logistic model per exit of the agreement with full depth.
 
     u_i = 1 / (1 + exp(-z_i)),    z_i = w_i0 + w_i1 x_1 + ... + w_iF x_F, limited to [-30, 30]
 
@@ -11,14 +11,15 @@ over the other classes:
     x_4, x_5 = p_{i-1}(k), p_{i-2}(k): the probability of k at the two exits before; 0 if there is no such exit
     x_6 = the LTE certainty; 0 without LTE
 
-Regression, F = 5. v_i is the value of exit i, t the tolerance of the policy:
+Regression, F = 5. v_i is the value of exit i, t the tolerance of the policy, which is the range of the labels:
 
-    x_1, x_2 = ln(|v_i - v_{i-1}| / t + 0.1), ln(|v_i - v_{i-2}| / t + 0.1); 0 if there is no such exit
+    x_1, x_2 = ln(|v_i - v_{i-1}| / t + 0.01), ln(|v_i - v_{i-2}| / t + 0.01); 0 if there is no such exit
     x_3, x_4 = v_i / t, (v_i / t)^2
     x_5 = ln(c / (1 - c)) of the LTE certainty c, limited to [1e-6, 1 - 1e-6]; 0 without LTE
 
-Two predictions agree if they are the same class, or values that differ by less than t. All numbers are float64. The
-certainty is rounded to float32, as those of the other criteria are.
+u_i estimates the probability that exit i predicts the class of full depth; for regression, the expected closeness to
+the value v_n of full depth, 1 - |v_i - v_n| / t. All numbers are float64. The certainty is rounded to float32, as those
+of the other criteria are.
 
 A device predicts single texts. For one row, Python's floats take a tenth of the time of numpy's arrays, so the
 functions ``_of_row`` and ``_of_value`` compute the same certainty without numpy.
@@ -41,7 +42,7 @@ STREAK = 3
 REST = 1e-9
 LARGEST = 30.0
 LTE_EDGE = 1e-6
-NEAR = 0.1
+NEAR = 0.01
 MANY_CLASSES = 16
 """With more classes, numpy computes the exponentials of one row faster than Python."""
 FLOAT32 = np.dtype(np.float32)
@@ -101,8 +102,8 @@ class Single(tuple):
 
 
 class Learned(Criterion):
-    """Probability that the prediction agrees with full depth, in (0, 1), by a logistic model per exit. The equations
-    are those of the module ``learned``."""
+    """Expected agreement with full depth, in (0, 1), by a logistic model per exit. The docstring of this module has the
+    equations."""
 
     name = "learned"
     description = "a logistic model per exit, fitted by berxit-calibrate; a row exits above the threshold"

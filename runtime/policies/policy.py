@@ -220,7 +220,7 @@ class ExitPolicy:
             least = np.minimum if self._criterion.higher_is_more_certain else np.maximum
             smallest = least.reduce(recent) if self.patience > 1 else certainty
         else:
-            smallest = np.full_like(certainty, self._criterion.always(self.layers, logits.shape[-1]))
+            smallest = np.full_like(certainty, self._criterion.uncertain(logits.shape[-1]))
         if layer in self.off:
             return smallest, memory
         return smallest, Window(state, recent[-(self.patience - 1) :] if self.patience > 1 else ())

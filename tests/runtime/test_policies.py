@@ -339,9 +339,11 @@ def test_patience_of_a_policy_needs_consecutive_exits_above_the_threshold() -> N
     found = certainties(policy, np.zeros((1, 5, 2), np.float32), lte)
     np.testing.assert_array_equal(found, np.array([[0.0, 0.3, 0.3, 0.7, 0.7]], np.float32))
     assert exit_layers(policy, found).tolist() == [4]
-    falling = replace(ExitPolicy.uniform("entropy", 0.5, 3), patience=2)
+    falling = replace(ExitPolicy.uniform("entropy", 1e30, 3), patience=2)
     logits = np.array([[[9.0, 0.0], [0.0, 0.0], [0.0, 9.0]]], np.float32)
-    assert certainties(falling, logits, None)[0, 1] == pytest.approx(LN2)
+    found = certainties(falling, logits, None)
+    assert found[0, 1] == pytest.approx(LN2)
+    assert exit_layers(falling, found).tolist() == [2]
 
 
 def test_exits_that_are_switched_off_are_skipped_as_if_they_did_not_exist() -> None:
@@ -387,8 +389,8 @@ def test_learned_of_regression_reads_value_differences() -> None:
     values, lte = np.concatenate([values, values[:, -1:]], axis=1), np.concatenate([lte, lte[:, -1:]], axis=1)
     scores = [
         0.1 + 0.3 * 2 + 0.01 * 4,
-        0.1 + math.log(2.1) + 0.3 * 4 + 0.01 * 16 + 0.5 * math.log(4),
-        0.1 + math.log(1.1) + 2 * math.log(3.1) + 0.3 * 5 + 0.01 * 25 + 0.5 * math.log(9),
+        0.1 + math.log(2.01) + 0.3 * 4 + 0.01 * 16 + 0.5 * math.log(4),
+        0.1 + math.log(1.01) + 2 * math.log(3.01) + 0.3 * 5 + 0.01 * 25 + 0.5 * math.log(9),
     ]
     found = certainties(policy, values, lte)[0]
     np.testing.assert_allclose(found[:3], [1 / (1 + math.exp(-score)) for score in scores], rtol=1e-6)

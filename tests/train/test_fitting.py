@@ -8,14 +8,14 @@ import pytest
 
 from berxit.runtime.policies import CRITERIA, ExitPolicy, softmax
 from berxit.train.evaluation import Predictions
-from berxit.train.fitting import ExitLinks, fit_temperatures, fit_weights, logistic
+from berxit.train.fitting import ExitLinks, agreement, fit_temperatures, fit_weights, logistic
 
 
 def test_logistic_recovers_the_weights_of_a_large_sample() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50_000, 2)) * [3.0, 0.2] + [1.0, -2.0]
     y = rng.uniform(size=50_000) < 1 / (1 + np.exp(-(0.5 + 0.7 * x[:, 0] - 2.0 * x[:, 1])))
-    np.testing.assert_allclose(logistic(x, y), [0.5, 0.7, -2.0], atol=0.25)
+    np.testing.assert_allclose(logistic(x, y.astype(float)), [0.5, 0.7, -2.0], atol=0.25)
 
 
 def test_logistic_has_no_gradient_left() -> None:
@@ -24,7 +24,7 @@ def test_logistic_has_no_gradient_left() -> None:
     x = rng.normal(size=(80, 3))
     y = x[:, 0] + rng.normal(size=80) > 0.5
     scaled = (x - x.mean(axis=0)) / x.std(axis=0)
-    found = logistic(x, y, l2=0.7)
+    found = logistic(x, y.astype(float), l2=0.7)
     slopes = found[1:] * x.std(axis=0)
     intercept = found[0] + found[1:] @ x.mean(axis=0)
     target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
@@ -36,7 +36,7 @@ def test_logistic_has_no_gradient_left() -> None:
 @pytest.mark.parametrize("y", [np.ones(100, bool), np.zeros(100, bool), np.arange(100) >= 50])
 def test_logistic_is_finite_for_one_class_and_for_separable_rows(y: npt.NDArray[np.bool_]) -> None:
     x = np.column_stack([np.arange(100.0), np.full(100, 3.0), 1e6 * np.arange(100.0)])
-    found = logistic(x, y)
+    found = logistic(x, y.astype(float))
     assert np.isfinite(found).all()
     assert found[2] == 0  # a constant feature
     p = 1 / (1 + np.exp(-(found[0] + x @ found[1:])))
@@ -69,7 +69,7 @@ def test_thresholds_of_links_divide_the_rows_as_the_probability_does(name: str) 
     certainty = rng.uniform(0.02, 0.68, (500, 4))
     side = 1 if criterion.higher_is_more_certain else -1
     agree = rng.uniform(size=(500, 4)) < 1 / (1 + np.exp(-side * 20 * (certainty - 0.4)))
-    links = ExitLinks.fit(criterion, 2, certainty, agree)
+    links = ExitLinks.fit(criterion, 2, certainty, agree.astype(float))
     probabilities = links.probabilities(certainty)
     for wanted in (0.3, 0.6, 0.9):
         for place, threshold in enumerate(links.thresholds(wanted)):
@@ -83,7 +83,7 @@ def test_thresholds_of_links_divide_the_rows_as_the_probability_does(name: str) 
 
 def test_links_of_a_certainty_without_information_are_constant() -> None:
     certainty = np.tile(np.linspace(0.1, 0.9, 100), (2, 1)).T
-    links = ExitLinks.fit(CRITERIA["confidence"], 2, certainty, np.tile(certainty[:, :1] < 0.7, (1, 2)))
+    links = ExitLinks.fit(CRITERIA["confidence"], 2, certainty, np.tile(certainty[:, :1] < 0.7, (1, 2)).astype(float))
     assert len(set(links.probabilities(certainty)[:, 0])) == 1
     assert links.thresholds(0.5) == (0.0,)
     assert links.thresholds(0.9) == (1.0,)
@@ -100,3 +100,24 @@ def test_fit_weights_ignores_exits_that_are_switched_off() -> None:
     fewer = ExitPolicy("learned", (0.5,) * 2, (1.0,) * 3, weights=weights[:2])
     expected = fit_weights(Predictions(shorter, None, shorter[:, -1].argmax(axis=1), "accuracy"), fewer)
     np.testing.assert_allclose(np.array([found[0], found[2]]), np.array(expected), rtol=1e-9)
+
+
+def test_agreement_of_regression_is_the_closeness_as_a_share_of_the_labels_range() -> None:
+    values = np.array([[1.0, 2.0], [9.0, 3.0], [4.0, 4.0]], np.float32)[..., None]
+    predictions = Predictions(values, None, np.array([1.0, 5.0, 2.0]), "spearman")
+    assert agreement(predictions).tolist() == [[0.75, 1], [0, 1], [1, 1]]
+
+
+def test_fit_weights_of_regression_reads_the_lte_if_there_is_one() -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.uniform(0, 5, 300)
+    size = rng.uniform(0.1, 2, (300, 3))
+    values = (labels[:, None] + size * rng.normal(size=(300, 3))).astype(np.float32)[..., None]
+    policy = ExitPolicy("learned", (0.5,) * 2, (1.0,) * 3, tolerance=5.0, weights=((0.0,) * 6,) * 2)
+    lte = np.exp(-size).astype(np.float32)
+    with_lte = np.array(fit_weights(Predictions(values, lte, labels, "spearman"), policy))
+    without = np.array(fit_weights(Predictions(values, None, labels, "spearman"), policy))
+    assert (with_lte[:, 1:5] == 0).all()
+    assert (with_lte[:, 5] > 0).all()
+    assert without[1, 1] < 0  # exit 2 agrees with full depth if it agrees with exit 1
+    assert (without[:, 5] == 0).all()
