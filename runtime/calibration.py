@@ -121,6 +121,8 @@ class Calibration:
     None in older records, and if a fifth less data is too little for the rule."""
     expected_interval: tuple[float, float] | None = field(default=None, metadata=OMIT_DEFAULT)
     """Bootstrap interval of ``expected_score``, 5th to 95th percentile."""
+    unlabelled: bool = field(default=False, metadata=since(2))
+    """True if the data has no labels. Scores then compare with full depth's predictions."""
     fixed: FixedExit | None = field(default=None, metadata=since(2))
     """The best fixed exit by the same rule. None for a fixed policy, and in older records."""
     reference: Reference | None = field(default=None, metadata=since(2))
@@ -137,9 +139,12 @@ class Calibration:
                 f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
                 f" {layers}"
             )
+        score = f"{self.metric} {self.score:.4f} of {self.full_depth_score:.4f} at full depth"
+        if self.unlabelled:
+            score = f"{self.metric} {self.score:.4f} with full depth's predictions as labels"
         return (
-            f"{exits} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of {self.full_depth_score:.4f} at"
-            f" full depth, on the {self.examples} examples of {self.data}{self._expected()}"
+            f"{exits} ({self.saved_layers:.0%} saved), {score}, on the {self.examples} examples of {self.data}"
+            f"{self._expected()}"
         )
 
     @property

@@ -12,7 +12,7 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.calibration import Calibration, FixedExit, upgraded
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.examples import find_split
+from berxit.runtime.examples import find_split, has_column
 from berxit.runtime.json_data import parse, read_json, to_json, write_json
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.progress import Progress, silent
@@ -60,6 +60,7 @@ def calibrate(
 ) -> Calibration:
     """Chooses the checkpoint's policy on a split of ``data`` and stores it in the checkpoint's folder.
 
+    A rule that needs no labels accepts a file without a label column.
     ``spec``: the policies among which the rule chooses; None: those of the task's default criterion.
     ``report`` is called with a line about skipped rows. Raises InputError for the file that the checkpoint was trained
     on, and for a criterion or rule that does not fit the model or the data.
@@ -71,7 +72,10 @@ def calibrate(
             f"{checkpoint} was trained on {path}: calibrate on data that training did not use, such as --split dev"
         )
     model, tokenizer = load_checkpoint(checkpoint, best_device())
-    examples = task_of(model.config).read(path, split, skip_bad_rows=skip_bad_rows)
+    task = task_of(model.config)
+    labelled = rule.needs_labels or has_column(path, task.label_column)
+    read = task.read if labelled else task.read_texts
+    examples = read(path, split, skip_bad_rows=skip_bad_rows)
     if examples.skipped:
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress, source=str(path))
@@ -115,6 +119,7 @@ def choose(
         threshold=point.threshold,
         requirement=asdict(rule),
         constant_score=predictions.constant.score,
+        unlabelled=predictions.unlabelled,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, spec, rule, choice))),
         expected_score=expected[0] if expected else None,

@@ -122,7 +122,8 @@ class Predictions:
     def check(self, where: str = "the stored pass") -> None:
         """Raises InputError for labels on which the metric is not defined, BerxitError for outputs without a score,
         such as NaN."""
-        check_labels(self.metric, self.labels, where)
+        if not self.unlabelled:
+            check_labels(self.metric, self.labels, where)
         check_outputs(self.metric, self.logits, self.exit_layers.tolist(), where)
 
     def score(self, predicted: npt.NDArray, metric: str | None = None) -> float:
@@ -133,6 +134,8 @@ class Predictions:
         """Writes the pass to an .npz file. The file is replaced as a whole, so an interruption keeps the old one."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         arrays["names"] = np.array(self.names, dtype=np.str_)
+        if self.unlabelled:
+            arrays["unlabelled"] = np.array(True)
         for name in ("lte", "ids", "reference"):
             if (array := getattr(self, name)) is not None:
                 arrays[name] = array
@@ -144,7 +147,16 @@ class Predictions:
         with np.load(path, allow_pickle=False) as file:
             lte, ids, reference = (file[name] if name in file.files else None for name in ("lte", "ids", "reference"))
             names = tuple(file["names"].tolist()) if "names" in file.files else ()
-            return cls(file["logits"], lte, file["labels"], str(file["metric"]), ids, names=names, reference=reference)
+            return cls(
+                file["logits"],
+                lte,
+                file["labels"],
+                str(file["metric"]),
+                ids,
+                names=names,
+                unlabelled="unlabelled" in file.files,
+                reference=reference,
+            )
 
 
 def best_device() -> torch.device:
@@ -168,7 +180,8 @@ def predict(
     ``source``: origin of the examples, for error messages. Raises InputError before the pass for labels on which the
     metric is not defined, and BerxitError for outputs without a score, such as NaN.
     """
-    check_labels(model.config.metric, examples.labels, source)
+    if not examples.unlabelled:
+        check_labels(model.config.metric, examples.labels, source)
     encoded = EncodedExamples(examples, tokenizer, progress)
     model.eval()
     logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
@@ -186,6 +199,8 @@ def predict(
             bar.update(len(rows))
     rows = np.arange(len(examples))
     found = Predictions(logits, lte, examples.labels, model.config.metric, rows, names=model.config.labels)
+    if examples.unlabelled:
+        found = replace(found, labels=found.full_depth, unlabelled=True)
     found.check(source)
     return found
 

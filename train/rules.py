@@ -90,6 +90,7 @@ class Keep:
     98.5% instead of the requested 99%.
     """
 
+    needs_labels: ClassVar[bool] = True
     stricter: ClassVar[str] = "a higher --keep"
     looser: ClassVar[str] = "a lower --keep"
 
@@ -212,6 +213,11 @@ class Risk:
         if self.per not in PER:
             raise InputError(f"--per {self.per} is unknown: choose one of {', '.join(PER)}")
 
+    @property
+    def needs_labels(self) -> bool:
+        """False if the loss compares with full depth only."""
+        return self.of != DISAGREEMENT
+
     def describe(self, metric: str, chosen: str = "threshold") -> str:
         """The rule as a phrase. ``chosen``: what it chooses."""
         among = {"all": "on average", "class": "in every class", "exit": "among the inputs that exit by any layer"}
@@ -283,6 +289,7 @@ class Risk:
 class Budget:
     """The operating point with the best score whose mean latency, predicted from a bench, is at most ``budget_ms``."""
 
+    needs_labels: ClassVar[bool] = True
     stricter: ClassVar[str] = "a higher --budget-ms"
     looser: ClassVar[str] = "a higher --budget-ms"
 
