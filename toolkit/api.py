@@ -163,6 +163,7 @@ def evaluate(
     """
     from berxit.runtime.examples import split_files
     from berxit.toolkit.evaluation_report import evaluate as evaluation_of
+    from berxit.train.calibration import read_policy
     from berxit.train.checkpoint import load_checkpoint, read_config
     from berxit.train.evaluation import best_device, predict
     from berxit.train.hub import task_data
@@ -171,13 +172,16 @@ def evaluate(
     checkpoint = Path(checkpoint)
     files = split_files(task_data(read_config(checkpoint)["task"], data, split, report), split)
     model, tokenizer = load_checkpoint(checkpoint, best_device())
+    calibrated = read_policy(checkpoint)
     found = []
     for file in files:
         examples = task_of(model.config).read(file, split, skip_bad_rows=skip_bad_rows)
         if examples.skipped:
             report(examples.skipped_line(file))
         predictions = predict(model, tokenizer, examples, batch_size, progress, str(file))
-        found.append(FileEvaluation(file, evaluation_of(predictions, criterion), predictions))
+        policy = calibrated.policy if calibrated else None
+        evaluation = evaluation_of(predictions, criterion, policy, examples.texts)
+        found.append(FileEvaluation(file, evaluation, predictions))
     return found
 
 

@@ -9,6 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
+from berxit.runtime.tokenization import Text
+from berxit.train.evaluation import Predictions
+from berxit.train.families import PolicySpec, family
+
+FLIPS = 10
+"""Number of flips that are listed."""
 BINS = 10
 """Number of bins of a reliability curve, each with about equally many examples."""
 
@@ -26,7 +33,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class CertaintyQuality:
-    """How well a criterion's certainty at one exit tells right predictions from wrong ones."""
+    """Ability of a criterion's certainty at one exit to separate right predictions from wrong ones."""
 
     exit_layer: int
     auroc: float | None
@@ -63,18 +70,85 @@ class ClassScore:
 class Flip:
     """An example whose prediction at its exit differs from full depth's."""
 
-    row: int
-    """Row of the pass, from 0."""
+    text: Text
     exit_layer: int
-    at_exit: str | float
-    at_full_depth: str | float
-    label: str | float
+    certainty: float
+    prediction: str
+    full_depth: str
+    label: str
+
+
+@dataclass(frozen=True)
+class PolicyDiagnostics:
+    """A policy of a classification model, example by example."""
+
+    average_exit_layer: float
+    flipped: float
+    """Share of examples whose prediction differs from full depth's."""
+    fixed_by_exiting: float
+    """Share of examples that the policy predicts correctly, and full depth does not."""
+    flips: tuple[Flip, ...]
+    """The flips with the highest certainty, at most FLIPS."""
+    classes: tuple[ClassScore, ...]
+    """Scores of each class under the policy."""
+    full_depth_classes: tuple[ClassScore, ...]
+    """Scores of each class at full depth."""
+    confusion: tuple[tuple[int, ...], ...]
+    """(C, C) number of examples under the policy: rows are labels, columns are predictions."""
+
+
+def criterion_quality(predictions: Predictions, criterion: str) -> tuple[CertaintyQuality, ...]:
+    """The quality of a criterion's certainty at each of the n exits."""
+    kind, certainty = CRITERIA[criterion], family(predictions, PolicySpec(criterion)).certainty
+    certainty = certainty if kind.higher_is_more_certain else -certainty
+    predicted, labels = predictions.predicted(), predictions.labels[:, None]
+    errors = np.abs(predicted - labels) if predictions.regression else predicted != labels
+    classes = predictions.logits.shape[2]
+    return tuple(
+        certainty_quality(
+            int(layer), certainty[:, place], errors[:, place], classes=classes, probability=kind.probability
+        )
+        for place, layer in enumerate(predictions.exit_layers)
+    )
+
+
+def policy_diagnostics(predictions: Predictions, policy: ExitPolicy, texts: Sequence[Text]) -> PolicyDiagnostics:
+    """The policy on a stored pass of a classification model. ``texts`` (N,): the examples' texts."""
+    p, rows = predictions, np.arange(len(predictions.labels))
+    of_exits = policy.at_exits(p.exit_layers.tolist())
+    certainty = certainties(of_exits, p.logits, p.lte)
+    taken = exit_layers(of_exits, certainty, p.logits)
+    predicted, full = p.predicted()[rows, taken - 1], p.full_depth
+    names = p.names or tuple(f"class {number}" for number in range(p.logits.shape[2]))
+    flipped = np.flatnonzero(predicted != full)
+    reached = certainty[rows, taken - 1]
+    order = flipped[np.argsort(reached[flipped] * (-1 if CRITERIA[policy.criterion].higher_is_more_certain else 1))]
+    confusion = confusion_matrix(predicted, p.labels, len(names))
+    return PolicyDiagnostics(
+        average_exit_layer=float(p.exit_layers[taken - 1].mean()),
+        flipped=len(flipped) / len(rows),
+        fixed_by_exiting=float(((predicted == p.labels) & (full != p.labels)).mean()),
+        flips=tuple(
+            Flip(
+                texts[row],
+                int(p.exit_layers[taken[row] - 1]),
+                float(reached[row]),
+                names[predicted[row]],
+                names[full[row]],
+                names[p.labels[row]],
+            )
+            for row in order[:FLIPS].tolist()
+        ),
+        classes=tuple(class_scores(confusion, names)),
+        full_depth_classes=tuple(class_scores(confusion_matrix(full, p.labels, len(names)), names)),
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
 
 
 def certainty_quality(
     exit_layer: int, certainty: npt.NDArray, errors: npt.NDArray, *, classes: int, probability: bool
 ) -> CertaintyQuality:
-    """Quality of the certainties (N,) of one exit, where a higher value is surer.
+    """Quality of the certainties (N,) of one exit, where a higher value is more certain.
 
     Args:
         errors: (N,) for classification 1 for a wrong prediction, else 0; for regression the absolute error.

@@ -95,6 +95,8 @@ class Criterion(ABC):
     """True if the criterion works for regression models."""
     needs_lte = False
     """True if the criterion needs an LTE module."""
+    probability = False
+    """True if the certainty estimates the probability that the prediction is right."""
     adaptive = True
     """False for the layer-wise baseline, whose exit does not depend on the input."""
     fitted = False
@@ -166,6 +168,7 @@ class Confidence(Criterion):
     """Highest class probability, in (0, 1]."""
 
     name = "confidence"
+    probability = True
     description = "the highest class probability; a row exits above the threshold (section 3 of the paper)"
 
     def bounds(self, classes: int) -> tuple[float, float]:
@@ -202,6 +205,7 @@ class Lte(Criterion):
     """Learned certainty u_i = sigmoid(c.h_i + b), in [0, 1] (equation 8), computed by the segment."""
 
     name = "lte"
+    probability = True
     description = "the learned certainty; a row exits above the threshold (section 4.2 of the paper)"
     for_regression = True
     needs_lte = True
