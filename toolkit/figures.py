@@ -113,7 +113,10 @@ def _trade_off_panel(axes: Axes, evaluation: Evaluation) -> None:
     for name, points in evaluation.curves.items():
         curve = curve_of(points, len(layers))
         axes.plot(curve.layers, curve.scores, lw=1.2, label=name, **criterion_style(name))
-    axes.axhline(evaluation.constant_score, color="black", lw=0.8, ls=":", label="constant prediction")
+    axes.axhline(evaluation.constant_score, color="black", lw=0.8, ls=":")
+    axes.annotate(
+        "constant prediction", (1, evaluation.constant_score), xytext=(0, 2), textcoords="offset points", size=7
+    )
     axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
     axes.set_title("trade-off on the evaluated data", fontsize=9)
     axes.legend(loc="lower right", fontsize=7.5)
