@@ -65,7 +65,7 @@ class FileEvaluation:
 
     def write(self, folder: Path | str) -> list[Path]:
         """Writes predictions.npz, eval.json, eval.md and, if matplotlib is installed, eval.png."""
-        from berxit.toolkit.evaluation_report import write_evaluation
+        from berxit.toolkit.evaluation_files import write_evaluation
 
         return write_evaluation(self.evaluation, self.predictions, Path(folder))
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table
 from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning
@@ -286,15 +284,3 @@ def _undominated(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
         if not best or point.score > best[-1].score:
             best.append(point)
     return best
-
-
-def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: Path) -> list[Path]:
-    """Writes predictions.npz, eval.json, eval.md and, if matplotlib is installed, eval.png."""
-
-    def draw(path: Path) -> None:
-        from berxit.toolkit.figures import evaluation_figure
-
-        evaluation_figure(evaluation, path)
-
-    arrays = {"predictions.npz": predictions.save}
-    return write_results(folder, "eval", asdict(evaluation), evaluation.text(), figure=draw, more=arrays)
