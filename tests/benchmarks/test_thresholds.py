@@ -74,7 +74,7 @@ def test_command_stores_the_outcomes(checkpoint: Path, tmp_path: Path) -> None:
     assert status_of(command, arguments) == 0
     stored = json.loads((tmp_path / "found" / "result.json").read_text(encoding="utf-8"))
     assert stored["populations"] == {"tiny": 48}
-    assert {each["rows"] for each in stored["outcomes"]} == {20}  # 40 rows leave too few to judge
+    assert {each["rows"] for each in stored["outcomes"]} == {20}  # too few others remain after 40 rows
     assert {"--keep 0.99", "--risk 0.05", "oracle 0.99"} <= {each["rule"] for each in stored["outcomes"]}
 
 
