@@ -1,4 +1,4 @@
-"""How soon does a monitor report a changed class mix, and how often does it raise a false alarm?
+"""Delay until a monitor reports a changed class mix, and rate of its false alarms.
 
     python benchmarks/drift.py CHECKPOINT [--runs 100] [--inputs 1000] --output drift
 
