@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from berxit.devices import tensorrt_command
+from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError
 
 NO_GPU = "run this on the Jetson, or on a machine whose nvidia-smi shows a GPU"
@@ -53,7 +53,8 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise BerxitError(f"this needs cuda-python, which is not installed here: {tensorrt_command()}") from error
+            how = install_command("tensorrt")
+            raise BerxitError(f"this needs cuda-python, which is not installed here: {how}") from error
         cuda = cls(runtime)
         if cuda.call("cudaGetDeviceCount")[0] < 1:
             raise BerxitError(f"CUDA finds no GPU here: {NO_GPU}")
@@ -64,8 +65,21 @@ class Cuda:
         error, *values = getattr(self._runtime, function)(*arguments)
         if int(error) != 0:
             name = getattr(error, "name", str(error))
+            if name == "cudaErrorInsufficientDriver":
+                raise BerxitError(self._driver_too_old())
             raise BerxitError(f"CUDA's {function} failed with {name}: {NO_GPU}, with memory and a driver that fits")
         return values
+
+    def _driver_too_old(self) -> str:
+        """The message for a cuda-python that is newer than the driver. Both versions can be read in this state."""
+        runtime, driver = (
+            f"{version // 1000}.{version % 1000 // 10}"
+            for version in (self.call("cudaRuntimeGetVersion")[0], self.call("cudaDriverGetVersion")[0])
+        )
+        return (
+            f"cuda-python is built for CUDA {runtime}, and the driver here supports CUDA up to {driver}:"
+            f" {install_command('tensorrt')}"
+        )
 
     def gpu(self) -> Gpu:
         properties = self.call("cudaGetDeviceProperties", 0)[0]

@@ -1,0 +1,143 @@
+"""Recognition and sensors of recorded Jetson boards, on the host and in containers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from boards import NAMES, board
+
+from berxit.devices import POWER, fitting_extra, read_power, read_sensors, recognise
+from berxit.devices.machine import read_machine
+from berxit.devices.sensors import values_of
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_read_machine_recognises_board_and_its_software(name: str, tmp_path: Path) -> None:
+    recorded = board(name)
+    machine = recorded.machine(tmp_path)
+    assert recognise(machine).name == recorded.device
+    assert (machine.l4t, machine.driver, machine.jetpack) == (recorded.l4t, recorded.driver, recorded.jetpack)
+    assert machine.software == f"L4T {recorded.l4t}, driver {recorded.driver}, CUDA {machine.cuda}"
+    assert machine.software in str(machine)
+    assert fitting_extra("tensorrt", machine) == recorded.extra
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_read_machine_recognises_board_in_container_by_mounted_model(name: str, tmp_path: Path) -> None:
+    recorded = board(name)
+    machine = recorded.machine(tmp_path, inside=True, mounted=["tmp/nv_jetson_model"])
+    assert recognise(machine).name == recorded.device
+    assert fitting_extra("tensorrt", machine) == recorded.extra
+
+
+@pytest.mark.parametrize("evidence", ["release file", "kernel", "GPU"])
+def test_read_machine_recognises_jetson_in_container_by_one_sign(evidence: str, tmp_path: Path) -> None:
+    recorded = board("orin-nano")
+    mounted = ["etc/nv_tegra_release"] if evidence == "release file" else []
+    machine = read_machine(
+        recorded.tree(tmp_path, inside=True, mounted=mounted),
+        architecture="aarch64",
+        kernel=recorded.kernel if evidence == "kernel" else "6.1.0-custom",
+        cuda_version=lambda: None,
+        jetson_gpu=lambda: evidence == "GPU",
+    )
+    assert recognise(machine).name == "jetson"
+    assert recognise(machine).workspace_mib < 1024
+    assert fitting_extra("tensorrt", machine) == ("jetson7" if evidence == "GPU" else "jetson")
+
+
+def test_read_machine_without_any_sign_is_no_jetson(tmp_path: Path) -> None:
+    recorded = board("orin-nano")
+    machine = read_machine(
+        recorded.tree(tmp_path, inside=True),
+        architecture="aarch64",
+        kernel="6.1.0-rpi7-rpi-v8",
+        cuda_version=lambda: None,
+        jetson_gpu=lambda: False,
+    )
+    assert (machine.board, machine.jetpack) == ("", 0)
+
+
+@pytest.mark.parametrize("model", ["Not a Jetson device", "", "Raspberry Pi 5"])
+def test_read_machine_ignores_other_text_in_model_file(model: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "nv_jetson_model").write_text(model, encoding="ascii")
+    for architecture in ("aarch64", "x86_64"):
+        machine = read_machine(
+            tmp_path, architecture=architecture, kernel="6.1.0", cuda_version=lambda: None, jetson_gpu=lambda: False
+        )
+        assert machine.board == ""
+
+
+@pytest.mark.parametrize(
+    ("cuda", "release", "kernel", "jetpack"),
+    [
+        ((13, 2), "", "6.8.12-tegra", 7),
+        ((12, 2), "", "5.15.136-tegra", 6),
+        ((11, 4), "", "5.10.104-tegra", 5),
+        ((13, 2), "# R36 (release), REVISION: 4.3, GCID: 1", "6.8.12-tegra", 7),  # a JetPack 6 container on JetPack 7
+        (None, "# R39 (release), REVISION: 2.0", "6.8.12-tegra", 7),
+        (None, "# R36 (release), REVISION: 3.0, GCID: 1", "6.6.3-custom", 6),
+        (None, "# R35 (release), REVISION: 6.0, GCID: 1", "5.10.216-tegra", 5),
+        (None, "# R32 (release), REVISION: 7.4, GCID: 1", "4.9.337-tegra", 4),
+        (None, "", "5.15.148-rt-tegra", 6),
+        (None, "", "6.8.12-tegra-ubuntu24.04_aarch64", 7),
+    ],
+)
+def test_read_machine_finds_jetpack_of_the_driver(
+    cuda: tuple[int, int] | None, release: str, kernel: str, jetpack: int, tmp_path: Path
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "nv_tegra_release").write_text(release, encoding="ascii")
+    machine = read_machine(
+        tmp_path, architecture="aarch64", kernel=kernel, cuda_version=lambda: cuda, jetson_gpu=lambda: False
+    )
+    assert machine.jetpack == jetpack
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["host", "container"])
+@pytest.mark.parametrize("name", NAMES)
+def test_sensors_of_board_measure_power_and_clocks(name: str, inside: bool, tmp_path: Path) -> None:
+    recorded = board(name)
+    root = recorded.tree(tmp_path, inside=inside)
+    reading = read_sensors(root)
+    assert reading.gpu_mhz == recorded.gpu_mhz
+    assert reading.clocks_fixed is recorded.clocks_fixed
+    assert read_power(root) == pytest.approx(recorded.watts, rel=1e-3)
+    rails = values_of(POWER.channels(root))
+    recorded_rails = {rail: pytest.approx(watts, abs=4e-3) for rail, watts in recorded.rails.items()}
+    assert {name: rails[name] for name in recorded_rails} == recorded_rails
+    assert not {"NC", "sum of shunt voltages"} & set(rails)
+
+
+def test_module_power_of_agx_counts_no_rail_twice(tmp_path: Path) -> None:
+    root = board("agx-orin").tree(tmp_path)
+    rails = values_of(POWER.channels(root))
+    assert set(rails) == {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"}
+    assert read_power(root) == pytest.approx(sum(rails.values()) - rails["VDDQ_VDD2_1V8AO"])
+
+
+def test_sensor_that_fails_is_missing_and_not_zero(tmp_path: Path) -> None:
+    root = board("orin-nano").tree(tmp_path)
+    for channel in (1, 2, 3):
+        (root / f"sys/class/hwmon/hwmon1/curr{channel}_input").unlink()
+    (root / "sys/class/devfreq/17000000.gpu/cur_freq").write_text("", encoding="ascii")
+    reading = read_sensors(root)
+    assert reading.gpu_mhz is None
+    assert read_power(root) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvpmodel is a shell script")
+@pytest.mark.parametrize("name", NAMES)
+def test_power_mode_of_board_is_in_catalogue(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = board(name)
+    (tmp_path / "output").write_text(recorded.nvpmodel, encoding="ascii")
+    command = tmp_path / "nvpmodel"
+    command.write_text(f'#!/bin/sh\n[ "$1" = -q ] && cat "{tmp_path}/output"\n', encoding="ascii")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    mode = read_sensors(tmp_path).power_mode
+    assert mode == recorded.mode
+    assert mode in recognise(recorded.machine(tmp_path)).power_modes
