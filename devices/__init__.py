@@ -1,7 +1,7 @@
 """Device descriptions, detection, sensors, and install commands. Imports nothing of the project."""
 
 from berxit.devices.catalogue import DEVICES, Device
-from berxit.devices.installation import TENSORRT_EXTRAS, fitting_extra, install_command
+from berxit.devices.installation import TENSORRT_EXTRAS, fitting_extra, install_command, not_available
 from berxit.devices.machine import Machine, default_threads, this_machine, usable_cores
 from berxit.devices.sampling import Sampled, Sampler
 from berxit.devices.sensors import (
@@ -33,6 +33,7 @@ __all__ = [
     "find",
     "fitting_extra",
     "install_command",
+    "not_available",
     "read_power",
     "read_sensors",
     "recognise",

@@ -17,6 +17,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 """Folder that contains pyproject.toml, if this file is part of a checkout."""
 TENSORRT_EXTRAS = ("jetson", "jetson7", "tensorrt-cu12", "tensorrt-cu13")
 """Extras of pyproject.toml for TensorRT. ``tensorrt`` in an install advice stands for the one that fits the machine."""
+GPU_EXTRAS = (*TENSORRT_EXTRAS, "tensorrt", "tensorrt-rtx", "onnxruntime-gpu")
+COREMLTOOLS = {("Linux", "x86_64"), ("Darwin", "arm64"), ("Darwin", "x86_64")}
+"""Systems and architectures for which coremltools has packages."""
 JETPACK_PYTHON = {6: (3, 10), 7: (3, 12)}
 """Major version of JetPack -> the Python version of its TensorRT package."""
 
@@ -29,14 +32,28 @@ def install_command(extra: str = "") -> str:
     the source that berxit was installed from: a checkout, a wheel file, a repository or a package index.
     """
     machine = this_machine()
-    if extra == "onnxruntime-gpu" and machine.architecture == "aarch64":
-        return "install the onnxruntime-gpu wheel that NVIDIA builds for this JetPack; no index has one for aarch64"
+    if reason := not_available(extra, machine):
+        return reason
     command = _pip_install(fitting_extra(extra, machine))
     if extra != "tensorrt" or not is_jetson(machine.board):
         return command
     if machine.jetpack and machine.jetpack < 6:
         return f"upgrade to JetPack 6, whose Python is new enough (docs/tensorrt.md), then {command}"
     return ", then ".join([*_jetpack_steps(machine.jetpack), command])
+
+
+def not_available(extra: str, machine: Machine) -> str | None:
+    """The reason why an extra cannot be installed on a machine; None if it can."""
+    platform = f"{machine.system} {machine.architecture}"
+    if extra == "coreml" and (machine.system, machine.architecture) not in COREMLTOOLS:
+        return f"coremltools has no package for {platform}: use a Mac or x86-64 Linux"
+    if extra in GPU_EXTRAS and machine.system == "Darwin":
+        return f"CUDA does not exist for {platform}: use a machine with an NVIDIA GPU"
+    if extra == "tensorrt-rtx" and is_jetson(machine.board):
+        return "TensorRT for RTX does not run on a Jetson, and its packages replace those of the extra jetson"
+    if extra == "onnxruntime-gpu" and machine.architecture == "aarch64":
+        return f"no package index has onnxruntime-gpu for {platform}: install NVIDIA's wheel for this JetPack"
+    return None
 
 
 def fitting_extra(extra: str, machine: Machine) -> str:

@@ -13,7 +13,7 @@ from statistics import fmean
 from berxit.devices.sensors import SENSORS, Sensor, values_of
 
 INTERVAL = 0.1
-"""Seconds between two samples. benchmarks/README.md has the cost of a sample."""
+"""Seconds between two samples. ``python benchmarks/sampling_cost.py`` measures the time of a sample."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sampler:
         self._times: list[float] = []
         self._samples: list[dict[Sensor, dict[str, float]]] = []
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="berxit-sensors", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sensor sampler", daemon=True)
 
     def __enter__(self) -> Sampler:
         self._sample()

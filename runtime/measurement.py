@@ -168,8 +168,8 @@ def measure_energy(
     Each policy runs alone for ``seconds`` or one pass over the inputs, whichever is longer, because the sensor averages
     over many queries. A quarter of this time runs before it and is not counted.
     """
-    found = {}
-    if not devices.read_power():
+    found: dict[str, Energy] = {}
+    if devices.read_power() is None:
         return found
     for name, policy in policies.items():
         _run_for(runner, inputs, policy, seconds / 4)

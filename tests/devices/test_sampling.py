@@ -23,7 +23,7 @@ def test_sampler_takes_samples_in_the_background_until_the_end() -> None:
 
     def read() -> float:
         calls.append(threading.current_thread().name)
-        if calls.count("berxit-sensors") == 3:
+        if calls.count("sensor sampler") == 3:
             enough.set()
         return 1.0
 
@@ -34,7 +34,7 @@ def test_sampler_takes_samples_in_the_background_until_the_end() -> None:
     assert sampler.results()["test"].samples == taken >= 5
     time.sleep(0.01)
     assert len(calls) == taken
-    assert "berxit-sensors" not in {thread.name for thread in threading.enumerate()}
+    assert "sensor sampler" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_sampler_has_two_samples_of_a_short_block() -> None:
@@ -77,7 +77,7 @@ def test_sampler_ignores_samples_without_a_value() -> None:
 def test_sampler_stops_its_thread_after_an_exception() -> None:
     with pytest.raises(ZeroDivisionError), Sampler([sensor(lambda: 1.0)]):
         raise ZeroDivisionError
-    assert "berxit-sensors" not in {thread.name for thread in threading.enumerate()}
+    assert "sensor sampler" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_sampler_of_board_has_rails_of_the_power(tmp_path: Path) -> None:
