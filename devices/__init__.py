@@ -14,6 +14,7 @@ from berxit.devices.sensors import (
     read_power,
     read_sensors,
     resident_mib,
+    values_of,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "resident_mib",
     "this_machine",
     "usable_cores",
+    "values_of",
 ]
 
 

@@ -65,21 +65,8 @@ class Cuda:
         error, *values = getattr(self._runtime, function)(*arguments)
         if int(error) != 0:
             name = getattr(error, "name", str(error))
-            if name == "cudaErrorInsufficientDriver":
-                raise BerxitError(self._driver_too_old())
             raise BerxitError(f"CUDA's {function} failed with {name}: {NO_GPU}, with memory and a driver that fits")
         return values
-
-    def _driver_too_old(self) -> str:
-        """The message for a cuda-python that is newer than the driver. Both versions can be read in this state."""
-        runtime, driver = (
-            f"{version // 1000}.{version % 1000 // 10}"
-            for version in (self.call("cudaRuntimeGetVersion")[0], self.call("cudaDriverGetVersion")[0])
-        )
-        return (
-            f"cuda-python is built for CUDA {runtime}, and the driver here supports CUDA up to {driver}:"
-            f" {install_command('tensorrt')}"
-        )
 
     def gpu(self) -> Gpu:
         properties = self.call("cudaGetDeviceProperties", 0)[0]
