@@ -17,6 +17,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 """Folder that contains pyproject.toml, if this file is part of a checkout."""
 TENSORRT_EXTRAS = ("jetson", "jetson7", "tensorrt-cu12", "tensorrt-cu13")
 """Extras of pyproject.toml for TensorRT. ``tensorrt`` in an install advice stands for the one that fits the machine."""
+TORCH_EXTRAS = ("train", "export", "study", "demo")
+"""Extras with torch. Its packages for CUDA 13 replace those of the extra ``jetson``."""
 GPU_EXTRAS = (*TENSORRT_EXTRAS, "tensorrt", "tensorrt-rtx", "onnxruntime-gpu")
 COREMLTOOLS = {("Linux", "x86_64"), ("Darwin", "arm64"), ("Darwin", "x86_64")}
 """Systems and architectures for which coremltools has packages."""
@@ -50,7 +52,9 @@ def not_available(extra: str, machine: Machine) -> str | None:
     if extra in GPU_EXTRAS and machine.system == "Darwin":
         return f"CUDA does not exist for {platform}: use a machine with an NVIDIA GPU"
     if extra == "tensorrt-rtx" and is_jetson(machine.board):
-        return "TensorRT for RTX does not run on a Jetson, and its packages replace those of the extra jetson"
+        return "TensorRT for RTX does not run on a Jetson: use a desktop RTX GPU"
+    if extra in TORCH_EXTRAS and is_jetson(machine.board) and machine.jetpack < 7:
+        return "use another machine: torch brings packages for CUDA 13, which JetPack 6 cannot use"
     if extra == "onnxruntime-gpu" and machine.architecture == "aarch64":
         return f"no package index has onnxruntime-gpu for {platform}: install NVIDIA's wheel for this JetPack"
     return None

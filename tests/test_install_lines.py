@@ -30,7 +30,7 @@ from berxit.toolkit.commands.doctor import NEEDED_FOR
 
 HOST_ONLY = {"train", "export", "study", "tensorboard", "demo", "docs", "dev"}
 """Extras with conditions that pip evaluates for the machine that runs the test."""
-TIMEOUT = 180
+TIMEOUT = 300
 """Seconds for one line."""
 
 
@@ -120,8 +120,8 @@ _resolved: dict[tuple[str, ...], Found | str] = {}
 
 
 def resolve(pip: Path, kind: Kind, *wanted: str) -> Found | str:
-    """What pip would install for ``wanted``, or the name of the package that it cannot find. Fails the test for any
-    other error."""
+    """The packages that pip would install for ``wanted``, or the name of the one that it cannot find. Fails the test
+    for any other error."""
     tags = [word for tag in kind.tags for word in ("--platform", tag)]
     arguments = ("--python-version", kind.python, *tags, *wanted)
     if arguments not in _resolved:

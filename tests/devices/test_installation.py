@@ -164,6 +164,11 @@ def test_install_command_off_jetson_is_pip_only(monkeypatch: pytest.MonkeyPatch)
     assert advice(monkeypatch, JETSON, "report") == "pip install -e '/home/me/berxit[report]'"
 
 
+@pytest.mark.parametrize("extra", ["train", "export", "study", "demo", "tensorrt-rtx", "coreml"])
+def test_install_command_on_jetpack6_names_no_extra_that_breaks_it(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "pip install" not in advice(monkeypatch, JETSON, extra)
+
+
 def test_install_command_names_no_index_package_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install" not in advice(monkeypatch, JETSON, "onnxruntime-gpu")
     assert "[onnxruntime-gpu]" in advice(monkeypatch, DESKTOP, "onnxruntime-gpu")
