@@ -1,4 +1,5 @@
-"""The CUDA driver, asked through its own library. Needs no Python package, so it works before one is installed."""
+"""Version and GPU of the CUDA driver, read from the driver's own library. Works before any Python package is
+installed."""
 
 from __future__ import annotations
 
@@ -31,17 +32,15 @@ def has_jetson_gpu() -> bool:
     """True if the first GPU is integrated and has the compute capability of a Jetson.
 
     Attributes need an initialized driver, and a process that initialized it cannot use CUDA after a fork. A child
-    process therefore asks.
+    process therefore reads them.
     """
     if _library() is None:
         return False
+    command = (sys.executable, "-I", __file__)
     try:
-        command = (sys.executable, "-I", __file__)
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False
-    integrated, *capability = map(int, found)
-    return integrated == 1 and tuple(capability) in JETSON_GPUS
 
 
 def _library() -> ctypes.CDLL | None:
@@ -51,19 +50,19 @@ def _library() -> ctypes.CDLL | None:
         return None
 
 
-def _print_attributes() -> None:
-    """Prints the attributes of the first GPU: integrated, and its compute capability. Exits with an error code of
-    CUDA if there is none."""
+def _is_jetson_gpu() -> bool:
+    """Initializes CUDA in this process and reads the attributes of the first GPU. False if there is none."""
     library, device, value = ctypes.CDLL(LIBRARY), ctypes.c_int(), ctypes.c_int()
-    error = library.cuInit(0) or library.cuDeviceGet(ctypes.byref(device), 0)
+    if library.cuInit(0) != 0 or library.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return False
     values = []
     for attribute in (_INTEGRATED, _MAJOR, _MINOR):
-        error = error or library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        if library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) != 0:
+            return False
         values.append(value.value)
-    if error:
-        sys.exit(f"CUDA error {error}")
-    print(*values)
+    integrated, *capability = values
+    return integrated == 1 and tuple(capability) in JETSON_GPUS
 
 
 if __name__ == "__main__":
-    _print_attributes()
+    sys.exit(0 if _is_jetson_gpu() else 1)
