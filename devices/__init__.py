@@ -2,7 +2,7 @@
 
 from berxit.devices.catalogue import DEVICES, Device
 from berxit.devices.installation import TENSORRT_EXTRAS, fitting_extra, install_command, not_available
-from berxit.devices.machine import Machine, default_threads, this_machine, usable_cores
+from berxit.devices.machine import Machine, default_threads, this_machine, usable_cores, with_cuda
 from berxit.devices.sampling import Sampled, Sampler
 from berxit.devices.sensors import (
     POWER,
@@ -42,6 +42,7 @@ __all__ = [
     "this_machine",
     "usable_cores",
     "values_of",
+    "with_cuda",
 ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from berxit.devices.machine import Machine, is_jetson, this_machine
+from berxit.devices.machine import Machine, is_jetson, this_machine, with_cuda
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 """Folder that contains pyproject.toml, if this file is part of a checkout."""
@@ -33,7 +33,7 @@ def install_command(extra: str = "") -> str:
     command starts with the step that makes its Python package visible, if that is necessary. The command installs from
     the source that berxit was installed from: a checkout, a wheel file, a repository or a package index.
     """
-    machine = this_machine()
+    machine = with_cuda(this_machine())
     if reason := not_available(extra, machine):
         return reason
     command = _pip_install(fitting_extra(extra, machine))
@@ -68,8 +68,8 @@ def fitting_extra(extra: str, machine: Machine) -> str:
     if extra != "tensorrt":
         return extra
     if is_jetson(machine.board):
-        return "jetson7" if machine.jetpack >= 7 else "jetson"
-    return "tensorrt-cu13" if int(machine.cuda.partition(".")[0] or 0) >= 13 else "tensorrt-cu12"
+        return "jetson7" if machine.supports_cuda_13 else "jetson"
+    return "tensorrt-cu13" if machine.supports_cuda_13 else "tensorrt-cu12"
 
 
 def _jetpack_steps(jetpack: int) -> list[str]:

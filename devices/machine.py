@@ -8,11 +8,14 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 from berxit.devices.cuda_driver import driver_cuda_version, has_jetson_gpu
+
+CUDA_13_DRIVER = 580
+"""Major version of the first driver for CUDA 13."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,18 @@ class Machine:
     driver: str = ""
     """Version of the NVIDIA driver, such as 540.4.0."""
     cuda: str = ""
-    """Latest CUDA version that the driver supports, such as 12.6."""
+    """Latest CUDA version that the driver supports, such as 12.6. Only ``with_cuda`` reads it."""
 
     def __str__(self) -> str:
-        parts = [
-            f"{self.system} {self.architecture}",
-            self.board or self.processor,
-            self.gpu,
-            f"{self.cores} cores",
-            self.software,
-        ]
+        parts = [f"{self.system} {self.architecture}", self.board or self.processor, self.gpu, f"{self.cores} cores"]
         return ", ".join(part for part in parts if part)
+
+    @property
+    def supports_cuda_13(self) -> bool:
+        """True if the driver supports CUDA 13; False if it is older or unknown."""
+        if self.cuda:
+            return _numbers(self.cuda) >= (13,)
+        return self.jetpack >= 7 or _numbers(self.driver) >= (CUDA_13_DRIVER,)
 
     @property
     def software(self) -> str:
@@ -62,22 +66,26 @@ def this_machine() -> Machine:
     return read_machine()
 
 
+def with_cuda(machine: Machine) -> Machine:
+    """This machine, with the CUDA version of its driver. Loads the driver's library into this process."""
+    found = driver_cuda_version()
+    return replace(machine, cuda=".".join(map(str, found))) if found else machine
+
+
 def read_machine(
     root: Path = Path("/"),
     *,
     architecture: str = platform.machine(),
     kernel: str = platform.release(),
-    cuda_version: Callable[[], tuple[int, int] | None] = driver_cuda_version,
     jetson_gpu: Callable[[], bool] = has_jetson_gpu,
 ) -> Machine:
     """The machine whose files are below ``root``.
 
-    ``kernel``: release of its kernel. ``cuda_version``: returns the CUDA version of its driver, or None.
-    ``jetson_gpu``: returns True if its GPU is a Jetson's; called only if no file and not the kernel identifies the
-    board.
+    ``kernel``: release of its kernel. ``jetson_gpu``: returns True if its GPU is a Jetson's; called only if neither a
+    file nor the kernel identifies the board.
     """
     read = partial(_read, root=root)
-    l4t, cuda = _l4t(read("etc/nv_tegra_release")), cuda_version()
+    l4t, driver = _l4t(read("etc/nv_tegra_release")), _driver(read("proc/driver/nvidia/version"))
     jetson_linux = bool(l4t) or "-tegra" in kernel
     # A container masks the device tree. jetson-containers writes the model to this file and mounts it.
     copied = read("tmp/nv_jetson_model") if architecture == "aarch64" else ""
@@ -93,9 +101,8 @@ def read_machine(
         board=board,
         gpu=_gpu(root),
         l4t=l4t,
-        jetpack=_jetpack(cuda, l4t, kernel) if is_jetson(board) else 0,
-        driver=_driver(read("proc/driver/nvidia/version")),
-        cuda=".".join(map(str, cuda)) if cuda else "",
+        jetpack=_jetpack(driver, l4t, kernel) if is_jetson(board) else 0,
+        driver=driver,
     )
 
 
@@ -110,15 +117,15 @@ def _l4t(release: str) -> str:
     return f"{found[1]}.{found[2]}" if found else ""
 
 
-def _jetpack(cuda: tuple[int, int] | None, l4t: str, kernel: str) -> int:
+def _jetpack(driver: str, l4t: str, kernel: str) -> int:
     """Major version of JetPack; 0 if unknown. The driver comes first, because a container can contain another
     release file than its host."""
-    for known, first_of in (
-        (cuda, {7: (13,), 6: (12,), 5: (11,)}),
-        (_numbers(l4t), {7: (38,), 6: (36,), 5: (34,)}),
-        (_numbers(kernel), {7: (6,), 6: (5, 15), 5: (5, 10)}),
+    for version, first_of in (
+        (driver, {7: (CUDA_13_DRIVER,), 6: (540,), 5: (34,)}),
+        (l4t, {7: (38,), 6: (36,), 5: (34,)}),
+        (kernel, {7: (6,), 6: (5, 15), 5: (5, 10)}),
     ):
-        if known:
+        if known := _numbers(version):
             return next((jetpack for jetpack, first in first_of.items() if known >= first), 4)
     return 0
 

@@ -129,7 +129,7 @@ def report_text(result: BenchResult) -> str:
         *(f"warning: {line}" for line in result.warnings),
         f"bundle {result.bundle} ({result.task}, {result.target} {result.precision}) on {result.device} by"
         f" {backend_label(result.backend, result.backend_options)}:"
-        f" {result.machine},"
+        f" {', '.join(filter(None, (str(result.machine), result.machine.software)))},"
         f" {plural(result.threads, 'thread')}; {plural(result.inputs, 'input')}, {plural(result.rounds, 'round')},"
         f" batch 1; {result.boundary}",
         *([f"tuned: fastest with {result.tuned[0]}"] if result.tuned else []),

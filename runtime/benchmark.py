@@ -189,7 +189,7 @@ def bench(
         metric=manifest.model.metric if examples else None,
         layers=layers,
         device=runner.device.name if runner.device else device,
-        machine=devices.this_machine(),
+        machine=devices.with_cuda(devices.this_machine()),
         threads=runner.backend.threads,
         inputs=len(inputs),
         rounds=rounds,

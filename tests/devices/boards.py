@@ -54,7 +54,6 @@ class Board:
             self.tree(root, inside=inside, mounted=mounted),
             architecture="aarch64",
             kernel=self.kernel,
-            cuda_version=lambda: tuple(self.cuda),
             jetson_gpu=lambda: False,
         )
 

@@ -97,6 +97,8 @@ DESKTOP = Machine("Linux", "x86_64", "CPU", 8, 32.0, "", "NVIDIA GeForce RTX 407
         (DESKTOP, "tensorrt-cu12"),
         (replace(DESKTOP, cuda="13.0"), "tensorrt-cu13"),
         (replace(DESKTOP, cuda="13.4"), "tensorrt-cu13"),
+        (replace(DESKTOP, cuda="", driver="580.95.05"), "tensorrt-cu13"),
+        (replace(DESKTOP, cuda="", driver="570.195.03"), "tensorrt-cu12"),
         (replace(DESKTOP, gpu="", cuda=""), "tensorrt-cu12"),
     ],
 )
@@ -113,6 +115,7 @@ def advice(
     installed_from(monkeypatch, {"url": "file:///home/me/berxit", "dir_info": {"editable": True}})
     monkeypatch.chdir("/")
     monkeypatch.setattr(installation, "this_machine", lambda: machine)
+    monkeypatch.setattr(installation, "with_cuda", lambda found: found)
     monkeypatch.setattr(installation, "find_spec", lambda name: object() if tensorrt else None)
     monkeypatch.setattr(installation.sys, "version_info", (3, 10, 12))
     monkeypatch.setattr(installation.sys, "base_prefix", "/usr")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from boards import NAMES, board
 
 from berxit.devices import POWER, fitting_extra, read_power, read_sensors, recognise
+from berxit.devices.installation import JETPACK_PYTHON
 from berxit.devices.machine import read_machine
 from berxit.devices.sensors import values_of
 
@@ -19,9 +21,11 @@ def test_read_machine_recognises_board_and_its_software(name: str, tmp_path: Pat
     machine = recorded.machine(tmp_path)
     assert recognise(machine).name == recorded.device
     assert (machine.l4t, machine.driver, machine.jetpack) == (recorded.l4t, recorded.driver, recorded.jetpack)
-    assert machine.software == f"L4T {recorded.l4t}, driver {recorded.driver}, CUDA {machine.cuda}"
-    assert machine.software in str(machine)
+    assert machine.software == f"L4T {recorded.l4t}, driver {recorded.driver}"
     assert fitting_extra("tensorrt", machine) == recorded.extra
+    cuda = ".".join(map(str, recorded.cuda))
+    assert fitting_extra("tensorrt", replace(machine, cuda=cuda)) == recorded.extra
+    assert JETPACK_PYTHON[machine.jetpack] == tuple(map(int, recorded.python.split(".")))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,12 +44,11 @@ def test_read_machine_recognises_jetson_in_container_by_one_sign(evidence: str, 
         recorded.tree(tmp_path, inside=True, mounted=mounted),
         architecture="aarch64",
         kernel=recorded.kernel if evidence == "kernel" else "6.1.0-custom",
-        cuda_version=lambda: None,
         jetson_gpu=lambda: evidence == "GPU",
     )
     assert recognise(machine).name == "jetson"
     assert recognise(machine).workspace_mib < 1024
-    assert fitting_extra("tensorrt", machine) == ("jetson7" if evidence == "GPU" else "jetson")
+    assert fitting_extra("tensorrt", machine) == "jetson"
 
 
 def test_read_machine_without_any_sign_is_no_jetson(tmp_path: Path) -> None:
@@ -54,7 +57,6 @@ def test_read_machine_without_any_sign_is_no_jetson(tmp_path: Path) -> None:
         recorded.tree(tmp_path, inside=True),
         architecture="aarch64",
         kernel="6.1.0-rpi7-rpi-v8",
-        cuda_version=lambda: None,
         jetson_gpu=lambda: False,
     )
     assert (machine.board, machine.jetpack) == ("", 0)
@@ -65,36 +67,37 @@ def test_read_machine_ignores_other_text_in_model_file(model: str, tmp_path: Pat
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp" / "nv_jetson_model").write_text(model, encoding="ascii")
     for architecture in ("aarch64", "x86_64"):
-        machine = read_machine(
-            tmp_path, architecture=architecture, kernel="6.1.0", cuda_version=lambda: None, jetson_gpu=lambda: False
-        )
+        machine = read_machine(tmp_path, architecture=architecture, kernel="6.1.0", jetson_gpu=lambda: False)
         assert machine.board == ""
 
 
 @pytest.mark.parametrize(
-    ("cuda", "release", "kernel", "jetpack"),
+    ("driver", "release", "kernel", "jetpack"),
     [
-        ((13, 2), "", "6.8.12-tegra", 7),
-        ((12, 2), "", "5.15.136-tegra", 6),
-        ((11, 4), "", "5.10.104-tegra", 5),
-        ((13, 2), "# R36 (release), REVISION: 4.3, GCID: 1", "6.8.12-tegra", 7),  # a JetPack 6 container on JetPack 7
-        (None, "# R39 (release), REVISION: 2.0", "6.8.12-tegra", 7),
-        (None, "# R36 (release), REVISION: 3.0, GCID: 1", "6.6.3-custom", 6),
-        (None, "# R35 (release), REVISION: 6.0, GCID: 1", "5.10.216-tegra", 5),
-        (None, "# R32 (release), REVISION: 7.4, GCID: 1", "4.9.337-tegra", 4),
-        (None, "", "5.15.148-rt-tegra", 6),
-        (None, "", "6.8.12-tegra-ubuntu24.04_aarch64", 7),
+        ("595.78", "", "6.8.12-tegra", 7),
+        ("580.00", "", "6.8.12-tegra", 7),
+        ("540.3.0", "", "5.15.136-tegra", 6),
+        ("35.4.1", "", "5.10.120-tegra", 5),
+        ("595.78", "# R36 (release), REVISION: 4.3, GCID: 1", "6.8.12-tegra", 7),  # a JetPack 6 container on JetPack 7
+        ("", "# R39 (release), REVISION: 2.0", "6.8.12-tegra", 7),
+        ("", "# R36 (release), REVISION: 3.0, GCID: 1", "6.6.3-custom", 6),
+        ("", "# R35 (release), REVISION: 6.0, GCID: 1", "5.10.216-tegra", 5),
+        ("", "# R32 (release), REVISION: 7.4, GCID: 1", "4.9.337-tegra", 4),
+        ("", "", "5.15.148-rt-tegra", 6),
+        ("", "", "6.8.12-tegra-ubuntu24.04_aarch64", 7),
     ],
 )
 def test_read_machine_finds_jetpack_of_the_driver(
-    cuda: tuple[int, int] | None, release: str, kernel: str, jetpack: int, tmp_path: Path
+    driver: str, release: str, kernel: str, jetpack: int, tmp_path: Path
 ) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "nv_tegra_release").write_text(release, encoding="ascii")
-    machine = read_machine(
-        tmp_path, architecture="aarch64", kernel=kernel, cuda_version=lambda: cuda, jetson_gpu=lambda: False
-    )
-    assert machine.jetpack == jetpack
+    if driver:
+        (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+        line = f"NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  {driver}  Release Build\n"
+        (tmp_path / "proc/driver/nvidia/version").write_text(line, encoding="ascii")
+    machine = read_machine(tmp_path, architecture="aarch64", kernel=kernel, jetson_gpu=lambda: False)
+    assert (machine.jetpack, machine.driver) == (jetpack, driver)
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["host", "container"])

@@ -37,10 +37,12 @@ def command() -> None:
         there = all(found.values())
         packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
         rows.append([purpose, "yes" if there else "no", packages, "" if there else devices.install_command(extra)])
-    click.echo(f"berxit {metadata.version('berxit')}, Python {platform.python_version()}, {devices.this_machine()}\n")
+    machine = devices.with_cuda(devices.this_machine())
+    click.echo(f"berxit {metadata.version('berxit')}, Python {platform.python_version()}, {machine}")
+    click.echo(f"{machine.software or 'no NVIDIA driver'}\n")
     click.echo(markdown_table(["to", "usable", "packages", "get it"], rows))
     click.echo()
-    here = devices.recognise(devices.this_machine())
+    here = devices.recognise(machine)
     for target, backends in BACKENDS.items():
         usable = [described for info in backends if (described := _usable(info))]
         why = backends[0].problem() if target in here.targets else f"the device {here.name} does not run them"
