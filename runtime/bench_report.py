@@ -103,7 +103,7 @@ def _sensors(result: BenchResult) -> str:
     if result.after.power_mode:
         found.append(f"power mode {result.after.power_mode}")
     if missing:
-        found.append(f"no sensor for {' and '.join(missing)}")
+        found.append(f"no sensor for {', '.join(missing)}")
     return f"during the measurement: {'; '.join(found)}"
 
 

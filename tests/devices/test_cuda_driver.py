@@ -32,7 +32,7 @@ print(driver_cuda_version(), has_jetson_gpu())
 
 
 def driver(folder: Path, **values: int) -> str:
-    """What a process prints that finds a driver with these values."""
+    """Output of a process that finds a driver with these values."""
     compiler = shutil.which("cc")
     if not sys.platform.startswith("linux") or compiler is None:
         pytest.skip("a stand-in for the CUDA driver needs Linux and a C compiler")
