@@ -179,6 +179,7 @@ def bench(
         inputs,
         {name: policy for name, policy in compared.items() if policy},
         seconds=min(ENERGY_SECONDS, 0.3 * seconds),
+        progress=progress,
     )
     return BenchResult(
         bundle=bundle.resolve().name,

@@ -21,6 +21,7 @@ from berxit.runtime.loop import every_exit
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.prediction import Prediction
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
@@ -162,7 +163,12 @@ def measure(
 
 
 def measure_energy(
-    runner: EarlyExitRunner, inputs: Sequence[Text], policies: Mapping[str, ExitPolicy], *, seconds: float
+    runner: EarlyExitRunner,
+    inputs: Sequence[Text],
+    policies: Mapping[str, ExitPolicy],
+    *,
+    seconds: float,
+    progress: Progress = silent,
 ) -> dict[str, Energy]:
     """Energy per query under each policy. Empty if the machine has no power sensor.
 
@@ -172,13 +178,15 @@ def measure_energy(
     found: dict[str, Energy] = {}
     if devices.read_power() is None:
         return found
-    for name, policy in policies.items():
-        _run_for(runner, inputs, policy, seconds / 4)
-        with devices.Sampler([devices.POWER]) as sampler:
-            queries = _run_for(runner, inputs, policy, seconds)
-        if power := sampler.results()[devices.POWER.name]:
-            energy = 1e3 * power.mean * sampler.seconds / queries
-            found[name] = Energy(energy, power.mean, queries, sampler.seconds, power.samples)
+    with progress(len(policies)) as bar:
+        for name, policy in policies.items():
+            _run_for(runner, inputs, policy, seconds / 4)
+            with devices.Sampler([devices.POWER]) as sampler:
+                queries = _run_for(runner, inputs, policy, seconds)
+            if power := sampler.results()[devices.POWER.name]:
+                energy = 1e3 * power.mean * sampler.seconds / queries
+                found[name] = Energy(energy, power.mean, queries, sampler.seconds, power.samples)
+            bar.update(1)
     return found
 
 
