@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TYPES  := build/types/berxit
 
-.PHONY: quickstart test test-slow lint types docs links clean
+.PHONY: quickstart test test-slow test-install lint types docs links clean
 
 quickstart: $(VENV)/quickstart.ready
 	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
@@ -14,6 +14,10 @@ test: $(VENV)/dev.ready
 
 test-slow: $(VENV)/dev.ready
 	$(BIN)/python -m pytest -m slow
+
+# Resolves every install line that pages and messages print. Needs a package index.
+test-install: $(VENV)/dev.ready
+	$(BIN)/python -m pytest -m index -rs
 
 lint: $(VENV)/dev.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

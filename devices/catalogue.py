@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from berxit.devices.machine import Machine
+from berxit.devices.machine import Machine, is_jetson
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Device:
     workspace_mib: int = 1024
     """Workspace memory for the TensorRT builder, in MiB."""
     power_modes: tuple[str, ...] = ()
-    """Power modes of ``nvpmodel``, in ascending order of power. Report the power mode with each measurement."""
+    """Power modes of all modules of the board in ascending order of power, as ``nvpmodel -q`` names them without the
+    prefix MODE_. A module has some of them, and "super" modes exist from JetPack 6.2 on. Report the power mode with
+    each measurement."""
     lengths: tuple[int, ...] = ()
     """Fixed input lengths of an exported bundle, up to the model's maximum; empty: any length. The Neural Engine needs
     fixed lengths. A version of the operating system before ``target_version`` may not support several lengths."""
@@ -45,8 +47,7 @@ def _board(*words: str) -> Callable[[Machine], bool]:
 
 
 def _jetson(machine: Machine) -> bool:
-    """True for any Jetson. JetPack 5 omits "Jetson" from the names of some boards."""
-    return any(word in machine.board.lower() for word in ("jetson", "orin", "xavier"))
+    return is_jetson(machine.board)
 
 
 def _macos(machine: Machine) -> bool:
@@ -69,15 +70,15 @@ DEVICES: tuple[Device, ...] = (
     Device("jetson-orin-nano", "NVIDIA Jetson Orin Nano", ("tensorrt", "onnxruntime"), "fp16",
            _board("orin nano"), _ON_THE_JETSON,
            target_version="jetpack6", workspace_mib=512,
-           power_modes=("7W", "15W", "25W", "MAXN SUPER")),
+           power_modes=("7W", "10W", "15W", "25W", "MAXN_SUPER")),
     Device("jetson-orin-nx", "NVIDIA Jetson Orin NX", ("tensorrt", "onnxruntime"), "fp16",
            _board("orin nx"), _ON_THE_JETSON,
            target_version="jetpack6", workspace_mib=1024,
-           power_modes=("10W", "15W", "25W", "MAXN")),
+           power_modes=("10W", "15W", "20W", "25W", "MAXN", "40W", "MAXN_SUPER")),
     Device("jetson-agx-orin", "NVIDIA Jetson AGX Orin", ("tensorrt", "onnxruntime"), "fp16",
            _board("agx orin"), _ON_THE_JETSON,
            target_version="jetpack6", workspace_mib=2048,
-           power_modes=("15W", "30W", "50W", "MAXN")),
+           power_modes=("15W", "30W", "40W", "50W", "MAXN")),
     Device("jetson-xavier", "NVIDIA Jetson Xavier NX or AGX Xavier", ("tensorrt", "onnxruntime"), "fp16",
            _board("xavier"), _ON_THE_JETSON,
            target_version="jetpack5", workspace_mib=512,

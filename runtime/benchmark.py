@@ -19,7 +19,16 @@ from berxit.runtime.chance import at_chance, chance_message, check_labels, check
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples
 from berxit.runtime.golden import check_tokenization, differences, read_golden
-from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
+from berxit.runtime.measurement import (
+    Energy,
+    Line,
+    Measured,
+    measure,
+    measure_energy,
+    rounds_for,
+    spread_thresholds,
+    stored_pass,
+)
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.noise import Noise, bench_problems
 from berxit.runtime.policies import ExitPolicy
@@ -30,6 +39,9 @@ from berxit.runtime.tuning import TuningResult
 
 CALIBRATED = "calibrated"
 """Name of the operating point with the bundle's own thresholds."""
+FULL_DEPTH = "full depth"
+ENERGY_SECONDS = 3.0
+"""Longest measurement of the energy of one operating point."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,11 @@ class BenchResult:
     noise: Noise | None = None
     """None in the results of an older version."""
     backend_options: dict[str, OptionValue] = field(default_factory=dict)
+    sensors: dict[str, devices.Sampled | None] = field(default_factory=dict)
+    """Sensor -> its samples while the latencies were measured; None for a sensor that the machine does not have. Empty
+    in the results of an older version."""
+    energy: dict[str, Energy] = field(default_factory=dict)
+    """Operating point, ``full depth`` or ``calibrated`` -> energy per input. Empty without a power sensor."""
 
     def noise_problems(self) -> list[str]:
         """Reasons why no decision should depend on this bench; empty for a quiet machine."""
@@ -154,8 +171,16 @@ def bench(
     rounds = rounds_for(runner, inputs, len(policies), queries=queries, seconds=seconds)
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
-    with progress(rounds * len(inputs) * len(policies)) as bar:
+    with progress(rounds * len(inputs) * len(policies)) as bar, devices.Sampler() as sampler:
         found, noise = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
+    compared = {CALIBRATED: policies.get(CALIBRATED), FULL_DEPTH: policies[f"layer {layers}"]}
+    energy = measure_energy(
+        runner,
+        inputs,
+        {name: policy for name, policy in compared.items() if policy},
+        seconds=min(ENERGY_SECONDS, 0.3 * seconds),
+        progress=progress,
+    )
     return BenchResult(
         bundle=bundle.resolve().name,
         target=manifest.target,
@@ -165,7 +190,7 @@ def bench(
         metric=manifest.model.metric if examples else None,
         layers=layers,
         device=runner.device.name if runner.device else device,
-        machine=devices.this_machine(),
+        machine=devices.with_cuda(devices.this_machine()),
         threads=runner.backend.threads,
         inputs=len(inputs),
         rounds=rounds,
@@ -186,6 +211,8 @@ def bench(
         warnings=warnings,
         noise=noise,
         backend_options=dict(runner.backend.options),
+        sensors=sampler.results(),
+        energy=energy,
     )
 
 

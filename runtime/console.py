@@ -41,7 +41,7 @@ EXTRAS = {  # a test compares it with pyproject.toml
     "numpy": "",
     "tokenizers": "",
 }
-"""Package -> the extra of berxit that installs it; empty: a base dependency."""
+"""Package -> the extra of berxit that installs it, as ``install_command`` accepts it; empty: a base dependency."""
 PACKAGES = {"cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
 """Module -> the package that contains it, if their names differ."""
 

@@ -16,10 +16,12 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from berxit import devices
 from berxit.runtime.loop import every_exit
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.prediction import Prediction
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
@@ -50,6 +52,20 @@ class Measured:
     queries: int
     score: float | None
     """Metric of the task; None without labels."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of one operating point, while its queries run one after another without a pause."""
+
+    millijoules: float
+    """Per query: power of the module multiplied by the time, idle power included."""
+    watts: float
+    """Mean power."""
+    queries: int
+    seconds: float
+    samples: int
+    """Number of readings of the power sensor."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,44 @@ def measure(
     noise = Noise.of([repeated], meter, runner.backend.threads)
     layers = runner.backend.layers
     return {name: _summary(answers, len(inputs), layers, score) for name, answers in found.items()}, noise
+
+
+def measure_energy(
+    runner: EarlyExitRunner,
+    inputs: Sequence[Text],
+    policies: Mapping[str, ExitPolicy],
+    *,
+    seconds: float,
+    progress: Progress = silent,
+) -> dict[str, Energy]:
+    """Energy per query under each policy. Empty if the machine has no power sensor.
+
+    Each policy runs alone for ``seconds`` or one pass over the inputs, whichever is longer, because the sensor averages
+    over many queries. A quarter of this time runs before it and is not counted.
+    """
+    found: dict[str, Energy] = {}
+    if devices.read_power() is None:
+        return found
+    with progress(len(policies)) as bar:
+        for name, policy in policies.items():
+            _run_for(runner, inputs, policy, seconds / 4)
+            with devices.Sampler([devices.POWER]) as sampler:
+                queries = _run_for(runner, inputs, policy, seconds)
+            if power := sampler.results()[devices.POWER.name]:
+                energy = 1e3 * power.mean * sampler.seconds / queries
+                found[name] = Energy(energy, power.mean, queries, sampler.seconds, power.samples)
+            bar.update(1)
+    return found
+
+
+def _run_for(runner: EarlyExitRunner, inputs: Sequence[Text], policy: ExitPolicy, seconds: float) -> int:
+    """Runs whole passes over the inputs until ``seconds`` have passed; returns the number of queries."""
+    start, queries = time.perf_counter(), 0
+    while not queries or time.perf_counter() - start < seconds:
+        for text in inputs:
+            runner.answer([text], policy)
+        queries += len(inputs)
+    return queries
 
 
 def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *, queries: int, seconds: float) -> int:

@@ -606,7 +606,9 @@ def test_open_without_gpu_raises_one_line_error(monkeypatch: pytest.MonkeyPatch)
 
 def test_open_without_tensorrt_names_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BerxitError, match=r"needs tensorrt, which is not installed here: .*\[(tensorrt|jetson)\]"):
+    with pytest.raises(
+        BerxitError, match=r"needs tensorrt, which is not installed here: .*\[(tensorrt-cu1[23]|jetson7?)\]"
+    ):
         load("tensorrt")
 
 

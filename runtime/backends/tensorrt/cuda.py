@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from berxit.devices import tensorrt_command
+from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError
 
 NO_GPU = "run this on the Jetson, or on a machine whose nvidia-smi shows a GPU"
@@ -53,7 +53,8 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise BerxitError(f"this needs cuda-python, which is not installed here: {tensorrt_command()}") from error
+            how = install_command("tensorrt")
+            raise BerxitError(f"this needs cuda-python, which is not installed here: {how}") from error
         cuda = cls(runtime)
         if cuda.call("cudaGetDeviceCount")[0] < 1:
             raise BerxitError(f"CUDA finds no GPU here: {NO_GPU}")

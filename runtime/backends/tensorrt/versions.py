@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from berxit.devices import install_command, tensorrt_command
+from berxit.devices import install_command
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.manifest_checks import Port
@@ -29,8 +29,7 @@ def load(builder: str) -> Api:
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise
-    how = tensorrt_command() if builder == "tensorrt" else install_command(builder)
-    raise BerxitError(f"this needs {BUILDERS[builder][0]}, which is not installed here: {how}")
+    raise BerxitError(f"this needs {BUILDERS[builder][0]}, which is not installed here: {install_command(builder)}")
 
 
 def _quiet_logger(trt: Any) -> Any:
