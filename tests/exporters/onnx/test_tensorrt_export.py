@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import ENCODERS, quick_and_slow, tiny_backbone
@@ -25,7 +26,7 @@ from berxit.exporters.targets import TENSORRT, TensorRTVersion
 from berxit.runtime.backends.tensorrt.cuda import Gpu
 from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines
 from berxit.runtime.backends.tensorrt.versions import load
-from berxit.runtime.bundle import DataFile, read_manifest, sha256
+from berxit.runtime.bundle import FLOAT32_NODES, DataFile, read_manifest, sha256
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import differences, read_golden
@@ -36,8 +37,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 WRITTEN = [
-    *((precision, "jetpack6") for precision in PRECISIONS),
-    *((precision, "jetpack5") for precision in ("fp32", "fp16", "int8")),
+    *((precision, "jetpack6.1") for precision in PRECISIONS),
+    *((precision, "jetpack5") for precision in ("fp16", "int8")),
+    ("int8", "jetpack6.0"),
 ]
 
 
@@ -132,8 +134,8 @@ EACH_ONCE = [
     ("family", "precision", "version"),
     [
         *quick_and_slow(
-            [(*case, "jetpack6") for case in FAMILIES_AND_PRECISIONS],
-            quick=[(*case, "jetpack6") for case in EACH_ONCE],
+            [(*case, "jetpack6.1") for case in FAMILIES_AND_PRECISIONS],
+            quick=[(*case, "jetpack6.1") for case in EACH_ONCE],
         ),
         *(("bert", precision, "jetpack5") for precision in ("fp16", "int8")),
         *(("albert", precision, "tensorrt8.6") for precision in ("fp32", "int8")),
@@ -230,33 +232,98 @@ def test_dtypes_agree_between_segments(precision: str, version: str, tmp_path: P
             assert tensor.dtype == carried.get(tensor.role, "int32")
         carried |= {tensor.role: tensor.dtype for tensor in graph.outputs}
     half = precision == "fp16" or (
-        precision == "int8" and version == "jetpack6"
+        precision == "int8" and version == "jetpack6.1"
     )  # inputs and outputs of bf16 segments are float32
     assert carried["hidden"] == carried["attention_bias"] == ("float16" if half else "float32")
     assert carried["logits"] == carried["lte"] == "float32"
 
 
-def test_int8_is_symmetric_and_quantizes_only_matrices(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "pairs"), [("jetpack6.1", (4, 8)), ("jetpack6.0", (8, 8))])
+def test_int8_is_symmetric_and_quantizes_only_matrices(version: str, pairs: tuple[int, int], tmp_path: Path) -> None:
     segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path))
-    for version, pairs in (("jetpack6", (4, 8)), ("tensorrt8.6", (8, 8))):
-        _, layer, *_ = written(segments, ExportOptions("int8", target_version=version))
-        weights = {t.name: onnx.numpy_helper.to_array(t) for t in layer.model.graph.initializer}
-        nodes = layer.model.graph.node
-        count = tuple(sum(node.op_type == kind for node in nodes) for kind in ("QuantizeLinear", "DequantizeLinear"))
-        assert count == pairs
-        zeros = [weights[node.input[2]] for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-        assert zeros
-        assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
-        for name in QDQ_WEIGHTS:
-            scale, source = weights[f"{name}.scale"], getattr(segments.layers[0].encoder, name.split(".")[0]).weight
-            assert scale.shape == (source.shape[1],)
-            if version == "jetpack6":
-                assert weights[name].dtype == np.int8
-                smoothed = source / weights[f"{name}.input_factor"].astype(np.float32)[:, None]
-                error = np.abs(weights[name] * scale.astype(np.float32) - smoothed)
-                queries = 32 if name == "qkv.weight" else 0  # they carry attention's own scale
-                assert (error[:, queries:] <= 0.7 * scale[queries:].astype(np.float32)).all()
-        assert all(weights[f"{name}.bias"].dtype != np.int8 for name in ("qkv", "up", "down"))
+    _, layer, *_ = written(segments, ExportOptions("int8", target_version=version))
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in layer.model.graph.initializer}
+    nodes = layer.model.graph.node
+    count = tuple(sum(node.op_type == kind for node in nodes) for kind in ("QuantizeLinear", "DequantizeLinear"))
+    assert count == pairs
+    zeros = [weights[node.input[2]] for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    for name in QDQ_WEIGHTS:
+        assert weights[f"{name}.scale"].shape == (weights[name].shape[1],)
+        assert weights[name].dtype == ("int8" if version == "jetpack6.1" else "float32")
+        assert weights[f"{name}.scale"].dtype == ("float16" if version == "jetpack6.1" else "float32")
+    assert all(weights[f"{name}.bias"].dtype != np.int8 for name in ("qkv", "up", "down"))
+
+
+def without_rounding(graph: OnnxSegment) -> onnx.ModelProto:
+    """The int8 graph with float weights, without its QuantizeLinear and DequantizeLinear nodes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    before = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node if n.output[0] not in before]
+    for node in nodes:
+        for place in range(len(node.input)):
+            while (name := node.input[place]) in before:
+                node.input[place] = before[name]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "activation", "exits"),
+    [("bert", "gelu", ()), ("bert", "relu", (3,)), ("albert", "gelu_new", (1, 3)), ("mpnet", "gelu", ())],
+)
+def test_smoothing_is_folded_into_existing_operators(
+    family: str, activation: str, exits: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Without rounding, an int8 layer computes the same as the float32 layer, with two Mul more per encoder layer."""
+    backbone = tiny_backbone(family)
+    backbone.config.hidden_act = activation
+    segments = split_segments(multi_exit(backbone, tmp_path))
+    segments = segments.with_exits(exits) if exits else segments
+    plain, int8 = (
+        list(written(segments, ExportOptions(precision, target_version="jetpack6.0")))[-1]
+        for precision in ("fp32", "int8")
+    )
+    rng = np.random.default_rng(0)
+    sizes = {"batch": 2, "length": 7}
+    feeds = {
+        i.name: rng.normal(size=[sizes.get(s, s) for s in i.shape]).astype("float32")  # type: ignore[arg-type]
+        for i in plain.inputs
+    }
+    expected, found = (
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+        for model in (plain.model, without_rounding(int8))
+    )
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    factors = [n for n in int8.model.graph.node if n.op_type == "Mul" and n.input[1].endswith(".input_factor")]
+    layers = sum(node.op_type == "Softmax" for node in int8.model.graph.node)
+    assert [n.input[1].rpartition("/")[2] for n in factors] == [
+        "qkv.weight.input_factor",
+        "up.weight.input_factor",
+    ] * layers
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("version", ["jetpack6.1", "jetpack5"])
+def test_nodes_of_exits_and_decomposed_norms_are_named_float32(precision: str, version: str, tmp_path: Path) -> None:
+    if precision == "bf16" and version == "jetpack5":
+        version = "jetpack7"
+    segments = split_segments(multi_exit(tiny_backbone("bert"), tmp_path, exit_head="pooler"))
+    embeddings, layer, *_ = written(segments, ExportOptions(precision, target_version=version))
+    named = [n for n in layer.model.graph.node if n.name.startswith(FLOAT32_NODES)]
+    kinds = [node.op_type for node in named]
+    assert kinds.count("ReduceMean") == (4 if version == "jetpack5" else 0)
+    assert kinds.count("MatMul") == 3  # pooler, classifier, LTE
+    assert {"Tanh", "Sigmoid"} <= set(kinds)
+    types = {
+        v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(layer.model).graph.value_info
+    }
+    types |= {v.name: v.type.tensor_type.elem_type for v in layer.model.graph.output}
+    assert {types[node.output[0]] for node in named} == {onnx.TensorProto.FLOAT}
+    assert any(n.name.startswith(FLOAT32_NODES) for n in embeddings.model.graph.node) == (version == "jetpack5")
 
 
 def test_layers_that_share_weights_share_a_file(tmp_path: Path) -> None:
@@ -303,6 +370,8 @@ def test_bundle_is_within_tolerance_of_checkpoint(
     manifest = export(checkpoint, "tensorrt", tmp_path / "bundle", options=options, report=lines.append)
     assert replace(read_manifest(tmp_path / "bundle"), calibration=manifest.calibration) == manifest
     assert (manifest.target, manifest.precision, manifest.max_batch) == ("tensorrt", precision, 8)
+    opset = {"jetpack6.1": 19, "jetpack6.0": 17, "jetpack5": 16}[version]
+    assert (manifest.target_version, manifest.opset) == (version, opset)
     assert manifest.lengths == (16, 32)
     assert [line[:4] for line in lines[:3]] == ["-[✓]"] * 3
     assert lines[3].startswith("checked: the very files, in ONNX Runtime")
@@ -319,7 +388,7 @@ def test_export_rejects_unknown_options(checkpoint: Path, tmp_path: Path) -> Non
     for options, message in (
         (
             ExportOptions(target_version="jetpack4"),
-            "target tensorrt has no --target-version 'jetpack4': choose jetpack6",
+            "target tensorrt has no --target-version 'jetpack4': choose jetpack6.1",
         ),
         (ExportOptions(max_batch=-1), "--max-batch -1: it must be at least 1"),
         (ExportOptions("bf17"), "target tensorrt has no precision 'bf17': choose fp16, fp32, bf16, int8"),
