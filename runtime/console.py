@@ -83,6 +83,7 @@ class _ScreenBar:
     def note(self, text: str) -> None:
         if sys.stdout.isatty():  # elsewhere click prints a line for every new label
             self._shown.label = f"{self._label}, {text}"
+            self._shown.render_progress()  # a step can take minutes
 
 
 def run(command: click.Command) -> None:
