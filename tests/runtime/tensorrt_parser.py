@@ -1,7 +1,7 @@
 """The rules of TensorRT's ONNX parser, from the sources of onnx-tensorrt (tags release/8.5-GA, 8.6-GA and 10.1-GA) and
 TensorRT's headers (NvInfer.h, addQuantize and addDequantize). Rules that no segment can break are left out.
 
-TensorRT-RTX's real parser confirms those of 10: see tests/exporters/onnx/test_tensorrt_parser.py.
+TensorRT-RTX's real parser confirms those of 10: see tests/exporters/onnx/test_tensorrt_export.py.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class Parser:
                 yield f"This version of TensorRT requires 3 inputs for the {node.op_type} operator."
             return
         data, scale, zero = node.input
-        if TensorProto.UINT8 in (self.types[data], self.types[zero]):
+        if TensorProto.UINT8 in (self.types.get(data), self.types[zero]):
             yield "Found invalid input type of UINT8"
-        if node.op_type == "DequantizeLinear" and self.types[data] == TensorProto.INT32:
+        if node.op_type == "DequantizeLinear" and self.types.get(data) == TensorProto.INT32:
             yield "DequantizeLinear has an input of type INT32"
         if np.any(self._array(zero)):
             yield "TensorRT only supports symmetric quantization. The zero point must be all zeros."
