@@ -3,6 +3,7 @@ builds without a GPU."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,12 @@ def saved(graph: OnnxSegment, folder: Path) -> BundleFile:
 
 
 def build(  # type: ignore[no-untyped-def]
-    rtx, graph: OnnxSegment, folder: Path, precision: str = "fp16", lengths: tuple[int, ...] = (16,)
+    rtx,
+    graph: OnnxSegment,
+    folder: Path,
+    precision: str = "fp16",
+    lengths: tuple[int, ...] = (16,),
+    note: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Size of the engine that ``berxit-build`` builds for inputs of these lengths, 1 to 4 rows."""
     from types import SimpleNamespace
@@ -109,7 +115,8 @@ def build(  # type: ignore[no-untyped-def]
     manifest = SimpleNamespace(precision=precision, lengths=lengths, max_batch=4)
     segment = Segment(0, file.path.name, sha256(file.path), graph.inputs, graph.outputs)
     builder = rtx.make_builder()
-    return len(_build_one(file, manifest, segment, rtx, builder, Gpu("SM 86", (8, 6)), EngineCache(folder), 256))
+    gpu, cache = Gpu("SM 86", (8, 6)), EngineCache(folder)
+    return len(_build_one(file, manifest, segment, rtx, builder, gpu, cache, 256, note))
 
 
 def different(graphs: Iterator[OnnxSegment]) -> list[OnnxSegment]:
@@ -309,6 +316,38 @@ def test_layer_normalization_is_not_for_tensorrt_8_5(tiny: dict[str, Segments]) 
     _, layer, *_ = written(tiny["bert"], ExportOptions("fp16", target_version="jetpack6.0"))
     assert Parser((8, 6), layer.model).errors() == []
     assert any("Plugin not found for LayerNormalization" in error for error in Parser((8, 5), layer.model).errors())
+
+
+def test_real_bindings_refuse_as_the_standin_does(rtx) -> None:  # type: ignore[no-untyped-def]
+    builder = rtx.make_builder()
+    profile = rtx.make_profile(builder)
+    with pytest.raises(RuntimeError, match="Shape provided for min is inconsistent with other shapes"):
+        profile.set_shape("x", (-1, 2), (1, 2), (1, 2))
+    with pytest.raises(
+        BerxitError, match=r"rejected the shapes \(-1, 2\) to \(1, 2\) of input x: Shape provided for min"
+    ):
+        rtx.set_shape(profile, "x", (-1, 2), (1, 2))
+    rtx.set_shape(profile, "x", (4, 2), (3, 2))  # inverted: refused below, by -1
+    with pytest.raises(BerxitError, match=r"rejected an optimization profile: .*MIN<=OPT<=MAX"):
+        rtx.add_profile(rtx.config(builder), profile)
+    with pytest.raises(BerxitError, match="cannot load the engine of x: "):
+        rtx.engine(rtx.make_runtime(), b"damaged", "x")
+
+
+def test_real_build_reports_its_steps_and_can_be_interrupted(  # type: ignore[no-untyped-def]
+    rtx, tiny: dict[str, Segments], tmp_path: Path
+) -> None:
+    graph = next(written(tiny["bert"], ExportOptions("fp32")))
+    notes: list[str] = []
+    build(rtx, graph, tmp_path, note=notes.append)
+    assert notes
+    assert all(re.fullmatch(r".+ \d+/\d+", note) for note in notes)
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(rtx, graph, tmp_path, note=interrupt)
 
 
 def test_unreadable_file_raises_one_line_error(rtx, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
