@@ -60,6 +60,11 @@ class Version:
     """ONNX opset of the files. The manifest records it with the version's name, and a backend compares both with the
     software of the device. None: not recorded."""
 
+    @property
+    def described(self) -> str:
+        """Name and other names, for help: jetpack6.1 (also jetpack6, jetpack6.2)."""
+        return f"{self.name} (also {', '.join(self.aliases)})" if self.aliases else self.name
+
 
 @dataclass(frozen=True)
 class TensorRTVersion(Version):
@@ -300,11 +305,8 @@ def precisions_by_target(*, scored: bool = False) -> dict[str, Sequence[str]]:
 
 
 def versions_by_target() -> dict[str, Sequence[str]]:
-    """Target -> its versions, the default first; other names of one after an equals sign."""
-    return {
-        target.name: [" = ".join((version.name, *version.aliases)) for version in target.versions]
-        for target in TARGETS.values()
-    }
+    """Target -> its versions with their other names, the default first."""
+    return {target.name: [version.described for version in target.versions] for target in TARGETS.values()}
 
 
 def layouts_by_target() -> dict[str, Sequence[str]]:

@@ -120,8 +120,9 @@ class Api:
         self.logger: Any = _quiet_logger(self.trt)
 
     def said(self) -> str:
-        """The errors that TensorRT has logged since the last call, in one line."""
-        errors = "; ".join(dict.fromkeys(self.logger._errors)) or "it gave no reason"
+        """The errors that TensorRT has logged since the last call, in one line, each cut to 200 characters."""
+        lines = (" ".join(error.split())[:200] for error in self.logger._errors)
+        errors = "; ".join(dict.fromkeys(lines)) or "it gave no reason"
         self.logger._errors.clear()
         return errors
 
