@@ -7,12 +7,13 @@ these tests are skipped.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import Driver, driver_of_this_process
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -155,6 +156,17 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every measurement is noisy."""
     monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: ["the machine is busy"])
+
+
+@pytest.fixture
+def cuda_driver() -> Iterator[Driver]:
+    """Fake CUDA driver of this process, which the real cuda-python calls. It starts without resources."""
+    driver = driver_of_this_process()
+    driver.reset()
+    yield driver
+    errors = list(driver.errors)
+    driver.reset()
+    assert not errors
 
 
 def quick_and_slow(cases: Sequence[tuple], quick: Collection[tuple]) -> list[Any]:
