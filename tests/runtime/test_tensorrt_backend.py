@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import re
 import shutil
 import sys
 import threading
 import weakref
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,6 +301,38 @@ def test_failed_open_frees_all_resources(bundles: dict, machine: Machine) -> Non
     with pytest.raises(BerxitError, match="cannot load the engine"):
         TensorRtBackend(bundles["fp32"], read_manifest(bundles["fp32"]), machine.api, machine.cuda, built)
     assert machine.driver.live() == {}
+
+
+RELEASES = {"cuMemFree", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy", "cuGraphDestroy", "cuGraphExecDestroy"}
+OF_THE_STANDIN = {"cuLaunchHostFunc", "cuStreamIsCapturing"}
+
+
+def test_each_failed_cuda_call_is_one_line_and_leaks_nothing(bundles: dict, machine: Machine) -> None:
+    folder, driver = bundles["albert"], machine.driver
+    manifest, built = read_manifest(folder), machine.prepare(folder)
+
+    def run() -> None:
+        with closing(TensorRtBackend(folder, manifest, machine.api, Cuda.open(), built, cuda_graphs=True)) as found:
+            for _ in range(2):  # once for the capture, once with the graphs
+                list(exit_loop(found, random_batch(1, rows=1), ExitPolicy.full_depth(3, False)))
+
+    driver.reset()
+    run()
+    counts = {name: driver.calls(name) for name in driver.functions() if not name.startswith(("cuCtx", "cuDevice"))}
+    for skipped in (*RELEASES, *OF_THE_STANDIN):
+        counts.pop(skipped)
+    assert len(counts) == 11
+    for function, count in counts.items():
+        for first in sorted({1, (count + 1) // 2}):
+            driver.reset()
+            driver.fail(f"{function}=999@{first}")
+            try:
+                run()
+            except BerxitError as error:
+                assert re.fullmatch(r"CUDA's cuda\w+ failed with cudaErrorUnknown: start this .*", str(error)), function
+            else:  # Without a graph, the layers run call by call.
+                assert function in ("cuStreamEndCapture", "cuGraphInstantiate")
+            assert driver.live() == {}, (function, first)
 
 
 def test_open_rejects_engine_that_differs_from_manifest(bundles: dict, machine: Machine, tmp_path: Path) -> None:
