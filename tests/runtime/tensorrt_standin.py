@@ -18,8 +18,6 @@ import onnx
 import onnxruntime
 from fake_cuda import Driver
 
-from berxit.exporters.onnx.bfloat16 import rounded_in_float32
-
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
 )
@@ -268,6 +266,8 @@ class ICudaEngine(Guarded):
         options.intra_op_num_threads = 1
         graph = onnx.load_from_string(model)
         if any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer):
+            from berxit.exporters.onnx.bfloat16 import rounded_in_float32  # imports torch
+
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             model = rounded_in_float32(graph).SerializeToString()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
