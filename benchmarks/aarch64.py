@@ -92,8 +92,8 @@ def emulated(bundle: Path, board: str) -> dict[str, Any]:
     count = len(here["predictions"])
     golden = max(there["golden_differences"])
     summary = (
-        f"{there['precision']}, golden outputs within {golden:.2g} (allowed: {there['allowed']:.2g}), {count - len(differ)}"
-        f" of {count} predictions and exit layers as on this machine"
+        f"{there['precision']}, golden outputs within {golden:.2g} (allowed: {there['allowed']:.2g}),"
+        f" {count - len(differ)} of {count} predictions and exit layers as on this machine"
     )
     return {"summary": summary, **there, "predictions": count, "different": differ, "wall_s": round(seconds, 1)}
 
