@@ -138,6 +138,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
 
     def build(folder: Path) -> None:
         from berxit.train.calibration import calibrate
+        from berxit.train.families import PolicySpec
         from berxit.train.fine_tuning import TrainingOptions, fine_tune
         from berxit.train.rules import Keep
         from berxit.train.tasks import custom_task
@@ -147,7 +148,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
         )
         output = folder / "checkpoint"
         fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output)
-        calibrate(output, data_folder, criterion="confidence", rule=Keep(0.9, optimistic=True))
+        calibrate(output, data_folder, spec=PolicySpec("confidence"), rule=Keep(0.9, optimistic=True))
 
     return prepared(tmp_path_factory, "checkpoints", build) / "checkpoint"
 
