@@ -18,7 +18,7 @@ class ExportOptions:
     max_batch: int | None = None
     """Largest number of rows per call of a segment."""
     target_version: str | None = None
-    """The oldest software that must read the segments: jetpack6, ios18, ..."""
+    """The oldest software that must read the segments: jetpack6.1, ios18, ..."""
     layout: str | None = None
     """Memory layout of the hidden states, if the target has several."""
     exits: tuple[int, ...] | str = ()

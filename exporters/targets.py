@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from berxit.exporters.options import ExportOptions
 from berxit.runtime.errors import InputError
@@ -54,12 +54,30 @@ class Version:
     name: str
     without: tuple[str, ...] = ()
     """Names of precisions that it does not support."""
+    aliases: tuple[str, ...] = ()
+    """Other names that --target-version accepts. The manifest records ``name``."""
+    opset: int | None = None
+    """ONNX opset of the files. The manifest records it with the version's name, and a backend compares both with the
+    software of the device. None: not recorded."""
+
+    @property
+    def described(self) -> str:
+        """Name and other names, for help: jetpack6.1 (also jetpack6, jetpack6.2)."""
+        return f"{self.name} (also {', '.join(self.aliases)})" if self.aliases else self.name
 
 
 @dataclass(frozen=True)
 class TensorRTVersion(Version):
+    tensorrt: tuple[int, int] = (10, 3)
+    """Major and minor version of the oldest TensorRT that it serves."""
     opset: int = 19
-    """ONNX opset of the files."""
+    int8_dtype: str = "float16"
+    """Dtype of an int8 file's scales and of the operators around its matmuls. TensorRT 8 quantizes only float32."""
+    int8_weights: bool = True
+    """True if an int8 file contains int8 weights. False: float32 weights, which TensorRT quantizes at the build."""
+
+
+_TENSORRT_8: dict[str, Any] = {"without": ("bf16",), "int8_dtype": "float32", "int8_weights": False}
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,7 @@ class Target:
     def version(self, name: str | None) -> Version | None:
         """The version of this name; the default for None, which is None without versions."""
         for version in self.versions:
-            if name in (None, version.name):
+            if name in (None, version.name, *version.aliases):
                 return version
         if name is None:
             return None
@@ -218,12 +236,16 @@ TENSORRT = Target(
         Precision("int8", atol=2.0, least_psnr=20.0, scored=True),
     ),
     versions=(
-        TensorRTVersion("jetpack6"),  # TensorRT 10.3; opset 19 brings QuantizeLinear on float16
-        TensorRTVersion("jetpack5", ("bf16",), opset=16),  # TensorRT 8.5 has no LayerNormalization (opset 17)
-        TensorRTVersion("tensorrt8.6", ("bf16",), opset=17),
-        TensorRTVersion("tensorrt10"),
-        TensorRTVersion("tensorrt11"),
-        TensorRTVersion("tensorrt-rtx"),
+        # Opset 19 has QuantizeLinear on float16.
+        TensorRTVersion("jetpack6.1", aliases=("jetpack6", "jetpack6.2")),
+        TensorRTVersion("jetpack7", tensorrt=(10, 13)),
+        TensorRTVersion("jetpack6.0", tensorrt=(8, 6), opset=17, **_TENSORRT_8),
+        # TensorRT 8.5 has no LayerNormalization, which is new in opset 17.
+        TensorRTVersion("jetpack5", tensorrt=(8, 5), opset=16, **_TENSORRT_8),
+        TensorRTVersion("tensorrt8.6", tensorrt=(8, 6), opset=17, **_TENSORRT_8),
+        TensorRTVersion("tensorrt10", tensorrt=(10, 0)),
+        TensorRTVersion("tensorrt11", tensorrt=(11, 0)),
+        TensorRTVersion("tensorrt-rtx", tensorrt=(1, 0)),
     ),
     options=frozenset({"lengths", "max_batch"}),
     lengths=(16, 32, 64, 128, 256, 512),
@@ -283,8 +305,8 @@ def precisions_by_target(*, scored: bool = False) -> dict[str, Sequence[str]]:
 
 
 def versions_by_target() -> dict[str, Sequence[str]]:
-    """Target -> names of its versions, the default first."""
-    return {target.name: [version.name for version in target.versions] for target in TARGETS.values()}
+    """Target -> its versions with their other names, the default first."""
+    return {target.name: [version.described for version in target.versions] for target in TARGETS.values()}
 
 
 def layouts_by_target() -> dict[str, Sequence[str]]:

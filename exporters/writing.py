@@ -83,6 +83,8 @@ def write_files(
         lengths=settings.lengths,
         max_batch=settings.max_batch,
         threads=settings.threads,
+        target_version=settings.version.name if settings.version and settings.version.opset else None,
+        opset=settings.version.opset if settings.version else None,
     )
     return Written(folder, tokenizer, golden, draft)
 

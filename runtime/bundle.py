@@ -25,6 +25,9 @@ from berxit.runtime.storage import recover
 
 SCHEMA_VERSION = 1
 DIGEST_LENGTH = 12
+FLOAT32_NODES = "float32/"
+"""Start of the names of the ONNX nodes that must compute in float32 in every precision: exits, and decomposed norms.
+TensorRT names the layers of its network after the nodes."""
 MISSING_S, REPLACED_S, PAUSE_S = 0.5, 5.0, 0.005
 """Seconds: longest wait for a missing bundle and for a bundle that keeps changing, and the pause between attempts."""
 
@@ -177,6 +180,11 @@ class Manifest:
     """Scores of the checkpoint and of this precision; None if they were not measured."""
     threads: int | None = field(default=None, metadata=OMIT_DEFAULT)
     """Default number of CPU threads, which the caller can override; None: the device's default."""
+    target_version: str | None = field(default=None, metadata=OMIT_DEFAULT)
+    """The oldest software that the files were exported for, as --target-version names it. None: the target has no
+    versions that a backend compares, or the bundle is older than this key."""
+    opset: int | None = field(default=None, metadata=OMIT_DEFAULT)
+    """ONNX opset of the segment files; None as for ``target_version``."""
     digest: str = field(default="", compare=False, metadata=NOT_STORED)
     """First DIGEST_LENGTH hexadecimal digits of the sha256 of manifest.json: the identity of the bundle, because the
     manifest contains the checksums of all other files. Empty for a manifest that was not read from a file."""

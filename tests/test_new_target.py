@@ -112,6 +112,6 @@ def test_help_of_export_names_everything_in_the_registry() -> None:
     text = " ".join(invoke("export", "--help").output.split())
     assert "[onnxruntime|tensorrt|coreml]" in text
     for target in TARGETS.values():
-        for names in (target.precisions, target.versions):
+        for names in ([each.name for each in target.precisions], [each.described for each in target.versions]):
             if names:
-                assert f"{target.name}: {', '.join(each.name for each in names)}" in text
+                assert f"{target.name}: {', '.join(names)}" in text

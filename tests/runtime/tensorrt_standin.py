@@ -1,5 +1,9 @@
 """Stand-in for TensorRT without a GPU. It has exactly the names of a recorded version and runs on ONNX Runtime.
 
+Calls fail as those of the Python bindings do (python/src/infer/pyCore.cpp at each version's tag): ``set_shape`` and
+``set_optimization_profile_async`` raise RuntimeError, ``Builder`` and ``Runtime`` TypeError, others return None, False
+or -1. The parser has the version's rules; see tensorrt_parser.py.
+
 Its kernels run on the fake CUDA driver (fake_cuda), which the real cuda-python calls. Their addresses are checked
 against the allocations, and every run overwrites its activation memory, so that overlapping buffers lead to wrong
 outputs.
@@ -17,6 +21,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from fake_cuda import Driver
+from onnx import TensorProto, helper
+from tensorrt_parser import Parser, rules_of
 
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
@@ -33,6 +39,7 @@ class World:
         self.built: list[str] = []
         """Files from which engines were built."""
         self.contexts = 0
+        self.builders = 0
         self.refuses: set[str] = set()
         """Names of calls that report failure."""
 
@@ -65,8 +72,18 @@ class Guarded:
     def _answers(self, call: str) -> bool:
         return call not in self._module.world.refuses
 
+    def _start(self, kind: str, logger: Any) -> None:
+        """As pybind11 reports a factory that returns a null pointer."""
+        if not self._answers(kind):
+            logger.log(self._module.ILogger.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
 
 class ILogger(Guarded):
+    def __init__(self) -> None: ...
+
+
+class IProgressMonitor(Guarded):
     def __init__(self) -> None: ...
 
 
@@ -85,7 +102,7 @@ class IOptimizationProfile(Guarded):
     def set_shape(self, name: str, least: tuple, usual: tuple, most: tuple) -> None:
         assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)), "an inverted profile"
         if not self._answers("set_shape"):
-            raise ValueError(name)
+            raise RuntimeError("Shape provided for min is inconsistent with other shapes.")
         self._shapes[name] = (least, usual, most)
 
 
@@ -95,6 +112,15 @@ class IBuilderConfig(Guarded):
         self._flags: set[Any] = {"TF32"}  # as in every version
         self._cache: Any = None
         self._capabilities: dict[int, Any] = {}
+        self._monitor: Any = None
+        self._shares = not self._module.builds_unshared
+
+    progress_monitor = property(fset=lambda self, monitor: setattr(self, "_monitor", monitor))
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        assert self._module.builds_unshared, "deprecated: always on"
+        assert (feature, enable) == ("PROFILE_SHARING_0806", True)
+        self._shares = True
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         assert pool == "WORKSPACE"
@@ -138,11 +164,17 @@ class ITensor(Guarded):
 
 
 class ILayer(Guarded):
-    def __init__(self, kind: str, dtype: str) -> None:
-        self._kind, self._dtype, self._precision = kind, dtype, None
+    def __init__(self, name: str, kind: str, dtype: str) -> None:
+        self._name, self._kind, self._dtype = name, kind, dtype
+        self._precision, self._output = None, None
 
+    name = property(lambda self: self._name)
     type = property(lambda self: self._kind)
     precision = property(lambda self: self._precision, lambda self, value: setattr(self, "_precision", value))
+
+    def set_output_type(self, index: int, dtype: str) -> None:
+        assert index == 0
+        self._output = dtype
 
     def get_output(self, index: int) -> ITensor:
         return self._module.classes["ITensor"](self._dtype)
@@ -171,7 +203,7 @@ class INetworkDefinition(Guarded):
             types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
             made = self._module.classes["ILayer"]
             self._layers = [
-                made(LAYERS.get(node.op_type, "OTHER"), DATA_TYPES.get(types[node.output[0]], "OTHER"))
+                made(node.name, LAYERS.get(node.op_type, "OTHER"), DATA_TYPES.get(types[node.output[0]], "OTHER"))
                 for node in graph.node
             ]
         return self._layers[index]
@@ -188,50 +220,72 @@ class OnnxParser(Guarded):
     def get_error(self, index: int) -> Any:
         return SimpleNamespace(desc=lambda: self._errors[index])
 
+    def parse(self, model: bytes) -> bool:
+        return self._read(onnx.load_from_string(model), "in memory")
+
     def parse_from_file(self, path: str) -> bool:
-        model = onnx.load(path)
-        newest = 17 if self._module.major < 10 else 22
-        if model.opset_import[0].version > newest:
-            self._errors.append(f"opset {model.opset_import[0].version} is newer than {newest}")
-            return False
-        self._network._model, self._network._path = model, path
-        return True
+        return self._read(onnx.load(path), path)
+
+    def _read(self, model: onnx.ModelProto, path: str) -> bool:
+        self._errors += Parser(rules_of(self._module.version), model).errors()
+        if not self._errors:
+            self._network._model, self._network._path = model, path
+        return not self._errors
 
 
-def layers_of(network: Any) -> list[Any]:
-    return [network.get_layer(i) for i in range(network.num_layers)]
-
-
-def exact(layer: Any) -> bool:
-    """True if a layer computes in float32."""
-    return layer._kind in LAYERS.values() and layer._dtype == "FLOAT"
+def in_half(model: onnx.ModelProto, layers: list[Any]) -> onnx.ModelProto:
+    """The network with the result of every float32 layer rounded to float16 that is not constrained to float32, which
+    TensorRT 8 may do if the FP16 flag is set."""
+    rounded = {
+        node.output[0]
+        for node, layer in zip(model.graph.node, layers, strict=True)
+        if layer._kind != "OTHER"
+        and layer._dtype == "FLOAT"
+        and (layer._precision, layer._output) != ("FLOAT", "FLOAT")
+    }
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    del half.graph.node[:]
+    for node in model.graph.node:
+        half.graph.node.append(node)
+        for name in set(node.output) & rounded:
+            half.graph.node[-1].output[0] = f"{name}.exact"
+            casts = [(f"{name}.exact", f"{name}.half", TensorProto.FLOAT16), (f"{name}.half", name, TensorProto.FLOAT)]
+            half.graph.node.extend(helper.make_node("Cast", [x], [y], to=kind) for x, y, kind in casts)
+    return half
 
 
 class Builder(Guarded):
-    def __init__(self, logger: Any) -> None: ...
+    def __init__(self, logger: Any) -> None:
+        self._start("Builder", logger)
+        self._module.world.builders += 1
 
     def create_network(self, flags: int = 0) -> Any:
-        return self._module.classes["INetworkDefinition"](flags)
+        return self._module.classes["INetworkDefinition"](flags) if self._answers("create_network") else None
 
     def create_builder_config(self) -> Any:
-        return self._module.classes["IBuilderConfig"]()
+        return self._module.classes["IBuilderConfig"]() if self._answers("create_builder_config") else None
 
     def create_optimization_profile(self) -> Any:
         return self._module.classes["IOptimizationProfile"]()
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         model, module = network._model, self._module
+        if not self._watched(config._monitor) or not self._answers("build_serialized_network"):
+            return None
         typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         if typed is None or not network._flags >> int(typed) & 1:
-            half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+            half = any(t.data_type == TensorProto.FLOAT16 for t in model.graph.initializer)
             int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
             if (half and module.BuilderFlag.FP16 not in config._flags) or (
                 int8 and module.BuilderFlag.INT8 not in config._flags
             ):
                 return None
-            if half:
-                assert "OBEY_PRECISION_CONSTRAINTS" in config._flags or not any(map(exact, layers_of(network)))
-                assert all(layer._precision == "FLOAT" for layer in layers_of(network) if exact(layer))
+            if module.BuilderFlag.FP16 in config._flags:
+                layers = [network.get_layer(i) for i in range(network.num_layers)]
+                constrained = any(layer._precision for layer in layers)
+                assert not constrained or "OBEY_PRECISION_CONSTRAINTS" in config._flags, "constraints without effect"
+                model = in_half(model, layers)
         dynamic = [i.name for i in model.graph.input if any(d.dim_param for d in i.type.tensor_type.shape.dim)]
         if not config._profiles or any(set(profile) != set(dynamic) for profile in config._profiles):
             return None
@@ -239,11 +293,21 @@ class Builder(Guarded):
         module.world.built.append(Path(network._path).resolve().name)  # resolves the path of an open file
         if not module.rtx:
             config._cache._data += b"t"
-        return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles))
+        return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles, config._shares))
+
+    def _watched(self, monitor: Any) -> bool:
+        """Reports two steps. False if the monitor stops the build."""
+        if monitor is None:
+            return True
+        monitor.phase_start("Tactic Selection", None, 2)
+        going_on = all(monitor.step_complete("Tactic Selection", step) for step in range(2))
+        monitor.phase_finish("Tactic Selection")
+        return going_on
 
 
 class Runtime(Guarded):
     def __init__(self, logger: Any) -> None:
+        self._start("Runtime", logger)
         self._logger = logger
 
     def __del__(self) -> None:
@@ -251,17 +315,17 @@ class Runtime(Guarded):
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
         try:
-            version, model, profiles = pickle.loads(data)
+            version, model, profiles, shares = pickle.loads(data)
         except pickle.UnpicklingError:
             version = None
         if version != self._module.__version__:
             self._logger.log(self._module.ILogger.ERROR, "the engine is of another version")
             return None
-        return self._module.classes["ICudaEngine"](model, profiles)
+        return self._module.classes["ICudaEngine"](model, profiles, shares)
 
 
 class ICudaEngine(Guarded):
-    def __init__(self, model: bytes, profiles: list[dict]) -> None:
+    def __init__(self, model: bytes, profiles: list[dict], shares: bool) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         graph = onnx.load_from_string(model)
@@ -271,7 +335,7 @@ class ICudaEngine(Guarded):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             model = rounded_in_float32(graph).SerializeToString()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._profiles = profiles
+        self._profiles, self._shares = profiles, shares
         self._taken: set[int] = set()
         self._memory = 1000 + len(model) % 777
 
@@ -307,6 +371,8 @@ class ICudaEngine(Guarded):
     def create_execution_context(self, how: Any = "STATIC") -> Any:
         strategy = how if isinstance(how, str) else how._strategy
         assert strategy == "USER_MANAGED", "a context with memory of its own"
+        if not self._answers("create_execution_context"):
+            return None
         return self._module.classes["IExecutionContext"](self, None if isinstance(how, str) else how._cache)
 
     def create_execution_context_without_device_memory(self) -> Any:
@@ -364,9 +430,9 @@ class IExecutionContext(Guarded):
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         if not self._answers("set_optimization_profile_async"):
-            return False
-        if self._module.major < 10:
-            assert index not in self._engine._taken, "two contexts on one profile, before TensorRT 10"
+            raise RuntimeError("Error in set optimization profile async.")
+        if index in self._engine._taken and not self._engine._shares:
+            raise RuntimeError("Error in set optimization profile async.")
         self._engine._taken.add(index)
         self._profile = self._engine._profiles[index]
         return True
@@ -377,7 +443,7 @@ class IExecutionContext(Guarded):
         if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
             return False
         self._shapes[name], self._warm = shape, False
-        return True
+        return self._answers("set_input_shape")
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert not self._captured, "a context was changed after its graph was captured"
@@ -419,8 +485,8 @@ class IExecutionContext(Guarded):
 
 
 IMPLEMENTED = (
-    ILogger, ITimingCache, IOptimizationProfile, IBuilderConfig, ITensor, ILayer, INetworkDefinition, OnnxParser,
-    Builder, Runtime, ICudaEngine, IRuntimeCache, IRuntimeConfig, IExecutionContext,
+    ILogger, IProgressMonitor, ITimingCache, IOptimizationProfile, IBuilderConfig, ITensor, ILayer, INetworkDefinition,
+    OnnxParser, Builder, Runtime, ICudaEngine, IRuntimeCache, IRuntimeConfig, IExecutionContext,
 )  # fmt: skip
 
 
@@ -429,9 +495,12 @@ class TensorRt:
 
     def __init__(self, version: str, world: World) -> None:
         names = NAMES[version]
+        self.version = version
         self.__version__ = version.removeprefix("rtx")
         self.rtx = version.startswith("rtx")
         self.major = 11 if version.startswith("rtx") else int(version.partition(".")[0])
+        self.builds_unshared = self.major < 10
+        """True if contexts share profiles only on request."""
         self.world = world
         self.classes = {
             kind.__name__: type(kind.__name__, (kind,), {"_allowed": frozenset(names[kind.__name__]), "_module": self})
@@ -444,6 +513,8 @@ class TensorRt:
             setattr(self, name, SimpleNamespace(**{member: member for member in names[name]}))
         flags = names["NetworkDefinitionCreationFlag"]
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**{name: i for i, name in enumerate(flags)})
-        for name in ("ExecutionContextAllocationStrategy", "ComputeCapability"):
+        if names["IProgressMonitor"]:
+            self.IProgressMonitor = self.classes["IProgressMonitor"]
+        for name in ("ExecutionContextAllocationStrategy", "ComputeCapability", "PreviewFeature"):
             if names.get(name):
                 setattr(self, name, SimpleNamespace(**{member: member for member in names[name]}))

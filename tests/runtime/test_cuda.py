@@ -81,12 +81,14 @@ def test_capture_leaves_nothing_after_error_of_caller(cuda_driver: Driver) -> No
     assert cuda_driver.live() == {"stream": 1}
 
 
-def test_gpu_reads_pinned_memory_at_host_address(cuda_driver: Driver) -> None:
+def test_gpu_uses_mapped_memory_in_place(cuda_driver: Driver) -> None:
     cuda = Cuda.open()
-    address, host = cuda.pinned(256)
+    address, host = cuda.mapped(256)
     host[:] = 7
-    assert cuda_driver.at(address, 256).tolist() == host.tolist()
-    assert cuda.call("cudaHostGetDevicePointer", address, 0) == [address]
+    on_gpu = cuda_driver.at(address, 256)
+    assert on_gpu.tolist() == host.tolist()
+    on_gpu[:] = 9
+    assert set(host) == {9}
 
 
 def test_close_releases_everything_once(cuda_driver: Driver) -> None:
@@ -119,6 +121,7 @@ def use(cuda: Cuda) -> None:
     stream, event = cuda.stream(), cuda.event()
     device = cuda.upload(np.ones(8, np.uint8), stream)
     address, _ = cuda.pinned(16)
+    cuda.mapped(16)
     cuda.copy_out(address, device, 8, stream)
     graph = cuda.capture(lambda: cuda.copy_out(address, device, 8, stream), stream)
     try:
@@ -137,7 +140,7 @@ def test_each_failed_call_raises_one_line_and_leaks_nothing(cuda_driver: Driver)
     use(cuda)
     cuda.close()
     context = {name for name in cuda_driver.functions() if name.startswith(("cuCtx", "cuDevice", "cuInit"))}
-    releases = {"cuMemFree": 2, "cuMemFreeHost": 1, "cuStreamDestroy": 1, "cuEventDestroy": 1, "cuGraphDestroy": 1,
+    releases = {"cuMemFree": 2, "cuMemFreeHost": 2, "cuStreamDestroy": 1, "cuEventDestroy": 1, "cuGraphDestroy": 1,
                 "cuGraphExecDestroy": 1}  # fmt: skip
     full = r"CUDA's cuda\w+ failed with cudaErrorMemoryAllocation: stop other programs that use the GPU[^\n]+"
     optional = {"cuStreamEndCapture", "cuGraphInstantiate"}  # Without a graph, work is enqueued call by call.

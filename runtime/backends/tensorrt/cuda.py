@@ -116,6 +116,13 @@ class Cuda:
         address = self._own("cudaFreeHost", int(self.call("cudaMallocHost", size)[0]))
         return address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
+    def mapped(self, size: int) -> tuple[int, npt.NDArray[np.uint8]]:
+        """Pinned bytes on the host that the GPU reads and writes in place: their address on the GPU, and a view."""
+        address = int(self.call("cudaHostAlloc", size, self._runtime.cudaHostAllocMapped)[0])
+        self._own("cudaFreeHost", address)
+        view = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        return int(self.call("cudaHostGetDevicePointer", address, 0)[0]), view
+
     def upload(self, array: npt.NDArray, stream: int) -> int:
         """Address of a copy of the array on the GPU, complete on return. It is copied on the stream that will read it:
         a plain cudaMemcpy from pageable memory may return before the GPU has the last bytes, and our stream would not
