@@ -102,7 +102,7 @@ def run_python(board: str, *arguments: str) -> str:
     """Standard output of Python on the emulated board. Raises BerxitError if it fails."""
     chosen, root = BOARDS[board], FOLDER / "root"
     # The emulator reads files from its root first. onnxruntime 1.28 and later crash at import with this machine's
-    # /proc/cpuinfo, see docs/onnxruntime.md.
+    # /proc/cpuinfo, see docs/runtime.md.
     core = {
         "BogoMIPS": "108.00", "Features": chosen.features, "CPU implementer": "0x41", "CPU architecture": "8",
         "CPU variant": chosen.variant, "CPU part": chosen.part, "CPU revision": "1",

@@ -82,14 +82,15 @@ class Cuda:
     def _failure(self, function: str, error: str) -> str:
         if error not in DRIVER_TOO_OLD:
             return f"CUDA's {function} failed with {error}: {REMEDIES.get(error, OTHER_REMEDY)}"
-        # Both versions can be read in this state.
         package, driver = (
-            f"{version // 1000}.{version % 1000 // 10}"
-            for version in (self.call("cudaRuntimeGetVersion")[0], self.call("cudaDriverGetVersion")[0])
-        )
+            self.call("cudaRuntimeGetVersion")[0],
+            self.call("cudaDriverGetVersion")[0],
+        )  # work in this state
+        if driver == 0:  # cuda-python 13; for 12, see ``call``
+            return f"CUDA finds no NVIDIA driver here: {NO_GPU}"
         return (
-            f"cuda-python is built for CUDA {package}, and the driver here supports CUDA up to {driver}:"
-            f" {install_command('tensorrt')}"
+            f"cuda-python is built for CUDA {_dotted(package)}, and the driver here supports CUDA up to"
+            f" {_dotted(driver)}: {install_command('tensorrt')}"
         )
 
     def gpu(self) -> Gpu:
@@ -202,3 +203,8 @@ class Cuda:
     def free_graph(self, graph: Any) -> None:
         with suppress(BerxitError):
             self.call("cudaGraphExecDestroy", graph)
+
+
+def _dotted(version: int) -> str:
+    """CUDA's version number as text: 12060 -> 12.6."""
+    return f"{version // 1000}.{version % 1000 // 10}"
