@@ -279,11 +279,18 @@ def read_tensor(bundle: Path | BundleFolder, tensor: TensorFile) -> npt.NDArray:
     return np.frombuffer(file.map() if size >= MAPPED else file.read_bytes(), dtype).reshape(tensor.shape)
 
 
+def is_finder_metadata(name: str) -> bool:
+    """True for files that macOS adds to folders: .DS_Store, and ._NAME on other file systems. They are not part of a
+    package."""
+    return name == ".DS_Store" or name.startswith("._")
+
+
 def sha256(path: Path) -> str:
-    """sha256 of a file's bytes; for a folder, of the lines "PATH SHA256" of its files in the order of their paths."""
+    """sha256 of a file's bytes; for a folder, of the lines "PATH SHA256" of its files in the order of their paths,
+    without Finder metadata."""
     digest = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        for file in sorted(f for f in path.rglob("*") if f.is_file() and not is_finder_metadata(f.name)):
             digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
