@@ -68,8 +68,8 @@ class TensorInfo:
     name: str
     role: str
     """Content of the tensor: input_ids, token_type_ids, attention_mask; hidden, which each layer replaces;
-    attention_bias and token_weights, outputs of the embeddings that every layer reads; logits, lte; or constant, for an
-    input in the segment's ``constants``."""
+    attention_bias and token_weights, outputs of the embeddings that every layer reads; logits; lte, or lte_logit, whose
+    sigmoid is lte; or constant, for an input in the segment's ``constants``."""
     dtype: str
     shape: tuple[str | int, ...]
     """Sizes; a name (batch, length) for a size that varies."""
@@ -109,6 +109,12 @@ class Segment:
     """Constant inputs, by name: the tensors that differ between layers that share one file."""
     function: str | None = None
     """Name of the function, if the file contains several (CoreML)."""
+    functions: tuple[str, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    """Names of the functions for the manifest's ``lengths``, in their order, if every length has a function of its own
+    (CoreML). ``function`` is then None."""
+    compiled: DataFile | None = field(default=None, metadata=OMIT_DEFAULT)
+    """``file``, compiled for the device (CoreML: .mlmodelc). The device loads it instead, and ``file`` may be
+    missing."""
     repeat: int = field(default=1, metadata=OMIT_DEFAULT)
     """Number of consecutive runs of the file, each on the hidden states of the previous run. Logits and LTE are those
     of the last run (ALBERT)."""
@@ -177,6 +183,8 @@ class Manifest:
     """Scores of the checkpoint and of this precision; None if they were not measured."""
     threads: int | None = field(default=None, metadata=OMIT_DEFAULT)
     """Default number of CPU threads, which the caller can override; None: the device's default."""
+    full: Segment | None = field(default=None, metadata=OMIT_DEFAULT)
+    """Full depth as one graph (without exits), from token ids to the last layer's logits. None: the bundle has none."""
     digest: str = field(default="", compare=False, metadata=NOT_STORED)
     """First DIGEST_LENGTH hexadecimal digits of the sha256 of manifest.json: the identity of the bundle, because the
     manifest contains the checksums of all other files. Empty for a manifest that was not read from a file."""
