@@ -74,7 +74,7 @@ def write_files(
         precision=settings.precision.name,
         model=model_info(model, tokenizer.pad_token_id, max_length),
         tokenizer=DataFile(TOKENIZER_FILE, sha256(folder / TOKENIZER_FILE)),
-        segments=written,
+        segments=written.segments,
         policy=ExitPolicy.full_depth(model.layers, model.config.regression),
         calibration=None,
         parity=Parity(REFERENCE, settings.precision.atol, (), golden.scale(regression=model.config.regression)),
@@ -83,6 +83,7 @@ def write_files(
         lengths=settings.lengths,
         max_batch=settings.max_batch,
         threads=settings.threads,
+        full=written.full,
     )
     return Written(folder, tokenizer, golden, draft)
 

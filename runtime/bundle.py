@@ -263,8 +263,9 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
 def files_of(manifest: Manifest) -> dict[str, str]:
     """Every file of the bundle except the manifest -> its sha256. Files that layers share occur once."""
     files = {data.file: data.sha256 for data in (manifest.tokenizer, manifest.golden)}
-    for segment in manifest.segments:
-        files[segment.file] = segment.sha256
+    for segment in (*manifest.segments, *([manifest.full] if manifest.full else [])):
+        data = segment.compiled or DataFile(segment.file, segment.sha256)
+        files[data.file] = data.sha256
         files.update({constant.file: constant.sha256 for constant in segment.constants.values()})
     return files
 

@@ -22,6 +22,8 @@ from berxit.runtime.errors import BerxitError
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
+Watch = Callable[[str, dict[str, Any]], None]
+"""Receives the name of each op and its arguments, before it runs."""
 
 
 class MilFunction:
@@ -44,13 +46,13 @@ class MilFunction:
             else:
                 raise BerxitError(f"cannot verify the package: no numpy for its op '{op.op_type}'")
 
-    def __call__(self, feeds: Arrays) -> Arrays:
+    def __call__(self, feeds: Arrays, watch: Watch | None = None) -> Arrays:
         """Raises BerxitError for an input whose name or shape the package does not declare."""
         self._check(feeds)
         values = dict(self._constants)
         values.update({var: _in_float32(feeds[name]) for var, name in self._feeds})
         for step in self._steps:
-            values.update(step.run(values))
+            values.update(step.run(values, watch))
         return {name: values[var].astype(dtype) for name, var, dtype in self.outputs}
 
     def types(self) -> dict[str, Any]:
@@ -95,11 +97,13 @@ class _Step:
     """Parameter -> a variable of the program, or a tuple of variables."""
     outputs: tuple[Any, ...]
 
-    def run(self, values: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    def run(self, values: dict[Any, Any], watch: Watch | None) -> Iterator[tuple[Any, Any]]:
         arguments = {
             name: [values[v] for v in var] if isinstance(var, tuple | list) else values[var]
             for name, var in self.arguments.items()
         }
+        if watch:
+            watch(self.outputs[0].name, arguments)
         found = self.compute(**arguments)
         for var, value in zip(self.outputs, found if len(self.outputs) > 1 else (found,), strict=True):
             yield var, _in_float32(np.asarray(value).astype(_numpy_type(var)))
@@ -192,12 +196,19 @@ def _of_x(function: np.ufunc) -> Callable[..., Array]:
     return lambda x: function(x)  # noqa: PLW0108
 
 
+def _quantize(input: Array, scale: Array, output_dtype: str) -> Array:  # noqa: A002 - MIL's name
+    limits = np.iinfo(output_dtype)
+    return np.clip(np.rint(input / scale), limits.min, limits.max)
+
+
 def _sizes(values: Array) -> list[int]:
     return [int(value) for value in np.atleast_1d(values)]
 
 
 OPS: dict[str, Callable[..., Any]] = {
     "add": lambda x, y: x + y,
+    "quantize": _quantize,
+    "dequantize": lambda input, scale: input * scale,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
     "real_div": lambda x, y: x / y,
