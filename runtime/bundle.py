@@ -120,6 +120,11 @@ class Segment:
     of the last run (ALBERT)."""
 
     @property
+    def loaded(self) -> DataFile:
+        """The file that a device loads."""
+        return self.compiled or DataFile(self.file, self.sha256)
+
+    @property
     def varying(self) -> tuple[TensorInfo, ...]:
         """The inputs that are not constant."""
         return tuple(tensor for tensor in self.inputs if tensor.name not in self.constants)
@@ -261,11 +266,10 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:
-    """Every file of the bundle except the manifest -> its sha256. Files that layers share occur once."""
+    """Every file that a device loads, except the manifest -> its sha256. Files that layers share occur once."""
     files = {data.file: data.sha256 for data in (manifest.tokenizer, manifest.golden)}
     for segment in (*manifest.segments, *([manifest.full] if manifest.full else [])):
-        data = segment.compiled or DataFile(segment.file, segment.sha256)
-        files[data.file] = data.sha256
+        files[segment.loaded.file] = segment.loaded.sha256
         files.update({constant.file: constant.sha256 for constant in segment.constants.values()})
     return files
 

@@ -150,7 +150,8 @@ class CoreMLBackend(Backend):
             if length not in self._loaded:
                 loaded = {segment.layer: self.load(segment, length) for segment in self._manifest.segments}
                 if self._warm:
-                    self._warm_up(loaded, [length] if length else self._manifest.lengths or [self._manifest.model.max_length])
+                    any_length = self._manifest.lengths or (self._manifest.model.max_length,)
+                    self._warm_up(loaded, (length,) if length else any_length)
                 self._loaded[length] = loaded
         return self._loaded[length]
 
@@ -252,7 +253,7 @@ def _opener(folder: Path, units: str | None, *, embeddings_on_cpu: bool) -> Open
 
     def load(segment: Segment, function: str | None, unit: ct.ComputeUnit) -> ct.models.CompiledMLModel:
         if segment.compiled:
-            return ct.models.CompiledMLModel(str(folder / segment.compiled.file), unit, function)
+            return ct.models.CompiledMLModel(str(folder / segment.loaded.file), unit, function)
         try:
             return ct.models.CompiledMLModel(str(compiled_package(segment)), unit, function)
         except BerxitError:
@@ -261,7 +262,7 @@ def _opener(folder: Path, units: str | None, *, embeddings_on_cpu: bool) -> Open
             return ct.models.CompiledMLModel(str(compiled_package(segment, again=True)), unit, function)
 
     def open_function(segment: Segment, function: str | None) -> Predict:
-        what = f"{folder / segment.file}{f', function {function}' if function else ''}"
+        what = f"{folder / segment.loaded.file}{f', function {function}' if function else ''}"
         unit = ct.ComputeUnit["CPU_ONLY" if embeddings_on_cpu and segment.layer == 0 else chosen]
         with _one_line(f"cannot load {what}", "Update macOS, or export the bundle again"):
             model = load(segment, function, unit)

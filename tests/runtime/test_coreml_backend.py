@@ -198,7 +198,7 @@ def test_rows_are_padded_to_next_length(bundles: dict[str, Path], mac: type[Prox
     mac.calls.clear()
     state = backend.embed(TokenBatch.pad(rows, [[0] * len(row) for row in rows], manifest.model.pad_token_id))
     assert [shapes["input_ids"] for _, shapes in mac.calls] == [(1, 8), (1, 8), (1, 16)]
-    assert [row["hidden"].shape for row in state.rows] == [(1, 32, 1, 8), (1, 32, 1, 8), (1, 32, 1, 16)]
+    assert [row.tensors["hidden"].shape for row in state.rows] == [(1, 32, 1, 8), (1, 32, 1, 8), (1, 32, 1, 16)]
 
 
 def test_predict_rejects_row_longer_than_all_lengths(bundles: dict[str, Path], mac: type[Proxy]) -> None:

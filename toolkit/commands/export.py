@@ -16,6 +16,7 @@ from berxit.exporters.targets import (
     layouts_by_target,
     precisions_by_target,
     targets_with,
+    variants_by_target,
     versions_by_target,
 )
 from berxit.runtime.console import debug_option, progress_bar
@@ -90,6 +91,13 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--layout", help=f"Memory layout of hidden states. {by_target(layouts_by_target())}. The first is the default."
 )
+@click.option(
+    "--target-option",
+    "target_options",
+    multiple=True,
+    metavar="NAME",
+    help=f"Variant of the segments; may be repeated. {by_target(variants_by_target())}.",
+)
 @force_option
 @quiet_option
 @debug_option
@@ -108,6 +116,7 @@ def command(
     threads: int | None,
     accept_noise: bool,
     layout: str | None,
+    target_options: tuple[str, ...],
     force: bool,
     quiet: bool,
 ) -> None:
@@ -118,7 +127,7 @@ def command(
         output,
         target=target,
         device=device,
-        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads),
+        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads, target_options),
         data=data,
         scores=scores,
         accept_noise=accept_noise,

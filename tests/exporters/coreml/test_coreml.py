@@ -81,7 +81,7 @@ def hidden_gap(
                 state, logits, lte = backend.layer(layer, state)
                 exits += [np.abs(logits - expected.exit_logits[:, layer - 1].numpy()).max()]
                 exits += [np.abs(lte - expected.certainties[:, layer - 1].numpy()).max()]
-            hidden = state.rows[0]["hidden"].astype(np.float32)
+            hidden = state.rows[0].tensors["hidden"].astype(np.float32)
             if hidden.ndim == 4:  # (1, d, 1, S) -> (1, S, d)
                 hidden = hidden[:, :, 0].transpose(0, 2, 1)
             states += [np.abs(hidden[:, : len(ids)] - expected.hidden_states[layer].numpy()).max()]
