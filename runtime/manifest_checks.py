@@ -164,12 +164,12 @@ def _segments(manifest: Manifest) -> Iterator[str]:
         yield from (f"segment of layer {segment.layer}: {problem}" for problem in problems)
     yield from _shared_files(manifest)
     if manifest.full is not None:
-        problems = (
+        found = (
             *_tensors(manifest.full, expected, exits),
             *_functions(manifest.full, manifest),
             *_full(manifest.full, first, layers[-1]),
         )
-        yield from (f"full: {problem}" for problem in problems)
+        yield from (f"full: {problem}" for problem in found)
 
 
 def _functions(segment: Segment, manifest: Manifest) -> Iterator[str]:
@@ -211,9 +211,7 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
     }
 
 
-def _tensors(
-    segment: Segment, expected: Mapping[str, Sequence[Shape]], exit_dtypes: Sequence[str]
-) -> Iterator[str]:
+def _tensors(segment: Segment, expected: Mapping[str, Sequence[Shape]], exit_dtypes: Sequence[str]) -> Iterator[str]:
     """Problems of a segment's tensors: duplicate names or roles, unknown roles, and wrong dtypes or shapes.
 
     ``exit_dtypes``: allowed dtypes of logits and LTE.

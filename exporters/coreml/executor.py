@@ -196,7 +196,7 @@ def _of_x(function: np.ufunc) -> Callable[..., Array]:
     return lambda x: function(x)  # noqa: PLW0108
 
 
-def _quantize(input: Array, scale: Array, output_dtype: str) -> Array:  # noqa: A002 - MIL's name
+def _quantize(input: Array, scale: Array, output_dtype: str) -> Array:
     limits = np.iinfo(output_dtype)
     return np.clip(np.rint(input / scale), limits.min, limits.max)
 

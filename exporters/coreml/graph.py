@@ -157,9 +157,7 @@ def check_float16_exits(segments: Segments) -> None:
 
 def _token_inputs(segments: Segments) -> tuple[TensorInfo, ...]:
     types_ = ["token_type_ids"] if segments.embeddings.types is not None else []
-    return tuple(
-        TensorInfo(name, name, "int32", (1, "length")) for name in ("input_ids", *types_, "attention_mask")
-    )
+    return tuple(TensorInfo(name, name, "int32", (1, "length")) for name in ("input_ids", *types_, "attention_mask"))
 
 
 def _shared_tensors(segments: Segments, form: Form) -> list[TensorInfo]:

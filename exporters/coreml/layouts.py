@@ -30,7 +30,8 @@ SMALLEST_EPSILON = 2.0**-24
 class Layout(Protocol):
     """Memory layout of hidden states, and the ops that depend on it."""
 
-    weights: Weights
+    @property
+    def weights(self) -> Weights: ...
 
     @property
     def residual(self) -> type[np.floating]:

@@ -2,7 +2,7 @@
 
 coremltools writes packages through temporary files that only their owner can read, with random identifiers, and with
 protobuf maps in any order. A device compiles a package again if its checksum changes. Therefore the files are written
-here: the program with maps in the order of their keys, and identifiers that are derived from names.
+here: the program with maps in the order of their keys, and identifiers that are derived from the content.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from berxit.exporters.coreml.silenced_coremltools import (
     ConverterRegistry,
     Function,
@@ -20,6 +22,7 @@ from berxit.exporters.coreml.silenced_coremltools import (
     mil_convert_to_proto,
 )
 from berxit.exporters.coreml.weights import content_key
+from berxit.runtime.bundle import sha256
 
 AUTHOR = "com.apple.CoreML"
 """Author of the items, and folder of their files, in every package that coremltools writes."""
@@ -52,22 +55,21 @@ def write_package(functions: Mapping[str, Function], package: Path, target: ct.t
         weights_dir=str(data / WEIGHTS),
     )
     (data / MODEL).write_bytes(model.SerializeToString(deterministic=True))
-    (package / "Manifest.json").write_text(_manifest(), encoding="utf-8")
+    (package / "Manifest.json").write_text(_manifest(data), encoding="utf-8")
 
 
 def _share_weights(program: Program) -> None:
     """Gives constants of equal content the same identity, which the writer of the weight file stores once."""
-    keys: dict[int, str] = {}
     for function in program.functions.values():
         for op in function.operations:
             value = op.outputs[0].val if op.op_type == "const" else None
-            if getattr(value, "size", 0) >= IMMEDIATE:
-                key = keys.setdefault(id(value), content_key(value))
-                op.weight_id = key
+            if isinstance(value, np.ndarray) and value.size >= IMMEDIATE:
+                op.weight_id = content_key(value)
 
 
-def _manifest() -> str:
-    identifiers = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{AUTHOR}/{name}")) for name in ITEMS}
+def _manifest(data: Path) -> str:
+    """Manifest of the package with its items in ``data``. Different contents have different identifiers."""
+    identifiers = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} {sha256(data / name)}")) for name in ITEMS}
     entries = {
         identifiers[name]: {"author": AUTHOR, "description": text, "name": name, "path": f"{AUTHOR}/{name}"}
         for name, text in ITEMS.items()

@@ -7,11 +7,14 @@ Every package is read back from disk and executed in numpy before the bundle is 
 
 from __future__ import annotations
 
+import platform
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +35,8 @@ from berxit.exporters.coreml.silenced_coremltools import ct
 from berxit.exporters.coreml.weights import Weights
 from berxit.exporters.segments import Segments
 from berxit.exporters.targets import CompressedWeights, CoreMLVersion, Settings, WrittenSegments
-from berxit.runtime.backends.coreml import CoreMLBackend, Predict
-from berxit.runtime.bundle import Manifest, Segment, TensorFile, TensorInfo, sha256
+from berxit.runtime.backends.coreml import CoreMLBackend, Predict, coreml_errors
+from berxit.runtime.bundle import DataFile, Manifest, Segment, TensorFile, TensorInfo, sha256
 from berxit.runtime.errors import InputError
 from berxit.runtime.progress import Bar
 from berxit.runtime.tokenization import TokenBatch
@@ -63,6 +66,7 @@ def write_segments(
             f"--target-version {version.name} takes one of --lengths, or none for any length: lists of lengths came"
             " with ios18"
         )
+    _check_variants(segments, settings)
     form = _form(segments, settings, samples)
     forms = {"": form}
     if "fixed-shapes" in settings.variants and len(form.lengths) > 1:
@@ -78,12 +82,13 @@ def write_segments(
         described.append(_describe(part, names, functions[names[0]], settings, folder))
         bar.update(1)
     packages = {"model": functions} if version.multifunction else {n: {"main": f} for n, f in functions.items()}
-    digests = {}
+    files: dict[str, dict[str, Any]] = {}
     for name, content in packages.items():
         file = f"segments/{name}.mlpackage"
         write_package({n: made.function for n, made in content.items()}, folder / file, form.target)
-        digests[file] = sha256(folder / file)
-    written = [replace(segment, sha256=digests[segment.file]) for segment in described]
+        compiled = _compile(folder, file) if "compiled" in settings.variants else None
+        files[file] = {"sha256": sha256(folder / file), "compiled": compiled}
+    written = [replace(segment, **files[segment.file]) for segment in described]
     if "full-depth" in settings.variants:
         return WrittenSegments(tuple(written[:-1]), written[-1])
     return WrittenSegments(tuple(written))
@@ -102,10 +107,34 @@ def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> C
     return CoreMLBackend(folder, manifest, threads or 1, open_function)
 
 
+def _check_variants(segments: Segments, settings: Settings) -> None:
+    """Raises InputError for a target option that has no effect on this model or cannot be followed here."""
+    variants = settings.variants
+    if "fixed-shapes" in variants and not settings.lengths:
+        raise InputError("--target-option fixed-shapes needs lengths: add --lengths 32,64,128")
+    if "shared-body" in variants and not any(segments.shared(segment) for segment in segments.layers):
+        raise InputError(
+            "--target-option shared-body: no two segments of this model share their weights: export without this option"
+        )
+    if "float16-exits" in variants:
+        check_float16_exits(segments)
+    if "compiled" in variants and platform.system() != "Darwin":
+        raise InputError(
+            f"--target-option compiled needs a Mac, and this is {platform.system()}: export without it, and run"
+            " 'xcrun coremlcompiler compile' on a Mac (docs/coreml.md)"
+        )
+
+
+def _compile(folder: Path, file: str) -> DataFile:
+    """Compiles a package of the bundle; the result is written next to it."""
+    compiled = str(Path(file).with_suffix(".mlmodelc"))
+    with coreml_errors(f"cannot compile {file}", "Update macOS, or export without --target-option compiled"):
+        shutil.move(ct.models.utils.compile_model(str(folder / file)), folder / compiled)
+    return DataFile(compiled, sha256(folder / compiled))
+
+
 def _form(segments: Segments, settings: Settings, samples: Sequence[TokenBatch]) -> Form:
     assert isinstance(settings.version, CoreMLVersion)
-    if "float16-exits" in settings.variants:
-        check_float16_exits(segments)
     precision = settings.precision
     form = Form(
         Weights(precision),
@@ -116,7 +145,7 @@ def _form(segments: Segments, settings: Settings, samples: Sequence[TokenBatch])
         float16_exits="float16-exits" in settings.variants,
     )
     if isinstance(precision, CompressedWeights) and precision.activations:
-        return replace(form, int8=_measured_int8(segments, form, samples))
+        return replace(form, int8=_measured_int8(segments, form, settings, samples))
     return form
 
 
@@ -135,9 +164,7 @@ def _parts(segments: Segments, form: Form, variants: frozenset[str]) -> Iterator
         yield Part(segments.layers[-1].layer, "full", partial(full_function, segments))
 
 
-def _describe(
-    part: Part, names: Sequence[str], function: SegmentFunction, settings: Settings, folder: Path
-) -> Segment:
+def _describe(part: Part, names: Sequence[str], function: SegmentFunction, settings: Settings, folder: Path) -> Segment:
     """The segment's entry of the manifest, without the checksum of its package. Writes its constants."""
     assert isinstance(settings.version, CoreMLVersion)
     many = settings.version.multifunction
@@ -169,9 +196,11 @@ def _for_manifest(infos: tuple[TensorInfo, ...], lengths: tuple[int, ...]) -> tu
     return tuple(replace(i, shape=tuple(length if size == "length" else size for size in i.shape)) for i in infos)
 
 
-def _measured_int8(segments: Segments, form: Form, samples: Sequence[TokenBatch]) -> dict[str, Int8Activation]:
+def _measured_int8(
+    segments: Segments, form: Form, settings: Settings, samples: Sequence[TokenBatch]
+) -> dict[str, Int8Activation]:
     """Quantization of the inputs of the large matmuls, from a float16 pass over the samples."""
-    plain = replace(form, weights=Weights(replace(form.weights.precision, activations=False)), lengths=())
+    plain = replace(form, weights=Weights(settings.target.precision("fp16")), lengths=())
     largest: dict[str, npt.NDArray] = {}
 
     def watch(name: str, arguments: dict[str, npt.NDArray]) -> None:

@@ -87,7 +87,13 @@ class CoreMLBackend(Backend):
     name = "coreml"
 
     def __init__(
-        self, folder: Path | BundleFolder, manifest: Manifest, threads: int, open_function: Opener, *, warm: bool = False
+        self,
+        folder: Path | BundleFolder,
+        manifest: Manifest,
+        threads: int,
+        open_function: Opener,
+        *,
+        warm: bool = False,
     ) -> None:
         """``warm``: run every segment at every length that is loaded, so that the first prediction is fast."""
         self.layers = manifest.model.layers
@@ -247,7 +253,9 @@ def _opener(folder: Path, units: str | None, *, embeddings_on_cpu: bool) -> Open
     def compiled_package(segment: Segment, *, again: bool = False) -> Path:
         package = folder / segment.file
         if segment.file not in compiled or again:
-            with _one_line(f"cannot compile {package}", "Update macOS, or export for this one: --target-version ios16"):
+            with coreml_errors(
+                f"cannot compile {package}", "Update macOS, or export for this one: --target-version ios16"
+            ):
                 compiled[segment.file] = compile_package(package, segment.sha256, again=again)
         return compiled[segment.file]
 
@@ -264,11 +272,13 @@ def _opener(folder: Path, units: str | None, *, embeddings_on_cpu: bool) -> Open
     def open_function(segment: Segment, function: str | None) -> Predict:
         what = f"{folder / segment.loaded.file}{f', function {function}' if function else ''}"
         unit = ct.ComputeUnit["CPU_ONLY" if embeddings_on_cpu and segment.layer == 0 else chosen]
-        with _one_line(f"cannot load {what}", "Update macOS, or export the bundle again"):
+        with coreml_errors(f"cannot load {what}", "Update macOS, or export the bundle again"):
             model = load(segment, function, unit)
 
         def predict(feeds: Tensors) -> Tensors:
-            with _one_line(f"cannot run {what} on {unit.name}", "Try other compute units: --backend-option units=cpu"):
+            with coreml_errors(
+                f"cannot run {what} on {unit.name}", "Try other compute units: --backend-option units=cpu"
+            ):
                 return model.predict(feeds)
 
         return predict
@@ -312,7 +322,7 @@ def _finder_metadata(_folder: str, names: list[str]) -> set[str]:
 
 
 @contextmanager
-def _one_line(what: str, remedy: str) -> Iterator[None]:
+def coreml_errors(what: str, remedy: str) -> Iterator[None]:
     """Raises CoreML's errors, which are bare RuntimeError and Exception, as BerxitError of one line."""
     try:
         yield
