@@ -33,8 +33,8 @@ from berxit.runtime.loop import exit_loop
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.prediction import Prediction
 from berxit.runtime.results import write_results
-from berxit.runtime.runner import Prediction
 from berxit.runtime.tables import markdown_table
 from berxit.runtime.tokenization import Text, TokenBatch
 

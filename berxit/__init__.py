@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from berxit.runtime.errors import BerxitError as BerxitError
     from berxit.runtime.errors import InputError as InputError
     from berxit.runtime.policies import ExitPolicy as ExitPolicy
+    from berxit.runtime.prediction import Prediction as Prediction
     from berxit.runtime.runner import EarlyExitRunner as EarlyExitRunner
-    from berxit.runtime.runner import Prediction as Prediction
     from berxit.toolkit.api import bench as bench
     from berxit.toolkit.api import calibrate as calibrate
     from berxit.toolkit.api import compare as compare
@@ -37,7 +37,7 @@ _MODULES = {
     "ExitPolicy": "berxit.runtime.policies",
     "ExportOptions": "berxit.exporters.options",
     "InputError": "berxit.runtime.errors",
-    "Prediction": "berxit.runtime.runner",
+    "Prediction": "berxit.runtime.prediction",
     "TrainingOptions": "berxit.train.options",
     "bench": "berxit.toolkit.api",
     "calibrate": "berxit.toolkit.api",

@@ -12,6 +12,7 @@ if __name__ == "runtime":  # imported from inside the checkout: every class must
 else:
     from berxit.runtime.errors import BerxitError, InputError
     from berxit.runtime.policies import ExitPolicy
-    from berxit.runtime.runner import EarlyExitRunner, Prediction
+    from berxit.runtime.prediction import Prediction
+    from berxit.runtime.runner import EarlyExitRunner
 
     __all__ = ["BerxitError", "EarlyExitRunner", "ExitPolicy", "InputError", "Prediction"]

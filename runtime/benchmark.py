@@ -23,8 +23,9 @@ from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spre
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.noise import Noise, bench_problems
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.prediction import Prediction
 from berxit.runtime.progress import Progress, silent
-from berxit.runtime.runner import EarlyExitRunner, Prediction
+from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tuning import TuningResult
 
 CALIBRATED = "calibrated"

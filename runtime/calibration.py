@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import OMIT_DEFAULT
 from berxit.runtime.noise import Noise, noisy
@@ -105,6 +106,8 @@ class Calibration:
     None in older records, and if a fifth less data is too little for the rule."""
     expected_interval: tuple[float, float] | None = field(default=None, metadata=OMIT_DEFAULT)
     """Bootstrap interval of ``expected_score``, 5th to 95th percentile."""
+    reference: Reference | None = field(default=None, metadata=OMIT_DEFAULT)
+    """Histograms of the calibration data under the policy, for monitoring. None in older records."""
     placement: ExitPlacement | None = field(default=None, metadata=OMIT_DEFAULT)
     """In the manifest of a bundle whose exits were placed automatically; None for others."""
 
@@ -130,6 +133,8 @@ class Calibration:
                 f"{where}: histogram has {counted[0]} entries with the sum {counted[1]}, expected {layers} for the"
                 f" layers, with the sum {self.examples} of the examples. Calibrate and export again"
             )
+        if self.reference is not None:
+            self.reference.check(self.histogram, where)
 
 
 def upgraded(record: Any) -> Any:

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from berxit.runtime.loop import every_exit
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
-from berxit.runtime.runner import EarlyExitRunner, Prediction
+from berxit.runtime.prediction import Prediction
+from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
 

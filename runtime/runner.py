@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,43 +18,20 @@ from berxit.runtime.backend_options import as_options
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, open_bundle
 from berxit.runtime.deadline import MISS_PROBABILITY, RESERVE_S, Deadline, StepEstimator, end_of
+from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.hub import pretrained_folder
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
+from berxit.runtime.monitoring import FALSE_ALARMS, Monitor, MonitorReport
 from berxit.runtime.placement import choose_device
 from berxit.runtime.policies import Bools, ExitPolicy, Ints, softmax
+from berxit.runtime.prediction import Prediction, StoppedBy
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.recalibration import Recalibration, recalibrate
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 _LOG = logging.getLogger(__name__)
-StoppedBy = Literal["certainty", "deadline", "last_layer"]
 CLOSED = "this runner is closed: load the bundle again"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The model's prediction for one text, with its latency and the reason why it exited."""
-
-    label: str | float
-    """The class name; for regression the value."""
-    scores: dict[str, float]
-    """Class name -> probability, in the model's order; for regression {"value": ...}."""
-    exit_layer: int
-    """Number of layers that were executed, from 1."""
-    certainty: float
-    """The exit criterion's certainty at that layer."""
-    latency_ms: float
-    """Milliseconds from the call to this prediction, tokenization included; in a batch, until this row exited. In
-    ``stream`` the time between two iterations, which the caller uses, is excluded."""
-    truncated: bool = False
-    """True if the text had more tokens than the model accepts, or than could be read before the deadline."""
-    stopped_by: StoppedBy | None = None
-    """Why the row exited: its certainty passed the threshold ("certainty"), the next exit was not expected before the
-    deadline ("deadline"), or no deeper layer follows ("last_layer"). None in ``stream`` before the last layer."""
-    late: bool | None = None
-    """True if ``latency_ms`` exceeded the deadline; None without a deadline."""
-    model: str = ""
-    """Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json."""
 
 
 class EarlyExitRunner:
@@ -91,6 +67,12 @@ class EarlyExitRunner:
         self._estimator = StepEstimator(miss_probability)
         self._arguments: dict[str, Any] | None = None
         """Arguments of ``load``."""
+        self._reference: tuple[ExitPolicy, Reference] | None = None
+        """The calibrated policy, and the histograms of the calibration data under it."""
+        if manifest.calibration is not None and manifest.calibration.reference is not None:
+            self._reference = manifest.policy, manifest.calibration.reference
+        self._monitor: tuple[ExitPolicy, Monitor] | None = None
+        """The monitor, and the policy whose predictions it counts."""
 
     @classmethod
     def load(
@@ -243,7 +225,15 @@ class EarlyExitRunner:
         to its share of the remaining tokens. Raises as ``predict`` does.
         """
         policy = self.policy if threshold is None else self.policy.with_threshold(as_number("threshold", threshold))
-        return self.answer(texts, policy, deadline_ms)
+        if (monitored := self._monitor) is None:
+            return self.answer(texts, policy, deadline_ms)
+        texts, (monitored_policy, monitor) = as_texts(texts), monitored
+        predictions = self.answer(texts, policy, deadline_ms)
+        if policy is monitored_policy:
+            monitor.record(texts, predictions, shadow=deadline_ms is None)
+        else:
+            monitor.skip(len(predictions))
+        return predictions
 
     def answer(self, texts: Iterable[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Prediction]:
         """``predict_batch`` with another policy than the bundle's."""
@@ -269,6 +259,71 @@ class EarlyExitRunner:
                     found = self._predictions(policy, result, result.exits, part, start, deadline_ms)
                     predictions.update(zip(places, found, strict=True))
         return [predictions[row] for row in range(len(batch))]
+
+    def monitor(
+        self,
+        *,
+        shadow: float = 0.0,
+        false_alarms: float = FALSE_ALARMS,
+        on_drift: Callable[[MonitorReport], None] | None = None,
+    ) -> Monitor:
+        """Compares every following prediction with the calibration data, without labels, and returns the monitor.
+
+        - ``shadow``: share of inputs, drawn at random, that also run to full depth, to estimate how often predictions
+          differ from full depth's. Calls with a deadline have no shadow runs.
+        - ``false_alarms``: largest probability of an alarm in 1,000 inputs that follow the calibration data.
+        - ``on_drift``: called once per alarm, with the report, in the thread whose prediction caused it.
+
+        An alarm is also logged as a warning. The new monitor replaces an earlier one. ``predict`` and ``predict_batch``
+        are monitored; calls with ``threshold``, or after another policy was assigned, are counted as not compared.
+
+        Raises InputError for a share or probability out of range, if the bundle has no histograms of its calibration
+        data, and if the runner's policy is not the calibrated one.
+        """
+        if self._reference is None:
+            raise InputError(
+                "this bundle has no histograms of its calibration data: calibrate the checkpoint and export it with"
+                " this version, or call recalibrate(texts)"
+            )
+        policy, reference = self._reference
+        if self.policy != policy:
+            raise InputError(
+                "the runner's policy is not the calibrated one, so there is nothing to compare with: call"
+                " recalibrate(texts), or assign runner.manifest.policy again"
+            )
+
+        def full_depth(texts: list[Text]) -> list[Prediction]:
+            return self.answer(texts, self.policy.at_depth(self.backend.layers))
+
+        labels = () if self.manifest.model.regression else self.manifest.model.labels
+        monitor = Monitor(reference, labels, full_depth, shadow=shadow, false_alarms=false_alarms, on_drift=on_drift)
+        self._monitor = self.policy, monitor
+        return monitor
+
+    def recalibrate(
+        self, texts: Iterable[Text], *, risk: float, delta: float = 0.1, progress: Progress = silent
+    ) -> Recalibration:
+        """Chooses a new threshold from texts without labels, and uses it from now on.
+
+        It is the cheapest threshold whose predictions differ from full depth's with an expected loss of at most
+        ``risk``, with probability 1 - ``delta`` (``runtime.recalibration``). The texts run to full depth. The manifest
+        and its files do not change. A monitor stops; call ``monitor`` again.
+
+        Raises InputError for too few texts, or ``risk`` or ``delta`` out of range, and otherwise as ``predict`` does.
+        """
+        texts = as_texts(texts)
+        self._check_texts(texts)
+        found = recalibrate(
+            self.backend,
+            self.tokenizer,
+            self.policy,
+            texts,
+            risk=as_number("risk", risk),
+            delta=as_number("delta", delta),
+            progress=progress,
+        )
+        self.policy, self._reference, self._monitor = found.policy, (found.policy, found.reference), None
+        return found
 
     def stream(self, text: str, text_pair: str | None = None) -> Iterator[Prediction]:
         """Returns an iterator over the predictions of all exits, the shallowest first. Stop iterating at any time.

@@ -10,10 +10,11 @@ import numpy as np
 
 from berxit.runtime.bundle import sha256
 from berxit.runtime.calibration import Calibration, upgraded
+from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, read_json, to_json, write_json
-from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_together
 from berxit.runtime.tokenization import Text
@@ -102,6 +103,7 @@ def choose(
     """
     predictions.check(data)
     point = rule.choose(predictions, criterion)
+    policy = ExitPolicy.uniform(criterion, point.threshold, int(predictions.exit_layers[-1]), point.tolerance)
     expected = expected_score(predictions, criterion, rule) if estimate else None
     calibration = Calibration(
         criterion=criterion,
@@ -122,9 +124,23 @@ def choose(
         warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
         expected_score=expected[0] if expected else None,
         expected_interval=expected[1] if expected else None,
+        reference=reference_of(predictions, policy),
     )
-    layers = int(predictions.exit_layers[-1])
-    return CalibratedPolicy(ExitPolicy.uniform(criterion, point.threshold, layers, point.tolerance), calibration)
+    return CalibratedPolicy(policy, calibration)
+
+
+def reference_of(predictions: Predictions, policy: ExitPolicy) -> Reference:
+    """Histograms of the pass under ``policy``, with which a runner compares its inputs."""
+    of_exits = policy.at_exits(predictions.exit_layers.tolist())
+    certainty = certainties(of_exits, predictions.logits, predictions.lte)
+    taken, rows = exit_layers(of_exits, certainty), np.arange(len(predictions.labels))
+    return Reference.of(
+        predictions.exit_layers[taken - 1],
+        certainty[rows, taken - 1],
+        predictions.predicted()[rows, taken - 1],
+        depth=policy.layers,
+        classes=predictions.logits.shape[2],
+    )
 
 
 def expected_score(predictions: Predictions, criterion: str, rule: Rule) -> tuple[float, tuple[float, float]] | None:

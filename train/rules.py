@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from berxit.devices import Machine, this_machine
 from berxit.runtime.backend_options import backend_label
@@ -22,6 +21,7 @@ from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
 from berxit.runtime.noise import Noise, bench_problems, noisy
 from berxit.runtime.policies import CRITERIA, criterion_named
+from berxit.runtime.risk import hoeffding_bentkus, rows_needed
 from berxit.train.backbones import adapter_for
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import (
@@ -191,7 +191,7 @@ class Risk:
         delta = self.delta / len(tolerances)
         n = len(predictions.labels)
         if hoeffding_bentkus(0.0, n, self.risk) > delta:
-            least = math.ceil(math.log(delta) / math.log1p(-self.risk))
+            least = rows_needed(self.risk, delta)
             raise InputError(
                 f"--risk {self.risk:g} --delta {self.delta:g} needs at least {least} examples, and the calibration data"
                 f" has {n}: calibrate on more data, or with a higher --risk or --delta"
@@ -313,18 +313,6 @@ def fixed_tolerances(predictions: Predictions, criterion: str) -> list[float]:
     if criterion_named(criterion).counts and predictions.regression:
         return [share * float(np.ptp(predictions.labels)) for share in FIXED_TOLERANCES]
     return [TOLERANCE]
-
-
-def hoeffding_bentkus(loss: float, n: int, risk: float) -> float:
-    """The p-value of the hypothesis that the risk is above ``risk``. ``loss``: mean over ``n`` rows, each from 0 to 1.
-
-    Hoeffding-Bentkus inequality (Angelopoulos et al., 2021): the smaller of exp(-n h(min(loss, risk), risk)) and
-    e P(Bin(n, risk) <= ceil(n loss)), with h(a, b) = a ln(a / b) + (1 - a) ln((1 - a) / (1 - b)).
-    """
-    low = min(loss, risk)
-    divergence = (low * math.log(low / risk) if low else 0.0) + (1 - low) * math.log((1 - low) / (1 - risk))
-    at_most = math.ceil(round(n * loss, 6))  # 100 * 0.03 must be 3, although 0.03 is not exact in binary.
-    return float(min(math.exp(-n * divergence), math.e * stats.binom.cdf(at_most, n, risk)))
 
 
 def losses_at(

@@ -27,7 +27,7 @@ from berxit.runtime.bundle import (
 from berxit.runtime.golden import Golden, tokenized, write_golden
 from berxit.runtime.json_data import write_json
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.runner import Prediction
+from berxit.runtime.prediction import Prediction
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.tokenizing import revealing_texts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.train.calibration import choose
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import OperatingPoint, Predictions, operating_point, trade_off
-from berxit.train.rules import Budget, Keep, Risk, Rule, hoeffding_bentkus, losses_at
+from berxit.train.rules import Budget, Keep, Risk, Rule, losses_at
 
 
 def in_both_classes(predictions: Predictions) -> Predictions:
@@ -129,19 +128,6 @@ def test_keep_rejects_an_unknown_criterion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "n", "risk", "expected"),
-    [
-        (0.0, 10, 0.5, 0.5**10),
-        (0.1, 10, 0.5, math.exp(-10 * (0.1 * math.log(0.2) + 0.9 * math.log(1.8)))),  # Hoeffding's bound is smaller.
-        (0.2, 100, 0.3, math.e * 0.0164629),  # Bentkus's bound is smaller: e times P(Bin(100, 0.3) <= 20)
-        (0.6, 10, 0.5, 1.0),
-    ],
-)
-def test_hoeffding_bentkus_equals_values_worked_out_by_hand(loss: float, n: int, risk: float, expected: float) -> None:
-    assert hoeffding_bentkus(loss, n, risk) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
     ("delta", "histogram"),
     [(0.3, (10, 0)), (0.1, (9, 1)), (0.02, (8, 2))],  # p-values at loss 0.2, 0.1, 0: 0.145, 0.025, 0.001
 )
@@ -218,7 +204,6 @@ def test_risk_is_exceeded_at_most_with_probability_delta() -> None:
 def test_risk_rejects_too_few_examples() -> None:
     with pytest.raises(InputError, match=r"--risk 0.01 --delta 0.05 needs at least 299 examples.* has 10"):
         chosen(Risk(0.01, 0.05), ten_examples(), "confidence")
-    assert hoeffding_bentkus(0, 299, 0.01) <= 0.05 < hoeffding_bentkus(0, 298, 0.01)
 
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "patience"])

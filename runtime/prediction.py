@@ -1,0 +1,34 @@
+"""The result of a runner for one text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+StoppedBy = Literal["certainty", "deadline", "last_layer"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's prediction for one text, with its latency and the reason why it exited."""
+
+    label: str | float
+    """The class name; for regression the value."""
+    scores: dict[str, float]
+    """Class name -> probability, in the model's order; for regression {"value": ...}."""
+    exit_layer: int
+    """Number of layers that were executed, from 1."""
+    certainty: float
+    """The exit criterion's certainty at that layer."""
+    latency_ms: float
+    """Milliseconds from the call to this prediction, tokenization included; in a batch, until this row exited. In
+    ``stream`` the time between two iterations, which the caller uses, is excluded."""
+    truncated: bool = False
+    """True if the text had more tokens than the model accepts, or than could be read before the deadline."""
+    stopped_by: StoppedBy | None = None
+    """Why the row exited: its certainty passed the threshold ("certainty"), the next exit was not expected before the
+    deadline ("deadline"), or no deeper layer follows ("last_layer"). None in ``stream`` before the last layer."""
+    late: bool | None = None
+    """True if ``latency_ms`` exceeded the deadline; None without a deadline."""
+    model: str = ""
+    """Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json."""
