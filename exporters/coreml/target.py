@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from berxit.exporters.coreml.executor import MilFunction, open_package
+from berxit.exporters.coreml.executor import DEFAULT, Arithmetic, MilFunction, open_package
 from berxit.exporters.coreml.graph import (
     Form,
     SegmentFunction,
@@ -94,14 +94,16 @@ def write_segments(
     return WrittenSegments(tuple(written))
 
 
-def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> CoreMLBackend:
+def checking_backend(
+    folder: Path, manifest: Manifest, threads: int | None, arithmetic: Arithmetic = DEFAULT
+) -> CoreMLBackend:
     """The runtime's own backend; numpy executes every saved package in place of CoreML."""
     opened: dict[Path, dict[str, MilFunction]] = {}
 
     def open_function(segment: Segment, function: str | None) -> Predict:
         package = folder / segment.file
         if package not in opened:
-            opened[package] = open_package(package)
+            opened[package] = open_package(package, arithmetic)
         return opened[package][function or "main"]
 
     return CoreMLBackend(folder, manifest, threads or 1, open_function)
