@@ -1,6 +1,6 @@
 """Exits of CoreML bundles under coarser float16 arithmetic than that of the export's check.
 
-    python benchmarks/coreml_float16.py CHECKPOINT [--inputs 8] [--layout ane] [--target-option float16-exits ...]
+    python benchmarks/coreml_float16.py CHECKPOINT [--inputs 8] [--layout ane] [--precision fp16]
 
 Exports the checkpoint in float16, executes the package in numpy on the shortest golden inputs, and prints the largest
 difference from PyTorch and the smallest PSNR over all exits. Sums in float16 are rounded after every term, which is
@@ -26,8 +26,7 @@ from berxit.toolkit.commands.options import PATH, silence_library_logs
 @click.option("--inputs", default=8, show_default=True)
 @click.option("--layout", type=click.Choice(["tokens", "ane"]), default="ane", show_default=True)
 @click.option("--precision", default="fp16", show_default=True)
-@click.option("--target-option", "target_options", multiple=True)
-def command(checkpoint: Path, inputs: int, layout: str, precision: str, target_options: tuple[str, ...]) -> None:
+def command(checkpoint: Path, inputs: int, layout: str, precision: str) -> None:
     silence_library_logs()
     from berxit.exporters.coreml.executor import Arithmetic
     from berxit.exporters.coreml.target import checking_backend
@@ -35,7 +34,7 @@ def command(checkpoint: Path, inputs: int, layout: str, precision: str, target_o
     from berxit.exporters.options import ExportOptions
     from berxit.runtime.golden import deviations, read_golden
 
-    options = ExportOptions(precision, layout=layout, target_options=target_options)
+    options = ExportOptions(precision, layout=layout)
     rows = []
     with TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"

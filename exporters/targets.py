@@ -123,7 +123,7 @@ class Target:
     layouts: tuple[str, ...] = ()
     """Layouts that --layout accepts; the first is the default. Empty: the target has one layout."""
     variants: tuple[TargetOption, ...] = ()
-    """Values that --target-option accepts."""
+    """Values that --target-options accepts."""
     options: frozenset[str] = frozenset()
     """Those of the options lengths, max_batch and threads that it accepts."""
     packages: tuple[str, ...] = ("onnx",)
@@ -196,17 +196,17 @@ class Target:
         return Settings(self, precision, version, layout, options.lengths, batch, options.threads, variants)
 
     def _check_variant(self, name: str, precision: Precision, version: Version | None) -> None:
-        """Raises InputError unless a value of --target-option goes with the precision and the version."""
+        """Raises InputError unless a value of --target-options goes with the precision and the version."""
         found = next((variant for variant in self.variants if variant.name == name), None)
         if found is None:
             known = ", ".join(variant.name for variant in self.variants)
-            raise InputError(f"target {self.name} has no --target-option '{name}': choose {known}")
+            raise InputError(f"target {self.name} has no --target-options '{name}': choose {known}")
         if precision.name in found.without:
-            raise InputError(f"--target-option {name} does not go with --precision {precision.name}: omit one of them")
+            raise InputError(f"--target-options {name} does not go with --precision {precision.name}: omit one of them")
         if version and name in version.without:
             others = ", ".join(other.name for other in self.versions if name not in other.without)
             raise InputError(
-                f"--target-option {name} does not go with --target-version {version.name}: choose {others}"
+                f"--target-options {name} does not go with --target-version {version.name}: choose {others}"
             )
 
     def load_writer(self) -> Writer:
@@ -358,7 +358,7 @@ def batches_by_target() -> dict[str, Sequence[str]]:
 
 
 def variants_by_target() -> dict[str, Sequence[str]]:
-    """Target -> values of --target-option, with their descriptions."""
+    """Target -> values of --target-options, with their descriptions."""
     return {t.name: [f"{variant.name} ({variant.description})" for variant in t.variants] for t in TARGETS.values()}
 
 

@@ -173,7 +173,10 @@ def _segments(manifest: Manifest) -> Iterator[str]:
 
 
 def _functions(segment: Segment, manifest: Manifest) -> Iterator[str]:
-    """Problems of a segment's functions: all segments have one per length, or none has any."""
+    """Problems of a segment's functions: all segments have one per length, or none has any. Only packages for CoreML
+    contain functions and have a compiled form."""
+    if manifest.target != "coreml" and (segment.functions or segment.compiled):
+        yield "functions and compiled are allowed for target coreml only"
     expected = len(manifest.lengths) if manifest.segments[0].functions else 0
     if len(segment.functions) != expected:
         yield f"it has {len(segment.functions)} functions, expected {expected}, one per length or none"
@@ -207,7 +210,7 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
         "token_weights": ((batch, 1, length),),
         "logits": ((batch, outputs),),
         "lte": ((batch,),),
-        "lte_logit": ((batch,),),
+        **({"lte_logit": ((batch,),)} if manifest.target == "coreml" else {}),
     }
 
 

@@ -150,7 +150,7 @@ def check_float16_exits(segments: Segments) -> None:
         for name, linear in _outputs(segment.exit):
             if not _in_range(linear):
                 raise InputError(
-                    f"--target-option float16-exits: the {name} of layer {segment.layer} may exceed the range of"
+                    f"--target-options float16-exits: the {name} of layer {segment.layer} may exceed the range of"
                     " float16: export without this option"
                 )
 

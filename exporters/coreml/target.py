@@ -113,16 +113,16 @@ def _check_variants(segments: Segments, settings: Settings) -> None:
     """Raises InputError for a target option that has no effect on this model or cannot be followed here."""
     variants = settings.variants
     if "fixed-shapes" in variants and not settings.lengths:
-        raise InputError("--target-option fixed-shapes needs lengths: add --lengths 32,64,128")
+        raise InputError("--target-options fixed-shapes needs lengths: add --lengths 32,64,128")
     if "shared-body" in variants and not any(segments.shared(segment) for segment in segments.layers):
         raise InputError(
-            "--target-option shared-body: no two segments of this model share their weights: export without this option"
+            "--target-options shared-body: no two segments of this model share their weights: export without this option"
         )
     if "float16-exits" in variants:
         check_float16_exits(segments)
     if "compiled" in variants and platform.system() != "Darwin":
         raise InputError(
-            f"--target-option compiled needs a Mac, and this is {platform.system()}: export without it, and run"
+            f"--target-options compiled needs a Mac, and this is {platform.system()}: export without it, and run"
             " 'xcrun coremlcompiler compile' on a Mac (docs/coreml.md)"
         )
 
@@ -130,7 +130,7 @@ def _check_variants(segments: Segments, settings: Settings) -> None:
 def _compile(folder: Path, file: str) -> DataFile:
     """Compiles a package of the bundle; the result is written next to it."""
     compiled = str(Path(file).with_suffix(".mlmodelc"))
-    with coreml_errors(f"cannot compile {file}", "Update macOS, or export without --target-option compiled"):
+    with coreml_errors(f"cannot compile {file}", "Update macOS, or export without --target-options compiled"):
         shutil.move(ct.models.utils.compile_model(str(folder / file)), folder / compiled)
     return DataFile(compiled, sha256(folder / compiled))
 

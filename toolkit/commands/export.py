@@ -50,6 +50,10 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
         raise click.BadParameter(f"'{value}': give layers as 2,4,6, or auto") from None
 
 
+def _names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",")) if value else ()
+
+
 @click.command("export")
 @checkpoint_argument
 @click.option(
@@ -92,11 +96,10 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
     "--layout", help=f"Memory layout of hidden states. {by_target(layouts_by_target())}. The first is the default."
 )
 @click.option(
-    "--target-option",
-    "target_options",
-    multiple=True,
-    metavar="NAME",
-    help=f"Variant of the segments; may be repeated. {by_target(variants_by_target())}.",
+    "--target-options",
+    callback=_names,
+    metavar="NAME,NAME",
+    help=f"Variants of the segments. {by_target(variants_by_target())}.",
 )
 @force_option
 @quiet_option
