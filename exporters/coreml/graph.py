@@ -6,9 +6,7 @@ names and an explicit dtype for every tensor, independent of the torch version. 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy.typing as npt
 
 from berxit.exporters.coreml.int8_activations import Int8Activation
 from berxit.exporters.coreml.layouts import ChannelsFirst, Layout, TokensFirst, Var, cast
+from berxit.exporters.coreml.package import new_function
 from berxit.exporters.coreml.silenced_coremltools import Function, ct, get_new_symbol, mb, types
 from berxit.exporters.coreml.weights import Weights
 from berxit.exporters.segments import MASKED, ExitWeights, LayerSegment, Segments, scaled_queries
@@ -134,13 +133,13 @@ def head_tensors(head: ExitWeights, form: Form) -> dict[str, npt.NDArray]:
     """
     found: dict[str, npt.NDArray] = {}
     if head.pooler is not None:
-        found["pooler.weight"] = form.weights.plain(head.pooler.weight)
-        found["pooler.bias"] = form.weights.plain(head.pooler.bias)
+        found["pooler_weight"] = form.weights.plain(head.pooler.weight)
+        found["pooler_bias"] = form.weights.plain(head.pooler.bias)
     for name, linear in _outputs(head):
         scale = _scale(linear, form.dtype)
-        found[f"{name}.weight"] = form.weights.plain(linear.weight / scale)
-        found[f"{name}.scale"] = np.array([scale], form.exit_dtype)
-        found[f"{name}.bias"] = linear.bias.astype(form.exit_dtype)
+        found[f"{name}_weight"] = form.weights.plain(linear.weight / scale)
+        found[f"{name}_scale"] = np.array([scale], form.exit_dtype)
+        found[f"{name}_bias"] = linear.bias.astype(form.exit_dtype)
     return found
 
 
@@ -279,15 +278,15 @@ def _external_exit(head: ExitWeights, form: Form, pooled: Var, given: dict[str, 
     """Outputs of an exit whose weights are inputs."""
     features = pooled = mb.reshape(x=pooled, shape=(1, -1))
     if head.pooler is not None:
-        product = mb.matmul(x=pooled, y=given["pooler.weight"])
-        features = mb.tanh(x=mb.add(x=product, y=given["pooler.bias"]))
+        product = mb.matmul(x=pooled, y=given["pooler_weight"])
+        features = mb.tanh(x=mb.add(x=product, y=given["pooler_bias"]))
     found = []
     for (part, _), x, (name, shape) in zip(
         _outputs(head), (features, pooled), (("logits", (1, -1)), ("lte_logit", (1,))), strict=False
     ):
-        product = mb.matmul(x=x, y=given[f"{part}.weight"])
-        scaled = mb.mul(x=cast(product, form.exit_dtype), y=given[f"{part}.scale"])
-        found.append(mb.reshape(x=mb.add(x=scaled, y=given[f"{part}.bias"]), shape=shape, name=name))
+        product = mb.matmul(x=x, y=given[f"{part}_weight"])
+        scaled = mb.mul(x=cast(product, form.exit_dtype), y=given[f"{part}_scale"])
+        found.append(mb.reshape(x=mb.add(x=scaled, y=given[f"{part}_bias"]), shape=shape, name=name))
     return found if head.lte is None else [found[0], _lte(found[1], form)]
 
 
@@ -357,7 +356,7 @@ def _function(
         )
         for info in inputs
     }
-    with _names_from_zero(), Function(placeholders, opset_version=form.target) as function:
+    with new_function(placeholders, form.target) as function:
         found = write(function.inputs)
         function.set_outputs(found)
     assert [var.name for var in found] == [info.name for info in outputs]
@@ -365,17 +364,6 @@ def _function(
         tuple(ct.TensorType(i.name, shape=_shape(i, form), dtype=np.dtype(i.dtype).type) for i in inputs)
     )
     return SegmentFunction(function, inputs, outputs)
-
-
-@contextmanager
-def _names_from_zero() -> Iterator[None]:
-    """Numbers the ops without a name from 0. The builder counts them per process, so the second export of a process
-    would have other names."""
-    before, mb.name_count = mb.name_count, defaultdict(int)
-    try:
-        yield
-    finally:
-        mb.name_count = before
 
 
 def _shape(info: TensorInfo, form: Form) -> Any:

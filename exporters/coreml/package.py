@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from berxit.exporters.coreml.silenced_coremltools import (
     Function,
     Program,
     ct,
+    mb,
     mil_convert_to_proto,
 )
 from berxit.exporters.coreml.weights import content_key
@@ -31,6 +35,21 @@ ITEMS = {MODEL: "CoreML Model Specification", WEIGHTS: "CoreML Model Weights"}
 """Items of a package -> their descriptions, as coremltools writes them."""
 IMMEDIATE = 10
 """Constants with fewer elements are stored in the program and not in the weight file."""
+
+
+@contextmanager
+def new_function(inputs: Mapping[str, Any], target: ct.target) -> Iterator[Function]:
+    """A function with these placeholders, whose ops are written in the body of the ``with`` statement.
+
+    Ops without a name are numbered from 0. coremltools' builder counts them per process, so the second export of a
+    process would have other names.
+    """
+    before, mb.name_count = mb.name_count, defaultdict(int)
+    try:
+        with Function(inputs, opset_version=target) as function:
+            yield function
+    finally:
+        mb.name_count = before
 
 
 def write_package(functions: Mapping[str, Function], package: Path, target: ct.target) -> None:
@@ -69,10 +88,11 @@ def _share_weights(program: Program) -> None:
 
 def _manifest(data: Path) -> str:
     """Manifest of the package with its items in ``data``. Different contents have different identifiers."""
-    identifiers = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} {sha256(data / name)}")) for name in ITEMS}
+    content = sha256(data)
+    identifiers = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} {content}")) for name in ITEMS}
     entries = {
         identifiers[name]: {"author": AUTHOR, "description": text, "name": name, "path": f"{AUTHOR}/{name}"}
         for name, text in ITEMS.items()
     }
-    content = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": identifiers[MODEL]}
-    return json.dumps(content, indent=4, sort_keys=True) + "\n"
+    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": identifiers[MODEL]}
+    return json.dumps(manifest, indent=4, sort_keys=True) + "\n"

@@ -116,7 +116,7 @@ def _check_variants(segments: Segments, settings: Settings) -> None:
         raise InputError("--target-options fixed-shapes needs lengths: add --lengths 32,64,128")
     if "shared-body" in variants and not any(segments.shared(segment) for segment in segments.layers):
         raise InputError(
-            "--target-options shared-body: no two segments of this model share their weights: export without this option"
+            "--target-options shared-body: no two segments of this model share their weights: export without it"
         )
     if "float16-exits" in variants:
         check_float16_exits(segments)

@@ -70,8 +70,16 @@ def test_settings_limit_lengths_to_the_model() -> None:
         ("tensorrt", ExportOptions(threads=2), "--threads does not go with target tensorrt"),
         ("tensorrt", ExportOptions(max_batch=0), "--max-batch 0: it must be at least 1"),
         ("coreml", ExportOptions(max_batch=2), "--max-batch 2: the largest batch of target coreml is 1"),
-        ("tensorrt", ExportOptions(target_options=("full-depth",)), "--target-options does not go with target tensorrt"),
-        ("coreml", ExportOptions(target_options=("fast",)), "no --target-options 'fast': choose fixed-shapes, full-depth"),
+        (
+            "tensorrt",
+            ExportOptions(target_options=("full-depth",)),
+            "--target-options does not go with target tensorrt",
+        ),
+        (
+            "coreml",
+            ExportOptions(target_options=("fast",)),
+            "no --target-options 'fast': choose fixed-shapes, full-depth",
+        ),
         (
             "coreml",
             ExportOptions("fp32", target_options=("float16-exits",)),

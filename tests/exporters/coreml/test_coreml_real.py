@@ -17,7 +17,7 @@ pytest.importorskip("coremltools", reason="coremltools is not installed here: pi
 
 import torch
 from conftest import shared
-from test_coreml import LIMITS, hidden_gap
+from coreml_checkpoints import LIMITS, hidden_gap
 from test_export import checkpoint_of
 from transformers import AutoModel, AutoTokenizer, BertModel, DistilBertConfig, PreTrainedModel, RobertaConfig
 
