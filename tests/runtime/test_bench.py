@@ -80,6 +80,18 @@ RESULT = BenchResult(
 )
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "verdict"),
+    [(3.0, "it is faster than the calibrated exits (3.20 ms)"), (3.5, "the calibrated exits are faster (3.20 ms)")],
+)
+def test_report_compares_one_graph_with_the_exits(milliseconds: float, verdict: str) -> None:
+    line = f"one graph (without exits): {milliseconds:.2f} ms per input; full depth takes 4.00 ms with 2 exits"
+    text = report_text(replace(RESULT, one_graph=point(2, milliseconds)))
+    assert f"{line}; {verdict}" in text
+    assert line in report_text(replace(RESULT, one_graph=point(2, milliseconds), policy=None))
+    assert "one graph" not in report_text(RESULT)
+
+
 def test_bench_writes_results(written: Path) -> None:
     assert {"bench.json", "bench.md"} <= {path.name for path in written.iterdir()}
     assert all(path.stat().st_size > 0 for path in written.iterdir())

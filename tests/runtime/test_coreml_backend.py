@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -441,6 +442,43 @@ def test_open_reports_unwritable_cache(
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(BerxitError, match="Set BERXIT_CACHE to a folder with room"):
         open_backend(bundles["any"], read_manifest(bundles["any"]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda data: data["segments"][1]["functions"].pop(), "segment of layer 1: it has 1 functions, expected 2"),
+        (lambda data: data["segments"][1].pop("functions"), "segment of layer 1: it has 0 functions, expected 2"),
+        (
+            lambda data: data["segments"][2].update(function="layer_02"),
+            "segment of layer 2: it has a function for all lengths and functions for each",
+        ),
+        (lambda data: data["full"].update(layer=2), "full: its layer is 2, expected 3"),
+        (lambda data: data["full"]["inputs"].pop(), "full: it does not read what the embeddings segment reads"),
+        (lambda data: data["full"]["outputs"].pop(), "full: it does not write what the segment of layer 3 writes"),
+        (lambda data: data["full"].update(functions=["full"]), "full: it has 1 functions, expected 2"),
+        (
+            lambda data: data["full"]["outputs"][0].update(shape=[1, 5]),
+            r"full: 'logits' of role logits has shape \(1, 5\)",
+        ),
+    ],
+)
+def test_read_manifest_rejects_inconsistent_functions(
+    edit: Callable[[dict[str, Any]], object], message: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(bundles["variants"], tmp_path / "bundle")
+    data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    edit(data)
+    (bundle / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BerxitError, match=message):
+        read_manifest(bundle)
+
+
+def test_manifest_without_options_has_no_new_key(bundles: dict[str, Path]) -> None:
+    """Older readers reject keys that they do not know."""
+    data = json.loads((bundles["fixed"] / "manifest.json").read_text(encoding="utf-8"))
+    assert "full" not in data
+    assert not {"functions", "compiled"} & {key for segment in data["segments"] for key in segment}
 
 
 def test_open_outside_macos_names_missing_requirement(
