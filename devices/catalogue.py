@@ -63,7 +63,8 @@ def _never(machine: Machine) -> bool:
 
 _ON_THE_JETSON = "copy the bundle to the Jetson and run this command there; JetPack includes TensorRT"
 _FIXED_LENGTHS = (32, 64, 128, 256, 512)
-"""Shorter lengths would save little: below 32 tokens, the time of a call is mostly its fixed cost."""
+"""For the Neural Engine. Below 32 tokens, the fixed cost of a call is expected to exceed what a shorter length saves;
+no device has been measured yet."""
 _ON_THE_PHONE = "it has no Python; add the bundle to an app"
 
 DEVICES: tuple[Device, ...] = (

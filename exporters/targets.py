@@ -200,7 +200,7 @@ class Target:
         found = next((variant for variant in self.variants if variant.name == name), None)
         if found is None:
             known = ", ".join(variant.name for variant in self.variants)
-            raise InputError(f"target {self.name} has no --target-options '{name}': choose {known}")
+            raise InputError(f"target {self.name} has no target option '{name}': choose {known}")
         if precision.name in found.without:
             raise InputError(f"--target-options {name} does not go with --precision {precision.name}: omit one of them")
         if version and name in version.without:

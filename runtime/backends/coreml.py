@@ -103,8 +103,9 @@ class CoreMLBackend(Backend):
         self._open = open_function
         self._warm = warm
         self._constants = {
-            segment.layer: {name: read_tensor(folder, tensor) for name, tensor in segment.constants.items()}
+            tensor.file: read_tensor(folder, tensor)
             for segment in manifest.segments
+            for tensor in segment.constants.values()
         }
         self._loaded: dict[int, dict[int, _LoadedSegment]] = {}
         self._loading = Lock()
@@ -147,8 +148,9 @@ class CoreMLBackend(Backend):
 
     def load(self, segment: Segment, length: int) -> _LoadedSegment:
         """A segment's function for one length, or for ANY_LENGTH."""
-        name = segment.functions[self._manifest.lengths.index(length)] if segment.functions else segment.function
-        return _LoadedSegment(segment, self._open(segment, name), self._constants.get(segment.layer, {}))
+        function = segment.functions[self._manifest.lengths.index(length)] if segment.functions else segment.function
+        constants = {name: self._constants[tensor.file] for name, tensor in segment.constants.items()}
+        return _LoadedSegment(segment, self._open(segment, function), constants)
 
     def _functions(self, length: int) -> dict[int, _LoadedSegment]:
         """Layer (0: the embeddings) -> its function for one length. Loads and warms them up if they are missing."""

@@ -78,7 +78,7 @@ def test_settings_limit_lengths_to_the_model() -> None:
         (
             "coreml",
             ExportOptions(target_options=("fast",)),
-            "no --target-options 'fast': choose fixed-shapes, full-depth",
+            "no target option 'fast': choose fixed-shapes, full-depth",
         ),
         (
             "coreml",

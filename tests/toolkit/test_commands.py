@@ -193,8 +193,8 @@ def test_export_accepts_target_options(copy: Path, capsys: pytest.CaptureFixture
     manifest = json.loads((copy.with_name("checkpoint-coreml") / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["segments"][1]["functions"] == ["layer_01_s8", "layer_01_s16"]
     assert manifest["full"]["functions"] == ["full_s8", "full_s16"]
-    assert run("export", copy, "--target", "coreml", "--target-options", "fast") == 1
-    assert "target coreml has no --target-options 'fast': choose fixed-shapes" in capsys.readouterr().err
+    assert run("export", copy, "--target", "coreml", "--target-options", "fast") == 2
+    assert "target coreml has no target option 'fast': choose fixed-shapes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["iphone", "ipad"])

@@ -5,6 +5,7 @@ MiniLM is a BERT; the same weights are renamed for RoBERTa and DistilBERT. ALBER
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
 
 import torch
-from conftest import shared
+from conftest import SAMPLES, shared
 from coreml_checkpoints import LIMITS, hidden_gap, size
 from test_export import checkpoint_of
 from transformers import AutoModel, AutoTokenizer, BertModel, DistilBertConfig, PreTrainedModel, RobertaConfig
@@ -167,6 +168,8 @@ def test_options_keep_real_exits_within_the_tolerance(
     tmp_path: Path,
 ) -> None:
     checkpoint, _ = real(family)
+    texts = SENTENCES if family == "bert" else SAMPLES["texts"]  # words of the checkpoint's tokenizer
+    (checkpoint / "samples.json").write_text(json.dumps({"texts": texts}), encoding="utf-8")
     names = (*names, *(["shared-body"] if family == "albert" else []))
     options = ExportOptions(precision, (32, 64), layout=layout, target_options=names)
     manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)  # raises if an exit differs

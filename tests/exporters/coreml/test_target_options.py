@@ -166,7 +166,7 @@ def test_float16_exits_reject_outputs_beyond_float16(
     [
         ("ios18", "tokens", "linear", ("shared-body",)),
         ("ios16", "ane", "pooler", ("shared-body", "float16-exits")),
-        ("ios18", "ane", "pooler", ("shared-body", "fixed-shapes")),
+        ("ios18", "ane", "pooler", ("shared-body", "fixed-shapes", "full-depth")),
     ],
 )
 def test_shared_body_is_one_function_for_all_layers(
