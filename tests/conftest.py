@@ -7,6 +7,7 @@ so that tests of the runtime also run where torch is not installed (a Jetson, fo
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -200,3 +201,23 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"no shared/{'/'.join(parts)} next to the project")
     return path
+
+
+MakeCheckpoint = Callable[..., Path]
+SAMPLES = {"texts": ["the cat sat", "a big red dog ran on under the tree", "stop"]}
+"""Words in the tiny tokenizer's vocabulary: MPNet pads with id 1, which is its unknown token."""
+
+
+@pytest.fixture
+def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> MakeCheckpoint:
+    """Family, options -> an untrained checkpoint whose exits differ from each other."""
+    from test_export import checkpoint_of
+
+    def make(family: str, **options: Any) -> Path:
+        folder = tmp_path / f"{family}-checkpoint"
+        if not folder.exists():
+            checkpoint_of(backbone_folders[family], folder, **options)
+            (folder / "samples.json").write_text(json.dumps(SAMPLES), encoding="utf-8")
+        return folder
+
+    return make

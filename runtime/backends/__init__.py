@@ -212,6 +212,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
                     "compute units besides the CPU: Neural Engine, GPU or none; default: the profile of the Mac",
                     values=("ne", "gpu", "cpu"),
                 ),
+                BackendOption("embeddings_on_cpu", "run the embeddings on the CPU, the layers on the compute units"),
             ),
         ),
     ),

@@ -18,11 +18,7 @@ from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
 from berxit.runtime.bench import command
-<<<<<<< HEAD
-from berxit.runtime.bench_report import headline, report_text, tables, write_result
-=======
-from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables
->>>>>>> main
+from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables, write_result
 from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
@@ -85,6 +81,18 @@ RESULT = BenchResult(
     after=devices.Reading(None, None, None, None, None),
     versions={},
 )
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "verdict"),
+    [(3.0, "it is faster than the calibrated exits (3.20 ms)"), (3.5, "the calibrated exits are faster (3.20 ms)")],
+)
+def test_report_compares_one_graph_with_the_exits(milliseconds: float, verdict: str) -> None:
+    line = f"one graph (without exits): {milliseconds:.2f} ms per input; full depth takes 4.00 ms with 2 exits"
+    text = report_text(replace(RESULT, one_graph=point(2, milliseconds)))
+    assert f"{line}; {verdict}" in text
+    assert line in report_text(replace(RESULT, one_graph=point(2, milliseconds), policy=None))
+    assert "one graph" not in report_text(RESULT)
 
 
 def test_bench_writes_results(written: Path) -> None:
