@@ -243,7 +243,7 @@ class EarlyExitRunner:
         backend = self.backend
         end = None if deadline_ms is None else end_of(as_number("deadline_ms", deadline_ms), start)
         texts = as_texts(texts)
-        self._check_texts(texts)
+        self.check_texts(texts)
         batch = self.tokenizer(texts, math.inf if end is None else end)
         predictions: dict[int, Prediction] = {}
         lengths = batch.lengths
@@ -339,7 +339,7 @@ class EarlyExitRunner:
         Raises InputError for too few texts, or ``risk`` or ``delta`` out of range, and otherwise as ``predict`` does.
         """
         texts = as_texts(texts)
-        self._check_texts(texts)
+        self.check_texts(texts)
         found = recalibrate(
             self.backend,
             self.tokenizer,
@@ -360,7 +360,7 @@ class EarlyExitRunner:
         start = time.perf_counter()
         backend = self.backend
         texts = as_texts([text if text_pair is None else (text, text_pair)])
-        self._check_texts(texts)
+        self.check_texts(texts)
         batch = self.tokenizer(texts)
         return self._stream(backend, batch, time.perf_counter() - start)
 
@@ -379,7 +379,7 @@ class EarlyExitRunner:
         backend = self.backend
         return Deadline(policy, backend.exits, end - RESERVE_S, self._estimator, backend.opening_seconds)
 
-    def _check_texts(self, texts: Sequence[Text]) -> None:
+    def check_texts(self, texts: Sequence[Text]) -> None:
         """Raises InputError for a single text if the model was trained on pairs, and for a pair if it was not."""
         pairs = len(self.manifest.model.text_columns) == 2
         for text in texts:
