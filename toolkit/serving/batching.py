@@ -193,11 +193,10 @@ class Batcher:
             return
         try:
             self._predict(rows)
-            self.failing = False
         except Exception as error:
             self.failing = True
-            found = failure("the batch failed", error, "Rerun the service with --debug")
-            _LOG.exception("%s", found) if not isinstance(error, BerxitError) else _LOG.error("%s", found)
+            found = failure("the batch failed", error, "The log of the service shows where")
+            _LOG.error("%s", found, exc_info=None if isinstance(error, BerxitError) else error)
             for call in {id(row.call): row.call for row in rows}.values():
                 call.loop.call_soon_threadsafe(_fail, call, found)
 
@@ -213,6 +212,7 @@ class Batcher:
         deadlines = np.array([row.call.deadline_ms for row in rows])
         self._observer.batch(len(rows), batch.input_ids.size, (time.perf_counter() - starts).tolist())
         for places, predictions in self._runner.answer_tokens(batch, policy, starts, deadlines):
+            self.failing = False
             exited = [rows[place] for place in places.tolist()]
             complete = []
             for row, prediction in zip(exited, predictions, strict=True):
