@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime import EarlyExitRunner, InputError
+from berxit.runtime import EarlyExitRunner, ExitPolicy, InputError
 from berxit.runtime.backend_options import parse_option_flags
 from berxit.runtime.console import debug_option
 from berxit.toolkit.commands.options import PATH, runner_options, say, warn
@@ -57,7 +57,8 @@ def command(
     Only this machine can reach the service unless you give --host.
     """
     from berxit.toolkit.serving import server
-    from berxit.toolkit.serving.service import Limits, Service, Settings, application
+    from berxit.toolkit.serving.service import Service, Settings, application
+    from berxit.toolkit.serving.wire import Limits
 
     if full_depth and threshold is not None:
         raise InputError("--full-depth and --threshold exclude each other: choose one")
@@ -67,20 +68,12 @@ def command(
     runner = EarlyExitRunner.load(
         bundle, backend=backend, backend_options=parse_option_flags(option_flags) or None, threads=threads
     )
-    policy = None
+    policy: ExitPolicy | None = None
     if full_depth:
         policy = runner.policy.at_depth(runner.manifest.model.layers)
     elif threshold is not None:
         policy = runner.policy.with_threshold(threshold)
-    settings = Settings(
-        name or bundle.resolve().name,
-        policy,
-        deadline_ms,
-        batch_tokens,
-        shadow,
-        accepted,
-        limits,
-    )
+    settings = Settings(name or bundle.resolve().name, policy, deadline_ms, batch_tokens, shadow, accepted, limits)
     listening = server.listen(host, port)
     service = Service(runner, settings)
     warm_up(runner, bundle)

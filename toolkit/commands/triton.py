@@ -33,7 +33,7 @@ def command(
     force: bool,
 ) -> None:
     """Write BUNDLE as a model folder for Triton's Python backend: early exit inside one model."""
-    from berxit.exporters.triton.model_folder import TritonOptions, write_model_folder
+    from berxit.exporters.triton_server.model_folder import TritonOptions, write_model_folder
 
     here = bundle.resolve()
     output = output or here.with_name(f"{here.name}-triton")

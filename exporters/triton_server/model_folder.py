@@ -89,9 +89,7 @@ def config_text(name: str, manifest: Manifest, options: TritonOptions) -> str:
 
 
 def _tensors(field: str, tensors: list[tuple[str, str, int]]) -> list[str]:
-    return [
-        f"{field} {{ name: {_quoted(name)} data_type: {dtype} dims: [ {size} ] }}" for name, dtype, size in tensors
-    ]
+    return [f"{field} {{ name: {_quoted(name)} data_type: {dtype} dims: [ {size} ] }}" for name, dtype, size in tensors]
 
 
 def _quoted(text: str) -> str:

@@ -105,7 +105,9 @@ def _texts(request: Any) -> list[Text]:
     """Texts of a request, or pairs: inputs of shape (B, 1). Raises ValueError for bytes that are not UTF-8."""
     first = pb_utils.get_input_tensor_by_name(request, "TEXT")
     second = pb_utils.get_input_tensor_by_name(request, "TEXT_PAIR")
-    columns = [[text.decode() for text in tensor.as_numpy().ravel()] for tensor in (first, second) if tensor is not None]
+    columns = [
+        [text.decode() for text in tensor.as_numpy().ravel()] for tensor in (first, second) if tensor is not None
+    ]
     return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
