@@ -101,7 +101,7 @@ class Batcher:
         self._queued_tokens = 0
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="berxit-batches", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
 
     @property

@@ -84,6 +84,7 @@ def page_info(service: Service, examples: Sequence[Text]) -> dict[str, Any]:
         **model_info(service),
         "layers": manifest.model.layers,
         "thresholds": [policy.thresholds[layer - 1] for layer in manifest.exits[:-1]],
+        "off": list(policy.off),
         "calibrated": manifest.calibration is not None,
         "higher_is_more_certain": criterion.higher_is_more_certain,
         "inclusive": criterion.inclusive,

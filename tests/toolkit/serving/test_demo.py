@@ -82,10 +82,14 @@ def test_info_describes_criterion_thresholds_and_examples(app: Starlette, servic
     ("policy", "expected"),
     [
         (ExitPolicy.uniform("entropy", 0.1, 3), {"higher_is_more_certain": False, "step": 0}),
+        (
+            ExitPolicy("confidence", (0.9, (0.8, 0.7)), (1.0,) * 3, off=(1,)),
+            {"thresholds": [0.9, (0.8, 0.7)], "off": [1]},
+        ),
         (ExitPolicy.uniform("patience", 2, 3), {"range": [1.0, 3.0], "inclusive": True, "step": 1}),
     ],
 )
-def test_info_of_other_criteria(service: Service, policy: ExitPolicy, expected: dict[str, Any]) -> None:
+def test_info_of_other_policies(service: Service, policy: ExitPolicy, expected: dict[str, Any]) -> None:
     service.policy = policy
     info = demo.page_info(service, EXAMPLES)
     assert {name: info[name] for name in expected} == expected

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,24 @@ ROOT = Path(__file__).resolve().parents[3]
 LONGEST_S = 60
 
 
-@pytest.fixture
-def process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """``berxit serve`` on a free port, and the port."""
-    command = [sys.executable, "-m", "berxit.toolkit", "serve", str(bundle), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as service:
+@contextmanager
+def running(bundle: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that serves ``bundle`` on a free port, and the port."""
+    program = [sys.executable, "-m", "berxit.toolkit", *command, str(bundle), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as service:
         assert service.stderr is not None
         line = service.stderr.readline()
-        found = re.search(r"serving bundle at http://127\.0\.0\.1:(\d+) ", line)
+        found = re.search(r" at http://127\.0\.0\.1:(\d+) ", line)
         assert found is not None, line + service.stderr.read()
         yield service, int(found[1])
         if service.poll() is None:
             service.kill()
+
+
+@pytest.fixture
+def process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    with running(bundle, "serve") as found:
+        yield found
 
 
 def test_serve_answers_its_requests_before_it_stops_at_sigterm(process: tuple[subprocess.Popen[str], int]) -> None:
@@ -73,6 +80,15 @@ def test_serve_answers_its_requests_before_it_stops_at_sigterm(process: tuple[su
     assert service.stderr.read() == "stopped: all requests were answered\n"
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def test_demo_serves_its_page_until_sigint(bundle: Path) -> None:
+    with running(bundle, "demo", "--no-browser") as (service, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST_S)
+        connection.request("GET", "/")
+        assert b"<title>berxit demo</title>" in connection.getresponse().read()
+        service.send_signal(signal.SIGINT)
+        assert service.wait(LONGEST_S) == 0
 
 
 def test_listen_reports_an_address_in_use() -> None:

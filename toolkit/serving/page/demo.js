@@ -25,14 +25,23 @@ function place(certainty) {
   return Math.min(1, Math.max(0, (certainty - low) / (high - low)));
 }
 
-const thresholdAt = (exit) => (threshold === null ? info.thresholds[exit] : threshold);
+// Threshold of an exit. It may depend on the class that the exit predicts.
+function thresholdAt(exit, step) {
+  if (threshold !== null) return threshold;
+  const calibrated = info.thresholds[exit];
+  if (!Array.isArray(calibrated)) return calibrated;
+  return calibrated[step ? step.probs.indexOf(Math.max(...step.probs)) : 0];
+}
+
 const shown = (value) => (info.step === 1 ? String(value) : value.toFixed(3));
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
 const named = (prediction) => (prediction.label === null ? prediction.probs[0].toFixed(3) : prediction.label);
 
-function passes(exit, certainty) {
+function passes(exit, step) {
   if (exit === info.exits.length - 1) return true;
-  const [one, other] = info.higher_is_more_certain ? [certainty, thresholdAt(exit)] : [thresholdAt(exit), certainty];
+  if (info.off.includes(info.exits[exit])) return false;
+  const limit = thresholdAt(exit, step);
+  const [one, other] = info.higher_is_more_certain ? [step.certainty, limit] : [limit, step.certainty];
   return one > other || (info.inclusive && one === other);
 }
 
@@ -90,9 +99,9 @@ function drawLayers(exitLayer) {
     const track = element("span", "track");
     track.setAttribute("aria-hidden", "true");
     track.append(element("span", "fill"));
-    if (info.range && exit < info.exits.length - 1) {
+    if (info.range && exit < info.exits.length - 1 && !info.off.includes(layer)) {
       track.append(element("span", "mark"));
-      track.lastChild.style.left = `${100 * place(thresholdAt(exit))}%`;
+      track.lastChild.style.left = `${100 * place(thresholdAt(exit, step))}%`;
     }
     if (step && info.range) track.firstChild.style.width = `${100 * place(step.certainty)}%`;
     row.append(track, element("span", "number", step ? shown(step.certainty) : ""));
@@ -167,7 +176,7 @@ async function run() {
       if (name === "error") throw new Error(data.error.message);
       if (name !== "layer") continue;
       steps.push(data);
-      if (found === null && passes(steps.length - 1, data.certainty)) found = data.exit_layer;
+      if (found === null && passes(steps.length - 1, data)) found = data.exit_layer;
       drawLayers(found);
       await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
     }
@@ -190,7 +199,7 @@ function settingsChanged() {
   const limit = deadline();
   $("deadline-value").textContent = limit === null ? "none" : milliseconds(limit);
   if (steps.length < info.exits.length) return;
-  drawLayers(info.exits.find((layer, exit) => passes(exit, steps[exit].certainty)));
+  drawLayers(info.exits.find((layer, exit) => passes(exit, steps[exit])));
   later(() => predict(++running).catch(show));
 }
 
@@ -203,8 +212,7 @@ function moveThreshold() {
 
 function resetThreshold() {
   threshold = null;
-  const first = info.thresholds[0];
-  $("threshold").value = info.range && first !== undefined ? 1000 * place(first) : 1000;
+  $("threshold").value = info.range && info.thresholds.length ? 1000 * place(thresholdAt(0)) : 1000;
   settingsChanged();
 }
 
