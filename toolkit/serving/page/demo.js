@@ -3,6 +3,7 @@
 const PAUSE_MS = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 110; // between two layers on the screen
 const WAIT_MS = 250; // after the last key or move of a slider
 const SHOWN_CLASSES = 5;
+const FINER = 3; // exponent of the threshold slider
 const [SHORTEST_MS, LONGEST_MS] = [0.1, 100]; // ends of the deadline slider; its last position is "none"
 
 const $ = (id) => document.getElementById(id);
@@ -33,7 +34,7 @@ function thresholdAt(exit, step) {
   return calibrated[step ? step.probs.indexOf(Math.max(...step.probs)) : 0];
 }
 
-const shown = (value) => (info.step === 1 ? String(value) : value.toFixed(3));
+const shown = (value) => (info.step === 1 ? String(value) : value.toFixed(4));
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
 const named = (prediction) => (prediction.label === null ? prediction.probs[0].toFixed(3) : prediction.label);
 
@@ -203,16 +204,18 @@ function settingsChanged() {
   later(() => predict(++running).catch(show));
 }
 
+// The slider is finer towards "never exits early", where most certainties are.
 function moveThreshold() {
   const [low, high] = info.range;
-  const value = low + ((high - low) * Number($("threshold").value)) / 1000;
+  const value = high + (low - high) * (1 - Number($("threshold").value) / 1000) ** FINER;
   threshold = info.step === 1 ? Math.round(value) : value;
   settingsChanged();
 }
 
 function resetThreshold() {
   threshold = null;
-  $("threshold").value = info.range && info.thresholds.length ? 1000 * place(thresholdAt(0)) : 1000;
+  const first = info.range && info.thresholds.length ? place(thresholdAt(0)) : 1;
+  $("threshold").value = 1000 * (1 - (1 - first) ** (1 / FINER));
   settingsChanged();
 }
 
@@ -249,7 +252,7 @@ async function start() {
   document.title = `${info.id} – berxit demo`;
   $("name").textContent = info.id;
   $("about").textContent =
-    `${info.task} ${info.kind}, ${info.layers} layers, ${info.precision}, ${info.backend}, ` +
+    `${info.task === "custom" ? "" : `${info.task}, `}${info.kind}, ${info.layers} layers, ${info.precision}, ${info.backend}, ` +
     `${info.threads} ${info.threads === 1 ? "thread" : "threads"}`;
   $("certainty-of").textContent = `Criterion: ${info.criterion}.`;
   $("threshold-control").hidden = !info.range;
