@@ -135,9 +135,7 @@ def command(
     texts = read_examples_for(runner.manifest.model, find_split(data, split)).head(limit).texts
     before = devices.read_sensors()
     with ExitStack() as services:
-        early, full = (
-            services.enter_context(served(bundle, threads, *options)) for options in ((), ("--full-depth",))
-        )
+        early, full = (services.enter_context(served(bundle, threads, *options)) for options in ((), ("--full-depth",)))
         throughput = {name: capacity(one, texts, seconds) for name, one in (("early", early), ("full depth", full))}
         click.echo(f"requests per second with {CLIENTS} clients: {throughput}")
         calm = at_rate("full depth", full, bodies(texts), SHARES[0] * throughput["full depth"], seconds)
@@ -181,19 +179,19 @@ def command(
 class ServedBundle:
     """A running service."""
 
-    process: subprocess.Popen[str]
+    pid: int
     port: int
 
     @property
     def memory_mib(self) -> float:
         """Resident memory of the process (Linux)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
 
     @property
     def open_files(self) -> int:
         """Number of open file descriptors (Linux)."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
 
 @contextmanager
@@ -209,7 +207,7 @@ def served(bundle: Path, threads: int, *options: str) -> Iterator[ServedBundle]:
         else:
             raise BerxitError(f"the service did not start: {line}")
         try:
-            yield ServedBundle(process, int(found[1]))
+            yield ServedBundle(process.pid, int(found[1]))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -276,7 +274,7 @@ def at_rate(name: str, service: ServedBundle, requests: Sequence[bytes], rate: f
     """Sends requests at random times, ``rate`` per second on average. Each uses a free connection, of CONNECTIONS."""
 
     async def measure() -> tuple[list[Reply], float]:
-        free: asyncio.Queue[Connection] = asyncio.Queue()
+        free: asyncio.Queue[Connection] = asyncio.LifoQueue()  # few connections are idle for long
         for _ in range(CONNECTIONS):
             free.put_nowait(await Connection.open(service.port))
 

@@ -19,6 +19,9 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 """Accepted values of the header Host on a loopback address. Others come from web pages that rebind a DNS name."""
 CONNECTIONS = 512
 """Largest number of open connections."""
+KEEP_ALIVE_S = 75
+"""Time after which an idle connection is closed, in seconds. Proxies keep theirs for 60 seconds, and a proxy that sends a
+request on a connection that is being closed reports an error."""
 DRAIN_S = 30
 """Longest time for the requests that run when a signal arrives, in seconds."""
 
@@ -37,7 +40,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)  # type: ignore[arg-type]
     except OSError as error:
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        number = error.errno or 0  # negative in errors of getaddrinfo
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise InputError(f"cannot listen on {host}:{port}: {reason}. Choose another --port or --host") from None
 
 
@@ -61,6 +65,7 @@ def run(app: Starlette, listening: socket.socket, started: Callable[[], None]) -
         server_header=False,
         proxy_headers=False,
         limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
     asyncio.run(_Server(config, started).serve(sockets=[listening]))

@@ -155,6 +155,9 @@ def application(service: Service, routes: Sequence[BaseRoute] = ()) -> Starlette
         of_client = isinstance(error, InputError)
         return failed(HTTPStatus.BAD_REQUEST if of_client else HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
+    def on_other_error(request: Request, error: Exception) -> Response:
+        return failed(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: the log of the service shows where")
+
     def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         refused = failed(HTTPStatus(error.status_code), f"{request.method} {request.url.path}: {error.detail}")
@@ -164,6 +167,7 @@ def application(service: Service, routes: Sequence[BaseRoute] = ()) -> Starlette
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {
         BerxitError: on_berxit_error,
         HTTPException: on_http_exception,
+        Exception: on_other_error,
         ClientDisconnect: lambda request, error: Response(status_code=HTTPStatus.BAD_REQUEST),
     }
     return Starlette(

@@ -162,6 +162,18 @@ def test_classify_reports_a_failure_of_the_backend(service: Service, monkeypatch
     assert get(app, "/health").status == 200
 
 
+def test_classify_counts_an_error_of_the_program_and_raises_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(texts: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(service.runner, "tokenizer", fails)
+    with pytest.raises(ZeroDivisionError):  # the server logs it, after the response
+        post(application(service), "/v1/classify", {"input": "a dog"})
+    assert 'berxit_requests_total{code="500"} 1.0' in get(application(service), "/metrics").body.decode()
+
+
 def test_long_texts_are_tokenized_outside_the_event_loop(
     service: Service, runner: EarlyExitRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
