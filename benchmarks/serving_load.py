@@ -1,12 +1,12 @@
 """Throughput and latency of ``berxit serve``, compared with the same service at full depth, on this machine.
 
-    python benchmarks/serving_load.py BUNDLE --data DATA [--threads 1] [--seconds 10] --output serving
+    python benchmarks/serving_load.py BUNDLE --data DATA [--threads 1] [--rounds 3] --output serving
 
 Starts two services on loopback: one with the bundle's policy and one at full depth. First measures the throughput of
-each, with 8 clients that wait for each response. Then sends requests at fixed rates, as shares of the throughput at full
-depth, at random times (Poisson), to one service after the other. Latency counts from the time at which a request was
-due, so a client that cannot keep up does not hide it. Last, sends --requests requests from 8 clients and compares the
-predictions, the memory and the open files. For details, see benchmarks/README.md.
+each, with 8 clients that wait for each response. Then sends requests at fixed rates, as shares of the throughput at
+full depth, at random times (Poisson), to one service after the other, in several rounds. Latency counts from the time
+at which a request was due, so a client that cannot keep up does not hide it. Last, sends --requests requests from 8
+clients and compares the predictions, the memory and the open files. For details, see benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -123,12 +123,21 @@ class Soak:
 @click.option("--split", default="dev", show_default=True)
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(min=1), help="Use the first N inputs.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads of a service.")
-@click.option("--seconds", default=10.0, show_default=True, help="Duration of each measurement.")
+@click.option("--seconds", default=4.0, show_default=True, help="Duration of each measurement.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Measurements of each rate.")
 @click.option("--requests", default=10_000, show_default=True, type=click.IntRange(min=1), help="Of the last part.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
 @debug_option
 def command(
-    bundle: Path, data: Path, split: str, limit: int, threads: int, seconds: float, requests: int, output: Path
+    bundle: Path,
+    data: Path,
+    split: str,
+    limit: int,
+    threads: int,
+    seconds: float,
+    rounds: int,
+    requests: int,
+    output: Path,
 ) -> None:
     """Measure how BUNDLE is served on this machine."""
     runner = EarlyExitRunner.load(bundle, threads=threads)
@@ -136,20 +145,24 @@ def command(
     before = devices.read_sensors()
     with ExitStack() as services:
         early, full = (services.enter_context(served(bundle, threads, *options)) for options in ((), ("--full-depth",)))
-        throughput = {name: capacity(one, texts, seconds) for name, one in (("early", early), ("full depth", full))}
+        throughput = {
+            name: float(np.median([capacity(one, texts, seconds) for _ in range(rounds)]))
+            for name, one in (("early", early), ("full depth", full))
+        }
         click.echo(f"requests per second with {CLIENTS} clients: {throughput}")
-        calm = at_rate("full depth", full, bodies(texts), SHARES[0] * throughput["full depth"], seconds)
-        deadline_ms = calm.p99_ms
+        calm, spent = at_rate(full, bodies(texts), SHARES[0] * throughput["full depth"], rounds * seconds)
+        deadline_ms = Load.of("full depth", SHARES[0], calm, spent).p99_ms
+        cases = {
+            "full depth": (full, bodies(texts)),
+            "early exit": (early, bodies(texts)),
+            "early exit, deadline": (early, bodies(texts, deadline_ms=deadline_ms)),
+        }
         loads = []
         for share in SHARES:
             rate = share * throughput["full depth"]
-            for name, one, options in (
-                ("full depth", full, {}),
-                ("early exit", early, {}),
-                ("early exit, deadline", early, {"deadline_ms": deadline_ms}),
-            ):
-                loads.append(at_rate(name, one, bodies(texts, **options), rate, seconds))
-                click.echo(str(loads[-1]))
+            for load in at_rate_interleaved(cases, rate, seconds, rounds):
+                loads.append(load)
+                click.echo(str(load))
         soaked = soak(early, runner, texts, requests)
         click.echo(str(soaked))
     measured = {
@@ -165,6 +178,7 @@ def command(
         "layers": runner.backend.layers,
         "inputs": len(texts),
         "seconds": seconds,
+        "rounds": rounds,
         "machine": dataclasses.asdict(devices.this_machine()),
         "versions": {name: metadata.version(name) for name in ("berxit", "numpy", "starlette", "uvicorn")},
         "before": dataclasses.asdict(before),
@@ -270,11 +284,28 @@ def capacity(service: ServedBundle, texts: Sequence[Text], seconds: float) -> fl
     return len(replies) / (time.perf_counter() - start)
 
 
-def at_rate(name: str, service: ServedBundle, requests: Sequence[bytes], rate: float, seconds: float) -> Load:
-    """Sends requests at random times, ``rate`` per second on average. Each uses a free connection, of CONNECTIONS."""
+def at_rate_interleaved(
+    cases: Mapping[str, tuple[ServedBundle, Sequence[bytes]]], rate: float, seconds: float, rounds: int
+) -> list[Load]:
+    """Results of each case, by name: a service and its requests. The cases are measured in turn, in every round."""
+    replies: dict[str, list[Reply]] = {name: [] for name in cases}
+    spent = dict.fromkeys(cases, 0.0)
+    for seed in range(rounds):
+        for name, (service, requests) in cases.items():
+            found, duration = at_rate(service, requests, rate, seconds, seed)
+            replies[name] += found
+            spent[name] += duration
+    return [Load.of(name, rate, replies[name], spent[name]) for name in cases]
+
+
+def at_rate(
+    service: ServedBundle, requests: Sequence[bytes], rate: float, seconds: float, seed: int = 0
+) -> tuple[list[Reply], float]:
+    """Sends requests at random times, ``rate`` per second on average. Each uses a free connection, of CONNECTIONS.
+    Returns the replies and the seconds until the last one."""
 
     async def measure() -> tuple[list[Reply], float]:
-        free: asyncio.Queue[Connection] = asyncio.LifoQueue()  # few connections are idle for long
+        free: asyncio.Queue[Connection] = asyncio.LifoQueue()
         for _ in range(CONNECTIONS):
             free.put_nowait(await Connection.open(service.port))
 
@@ -286,19 +317,18 @@ def at_rate(name: str, service: ServedBundle, requests: Sequence[bytes], rate: f
             finally:
                 free.put_nowait(connection)
 
-        generator, start = random.Random(0), time.perf_counter()
-        due, sending = start, []
-        while due < start + seconds:
-            due += generator.expovariate(rate)
+        generator, start = random.Random(seed), time.perf_counter()
+        due, sending = start + generator.expovariate(rate), []
+        while due < start + seconds or not sending:
             sending.append(send(requests[len(sending) % len(requests)], due))
+            due += generator.expovariate(rate)
         replies = await asyncio.gather(*sending)
         spent = time.perf_counter() - start
         while not free.empty():
             free.get_nowait().close()
-        return list(replies), spent
+        return list(replies), max(spent, seconds)
 
-    replies, spent = asyncio.run(measure())
-    return Load.of(name, rate, replies, spent)
+    return asyncio.run(measure())
 
 
 def soak(service: ServedBundle, runner: EarlyExitRunner, texts: Sequence[Text], requests: int) -> Soak:
@@ -356,7 +386,8 @@ def report(
     return "\n\n".join(
         [
             f"{conditions['bundle']} ({conditions['precision']}, {conditions['threads']} threads of each service),"
-            f" {conditions['inputs']} inputs, one per request, {conditions['seconds']:g} s per row;"
+            f" {conditions['inputs']} inputs, one per request, {conditions['rounds']} rounds of"
+            f" {conditions['seconds']:g} s per row;"
             f" load average {conditions['before']['load'] or 0:.1f} before,"
             f" {conditions['after']['load'] or 0:.1f} after",
             f"With {CLIENTS} clients: {throughput['early']:.0f} requests/s with early exit,"

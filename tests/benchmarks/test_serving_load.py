@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import serving_load
 import uvicorn
-from serving_load import Load, Reply, ServedBundle, Soak, at_rate, bodies, capacity, report, soak
+from serving_load import Load, Reply, ServedBundle, Soak, at_rate_interleaved, bodies, capacity, report, soak
 
 from berxit.runtime import BerxitError, EarlyExitRunner
 from berxit.toolkit.serving import server
@@ -47,18 +47,18 @@ def test_capacity_counts_answered_requests(service: ServedBundle) -> None:
 
 
 def test_at_rate_sends_all_requests(service: ServedBundle) -> None:
-    load = at_rate("early exit, deadline", service, bodies(TEXTS, deadline_ms=1e6), 50.0, 0.2)
-    assert 2 <= load.requests <= 30
-    assert (load.errors, load.late) == (0, 0.0)
-    assert 0 < load.p50_ms <= load.p99_ms
-    assert 1 <= load.average_exit_layer <= 3
+    cases = {"deadline": (service, bodies(TEXTS, deadline_ms=1e6)), "none": (service, bodies(TEXTS))}
+    loads = at_rate_interleaved(cases, 50.0, 0.1, 2)
+    assert [(load.service, load.errors, load.late) for load in loads] == [("deadline", 0, 0.0), ("none", 0, None)]
+    for load in loads:
+        assert 2 <= load.requests <= 30
+        assert 0 < load.p50_ms <= load.p99_ms
+        assert 1 <= load.average_exit_layer <= 3
 
 
 def test_at_rate_counts_errors(service: ServedBundle) -> None:
-    load = at_rate("x", service, [*bodies(TEXTS), b"{"], 50.0, 0.2)
+    (load,) = at_rate_interleaved({"x": (service, [*bodies(TEXTS), b"{"])}, 50.0, 0.2, 1)
     assert load.errors == load.requests // 5
-    with pytest.raises(BerxitError, match="x: no request of"):
-        at_rate("x", service, [b"{"], 50.0, 0.1)
 
 
 def test_soak_compares_predictions_with_the_runner(
@@ -80,7 +80,7 @@ def test_soak_compares_predictions_with_the_runner(
 def test_report_states_whether_the_deadline_is_met(late: float, verdict: str) -> None:
     loads = [Load("early exit, deadline", 10.0, 80, 9.9, 0, 5.0, 9.0, 2.5, late)]
     loads.append(Load("early exit, deadline", 60.0, 80, 55.0, 0, 50.0, 90.0, 1.5, 0.5))  # above half of the throughput
-    machine = {"bundle": "b", "precision": "int8", "threads": 1, "inputs": 4, "seconds": 8.0}
+    machine = {"bundle": "b", "precision": "int8", "threads": 1, "inputs": 4, "seconds": 8.0, "rounds": 3}
     conditions = {**machine, "before": {"load": None}, "after": {"load": 1.0}}
     soaked = Soak(100, 8, 0, 50.0, 5.0, 9.0, 0, (100.0, 100.5), (11, 11))
     text = report(conditions, {"early": 80.0, "full depth": 40.0}, 12.0, loads, soaked)

@@ -20,7 +20,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 CONNECTIONS = 512
 """Largest number of open connections."""
 KEEP_ALIVE_S = 75
-"""Time after which an idle connection is closed, in seconds. Proxies keep theirs for 60 seconds, and a proxy that sends a
+"""Time after which an idle connection is closed, in seconds. Proxies keep theirs for 60 seconds. A proxy that sends a
 request on a connection that is being closed reports an error."""
 DRAIN_S = 30
 """Longest time for the requests that run when a signal arrives, in seconds."""
