@@ -7,6 +7,8 @@
 - A text is due at the end of its deadline, or UNHURRIED_S after its arrival if it has none. Therefore requests with a
   deadline overtake a large one without, and no request waits forever.
 - Every text keeps its own deadline in its batch, and a request is answered as soon as its last text exits.
+- A request whose deadline is expected to pass before its batch starts is refused at once, so that an overloaded service
+  meets the deadlines of the requests that it accepts.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ BATCH_TOKENS = 256
 """Default of ``batch_tokens``."""
 UNHURRIED_S = 1.0
 """Seconds after which a text without a deadline is due."""
+PACE_RATE = 0.2
+"""Weight of the last batch in the average time per token."""
 LARGEST_PADDING = 0.25
 """Largest share of padding in a batch."""
 
@@ -99,6 +103,8 @@ class Batcher:
         self._rows: list[_Row] = []
         """The waiting texts, in the order in which they are due."""
         self._queued_tokens = 0
+        self._pace = 0.0
+        """Seconds per token of the last batches; 0 before the first one."""
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
@@ -127,8 +133,8 @@ class Batcher:
         """Queues a request of B texts and returns the future of its B predictions. Call it in an event loop.
 
         ``batch``: the tokens of ``texts``. ``start``: its arrival, as a value of ``time.perf_counter()`` in seconds.
-        The future raises BerxitError if its batch fails. Raises RequestError if too many tokens wait or the batcher is
-        closed.
+        The future raises BerxitError if its batch fails. Raises RequestError if too many tokens wait, if the deadline
+        is expected to pass in the queue, or if the batcher is closed.
         """
         loop = asyncio.get_running_loop()
         limit = math.inf if deadline_ms is None else deadline_ms
@@ -149,11 +155,25 @@ class Batcher:
                     HTTPStatus.SERVICE_UNAVAILABLE,
                     f"the service is busy: {self._queued_tokens} tokens wait, the limit is {self._limit}. Retry later",
                 )
+            self._check_wait(due, deadline_ms)
             self._queued_tokens += tokens
             for row in rows:
                 insort(self._rows, row, key=lambda waiting: waiting.due)
             self._changed.notify()
         return call.done
+
+    def _check_wait(self, due: float, deadline_ms: float | None) -> None:
+        """Raises RequestError if the texts that are due before a deadline are expected to take longer than that. Without
+        such texts, the first exit makes the prediction, however late it is."""
+        if deadline_ms is None:
+            return
+        wait = self._pace * sum(row.tokens for row in self._rows if row.due <= due)
+        if wait > 0 and time.perf_counter() + wait > due:
+            raise RequestError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the service is busy: expected to start after {1e3 * wait:.0f} ms, but deadline_ms is"
+                f" {deadline_ms:g}. Retry later",
+            )
 
     def _work(self) -> None:
         while True:
@@ -191,8 +211,11 @@ class Batcher:
         """Runs one batch and answers every request whose last text exits."""
         if not rows:
             return
+        start = time.perf_counter()
         try:
             self._predict(rows)
+            pace = (time.perf_counter() - start) / sum(row.tokens for row in rows)
+            self._pace += (PACE_RATE if self._pace else 1.0) * (pace - self._pace)
         except Exception as error:
             self.failing = True
             found = failure("the batch failed", error, "The log of the service shows where")

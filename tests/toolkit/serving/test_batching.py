@@ -198,6 +198,36 @@ def test_batcher_refuses_requests_if_too_many_tokens_wait(batcher: Batcher, back
     assert batcher.queued_tokens == 0
 
 
+def test_batcher_refuses_a_deadline_that_would_pass_in_the_queue(batcher: Batcher, backend: GatedBackend) -> None:
+    async def scenario() -> None:
+        calls = [await first_batch(batcher, backend)]
+        batcher._pace = 1.0  # seconds per token
+        calls.append(submit(batcher, [8]))  # due after one second
+        calls.append(submit(batcher, [8], deadline_ms=500))  # starts before it
+        with pytest.raises(RequestError, match="start after 16000 ms, but deadline_ms is 9000") as caught:
+            submit(batcher, [8], deadline_ms=9000)
+        calls.append(submit(batcher, [8], deadline_ms=17000))
+        assert caught.value.status == 503
+        backend.gate.set()
+        await asyncio.gather(*calls)
+
+    asyncio.run(scenario())
+
+
+def test_batcher_averages_the_time_per_token(batcher: Batcher, backend: GatedBackend) -> None:
+    async def scenario() -> None:
+        running = await first_batch(batcher, backend)
+        await asyncio.sleep(0.05)
+        backend.gate.set()
+        await running
+        await submit(batcher, [5])
+
+    assert batcher._pace == 0.0
+    asyncio.run(scenario())
+    batcher.close()
+    assert 0.2 * 0.05 / 5 < batcher._pace < 1.0
+
+
 def test_batcher_continues_after_a_failure(batcher: Batcher, backend: GatedBackend) -> None:
     async def scenario() -> None:
         backend.error = RuntimeError("no memory")
