@@ -70,8 +70,11 @@ class Load:
     """Requests per second that were due."""
     requests: int
     throughput: float
-    """Responses per second."""
+    """Predictions per second; refused requests are not counted."""
+    refused: int
+    """Responses with status 503."""
     errors: int
+    """Other responses that are not predictions."""
     p50_ms: float
     p99_ms: float
     average_exit_layer: float
@@ -83,6 +86,7 @@ class Load:
         good = [reply for reply in replies if reply.status == 200]
         if not good:
             raise BerxitError(f"{service}: no request of {len(replies)} succeeded")
+        refused = sum(reply.status == 503 for reply in replies)
         found = [prediction for reply in good for prediction in reply.data]
         p50, p99 = np.percentile([1e3 * reply.seconds for reply in good], [50, 99]).tolist()
         layers = float(np.mean([prediction["exit_layer"] for prediction in found]))
@@ -92,7 +96,8 @@ class Load:
             rate,
             len(replies),
             len(good) / seconds,
-            len(replies) - len(good),
+            refused,
+            len(replies) - len(good) - refused,
             p50,
             p99,
             layers,
@@ -351,7 +356,7 @@ def soak(service: ServedBundle, runner: EarlyExitRunner, texts: Sequence[Text], 
     return Soak(
         requests,
         CLIENTS,
-        load.errors,
+        load.errors + load.refused,
         load.throughput,
         load.p50_ms,
         load.p99_ms,
@@ -366,7 +371,7 @@ def report(
 ) -> str:
     """The results as Markdown."""
     table = markdown_table(
-        ["requests/s", "service", "answered/s", "p50 ms", "p99 ms", "average exit layer", "late", "errors"],
+        ["requests/s", "service", "answered/s", "p50 ms", "p99 ms", "average exit layer", "late", "refused", "errors"],
         [
             [
                 f"{load.rate:.0f}",
@@ -376,6 +381,7 @@ def report(
                 f"{load.p99_ms:.1f}",
                 f"{load.average_exit_layer:.2f}",
                 "" if load.late is None else f"{load.late:.1%}",
+                f"{load.refused / load.requests:.1%}",
                 load.errors,
             ]
             for load in loads

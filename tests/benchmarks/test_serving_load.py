@@ -78,14 +78,23 @@ def test_soak_compares_predictions_with_the_runner(
 
 @pytest.mark.parametrize(("late", "verdict"), [(0.01, "met by"), (0.02, "not met by")])
 def test_report_states_whether_the_deadline_is_met(late: float, verdict: str) -> None:
-    loads = [Load("early exit, deadline", 10.0, 80, 9.9, 0, 5.0, 9.0, 2.5, late)]
-    loads.append(Load("early exit, deadline", 60.0, 80, 55.0, 0, 50.0, 90.0, 1.5, 0.5))  # above half of the throughput
+    loads = [Load("early exit, deadline", 10.0, 80, 9.9, 0, 0, 5.0, 9.0, 2.5, late)]
+    loads.append(
+        Load("early exit, deadline", 60.0, 80, 55.0, 0, 0, 50.0, 90.0, 1.5, 0.5)
+    )  # above half of the throughput
     machine = {"bundle": "b", "precision": "int8", "threads": 1, "inputs": 4, "seconds": 8.0, "rounds": 3}
     conditions = {**machine, "before": {"load": None}, "after": {"load": 1.0}}
     soaked = Soak(100, 8, 0, 50.0, 5.0, 9.0, 0, (100.0, 100.5), (11, 11))
     text = report(conditions, {"early": 80.0, "full depth": 40.0}, 12.0, loads, soaked)
     assert "(2.00x)" in text
     assert f"Deadline 12.0 ms, full depth's p99 at 25% of its throughput: {verdict} 99%" in text
+
+
+def test_load_counts_refused_requests_apart_from_errors() -> None:
+    found = {"exit_layer": 2, "late": None}
+    replies = [Reply(0.1, 200, (found,)), Reply(0.1, 503, ()), Reply(0.1, 503, ()), Reply(0.1, 500, ())]
+    load = Load.of("early exit", 2.0, replies, 2.0)
+    assert (load.requests, load.throughput, load.refused, load.errors) == (4, 0.5, 2, 1)
 
 
 def test_load_of_failures_only_is_an_error() -> None:

@@ -163,8 +163,9 @@ class Batcher:
         return call.done
 
     def _check_wait(self, due: float, deadline_ms: float | None) -> None:
-        """Raises RequestError if the texts that are due before a deadline are expected to take longer than that. Without
-        such texts, the first exit makes the prediction, however late it is."""
+        """Raises RequestError if the texts that are due before a deadline are expected to take longer than that.
+
+        Without such texts, the request is accepted: its first exit makes the prediction, however late it is."""
         if deadline_ms is None:
             return
         wait = self._pace * sum(row.tokens for row in self._rows if row.due <= due)
