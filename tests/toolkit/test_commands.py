@@ -314,6 +314,16 @@ def test_doctor_lists_usable_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch sees:" in out
 
 
+def test_triton_writes_a_model_folder(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "models" / "intents"
+    assert run("triton", bundle, "--output", output, "--threads", 1, "--max-batch", 8) == 0
+    assert {path.name for path in output.rglob("*")} >= {"config.pbtxt", "model.py", "manifest.json"}
+    assert "max_batch_size: 8" in (output / "config.pbtxt").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    assert f"model: {output}" in said
+    assert f"next: tritonserver --model-repository {output.parent}," in said
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(berxit, [name, "--help"]) == 0

@@ -20,6 +20,7 @@ import threading
 import time
 from bisect import insort
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -62,7 +63,27 @@ class _Call:
     predictions: list[Prediction | None]
     left: int
     done: asyncio.Future[list[Prediction]]
-    loop: asyncio.AbstractEventLoop
+
+    def add(self, place: int, prediction: Prediction) -> None:
+        """Stores the prediction of one text. The last one answers the request."""
+        self.predictions[place] = prediction
+        self.left -= 1
+        if not self.left:
+            self.finish([each for each in self.predictions if each is not None])
+
+    def finish(self, result: list[Prediction] | BerxitError) -> None:
+        """Sets the result of the future, in its event loop."""
+        with suppress(RuntimeError):  # the event loop was closed: nobody waits for the result
+            self.done.get_loop().call_soon_threadsafe(_set, self.done, result)
+
+
+def _set(future: asyncio.Future[list[Prediction]], result: list[Prediction] | BerxitError) -> None:
+    if future.done():
+        return
+    if isinstance(result, BerxitError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 @dataclass(eq=False)
@@ -136,9 +157,8 @@ class Batcher:
         The future raises BerxitError if its batch fails. Raises RequestError if too many tokens wait, if the deadline
         is expected to pass in the queue, or if the batcher is closed.
         """
-        loop = asyncio.get_running_loop()
         limit = math.inf if deadline_ms is None else deadline_ms
-        call = _Call(policy, start, limit, [None] * len(batch), len(batch), loop.create_future(), loop)
+        call = _Call(policy, start, limit, [None] * len(batch), len(batch), asyncio.get_running_loop().create_future())
         due = start + (limit / 1e3 if deadline_ms is not None else UNHURRIED_S)
         lengths = batch.lengths.tolist()
         ids, types = batch.input_ids.tolist(), batch.token_type_ids.tolist()
@@ -221,8 +241,8 @@ class Batcher:
             self.failing = True
             found = failure("the batch failed", error, "The log of the service shows where")
             _LOG.error("%s", found, exc_info=None if isinstance(error, BerxitError) else error)
-            for call in {id(row.call): row.call for row in rows}.values():
-                call.loop.call_soon_threadsafe(_fail, call, found)
+            for row in rows:
+                row.call.finish(found)
 
     def _predict(self, rows: list[_Row]) -> None:
         policy = rows[0].call.policy
@@ -238,24 +258,6 @@ class Batcher:
         for places, predictions in self._runner.answer_tokens(batch, policy, starts, deadlines):
             self.failing = False
             exited = [rows[place] for place in places.tolist()]
-            complete = []
             for row, prediction in zip(exited, predictions, strict=True):
-                row.call.predictions[row.place] = prediction
-                row.call.left -= 1
-                if not row.call.left:
-                    complete.append(row.call)
-            if complete:
-                complete[0].loop.call_soon_threadsafe(_answer, complete)
+                row.call.add(row.place, prediction)
             self._observer.predicted([row.text for row in exited], predictions, policy)
-
-
-def _answer(calls: Sequence[_Call]) -> None:
-    """Sets the results of complete requests, in their event loop."""
-    for call in calls:
-        if not call.done.done():
-            call.done.set_result([prediction for prediction in call.predictions if prediction is not None])
-
-
-def _fail(call: _Call, error: BerxitError) -> None:
-    if not call.done.done():
-        call.done.set_exception(error)

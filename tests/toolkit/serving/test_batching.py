@@ -255,6 +255,18 @@ def test_batcher_skips_a_request_that_was_cancelled(batcher: Batcher, backend: G
     assert backend.batches == [[5], [12]]
 
 
+def test_batcher_survives_the_end_of_an_event_loop(batcher: Batcher, backend: GatedBackend) -> None:
+    async def left() -> None:
+        await first_batch(batcher, backend)
+
+    async def scenario() -> list[Prediction]:
+        return await submit(batcher, [5])
+
+    asyncio.run(left())
+    backend.gate.set()
+    assert len(asyncio.run(scenario())) == 1
+
+
 def test_batcher_answers_waiting_requests_before_it_closes(batcher: Batcher, backend: GatedBackend) -> None:
     async def scenario() -> None:
         calls = [await first_batch(batcher, backend), submit(batcher, [8]), submit(batcher, [30])]
