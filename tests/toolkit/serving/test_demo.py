@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from asgi_client import get, post
 from starlette.applications import Starlette
 
 from berxit.runtime import EarlyExitRunner, ExitPolicy
+from berxit.runtime.policies import CRITERIA
+from berxit.runtime.policies.criteria import Confidence
 from berxit.toolkit.serving import demo
 from berxit.toolkit.serving.service import Service, Settings, application
 
@@ -95,6 +98,16 @@ def test_info_of_other_policies(service: Service, policy: ExitPolicy, expected: 
     assert {name: info[name] for name in expected} == expected
     (low, high) = info["range"]
     assert (low < high) == info["higher_is_more_certain"]
+
+
+def test_info_of_a_criterion_without_bounds_has_no_slider(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Margin(Confidence):
+        def bounds(self, classes: int) -> tuple[float, float]:
+            return -math.inf, math.inf
+
+    monkeypatch.setitem(CRITERIA, "margin", Margin())
+    service.policy = ExitPolicy.uniform("margin", 2.0, 3)
+    assert demo.page_info(service, EXAMPLES)["range"] is None
 
 
 def test_info_of_a_pair_has_both_texts(service: Service) -> None:
