@@ -30,6 +30,7 @@ FOREIGN = {
     *("--num-processes", "--multi-gpu", "--multi", "--num"),  # accelerate launch
     *("--system-site-packages", "--package-path"),  # venv, swift
     *("--query-gpu", "--format"),  # nvidia-smi
+    "--model-repository",  # tritonserver
 }
 """Options of other programs that pages and messages name."""
 

@@ -368,6 +368,16 @@ def test_doctor_lists_usable_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch sees:" in out
 
 
+def test_triton_writes_a_model_folder(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "models" / "intents"
+    assert run("triton", bundle, "--output", output, "--threads", 1, "--max-batch", 8) == 0
+    assert {path.name for path in output.rglob("*")} >= {"config.pbtxt", "model.py", "manifest.json"}
+    assert "max_batch_size: 8" in (output / "config.pbtxt").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    assert f"model: {output}" in said
+    assert f"next: tritonserver --model-repository {output.parent}," in said
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(berxit, [name, "--help"]) == 0
@@ -469,6 +479,21 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         "exists: choose another --output",
     ),
     "an unknown device": (["bench", "BUNDLE", "--device", "toaster"], "unknown device 'toaster'"),
+    "two policies of a service": (["serve", "BUNDLE", "--threshold", "0.9", "--full-depth"], "exclude each other"),
+    "a threshold out of range": (["serve", "BUNDLE", "--threshold", "7"], "threshold 7.0 is out of range"),
+    "an address of another machine": (
+        ["serve", "BUNDLE", "--host", "203.0.113.1"],
+        "cannot listen on 203.0.113.1:8000: Cannot assign requested address. Choose another --port or --host",
+    ),
+    "a deadline of none": (["serve", "BUNDLE", "--port", "0", "--deadline-ms", "0"], "deadline_ms is 0.0"),
+    "a limit of none": (["serve", "BUNDLE", "--max-texts", "0"], "the limit of texts is 0"),
+    "more shadow runs than texts": (["serve", "BUNDLE", "--port", "0", "--shadow", "2"], "shadow is 2.0"),
+    "a port that is none": (["demo", "BUNDLE", "--port", "70000"], "--port"),
+    "a model folder that is there": (["triton", "BUNDLE", "--output", "DATA"], "exists: choose another --output"),
+    "a model's threshold out of range": (
+        ["triton", "BUNDLE", "--output", "O", "--threshold", "7"],
+        "threshold 7.0 is out of range",
+    ),
     "an unknown command": (["fly"], "fly"),
     "an unknown option": (["inspect", "BUNDLE", "--colour"], "--colour"),
 }
@@ -504,6 +529,9 @@ FAILURES: dict[str, tuple[list[str], str]] = {
     "no checkpoint to calibrate": (["calibrate", "none", "--data", "DATA"], "none"),
     "a plain model to export": (["export", "MODEL", "--target", "onnxruntime", "--output", "O"], "model without exits"),
     "no bundle": (["inspect", "none"], "no bundle at none"),
+    "no bundle to serve": (["serve", "none"], "none: write one with berxit-export"),
+    "no bundle to show": (["demo", "none"], "none: write one with berxit-export"),
+    "no bundle for Triton": (["triton", "none", "--output", "O"], "no bundle at none"),
 }
 
 

@@ -23,6 +23,7 @@ NEEDED_FOR = {
     "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
     "study": "repeat the paper's experiments",
+    "serve": "serve bundles over HTTP, and show the demo page",
     "hub": "download and publish models on the Hugging Face hub",
 }
 
