@@ -27,7 +27,7 @@ Record = dict[str, Any]
 """Column -> value as the file stores it: text in TSV and CSV, any JSON value in JSONL, any Arrow type in Parquet."""
 Row = Record | str
 """A str is the error message of a row that cannot be read."""
-_NO_TEXT = {list: "a list", dict: "an object", bytes: "bytes"}
+_NO_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 """Type of a value that is neither a text nor a label -> its name in messages."""
 
 
@@ -149,9 +149,7 @@ def read_rows(
         yield line, {column: value_text(value) for column, value in record.items()}
 
 
-def read_records(
-    path: Path, columns: Sequence[str], skipped: list[str] | None = None
-) -> Iterator[tuple[int, Record]]:
+def read_records(path: Path, columns: Sequence[str], skipped: list[str] | None = None) -> Iterator[tuple[int, Record]]:
     """Yields (line number, record) for each row of a file that must have ``columns``. In Parquet, row 1 is line 1.
 
     A row that does not match the header raises InputError; with ``skipped``, its message is appended there instead.
@@ -215,7 +213,7 @@ def has_split(data: Path, split: str) -> bool:
 
 
 def _split_file(folder: Path, split: str) -> Path | None:
-    """First existing file of SPLIT.tsv, .csv, .jsonl, .parquet and SPLIT_matched with these suffixes; ignores their case."""
+    """First existing file of SPLIT and SPLIT_matched with one of SUFFIXES, whose case is ignored."""
     files = {(path.stem, path.suffix.lower()): path for path in sorted(folder.glob(f"{split}*")) if path.is_file()}
     names = [(name, suffix) for name in (split, f"{split}_matched") for suffix in SUFFIXES]
     return next((files[name] for name in names if name in files), None)

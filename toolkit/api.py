@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from berxit.toolkit.comparison.benches import BenchComparison
     from berxit.toolkit.comparison.models import ModelComparison
     from berxit.toolkit.evaluation_report import Evaluation
+    from berxit.toolkit.scoring.corpus import CorpusPredictions
     from berxit.toolkit.scoring.files import FilePredictions
     from berxit.train.evaluation import Predictions
     from berxit.train.in_memory import Data
@@ -486,6 +487,48 @@ def predict(
     if found.resumed:
         report(f"continued an interrupted run: {found.resumed} of {data.rows} rows were predicted before")
     return found
+
+
+def score(
+    bundle: Path | str,
+    corpus: Path | str,
+    output: Path | str,
+    *,
+    engine: str,
+    workers: int = 1,
+    address: str | None = None,
+    text_columns: Sequence[str] = (),
+    threshold: float | None = None,
+    scores: bool = True,
+    backend: str | None = None,
+    force: bool = False,
+    quiet: bool = True,
+) -> CorpusPredictions:
+    """Predicts every row of a corpus on a data engine, and writes ``output``, a folder of Parquet files.
+
+    ``corpus``: a file, or a folder of files of one format. ``engine``: ray or spark. ``workers``: number of worker
+    processes, each with one thread. ``address``: a Ray cluster or a Spark master; None starts the engine on this
+    machine. The bundle, the corpus and the output must have the same paths on all machines. ``quiet``: hide the
+    engine's progress bars. Every row of the corpus is one row of the output. A row without a text has no prediction,
+    and its reason is in the column problem. In your own pipeline, use ``BatchScorer``.
+    """
+    from berxit.toolkit.scoring.batch_scorer import BatchScorer
+    from berxit.toolkit.scoring.corpus import score_corpus
+    from berxit.toolkit.scoring.engines import ENGINES
+
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine '{engine}': choose {' or '.join(ENGINES)}")
+    scorer = BatchScorer(bundle, text_columns=text_columns, threshold=threshold, scores=scores, backend=backend)
+    return score_corpus(
+        scorer,
+        Path(corpus),
+        Path(output),
+        engine=engine,
+        workers=workers,
+        address=address,
+        force=force,
+        quiet=quiet,
+    )
 
 
 def compare(

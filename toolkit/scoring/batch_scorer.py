@@ -129,8 +129,8 @@ class BatchScorer:
         if texts:
             runner = loaded_runner(*self._load)
             outputs = Outputs.of(runner.predict_batch(texts, threshold=self.threshold), self.model)
-            for name, values in outputs.columns(self.model, scores=self.scores).items():
-                for place, value in zip(valid, values, strict=True):
+            for name, column in outputs.columns(self.model, scores=self.scores).items():
+                for place, value in zip(valid, column, strict=True):
                     found[name][place] = value
         return {field.name: pyarrow.array(found[field.name], field.type) for field in self._added()}
 

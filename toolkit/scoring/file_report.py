@@ -119,8 +119,8 @@ class FileReport:
         """The report as Markdown. ``most``: largest number of wrong rows, and of flips, that are listed."""
         share = [f"{count / self.rows:.1%}" for count in self.exit_histogram]
         parts = [
-            f"{self.file}: {plural(self.rows, 'row')}, average exit layer {self.average_exit_layer:.2f} of {self.layers}"
-            + (f", {self.truncated} truncated" if self.truncated else ""),
+            f"{self.file}: {plural(self.rows, 'row')}, average exit layer {self.average_exit_layer:.2f} of"
+            f" {self.layers}" + (f", {self.truncated} truncated" if self.truncated else ""),
             markdown_table(["exit layer", *map(str, range(1, self.layers + 1))], [["rows", *share]]),
         ]
         if self.predictions:
@@ -256,9 +256,7 @@ def _weights(outputs: Outputs) -> npt.NDArray[np.float64]:
     return found
 
 
-def _largest(
-    errors: npt.NDArray, weights: npt.NDArray, known: npt.NDArray[np.bool_] | None = None
-) -> list[int]:
+def _largest(errors: npt.NDArray, weights: npt.NDArray, known: npt.NDArray[np.bool_] | None = None) -> list[int]:
     """Numbers of the rows with the largest errors above 0, and among equal errors with the largest weight."""
     rows = np.flatnonzero((errors > 0) if known is None else (errors > 0) & known)
     order = np.lexsort((rows, -weights[rows], -errors[rows]))

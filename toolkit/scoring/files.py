@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from berxit.runtime.bundle import ModelInfo, sha256
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import to_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent

@@ -50,9 +50,7 @@ class Outputs:
     """(N,) as ``labels``, at full depth; (0,) if full depth did not run."""
 
     @classmethod
-    def of(
-        cls, predictions: Sequence[Prediction], model: ModelInfo, full_depth: Sequence[Prediction] = ()
-    ) -> Outputs:
+    def of(cls, predictions: Sequence[Prediction], model: ModelInfo, full_depth: Sequence[Prediction] = ()) -> Outputs:
         """Arrays of a runner's predictions."""
         numbers = {name: number for number, name in enumerate(model.labels)}
 

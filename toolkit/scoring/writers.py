@@ -48,7 +48,10 @@ def _parquet(path: Path, columns: Sequence[str], source: Path, added: Mapping[st
 
     def write(rows: Sequence[Record]) -> None:
         if not typed:
-            rows = [{name: row.get(name) if name in added else value_text(row.get(name)) for name in columns} for row in rows]
+            rows = [
+                {name: row.get(name) if name in added else value_text(row.get(name)) for name in columns}
+                for row in rows
+            ]
         writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema))
 
     with parquet.ParquetWriter(path, schema) as writer:
