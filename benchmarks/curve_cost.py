@@ -31,7 +31,8 @@ def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
     silence_library_logs()
     from berxit.runtime.policies import CRITERIA
     from berxit.train.checkpoint import load_checkpoint
-    from berxit.train.evaluation import candidate_thresholds, predict, trade_off
+    from berxit.train.evaluation import Predictions, predict
+    from berxit.train.families import OperatingPoint, PolicySpec, family
     from berxit.train.tasks import task_of
 
     model, tokenizer = load_checkpoint(checkpoint)
@@ -40,18 +41,22 @@ def command(checkpoint: Path, data: Path, split: str, thresholds: int) -> None:
     start = time.perf_counter()
     stored = predict(model, tokenizer, examples, progress=progress_bar("evaluation pass"))
     whole = time.perf_counter() - start
+
+    def curve(predictions: Predictions, criterion: str) -> list[OperatingPoint]:
+        policies = family(predictions, PolicySpec(criterion))
+        return policies.points(policies.candidates(thresholds))
+
     tried = {}
     for criterion in CRITERIA:
         try:
-            tried[criterion] = candidate_thresholds(stored, criterion, thresholds)
-            trade_off(stored, criterion, tried[criterion])
+            tried[criterion] = curve(stored, criterion)
         except InputError:
             tried.pop(criterion, None)  # the model does not support this criterion
     seconds: dict[str, list[float]] = {criterion: [] for criterion in tried}
     for _ in range(ROUNDS):
         for criterion in tried:
             start = time.perf_counter()
-            trade_off(stored, criterion, candidate_thresholds(stored, criterion, thresholds))
+            curve(stored, criterion)
             seconds[criterion].append(time.perf_counter() - start)
     rows = []
     for criterion, times in seconds.items():

@@ -22,7 +22,8 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import markdown_table
 from berxit.train.calibration import read_policy, stored_pass
-from berxit.train.evaluation import Predictions, default_criterion, exits_taken, predicted_at
+from berxit.train.evaluation import Predictions, default_criterion
+from berxit.train.families import PolicySpec, operating_point
 from berxit.train.rules import DELTA, Keep
 
 ALMOST = 0.005
@@ -47,17 +48,17 @@ class Outcome:
 
 
 def outcome(
-    predictions: Predictions, criterion: str, rule: Keep, rows: int, splits: int, *, oracle: bool = False
+    predictions: Predictions, spec: PolicySpec, rule: Keep, rows: int, splits: int, *, oracle: bool = False
 ) -> Outcome:
     """Draws the splits, the same ones for every rule. ``oracle``: chooses on the rows on which it is judged."""
     rng, shares, saved = np.random.default_rng(0), [], []
     for _ in range(splits):
         order = rng.permutation(len(predictions.labels))
         chosen_on, judged_on = predictions.select_rows(order[:rows]), predictions.select_rows(order[rows:])
-        point = rule.choose(judged_on if oracle else chosen_on, criterion)
-        exits = exits_taken(judged_on, criterion, [point.threshold], point.tolerance)
-        shares.append(judged_on.score(predicted_at(judged_on, exits)[0]) / judged_on.full_depth_score)
-        saved.append(1 - predictions.exit_layers[exits[0] - 1].mean() / predictions.exit_layers[-1])
+        policy = rule.choose(judged_on if oracle else chosen_on, spec).policy
+        point = operating_point(judged_on, policy)
+        shares.append(point.score / judged_on.full_depth_score)
+        saved.append(point.saved_layers)
     kept = np.array(shares)
     return Outcome(
         "oracle" if oracle else "optimistic" if rule.optimistic else f"keep, delta {rule.delta:g}",
@@ -96,19 +97,19 @@ def command(
     population = len(predictions.labels)
     if max(rows) * 1.5 > population:
         raise InputError(f"{population} rows are stored, and --rows {max(rows)} leaves too few to judge: give fewer")
-    criterion = criterion or default_criterion(predictions)
+    spec = PolicySpec(criterion or default_criterion(predictions))
     guaranteed, optimistic = Keep(keep, delta), Keep(keep, optimistic=True)
     outcomes: list[Outcome] = []
     with progress_bar("splitting")(3 * len(rows)) as bar:
         for count in rows:
-            outcomes.append(outcome(predictions, criterion, guaranteed, count, splits))
+            outcomes.append(outcome(predictions, spec, guaranteed, count, splits))
             bar.update(1)
-            outcomes.append(outcome(predictions, criterion, optimistic, count, splits))
+            outcomes.append(outcome(predictions, spec, optimistic, count, splits))
             bar.update(1)
-            outcomes.append(outcome(predictions, criterion, optimistic, count, min(splits, 20), oracle=True))
+            outcomes.append(outcome(predictions, spec, optimistic, count, min(splits, 20), oracle=True))
             bar.update(1)
     table = report(outcomes, keep)
-    record = {"criterion": criterion, "metric": predictions.metric, "population": population, "keep": keep}
+    record = {"criterion": spec.criterion, "metric": predictions.metric, "population": population, "keep": keep}
     output.mkdir(parents=True, exist_ok=True)
     stored = json.dumps(record | {"outcomes": [asdict(each) for each in outcomes]}, indent=1)
     write_text(output / "result.json", stored)

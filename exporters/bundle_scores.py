@@ -22,6 +22,7 @@ from berxit.runtime.progress import Progress
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.calibration import PASS_FILE, TEXTS_FILE, CalibratedPolicy, choose, rule_of, stored_texts
 from berxit.train.evaluation import Predictions, layer_scores
+from berxit.train.families import PolicySpec
 from berxit.train.tasks import Task, task_of
 
 NOTABLE = 0.005
@@ -54,7 +55,7 @@ def recalibrate(
         return None
     found = bundle_pass(backend, written.tokenizer, texts, expected, messages.progress)
     scores = compare(expected, found, calibration)
-    chosen = choose(found, calibration.criterion, rule_of(calibration), calibration.data, calibration.data_sha256)
+    chosen = choose(found, PolicySpec.of(calibration), rule_of(calibration), calibration.data, calibration.data_sha256)
     messages.report(describe_scores(scores, exits, chosen.calibration.histogram, precision))
     messages.report(f"calibrated on the bundle's own outputs: {chosen.calibration.summary()}")
     return Recalibrated(chosen, scores)

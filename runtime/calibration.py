@@ -101,6 +101,9 @@ class Calibration:
     """The class that F1 scores; None for another metric, and in older records."""
     warnings: tuple[str, ...] = ()
     """Reasons why the policy may mean little: scores at chance, or a rule that could not be kept. Empty: none."""
+    settings: dict[str, Any] | None = field(default=None, metadata=OMIT_DEFAULT)
+    """Settings of the policy besides the criterion: fields of ``berxit.train.families.PolicySpec`` that do not have
+    their defaults. None: all have."""
     expected_score: float | None = field(default=None, metadata=OMIT_DEFAULT)
     """Expected score on new data, by cross-fitting: thresholds chosen on four fifths of the rows, scored on the rest.
     None in older records, and if a fifth less data is too little for the rule."""

@@ -107,11 +107,11 @@ class Deadline:
     def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
         return self.policy.certainty(layer, logits, lte, memory)
 
-    def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
+    def exits(self, layer: int, certainty: npt.NDArray, logits: Floats | None = None) -> Bools:
         now = self._clock()
         self._record((now - self._last) / self._gaps[layer])
         self._last = now
-        exiting = self.policy.exits(layer, certainty)
+        exiting = self.policy.exits(layer, certainty, logits)
         following = None if exiting.all() else self._following.get(layer)
         if following is not None:
             opening = self._opening(following)

@@ -76,7 +76,7 @@ class Policy(Protocol):
     def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
         """Certainty of each row after ``layer``."""
 
-    def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
+    def exits(self, layer: int, certainty: npt.NDArray, logits: Floats) -> Bools:
         """(B,) True for each row that exits at ``layer``."""
 
 
@@ -122,7 +122,7 @@ def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[L
     for layer in backend.exits:
         state, logits, lte = run_layer(backend, layer, state)
         certainty, memory = policy.certainty(layer, logits, lte, memory)
-        exits = policy.exits(layer, certainty)
+        exits = policy.exits(layer, certainty, logits)
         yield LayerResult(layer, rows, logits, certainty, exits)
         exited = np.count_nonzero(exits)
         if exited == len(rows):

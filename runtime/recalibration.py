@@ -57,11 +57,17 @@ def recalibrate(
     share of the range of full depth's values, at most 1. Criterion, temperatures and tolerance are those of ``policy``.
     The method is that of ``berxit-calibrate --risk``: Learn-then-Test with fixed sequence testing (arXiv 2110.01052).
 
-    Raises InputError if ``risk`` or ``delta`` is not above 0 and below 1, or if there are too few texts.
+    Raises InputError if ``risk`` or ``delta`` is not above 0 and below 1, if there are too few texts, and for a policy
+    with several thresholds.
     """
     for name, value in (("risk", risk), ("delta", delta)):
         if not 0 < value < 1:
             raise InputError(f"{name} is {value}: give a number above 0 and below 1")
+    if len(set(policy.thresholds)) > 1 or any(isinstance(each, tuple) for each in policy.thresholds):
+        raise InputError(
+            "recalibrate chooses one threshold for all exits and classes, and this policy has several: calibrate the"
+            " checkpoint again, with labels"
+        )
     if len(texts) < (least := rows_needed(risk, delta)):
         raise InputError(
             f"risk {risk:g} with delta {delta:g} needs at least {least} texts, and {len(texts)} were given: give more"

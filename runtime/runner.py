@@ -404,7 +404,7 @@ class EarlyExitRunner:
         rows = np.count_nonzero(which)
         if result.layer >= policy.deepest or result.layer == self.backend.exits[-1]:
             return ["last_layer" for _ in range(rows)]
-        certain = policy.exits(result.layer, result.certainty[which]).tolist()
+        certain = policy.exits(result.layer, result.certainty[which], result.logits[which]).tolist()
         exited = result.exits[which].tolist()
         names: tuple[StoppedBy, StoppedBy] = ("deadline", "certainty")
         return [names[int(sure)] if out else None for sure, out in zip(certain, exited, strict=True)]

@@ -122,6 +122,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data_folder: Path) -> Path:
     """A tiny BERT, fine-tuned on ``data_folder`` with Alternating and LTE, and calibrated. Copy it before changes."""
     from berxit.train.calibration import calibrate
+    from berxit.train.families import PolicySpec
     from berxit.train.fine_tuning import TrainingOptions, fine_tune
     from berxit.train.rules import Keep
     from berxit.train.tasks import custom_task
@@ -131,7 +132,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
         str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
     )
     fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output)
-    calibrate(output, data_folder, criterion="confidence", rule=Keep(0.9, optimistic=True))
+    calibrate(output, data_folder, spec=PolicySpec("confidence"), rule=Keep(0.9, optimistic=True))
     return output
 
 

@@ -9,11 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from stored_backend import StoredBackend, batch_of
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.policies import CRITERIA, Certainty, Criterion, ExitPolicy, Floats, Memory, certainties, exit_layers
+from berxit.runtime.loop import exit_loop
+from berxit.runtime.policies import (
+    CRITERIA,
+    Certainty,
+    Criterion,
+    ExitPolicy,
+    Floats,
+    Memory,
+    Parameters,
+    certainties,
+    exit_layers,
+)
 from berxit.toolkit.cli import load
-from berxit.train.evaluation import Predictions, operating_points
+from berxit.train.evaluation import Predictions
+from berxit.train.families import PolicySpec, operating_points, predicted_under
+from berxit.train.rules import Budget, Keep, Risk, Rule
 
 sys.path.insert(0, str(Path(__file__).parent / "swift"))
 
@@ -24,7 +38,7 @@ class LogitMargin(Criterion):
     name = "logit-margin"
     description = "the distance between the two largest logits"
 
-    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
         ordered = np.sort(logits, axis=-1)
         return ordered[..., -1] - ordered[..., -2], None
 
@@ -39,12 +53,24 @@ class Doubt(Criterion):
     def bounds(self, classes: int) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, tolerance: float) -> Certainty:
-        confidence, _ = CRITERIA["confidence"].certainty(logits, lte, memory, tolerance)
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
+        confidence, _ = CRITERIA["confidence"].certainty(logits, lte, memory, parameters)
         return 1 - confidence, None
 
 
-@pytest.fixture(params=[LogitMargin, Doubt], ids=lambda kind: kind.name)
+class Energy(Criterion):
+    """Minus the logarithm of the summed exponentials of the logits: a low value means a certain prediction, and there
+    is neither an upper nor a lower bound."""
+
+    name = "energy"
+    description = "minus the logarithm of the summed exponentials of the logits"
+    higher_is_more_certain = False
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
+        return -np.log(np.exp(logits).sum(axis=-1)), None
+
+
+@pytest.fixture(params=[LogitMargin, Doubt, Energy], ids=lambda kind: kind.name)
 def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Criterion:
     criterion: Criterion = request.param()
     monkeypatch.setitem(CRITERIA, criterion.name, criterion)
@@ -90,11 +116,46 @@ def test_every_command_accepts_a_new_criterion(
 
 def test_never_of_a_new_criterion_reaches_the_last_layer(toy: Criterion) -> None:
     predictions = random_predictions()
-    points = operating_points(predictions, toy.name)
+    points = operating_points(predictions, PolicySpec(toy.name))
     assert points[-1].average_exit_layer == 4
     assert points[0].average_exit_layer == 1
     policy = ExitPolicy.uniform(toy.name, toy.never(4, 3), 4)
     assert exit_layers(policy, certainties(policy, predictions.logits, None)).tolist() == [4] * 60
+    steps = exit_loop(StoredBackend(predictions.logits), batch_of(60), policy)
+    assert [np.count_nonzero(step.exits) for step in steps] == [0, 0, 0, 60]
+
+
+def harder_rows(rows: int, seed: int = 0) -> Predictions:
+    """Exits agree with the last one on four rows of five, more often where their logits are larger."""
+    rng = np.random.default_rng(seed)
+    logits = np.zeros((rows, 4, 2), np.float32)
+    size = rng.uniform(0.1, 6, (rows, 4))
+    agree = rng.uniform(size=(rows, 4)) < 1 / (1 + np.exp(-size))
+    agree[:, -1] = True
+    truth = rng.integers(0, 2, rows)
+    logits[..., 1] = size * np.where(agree, 1, -1) * np.where(truth == 1, 1, -1)[:, None]
+    logits -= logits.mean(axis=-1, keepdims=True)
+    return Predictions(logits, None, truth, "accuracy", names=("no", "yes"))
+
+
+@pytest.mark.parametrize("rule", [Keep(0.98), Risk(0.02)], ids=["keep", "risk"])
+def test_rule_holds_on_new_rows_for_a_new_criterion(toy: Criterion, rule: Keep | Risk) -> None:
+    """A wrong direction chose a threshold under which the least certain rows exited."""
+    everyone = harder_rows(20_000)
+    choice = rule.choose(harder_rows(1000, seed=1), PolicySpec(toy.name))
+    predicted = predicted_under(everyone, choice.policy)
+    assert np.mean(predicted != everyone.full_depth) <= 0.02
+    assert choice.point.saved_layers > 0.1
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_loop_exits_as_on_the_stored_pass_for_a_new_criterion(toy: Criterion, patience: int) -> None:
+    predictions = random_predictions()
+    chosen = Keep(0.9, optimistic=True).choose(predictions, PolicySpec(toy.name, patience=patience))
+    layers = np.zeros(60, int)
+    for step in exit_loop(StoredBackend(predictions.logits), batch_of(60), chosen.policy):
+        layers[step.rows[step.exits]] = step.layer
+    assert tuple(np.bincount(layers - 1, minlength=4)) == chosen.point.histogram
 
 
 def test_grid_of_a_new_criterion_goes_from_never_to_always(toy: Criterion) -> None:
@@ -122,16 +183,17 @@ def test_help_names_every_criterion() -> None:
         assert all(name in text for name in CRITERIA)
 
 
-def test_wrong_never_is_detected_wherever_a_threshold_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rule", [Keep(0.9), Keep(0.9, optimistic=True), Risk(0.3), Budget(9, 1, 1, "a bench")])
+def test_every_rule_detects_a_wrong_never(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(LogitMargin):
         name = "wrong"
 
-        def never(self, layers: int, classes: int) -> float:
-            return 1.0  # the margin exceeds 1
+        def bounds(self, classes: int) -> tuple[float, float]:
+            return 0.0, 1.0  # the margin exceeds 1
 
     monkeypatch.setitem(CRITERIA, "wrong", Wrong())
     with pytest.raises(BerxitError, match=r"criterion 'wrong': \d+ rows exit early at its threshold 'never'"):
-        operating_points(random_predictions(), "wrong")
+        rule.choose(random_predictions(), PolicySpec("wrong"))
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])

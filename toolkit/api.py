@@ -218,6 +218,7 @@ def calibrate(
     check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)
     from berxit.train.calibration import calibrate as run
     from berxit.train.checkpoint import read_config
+    from berxit.train.families import PolicySpec
     from berxit.train.hub import task_data
 
     checkpoint = Path(checkpoint)
@@ -227,7 +228,7 @@ def calibrate(
         checkpoint,
         task_data(task, data, split, report),
         split=split,
-        criterion=criterion,
+        spec=None if criterion is None else PolicySpec(criterion),
         rule=rule,
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,

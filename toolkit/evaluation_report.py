@@ -14,14 +14,8 @@ from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table
 from berxit.train.chance_warnings import depth_warning, exits_warning
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
-from berxit.train.evaluation import (
-    OperatingPoint,
-    Predictions,
-    applicable_criteria,
-    default_criterion,
-    layer_scores,
-    operating_points,
-)
+from berxit.train.evaluation import Predictions, default_criterion, layer_scores
+from berxit.train.families import OperatingPoint, PolicySpec, applicable_criteria, operating_points
 
 KEPT = 0.99
 """Share of full depth's score for which a report states the saved layers; the default of calibration."""
@@ -157,8 +151,8 @@ def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluati
     criterion = criterion or default_criterion(predictions)
     names = applicable_criteria(predictions)
     if criterion not in names:
-        operating_points(predictions, criterion)  # raises with the reason
-    points = {name: operating_points(predictions, name) for name in names}
+        operating_points(predictions, PolicySpec(criterion))  # raises with the reason
+    points = {name: operating_points(predictions, PolicySpec(name)) for name in names}
     scores = layer_scores(predictions)
     curves = {name: curve_of(found, len(scores)) for name, found in points.items()}
     second = METRICS[predictions.metric].second

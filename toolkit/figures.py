@@ -19,7 +19,7 @@ from berxit.runtime.storage import replacing
 
 if TYPE_CHECKING:
     from berxit.runtime.benchmark import BenchResult
-    from berxit.train.evaluation import OperatingPoint
+    from berxit.train.families import OperatingPoint
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
 """Colours of points with a fixed exit layer, of a criterion's thresholds, and of the calibrated policy."""

@@ -20,19 +20,10 @@ from berxit.runtime.storage import write_together
 from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning, policy_warning
 from berxit.train.checkpoint import load_checkpoint, read_record
-from berxit.train.evaluation import (
-    OperatingPoint,
-    Predictions,
-    best_device,
-    default_criterion,
-    exits_taken,
-    layer_scores,
-    operating_point,
-    predict,
-    predicted_at,
-)
+from berxit.train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
+from berxit.train.families import PolicySpec, operating_point, predicted_under
 from berxit.train.guarantee import interval
-from berxit.train.rules import Keep, Rule
+from berxit.train.rules import Choice, Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
@@ -62,7 +53,7 @@ def calibrate(
     data: Path,
     *,
     split: str = "dev",
-    criterion: str | None = None,
+    spec: PolicySpec | None = None,
     rule: Rule = Keep(0.99),  # noqa: B008 - frozen
     batch_size: int = 32,
     skip_bad_rows: bool = False,
@@ -71,6 +62,7 @@ def calibrate(
 ) -> Calibration:
     """Chooses the checkpoint's policy on a split of ``data`` and stores it in the checkpoint's folder.
 
+    ``spec``: the policies among which the rule chooses; None: those of the task's default criterion.
     ``report`` is called with a line about skipped rows. Raises InputError for the file that the checkpoint was trained
     on, and for a criterion or rule that does not fit the model or the data.
     """
@@ -85,7 +77,8 @@ def calibrate(
     if examples.skipped:
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress, source=str(path))
-    chosen = choose(predictions, criterion or default_criterion(predictions), rule, path.name, digest)
+    spec = spec or PolicySpec(default_criterion(predictions))
+    chosen = choose(predictions, spec, rule, path.name, digest)
     with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
         write_json({"data_sha256": digest, "texts": examples.texts}, folder / TEXTS_FILE)
         predictions.save(folder / PASS_FILE)
@@ -94,7 +87,7 @@ def calibrate(
 
 
 def choose(
-    predictions: Predictions, criterion: str, rule: Rule, data: str, data_sha256: str, *, estimate: bool = True
+    predictions: Predictions, spec: PolicySpec, rule: Rule, data: str, data_sha256: str, *, estimate: bool = True
 ) -> CalibratedPolicy:
     """The policy that a rule chooses on a stored pass over ``data``.
 
@@ -102,11 +95,12 @@ def choose(
     ``choose`` and ``Predictions.check`` do.
     """
     predictions.check(data)
-    point = rule.choose(predictions, criterion)
-    policy = ExitPolicy.uniform(criterion, point.threshold, int(predictions.exit_layers[-1]), point.tolerance)
-    expected = expected_score(predictions, criterion, rule) if estimate else None
+    choice = rule.choose(predictions, spec)
+    point = choice.point
+    expected = expected_score(predictions, spec, rule) if estimate else None
     calibration = Calibration(
-        criterion=criterion,
+        criterion=spec.criterion,
+        settings=spec.settings,
         description=rule.describe(predictions.metric),
         data=data,
         data_sha256=data_sha256,
@@ -121,19 +115,20 @@ def choose(
         requirement=asdict(rule),
         constant_score=predictions.constant.score,
         positive=predictions.positive,
-        warnings=tuple(filter(None, _warnings(predictions, criterion, rule, point))),
+        warnings=tuple(filter(None, _warnings(predictions, spec, rule, choice))),
         expected_score=expected[0] if expected else None,
         expected_interval=expected[1] if expected else None,
-        reference=reference_of(predictions, policy),
+        reference=reference_of(predictions, choice.policy),
     )
-    return CalibratedPolicy(policy, calibration)
+    return CalibratedPolicy(choice.policy, calibration)
 
 
 def reference_of(predictions: Predictions, policy: ExitPolicy) -> Reference:
     """Histograms of the pass under ``policy``, with which a runner compares its inputs."""
     of_exits = policy.at_exits(predictions.exit_layers.tolist())
     certainty = certainties(of_exits, predictions.logits, predictions.lte)
-    taken, rows = exit_layers(of_exits, certainty), np.arange(len(predictions.labels))
+    taken = exit_layers(of_exits, certainty, predictions.logits)
+    rows = np.arange(len(predictions.labels))
     return Reference.of(
         predictions.exit_layers[taken - 1],
         certainty[rows, taken - 1],
@@ -143,8 +138,8 @@ def reference_of(predictions: Predictions, policy: ExitPolicy) -> Reference:
     )
 
 
-def expected_score(predictions: Predictions, criterion: str, rule: Rule) -> tuple[float, tuple[float, float]] | None:
-    """The expected score on new data, and its 5th to 95th percentile: every row is scored at the threshold that the
+def expected_score(predictions: Predictions, spec: PolicySpec, rule: Rule) -> tuple[float, tuple[float, float]] | None:
+    """The expected score on new data, and its 5th to 95th percentile: every row is scored under the policy that the
     rule chooses on the other folds. None if these have too few rows for the rule."""
     rows = len(predictions.labels)
     fold_of = np.random.default_rng(0).permutation(rows) % FOLDS
@@ -152,27 +147,25 @@ def expected_score(predictions: Predictions, criterion: str, rule: Rule) -> tupl
     for fold in range(min(FOLDS, rows)):
         held_out = np.flatnonzero(fold_of == fold)
         try:
-            point = rule.choose(predictions.select_rows(np.flatnonzero(fold_of != fold)), criterion)
+            choice = rule.choose(predictions.select_rows(np.flatnonzero(fold_of != fold)), spec)
         except BerxitError:  # too few rows, or none that full depth predicts correctly
             return None
-        part = predictions.select_rows(held_out)
-        exits = exits_taken(part, criterion, [point.threshold], point.tolerance)
-        predicted[held_out] = predicted_at(part, exits)[0]
+        predicted[held_out] = predicted_under(predictions.select_rows(held_out), choice.policy)
     return predictions.score(predicted), interval(predictions, predicted)
 
 
-def _warnings(predictions: Predictions, criterion: str, rule: Rule, point: OperatingPoint) -> Iterator[str | None]:
+def _warnings(predictions: Predictions, spec: PolicySpec, rule: Rule, choice: Choice) -> Iterator[str | None]:
     yield (depth := depth_warning(predictions))
     if depth is None:
-        yield policy_warning(predictions, criterion, point, rule.stricter)
-        yield exits_warning(predictions, point.saved_layers)
-    if rule.is_met(predictions, criterion, point):
+        yield policy_warning(predictions, choice.predicted, rule.stricter)
+        yield exits_warning(predictions, choice.point.saved_layers)
+    if choice.met:
         return
     if depth is not None and isinstance(rule, Keep):
         return  # thresholds mean nothing, as that warning states
     own = layer_scores(predictions)[-1]
     if isinstance(rule, Keep) and own >= predictions.full_depth_score:
-        yield rule.too_little_data(predictions, criterion)
+        yield rule.too_little_data(predictions, spec)
     else:
         yield (
             f"no threshold satisfies the rule: full depth scores {own:.4f} in this precision,"
@@ -188,7 +181,7 @@ def choose_again(
     as in ``choose``."""
     c = calibration
     part = predictions.select_exits(exits)
-    return choose(part, c.criterion, rule_of(c), c.data, c.data_sha256, estimate=estimate)
+    return choose(part, PolicySpec.of(c), rule_of(c), c.data, c.data_sha256, estimate=estimate)
 
 
 def rule_of(calibration: Calibration) -> Rule:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy.typing as npt
+
 from berxit.runtime.chance import chance_message
-from berxit.train.evaluation import OperatingPoint, Predictions, exits_taken, predicted_at
+from berxit.train.evaluation import Predictions
 
 LITTLE_SAVED = 0.05
 """Exits at chance cause a warning if the share of saved layers is below this value."""
@@ -30,22 +32,20 @@ def exits_warning(predictions: Predictions, saved: float) -> str | None:
     )
 
 
-def policy_warning(predictions: Predictions, criterion: str, point: OperatingPoint, stricter: str) -> str | None:
-    """A warning if the policy at ``point`` scores no better than the constant prediction, or predicts one class for
-    every example.
+def policy_warning(predictions: Predictions, chosen: npt.NDArray, stricter: str) -> str | None:
+    """A warning if a policy with the predictions ``chosen`` (N,) scores no better than the constant prediction, or
+    predicts one class for every example.
 
     ``stricter``: the option that the message recommends.
     """
-    chosen = predicted_at(predictions, exits_taken(predictions, criterion, [point.threshold], point.tolerance))[0]
     constant = not predictions.regression and len(set(chosen.tolist())) == 1
     if not (constant or predictions.at_chance(chosen)):
         return None
     name = f"'{predictions.names[int(chosen[0])]}'" if predictions.names else f"class {chosen[0]}"
     predicted = f" (it predicts {name} for every example)" if constant else ""
-    full = predictions.full_depth_score
+    message = _chance("the chosen policy", predictions, predictions.score(chosen))
     return (
-        f"{_chance('the chosen policy', predictions, point.score)}{predicted}, while full depth scores {full:.4f}."
-        f" Recalibrate with {stricter}"
+        f"{message}{predicted}, while full depth scores {predictions.full_depth_score:.4f}. Recalibrate with {stricter}"
     )
 
 

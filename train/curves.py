@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import BerxitError
-from berxit.train.evaluation import OperatingPoint, Predictions, operating_points
+from berxit.train.evaluation import Predictions
+from berxit.train.families import OperatingPoint, PolicySpec, operating_points
 
 SAVED = (0.3, 0.5, 0.7)
 """Shares of saved layers at which reports show the score of a curve."""
@@ -72,7 +73,7 @@ def criterion_curve(predictions: Predictions, criterion: str) -> Curve:
     Patience on regression has two parameters, patience and tolerance. Its curve is the envelope over all pairs, which
     favours patience. Raises InputError for a criterion that does not fit the model.
     """
-    return curve_of(operating_points(predictions, criterion), int(predictions.exit_layers[-1]))
+    return curve_of(operating_points(predictions, PolicySpec(criterion)), int(predictions.exit_layers[-1]))
 
 
 def curve_of(points: Sequence[OperatingPoint], depth: int) -> Curve:

@@ -1,4 +1,4 @@
-"""The pass over the data, which stores the output of every exit. Scores, curves and thresholds are computed from it."""
+"""The pass over the data, which stores the output of every exit. Scores, policies and curves are computed from it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ import numpy.typing as npt
 import torch
 
 from berxit.runtime.chance import Constant, at_chance, check_labels, check_outputs, constant_prediction
-from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples
 from berxit.runtime.metrics import METRICS, positive_class
-from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, criterion_named, exit_layers, exit_layers_at
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
 from berxit.runtime.tokenization import TextTokenizer
 from berxit.train.encoding import EncodedExamples
 from berxit.train.modeling import MultiExitModel
-
-TOLERANCE = 0.5
-"""Tolerance of patience on regression if none was searched for; the policy's default, in label units."""
 
 
 @dataclass(frozen=True)
@@ -193,142 +188,3 @@ def default_criterion(predictions: Predictions) -> str:
     if not predictions.regression:
         return "confidence"
     return "lte" if predictions.lte is not None else "patience"
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """Score and cost of one threshold: a point of the trade-off curve."""
-
-    threshold: float
-    average_exit_layer: float
-    score: float
-    histogram: tuple[int, ...]
-    """(n,) number of examples that exit at each layer of the model."""
-    tolerance: float = TOLERANCE
-    """Patience on regression: largest difference that counts as agreement, in label units."""
-
-    @property
-    def saved_layers(self) -> float:
-        """1 - average exit layer / n."""
-        return 1 - self.average_exit_layer / len(self.histogram)
-
-
-def operating_point(
-    predictions: Predictions, policy: ExitPolicy, certainty: npt.NDArray | None = None
-) -> OperatingPoint:
-    """Score and cost of the policy on the stored pass. ``certainty`` (N, n): its certainties, if already computed."""
-    if certainty is None:
-        certainty = certainties(policy, predictions.logits, predictions.lte)
-    taken = exit_layers(policy, certainty)
-    chosen = np.take_along_axis(predictions.predicted(), taken[:, None] - 1, axis=1)[:, 0]
-    layers = predictions.exit_layers[taken - 1]
-    histogram = np.bincount(layers - 1, minlength=predictions.exit_layers[-1])
-    return OperatingPoint(
-        policy.thresholds[0] if policy.thresholds else 0.0,
-        float(layers.mean()),
-        predictions.score(chosen),
-        tuple(int(n) for n in histogram),
-        policy.tolerance,
-    )
-
-
-def trade_off(
-    predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = TOLERANCE
-) -> list[OperatingPoint]:
-    """The operating points of a criterion, one per threshold, computed together from the stored pass.
-
-    ``tolerance``: of patience on regression. Raises InputError for a criterion that does not fit the model, and for a
-    threshold out of range.
-    """
-    taken = exits_taken(predictions, criterion, thresholds, tolerance)
-    chosen = predicted_at(predictions, taken)
-    layers = predictions.exit_layers
-    histograms = np.zeros((len(taken), layers[-1]), dtype=np.int64)
-    counts = [(taken == number).sum(axis=1) for number in range(1, predictions.layers + 1)]
-    histograms[:, layers - 1] = np.stack(counts, axis=1)
-    averages = (histograms @ np.arange(1, layers[-1] + 1)) / taken.shape[1]
-    found = zip(
-        thresholds, averages, METRICS[predictions.metric].scores(chosen, predictions.labels), histograms, strict=True
-    )
-    return [OperatingPoint(float(t), float(a), float(s), tuple(int(c) for c in h), tolerance) for t, a, s, h in found]
-
-
-def exits_taken(
-    predictions: Predictions, criterion: str, thresholds: npt.NDArray | Sequence[float], tolerance: float = TOLERANCE
-) -> npt.NDArray[np.integer]:
-    """(T, N) number of the exit (1 to n) of each example under each of T thresholds. Raises as ``trade_off`` does."""
-    policy = ExitPolicy.uniform(criterion, thresholds[0], predictions.layers, tolerance)
-    policy.check(regression=predictions.regression, lte=predictions.lte is not None)
-    certainty = certainties(policy, predictions.logits, predictions.lte)
-    return exit_layers_at(policy, certainty, [float(t) for t in thresholds])
-
-
-def predicted_at(predictions: Predictions, taken: npt.NDArray) -> npt.NDArray:
-    """The predictions at the exits taken: exit numbers (T, N) -> class numbers or values (T, N)."""
-    return predictions.predicted()[np.arange(taken.shape[1]), taken - 1]
-
-
-def operating_points(predictions: Predictions, criterion: str) -> list[OperatingPoint]:
-    """The operating points of all candidate thresholds of a criterion. Patience on regression: with each candidate
-    tolerance.
-
-    Raises InputError for a criterion that does not fit the model.
-    """
-    thresholds = candidate_thresholds(predictions, criterion)
-    counts = CRITERIA[criterion].counts
-    tried = candidate_tolerances(predictions) if counts and predictions.regression else [TOLERANCE]
-    found = [trade_off(predictions, criterion, thresholds, tolerance) for tolerance in tried]
-    for points in found:
-        check_never(points[-1], predictions, criterion)
-    return [point for points in found for point in points]
-
-
-def check_never(point: OperatingPoint, predictions: Predictions, criterion: str) -> None:
-    """Raises BerxitError unless every row exits at the last layer. ``point``: at the criterion's ``never`` threshold.
-
-    Every rule falls back to full depth, so wrong bounds of a criterion would break the guarantee.
-    """
-    early = sum(point.histogram[: int(predictions.exit_layers[-1]) - 1])
-    if early:
-        raise BerxitError(
-            f"criterion '{criterion}': {early} rows exit early at its threshold 'never', {point.threshold:g}:"
-            " fix never() or bounds() of its class"
-        )
-
-
-def applicable_criteria(predictions: Predictions) -> list[str]:
-    """The criteria that fit the model, in the order of CRITERIA."""
-    return [
-        name
-        for name, criterion in CRITERIA.items()
-        if (criterion.for_regression or not predictions.regression)
-        and not (criterion.needs_lte and predictions.lte is None)
-    ]
-
-
-def candidate_tolerances(predictions: Predictions) -> list[float]:
-    """Tolerances of patience on regression: the 10th to 90th percentile of the differences between the predictions of
-    consecutive exits. They adapt to the scale of the labels. A model with a single exit gets the default.
-    """
-    differences = np.abs(np.diff(predictions.predicted(), axis=1))
-    spread = np.unique(np.quantile(differences, np.arange(0.1, 0.95, 0.1))) if differences.size else np.array([])
-    return [float(tolerance) for tolerance in spread if tolerance > 0] or [TOLERANCE]
-
-
-def candidate_thresholds(predictions: Predictions, criterion: str, count: int = 200) -> list[float]:
-    """Thresholds from "always exit" to "never exit", spread evenly over the certainties in the data.
-
-    Each one is the midpoint of two certainties, so that rounding on a device changes no row's exit.
-    """
-    layers, outputs = predictions.layers, predictions.logits.shape[2]
-    chosen = criterion_named(criterion)
-    never, always = chosen.never(layers, outputs), chosen.always(layers, outputs)
-    if chosen.counts:
-        return chosen.grid(layers, outputs)[::-1]
-    policy = ExitPolicy.uniform(criterion, never, layers)
-    policy.check(regression=predictions.regression, lte=predictions.lte is not None)
-    values = np.unique(certainties(policy, predictions.logits, predictions.lte)[:, :-1])
-    middles = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(values.dtype)
-    middles = middles[(middles > values[:-1]) & (middles < values[1:])]  # Adjacent floats have no midpoint.
-    spread = middles[np.linspace(0, len(middles) - 1, min(count - 2, len(middles))).astype(int)]
-    return [always, *(spread if chosen.higher_is_more_certain else spread[::-1]).tolist(), never]

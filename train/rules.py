@@ -7,6 +7,7 @@ record contains the rule, so that it can be applied to another pass (fewer exits
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,29 +21,41 @@ from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
 from berxit.runtime.noise import Noise, bench_problems, noisy
-from berxit.runtime.policies import CRITERIA, criterion_named
+from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.risk import hoeffding_bentkus, rows_needed
 from berxit.train.backbones import adapter_for
 from berxit.train.configuration import MultiExitConfig
-from berxit.train.evaluation import (
-    TOLERANCE,
-    OperatingPoint,
-    Predictions,
-    check_never,
-    exits_taken,
-    operating_points,
-    predicted_at,
-    trade_off,
-)
+from berxit.train.evaluation import Predictions
+from berxit.train.families import OperatingPoint, PolicyFamily, PolicySpec, families
 from berxit.train.guarantee import KeepTest, least_rows
-
-FIXED_TOLERANCES = (0.02, 0.05, 0.1, 0.2)
-"""Tolerances of patience on regression under a guarantee, as shares of the labels' range. The guarantee requires that
-they do not depend on the data."""
-
 
 DELTA = 0.1
 """Default probability that a guarantee fails."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The policy that a rule chose on a stored pass."""
+
+    policy: ExitPolicy
+    """For all layers of the model."""
+    point: OperatingPoint
+    """Its score and cost on the pass."""
+    predicted: npt.NDArray
+    """(N,) its predictions."""
+    met: bool
+    """False if the rule is not satisfied, and the policy therefore never exits early."""
+
+
+Candidate = tuple[PolicyFamily, OperatingPoint]
+"""A family of policies, and the point of one of its thresholds."""
+
+
+def _choice(chosen: Candidate, met: Callable[[npt.NDArray], bool]) -> Choice:
+    """The choice of a candidate. ``met``: predictions (N,) -> whether they satisfy the rule."""
+    family, point = chosen
+    predicted = family.predicted([point.threshold])[0]
+    return Choice(family.policy_at(point.threshold), point, predicted, met(predicted))
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,8 @@ class Keep:
             f" {1 - self.delta:g}"
         )
 
-    def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """The operating point; full depth if no threshold passes.
+    def choose(self, predictions: Predictions, spec: PolicySpec) -> Choice:
+        """The choice; full depth if no threshold passes.
 
         Raises BerxitError if the full-depth score is not above zero.
         """
@@ -96,38 +109,32 @@ class Keep:
                 f"the last exit's {predictions.metric} is {full:.3f} on the calibration data: --keep needs a score"
                 " above 0. Train longer"
             )
-        if not self.optimistic:
-            return self._tested(predictions, criterion)
-        points = operating_points(predictions, criterion)
-        good = [point for point in points if point.score >= self.keep * full]
-        return _cheapest(good) if good else points[-1]  # The last candidate threshold never exits early.
+        return self._optimistic(predictions, spec) if self.optimistic else self._tested(predictions, spec)
 
-    def _tested(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        tolerances = fixed_tolerances(predictions, criterion)
-        test, delta = KeepTest(predictions, self.keep), self.delta / len(tolerances)
-        thresholds = CRITERIA[criterion].grid(predictions.layers, predictions.logits.shape[2])
-        safe = trade_off(predictions, criterion, thresholds[:1])
-        check_never(safe[0], predictions, criterion)
-        for tolerance in tolerances:
-            predicted = predicted_at(predictions, exits_taken(predictions, criterion, thresholds, tolerance))
+    def _optimistic(self, predictions: Predictions, spec: PolicySpec) -> Choice:
+        enough = self.keep * predictions.full_depth_score
+        points = [(each, point) for each in families(predictions, spec) for point in each.points(each.candidates())]
+        good = [(each, point) for each, point in points if point.score >= enough]
+        # The last candidate threshold never exits early.
+        return _choice(_cheapest(good or points[-1:]), lambda predicted: predictions.score(predicted) >= enough)
+
+    def _tested(self, predictions: Predictions, spec: PolicySpec) -> Choice:
+        tried = families(predictions, spec, fixed=True)
+        test, delta = KeepTest(predictions, self.keep), self.delta / len(tried)
+        safe: list[Candidate] = []
+        for each in tried:
+            thresholds = each.grid()
+            predicted = each.predicted(thresholds)
             passed = 1
             while passed < len(thresholds):
                 tested_already = passed > 1 and np.array_equal(predicted[passed], predicted[passed - 1])
                 if not tested_already and test.p_value(predicted[passed]) > delta:
                     break
                 passed += 1
-            safe += trade_off(predictions, criterion, thresholds[:passed], tolerance)
-        return _cheapest(safe)
+            safe += [(each, point) for point in each.points(thresholds[:passed])]
+        return _choice(_cheapest(safe), lambda predicted: test.p_value(predicted) <= delta)
 
-    def is_met(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
-        """True if the point passes the test; if optimistic, if its score is high enough."""
-        if self.optimistic:
-            return point.score >= self.keep * predictions.full_depth_score
-        predicted = predicted_at(predictions, exits_taken(predictions, criterion, [point.threshold], point.tolerance))
-        delta = self.delta / len(fixed_tolerances(predictions, criterion))
-        return KeepTest(predictions, self.keep).p_value(predicted[0]) <= delta
-
-    def too_little_data(self, predictions: Predictions, criterion: str) -> str:
+    def too_little_data(self, predictions: Predictions, spec: PolicySpec) -> str:
         """A warning for a pass on which no threshold passes the test: what it would take, and what passes instead."""
         rows = len(predictions.labels)
         line = (
@@ -142,7 +149,7 @@ class Keep:
             (
                 keep
                 for keep in (np.arange(math.ceil(100 * self.keep) - 1, 49, -1) / 100).tolist()
-                if Keep(keep, self.delta).choose(predictions, criterion).saved_layers > 0
+                if Keep(keep, self.delta).choose(predictions, spec).point.saved_layers > 0
             ),
             None,
         )
@@ -182,13 +189,13 @@ class Risk:
             f" with probability {1 - self.delta:g}"
         )
 
-    def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """The operating point; full depth if no test succeeds. Full depth has no loss, except on the pass of a bundle.
+    def choose(self, predictions: Predictions, spec: PolicySpec) -> Choice:
+        """The choice; full depth if no test succeeds. Full depth has no loss, except on the pass of a bundle.
 
         Raises InputError if there are too few examples for any test to succeed.
         """
-        tolerances = fixed_tolerances(predictions, criterion)
-        delta = self.delta / len(tolerances)
+        tried = families(predictions, spec, fixed=True)
+        delta = self.delta / len(tried)
         n = len(predictions.labels)
         if hoeffding_bentkus(0.0, n, self.risk) > delta:
             least = rows_needed(self.risk, delta)
@@ -196,23 +203,17 @@ class Risk:
                 f"--risk {self.risk:g} --delta {self.delta:g} needs at least {least} examples, and the calibration data"
                 f" has {n}: calibrate on more data, or with a higher --risk or --delta"
             )
-        thresholds = CRITERIA[criterion].grid(predictions.layers, predictions.logits.shape[2])
-        safe = trade_off(predictions, criterion, thresholds[:1])
-        check_never(safe[0], predictions, criterion)
-        for tolerance in tolerances:
-            losses = losses_at(predictions, criterion, thresholds, tolerance)
-            points = trade_off(predictions, criterion, thresholds, tolerance)
-            for point, loss in zip(points, losses, strict=True):
-                if hoeffding_bentkus(float(loss), n, self.risk) > delta:
-                    break
-                safe.append(point)
-        return _cheapest(safe)
-
-    def is_met(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
-        """True if the test of the point's threshold succeeds."""
-        loss = float(losses_at(predictions, criterion, [point.threshold], point.tolerance)[0])
-        delta = self.delta / len(fixed_tolerances(predictions, criterion))
-        return hoeffding_bentkus(loss, len(predictions.labels), self.risk) <= delta
+        safe: list[Candidate] = []
+        for each in tried:
+            thresholds = each.grid()
+            found = losses(predictions, each.predicted(thresholds))
+            failed = (place for place, loss in enumerate(found) if hoeffding_bentkus(loss, n, self.risk) > delta)
+            passed = max(1, next(failed, len(thresholds)))  # the first threshold never exits early
+            safe += [(each, point) for point in each.points(thresholds[:passed])]
+        return _choice(
+            _cheapest(safe),
+            lambda predicted: hoeffding_bentkus(losses(predictions, predicted[None])[0], n, self.risk) <= delta,
+        )
 
 
 @dataclass(frozen=True)
@@ -287,46 +288,32 @@ class Budget:
             f" {self.ms_per_layer:.3g} ms per layer ({self.measured})"
         )
 
-    def choose(self, predictions: Predictions, criterion: str) -> OperatingPoint:
-        """The operating point; the cheapest of those with equal score. Raises InputError if no point is within the
-        budget."""
-        points = operating_points(predictions, criterion)
-        fitting = [point for point in points if self.milliseconds(point) <= self.budget_ms]
+    def choose(self, predictions: Predictions, spec: PolicySpec) -> Choice:
+        """The choice; the cheapest of those with equal score. Raises InputError if no point is within the budget."""
+        points = [(each, point) for each in families(predictions, spec) for point in each.points(each.candidates())]
+        fitting = [(each, point) for each, point in points if self.milliseconds(point) <= self.budget_ms]
         if not fitting:
-            least = min(map(self.milliseconds, points))
+            least = min(self.milliseconds(point) for _, point in points)
             raise InputError(
-                f"--budget-ms {self.budget_ms:g} is too low: the cheapest {criterion} threshold takes {least:.3g} ms"
-                f" according to {self.measured}. Give a higher budget, or train with fewer --layers"
+                f"--budget-ms {self.budget_ms:g} is too low: the cheapest {spec.criterion} threshold takes {least:.3g}"
+                f" ms according to {self.measured}. Give a higher budget, or train with fewer --layers"
             )
-        return max(fitting, key=lambda point: (point.score, -point.average_exit_layer))
-
-    def is_met(self, predictions: Predictions, criterion: str, point: OperatingPoint) -> bool:
-        """True if the point is within the budget."""
-        return self.milliseconds(point) <= self.budget_ms
+        best = max(fitting, key=lambda found: (found[1].score, -found[1].average_exit_layer))
+        return _choice(best, lambda predicted: True)
 
 
 Rule = Keep | Risk | Budget
 
 
-def fixed_tolerances(predictions: Predictions, criterion: str) -> list[float]:
-    """Tolerances that a guarantee tests: several for patience on regression, each with a sequence of its own."""
-    if criterion_named(criterion).counts and predictions.regression:
-        return [share * float(np.ptp(predictions.labels)) for share in FIXED_TOLERANCES]
-    return [TOLERANCE]
-
-
-def losses_at(
-    predictions: Predictions, criterion: str, thresholds: list[float], tolerance: float = TOLERANCE
-) -> npt.NDArray[np.float64]:
-    """(T,) mean loss against full depth under each threshold, as ``Risk`` defines it."""
-    early = predicted_at(predictions, exits_taken(predictions, criterion, thresholds, tolerance))
+def losses(predictions: Predictions, predicted: npt.NDArray) -> list[float]:
+    """Mean loss against full depth, as ``Risk`` defines it, of each of T sets of predictions: (T, N) -> T numbers."""
     last = predictions.full_depth
     if not predictions.regression:
-        return np.asarray((early != last).mean(axis=1), dtype=np.float64)
+        return (predicted != last).mean(axis=1).tolist()
     spread = float(np.ptp(predictions.labels)) or 1.0
-    return np.minimum(np.abs(early.astype(np.float64) - last) / spread, 1).mean(axis=1)
+    return np.minimum(np.abs(predicted.astype(np.float64) - last) / spread, 1).mean(axis=1).tolist()
 
 
-def _cheapest(points: list[OperatingPoint]) -> OperatingPoint:
-    """The cheapest point; the one with the best score of those with equal cost."""
-    return min(points, key=lambda point: (point.average_exit_layer, -point.score))
+def _cheapest(candidates: list[Candidate]) -> Candidate:
+    """The cheapest candidate; the one with the best score of those with equal cost."""
+    return min(candidates, key=lambda found: (found[1].average_exit_layer, -found[1].score))

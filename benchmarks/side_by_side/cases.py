@@ -90,6 +90,7 @@ class Labelled:
         """
         from berxit.train.calibration import choose, read_policy
         from berxit.train.evaluation import Predictions, default_criterion
+        from berxit.train.families import PolicySpec
         from berxit.train.rules import Keep
 
         chosen = []
@@ -99,9 +100,9 @@ class Labelled:
             part = Predictions(
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
-            criterion = earlier.policy.criterion if earlier else default_criterion(part)
+            spec = PolicySpec.of(earlier.calibration) if earlier else PolicySpec(default_criterion(part))
             chosen.append(
-                choose(part, criterion, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
+                choose(part, spec, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
             )
         return chosen[0], chosen[1]
 
@@ -109,7 +110,7 @@ class Labelled:
         self, policies: tuple[ExitPolicy, ExitPolicy], logits: Floats, lte: Floats | None
     ) -> npt.NDArray[np.integer]:
         """(N,) exit layer of each row under the policy of its half."""
-        first, second = (exit_layers(policy, certainties(policy, logits, lte)) for policy in policies)
+        first, second = (exit_layers(policy, certainties(policy, logits, lte), logits) for policy in policies)
         return np.where(self.half == 0, first, second)
 
     def timed(self, policy: ExitPolicy, layers: npt.NDArray[np.integer]) -> dict[str, Case]:

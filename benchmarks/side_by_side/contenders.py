@@ -45,7 +45,7 @@ class Schedule(ExitPolicy):
 
     depths: tuple[int, ...] = ()
 
-    def exits(self, layer: int, certainty: npt.NDArray) -> Bools:
+    def exits(self, layer: int, certainty: npt.NDArray, logits: Floats | None = None) -> Bools:
         here = np.array([depth for depth in self.depths if depth >= layer])  # the remaining rows, in order
         return here == layer
 

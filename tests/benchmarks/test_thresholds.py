@@ -11,6 +11,7 @@ import pytest
 from benchmarks.thresholds import command, outcome, report
 from berxit.runtime.console import status_of
 from berxit.train.evaluation import Predictions
+from berxit.train.families import PolicySpec
 from berxit.train.rules import Keep
 
 
@@ -26,7 +27,8 @@ def population(rows: int) -> Predictions:
 def test_outcome_counts_splits_that_keep_the_share() -> None:
     predictions = population(3000)
     optimistic, guaranteed = (
-        outcome(predictions, "confidence", rule, 500, 30) for rule in (Keep(0.98, optimistic=True), Keep(0.98))
+        outcome(predictions, PolicySpec("confidence"), rule, 500, 30)
+        for rule in (Keep(0.98, optimistic=True), Keep(0.98))
     )
     assert optimistic.kept < 0.8
     assert guaranteed.kept >= 0.9
@@ -35,7 +37,7 @@ def test_outcome_counts_splits_that_keep_the_share() -> None:
 
 
 def test_report_has_a_row_per_outcome() -> None:
-    found = outcome(population(300), "confidence", Keep(0.9, optimistic=True), 100, 5)
+    found = outcome(population(300), PolicySpec("confidence"), Keep(0.9, optimistic=True), 100, 5)
     assert "| 100 " in report([found], 0.9)
     assert "optimistic" in report([found], 0.9)
 

@@ -21,6 +21,7 @@ from berxit.runtime.metrics import METRICS
 from berxit.train.calibration import PASS_FILE, TEXTS_FILE, calibrate, read_policy
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.evaluation import Predictions, layer_scores
+from berxit.train.families import PolicySpec
 from berxit.train.rules import Keep
 from berxit.train.tasks import task_of
 
@@ -32,7 +33,7 @@ def calibrated(checkpoint: Path, data_folder: Path, tmp_path: Path) -> tuple[Pat
     """Copies of a checkpoint and of its calibration data."""
     data = Path(shutil.copytree(data_folder, tmp_path / "data"))
     copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-    calibrate(copy, data, criterion="confidence", rule=Keep(0.9, optimistic=True))
+    calibrate(copy, data, spec=PolicySpec("confidence"), rule=Keep(0.9, optimistic=True))
     return copy, data
 
 

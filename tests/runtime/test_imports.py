@@ -43,4 +43,4 @@ def test_runtime_and_devices_import_only_allowed_packages(path: Path) -> None:
 
 
 def test_source_files_are_found() -> None:
-    assert {"loop.py", "policies.py", "catalogue.py", "onnxruntime.py"} <= {path.name for path in FILES}
+    assert {"loop.py", "policy.py", "catalogue.py", "onnxruntime.py"} <= {path.name for path in FILES}

@@ -188,3 +188,9 @@ def test_recalibrate_rejects_bad_input_and_keeps_the_policy(
     with pytest.raises(InputError, match=message):
         runner.recalibrate(texts, **arguments)  # type: ignore[arg-type]
     assert runner.policy is before
+
+
+def test_recalibrate_rejects_a_policy_with_several_thresholds(runner: EarlyExitRunner, texts: list[Text]) -> None:
+    runner.policy = replace(runner.policy, thresholds=((0.5, 0.9),) * len(runner.policy.thresholds))
+    with pytest.raises(InputError, match="recalibrate chooses one threshold for all exits and classes"):
+        runner.recalibrate(texts, risk=0.3)

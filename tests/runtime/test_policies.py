@@ -11,7 +11,16 @@ from stored_backend import StoredBackend, batch_of
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import exit_loop
-from berxit.runtime.policies import CRITERIA, ExitPolicy, Memory, certainties, exit_layers, exit_layers_at, softmax
+from berxit.runtime.policies import (
+    CRITERIA,
+    ExitPolicy,
+    Parameters,
+    Streak,
+    certainties,
+    exit_layers,
+    exit_layers_at,
+    softmax,
+)
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -77,9 +86,9 @@ def test_patience_counts_regression_values_within_tolerance() -> None:
 
 
 def test_patience_memory_keeps_continuing_rows() -> None:
-    kept = Memory(np.array([4, 5, 6]), np.array([0, 1, 2])).keep(np.array([True, False, True]))
+    kept = Streak(np.array([4, 5, 6]), np.array([0, 1, 2])).keep(np.array([True, False, True]))
     assert kept.prediction.tolist() == [4, 6]
-    assert kept.streak.tolist() == [0, 2]
+    assert kept.value.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize(("criterion", "expected"), [("confidence", 0.75), ("entropy", 0.5623351)])
@@ -292,5 +301,5 @@ def test_exit_layers_at_equals_exit_layers_of_each_threshold() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_entropy_of_zero_probability_is_zero(dtype: type) -> None:
     logits = np.array([[0, -np.inf], [0, -1000], [0, 0]], dtype)
-    found, _ = CRITERIA["entropy"].certainty(logits, None, None, 0.5)
+    found, _ = CRITERIA["entropy"].certainty(logits, None, None, Parameters())
     assert found.tolist() == pytest.approx([0, 0, np.log(2)])

@@ -26,7 +26,8 @@ from berxit.train.calibration import (
     stored_pass,
 )
 from berxit.train.checkpoint import load_checkpoint
-from berxit.train.evaluation import operating_point, predict
+from berxit.train.evaluation import predict
+from berxit.train.families import PolicySpec, operating_point
 from berxit.train.rules import Keep, Risk
 from berxit.train.tasks import task_of
 
@@ -38,7 +39,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte", "patience"])
 def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path, data_folder: Path) -> None:
-    chosen = calibrate(copy, data_folder, criterion=criterion, rule=Keep(0.8, optimistic=True))
+    chosen = calibrate(copy, data_folder, spec=PolicySpec(criterion), rule=Keep(0.8, optimistic=True))
     stored = read_policy(copy)
     assert stored is not None
     assert stored.calibration == chosen

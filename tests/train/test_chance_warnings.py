@@ -11,6 +11,7 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.evaluation_report import evaluate
 from berxit.train.calibration import choose
 from berxit.train.evaluation import Predictions
+from berxit.train.families import PolicySpec
 from berxit.train.rules import Budget, Keep, Risk, Rule
 
 ROWS = 400
@@ -36,7 +37,7 @@ ALWAYS_ONE = float("nan")
 
 
 def calibrated(predictions: Predictions, rule: Rule) -> Calibration:
-    return choose(predictions, "confidence", rule, "dev.tsv", "0").calibration
+    return choose(predictions, PolicySpec("confidence"), rule, "dev.tsv", "0").calibration
 
 
 def test_choose_warns_of_a_constant_policy() -> None:
@@ -100,7 +101,7 @@ def test_choose_rejects_labels_and_outputs_without_a_score() -> None:
     with pytest.raises(BerxitError, match="full depth predicts 1 for every row"):
         choose(
             Predictions(values, None, np.arange(50.0), "spearman"),
-            "patience",
+            PolicySpec("patience"),
             Keep(0.9, optimistic=True),
             "dev.tsv",
             "0",

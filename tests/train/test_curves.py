@@ -7,7 +7,7 @@ import pytest
 
 from berxit.runtime.errors import BerxitError
 from berxit.train.curves import Area, Curve, area_above, mean_curve, relative_score
-from berxit.train.evaluation import OperatingPoint
+from berxit.train.families import OperatingPoint
 
 
 def curve(*points: tuple[float, float], depth: int = 4) -> Curve:

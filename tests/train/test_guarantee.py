@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from berxit.runtime.metrics import METRICS
-from berxit.train.evaluation import Predictions, exits_taken, predicted_at
+from berxit.train.evaluation import Predictions
+from berxit.train.families import PolicySpec, predicted_under
 from berxit.train.guarantee import SUMS, KeepTest, interval, least_rows
 from berxit.train.rules import Keep
 
@@ -38,10 +39,9 @@ def test_keep_holds_on_new_rows(metric: str, criterion: str) -> None:
     full, rng, kept, saved = everyone.full_depth_score, np.random.default_rng(1), [], []
     for _ in range(60):
         part = everyone.select_rows(rng.choice(20_000, 400, replace=False))
-        point = Keep(0.98).choose(part, criterion)
-        exits = exits_taken(everyone, criterion, [point.threshold], point.tolerance)
-        kept.append(everyone.score(predicted_at(everyone, exits)[0]) >= 0.98 * full)
-        saved.append(point.saved_layers)
+        choice = Keep(0.98).choose(part, PolicySpec(criterion))
+        kept.append(everyone.score(predicted_under(everyone, choice.policy)) >= 0.98 * full)
+        saved.append(choice.point.saved_layers)
     assert np.mean(kept) >= 0.9 - 2 * np.sqrt(0.09 / 60)
     assert np.mean(saved) > 0.02  # a rule that never exits early would hold, too
 
@@ -50,9 +50,8 @@ def test_optimistic_keep_does_not_hold_on_new_rows() -> None:
     everyone, rng, kept = population(20_000, "accuracy"), np.random.default_rng(1), []
     for _ in range(60):
         part = everyone.select_rows(rng.choice(20_000, 400, replace=False))
-        point = Keep(0.98, optimistic=True).choose(part, "confidence")
-        exits = exits_taken(everyone, "confidence", [point.threshold])
-        kept.append(everyone.score(predicted_at(everyone, exits)[0]) >= 0.98 * everyone.full_depth_score)
+        choice = Keep(0.98, optimistic=True).choose(part, PolicySpec("confidence"))
+        kept.append(everyone.score(predicted_under(everyone, choice.policy)) >= 0.98 * everyone.full_depth_score)
     assert np.mean(kept) < 0.8
 
 

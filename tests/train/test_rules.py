@@ -14,8 +14,9 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.train.calibration import choose
 from berxit.train.configuration import MultiExitConfig
-from berxit.train.evaluation import OperatingPoint, Predictions, operating_point, trade_off
-from berxit.train.rules import Budget, Keep, Risk, Rule, losses_at
+from berxit.train.evaluation import Predictions
+from berxit.train.families import OperatingPoint, PolicySpec, family, operating_point, predicted_under
+from berxit.train.rules import Budget, Keep, Risk, Rule, losses
 
 
 def in_both_classes(predictions: Predictions) -> Predictions:
@@ -31,8 +32,8 @@ def in_both_classes(predictions: Predictions) -> Predictions:
 def chosen(rule: Rule, predictions: Predictions, criterion: str) -> tuple[ExitPolicy, OperatingPoint]:
     """The policy that a rule chooses, and its operating point on the same pass."""
     predictions = in_both_classes(predictions)
-    policy = choose(predictions, criterion, rule, "data", "0").policy
-    return policy, rule.choose(predictions, criterion)
+    policy = choose(predictions, PolicySpec(criterion), rule, "data", "0").policy
+    return policy, rule.choose(predictions, PolicySpec(criterion)).point
 
 
 def ten_examples() -> Predictions:
@@ -75,7 +76,7 @@ def test_keep_with_fewer_exits_chooses_among_their_thresholds() -> None:
     assert policy.layers == 3
     assert (point.histogram, point.average_exit_layer) == ((0, 8, 2), pytest.approx(2.2))
     assert point.saved_layers == pytest.approx(1 - 2.2 / 3)
-    again = operating_point(three.select_exits((2, 3)), policy.at_exits((2, 3)))
+    again = operating_point(three.select_exits((2, 3)), policy)
     assert (again.histogram, again.average_exit_layer) == (point.histogram, pytest.approx(2.2))
     _, point = chosen(Keep(1.0, optimistic=True), three.select_exits((3,)), "confidence")
     assert point.histogram == (0, 0, 10)
@@ -85,8 +86,13 @@ def test_patience_counts_only_existing_exits() -> None:
     logits = np.zeros((1, 4, 2), np.float32)
     logits[0, :, 1] = [1.0, -1.0, 1.0, 1.0]  # The layers predict 1, 0, 1, 1.
     predictions = Predictions(logits, None, np.ones(1, int), "accuracy")
-    assert trade_off(predictions, "patience", [1.0])[0].histogram == (0, 0, 0, 1)
-    assert trade_off(predictions.select_exits((1, 3, 4)), "patience", [1.0])[0].histogram == (0, 0, 1, 0)
+    assert family(predictions, PolicySpec("patience")).points([1.0])[0].histogram == (0, 0, 0, 1)
+    assert family(predictions.select_exits((1, 3, 4)), PolicySpec("patience")).points([1.0])[0].histogram == (
+        0,
+        0,
+        1,
+        0,
+    )
 
 
 def test_keep_can_always_choose_full_depth() -> None:
@@ -140,7 +146,7 @@ def test_risk_chooses_the_cheapest_threshold_that_passes(
     assert operating_point(ten_examples(), policy).histogram == histogram
 
 
-def test_losses_at_count_predictions_that_differ_from_the_last_exit() -> None:
+def test_losses_count_predictions_that_differ_from_the_last_exit() -> None:
     wrong = Predictions(ten_examples().logits, None, np.zeros(10, int), "accuracy")  # The last exit is always wrong.
     assert chosen(Risk(0.5, 0.02), wrong, "confidence")[1].histogram == (8, 2)
 
@@ -154,11 +160,15 @@ def test_risk_tests_no_threshold_after_a_failure() -> None:
     assert chosen(Risk(0.5, 0.1), predictions, "confidence")[1].histogram == (0, 0, 10)
 
 
-def test_losses_at_of_regression_are_shares_of_the_labels_range() -> None:
+def test_losses_of_regression_are_shares_of_the_labels_range() -> None:
     values = np.array([[1.0, 2.0], [9.0, 3.0], [4.0, 4.0], [5.0, 5.0]], np.float32)[..., None]
     certainty = np.array([[0.9, 1], [0.8, 1], [0.2, 1], [0.1, 1]], np.float32)
     predictions = Predictions(values, certainty, np.array([1.0, 5.0, 2.0, 4.0]), "spearman")
-    assert losses_at(predictions, "lte", [1.0, 0.85, 0.5]).tolist() == [0, 0.25 / 4, (0.25 + 1) / 4]
+    assert losses(predictions, family(predictions, PolicySpec("lte")).predicted([1.0, 0.85, 0.5])) == [
+        0,
+        0.25 / 4,
+        (0.25 + 1) / 4,
+    ]
 
 
 @pytest.mark.parametrize("criterion", ["lte", "patience"])
@@ -167,12 +177,10 @@ def test_risk_of_regression_is_met(criterion: str) -> None:
     truth = rng.uniform(0, 5, 500)
     values = (truth[:, None] + rng.normal(size=(500, 4)) * [1, 0.5, 0.2, 0.1]).astype(np.float32)[..., None]
     certainty = np.tile(np.array([0.2, 0.5, 0.8, 1.0], np.float32), (500, 1))
-    policy, point = chosen(Risk(0.1, 0.1), Predictions(values, certainty, truth, "spearman"), criterion)
+    predictions = Predictions(values, certainty, truth, "spearman")
+    policy, point = chosen(Risk(0.1, 0.1), predictions, criterion)
     assert point.average_exit_layer < 4
-    assert (
-        losses_at(Predictions(values, certainty, truth, "spearman"), criterion, [point.threshold], point.tolerance)
-        < 0.1
-    )
+    assert losses(predictions, predicted_under(predictions, policy)[None])[0] < 0.1
     assert policy.tolerance == point.tolerance
 
 
@@ -194,9 +202,9 @@ def test_risk_is_exceeded_at_most_with_probability_delta() -> None:
     for _ in range(draws):
         rows = rng.integers(0, 20_000, 200)
         drawn = Predictions(everyone.logits[rows], None, everyone.labels[rows], "accuracy")
-        point = rule.choose(drawn, "confidence")
-        exceeded += losses_at(everyone, "confidence", [point.threshold])[0] > rule.risk
-        saved += point.saved_layers / draws
+        choice = rule.choose(drawn, PolicySpec("confidence"))
+        exceeded += losses(everyone, predicted_under(everyone, choice.policy)[None])[0] > rule.risk
+        saved += choice.point.saved_layers / draws
     assert exceeded <= draws * rule.delta  # Without a test, about half of the draws would exceed it.
     assert saved > 0.05
 
@@ -209,7 +217,7 @@ def test_risk_rejects_too_few_examples() -> None:
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "patience"])
 def test_grid_runs_from_never_to_always(criterion: str) -> None:
     thresholds = CRITERIA[criterion].grid(layers=3, classes=2)
-    layers = [point.average_exit_layer for point in trade_off(population(50, 2), criterion, thresholds)]
+    layers = [point.average_exit_layer for point in family(population(50, 2), PolicySpec(criterion)).points(thresholds)]
     assert layers[0] == 3
     assert layers[-1] < 3 if criterion == "patience" else layers[-1] == 1
     assert np.all(np.diff(layers) <= 0)
@@ -289,7 +297,8 @@ def test_patience_on_regression_searches_its_tolerance() -> None:
     assert policy.tolerance == point.tolerance < 0.5
     assert operating_point(predictions, policy).histogram == point.histogram
     assert point.average_exit_layer < 4
-    assert trade_off(predictions, "patience", [1])[0].score < 0.98 * trade_off(predictions, "patience", [4])[0].score
+    first, last = family(predictions, PolicySpec("patience")).points([1, 4])
+    assert first.score < 0.98 * last.score
 
 
 def rounded(predictions: Predictions, wrong: int) -> Predictions:
@@ -303,12 +312,12 @@ def test_keep_is_relative_to_the_full_depth_of_the_checkpoint() -> None:
     before = in_both_classes(ten_examples())
     after = rounded(before, 4)
     assert after.score(after.predicted()[:, -1]) == 0.6
-    found = choose(after, "confidence", Keep(0.8, optimistic=True), "data", "0").calibration
+    found = choose(after, PolicySpec("confidence"), Keep(0.8, optimistic=True), "data", "0").calibration
     assert found.full_depth_score == 1.0
     assert found.score >= 0.8
     assert found.histogram == (10, 0)
     found = choose(
-        after, "confidence", Keep(0.9, optimistic=True), "data", "0"
+        after, PolicySpec("confidence"), Keep(0.9, optimistic=True), "data", "0"
     ).calibration  # 0.9 of the bundle's full-depth score would be 0.54.
     assert (found.score, found.histogram) == (pytest.approx(0.6), (0, 10))
     assert "no threshold satisfies the rule" in found.warnings[-1]
@@ -317,7 +326,7 @@ def test_keep_is_relative_to_the_full_depth_of_the_checkpoint() -> None:
 def test_choose_warns_if_no_threshold_of_a_bundle_keeps_the_score() -> None:
     after = rounded(in_both_classes(ten_examples()), 2)
     after.logits[:, 0] = -after.logits[:, 0]  # All early predictions are wrong.
-    found = choose(after, "confidence", Keep(0.95, optimistic=True), "data", "0").calibration
+    found = choose(after, PolicySpec("confidence"), Keep(0.95, optimistic=True), "data", "0").calibration
     assert (found.histogram, found.score) == ((0, 10), pytest.approx(0.8))
     assert found.warnings[-1].startswith(
         "no threshold satisfies the rule: full depth scores 0.8000 in this precision, 1.0000 in the checkpoint, so"
@@ -328,14 +337,13 @@ def test_choose_warns_if_no_threshold_of_a_bundle_keeps_the_score() -> None:
 def test_risk_is_relative_to_the_predictions_of_the_checkpoint() -> None:
     before = in_both_classes(population(400, 0))
     after = rounded(before, 100)
-    found = choose(after, "confidence", Risk(0.2), "data", "0").calibration
-    assert losses_at(after, "confidence", [1.0])[0] == 0.25
+    found = choose(after, PolicySpec("confidence"), Risk(0.2), "data", "0").calibration
+    assert losses(after, after.predicted()[:, -1][None]) == [0.25]
     assert found.saved_layers == 0
     assert "no threshold satisfies the rule" in found.warnings[-1]
     assert found.warnings[-1].endswith("with a higher --risk")
-    assert not any(
-        "not kept" in line for line in choose(before, "confidence", Risk(0.2), "d", "0").calibration.warnings
-    )
+    own = choose(before, PolicySpec("confidence"), Risk(0.2), "d", "0").calibration
+    assert not any("satisfies the rule" in line for line in own.warnings)
 
 
 def test_save_stores_the_reference_predictions(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def _decide(side: Side, rows: Sequence[RowOutputs]) -> _Decisions:
     logits = np.stack([row.logits for row in rows])
     lte = [row.lte for row in rows if row.lte is not None]
     certainty = certainties(policy, logits, np.stack(lte) if lte else None)
-    places = exit_layers(policy, certainty) - 1
+    places = exit_layers(policy, certainty, logits) - 1
     last = logits[np.arange(len(logits)), places]
     predictions = last.argmax(axis=1) if side.model.labels else last[:, 0]
     margins = np.abs(certainty[:, :-1] - np.array(policy.thresholds)).min(axis=1, initial=np.finfo(np.float64).max)

@@ -10,7 +10,7 @@ from sacrebleu.metrics import BLEU
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.metrics import METRICS
-from berxit.runtime.policies import CRITERIA
+from berxit.runtime.policies import CRITERIA, Parameters
 from berxit.runtime.tables import Table
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.studies.findings import Findings, Panel
@@ -91,7 +91,7 @@ def correlations(stored: Predictions, overlap: npt.NDArray) -> tuple[list[list[f
     predicted = stored.predicted()
     found: list[list[float | None]] = []
     counts: list[list[int]] = []
-    confidence = CRITERIA["confidence"].certainty(stored.logits, None, None, 0.0)[0]
+    confidence = CRITERIA["confidence"].certainty(stored.logits, None, None, Parameters())[0]
     for number_of_class in range(stored.logits.shape[2]):
         masks = [predicted[:, layer] == number_of_class for layer in range(stored.layers)]
         counts.append([int(mask.sum()) for mask in masks])

@@ -1,0 +1,286 @@
+"""Exit policies: a criterion with the thresholds and settings that decide at which layer an input exits.
+
+Evaluation, calibration and the device run the same functions on the same arrays. Therefore a threshold that was chosen
+on a stored pass has the same effect on the device.
+
+Shapes: B rows, n layers, C outputs (classes, or 1 for regression). Layers are numbered from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from berxit.runtime.errors import InputError
+from berxit.runtime.json_data import OMIT_DEFAULT
+from berxit.runtime.policies.criteria import (
+    CRITERIA,
+    Bools,
+    Certainty,
+    Criterion,
+    Floats,
+    Ints,
+    Memory,
+    Parameters,
+    criterion_named,
+)
+
+Threshold = float | tuple[float, ...]
+"""Threshold of one layer: a number, or one number per predicted class."""
+
+
+class Window(NamedTuple):
+    """Memory of a policy with patience: that of its criterion, and the certainties of the last exits."""
+
+    criterion: Memory | None
+    certainties: tuple[npt.NDArray, ...]
+    """At most patience - 1 arrays (B,), the latest last."""
+
+    def keep(self, rows: Bools) -> Window:
+        """State of the rows that continue."""
+        kept = None if self.criterion is None else self.criterion.keep(rows)
+        return Window(kept, tuple(certainty[rows] for certainty in self.certainties))
+
+
+@dataclass(frozen=True)
+class ExitPolicy:
+    """Exit criterion with one threshold per layer; stored in the manifest.
+
+    The certainty of layer i is u_i, computed by the criterion from the logits divided by the layer's temperature. With
+    a patience of k, it is the least certain of the last k exits, min(u_{i-k+1}, ..., u_i) (max if a lower value means
+    a higher certainty). A row therefore exits when k consecutive exits pass the threshold (PCEE-BERT, Zhang et al.,
+    2022, "PCEE-BERT: Accelerating BERT Inference via Patient and Confident Early Exiting"). A row exits at layer i if
+    the certainty passes the layer's threshold; a threshold may depend on the class that the layer predicts. At layer n
+    every row exits.
+    """
+
+    criterion: str
+    """Name of a criterion in CRITERIA."""
+    thresholds: tuple[Threshold, ...]
+    """(n - 1,) thresholds of layers 1 to n - 1; each a number, or C numbers, one per predicted class."""
+    temperatures: tuple[float, ...]
+    """(n,) temperature per layer. The logits of a layer are divided by it before certainty and scores are computed."""
+    tolerance: float = 0.5
+    """Regression: two values that differ by less agree; in units of the labels."""
+    patience: int = field(default=1, metadata=OMIT_DEFAULT)
+    """Number of consecutive exits that must pass the threshold."""
+    off: tuple[int, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    """Layers whose exit is switched off: the policy skips them, as if they had no exit."""
+
+    def __post_init__(self) -> None:
+        criterion = criterion_named(self.criterion)
+        if len(self.temperatures) != len(self.thresholds) + 1:
+            raise InputError(
+                f"exit policy has {len(self.thresholds)} thresholds and {len(self.temperatures)} temperatures:"
+                " n layers need n - 1 and n"
+            )
+        for threshold in self.thresholds:
+            for number in threshold if isinstance(threshold, tuple) else (threshold,):
+                criterion.check(number)
+        if not all(t > 0 and np.isfinite(t) for t in self.temperatures):
+            raise InputError("temperatures must be finite and above 0")
+        if not 0 <= self.tolerance < np.inf:
+            raise InputError(f"tolerance is {self.tolerance}: it must be a finite number of at least 0")
+        if not 1 <= self.patience <= self.layers:
+            raise InputError(f"patience is {self.patience}: it must be a number of exits, from 1 to {self.layers}")
+        if self.patience > 1 and criterion.counts:
+            raise InputError(f"the certainty of '{self.criterion}' counts layers: use it with a patience of 1")
+        if wrong := [layer for layer in self.off if not 1 <= layer < self.layers]:
+            raise InputError(
+                f"exit {wrong[0]} cannot be switched off: give layers from 1 to {self.layers - 1}, because every row"
+                " exits at the last layer"
+            )
+
+    @classmethod
+    def uniform(cls, criterion: str, threshold: float, layers: int, tolerance: float = 0.5) -> ExitPolicy:
+        """Policy with the same threshold at every layer, as in the paper."""
+        return cls(criterion, (float(threshold),) * (layers - 1), (1.0,) * layers, tolerance)
+
+    @classmethod
+    def full_depth(cls, layers: int, regression: bool = False) -> ExitPolicy:
+        """Policy of an uncalibrated model: no row exits before the last layer."""
+        criterion = CRITERIA["patience" if regression else "confidence"]
+        return cls.uniform(criterion.name, criterion.never(layers, 2), layers)
+
+    @property
+    def layers(self) -> int:
+        return len(self.temperatures)
+
+    @property
+    def deepest(self) -> int:
+        """Layer at which every row exits, regardless of its certainty."""
+        return self.layers
+
+    @property
+    def schema_version(self) -> int:
+        """The first schema version of bundles whose readers know every part of this policy."""
+        newer = self.patience > 1 or self.off or any(isinstance(t, tuple) for t in self.thresholds)
+        return max(2 if newer else 1, CRITERIA[self.criterion].schema_version)
+
+    def with_threshold(self, threshold: float) -> ExitPolicy:
+        """The policy with the same threshold at every layer, for every class."""
+        return replace(self, thresholds=(float(threshold),) * (self.layers - 1))
+
+    def at_depth(self, depth: int) -> FixedDepth:
+        """Policy with the same criterion, in which every row exits at layer ``depth``, regardless of its certainty."""
+        return FixedDepth(**self._values(), depth=depth)
+
+    def at_exits(self, exits: Sequence[int]) -> ExitPolicy:
+        """Policy for stored passes over the layers ``exits`` only: its layer i is ``exits[i - 1]``. The last entry must
+        be the last layer of the model."""
+        return replace(
+            self,
+            thresholds=tuple(self.thresholds[layer - 1] for layer in exits[:-1]),
+            temperatures=tuple(self.temperatures[layer - 1] for layer in exits),
+            patience=min(self.patience, len(exits)),
+            off=tuple(place for place, layer in enumerate(exits, 1) if layer in self.off),
+        )
+
+    def spread_over(self, exits: Sequence[int]) -> ExitPolicy:
+        """The opposite of ``at_exits``: a policy for a model whose layers ``exits`` have this policy's exits. A layer
+        without an exit has the values of the next exit, which no runner reads."""
+        places = np.searchsorted(exits, np.arange(1, exits[-1] + 1)).tolist()
+        last = self.thresholds[-1] if self.thresholds else CRITERIA[self.criterion].never(self.layers, 2)
+        return replace(
+            self,
+            thresholds=tuple((*self.thresholds, last)[place] for place in places[:-1]),
+            temperatures=tuple(self.temperatures[place] for place in places),
+            off=tuple(exits[place - 1] for place in self.off),
+        )
+
+    def check(self, *, regression: bool, lte: bool) -> None:
+        """Raises InputError if the policy does not work for such a model."""
+        criterion = CRITERIA[self.criterion]
+        if regression and not criterion.for_regression:
+            raise InputError(f"'{self.criterion}' needs class probabilities: use lte or patience for regression")
+        if criterion.needs_lte and not lte:
+            raise InputError(f"'{self.criterion}' needs a model trained with --lte: train again, or choose another")
+
+    def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
+        """Certainty of each row at ``layer``: logits (B, C), lte (B,) or None -> (B,)."""
+        temperature = self.temperatures[layer - 1]
+        if temperature != 1.0 and logits.shape[-1] > 1:
+            logits = logits / logits.dtype.type(temperature)
+        if self._plain:
+            return self._criterion.certainty(logits, lte, memory, self._parameters[layer - 1])
+        return self._certainty_of_window(layer, logits, lte, memory)
+
+    def exits(self, layer: int, certainty: npt.NDArray, logits: Floats | None = None) -> Bools:
+        """Boolean array: True for each row that exits at ``layer``: (B,) -> (B,). Logits (B, C) are needed for
+        thresholds per class."""
+        if layer == self.layers:
+            return np.ones(certainty.shape, dtype=bool)
+        if layer in self.off:
+            return np.zeros(certainty.shape, dtype=bool)
+        threshold = self.thresholds[layer - 1]
+        if isinstance(threshold, tuple):
+            assert logits is not None, "thresholds per class need the predicted class"
+            return self._criterion.exits(certainty, np.array(threshold, certainty.dtype)[logits.argmax(axis=-1)])
+        return self._criterion.exits(certainty, threshold)
+
+    def _certainty_of_window(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
+        before = memory if isinstance(memory, Window) else Window(None, ())
+        certainty, state = self._criterion.certainty(logits, lte, before.criterion, self._parameters[layer - 1])
+        recent = (*before.certainties, certainty)
+        if len(recent) == self.patience:
+            least = np.minimum if self._criterion.higher_is_more_certain else np.maximum
+            smallest = least.reduce(recent) if self.patience > 1 else certainty
+        else:
+            smallest = np.full_like(certainty, self._criterion.always(self.layers, logits.shape[-1]))
+        if layer in self.off:
+            return smallest, memory
+        return smallest, Window(state, recent[-(self.patience - 1) :] if self.patience > 1 else ())
+
+    @cached_property
+    def _criterion(self) -> Criterion:
+        return CRITERIA[self.criterion]
+
+    @cached_property
+    def _plain(self) -> bool:
+        """True if the certainty is that of the criterion."""
+        return self.patience == 1 and not self.off
+
+    @cached_property
+    def _parameters(self) -> tuple[Parameters, ...]:
+        """(n,) parameters of the criterion at each layer."""
+        return (Parameters(self.tolerance),) * self.layers
+
+    def _values(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(ExitPolicy)}
+
+
+@dataclass(frozen=True)
+class FixedDepth(ExitPolicy):
+    """Policy in which every row exits at the same layer: the layer-wise baseline, and full depth."""
+
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.depth <= self.layers:
+            raise InputError(f"depth {self.depth} is out of range: the model has layers 1 to {self.layers}")
+
+    @property
+    def deepest(self) -> int:
+        return self.depth
+
+    def exits(self, layer: int, certainty: npt.NDArray, logits: Floats | None = None) -> Bools:
+        return np.full(certainty.shape, layer >= self.depth)
+
+
+def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.NDArray:
+    """Certainty at every layer, from a stored pass: logits (B, n, C), lte (B, n) or None -> (B, n)."""
+    memory: Memory | None = None
+    columns = []
+    for layer in range(1, policy.layers + 1):
+        column, memory = policy.certainty(
+            layer, logits[:, layer - 1], None if lte is None else lte[:, layer - 1], memory
+        )
+        columns.append(column)
+    return np.stack(columns, axis=1)
+
+
+def exit_layers(policy: ExitPolicy, certainty: npt.NDArray, logits: Floats | None = None) -> Ints:
+    """Exit layer of each row, from 1 to n: certainty (B, n) -> (B,). Logits (B, n, C) are needed for thresholds per
+    class."""
+    stops = [
+        policy.exits(layer, certainty[:, layer - 1], None if logits is None else logits[:, layer - 1])
+        for layer in range(1, policy.layers + 1)
+    ]
+    return np.stack(stops, axis=1).argmax(axis=1) + 1
+
+
+def exit_layers_at(
+    policy: ExitPolicy, certainty: npt.NDArray, thresholds: npt.ArrayLike, predicted: npt.NDArray | None = None
+) -> Ints:
+    """``exit_layers`` under each of T sets of thresholds: certainty (B, n) -> (T, B).
+
+    ``thresholds``: (T,), the same at every layer; (T, n - 1); or (T, n - 1, C) per predicted class, with ``predicted``
+    (B, n). Raises InputError for a threshold out of range. Each layer needs one comparison of shape (T, B), so that
+    hundreds of thresholds are cheap.
+    """
+    criterion = CRITERIA[policy.criterion]
+    for threshold in np.unique(np.asarray(thresholds, dtype=np.float64)).tolist():
+        criterion.check(threshold)
+    kind = certainty.dtype if certainty.dtype.kind == "f" else np.dtype(np.float64)
+    values = np.asarray(thresholds, dtype=np.float64).astype(kind)  # compared in the certainty's precision
+    if values.ndim == 1:
+        values = np.repeat(values[:, None], policy.layers - 1, axis=1)
+    going = np.ones((len(values), len(certainty)), dtype=bool)
+    layers = np.ones(going.shape, dtype=np.uint8 if policy.layers < 256 else np.int64)
+    for layer in range(1, policy.layers):
+        if layer not in policy.off:
+            column = values[:, layer - 1]
+            if column.ndim == 2:
+                assert predicted is not None, "thresholds per class need the predicted class"
+                column = column[:, predicted[:, layer - 1]]
+            else:
+                column = column[:, None]
+            going &= ~criterion.exits(certainty[:, layer - 1], column)
+        layers += going
+    return layers
