@@ -69,7 +69,7 @@ def score_with_ray(job: Job) -> int:
     """Ray Data: one actor per worker, each with one CPU."""
     import ray
 
-    with _ray(job), _one_line_errors("Ray"):
+    with _ray(job), one_line_errors_of("Ray"):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = not job.quiet
         dataset = _ray_dataset(job)
@@ -150,7 +150,7 @@ def _ray_dataset(job: Job) -> Any:
 def score_with_spark(job: Job) -> int:
     """Spark: ``mapInArrow``, one Python worker process per core."""
     warnings.filterwarnings("ignore", module="pyspark")
-    with _one_line_errors("Spark"), _spark(job) as session:
+    with one_line_errors_of("Spark"), _spark(job) as session:
         from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
         frame = _spark_frame(job, session)
@@ -199,7 +199,7 @@ def _spark_frame(job: Job, session: Any) -> Any:
 
 
 @contextmanager
-def _one_line_errors(engine: str) -> Iterator[None]:
+def one_line_errors_of(engine: str) -> Iterator[None]:
     """Converts an exception of an engine. The message of a BerxitError in a worker is part of the engine's message."""
     try:
         yield

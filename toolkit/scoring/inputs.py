@@ -13,7 +13,7 @@ from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import CUSTOM, SUFFIXES, Record, read_records, text_of, value_text
 from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
-from berxit.runtime.tables import listed
+from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text
 
 NO_LABEL = -1
@@ -84,8 +84,8 @@ def input_columns(model: ModelInfo, given: Sequence[str]) -> tuple[str, ...]:
     """The columns with the texts: those given, by default the model's. Raises InputError for a wrong number of them."""
     if given and len(given) != len(model.text_columns):
         raise InputError(
-            f"--text-column names {listed(given)}, and this model takes {len(model.text_columns)} columns:"
-            f" {listed(model.text_columns)} in its training data"
+            f"--text-column names {listed(given)}, and this model takes"
+            f" {plural(len(model.text_columns), 'column')}: {listed(model.text_columns)} in its training data"
         )
     return tuple(given) or model.text_columns
 
