@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from berxit.toolkit.api import export as export
     from berxit.toolkit.api import fine_tune as fine_tune
     from berxit.toolkit.api import predict as predict
-    from berxit.toolkit.api import score as score
     from berxit.toolkit.publishing import push_to_hub as push_to_hub
     from berxit.toolkit.scoring.batch_scorer import BatchScorer as BatchScorer
     from berxit.train.options import TrainingOptions as TrainingOptions
@@ -51,7 +50,6 @@ _MODULES = {
     "fine_tune": "berxit.toolkit.api",
     "predict": "berxit.toolkit.api",
     "push_to_hub": "berxit.toolkit.publishing",
-    "score": "berxit.toolkit.api",
 }
 """Public name -> the module that defines it. No name equals a package of ``berxit``: ``berxit.train`` is the package,
 and ``berxit.fine_tune`` trains."""
@@ -73,7 +71,6 @@ __all__ = [
     "fine_tune",
     "predict",
     "push_to_hub",
-    "score",
 ]
 
 
