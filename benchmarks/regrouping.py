@@ -7,8 +7,8 @@
 - Regrouped: every layer runs on all rows of the shard that have not exited, in full parts of similar length.
 
 Both run the same sessions of ONNX Runtime through the backend with numpy tensors, with one thread and for several
-sizes of a part. They are interleaved in every round. Exit layers and logits must be equal. Times are CPU seconds of this
-process, so that other processes on the machine matter little.
+sizes of a part. They are interleaved in every round. Exit layers and logits must be equal. Times are CPU seconds of
+this process, so that other processes on the machine matter little.
 """
 
 from __future__ import annotations
