@@ -142,7 +142,8 @@ def test_evaluation_contains_every_layer_and_the_whole_curve(predictions: Predic
 
 def test_evaluation_compares_all_criteria(predictions: Predictions) -> None:
     evaluation = evaluate(predictions)
-    names = ["confidence", "entropy", *(["lte"] if predictions.lte is not None else []), "patience"]
+    names = ["confidence", "entropy", *(["lte"] if predictions.lte is not None else []), "patience", "agreement"]
+    names += ["learned"] if len(predictions.labels) >= 50 else []
     assert list(evaluation.curves) == list(evaluation.summaries) == names
     full = evaluation.layer_scores[-1]
     curve = Curve.of(evaluation.curves["patience"], 3).relative_to(full)
