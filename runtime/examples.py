@@ -123,7 +123,7 @@ def read_texts(path: Path, text_columns: Sequence[str], *, skip_bad_rows: bool =
     skipped: list[str] | None = [] if skip_bad_rows else None
     for line, row in read_rows(path, text_columns, skipped):
         try:
-            texts.append(_text(row, text_columns, f"{path}, line {line}"))
+            texts.append(text_of(row, text_columns, f"{path}, line {line}"))
         except InputError as error:
             if skipped is None:
                 raise

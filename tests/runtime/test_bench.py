@@ -226,7 +226,7 @@ def test_bench_reports_memory_after_lazy_loading(bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(host, "_opened", type(host._opened)())
     monkeypatch.setattr(devices, "resident_mib", resident)
     monkeypatch.setattr(
-        ExitPolicy, "exits", lambda self, layer, certainty, logits: certainty > -1
+        ExitPolicy, "exits", lambda self, layer, certainty, logits=None: certainty > -1
     )  # all inputs exit at the first layer
     short = {"threads": 1, "thresholds": 1, "queries": 1, "seconds": 0, "warmup": 1}
     result = bench(bundle, lazy=True, **short)  # type: ignore[arg-type]
