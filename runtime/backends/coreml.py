@@ -133,7 +133,7 @@ class CoreMLBackend(Backend):
         """One row without its padding, or padded to the next length that the segments accept: (1, S) each."""
         lengths, pad = self._manifest.lengths, self._manifest.model.pad_token_id
         tokens = int(batch.lengths[row])
-        length = next((length for length in lengths if length >= tokens), tokens)
+        length = next((length for length in sorted(lengths) if length >= tokens), tokens)
         if lengths and length not in lengths:
             raise InputError(
                 f"an input of {tokens} tokens is longer than the bundle takes ({max(lengths)}): export again with"
