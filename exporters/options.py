@@ -25,6 +25,8 @@ class ExportOptions:
     """Layers that get an exit, in addition to the last; "auto": chosen by measurement. Empty: all layers."""
     threads: int | None = None
     """Default number of CPU threads of the bundle; the caller can override it."""
+    target_options: tuple[str, ...] = ()
+    """Variants of the segments, by name: those of the target's ``variants``."""
 
 
 def _ignore(line: str) -> None:

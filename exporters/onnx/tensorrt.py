@@ -16,9 +16,9 @@ from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_gra
 from berxit.exporters.onnx.int8_qdq import QDQ_WEIGHTS, quantize_for_tensorrt
 from berxit.exporters.onnx.onnxruntime import write_graphs
 from berxit.exporters.segments import Segments
-from berxit.exporters.targets import Settings, TensorRTVersion
+from berxit.exporters.targets import Settings, TensorRTVersion, WrittenSegments
 from berxit.runtime.backends.onnxruntime import open_backend
-from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.bundle import Manifest
 from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Bar
 from berxit.runtime.tokenization import TokenBatch
@@ -26,10 +26,10 @@ from berxit.runtime.tokenization import TokenBatch
 
 def write_segments(
     segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
-) -> tuple[Segment, ...]:
+) -> WrittenSegments:
     """As ``Writer.write_segments``."""
     segments = segments.repeating()
-    return write_graphs(segments, graphs_of(segments, settings, samples), folder, bar)
+    return WrittenSegments(write_graphs(segments, graphs_of(segments, settings, samples), folder, bar))
 
 
 def graphs_of(segments: Segments, settings: Settings, samples: Sequence[TokenBatch]) -> Iterator[OnnxSegment]:

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from berxit.devices import install_command, tensorrt_command
+from berxit.devices import install_command
 from berxit.runtime.arguments import as_threads
 from berxit.runtime.backend_options import BackendOption, Options, OptionValue, backend_label
 from berxit.runtime.backends import forking
@@ -37,7 +37,7 @@ class BackendInfo:
     package: str
     """The package that the module imports."""
     extra: str
-    """The extra of berxit that installs it."""
+    """The extra of berxit that installs it, as ``install_command`` accepts it."""
     options: tuple[BackendOption, ...] = ()
     """Keywords of ``open_backend``."""
     lazy: bool = False
@@ -58,7 +58,7 @@ class BackendInfo:
     @property
     def install(self) -> str:
         """The command that installs it here."""
-        return tensorrt_command() if self.extra == "tensorrt" else install_command(self.extra)
+        return install_command(self.extra)
 
     @property
     def syntax(self) -> str:
@@ -212,6 +212,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
                     "compute units besides the CPU: Neural Engine, GPU or none; default: the profile of the Mac",
                     values=("ne", "gpu", "cpu"),
                 ),
+                BackendOption("embeddings_on_cpu", "run the embeddings on the CPU, the layers on the compute units"),
             ),
         ),
     ),

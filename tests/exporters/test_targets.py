@@ -36,11 +36,13 @@ def test_every_target_has_a_backend() -> None:
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_names_of_a_target_are_unique(target) -> None:  # type: ignore[no-untyped-def]
-    for values in (target.precisions, target.versions):
+    for values in (target.precisions, target.versions, target.variants):
         names = [name for value in values for name in (value.name, *getattr(value, "aliases", ()))]
         assert len(names) == len(set(names))
     for version in target.versions:
-        assert set(version.without) < {precision.name for precision in target.precisions}
+        assert set(version.without) < {value.name for value in (*target.precisions, *target.variants)}
+    for variant in target.variants:
+        assert set(variant.without) < {precision.name for precision in target.precisions}
 
 
 def test_settings_contain_the_defaults() -> None:
@@ -68,6 +70,26 @@ def test_settings_limit_lengths_to_the_model() -> None:
         ("tensorrt", ExportOptions(threads=2), "--threads does not go with target tensorrt"),
         ("tensorrt", ExportOptions(max_batch=0), "--max-batch 0: it must be at least 1"),
         ("coreml", ExportOptions(max_batch=2), "--max-batch 2: the largest batch of target coreml is 1"),
+        (
+            "tensorrt",
+            ExportOptions(target_options=("full-depth",)),
+            "--target-options does not go with target tensorrt",
+        ),
+        (
+            "coreml",
+            ExportOptions(target_options=("fast",)),
+            "no target option 'fast': choose fixed-shapes, full-depth",
+        ),
+        (
+            "coreml",
+            ExportOptions("fp32", target_options=("float16-exits",)),
+            "--target-options float16-exits does not go with --precision fp32: omit one of them",
+        ),
+        (
+            "coreml",
+            ExportOptions(target_version="ios16", target_options=("fixed-shapes",)),
+            "--target-options fixed-shapes does not go with --target-version ios16: choose ios18, macos15",
+        ),
     ],
 )
 def test_settings_reject_what_the_target_does_not_accept(target: str, options: ExportOptions, message: str) -> None:

@@ -4,18 +4,15 @@ Calls fail as those of the Python bindings do (python/src/infer/pyCore.cpp at ea
 ``set_optimization_profile_async`` raise RuntimeError, ``Builder`` and ``Runtime`` TypeError, others return None, False
 or -1. The parser has the version's rules; see tensorrt_parser.py.
 
-As on a GPU, work is only enqueued, and runs at the next synchronization; data that is read too early is stale.
-Addresses are checked against the allocations, new memory is filled with garbage bytes, and every run overwrites its
-activation memory, so that overlapping buffers lead to wrong outputs.
+Its kernels run on the fake CUDA driver (fake_cuda), which the real cuda-python calls. Their addresses are checked
+against the allocations, and every run overwrites its activation memory, so that overlapping buffers lead to wrong
+outputs.
 """
 
 from __future__ import annotations
 
-import ctypes
-import enum
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,205 +20,37 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from fake_cuda import Driver
 from onnx import TensorProto, helper
 from tensorrt_parser import Parser, rules_of
-
-from berxit.exporters.onnx.bfloat16 import rounded_in_float32
 
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
 )
 """TensorRT version -> class -> the members that this project may use."""
 RUBBISH = 0xC7
-Work = Callable[[], None]
 
 
 class World:
-    """Simulated GPU: its memory, and one work queue per stream."""
+    """A version's TensorRT on the fake CUDA driver: what it built, and which of its calls report failure."""
 
-    def __init__(self) -> None:
-        self.blocks: dict[int, np.ndarray] = {}
-        self.pinned: dict[int, np.ndarray] = {}
-        self.mapped: dict[int, np.ndarray] = {}
-        """Pinned memory under its address on the GPU."""
-        self.made: set[tuple[str, object]] = set()
-        """Streams, events and graphs that were not destroyed."""
-        self.gone: list[str] = []
-        """Kinds of destroyed or freed objects, in order."""
-        self.queue: list[Work] = []
-        self.capture: list[Work] | None = None
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
         self.built: list[str] = []
         """Files from which engines were built."""
-        self.copies_out = 0
-        self.launched = 0
-        self.allocated = 0
         self.contexts = 0
         self.builders = 0
         self.refuses: set[str] = set()
         """Names of calls that report failure."""
 
-    def allocate(self, size: int) -> int:
-        address = 0x7F00_0000_0000 + 0x1_0000_0000 * self.allocated
-        self.allocated += 1
-        self.blocks[address] = np.full(size, RUBBISH, np.uint8)
-        return address
+    def note(self, kind: str) -> None:
+        """Adds the end of one of its objects to ``released``."""
+        self.driver.note(f"{id(self)}.{kind}")
 
-    def give_back(self, kind: str, thing: object, things: Any) -> tuple:
-        """Raises an error for an unknown handle, as CUDA does."""
-        if thing not in things:
-            return (1,)
-        assert kind == "graph" or not self.queue, f"{kind} freed while the GPU is busy"
-        things.discard(thing) if isinstance(things, set) else things.pop(thing)
-        self.gone.append(kind)
-        return (0,)
-
-    def at(self, address: int, size: int) -> np.ndarray:
-        """``size`` bytes of GPU memory at an address, from one allocation."""
-        for start, block in (*self.blocks.items(), *self.mapped.items()):
-            if start <= address and address + size <= start + len(block):
-                return block[address - start : address - start + size]
-        raise AssertionError(f"illegal address {address:#x}, {size} bytes")
-
-    def host(self, address: int, size: int) -> np.ndarray:
-        for start, block in self.pinned.items():
-            if start <= address and address + size <= start + len(block):
-                return block[address - start : address - start + size]
-        raise AssertionError(f"{address:#x} is no pinned host memory of {size} bytes")
-
-    def is_pinned(self, address: int) -> bool:
-        return any(start <= address < start + len(block) for start, block in self.pinned.items())
-
-    def enqueue(self, work: Work) -> None:
-        (self.queue if self.capture is None else self.capture).append(work)
-
-    def run(self, until: object = None) -> None:
-        assert self.capture is None, "waited during a capture"
-        while self.queue:
-            work = self.queue.pop(0)
-            work()
-            if work is until:
-                return
-
-
-class Event:
-    mark: Work | None = None
-
-
-def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
-    """Replacement of cuda.bindings.runtime."""
-    kinds = enum.IntEnum(
-        "cudaMemcpyKind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaMemcpyDeviceToDevice"]
-    )
-
-    def copy(to: int, source: int, size: int, kind: Any) -> None:
-        if kind == kinds.cudaMemcpyHostToDevice:
-            world.at(to, size)[:] = world.host(source, size)
-        elif kind == kinds.cudaMemcpyDeviceToHost:
-            world.host(to, size)[:] = world.at(source, size)
-            world.copies_out += 1
-        else:
-            assert abs(to - source) >= size, "a copy that overlaps itself"
-            world.at(to, size)[:] = world.at(source, size)
-
-    def memcpy_async(to: int, source: int, size: int, kind: Any, stream: int) -> tuple:
-        assert stream == 77
-        if kind == kinds.cudaMemcpyHostToDevice and not world.is_pinned(source):
-            # The driver first copies pageable memory to a staging buffer.
-            staged = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(source)).copy()
-            world.enqueue(lambda: world.at(to, size).__setitem__(slice(None), staged))
-        else:
-            world.enqueue(lambda: copy(to, source, size, kind))
-        return (0,)
-
-    def malloc_host(size: int) -> tuple:
-        block = np.full(size, RUBBISH, np.uint8)
-        world.pinned[block.ctypes.data] = block
-        return 0, block.ctypes.data
-
-    def host_alloc(size: int, flags: int) -> tuple:
-        assert flags == 2
-        error, address = malloc_host(size)
-        return (2, None) if "cudaHostAlloc" in world.refuses else (error, address)
-
-    def device_pointer(address: int, flags: int) -> tuple:
-        device = 0x6F00_0000_0000 + 0x1_0000_0000 * len(world.mapped)
-        world.mapped[device] = world.pinned[address]
-        return 0, device
-
-    def free_host(address: int) -> tuple:
-        block = world.pinned.get(address)
-        world.mapped = {device: other for device, other in world.mapped.items() if other is not block}
-        return world.give_back("pinned", address, world.pinned)
-
-    def record(event: Event, stream: int) -> tuple:
-        event.mark = lambda: None
-        world.enqueue(event.mark)
-        return (0,)
-
-    def event_synchronize(event: Event) -> tuple:
-        if any(work is event.mark for work in world.queue):
-            world.run(until=event.mark)
-        return (0,)
-
-    def begin_capture(stream: int, mode: Any) -> tuple:
-        world.capture = []
-        return (0,)
-
-    def end_capture(stream: int) -> tuple:
-        works, world.capture = world.capture, None
-        if "execute_async_v3" in world.refuses:
-            return 901, None
-        return 0, made("graph", tuple(works))
-
-    def instantiate(graph: tuple[Work, ...], flags: int) -> tuple:
-        return (801, None) if "cudaGraphInstantiate" in world.refuses else (0, made("launchable", graph))
-
-    def launch(graph: tuple[Work, ...], stream: int) -> tuple:
-        world.launched += 1
-        for work in graph:
-            world.enqueue(work)
-        return (0,)
-
-    def made(kind: str, thing: Any) -> Any:
-        world.made.add((kind, thing))
-        return thing
-
-    def gives_back(kind: str) -> Callable[[Any], tuple]:
-        return lambda thing: world.give_back(kind, (kind, thing), world.made)
-
-    return SimpleNamespace(
-        cudaMemcpyKind=kinds,
-        cudaStreamNonBlocking=1,
-        cudaEventDisableTiming=2,
-        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
-        cudaGetDeviceCount=lambda: (0, 1),
-        cudaGetDeviceProperties=lambda index: (
-            0,
-            SimpleNamespace(name=b"Stand-in", major=capability[0], minor=capability[1], multiProcessorCount=8),
-        ),
-        cudaGetLastError=lambda: (0,),
-        cudaStreamCreateWithFlags=lambda flags: (0, made("stream", 77)),
-        cudaStreamDestroy=gives_back("stream"),
-        cudaEventCreateWithFlags=lambda flags: (0, made("event", Event())),
-        cudaEventDestroy=gives_back("event"),
-        cudaMalloc=lambda size: (0, world.allocate(size)),
-        cudaFree=lambda address: world.give_back("memory", address, world.blocks),
-        cudaMallocHost=malloc_host,
-        cudaFreeHost=free_host,
-        cudaHostAlloc=host_alloc,
-        cudaHostAllocMapped=2,
-        cudaHostGetDevicePointer=device_pointer,
-        cudaMemcpyAsync=memcpy_async,
-        cudaStreamSynchronize=lambda stream: (world.run(), (0,))[1],
-        cudaEventRecord=record,
-        cudaEventSynchronize=event_synchronize,
-        cudaStreamBeginCapture=begin_capture,
-        cudaStreamEndCapture=end_capture,
-        cudaGraphDestroy=gives_back("graph"),
-        cudaGraphInstantiate=instantiate,
-        cudaGraphExecDestroy=gives_back("launchable"),
-        cudaGraphLaunch=launch,
-    )
+    def released(self) -> list[str]:
+        """Kinds of ended objects and of released CUDA resources, in order."""
+        kinds = (kind.rpartition(".") for kind in self.driver.released())
+        return [kind for owner, _, kind in kinds if owner in ("", str(id(self)))]
 
 
 class Guarded:
@@ -482,7 +311,7 @@ class Runtime(Guarded):
         self._logger = logger
 
     def __del__(self) -> None:
-        self._module.world.gone.append("runtime")
+        self._module.world.note("runtime")
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
         try:
@@ -501,6 +330,8 @@ class ICudaEngine(Guarded):
         options.intra_op_num_threads = 1
         graph = onnx.load_from_string(model)
         if any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer):
+            from berxit.exporters.onnx.bfloat16 import rounded_in_float32  # imports torch
+
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             model = rounded_in_float32(graph).SerializeToString()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -509,7 +340,7 @@ class ICudaEngine(Guarded):
         self._memory = 1000 + len(model) % 777
 
     def __del__(self) -> None:
-        self._module.world.gone.append("engine")
+        self._module.world.note("engine")
 
     @property
     def num_io_tensors(self) -> int:
@@ -589,7 +420,7 @@ class IExecutionContext(Guarded):
         self._inputs = {i.name: i for i in engine._session.get_inputs()}
 
     def __del__(self) -> None:
-        self._module.world.gone.append("context")
+        self._module.world.note("context")
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self._engine._memory
@@ -621,14 +452,14 @@ class IExecutionContext(Guarded):
         return self._answers("set_tensor_address")
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 77
-        session, world = self._engine._session, self._module.world
+        session, driver = self._engine._session, self._module.world.driver
         shapes = {name: self._shapes.get(name) or tuple(i.shape) for name, i in self._inputs.items()}
         if any(not isinstance(size, int) for shape in shapes.values() for size in shape):
             return False
-        if world.capture is not None:
+        if driver.capturing(stream):
             assert self._warm, "captured before it ran with these shapes"
             if not self._answers("execute_async_v3"):
+                driver.synchronize(stream)  # as a layer that waits for the GPU; no capture can contain it
                 return False
             self._captured = True
         if not self._warm and self._kernels is not None:
@@ -636,20 +467,20 @@ class IExecutionContext(Guarded):
         self._warm = True
         addresses, activations = dict(self._addresses), self._activations
         dtypes = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+        inputs = {name: np.dtype(dtypes[self._inputs[name].type]) for name in shapes}
 
-        def work() -> None:
+        def kernel() -> None:  # must not refer to the context, whose end is recorded
             feeds = {}
-            for name, shape in shapes.items():
-                dtype = np.dtype(dtypes[self._inputs[name].type])
-                size = int(np.prod(shape)) * dtype.itemsize
-                feeds[name] = world.at(addresses[name], size).view(dtype).reshape(shape).copy()
+            for name, dtype in inputs.items():
+                size = int(np.prod(shapes[name])) * dtype.itemsize
+                feeds[name] = driver.at(addresses[name], size).view(dtype).reshape(shapes[name]).copy()
             names = [output.name for output in session.get_outputs()]
             values = session.run(names, feeds)
-            world.at(*activations)[:] = RUBBISH
+            driver.at(*activations)[:] = RUBBISH
             for name, value in zip(names, values, strict=True):
-                world.at(addresses[name], value.nbytes)[:] = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+                driver.at(addresses[name], value.nbytes)[:] = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
 
-        world.enqueue(work)
+        driver.launch(stream, kernel)
         return True
 
 

@@ -390,7 +390,8 @@ class TensorRtBackend(Backend):
 
     def _slot(self, length: int) -> _Slot:
         plan = plan_for(self._manifest, rows_of(self._manifest), length)
-        slot = _Slot(self._cuda, plan, self._manifest, self._constants, zero_copy=self._zero_copy)
+        with self._cuda.all_or_nothing():
+            slot = _Slot(self._cuda, plan, self._manifest, self._constants, zero_copy=self._zero_copy)
         self._held.slots.append(slot)
         return slot
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
-from berxit.devices import install_command, tensorrt_command
+from berxit.devices import install_command
 from berxit.runtime.bundle import FLOAT32_NODES, Manifest
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError, first_line
@@ -65,8 +65,7 @@ def load(builder: str) -> Api:
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise
-    how = tensorrt_command() if builder == "tensorrt" else install_command(builder)
-    raise BerxitError(f"this needs {BUILDERS[builder][0]}, which is not installed here: {how}")
+    raise BerxitError(f"this needs {BUILDERS[builder][0]}, which is not installed here: {install_command(builder)}")
 
 
 def _quiet_logger(trt: Any) -> Any:
