@@ -80,18 +80,25 @@ struct Normalizer: Sendable {
         }
     }
 
+    /// Decomposes the text, and composes it again for NFC and NFKC. Foundation's functions are applied in these steps,
+    /// because on Linux they do not compose the marks that a compatibility mapping creates, and do not sort marks around
+    /// the characters that decompose to marks only, such as U+0F81.
     private static func compose(_ text: [Unicode.Scalar], _ form: Form) -> [Unicode.Scalar] {
         var view = String.UnicodeScalarView()
         view.append(contentsOf: text)
-        let whole = String(view)
-        switch form {
-        case .NFC: return Array(whole.precomposedStringWithCanonicalMapping.unicodeScalars)
-        case .NFD: return Array(whole.decomposedStringWithCanonicalMapping.unicodeScalars)
-        // In two steps: Foundation on Linux does not compose the marks that the compatibility mapping creates.
-        case .NFKC:
-            return Array(whole.decomposedStringWithCompatibilityMapping.precomposedStringWithCanonicalMapping.unicodeScalars)
-        case .NFKD: return Array(whole.decomposedStringWithCompatibilityMapping.unicodeScalars)
-        }
+        let isCompatibility = form == .NFKC || form == .NFKD
+        var decomposed =
+            isCompatibility
+            ? String(view).decomposedStringWithCompatibilityMapping : String(view).decomposedStringWithCanonicalMapping
+        if !isSorted(decomposed.unicodeScalars) { decomposed = decomposed.decomposedStringWithCanonicalMapping }
+        let isComposed = form == .NFC || form == .NFKC
+        return Array((isComposed ? decomposed.precomposedStringWithCanonicalMapping : decomposed).unicodeScalars)
+    }
+
+    /// True if all marks are in canonical order.
+    private static func isSorted(_ scalars: String.UnicodeScalarView) -> Bool {
+        let classes = scalars.map(\.properties.canonicalCombiningClass.rawValue)
+        return zip(classes, classes.dropFirst()).allSatisfy { $0 <= $1 || $1 == 0 }
     }
 
     private static func replace(
