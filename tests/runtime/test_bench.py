@@ -18,11 +18,7 @@ from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
 from berxit.runtime.bench import command
-<<<<<<< HEAD
-from berxit.runtime.bench_report import headline, report_text, tables, write_result
-=======
-from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables
->>>>>>> main
+from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables, write_result
 from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
