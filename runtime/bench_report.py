@@ -98,6 +98,18 @@ def tables(result: BenchResult) -> list[Table]:
     return found
 
 
+def _one_graph(result: BenchResult) -> str:
+    """Latency of full depth as one graph (without exits), compared with the exits."""
+    assert result.one_graph is not None
+    one = result.one_graph.latency.mean
+    exits = f"{result.full_depth.latency.mean:.2f} ms with {plural(len(result.by_layer), 'exit')}"
+    if result.policy is None:
+        return f"one graph (without exits): {one:.2f} ms per input; full depth takes {exits}"
+    early = result.policy.latency.mean
+    verdict = "the calibrated exits are faster" if early < one else "it is faster than the calibrated exits"
+    return f"one graph (without exits): {one:.2f} ms per input; full depth takes {exits}; {verdict} ({early:.2f} ms)"
+
+
 def _memory(result: BenchResult) -> str:
     return (
         f"{result.memory_mib:.0f} MiB resident after every input"
@@ -160,6 +172,7 @@ def report_text(result: BenchResult) -> str:
         f" {plural(result.threads, 'thread')}; {plural(result.inputs, 'input')}, {plural(result.rounds, 'round')},"
         f" batch 1; {result.boundary}",
         *([f"tuned: fastest with {result.tuned[0]}"] if result.tuned else []),
+        *([_one_graph(result)] if result.one_graph is not None else []),
         *([_memory(result)] if result.memory_mib is not None else []),
         *(markdown_table(*table) for table in tables(result)),
         f"{_line(result)}; exits within {result.self_check:.0e} of the checkpoint on this device",

@@ -42,6 +42,8 @@ CALIBRATED = "calibrated"
 FULL_DEPTH = "full depth"
 ENERGY_SECONDS = 3.0
 """Longest measurement of the energy of one operating point."""
+ONE_GRAPH = "one graph"
+"""Name of the operating point at full depth as one graph (without exits)."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class BenchResult:
     in the results of an older version."""
     energy: dict[str, Energy] = field(default_factory=dict)
     """Operating point, ``full depth`` or ``calibrated`` -> energy per input. Empty without a power sensor."""
+    one_graph: Measured | None = None
+    """Full depth as one graph (without exits); None if the bundle does not contain it."""
 
     def noise_problems(self) -> list[str]:
         """Reasons why no decision should depend on this bench; empty for a quiet machine."""
@@ -153,7 +157,10 @@ def bench(
         runner.answer([text], runner.policy)
     memory = devices.resident_mib()
     check_tokenization(golden, runner.tokenizer)
-    largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
+    one_graph = runner.backend.one_graph()
+    backends = [runner.backend, *([one_graph] if one_graph else [])]
+    pad, scale = manifest.model.pad_token_id, manifest.parity.scale
+    largest = float(np.max([gap for each in backends for gap in differences(each, golden, pad, scale)]))
     allowed = allowed_difference(manifest, runner.backend)
     if not largest <= allowed:
         raise BerxitError(
@@ -168,11 +175,17 @@ def bench(
     policies.update({f"threshold {t}": runner.policy.with_threshold(t) for t in tried})
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
+    others = {}
+    if one_graph:
+        policies[ONE_GRAPH] = runner.policy.at_depth(layers)
+        others[ONE_GRAPH] = EarlyExitRunner(manifest, runner.tokenizer, one_graph, runner.device)
     rounds = rounds_for(runner, inputs, len(policies), queries=queries, seconds=seconds)
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
     with progress(rounds * len(inputs) * len(policies)) as bar, devices.Sampler() as sampler:
-        found, noise = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
+        found, noise = measure(
+            runner, inputs, policies, rounds=rounds, warmup=warmup, others=others, score=score, advance=bar.update
+        )
     compared = {CALIBRATED: policies.get(CALIBRATED), FULL_DEPTH: policies[f"layer {layers}"]}
     energy = measure_energy(
         runner,
@@ -200,7 +213,7 @@ def bench(
         by_threshold={t: found[f"threshold {t}"] for t in tried},
         criterion=runner.policy.criterion,
         policy=found.get(CALIBRATED),
-        line=Line.through(list(found.values())),
+        line=Line.through([point for name, point in found.items() if name != ONE_GRAPH]),
         before=before,
         after=devices.read_sensors(),
         versions=_versions(),
@@ -213,6 +226,7 @@ def bench(
         backend_options=dict(runner.backend.options),
         sensors=sampler.results(),
         energy=energy,
+        one_graph=found.get(ONE_GRAPH),
     )
 
 

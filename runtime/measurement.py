@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -134,12 +135,14 @@ def measure(
     *,
     rounds: int,
     warmup: int,
+    others: Mapping[str, EarlyExitRunner] = MappingProxyType({}),
     score: Callable[[Sequence[Prediction]], float] | None = None,
     advance: Callable[[int], None] = lambda queries: None,
     seed: int = 0,
 ) -> tuple[dict[str, Measured], Noise]:
     """Measures every policy on every input, ``rounds`` times, one query at a time.
 
+    ``others``: name of a policy -> the runner that it runs on, instead of ``runner``.
     After each input, the first input is repeated at full depth; the spread of these latencies is the noise.
     ``score``: computes the metric of the task from the predictions of the first round, in the order of ``inputs``.
     ``advance``: called with the number of queries done.
@@ -147,14 +150,15 @@ def measure(
     order = random.Random(seed)
     full_depth = runner.policy.at_depth(runner.backend.layers)
     for i in range(warmup):
-        runner.answer([inputs[i % len(inputs)]], full_depth)
+        for each in (runner, *others.values()):
+            each.answer([inputs[i % len(inputs)]], full_depth)
     repeated: list[float] = []
     meter = CpuMeter()
     found: dict[str, list[Prediction]] = {name: [] for name in policies}
     for _ in range(rounds):
         for text in inputs:
             for name in order.sample(list(policies), len(policies)):
-                found[name].append(runner.answer([text], policies[name])[0])
+                found[name].append(others.get(name, runner).answer([text], policies[name])[0])
             repeated.append(runner.answer([inputs[0]], full_depth)[0].latency_ms)
             advance(len(policies))
     noise = Noise.of([repeated], meter, runner.backend.threads)

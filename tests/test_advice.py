@@ -30,6 +30,7 @@ FOREIGN = {
     *("--num-processes", "--multi-gpu", "--multi", "--num"),  # accelerate launch
     *("--system-site-packages", "--package-path"),  # venv, swift
     *("--query-gpu", "--format"),  # nvidia-smi
+    "--model-repository",  # tritonserver
 }
 """Options of other programs that pages and messages name."""
 
@@ -141,7 +142,7 @@ def test_every_package_is_in_the_extra_that_is_advised_for_it() -> None:
             (listed,) = re.findall(start + r"(.*?)\]$", text, re.DOTALL | re.MULTILINE)
             name = extra if package == "tensorrt" else package  # The package tensorrt-cu12 contains the module.
             from_jetpack = package == "tensorrt" and "jetson" in extra
-            assert bool(re.search(rf'"{name}[>=<]', listed)) != from_jetpack, (package, extra)
+            assert bool(re.search(rf'"{name}(\[\w+\])?[>=<]', listed)) != from_jetpack, (package, extra)
 
 
 def test_every_option_that_a_message_names_exists() -> None:

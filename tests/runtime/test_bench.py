@@ -83,6 +83,18 @@ RESULT = BenchResult(
 )
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "verdict"),
+    [(3.0, "it is faster than the calibrated exits (3.20 ms)"), (3.5, "the calibrated exits are faster (3.20 ms)")],
+)
+def test_report_compares_one_graph_with_the_exits(milliseconds: float, verdict: str) -> None:
+    line = f"one graph (without exits): {milliseconds:.2f} ms per input; full depth takes 4.00 ms with 2 exits"
+    text = report_text(replace(RESULT, one_graph=point(2, milliseconds)))
+    assert f"{line}; {verdict}" in text
+    assert line in report_text(replace(RESULT, one_graph=point(2, milliseconds), policy=None))
+    assert "one graph" not in report_text(RESULT)
+
+
 def test_bench_writes_results(written: Path) -> None:
     assert {"bench.json", "bench.md"} <= {path.name for path in written.iterdir()}
     assert all(path.stat().st_size > 0 for path in written.iterdir())
@@ -214,7 +226,7 @@ def test_bench_reports_memory_after_lazy_loading(bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(host, "_opened", type(host._opened)())
     monkeypatch.setattr(devices, "resident_mib", resident)
     monkeypatch.setattr(
-        ExitPolicy, "exits", lambda self, layer, certainty, logits: certainty > -1
+        ExitPolicy, "exits", lambda self, layer, certainty, logits=None: certainty > -1
     )  # all inputs exit at the first layer
     short = {"threads": 1, "thresholds": 1, "queries": 1, "seconds": 0, "warmup": 1}
     result = bench(bundle, lazy=True, **short)  # type: ignore[arg-type]

@@ -23,6 +23,10 @@ NEEDED_FOR = {
     "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
     "study": "repeat the paper's experiments",
+    "serve": "serve bundles over HTTP, and show the demo page",
+    "parquet": "read and write Parquet files",
+    "ray": "score a corpus on a Ray cluster",
+    "spark": "score a corpus on a Spark cluster",
     "hub": "download and publish models on the Hugging Face hub",
 }
 
