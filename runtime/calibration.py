@@ -130,15 +130,29 @@ class Calibration:
     placement: ExitPlacement | None = field(default=None, metadata=OMIT_DEFAULT)
     """In the manifest of a bundle whose exits were placed automatically; None for others."""
 
+    def describe_policy(self) -> str:
+        """Criterion, threshold and settings of the policy."""
+        settings = self.settings or {}
+        if settings.get("thresholds_per_exit"):
+            parts = [f"{self.criterion} thresholds per exit, for an agreement of {self.threshold:.6g} with full depth"]
+        else:
+            parts = [f"{self.criterion} threshold {self.threshold:.6g}"]
+        if "patience" in settings:
+            parts.append(f"at {settings['patience']} consecutive exits")
+        if "off" in settings:
+            parts.append(f"without the exits {', '.join(map(str, settings['off']))}")
+        if "full_depth_classes" in settings:
+            parts.append(f"full depth for {', '.join(settings['full_depth_classes'])}")
+        if settings.get("fit_temperatures"):
+            parts.append("fitted temperatures")
+        return ", ".join(parts)
+
     def summary(self) -> str:
         layers = len(self.histogram)
         if self.criterion == "fixed":
             exits = f"every input exits at layer {self.average_exit_layer:.0f} of {layers}"
         else:
-            exits = (
-                f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
-                f" {layers}"
-            )
+            exits = f"{self.describe_policy()}: average exit layer {self.average_exit_layer:.2f} of {layers}"
         score = f"{self.metric} {self.score:.4f} of {self.full_depth_score:.4f} at full depth"
         if self.unlabelled:
             score = f"{self.metric} {self.score:.4f} with full depth's predictions as labels"

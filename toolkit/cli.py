@@ -17,6 +17,8 @@ COMMANDS = {
     "export": "berxit.toolkit.commands.export",
     "build": "berxit.runtime.build",
     "bench": "berxit.runtime.bench",
+    "predict": "berxit.toolkit.commands.predict",
+    "score": "berxit.toolkit.commands.score",
     "study": "berxit.toolkit.commands.study",
     "compare": "berxit.toolkit.commands.compare",
     "inspect": "berxit.toolkit.commands.inspect",
@@ -70,6 +72,8 @@ calibrate = _program("calibrate")
 export = _program("export")
 build = _program("build")
 bench = _program("bench")
+predict = _program("predict")
+score = _program("score")
 study = _program("study")
 compare = _program("compare")
 inspect = _program("inspect")

@@ -214,7 +214,7 @@ def test_export_for_a_device_uses_its_profile(copy: Path, capsys: pytest.Capture
     assert run("export", copy, "--device", "iphone", "--quiet") == 0
     bundle = copy.with_name("checkpoint-coreml")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("coreml", "fp16", [16, 32])
+    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("coreml", "fp16", [32])
     out = capsys.readouterr().out
     assert "Apple's runtime was not run" in out
     assert run("inspect", bundle) == 0
@@ -224,7 +224,19 @@ def test_export_for_a_device_uses_its_profile(copy: Path, capsys: pytest.Capture
     )  # all files of the package
     assert package > 2**16  # more than the size of the folder's entry
     hidden = next(o for o in manifest["segments"][1]["outputs"] if o["role"] == "hidden")
-    assert (hidden["dtype"], hidden["shape"]) == ("float16", [1, 32, 1, "length"])  # the Neural Engine's layout
+    assert (hidden["dtype"], hidden["shape"]) == ("float16", [1, 32, 1, 32])  # the Neural Engine's layout
+
+
+def test_export_accepts_target_options(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
+    options = ["--lengths", "8,16", "--target-options", "fixed-shapes,full-depth", "--quiet"]
+    assert run("export", copy, "--target", "coreml", *options) == 0
+    assert "-[✓] one graph (without exits)" in capsys.readouterr().out
+    manifest = json.loads((copy.with_name("checkpoint-coreml") / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["segments"][1]["functions"] == ["layer_01_s8", "layer_01_s16"]
+    assert manifest["full"]["functions"] == ["full_s8", "full_s16"]
+    assert run("export", copy, "--target", "coreml", "--target-options", "fast") == 2
+    assert "target coreml has no target option 'fast': choose fixed-shapes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["iphone", "ipad"])
