@@ -82,10 +82,8 @@ class Cuda:
     def _failure(self, function: str, error: str) -> str:
         if error not in DRIVER_TOO_OLD:
             return f"CUDA's {function} failed with {error}: {REMEDIES.get(error, OTHER_REMEDY)}"
-        package, driver = (
-            self.call("cudaRuntimeGetVersion")[0],
-            self.call("cudaDriverGetVersion")[0],
-        )  # work in this state
+        # These two functions work in this state.
+        package, driver = (self.call(f"cuda{each}GetVersion")[0] for each in ("Runtime", "Driver"))
         if driver == 0:  # cuda-python 13; for 12, see ``call``
             return f"CUDA finds no NVIDIA driver here: {NO_GPU}"
         return (
