@@ -49,8 +49,8 @@ class BatchScorer:
         """Reads the manifest only. The path of the ``bundle`` must be valid on every worker.
 
         ``text_columns``: by default those of the training data. ``threads``: CPU threads of each worker process.
-        Raises InputError for a wrong number of columns or a threshold out of range, BerxitError for a bundle that cannot
-        be read.
+        Raises InputError for a wrong number of columns or a threshold out of range, BerxitError for a bundle that
+        cannot be read.
         """
         self.bundle = Path(bundle).absolute()
         manifest = read_manifest(self.bundle, verify=False)
