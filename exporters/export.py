@@ -13,7 +13,7 @@ from berxit.exporters.parity import verify
 from berxit.exporters.planning import Plan, make_plan
 from berxit.exporters.targets import find_target
 from berxit.exporters.writing import Written, write_files
-from berxit.runtime.bundle import Manifest, Parity, write_manifest
+from berxit.runtime.bundle import Manifest, Parity, schema_version, write_manifest
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_whole
 from berxit.train.checkpoint import apply_umask
@@ -64,6 +64,14 @@ def finish_manifest(
     written: Written, plan: Plan, parity: Parity, measured: Recalibrated | None, messages: Messages
 ) -> Manifest:
     """The manifest with the results of the parity check, the policy, and how its thresholds were chosen."""
+    manifest = _manifest(written, plan, parity, measured, messages)
+    return replace(manifest, schema_version=schema_version(manifest))
+
+
+def _manifest(
+    written: Written, plan: Plan, parity: Parity, measured: Recalibrated | None, messages: Messages
+) -> Manifest:
+    """The manifest before its schema version is known."""
     calibrated = measured.chosen if measured else plan.calibrated
     if calibrated is None:
         return replace(written.draft, parity=parity)
@@ -76,4 +84,10 @@ def finish_manifest(
     for line in calibrated.calibration.warnings:
         messages.warn(line)
     scores = measured.scores if measured else None
-    return replace(written.draft, policy=calibrated.policy, calibration=record, parity=parity, scores=scores)
+    return replace(
+        written.draft,
+        policy=calibrated.policy,
+        calibration=record,
+        parity=parity,
+        scores=scores,
+    )

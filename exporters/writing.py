@@ -68,14 +68,15 @@ def write_files(
     inputs = golden.one_by_one(tokenizer.pad_token_id)
     with progress(len(segments.layers) + 1) as bar:
         written = target.load_writer().write_segments(segments, folder, settings, inputs, bar)
+    policy = ExitPolicy.full_depth(model.layers, model.config.regression)
     draft = Manifest(
         schema_version=SCHEMA_VERSION,
         target=target.name,
         precision=settings.precision.name,
         model=model_info(model, tokenizer.pad_token_id, max_length),
         tokenizer=DataFile(TOKENIZER_FILE, sha256(folder / TOKENIZER_FILE)),
-        segments=written,
-        policy=ExitPolicy.full_depth(model.layers, model.config.regression),
+        segments=written.segments,
+        policy=policy,
         calibration=None,
         parity=Parity(REFERENCE, settings.precision.atol, (), golden.scale(regression=model.config.regression)),
         golden=DataFile(GOLDEN_FILE, sha256(folder / GOLDEN_FILE)),
@@ -83,6 +84,9 @@ def write_files(
         lengths=settings.lengths,
         max_batch=settings.max_batch,
         threads=settings.threads,
+        target_version=settings.version.name if settings.version and settings.version.opset else None,
+        opset=settings.version.opset if settings.version else None,
+        full=written.full,
     )
     return Written(folder, tokenizer, golden, draft)
 

@@ -25,6 +25,9 @@ COMMANDS = {
     "devices": "berxit.toolkit.commands.devices",
     "doctor": "berxit.toolkit.commands.doctor",
     "push": "berxit.toolkit.commands.push",
+    "serve": "berxit.toolkit.commands.serve",
+    "demo": "berxit.toolkit.commands.demo",
+    "triton": "berxit.toolkit.commands.triton",
 }
 """Name -> the module that defines ``command``. A new command is one module, and one line here and in pyproject.toml."""
 
@@ -77,3 +80,6 @@ inspect = _program("inspect")
 devices = _program("devices")
 doctor = _program("doctor")
 push = _program("push")
+serve = _program("serve")
+demo = _program("demo")
+triton = _program("triton")

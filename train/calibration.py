@@ -9,27 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from berxit.runtime.bundle import sha256
-from berxit.runtime.calibration import Calibration, upgraded
+from berxit.runtime.calibration import Calibration, FixedExit, upgraded
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.examples import find_split
+from berxit.runtime.examples import find_split, has_column
 from berxit.runtime.json_data import parse, read_json, to_json, write_json
-from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
+from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_together
 from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning, policy_warning
 from berxit.train.checkpoint import load_checkpoint, read_record
-from berxit.train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
-from berxit.train.families import PolicySpec, operating_point, predicted_under
+from berxit.train.evaluation import Predictions, best_device, layer_scores, predict
+from berxit.train.families import FOLDS, PolicySpec, folds, operating_point, predicted_under
 from berxit.train.guarantee import interval
 from berxit.train.rules import Choice, Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """File in the checkpoint's folder: the policy and the calibration record."""
-FOLDS = 5
-"""Of the cross-fitting that estimates the score on new data."""
 PASS_FILE = "calibration_pass.npz"
 """File with the pass over the calibration data. An export with fewer exits chooses its threshold from it.
 exit_policy.json contains its sha256."""
@@ -62,6 +60,7 @@ def calibrate(
 ) -> Calibration:
     """Chooses the checkpoint's policy on a split of ``data`` and stores it in the checkpoint's folder.
 
+    A rule that needs no labels accepts a file without a label column.
     ``spec``: the policies among which the rule chooses; None: those of the task's default criterion.
     ``report`` is called with a line about skipped rows. Raises InputError for the file that the checkpoint was trained
     on, and for a criterion or rule that does not fit the model or the data.
@@ -73,11 +72,14 @@ def calibrate(
             f"{checkpoint} was trained on {path}: calibrate on data that training did not use, such as --split dev"
         )
     model, tokenizer = load_checkpoint(checkpoint, best_device())
-    examples = task_of(model.config).read(path, split, skip_bad_rows=skip_bad_rows)
+    task = task_of(model.config)
+    labelled = rule.needs_labels or has_column(path, task.label_column)
+    read = task.read if labelled else task.read_texts
+    examples = read(path, split, skip_bad_rows=skip_bad_rows)
     if examples.skipped:
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress, source=str(path))
-    spec = spec or PolicySpec(default_criterion(predictions))
+    spec = spec or PolicySpec(predictions.default_criterion)
     chosen = choose(predictions, spec, rule, path.name, digest)
     with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
         write_json({"data_sha256": digest, "texts": examples.texts}, folder / TEXTS_FILE)
@@ -96,12 +98,15 @@ def choose(
     """
     predictions.check(data)
     choice = rule.choose(predictions, spec)
-    point = choice.point
+    point, policy = choice.point, choice.policy
+    adaptive = CRITERIA[spec.criterion].adaptive
+    if predictions.layers == 1 and not adaptive:  # a policy that every reader knows
+        policy = ExitPolicy.full_depth(policy.layers, predictions.regression)
     expected = expected_score(predictions, spec, rule) if estimate else None
     calibration = Calibration(
         criterion=spec.criterion,
         settings=spec.settings,
-        description=rule.describe(predictions.metric),
+        description=rule.describe(predictions.metric, "threshold" if adaptive else "fixed exit"),
         data=data,
         data_sha256=data_sha256,
         examples=len(predictions.labels),
@@ -114,13 +119,27 @@ def choose(
         threshold=point.threshold,
         requirement=asdict(rule),
         constant_score=predictions.constant.score,
+        unlabelled=predictions.unlabelled,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, spec, rule, choice))),
         expected_score=expected[0] if expected else None,
         expected_interval=expected[1] if expected else None,
-        reference=reference_of(predictions, choice.policy),
+        reference=reference_of(predictions, policy),
+        fixed=fixed_exit(predictions, spec, rule),
     )
-    return CalibratedPolicy(choice.policy, calibration)
+    return CalibratedPolicy(policy, calibration)
+
+
+def fixed_exit(predictions: Predictions, spec: PolicySpec, rule: Rule) -> FixedExit | None:
+    """The layer that the rule chooses if all inputs exit at one layer; None if the policy is such a policy itself, or
+    if there is one exit."""
+    if not CRITERIA[spec.criterion].adaptive or predictions.layers == 1:
+        return None
+    try:
+        choice = rule.choose(predictions, PolicySpec("fixed"))
+    except InputError:  # no layer is within the budget
+        return None
+    return FixedExit(round(choice.point.average_exit_layer), choice.point.score)
 
 
 def reference_of(predictions: Predictions, policy: ExitPolicy) -> Reference:
@@ -142,7 +161,7 @@ def expected_score(predictions: Predictions, spec: PolicySpec, rule: Rule) -> tu
     """The expected score on new data, and its 5th to 95th percentile: every row is scored under the policy that the
     rule chooses on the other folds. None if these have too few rows for the rule."""
     rows = len(predictions.labels)
-    fold_of = np.random.default_rng(0).permutation(rows) % FOLDS
+    fold_of = folds(rows)
     predicted = np.empty_like(predictions.full_depth)
     for fold in range(min(FOLDS, rows)):
         held_out = np.flatnonzero(fold_of == fold)

@@ -19,8 +19,12 @@ import pytest
 
 from berxit import devices
 from berxit.runtime.console import status_of
+from berxit.runtime.json_data import to_json
+from berxit.runtime.runner import EarlyExitRunner
 from berxit.toolkit.cli import COMMANDS, berxit, load
+from berxit.train.calibration import read_policy, stored_pass, stored_texts
 from berxit.train.evaluation import Predictions
+from berxit.train.families import exits_under
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def test_eval_writes_scores_and_tables(copy: Path, data_folder: Path, capsys: py
     assert {"predictions.npz", "eval.json", "eval.md"} <= written
     data = json.loads((copy / "eval-dev" / "eval.json").read_text(encoding="utf-8"))
     assert (data["criterion"], data["examples"]) == ("lte", 48)
-    assert list(data["curves"]) == ["confidence", "entropy", "lte", "patience"]
+    assert list(data["curves"]) == ["confidence", "entropy", "lte", "patience", "agreement"]
     out = capsys.readouterr().out
     assert "accuracy on 48 examples" in out
     assert "| patience " in out
@@ -126,10 +130,48 @@ def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pyte
     assert "entropy threshold" in capsys.readouterr().out
 
 
+POLICIES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "learned": (["--criterion", "learned"], {"criterion": "learned"}),
+    "agreement": (["--criterion", "agreement", "--off", "1"], {"criterion": "agreement", "off": [1]}),
+    "patience": (["--criterion", "entropy", "--patience", "2"], {"criterion": "entropy", "patience": 2}),
+    "per class": (["--full-depth-class", "cat"], {"criterion": "confidence"}),
+    "temperatures": (["--fit-temperatures", "--thresholds-per-exit"], {"criterion": "confidence"}),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), POLICIES.values(), ids=POLICIES)
+def test_calibrated_policy_exits_on_the_device_as_in_its_record(
+    options: list[str], expected: dict[str, Any], copy: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "both.tsv"
+    train, dev = ((data_folder / f"{split}.tsv").read_text(encoding="utf-8") for split in ("train", "dev"))
+    data.write_text(dev + train.split("\n", 1)[1], encoding="utf-8")
+    keep = ["--keep", "0.9", "--optimistic", "--quiet"]
+    assert run("calibrate", copy, "--data", data, *options, *keep) == 0
+    policy = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["policy"]
+    assert policy.items() >= expected.items()
+    bundle = tmp_path / "bundle"
+    assert run("export", copy, "--target", "onnxruntime", "--output", bundle, "--quiet") == 0
+    assert run("inspect", bundle) == 0
+    runner = EarlyExitRunner.load(bundle)
+    assert json.loads(json.dumps(to_json(runner.policy))) == policy
+    calibrated = read_policy(copy)
+    assert calibrated is not None
+    stored = stored_pass(copy, calibrated)
+    texts = stored_texts(copy, calibrated.calibration)
+    assert texts is not None
+    found = runner.predict_batch(texts)
+    assert [each.exit_layer for each in found] == exits_under(stored, calibrated.policy).tolist()
+    assert [runner.predict(text).exit_layer for text in texts[:20]] == [each.exit_layer for each in found[:20]]
+    streamed = list(runner.stream(texts[0]))
+    assert [each.exit_layer for each in streamed] == [1, 2, 3]
+    assert streamed[found[0].exit_layer - 1].certainty == pytest.approx(found[0].certainty, abs=1e-6)
+
+
 def test_calibrate_accepts_a_risk(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("calibrate", copy, "--data", data_folder, "--risk", 0.4, "--delta", 0.2, "--quiet") == 0
     record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
-    assert record["requirement"] == {"risk": 0.4, "delta": 0.2}
+    assert record["requirement"] == {"risk": 0.4, "delta": 0.2, "of": "disagreement", "per": "all"}
     assert "by at most 0.4 on average, with probability 0.8" in capsys.readouterr().out
 
 
@@ -172,7 +214,7 @@ def test_export_for_a_device_uses_its_profile(copy: Path, capsys: pytest.Capture
     assert run("export", copy, "--device", "iphone", "--quiet") == 0
     bundle = copy.with_name("checkpoint-coreml")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("coreml", "fp16", [16, 32])
+    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("coreml", "fp16", [32])
     out = capsys.readouterr().out
     assert "Apple's runtime was not run" in out
     assert run("inspect", bundle) == 0
@@ -182,7 +224,19 @@ def test_export_for_a_device_uses_its_profile(copy: Path, capsys: pytest.Capture
     )  # all files of the package
     assert package > 2**16  # more than the size of the folder's entry
     hidden = next(o for o in manifest["segments"][1]["outputs"] if o["role"] == "hidden")
-    assert (hidden["dtype"], hidden["shape"]) == ("float16", [1, 32, 1, "length"])  # the Neural Engine's layout
+    assert (hidden["dtype"], hidden["shape"]) == ("float16", [1, 32, 1, 32])  # the Neural Engine's layout
+
+
+def test_export_accepts_target_options(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
+    options = ["--lengths", "8,16", "--target-options", "fixed-shapes,full-depth", "--quiet"]
+    assert run("export", copy, "--target", "coreml", *options) == 0
+    assert "-[✓] one graph (without exits)" in capsys.readouterr().out
+    manifest = json.loads((copy.with_name("checkpoint-coreml") / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["segments"][1]["functions"] == ["layer_01_s8", "layer_01_s16"]
+    assert manifest["full"]["functions"] == ["full_s8", "full_s16"]
+    assert run("export", copy, "--target", "coreml", "--target-options", "fast") == 2
+    assert "target coreml has no target option 'fast': choose fixed-shapes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["iphone", "ipad"])
@@ -314,6 +368,16 @@ def test_doctor_lists_usable_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch sees:" in out
 
 
+def test_triton_writes_a_model_folder(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "models" / "intents"
+    assert run("triton", bundle, "--output", output, "--threads", 1, "--max-batch", 8) == 0
+    assert {path.name for path in output.rglob("*")} >= {"config.pbtxt", "model.py", "manifest.json"}
+    assert "max_batch_size: 8" in (output / "config.pbtxt").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    assert f"model: {output}" in said
+    assert f"next: tritonserver --model-repository {output.parent}," in said
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(berxit, [name, "--help"]) == 0
@@ -415,6 +479,21 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         "exists: choose another --output",
     ),
     "an unknown device": (["bench", "BUNDLE", "--device", "toaster"], "unknown device 'toaster'"),
+    "two policies of a service": (["serve", "BUNDLE", "--threshold", "0.9", "--full-depth"], "exclude each other"),
+    "a threshold out of range": (["serve", "BUNDLE", "--threshold", "7"], "threshold 7.0 is out of range"),
+    "an address of another machine": (
+        ["serve", "BUNDLE", "--host", "203.0.113.1"],
+        "cannot listen on 203.0.113.1:8000: Cannot assign requested address. Choose another --port or --host",
+    ),
+    "a deadline of none": (["serve", "BUNDLE", "--port", "0", "--deadline-ms", "0"], "deadline_ms is 0.0"),
+    "a limit of none": (["serve", "BUNDLE", "--max-texts", "0"], "the limit of texts is 0"),
+    "more shadow runs than texts": (["serve", "BUNDLE", "--port", "0", "--shadow", "2"], "shadow is 2.0"),
+    "a port that is none": (["demo", "BUNDLE", "--port", "70000"], "--port"),
+    "a model folder that is there": (["triton", "BUNDLE", "--output", "DATA"], "exists: choose another --output"),
+    "a model's threshold out of range": (
+        ["triton", "BUNDLE", "--output", "O", "--threshold", "7"],
+        "threshold 7.0 is out of range",
+    ),
     "an unknown command": (["fly"], "fly"),
     "an unknown option": (["inspect", "BUNDLE", "--colour"], "--colour"),
 }
@@ -450,6 +529,9 @@ FAILURES: dict[str, tuple[list[str], str]] = {
     "no checkpoint to calibrate": (["calibrate", "none", "--data", "DATA"], "none"),
     "a plain model to export": (["export", "MODEL", "--target", "onnxruntime", "--output", "O"], "model without exits"),
     "no bundle": (["inspect", "none"], "no bundle at none"),
+    "no bundle to serve": (["serve", "none"], "none: write one with berxit-export"),
+    "no bundle to show": (["demo", "none"], "none: write one with berxit-export"),
+    "no bundle for Triton": (["triton", "none", "--output", "O"], "no bundle at none"),
 }
 
 
