@@ -19,7 +19,9 @@ from berxit.toolkit.scoring.engines import ENGINES
 @click.argument("corpus", type=PATH)
 @click.option("--engine", type=click.Choice(list(ENGINES)), required=True, help="Data engine that runs the workers.")
 @click.option("--output", type=PATH, required=True, help="Folder of the predictions (Parquet); it must not exist yet.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes, one CPU each.  [default: all cores]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Worker processes, one CPU each.  [default: the cores, at most 4]"
+)
 @click.option("--address", help="Address of a Ray cluster or Spark master.  [default: start the engine here]")
 @click.option(
     "--text-column",

@@ -49,10 +49,14 @@ class BatchScorer:
         """Reads the manifest only. The path of the ``bundle`` must be valid on every worker.
 
         ``text_columns``: by default those of the training data. ``threads``: CPU threads of each worker process.
-        Raises InputError for a wrong number of columns, BerxitError for a bundle that cannot be read.
+        Raises InputError for a wrong number of columns or a threshold out of range, BerxitError for a bundle that
+        cannot be read.
         """
         self.bundle = Path(bundle).absolute()
-        self.model = read_manifest(self.bundle, verify=False).model
+        manifest = read_manifest(self.bundle, verify=False)
+        self.model = manifest.model
+        if threshold is not None:
+            manifest.policy.with_threshold(threshold)
         self.text_columns = input_columns(self.model, text_columns)
         self.threshold = threshold
         self.scores = scores

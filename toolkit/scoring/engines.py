@@ -69,10 +69,10 @@ def score_with_ray(job: Job) -> int:
     """Ray Data: one actor per worker, each with one CPU."""
     import ray
 
-    with _ray(job), one_line_errors_of("Ray"):
+    with ray_session(job), one_line_errors_of("Ray"):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = not job.quiet
-        dataset = _ray_dataset(job)
+        dataset = ray_dataset(job)
         job.scorer.check_columns(dataset.columns())
         rows: int = dataset.count()
         # A block is the unit of work. A file with one row group is one block, which one worker would predict alone.
@@ -104,7 +104,7 @@ def _actor_class(scorer: BatchScorer) -> type:
 
 
 @contextmanager
-def _ray(job: Job) -> Iterator[None]:
+def ray_session(job: Job) -> Iterator[None]:
     """Connects to Ray, or starts it on this machine with one CPU per worker and one for reading and writing."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
@@ -112,9 +112,9 @@ def _ray(job: Job) -> Iterator[None]:
 
     if ray.is_initialized():
         raise InputError("this process uses Ray: call shutdown() first, or use BatchScorer in your own pipeline")
-    options: dict[str, Any] = {"num_cpus": job.workers + 1, "include_dashboard": False}
-    if job.address is not None:
-        options = {"address": job.address}
+    options: dict[str, Any] = {"address": job.address}
+    if job.address is None:
+        options = {"address": "local", "num_cpus": job.workers + 1, "include_dashboard": False}
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
@@ -125,7 +125,8 @@ def _ray(job: Job) -> Iterator[None]:
         ray.shutdown()
 
 
-def _ray_dataset(job: Job) -> Any:
+def ray_dataset(job: Job) -> Any:
+    """The corpus as a ray.data.Dataset."""
     import pyarrow
     import ray
     from pyarrow import csv
@@ -150,10 +151,10 @@ def _ray_dataset(job: Job) -> Any:
 def score_with_spark(job: Job) -> int:
     """Spark: ``mapInArrow``, one Python worker process per core."""
     warnings.filterwarnings("ignore", module="pyspark")
-    with one_line_errors_of("Spark"), _spark(job) as session:
+    with one_line_errors_of("Spark"), spark_session(job) as session:
         from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
-        frame = _spark_frame(job, session)
+        frame = spark_frame(job, session)
         schema = from_arrow_schema(job.scorer.schema(to_arrow_schema(frame.schema)))
         rows: int = frame.count()
         least = min(job.workers * PARTITIONS_PER_WORKER, max(job.workers, rows // BATCH_ROWS))
@@ -164,7 +165,7 @@ def score_with_spark(job: Job) -> int:
 
 
 @contextmanager
-def _spark(job: Job) -> Iterator[Any]:
+def spark_session(job: Job) -> Iterator[Any]:
     """Connects to Spark, or starts it on this machine with one core per worker."""
     from pyspark.sql import SparkSession
 
@@ -189,7 +190,8 @@ def _spark(job: Job) -> Iterator[Any]:
         session.stop()
 
 
-def _spark_frame(job: Job, session: Any) -> Any:
+def spark_frame(job: Job, session: Any) -> Any:
+    """The corpus as a Spark data frame. Values of CSV and TSV are text."""
     if job.suffix == ".parquet":
         return session.read.parquet(*job.paths)
     if job.suffix == ".jsonl":

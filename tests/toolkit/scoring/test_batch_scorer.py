@@ -88,5 +88,7 @@ def test_batch_scorer_rejects_other_columns(bundle: Path, columns: dict[str, lis
 def test_batch_scorer_rejects_wrong_arguments(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--text-column names a, b, and this model takes 1 column: text"):
         BatchScorer(bundle, text_columns=["a", "b"])
+    with pytest.raises(InputError, match=r"threshold 2\.0 is out of range"):
+        BatchScorer(bundle, threshold=2)
     with pytest.raises(BerxitError, match=r"manifest\.json"):
         BatchScorer(tmp_path)

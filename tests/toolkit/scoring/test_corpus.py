@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from pyarrow import dataset, parquet
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.examples import read_rows
 from berxit.toolkit.cli import load
 from berxit.toolkit.scoring import engines
+from berxit.toolkit.scoring.batch_scorer import BatchScorer
 from berxit.toolkit.scoring.engines import Job
 
 TEXTS = ["the cat sat on the mat", "a dog", "a cat", "the big red dog ran under the tree"] * 10
@@ -177,35 +180,36 @@ def test_score_on_a_real_engine(bundle: Path, corpus: Path, tmp_path: Path, engi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.csv", 'id,text\n1,"a ""big"" cat,\nsat"\n2,0123\n3,\n'),
-        ("a.tsv", 'id\ttext\n1\ta "big cat\n2\t0123\n3\t\n'),
-        ("a.jsonl", '{"id": 1, "text": "a \\"big cat"}\n{"id": 2, "text": "0123"}\n{"id": 3, "text": null}\n'),
-    ],
-)
-def test_score_reads_every_format_on_a_real_engine(
-    bundle: Path, tmp_path: Path, engine: str, name: str, content: str
-) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
-    output = tmp_path / "out"
-    assert run(bundle, tmp_path / name, "--engine", engine, "--workers", 2, "--output", output, "--quiet") == 0
-    rows = dataset.dataset(sorted(output.glob("*.parquet"))).to_table().to_pylist()
-    found = {int(row["id"]): row for row in rows}
-    assert sorted(found) == [1, 2, 3]
-    assert found[1]["text"].startswith('a "big')
-    assert (found[2]["text"], found[2]["problem"]) == ("0123", None)
-    assert found[3]["prediction"] is None
+def test_engine_reads_every_format_as_the_other_commands_do(bundle: Path, tmp_path: Path, engine: str) -> None:
+    contents = {
+        "a.csv": 'id,text\n1,"a ""big"" cat,\nsat"\n2,0123\n3,\n',
+        "a.tsv": 'id\ttext\n1\ta "big cat\n2\t0123\n3\t\n',
+        "a.jsonl": '{"id": 1, "text": "a \\"big cat"}\n{"id": 2, "text": "0123"}\n{"id": 3, "text": null}\n',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    jobs = {name: Job(BatchScorer(bundle), (tmp_path / name,), tmp_path, 1, None, True) for name in contents}
+    if engine == "ray":
+        with engines.ray_session(jobs["a.csv"]):
+            found = {name: engines.ray_dataset(job).take_all() for name, job in jobs.items()}
+    else:
+        with engines.spark_session(jobs["a.csv"]) as session:
+            frames = {name: engines.spark_frame(job, session) for name, job in jobs.items()}
+            found = {name: [row.asDict() for row in frame.collect()] for name, frame in frames.items()}
+    for name, rows in found.items():
+        expected = {line: record["text"] for line, record in read_rows(tmp_path / name, ("text",))}
+        assert {int(row["id"]): row["text"] or "" for row in rows} == dict(enumerate(expected.values(), start=1)), name
 
 
 @pytest.mark.slow
 def test_score_reports_the_error_of_a_worker_in_one_line(
     bundle: Path, corpus: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [bundle, corpus, "--engine", engine, "--workers", 2, "--output", tmp_path / "out", "--quiet"]
-    assert run(*arguments, "--threshold", 2) == 1
-    assert "threshold 2.0 is out of range" in one_line(capsys)
-    assert run(*arguments, "--text-column", "body") == 2
-    assert "the input has no column 'body'. Columns: id, text" in one_line(capsys)
+    (bundle_copy := tmp_path / "bundle").mkdir()
+    shutil.copytree(bundle, bundle_copy, dirs_exist_ok=True)
+    (bundle_copy / "tokenizer.json").write_text("{}", encoding="utf-8")  # the driver reads the manifest only
+    arguments = [bundle_copy, corpus, "--engine", engine, "--workers", 1, "--output", tmp_path / "out", "--quiet"]
+    assert run(*arguments) == 1
+    assert "tokenizer.json" in one_line(capsys)
+    shutil.rmtree(bundle_copy)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
