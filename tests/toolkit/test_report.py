@@ -16,7 +16,8 @@ from berxit.runtime import Prediction
 from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples
-from berxit.toolkit.evaluation_report import evaluate, write_evaluation
+from berxit.toolkit.evaluation_files import write_evaluation
+from berxit.toolkit.evaluation_report import evaluate
 from berxit.toolkit.report import write_report
 from berxit.train.calibration import read_policy
 from berxit.train.curves import Curve, area_above
