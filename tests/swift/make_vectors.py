@@ -186,15 +186,15 @@ def policy_cases(
 
 
 def deadlines() -> Iterator[dict[str, Any]]:
-    """Cases of calls that share one estimator: deadline, and clock at the start and after each exit -> the exit
-    decision at each computed exit, and the margin after the last call."""
+    """Cases of calls that share one estimator: deadline, seconds for loading each segment, and clock at the start and
+    after each exit -> the exit decision at each computed exit, and the margin after the last call."""
     rng = np.random.default_rng(2)
     for exits in ((1, 2, 3, 4, 5, 6), (2, 3, 6), (1, 6), (6,)):
-        for threshold in (1.0, 0.6):
+        for threshold, lazy in ((1.0, False), (0.6, False), (1.0, True)):
             for miss_probability in (MISS_PROBABILITY, 0.2):
                 policy = ExitPolicy.uniform("confidence", threshold, exits[-1])
                 estimator = StepEstimator(miss_probability)
-                calls = [call(policy, exits, milliseconds, estimator, rng) for milliseconds in MILLISECONDS]
+                calls = [call(policy, exits, milliseconds, estimator, lazy, rng) for milliseconds in MILLISECONDS]
                 yield {
                     "exits": exits,
                     "thresholds": policy.thresholds,
@@ -205,20 +205,34 @@ def deadlines() -> Iterator[dict[str, Any]]:
 
 
 def call(
-    policy: ExitPolicy, exits: tuple[int, ...], milliseconds: float, estimator: StepEstimator, rng: np.random.Generator
+    policy: ExitPolicy,
+    exits: tuple[int, ...],
+    milliseconds: float,
+    estimator: StepEstimator,
+    lazy: bool,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """One call with a deadline; 20% of the layers stall."""
+    """One call with a deadline; 20% of the layers stall. ``lazy``: 40% of the segments have to be loaded first."""
     took = rng.uniform(1e-3, 6e-3, size=len(exits)) * np.diff([0, *exits])
     took[rng.uniform(size=len(exits)) < 0.2] += 0.05
-    times = (100 + np.cumsum([0.0, *took])).tolist()
-    deadline = Deadline(policy, exits, end_of(milliseconds, times[0]), estimator, clock=iter(times).__next__)
+    opening = np.where(rng.uniform(size=len(exits)) < 0.4, 0.02, 0.0) if lazy else np.zeros(len(exits))
+    times = (100 + np.cumsum([0.0, *(took + opening)])).tolist()
+    seconds = dict(zip(exits, opening.tolist(), strict=True))
+    end = end_of(milliseconds, times[0])
+    deadline = Deadline(policy, exits, end, estimator, opening=seconds.__getitem__, clock=iter(times).__next__)
     certainty = rng.uniform(size=(len(exits), 1)).astype(np.float32)
     stops: list[bool] = []
     for layer, sure in zip(exits, certainty, strict=True):
         stops.append(bool(deadline.exits(layer, sure)[0]))
         if stops[-1]:
             break
-    return {"milliseconds": milliseconds, "times": times, "certainty": certainty[:, 0].tolist(), "stops": stops}
+    return {
+        "milliseconds": milliseconds,
+        "opening": opening.tolist(),
+        "times": times,
+        "certainty": certainty[:, 0].tolist(),
+        "stops": stops,
+    }
 
 
 def padding(manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -23,21 +23,30 @@ enum Checksum {
             while let block = try handle.read(upToCount: 1 << 20), !block.isEmpty { sha.update(block) }
             return sha.finish()
         } catch {
-            throw EarlyExitError.failure("\(file.path) cannot be read (\(error.localizedDescription)). Copy it again")
+            throw EarlyExitError.failure(
+                "\(file.path) cannot be read (\(error.localizedDescription)). Copy it again", underlying: error)
         }
     }
 
-    /// Relative paths of all files below a folder, sorted part by part and byte by byte.
+    /// Relative paths of all files below a folder, sorted part by part and byte by byte. Finder's metadata is no
+    /// content: macOS adds it to folders that a user opened or copied.
     private static func files(in folder: URL) throws -> [String] {
         let inside = try FileManager.default.subpathsOfDirectory(atPath: folder.path).filter { path in
             var isFolder: ObjCBool = false
-            let full = folder.appendingPathComponent(path).path
-            return FileManager.default.fileExists(atPath: full, isDirectory: &isFolder) && !isFolder.boolValue
+            let full = folder.appendingPathComponent(path)
+            return !isMetadata(full.lastPathComponent)
+                && FileManager.default.fileExists(atPath: full.path, isDirectory: &isFolder) && !isFolder.boolValue
         }
         return inside.sorted { first, second in
             first.utf8.split(separator: UInt8(ascii: "/")).lexicographicallyPrecedes(
                 second.utf8.split(separator: UInt8(ascii: "/"))
             ) { $0.lexicographicallyPrecedes($1) }
         }
+    }
+
+    /// True for a file that Finder writes: the settings of a folder, and the attributes of a file on a volume that
+    /// cannot store them.
+    private static func isMetadata(_ name: String) -> Bool {
+        name == ".DS_Store" || name.hasPrefix("._")
     }
 }

@@ -6,7 +6,7 @@ import Foundation
 /// The arithmetic equals that of `StepEstimator` in the Python runtime (runtime/deadline.py). The estimate is the time
 /// of the slowest layer so far in the same call, times the number of layers of the next segment, times a margin that is
 /// controlled by missed deadlines. All calls of a runner share one estimator. Thread-safe.
-final class StepEstimator: @unchecked Sendable {
+final class StepEstimator: Sendable {
     /// Default maximum share of calls that miss their deadline although their first exit was in time.
     static let missProbability = 0.01
     /// Initial margin of an estimator.
@@ -16,8 +16,7 @@ final class StepEstimator: @unchecked Sendable {
     static let rate = 0.25
 
     private let missProbability: Double
-    private let lock = NSLock()
-    private var logMargin = log(StepEstimator.firstMargin)
+    private let logMargin = Locked(log(StepEstimator.firstMargin))
 
     init(missProbability: Double = StepEstimator.missProbability) throws {
         guard missProbability > 0, missProbability < 1 else {
@@ -27,18 +26,14 @@ final class StepEstimator: @unchecked Sendable {
     }
 
     /// Estimated time per layer, divided by that of the slowest layer so far in the call.
-    var margin: Double {
-        lock.lock()
-        defer { lock.unlock() }
-        return exp(logMargin)
-    }
+    var margin: Double { exp(logMargin.withLock { $0 }) }
 
     /// Updates the margin after a call.
     func observe(missed: Bool) {
-        lock.lock()
-        defer { lock.unlock() }
-        let changed = logMargin + StepEstimator.rate * ((missed ? 1 : 0) - missProbability / 2)
-        logMargin = min(max(changed, 0), log(StepEstimator.largestMargin))
+        logMargin.withLock { logMargin in
+            let changed = logMargin + StepEstimator.rate * ((missed ? 1 : 0) - missProbability / 2)
+            logMargin = min(max(changed, 0), log(StepEstimator.largestMargin))
+        }
     }
 }
 
@@ -49,26 +44,34 @@ struct Deadline: StopRule {
     private let end: Double
     private let estimator: StepEstimator
     private let margin: Double
+    private let opening: (Int) -> Double
     private let clock: () -> Double
     private var last: Double
     private var slowest = 0.0
+    /// True if the segment that runs now had to be loaded first.
+    private var waits: Bool
     private let first: Int
     /// Exit layer -> number of layers since the previous exit. The time of a segment is proportional to it.
     private let gaps: [Int: Int]
-    private let ahead: [Int: Int]
+    private let following: [Int: Int]
 
-    /// `exits`: layers with an exit. `end` and `clock` are in seconds.
-    init(policy: ExitPolicy, exits: [Int], end: Double, estimator: StepEstimator, clock: @escaping () -> Double) {
+    /// `exits`: layers with an exit. `opening`: seconds until the segment of a layer is loaded; 0 if it is. `end` and
+    /// `clock` are in seconds.
+    init(
+        policy: ExitPolicy, exits: [Int], end: Double, estimator: StepEstimator,
+        opening: @escaping (Int) -> Double = { _ in 0 }, clock: @escaping () -> Double
+    ) {
         self.policy = policy
         self.end = end
         self.estimator = estimator
+        self.opening = opening
         self.clock = clock
         margin = estimator.margin
-        last = clock()
         first = exits.first ?? 0
-        let sizes = zip(exits, [0] + exits).map(-)
-        gaps = Dictionary(uniqueKeysWithValues: zip(exits, sizes))
-        ahead = Dictionary(uniqueKeysWithValues: zip(exits, sizes.dropFirst()))
+        gaps = Dictionary(uniqueKeysWithValues: zip(exits, zip(exits, [0] + exits).map(-)))
+        following = Dictionary(uniqueKeysWithValues: zip(exits, exits.dropFirst()))
+        waits = opening(first) > 0
+        last = clock()
     }
 
     /// End, in seconds, of a call that started at `start` seconds and has `milliseconds`. Throws unless these are above
@@ -82,16 +85,27 @@ struct Deadline: StopRule {
 
     mutating func stops(after layer: Int, certainty: Float) -> Bool {
         let time = clock()
-        slowest = max(slowest, (time - last) / Double(gaps[layer, default: 1]))
+        record((time - last) / Double(gaps[layer, default: 1]))
         last = time
-        if let layers = ahead[layer], !policy.stops(after: layer, certainty: certainty),
-            time + margin * slowest * Double(layers) <= end
-        {
-            return false
+        if let next = following[layer], !policy.stops(after: layer, certainty: certainty) {
+            let opening = opening(next)
+            if time + opening + margin * slowest * Double(gaps[next, default: 1]) <= end {
+                waits = opening > 0
+                return false
+            }
         }
         let missed = time > end
-        if !missed || layer != first { estimator.observe(missed: missed) }  // no margin makes the first exit faster
+        // If the first exit or the loading of a segment was late, no margin could have prevented the miss.
+        if !missed || (layer != first && !waits) { estimator.observe(missed: missed) }
         return true
+    }
+
+    /// Records the time per layer of the last segment; the first segment includes the embeddings.
+    ///
+    /// The time of a segment that had to be loaded does not predict other segments. It is used only if there is no
+    /// other time yet.
+    private mutating func record(_ seconds: Double) {
+        if slowest == 0 || !waits { slowest = max(slowest, seconds) }
     }
 }
 

@@ -1,46 +1,12 @@
-import Foundation
-
-/// Reason for the exit of an input.
-public enum StoppedBy: String, Sendable {
-    /// The certainty passed the threshold.
-    case certainty
-    /// The next exit was not expected before the deadline.
-    case deadline
-    /// The last layer was reached.
-    case lastLayer = "last_layer"
-}
-
-/// The model's prediction for one text, with its latency and the reason why it exited.
-public struct Prediction: Equatable, Sendable {
-    /// The class name; nil for regression.
-    public let label: String?
-    /// The value of a regression; nil for classification.
-    public let value: Float?
-    /// Class name -> probability; the model's order is in `manifest.model.labels`. Empty for regression.
-    public let scores: [String: Float]
-    /// Number of layers that were run, from 1.
-    public let exitLayer: Int
-    /// Certainty at the exit layer, as measured by the exit criterion.
-    public let certainty: Float
-    /// Milliseconds from the call to this prediction, including tokenization; in a batch including the texts before it.
-    public let latencyMs: Double
-    /// True if the text was truncated to the model's maximum length, or because of the deadline.
-    public let truncated: Bool
-    /// Reason for the exit; nil in `stream` before the last layer.
-    public let stoppedBy: StoppedBy?
-    /// True if `latencyMs` exceeded the deadline; nil without a deadline.
-    public let late: Bool?
-    /// Identity of the bundle (`ModelBundle.digest`).
-    public let model: String
-}
-
 /// Runs a bundle layer by layer until the exit policy is satisfied. Thread-safe.
 ///
 ///     let runner = try await EarlyExitRunner.load(folder)
-///     try runner.predict("turn the kitchen lights off").label
+///     try await runner.predict("turn the kitchen lights off").label
 public final class EarlyExitRunner: Sendable {
     public let bundle: ModelBundle
     let executor: any SegmentExecutor
+    /// Layers with an exit.
+    let exits: [Int]
     private let tokenizer: Tokenizer
     private let clock: @Sendable () -> Double
     private let estimator: StepEstimator
@@ -54,15 +20,16 @@ public final class EarlyExitRunner: Sendable {
         try self.init(bundle: bundle, executor: executor, missProbability: missProbability, clock: now)
     }
 
-    /// `clock` returns seconds.
+    /// `exits`: layers with an exit; nil: those of the bundle. `clock` returns seconds.
     init(
-        bundle: ModelBundle, executor: any SegmentExecutor, missProbability: Double = StepEstimator.missProbability,
-        clock: @escaping @Sendable () -> Double
+        bundle: ModelBundle, executor: any SegmentExecutor, exits: [Int]? = nil,
+        missProbability: Double = StepEstimator.missProbability, clock: @escaping @Sendable () -> Double
     ) throws {
         estimator = try StepEstimator(missProbability: missProbability)
         self.bundle = bundle
         self.executor = executor
         self.clock = clock
+        self.exits = exits ?? bundle.manifest.exits
         tokenizer = try bundle.readTokenizer()
     }
 
@@ -71,14 +38,14 @@ public final class EarlyExitRunner: Sendable {
     /// Predicts one text, or one pair.
     ///
     /// `threshold` replaces the calibrated threshold at every layer. `deadlineMs`: milliseconds from the call; the
-    /// input exits at the latest at the deepest exit that is expected in time, or at the first exit if none is. The
-    /// call blocks its thread for the latency of the model: do not call it on the main actor.
+    /// input exits at the latest at the deepest exit that is expected in time, or at the first exit if none is.
     ///
-    /// Throws for an empty text, or a threshold or deadline out of range.
+    /// Throws for an empty text, or a threshold or deadline out of range. Throws CancellationError before the next
+    /// segment if the task is cancelled.
     public func predict(
         _ text: String, _ pair: String? = nil, threshold: Double? = nil, deadlineMs: Double? = nil
-    ) throws -> Prediction {
-        try answers([(text, pair)], threshold: threshold, deadlineMs: deadlineMs)[0]
+    ) async throws -> Prediction {
+        try await predictions([(text, pair)], threshold: threshold, deadlineMs: deadlineMs)[0]
     }
 
     /// Predicts texts and returns the predictions in input order.
@@ -89,54 +56,66 @@ public final class EarlyExitRunner: Sendable {
     /// Throws the errors of `predict`, before any text is predicted, and for an empty batch.
     public func predictBatch(
         _ texts: [String], threshold: Double? = nil, deadlineMs: Double? = nil
-    ) throws -> [Prediction] {
-        try answers(texts.map { ($0, nil) }, threshold: threshold, deadlineMs: deadlineMs)
+    ) async throws -> [Prediction] {
+        try await predictions(texts.map { ($0, nil) }, threshold: threshold, deadlineMs: deadlineMs)
     }
 
     /// Predicts pairs of texts, as `predictBatch` predicts texts.
     public func predictBatch(
         _ pairs: [(String, String)], threshold: Double? = nil, deadlineMs: Double? = nil
-    ) throws -> [Prediction] {
-        try answers(pairs.map { ($0, $1) }, threshold: threshold, deadlineMs: deadlineMs)
+    ) async throws -> [Prediction] {
+        try await predictions(pairs.map { ($0, $1) }, threshold: threshold, deadlineMs: deadlineMs)
     }
 
     /// Predictions at every exit, from the first to the last. A layer runs when the sequence reaches it: break out of
     /// the `for try await` loop to skip deeper layers.
     ///
     /// Throws for an empty text, in this call and not at the first iteration.
-    public func stream(_ text: String, _ pair: String? = nil) throws -> AsyncThrowingStream<Prediction, Error> {
+    public func stream(_ text: String, _ pair: String? = nil) throws -> PredictionStream {
         let start = clock()
         let tokens = try encode(text, pair, named: "the text")
-        let (policy, exits) = (manifest.policy, manifest.exits)
-        var loop: ExitLoop?
-        return AsyncThrowingStream {
-            if loop == nil {
-                loop = try ExitLoop(
-                    executor: self.executor, tokens: tokens, exits: exits, policy: policy, rule: FullDepth())
-            }
-            return try loop?.next().map { try self.prediction($0, policy, tokens, start) }
+        return PredictionStream {
+            try await ExitLoop(
+                executor: self.executor, tokens: tokens, exits: self.exits, policy: self.manifest.policy,
+                rule: FullDepth())
+        } prediction: {
+            try self.prediction($0, self.manifest.policy, tokens, start)
         }
     }
 
-    /// Runs every segment twice at every input length of the bundle, because CoreML plans the execution at the first
-    /// run. `load` calls this by default.
-    public func warmUp() throws {
+    /// Runs every segment twice at every input length of the bundle, so that later predictions are fast. `load` does this
+    /// by default.
+    public func warmUp() async throws {
         let lengths = manifest.lengths.isEmpty ? [manifest.model.maxLength] : manifest.lengths
         for length in lengths + lengths {
-            let run = try executor.embed(Tokens(repeating: Int32(clamping: manifest.model.padTokenId), count: length))
-            for layer in manifest.exits { _ = try run.layer(layer) }
+            try await executor.run(exits: exits, length: length, padTokenId: manifest.model.padTokenId)
         }
+    }
+
+    /// Runner of the same bundle that predicts at full depth, with one graph (without exits): one call of CoreML instead
+    /// of one per segment. nil if the bundle does not contain this graph.
+    public func oneGraph() throws -> EarlyExitRunner? {
+        try executor.oneGraph().map {
+            try EarlyExitRunner(bundle: bundle, executor: $0, exits: [manifest.model.layers], clock: clock)
+        }
+    }
+
+    /// Frees the models, for example when the system warns about low memory. The next call loads them again.
+    public func unload() {
+        executor.unload()
     }
 
     /// Runs the golden inputs of the bundle through every layer on this device. Returns the largest difference from the
     /// checkpoint at each exit; differences of logits are divided by `manifest.parity.scale`.
     ///
-    /// Throws if a difference is larger than the bundle allows. Do not ship the bundle in this case.
+    /// Throws if a file differs from its sha256, or a difference is larger than the bundle allows. Do not ship the bundle
+    /// in this case.
     @discardableResult
-    public func verify() throws -> [Double] {
-        let found = try bundle.readGolden().differences(
-            executor: executor, tokenizer: tokenizer, exits: manifest.exits, scale: manifest.parity.scale)
-        guard let (layer, worst) = zip(manifest.exits, found).max(by: { $0.1 < $1.1 }), worst > manifest.parity.atol else {
+    public func verify() async throws -> [Double] {
+        try bundle.verifyModels()
+        let found = try await bundle.readGolden().differences(
+            executor: executor, tokenizer: tokenizer, exits: exits, scale: manifest.parity.scale)
+        guard let (layer, worst) = zip(exits, found).max(by: { $0.1 < $1.1 }), worst > manifest.parity.atol else {
             return found
         }
         throw EarlyExitError.failure(
@@ -144,27 +123,36 @@ public final class EarlyExitRunner: Sendable {
                 + " \(manifest.parity.atol) is allowed. Try other compute units, or export again with --precision fp32")
     }
 
-    private func answers(_ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?) throws -> [Prediction] {
+    private func predictions(
+        _ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?
+    ) async throws -> [Prediction] {
         let start = clock()
         guard !texts.isEmpty else { throw EarlyExitError.input("the batch is empty: give at least one text") }
-        let (policy, exits) = (try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy, manifest.exits)
+        let policy = try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy
         let end = try deadlineMs.map { try Deadline.end(of: $0, start: start) }
         let rows = try texts.enumerated().map { row, text in
             try encode(text.0, text.1, named: texts.count > 1 ? "text \(row)" : "the text", end: end ?? .infinity)
         }
-        return try rows.enumerated().map { row, tokens in
-            var rule: any StopRule = policy
-            if let end {
-                let begin = clock()
-                let share = (end - begin) / Double(rows.count - row)
-                rule = Deadline(policy: policy, exits: exits, end: begin + share, estimator: estimator, clock: clock)
+        var found: [Prediction] = []
+        for (row, tokens) in rows.enumerated() {
+            let begin = clock()
+            let rule = end.map { end -> any StopRule in
+                deadline(policy, tokens, end: begin + (end - begin) / Double(rows.count - row))
             }
-            var loop = try ExitLoop(executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule)
-            while let step = try loop.next() {
-                if step.exits { return try prediction(step, policy, tokens, start, deadlineMs: deadlineMs) }
-            }
-            preconditionFailure("every input exits at the last exit")
+            var loop = try await ExitLoop(
+                executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule ?? policy)
+            var last: ExitLoop.Step?
+            while let step = try await loop.next() { last = step }
+            guard let last else { preconditionFailure("a manifest has at least one exit") }
+            found.append(try prediction(last, policy, tokens, start, deadlineMs: deadlineMs))
         }
+        return found
+    }
+
+    private func deadline(_ policy: ExitPolicy, _ tokens: Tokens, end: Double) -> Deadline {
+        Deadline(
+            policy: policy, exits: exits, end: end, estimator: estimator,
+            opening: { [executor] in executor.openingSeconds($0, tokens: tokens.count) }, clock: clock)
     }
 
     /// Tokenizes an input. Throws for a single text if the model expects pairs, and for a pair if it expects single
@@ -196,7 +184,7 @@ public final class EarlyExitRunner: Sendable {
         let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
         var stoppedBy: StoppedBy?
         var policy = policy
-        if step.layer == manifest.exits.last {
+        if step.layer == exits.last {
             stoppedBy = .lastLayer
         } else if step.exits {
             stoppedBy = policy.stops(after: step.layer, certainty: step.certainty) ? .certainty : .deadline

@@ -1,14 +1,38 @@
 /// Executor of a bundle's segments. Thread-safe.
 public protocol SegmentExecutor: Sendable {
     /// Runs the embeddings segment on one input, and returns the runner of its layers.
-    func embed(_ tokens: Tokens) throws -> any LayerRunner
+    func embed(_ tokens: Tokens) async throws -> any LayerRunner
+
+    /// Expected time until the segment of `layer` is loaded for an input of so many tokens, in seconds; 0 if it is
+    /// loaded.
+    func openingSeconds(_ layer: Int, tokens: Int) -> Double
+
+    /// Executor of the graph at full depth without exits, which has only the last layer. nil if the bundle has none.
+    func oneGraph() -> (any SegmentExecutor)?
+
+    /// Frees the models. A later call loads them again.
+    func unload()
 }
 
-/// Runs the layers for one input. Used by one thread at a time.
+extension SegmentExecutor {
+    public func openingSeconds(_ layer: Int, tokens: Int) -> Double { 0 }
+
+    public func oneGraph() -> (any SegmentExecutor)? { nil }
+
+    public func unload() {}
+
+    /// Runs the segments of the embeddings and of `exits` once, on an input of `length` tokens.
+    func run(exits: [Int], length: Int, padTokenId: Int) async throws {
+        let run = try await embed(Tokens(repeating: Int32(clamping: padTokenId), count: length))
+        for layer in exits { _ = try await run.layer(layer) }
+    }
+}
+
+/// Runs the layers for one input. Used by one task at a time.
 public protocol LayerRunner: AnyObject {
     /// Runs the segment that ends with `layer`, one of the manifest's `exits`. Call it once per exit, in ascending
     /// order.
-    func layer(_ layer: Int) throws -> LayerOutput
+    func layer(_ layer: Int) async throws -> LayerOutput
 }
 
 /// Output of one exit.
@@ -28,7 +52,7 @@ public struct LayerOutput: Equatable, Sendable {
         guard logits.allSatisfy(\.isFinite) else {
             throw EarlyExitError.failure("layer \(layer): logits are not finite: \(logits). Export the bundle again")
         }
-        guard lte.map((0...1).contains) ?? true else {
+        guard lte.map({ (0...1).contains($0) }) ?? true else {
             throw EarlyExitError.failure(
                 "layer \(layer): the LTE certainty \(lte ?? .nan) is not in [0, 1]. Export the bundle again")
         }
@@ -67,17 +91,19 @@ struct ExitLoop {
     /// exit.
     init(
         executor: any SegmentExecutor, tokens: Tokens, exits: [Int], policy: ExitPolicy, rule: any StopRule
-    ) throws {
+    ) async throws {
+        try Task.checkCancellation()
         self.policy = policy
         self.rule = rule
         ahead = exits[...]
-        run = try executor.embed(tokens)
+        run = try await executor.embed(tokens)
     }
 
-    /// Result of the next exit; nil after the exit of the input.
-    mutating func next() throws -> Step? {
+    /// Result of the next exit; nil after the exit of the input. Throws CancellationError if the task is cancelled.
+    mutating func next() async throws -> Step? {
         guard let layer = ahead.popFirst() else { return nil }
-        let output = try run.layer(layer)
+        try Task.checkCancellation()
+        let output = try await run.layer(layer)
         try output.check(layer: layer)
         let certainty = try policy.certainty(layer: layer, output: output, memory: &memory)
         let exits = rule.stops(after: layer, certainty: certainty) || ahead.isEmpty

@@ -58,7 +58,7 @@ struct Golden: Sendable {
     /// Throws if token ids differ from those at export.
     func differences(
         executor: any SegmentExecutor, tokenizer: Tokenizer, exits: [Int], scale: Double
-    ) throws -> [Double] {
+    ) async throws -> [Double] {
         let layers = exits.last ?? 0
         var largest = [Double](repeating: 0, count: exits.count)
         if let text = tokenization.first(where: { !$0.agrees(with: tokenizer) }) {
@@ -76,9 +76,9 @@ struct Golden: Sendable {
             guard logits[row].count == layers, lte.map({ $0[row].count == layers }) ?? true else {
                 throw Golden.misfit(row)
             }
-            let run = try executor.embed(tokens)
+            let run = try await executor.embed(tokens)
             for (place, layer) in exits.enumerated() {
-                let output = try run.layer(layer)
+                let output = try await run.layer(layer)
                 let expected = logits[row][layer - 1]
                 guard expected.count == output.logits.count else { throw Golden.misfit(row) }
                 var found = zip(output.logits, expected).map { abs(Double($0) - $1) / scale }

@@ -24,7 +24,7 @@ enum JSON: Sendable {
         } catch let error as EarlyExitError {
             throw EarlyExitError.failure("\(file.path) is damaged (\(error.message)). Copy it again, or recreate it")
         } catch {
-            throw EarlyExitError.failure("\(file.path) cannot be read (\(error.localizedDescription)). Copy it again")
+            throw EarlyExitError.failure("\(file.path) cannot be read (\(error.localizedDescription)). Copy it again", underlying: error)
         }
     }
 

@@ -10,6 +10,8 @@ public struct Manifest: Sendable {
     public let golden: DataFile
     /// Segments in the order of the exit loop: the embeddings, then one segment up to each layer with an exit.
     public let segments: [Segment]
+    /// Full depth as one graph (without exits); nil if the bundle does not contain it.
+    public let full: Segment?
     public let policy: ExitPolicy
     /// True if the thresholds were calibrated on data; otherwise every input exits at the last layer.
     public let isCalibrated: Bool
@@ -37,17 +39,18 @@ public struct Manifest: Sendable {
                 "schema_version", "target", "precision", "model", "tokenizer", "segments", "policy", "calibration",
                 "parity", "golden", "made_with",
             ],
-            optional: ["lengths", "max_batch", "threads", "scores"])
+            optional: ["lengths", "max_batch", "threads", "scores", "full"])
         target = try fields.get("target", \.string)
         precision = try fields.get("precision", \.string)
         model = try fields.one("model", ModelInfo.init)
         tokenizer = try fields.one("tokenizer", DataFile.init)
         golden = try fields.one("golden", DataFile.init)
         segments = try fields.items("segments", Segment.init)
+        full = fields.has("full") ? try fields.one("full", Segment.init) : nil
         policy = try fields.one("policy", ExitPolicy.init)
         isCalibrated = try fields.find("calibration", \.object) != nil
         parity = try fields.one("parity", Parity.init)
-        lengths = fields.has("lengths") ? try fields.list("lengths", \.int).sorted() : []
+        lengths = fields.has("lengths") ? try fields.list("lengths", \.int) : []
         _ = try fields.find("max_batch", \.int)  // ignored: this package runs one input at a time
         _ = try fields.find("threads", \.int)  // ignored: CoreML chooses its threads
         _ = try fields.find("scores", \.object)
@@ -57,6 +60,12 @@ public struct Manifest: Sendable {
             try policy.check(regression: model.isRegression, lte: model.lte)
         } catch let error as EarlyExitError {
             throw EarlyExitError.failure("\(place): policy: \(error.message). Export the bundle again")
+        }
+        for (number, segment) in functions.enumerated()
+        where segment.functions.count != (segments.first?.functions.isEmpty == true ? 0 : lengths.count) {
+            throw EarlyExitError.failure(
+                "\(place): segment \(number) has \(segment.functions.count) functions for \(lengths.count) lengths."
+                    + " Export the bundle again")
         }
         let layers = segments.map(\.layer)
         guard policy.layers == model.layers, layers.count > 1, layers.first == 0, layers.last == model.layers,
@@ -68,11 +77,15 @@ public struct Manifest: Sendable {
         }
     }
 
+    /// The segments, and full depth as one graph.
+    var functions: [Segment] { segments + [full].compactMap { $0 } }
+
     /// File -> sha256 of all files of the bundle except the manifest.
     var files: [String: String] {
         var found = [tokenizer.file: tokenizer.sha256, golden.file: golden.sha256]
-        for segment in segments {
+        for segment in functions {
             found[segment.file] = segment.sha256
+            if let compiled = segment.compiled { found[compiled.file] = compiled.sha256 }
             for constant in segment.constants.values { found[constant.file] = constant.sha256 }
         }
         return found
@@ -137,6 +150,10 @@ public struct Segment: Sendable {
     public let sha256: String
     /// Function of the file, if the file contains several.
     public let function: String?
+    /// Functions of the file for the manifest's `lengths`, in their order, if each length has its own.
+    public let functions: [String]
+    /// The file in compiled form (.mlmodelc), which is loaded instead. `file` may then be missing.
+    public let compiled: DataFile?
     public let inputs: [TensorInfo]
     public let outputs: [TensorInfo]
     /// Input name -> constant input, for tensors that differ between layers that share one file.
@@ -145,7 +162,7 @@ public struct Segment: Sendable {
     init(_ json: JSON, at place: String) throws {
         let fields = try Fields(
             json, at: place, needed: ["layer", "file", "sha256", "inputs", "outputs"],
-            optional: ["constants", "function", "repeat"])
+            optional: ["constants", "function", "functions", "compiled", "repeat"])
         let times = try fields.find("repeat", \.int) ?? 1
         guard times == 1 else {
             throw EarlyExitError.failure(
@@ -155,9 +172,18 @@ public struct Segment: Sendable {
         file = try fields.get("file", \.string)
         sha256 = try fields.get("sha256", \.string)
         function = try fields.find("function", \.string)
+        functions = fields.has("functions") ? try fields.list("functions", \.string) : []
+        compiled = fields.has("compiled") ? try fields.one("compiled", DataFile.init) : nil
         inputs = try fields.items("inputs", TensorInfo.init)
         outputs = try fields.items("outputs", TensorInfo.init)
         constants = fields.has("constants") ? try fields.dictionary("constants", TensorFile.init) : [:]
+    }
+}
+
+extension Segment {
+    /// Function for inputs of `length` tokens, one of the manifest's `lengths`; nil if the file has one function.
+    func function(for length: Int, of lengths: [Int]) -> String? {
+        lengths.firstIndex(of: length).flatMap { functions.indices.contains($0) ? functions[$0] : nil } ?? function
     }
 }
 

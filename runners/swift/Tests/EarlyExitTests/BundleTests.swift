@@ -5,16 +5,55 @@ import XCTest
 
 /// Bundles and manifests that are accepted and rejected.
 final class BundleTests: XCTestCase {
-    func testADamagedBundleIsRefused() throws {
+    func testDamagedBundleIsRejected() throws {
         let folder = try bundleFolder("confidence")
-        try Data("other".utf8).write(to: folder.appendingPathComponent("segments/layer_02.mlpackage/model"))
-        assertFails(try ModelBundle(at: folder), "checksum differs")
+        try Data("{}".utf8).write(to: folder.appendingPathComponent("tokenizer.json"))
+        assertFails(try ModelBundle(at: folder), "tokenizer.json: checksum differs")
         XCTAssertNoThrow(try ModelBundle(at: folder, verify: false))
         try FileManager.default.removeItem(at: folder.appendingPathComponent("tokenizer.json"))
         assertFails(try ModelBundle(at: folder, verify: false), "'tokenizer.json' is missing")
     }
 
-    func testAManifestThatItCannotRunIsRefused() throws {
+    func testMissingBundleGetsTheInstructionForXcode() throws {
+        let folder = try temporaryFolder().appendingPathComponent("bundle")
+        assertFails(try ModelBundle(at: folder), "turn off \"Build Folder Contents\"")
+    }
+
+    func testPackageIsComparedWithItsChecksumWhenItIsCompiled() throws {
+        let folder = try bundleFolder("confidence")
+        try Data("other".utf8).write(to: folder.appendingPathComponent("segments/layer_02.mlpackage/model"))
+        let bundle = try ModelBundle(at: folder)
+        XCTAssertNoThrow(try bundle.checkPackage(bundle.manifest.segments[1]))
+        assertFails(try bundle.checkPackage(bundle.manifest.segments[2]), "layer_02.mlpackage: checksum differs")
+    }
+
+    func testFinderMetadataDoesNotChangeAChecksum() throws {
+        let bundle = try ModelBundle(at: bundleFolder("confidence"))
+        let package = bundle.folder.appendingPathComponent("segments/layer_02.mlpackage")
+        let inside = package.appendingPathComponent("Data")
+        try FileManager.default.createDirectory(at: inside, withIntermediateDirectories: true)
+        for place in [package, inside] {
+            for name in [".DS_Store", "._model"] { try Data("Mac".utf8).write(to: place.appendingPathComponent(name)) }
+        }
+        XCTAssertNoThrow(try bundle.checkPackage(bundle.manifest.segments[2]))
+        try Data("Mac".utf8).write(to: package.appendingPathComponent("more"))
+        assertFails(try bundle.checkPackage(bundle.manifest.segments[2]), "checksum differs")
+    }
+
+    func testCompiledModelReplacesAPackage() throws {
+        let folder = try bundleFolder("confidence")
+        let package = folder.appendingPathComponent("segments/layer_02.mlpackage")
+        let compiled = folder.appendingPathComponent("segments/layer_02.mlmodelc")
+        try FileManager.default.moveItem(at: package, to: compiled)
+        let bundle = try ModelBundle(at: folder)
+        XCTAssertEqual(bundle.compiled(bundle.manifest.segments[2]), compiled)
+        XCTAssertNil(bundle.compiled(bundle.manifest.segments[3]))
+        XCTAssertFalse(bundle.hasPackage(bundle.manifest.segments[2]))
+        try FileManager.default.removeItem(at: compiled)
+        assertFails(try ModelBundle(at: folder), "'segments/layer_02.mlpackage' is missing")
+    }
+
+    func testUnsupportedManifestIsRejected() throws {
         assertFails(try manifest { $0["schema_version"] = 2 }, "is newer than 1")
         assertFails(try manifest { $0["schema_version"] = nil }, "no schema_version")
         assertFails(try manifest { $0["colour"] = 3 }, "unknown key 'colour'")
@@ -27,7 +66,7 @@ final class BundleTests: XCTestCase {
         }
     }
 
-    func testWhatANewerExportMayAddIsTaken() throws {
+    func testOptionalKeysAreAccepted() throws {
         XCTAssertEqual(try manifest(segment: 3, ["repeat": 1]).exits, [1, 2, 3, 4, 5, 6])
         XCTAssertNoThrow(try manifest { $0["threads"] = 2 })
         XCTAssertNoThrow(try manifest { $0["scores"] = ["bundle": [0.5]] })
@@ -39,7 +78,7 @@ final class BundleTests: XCTestCase {
         assertFails(try manifest { $0["threads"] = "two" }, "threads: unexpected value")
     }
 
-    func testExitsAreWhereTheSegmentsEnd() throws {
+    func testExitsAreTheLastLayersOfTheSegments() throws {
         XCTAssertEqual(try ModelBundle(at: bundleFolder("fewer_exits")).manifest.exits, [2, 3, 6])
         XCTAssertEqual(try ModelBundle(at: bundleFolder("one_exit")).manifest.exits, [6])
     }

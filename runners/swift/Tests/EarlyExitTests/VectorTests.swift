@@ -5,7 +5,7 @@ import XCTest
 
 /// Comparison with the outputs of the Python runtime in the test vectors.
 final class VectorTests: XCTestCase {
-    func testTokenizersGiveTheSameIds() throws {
+    func testTokenIdsEqual() throws {
         struct Case: Decodable {
             let tokenizer: String
             let maxLength: Int
@@ -27,7 +27,7 @@ final class VectorTests: XCTestCase {
         XCTAssertEqual(Set(tokenizers.keys), ["albert", "bert", "mpnet", "roberta", "unigram"])
     }
 
-    func testInputsArePaddedAlike() throws {
+    func testPaddingEquals() throws {
         struct Padded: Decodable {
             let inputIds, tokenTypeIds, attentionMask: [Int32]
         }
@@ -52,7 +52,7 @@ final class VectorTests: XCTestCase {
         }
     }
 
-    func testPoliciesMeasureAndStopAlike() throws {
+    func testCertaintiesAndExitsEqual() async throws {
         struct Case: Decodable {
             let criterion: String
             let thresholds, temperatures: [Double]
@@ -71,11 +71,11 @@ final class VectorTests: XCTestCase {
                 let certainty = try policy.certainty(layer: layer + 1, output: output, memory: &memory)
                 XCTAssertEqual(certainty, vector.certainty[layer], accuracy: 1e-5, vector.criterion)
             }
-            var loop = try ExitLoop(
+            var loop = try await ExitLoop(
                 executor: Stored([outputs]), tokens: Tokens(), exits: Array(1...policy.layers), policy: policy,
                 rule: policy)
             var last = 0
-            while let step = try loop.next() { last = step.layer }
+            while let step = try await loop.next() { last = step.layer }
             XCTAssertEqual(last, vector.exitLayer, vector.criterion)
         }
     }
@@ -84,7 +84,7 @@ final class VectorTests: XCTestCase {
         struct Case: Decodable {
             struct Call: Decodable {
                 let milliseconds: Double
-                let times: [Double]
+                let opening, times: [Double]
                 let certainty: [Float]
                 let stops: [Bool]
             }
@@ -101,9 +101,11 @@ final class VectorTests: XCTestCase {
             let estimator = try StepEstimator(missProbability: vector.missProbability)
             for call in vector.calls {
                 var times = call.times[...]
+                let opening = Dictionary(uniqueKeysWithValues: zip(vector.exits, call.opening))
                 var deadline = Deadline(
                     policy: policy, exits: vector.exits,
-                    end: try Deadline.end(of: call.milliseconds, start: call.times[0]), estimator: estimator
+                    end: try Deadline.end(of: call.milliseconds, start: call.times[0]), estimator: estimator,
+                    opening: { opening[$0, default: .infinity] }
                 ) { times.removeFirst() }
                 let stops = zip(vector.exits.prefix(call.stops.count), call.certainty)
                     .map { deadline.stops(after: $0, certainty: $1) }
@@ -150,7 +152,7 @@ final class VectorTests: XCTestCase {
         let streams: [[Expected]]
     }
 
-    func testRunnersAnswerAlike() throws {
+    func testPredictionsEqual() async throws {
         for name in try Vectors.models() {
             let runner = try runner(name)
             let cases = try Vectors.read("models/\(name)/answers.json", as: Cases.self)
@@ -158,13 +160,15 @@ final class VectorTests: XCTestCase {
             XCTAssertEqual(runner.manifest.model.takesPairs, !pairs.isEmpty, name)
             for batch in cases.batches {
                 // One by one, then as a batch: the executor returns the stored rows in order.
-                let single = try cases.texts.map { text in
-                    try runner.predict(text[0], text.count == 2 ? text[1] : nil, threshold: batch.threshold)
+                var single: [Prediction] = []
+                for text in cases.texts {
+                    let pair = text.count == 2 ? text[1] : nil
+                    single.append(try await runner.predict(text[0], pair, threshold: batch.threshold))
                 }
                 let together =
                     pairs.isEmpty
-                    ? try runner.predictBatch(cases.texts.map { $0[0] }, threshold: batch.threshold)
-                    : try runner.predictBatch(pairs, threshold: batch.threshold)
+                    ? try await runner.predictBatch(cases.texts.map { $0[0] }, threshold: batch.threshold)
+                    : try await runner.predictBatch(pairs, threshold: batch.threshold)
                 for answers in [single, together] {
                     XCTAssertEqual(answers.count, batch.answers.count, name)
                     for (answer, expected) in zip(answers, batch.answers) { assert(answer, is: expected, name) }
@@ -173,7 +177,7 @@ final class VectorTests: XCTestCase {
         }
     }
 
-    func testStreamsAnswerAlikeAtEveryExit() async throws {
+    func testStreamedPredictionsEqual() async throws {
         for name in try Vectors.models() {
             let runner = try runner(name)
             let cases = try Vectors.read("models/\(name)/answers.json", as: Cases.self)

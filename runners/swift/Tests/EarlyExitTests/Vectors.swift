@@ -52,36 +52,56 @@ extension XCTestCase {
             XCTAssertTrue(message(error).contains(expected), message(error), line: line)
         }
     }
+
+    func assertFails<T>(_ expected: String, line: UInt = #line, _ body: () async throws -> T) async {
+        do {
+            _ = try await body()
+            XCTFail("no error", line: line)
+        } catch {
+            XCTAssertTrue(message(error).contains(expected), message(error), line: line)
+        }
+    }
 }
 
 /// Executor that returns stored outputs: each input gets the next row.
-final class Stored: SegmentExecutor, @unchecked Sendable {
+final class Stored: SegmentExecutor {
+    private struct State: Sendable {
+        var inputs: [Tokens] = []
+        var ran: [Int] = []
+    }
     private let rows: [[LayerOutput]]
-    private var next = 0
-    /// Tokens of every input, and the layers that were run, in order.
-    private(set) var inputs: [Tokens] = []
-    private(set) var ran: [Int] = []
+    private let state = Locked(State())
+    /// Called before each layer.
+    private let before: @Sendable (Int) -> Void
+
+    /// Tokens of every input, in order.
+    var inputs: [Tokens] { state.withLock { $0.inputs } }
+    /// Layers that were run, in order.
+    var ran: [Int] { state.withLock { $0.ran } }
     /// Simulated time in seconds; every segment takes 10 ms.
     var seconds: Double { Double(ran.count) / 100 }
 
-    init(_ rows: [[LayerOutput]]) {
+    init(_ rows: [[LayerOutput]], before: @escaping @Sendable (Int) -> Void = { _ in }) {
         self.rows = rows
+        self.before = before
     }
 
     /// Executor for the golden outputs of a bundle.
-    convenience init(_ golden: Golden) {
+    convenience init(_ golden: Golden, before: @escaping @Sendable (Int) -> Void = { _ in }) {
         let rows = golden.logits.enumerated().map { row, layers in
             layers.enumerated().map { layer, logits in
                 LayerOutput(logits: logits.map(Float.init), lte: golden.lte.map { Float($0[row][layer]) })
             }
         }
-        self.init(rows)
+        self.init(rows, before: before)
     }
 
     func embed(_ tokens: Tokens) -> any LayerRunner {
-        inputs.append(tokens)
-        next += 1
-        return Row(self, rows[(next - 1) % rows.count])
+        let place = state.withLock { state in
+            state.inputs.append(tokens)
+            return state.inputs.count - 1
+        }
+        return Row(self, rows[place % rows.count])
     }
 
     private final class Row: LayerRunner {
@@ -94,7 +114,8 @@ final class Stored: SegmentExecutor, @unchecked Sendable {
         }
 
         func layer(_ layer: Int) -> LayerOutput {
-            stored.ran.append(layer)
+            stored.before(layer)
+            stored.state.withLock { $0.ran.append(layer) }
             return outputs[layer - 1]
         }
     }

@@ -22,13 +22,19 @@ public struct Tokens: Equatable, Sendable {
         attentionMask.append(1)
     }
 
-    /// Tokens padded on the right to the next of these lengths; unchanged if `lengths` is empty.
-    public func padded(toOneOf lengths: [Int], padTokenId: Int32) throws -> Tokens {
-        guard !lengths.isEmpty else { return self }
+    /// The shortest of these lengths that is sufficient for `count` tokens; `count` if `lengths` is empty.
+    static func length(for count: Int, of lengths: [Int]) throws -> Int {
+        guard !lengths.isEmpty else { return count }
         guard let length = lengths.filter({ $0 >= count }).min() else {
             throw EarlyExitError.failure(
                 "\(count) tokens are more than the segments accept (\(lengths.max() ?? 0)). Export the bundle again")
         }
+        return length
+    }
+
+    /// Tokens padded on the right to the next of these lengths; unchanged if `lengths` is empty.
+    public func padded(toOneOf lengths: [Int], padTokenId: Int32) throws -> Tokens {
+        let length = try Tokens.length(for: count, of: lengths)
         var filled = self
         filled.inputIds += [Int32](repeating: padTokenId, count: length - count)
         filled.tokenTypeIds += [Int32](repeating: 0, count: length - count)

@@ -1,0 +1,1 @@
+../../../../../runners/swift/Example/Tests/BenchTests.swift

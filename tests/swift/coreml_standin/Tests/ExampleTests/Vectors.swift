@@ -1,0 +1,1 @@
+../../../../../runners/swift/Tests/EarlyExitTests/Vectors.swift

@@ -1,0 +1,1 @@
+../CoreMLTests/VectorsFolder.swift
