@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import random
 import re
 import signal
@@ -80,9 +81,11 @@ class Load:
     average_exit_layer: float
     late: float | None
     """Share of the texts that exited after their deadline; None without a deadline."""
+    cpu_ms: float
+    """CPU time of the service per prediction. It depends little on other processes of the machine."""
 
     @classmethod
-    def of(cls, service: str, rate: float, replies: Sequence[Reply], seconds: float) -> Load:
+    def of(cls, service: str, rate: float, replies: Sequence[Reply], seconds: float, cpu_seconds: float) -> Load:
         good = [reply for reply in replies if reply.status == 200]
         if not good:
             raise BerxitError(f"{service}: no request of {len(replies)} succeeded")
@@ -102,6 +105,7 @@ class Load:
             p99,
             layers,
             float(np.mean(late)) if late else None,
+            1e3 * cpu_seconds / len(good),
         )
 
 
@@ -150,13 +154,15 @@ def command(
     before = devices.read_sensors()
     with ExitStack() as services:
         early, full = (services.enter_context(served(bundle, threads, *options)) for options in ((), ("--full-depth",)))
-        throughput = {
-            name: float(np.median([capacity(one, texts, seconds) for _ in range(rounds)]))
-            for name, one in (("early", early), ("full depth", full))
-        }
+        measured_throughput: dict[str, list[float]] = {"early": [], "full depth": []}
+        for _ in range(rounds):
+            for name, one in (("early", early), ("full depth", full)):
+                measured_throughput[name].append(capacity(one, texts, seconds))
+        throughput = {name: float(np.median(found)) for name, found in measured_throughput.items()}
         click.echo(f"requests per second with {CLIENTS} clients: {throughput}")
-        calm, spent = at_rate(full, bodies(texts), SHARES[0] * throughput["full depth"], rounds * seconds)
-        deadline_ms = Load.of("full depth", SHARES[0], calm, spent).p99_ms
+        calm = {"full depth": (full, bodies(texts))}
+        (load,) = at_rate_interleaved(calm, SHARES[0] * throughput["full depth"], rounds * seconds, 1)
+        deadline_ms = load.p99_ms
         cases = {
             "full depth": (full, bodies(texts)),
             "early exit": (early, bodies(texts)),
@@ -206,6 +212,12 @@ class ServedBundle:
         """Resident memory of the process (Linux)."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the process (Linux)."""
+        after_name = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def open_files(self) -> int:
@@ -294,13 +306,15 @@ def at_rate_interleaved(
 ) -> list[Load]:
     """Results of each case, by name: a service and its requests. The cases are measured in turn, in every round."""
     replies: dict[str, list[Reply]] = {name: [] for name in cases}
-    spent = dict.fromkeys(cases, 0.0)
+    spent, cpu = dict.fromkeys(cases, 0.0), dict.fromkeys(cases, 0.0)
     for seed in range(rounds):
         for name, (service, requests) in cases.items():
+            before = service.cpu_seconds
             found, duration = at_rate(service, requests, rate, seconds, seed)
             replies[name] += found
             spent[name] += duration
-    return [Load.of(name, rate, replies[name], spent[name]) for name in cases]
+            cpu[name] += service.cpu_seconds - before
+    return [Load.of(name, rate, replies[name], spent[name], cpu[name]) for name in cases]
 
 
 def at_rate(
@@ -341,10 +355,10 @@ def soak(service: ServedBundle, runner: EarlyExitRunner, texts: Sequence[Text], 
     sent = bodies(texts) * (1 + requests // len(texts))
     asyncio.run(with_clients(service.port, sent[:WARM_UP], CLIENTS, None))
     memory, files = service.memory_mib, service.open_files
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), service.cpu_seconds
     replies = asyncio.run(with_clients(service.port, sent[:requests], CLIENTS, None))
     spent = time.perf_counter() - start
-    load = Load.of("soak", requests / spent, replies, spent)
+    load = Load.of("soak", requests / spent, replies, spent, service.cpu_seconds - cpu)
     expected = [runner.answer([text], runner.policy)[0] for text in texts[:requests]]
     different = 0
     for place, reply in enumerate(replies):
@@ -371,7 +385,18 @@ def report(
 ) -> str:
     """The results as Markdown."""
     table = markdown_table(
-        ["requests/s", "service", "answered/s", "p50 ms", "p99 ms", "average exit layer", "late", "refused", "errors"],
+        [
+            "requests/s",
+            "service",
+            "answered/s",
+            "p50 ms",
+            "p99 ms",
+            "CPU ms",
+            "average exit layer",
+            "late",
+            "refused",
+            "errors",
+        ],
         [
             [
                 f"{load.rate:.0f}",
@@ -379,6 +404,7 @@ def report(
                 f"{load.throughput:.0f}",
                 f"{load.p50_ms:.1f}",
                 f"{load.p99_ms:.1f}",
+                f"{load.cpu_ms:.1f}",
                 f"{load.average_exit_layer:.2f}",
                 "" if load.late is None else f"{load.late:.1%}",
                 f"{load.refused / load.requests:.1%}",

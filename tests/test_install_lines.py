@@ -205,6 +205,16 @@ def test_install_lines_for_gpu_fit_the_driver(kind: Kind, extra: str, pip: Path)
 
 
 @pytest.mark.index
+def test_pinned_packages_of_pages_exist_for_raspberry_pi(pip: Path) -> None:
+    pins = re.findall(r"`pip install ([a-z-]+==[\d.]+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES))
+    kind = next(kind for kind in KINDS if kind.name == "raspberry-pi")
+    for pin in pins:
+        found = resolve(pip, kind, pin)
+        assert isinstance(found, dict), pin
+        assert problems(kind, found) == []
+
+
+@pytest.mark.index
 @pytest.mark.parametrize("extra", ["coreml", "onnxruntime-gpu"])
 def test_not_available_is_what_the_index_does_not_have(extra: str, pip: Path) -> None:
     kind = next(kind for kind in KINDS if kind.name == "jetpack6.2")

@@ -78,9 +78,9 @@ def test_soak_compares_predictions_with_the_runner(
 
 @pytest.mark.parametrize(("late", "verdict"), [(0.01, "met by"), (0.02, "not met by")])
 def test_report_states_whether_the_deadline_is_met(late: float, verdict: str) -> None:
-    loads = [Load("early exit, deadline", 10.0, 80, 9.9, 0, 0, 5.0, 9.0, 2.5, late)]
+    loads = [Load("early exit, deadline", 10.0, 80, 9.9, 0, 0, 5.0, 9.0, 2.5, late, 3.0)]
     loads.append(
-        Load("early exit, deadline", 60.0, 80, 55.0, 0, 0, 50.0, 90.0, 1.5, 0.5)
+        Load("early exit, deadline", 60.0, 80, 55.0, 0, 0, 50.0, 90.0, 1.5, 0.5, 2.0)
     )  # above half of the throughput
     machine = {"bundle": "b", "precision": "int8", "threads": 1, "inputs": 4, "seconds": 8.0, "rounds": 3}
     conditions = {**machine, "before": {"load": None}, "after": {"load": 1.0}}
@@ -93,13 +93,13 @@ def test_report_states_whether_the_deadline_is_met(late: float, verdict: str) ->
 def test_load_counts_refused_requests_apart_from_errors() -> None:
     found = {"exit_layer": 2, "late": None}
     replies = [Reply(0.1, 200, (found,)), Reply(0.1, 503, ()), Reply(0.1, 503, ()), Reply(0.1, 500, ())]
-    load = Load.of("early exit", 2.0, replies, 2.0)
-    assert (load.requests, load.throughput, load.refused, load.errors) == (4, 0.5, 2, 1)
+    load = Load.of("early exit", 2.0, replies, 2.0, 0.01)
+    assert (load.requests, load.throughput, load.refused, load.errors, load.cpu_ms) == (4, 0.5, 2, 1, 10.0)
 
 
 def test_load_of_failures_only_is_an_error() -> None:
     with pytest.raises(BerxitError, match="no request of 1 succeeded"):
-        Load.of("early exit", 1.0, [Reply(0.1, 503, ())], 1.0)
+        Load.of("early exit", 1.0, [Reply(0.1, 503, ())], 1.0, 0.0)
 
 
 @pytest.mark.slow

@@ -105,11 +105,11 @@ def test_help_lists_names_by_target() -> None:
     assert by_target({"a": ["x", "y"], "b": [], "c": ["z"]}) == "a: x, y; c: z"
 
 
-def table(heading: str) -> list[list[str]]:
-    """Rows of the first table below a heading of docs/bundle.md, without its header."""
+def table(heading: str, header: str = "|") -> list[list[str]]:
+    """Rows of the first table below a heading of docs/bundle.md whose header starts with ``header``."""
     page = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
     lines = page.split(f"\n{heading}\n", 1)[1].splitlines()
-    start = next(row for row, line in enumerate(lines) if line.startswith("|"))
+    start = next(row for row, line in enumerate(lines) if line.startswith(header))
     rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
 
@@ -119,7 +119,7 @@ def names(cell: str) -> list[str]:
 
 
 def test_docs_list_the_targets_and_precisions_of_the_registry() -> None:
-    meanings = {row[0]: row[2] for row in table("## manifest.json")}
+    meanings = {row[0]: row[2] for row in table("## manifest.json", "| key")}
     assert names(meanings["`target`"]) == list(TARGETS)
     every = {precision.name for target in TARGETS.values() for precision in target.precisions}
     listed = names(meanings["`precision`"].partition(";")[0])
