@@ -22,7 +22,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import markdown_table
 from berxit.train.calibration import read_policy, stored_pass
-from berxit.train.evaluation import Predictions, default_criterion
+from berxit.train.evaluation import Predictions
 from berxit.train.families import PolicySpec, operating_point
 from berxit.train.rules import DELTA, Keep
 
@@ -97,7 +97,7 @@ def command(
     population = len(predictions.labels)
     if max(rows) * 1.5 > population:
         raise InputError(f"{population} rows are stored, and --rows {max(rows)} leaves too few to judge: give fewer")
-    spec = PolicySpec(criterion or default_criterion(predictions))
+    spec = PolicySpec(criterion or predictions.default_criterion)
     guaranteed, optimistic = Keep(keep, delta), Keep(keep, optimistic=True)
     outcomes: list[Outcome] = []
     with progress_bar("splitting")(3 * len(rows)) as bar:

@@ -13,7 +13,7 @@ from berxit.exporters.parity import verify
 from berxit.exporters.planning import Plan, make_plan
 from berxit.exporters.targets import find_target
 from berxit.exporters.writing import Written, write_files
-from berxit.runtime.bundle import Manifest, Parity, write_manifest
+from berxit.runtime.bundle import Manifest, Parity, schema_version, write_manifest
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_whole
 from berxit.train.checkpoint import apply_umask
@@ -76,4 +76,11 @@ def finish_manifest(
     for line in calibrated.calibration.warnings:
         messages.warn(line)
     scores = measured.scores if measured else None
-    return replace(written.draft, policy=calibrated.policy, calibration=record, parity=parity, scores=scores)
+    return replace(
+        written.draft,
+        schema_version=schema_version(calibrated.policy, record),
+        policy=calibrated.policy,
+        calibration=record,
+        parity=parity,
+        scores=scores,
+    )

@@ -16,7 +16,7 @@ from berxit.exporters.golden_samples import of_every_length
 from berxit.exporters.loading import LoadedCheckpoint
 from berxit.exporters.segments import Segments
 from berxit.exporters.targets import Settings
-from berxit.runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, sha256
+from berxit.runtime.bundle import DataFile, Manifest, ModelInfo, Parity, schema_version, sha256
 from berxit.runtime.golden import Golden, tokenized, write_golden
 from berxit.runtime.metrics import positive_class
 from berxit.runtime.policies import ExitPolicy
@@ -68,14 +68,15 @@ def write_files(
     inputs = golden.one_by_one(tokenizer.pad_token_id)
     with progress(len(segments.layers) + 1) as bar:
         written = target.load_writer().write_segments(segments, folder, settings, inputs, bar)
+    policy = ExitPolicy.full_depth(model.layers, model.config.regression)
     draft = Manifest(
-        schema_version=SCHEMA_VERSION,
+        schema_version=schema_version(policy, None),
         target=target.name,
         precision=settings.precision.name,
         model=model_info(model, tokenizer.pad_token_id, max_length),
         tokenizer=DataFile(TOKENIZER_FILE, sha256(folder / TOKENIZER_FILE)),
         segments=written,
-        policy=ExitPolicy.full_depth(model.layers, model.config.regression),
+        policy=policy,
         calibration=None,
         parity=Parity(REFERENCE, settings.precision.atol, (), golden.scale(regression=model.config.regression)),
         golden=DataFile(GOLDEN_FILE, sha256(folder / GOLDEN_FILE)),

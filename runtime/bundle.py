@@ -18,12 +18,13 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.json_data import NOT_STORED, OMIT_DEFAULT, decode_json, parse, to_json, write_json
+from berxit.runtime.json_data import NOT_STORED, OMIT_DEFAULT, decode_json, parse, required_version, to_json, write_json
 from berxit.runtime.manifest_checks import check_manifest
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.storage import recover
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The newest version that this reader knows."""
 DIGEST_LENGTH = 12
 MISSING_S, REPLACED_S, PAUSE_S = 0.5, 5.0, 0.005
 """Seconds: longest wait for a missing bundle and for a bundle that keeps changing, and the pause between attempts."""
@@ -59,6 +60,11 @@ class ModelInfo:
     @property
     def regression(self) -> bool:
         return self.kind == "regression"
+
+    @property
+    def outputs(self) -> int:
+        """C, the number of logits; 1 for regression."""
+        return 1 if self.regression else len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -241,15 +247,26 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
         if data.get("calibration") is not None:
             data["calibration"] = upgraded(data["calibration"])
         manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
-        manifest.policy.check(regression=manifest.model.regression, lte=manifest.model.lte)
+        manifest.policy.check(outputs=manifest.model.outputs, lte=manifest.model.lte)
     except InputError as error:  # The policy's own check does not know the file.
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
+    needed = schema_version(manifest.policy, manifest.calibration)
+    if version < needed:
+        raise BerxitError(
+            f"{folder / MANIFEST}: schema_version is {version}, but the policy or calibration has features of version"
+            f" {needed}. Export the bundle again"
+        )
     check_manifest(manifest, str(folder / MANIFEST))
     if manifest.calibration is not None:
         manifest.calibration.check(manifest.model.layers, f"{folder / MANIFEST}: calibration")
     for file, digest in sorted(files_of(manifest).items()):
         _open_file(opened, DataFile(file, digest))
     return dataclasses.replace(manifest, digest=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
+
+
+def schema_version(policy: ExitPolicy, calibration: Calibration | None) -> int:
+    """The smallest schema version whose readers know every part of the policy and of its record."""
+    return max(policy.schema_version, required_version(calibration))
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.json_data import OMIT_DEFAULT
+from berxit.runtime.json_data import OMIT_DEFAULT, since
 from berxit.runtime.noise import Noise, noisy
 
 OLDER_KEYS = {"rule": "description", "asked": "requirement"}
@@ -101,7 +101,7 @@ class Calibration:
     """The class that F1 scores; None for another metric, and in older records."""
     warnings: tuple[str, ...] = ()
     """Reasons why the policy may mean little: scores at chance, or a rule that could not be kept. Empty: none."""
-    settings: dict[str, Any] | None = field(default=None, metadata=OMIT_DEFAULT)
+    settings: dict[str, Any] | None = field(default=None, metadata=since(2))
     """Settings of the policy besides the criterion: fields of ``berxit.train.families.PolicySpec`` that do not have
     their defaults. None: all have."""
     expected_score: float | None = field(default=None, metadata=OMIT_DEFAULT)
@@ -109,7 +109,7 @@ class Calibration:
     None in older records, and if a fifth less data is too little for the rule."""
     expected_interval: tuple[float, float] | None = field(default=None, metadata=OMIT_DEFAULT)
     """Bootstrap interval of ``expected_score``, 5th to 95th percentile."""
-    reference: Reference | None = field(default=None, metadata=OMIT_DEFAULT)
+    reference: Reference | None = field(default=None, metadata=since(2))
     """Histograms of the calibration data under the policy, for monitoring. None in older records."""
     placement: ExitPlacement | None = field(default=None, metadata=OMIT_DEFAULT)
     """In the manifest of a bundle whose exits were placed automatically; None for others."""

@@ -21,6 +21,23 @@ OMIT_DEFAULT = {"omit_default": True}
 field reject its key, so files that do not need the field must not have it."""
 
 
+def since(version: int) -> dict[str, Any]:
+    """Metadata of a dataclass field that readers know from this schema version on. A JSON file contains it only if its
+    value is not the default."""
+    return {**OMIT_DEFAULT, "since": version}
+
+
+def required_version(value: Any) -> int:
+    """The smallest schema version whose readers know every key that ``to_json`` writes for a dataclass."""
+    if isinstance(value, dict | list | tuple):
+        return max(map(required_version, value.values() if isinstance(value, dict) else value), default=1)
+    if not dataclasses.is_dataclass(value):
+        return 1
+    stored = [field for field in dataclasses.fields(value) if _is_stored(field, value)]
+    versions = [field.metadata.get("since", 1) for field in stored]
+    return max([*versions, *(required_version(getattr(value, field.name)) for field in stored)])
+
+
 def write_json(data: Any, path: Path) -> None:
     """Writes a JSON file atomically: after an interruption, the file has its previous content."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -78,7 +78,7 @@ def recalibrate(
     of_exits = policy.at_exits(backend.exits)
     certainty = certainties(of_exits, logits, lte)
     thresholds = criterion.grid(policy.layers, logits.shape[2])
-    taken = exit_layers_at(of_exits, certainty, thresholds)
+    taken = exit_layers_at(criterion, certainty, thresholds, off=of_exits.off)
     predicted = logits[..., 0] if logits.shape[2] == 1 else logits.argmax(axis=-1)
     rows = np.arange(len(texts))
     losses = [float(_losses(predicted[rows, one - 1], predicted[:, -1], logits.shape[2]).mean()) for one in taken]

@@ -194,6 +194,11 @@ def calibrate(
     accept_noise: bool = False,
     split: str = "dev",
     criterion: str | None = None,
+    patience: int = 1,
+    off: Sequence[int] = (),
+    full_depth_classes: Sequence[str] = (),
+    fit_temperatures: bool = False,
+    thresholds_per_exit: bool = False,
     batch_size: int = 32,
     skip_bad_rows: bool = False,
     progress: Progress = silent,
@@ -211,22 +216,36 @@ def calibrate(
     - ``budget_ms`` and ``bench`` (a bench.json of a bundle of this checkpoint): the best score within a mean latency in
       milliseconds. ``accept_noise``: use a bench of a busy machine, too.
 
+    The other arguments describe the policies among which the rule chooses: the ``criterion``; ``patience``, the number
+    of consecutive exits that must pass the threshold; ``off``, layers whose exit is switched off;
+    ``full_depth_classes``, for which no input exits early; fitted temperatures and thresholds per exit.
+
     ``data``: data that the checkpoint was not trained on, as in ``evaluate``. Exports copy the policy to the bundle.
     """
     check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)
     from berxit.train.calibration import calibrate as run
     from berxit.train.checkpoint import read_config
+    from berxit.train.configuration import MultiExitConfig
+    from berxit.train.evaluation import default_criterion
     from berxit.train.families import PolicySpec
     from berxit.train.hub import task_data
 
     checkpoint = Path(checkpoint)
     task = read_config(checkpoint)["task"]
+    config = MultiExitConfig.from_pretrained(str(checkpoint))
     rule = _rule(checkpoint, keep, risk, delta, budget_ms, bench, optimistic=optimistic, accept_noise=accept_noise)
     return run(
         checkpoint,
         task_data(task, data, split, report),
         split=split,
-        spec=None if criterion is None else PolicySpec(criterion),
+        spec=PolicySpec(
+            criterion or default_criterion(regression=config.regression, lte=config.lte),
+            patience,
+            tuple(off),
+            tuple(full_depth_classes),
+            fit_temperatures,
+            thresholds_per_exit,
+        ),
         rule=rule,
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,

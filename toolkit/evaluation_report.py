@@ -14,7 +14,7 @@ from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table
 from berxit.train.chance_warnings import depth_warning, exits_warning
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
-from berxit.train.evaluation import Predictions, default_criterion, layer_scores
+from berxit.train.evaluation import Predictions, layer_scores
 from berxit.train.families import OperatingPoint, PolicySpec, applicable_criteria, operating_points
 
 KEPT = 0.99
@@ -148,7 +148,7 @@ def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluati
     Raises InputError for a ``criterion`` that does not apply to this model, and as ``Predictions.check`` does.
     """
     predictions.check()
-    criterion = criterion or default_criterion(predictions)
+    criterion = criterion or predictions.default_criterion
     names = applicable_criteria(predictions)
     if criterion not in names:
         operating_points(predictions, PolicySpec(criterion))  # raises with the reason

@@ -20,16 +20,14 @@ from berxit.runtime.storage import write_together
 from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning, policy_warning
 from berxit.train.checkpoint import load_checkpoint, read_record
-from berxit.train.evaluation import Predictions, best_device, default_criterion, layer_scores, predict
-from berxit.train.families import PolicySpec, operating_point, predicted_under
+from berxit.train.evaluation import Predictions, best_device, layer_scores, predict
+from berxit.train.families import FOLDS, PolicySpec, folds, operating_point, predicted_under
 from berxit.train.guarantee import interval
 from berxit.train.rules import Choice, Keep, Rule
 from berxit.train.tasks import task_of
 
 POLICY_FILE = "exit_policy.json"
 """File in the checkpoint's folder: the policy and the calibration record."""
-FOLDS = 5
-"""Of the cross-fitting that estimates the score on new data."""
 PASS_FILE = "calibration_pass.npz"
 """File with the pass over the calibration data. An export with fewer exits chooses its threshold from it.
 exit_policy.json contains its sha256."""
@@ -77,7 +75,7 @@ def calibrate(
     if examples.skipped:
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress, source=str(path))
-    spec = spec or PolicySpec(default_criterion(predictions))
+    spec = spec or PolicySpec(predictions.default_criterion)
     chosen = choose(predictions, spec, rule, path.name, digest)
     with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
         write_json({"data_sha256": digest, "texts": examples.texts}, folder / TEXTS_FILE)
@@ -142,7 +140,7 @@ def expected_score(predictions: Predictions, spec: PolicySpec, rule: Rule) -> tu
     """The expected score on new data, and its 5th to 95th percentile: every row is scored under the policy that the
     rule chooses on the other folds. None if these have too few rows for the rule."""
     rows = len(predictions.labels)
-    fold_of = np.random.default_rng(0).permutation(rows) % FOLDS
+    fold_of = folds(rows)
     predicted = np.empty_like(predictions.full_depth)
     for fold in range(min(FOLDS, rows)):
         held_out = np.flatnonzero(fold_of == fold)

@@ -82,6 +82,11 @@ class Predictions:
         return self.logits[..., 0] if self.regression else self.logits.argmax(axis=-1)
 
     @property
+    def default_criterion(self) -> str:
+        """The criterion that is used if none is named."""
+        return default_criterion(regression=self.regression, lte=self.lte is not None)
+
+    @property
     def full_depth(self) -> npt.NDArray:
         """(N,) the checkpoint's predictions at full depth, with which rules compare."""
         return self.predicted()[:, -1] if self.reference is None else self.reference
@@ -183,8 +188,8 @@ def layer_scores(predictions: Predictions, metric: str | None = None) -> list[fl
     return [predictions.score(predicted[:, layer], metric) for layer in range(predictions.layers)]
 
 
-def default_criterion(predictions: Predictions) -> str:
+def default_criterion(*, regression: bool, lte: bool) -> str:
     """Confidence for classification. For regression, LTE if the model has it, else patience."""
-    if not predictions.regression:
+    if not regression:
         return "confidence"
-    return "lte" if predictions.lte is not None else "patience"
+    return "lte" if lte else "patience"

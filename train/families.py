@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.json_data import parse
+from berxit.runtime.json_data import parse, to_json
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import (
     CRITERIA,
@@ -27,10 +27,18 @@ from berxit.runtime.policies import (
     exit_layers,
     exit_layers_at,
 )
+from berxit.runtime.policies.learned import feature_names
 from berxit.train.evaluation import Predictions
+from berxit.train.fitting import ExitLinks, agreement, fit_temperatures, fit_weights
 
 TOLERANCE = 0.5
 """Tolerance of patience on regression if none was searched for; the policy's default, in label units."""
+FOLDS = 5
+"""Of cross-fitting."""
+LEAST_ROWS = 50
+"""Smallest number of rows for a fit."""
+PROBABILITY = "confidence"
+"""The criterion whose direction and range are those of a probability."""
 FIXED_TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 """Tolerances of patience on regression under a guarantee, as shares of the labels' range. The guarantee requires that
 they do not depend on the data."""
@@ -47,6 +55,10 @@ class PolicySpec:
     """Layers of the model whose exit is switched off."""
     full_depth_classes: tuple[str, ...] = ()
     """Classes for which no input exits early: the threshold of these classes is ``never``."""
+    fit_temperatures: bool = False
+    """Fit a temperature per exit."""
+    thresholds_per_exit: bool = False
+    """Fit a threshold per exit: the thresholds at which exits agree with full depth with equal probability."""
 
     @classmethod
     def of(cls, calibration: Calibration) -> PolicySpec:
@@ -60,25 +72,68 @@ class PolicySpec:
         """The fields besides the criterion that do not have their defaults, for the calibration record."""
         found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "criterion"}
         defaults = PolicySpec(self.criterion)
-        return {name: value for name, value in found.items() if value != getattr(defaults, name)} or None
+        return {name: to_json(value) for name, value in found.items() if value != getattr(defaults, name)} or None
 
-    def policy(self, predictions: Predictions, tolerance: float = TOLERANCE) -> ExitPolicy:
-        """The policy without early exits, for the exits of a pass.
+    @property
+    def is_fitted(self) -> bool:
+        """True if the policy has parameters that are fitted on data."""
+        return self.fit_temperatures or self.thresholds_per_exit or criterion_named(self.criterion).fitted
 
-        Raises InputError for a specification that does not fit the model.
-        """
-        criterion, exits = criterion_named(self.criterion), predictions.exit_layers.tolist()
-        never = criterion.never(predictions.layers, predictions.logits.shape[2])
-        policy = replace(
-            ExitPolicy.uniform(self.criterion, never, predictions.layers, tolerance),
-            patience=min(self.patience, predictions.layers),
-            off=tuple(exits.index(layer) + 1 for layer in self.off if layer in exits),
-        )
-        policy.check(regression=predictions.regression, lte=predictions.lte is not None)
+    def check(self, predictions: Predictions) -> None:
+        """Raises InputError for a specification that does not fit the model or the data."""
         if unknown := set(self.full_depth_classes) - set(predictions.names):
             known = f": it has {', '.join(predictions.names)}" if predictions.names else ", which has none"
             raise InputError(f"'{min(unknown)}' is no class of this model{known}")
-        return policy
+        layers = int(predictions.exit_layers[-1])
+        if wrong := [layer for layer in self.off if not 1 <= layer < layers]:
+            raise InputError(f"exit {wrong[0]} cannot be switched off: the model has layers 1 to {layers}")
+        if self.fit_temperatures and predictions.regression:
+            raise InputError("temperatures need class probabilities: calibrate a regression model without them")
+        if self.thresholds_per_exit and criterion_named(self.criterion).fitted:
+            raise InputError(f"'{self.criterion}' is comparable between exits: calibrate without thresholds per exit")
+        if self.thresholds_per_exit and criterion_named(self.criterion).counts:
+            raise InputError(f"'{self.criterion}' counts exits: calibrate without thresholds per exit")
+        if self.is_fitted and (rows := len(predictions.labels)) < LEAST_ROWS:
+            raise InputError(
+                f"fitting needs at least {LEAST_ROWS} examples, and the data has {rows}: calibrate on more data, or"
+                " with --criterion confidence and without fitted temperatures and thresholds per exit"
+            )
+
+
+@dataclass(frozen=True)
+class FittedSpec:
+    """A specification with its fitted parameters, for the n exits of a pass."""
+
+    policy: ExitPolicy
+    """The policy without early exits."""
+    links: ExitLinks | None
+    """The threshold of exit i is that of the probability which its link gives; None: all exits have one threshold."""
+
+    @classmethod
+    def fit(cls, spec: PolicySpec, predictions: Predictions, tolerance: float) -> FittedSpec:
+        """Fits the parameters on all rows of a pass. Raises InputError for a criterion that does not fit the model."""
+        p, criterion, exits = predictions, criterion_named(spec.criterion), predictions.exit_layers.tolist()
+        outputs = p.logits.shape[2]
+        plain = ExitPolicy(
+            spec.criterion,
+            (criterion.never(p.layers, outputs),) * (p.layers - 1),
+            fit_temperatures(p) if spec.fit_temperatures else (1.0,) * p.layers,
+            tolerance,
+            min(spec.patience, p.layers),
+            tuple(exits.index(layer) + 1 for layer in spec.off if layer in exits),
+            ((0.0,) * (len(feature_names(outputs)) + 1),) * (p.layers - 1) if criterion.fitted else (),
+        )
+        plain.check(outputs=outputs, lte=p.lte is not None)
+        policy = replace(plain, weights=fit_weights(p, plain)) if criterion.fitted else plain
+        if not spec.thresholds_per_exit:
+            return cls(policy, None)
+        certainty = certainties(policy, p.logits, p.lte)
+        return cls(policy, ExitLinks.fit(criterion, outputs, certainty, agreement(p)))
+
+    def certainty(self, predictions: Predictions) -> npt.NDArray:
+        """(N, n) certainties on any rows; with links, probabilities of agreement."""
+        found = certainties(self.policy, predictions.logits, predictions.lte)
+        return found if self.links is None else self.links.probabilities(found)
 
 
 @dataclass(frozen=True)
@@ -104,17 +159,21 @@ class PolicyFamily:
     """Policies that differ in one threshold only, on the N rows and n exits of a stored pass."""
 
     predictions: Predictions
-    policy: ExitPolicy
-    """The policy without early exits, for the exits of the pass."""
+    fitted: FittedSpec
     certainty: npt.NDArray
-    """(N, n) certainties."""
+    """(N, n) certainties, cross-fitted if the specification has fitted parameters."""
     full_depth_classes: tuple[int, ...] = ()
     """Predicted classes for which no row exits early."""
 
     @property
+    def policy(self) -> ExitPolicy:
+        """The policy without early exits, for the exits of the pass."""
+        return self.fitted.policy
+
+    @property
     def criterion(self) -> Criterion:
-        """Direction and range of the certainties."""
-        return CRITERIA[self.policy.criterion]
+        """Direction and range of the certainties: those of a probability with thresholds per exit."""
+        return CRITERIA[self.policy.criterion if self.fitted.links is None else PROBABILITY]
 
     @property
     def never(self) -> float:
@@ -144,13 +203,11 @@ class PolicyFamily:
 
         Raises InputError for a threshold out of range.
         """
-        values = np.array([float(threshold) for threshold in thresholds])
-        if not self.full_depth_classes:
-            return exit_layers_at(self.policy, self.certainty, values)
-        p = self.predictions
-        table = np.tile(values[:, None, None], (1, p.layers - 1, p.logits.shape[2]))
-        table[:, :, self.full_depth_classes] = self.never
-        return exit_layers_at(self.policy, self.certainty, table, p.predicted())
+        p, values = self.predictions, np.array([float(threshold) for threshold in thresholds])
+        if self.full_depth_classes:
+            values = np.tile(values[:, None, None], (1, p.layers - 1, p.logits.shape[2]))
+            values[:, :, self.full_depth_classes] = self.never
+        return exit_layers_at(self.criterion, self.certainty, values, p.predicted(), self.policy.off)
 
     def predicted(self, thresholds: Sequence[float]) -> npt.NDArray:
         """(T, N) predictions under each of T thresholds: class numbers or values."""
@@ -173,14 +230,16 @@ class PolicyFamily:
 
     def policy_at(self, threshold: float) -> ExitPolicy:
         """The policy with this threshold, for all layers of the model."""
-        p, entry = self.predictions, float(threshold)
-        if not self.full_depth_classes:
-            chosen = self.policy.with_threshold(entry)
-        else:
+        p, links = self.predictions, self.fitted.links
+        entries = (float(threshold),) * (p.layers - 1) if links is None else links.thresholds(threshold)
+        thresholds: tuple[float | tuple[float, ...], ...] = entries
+        if self.full_depth_classes:
+            never = CRITERIA[self.policy.criterion].never(p.layers, p.logits.shape[2])
             classes = range(p.logits.shape[2])
-            row = tuple(self.never if number in self.full_depth_classes else entry for number in classes)
-            chosen = replace(self.policy, thresholds=(row,) * (p.layers - 1))
-        return chosen.spread_over(p.exit_layers.tolist())
+            thresholds = tuple(
+                tuple(never if number in self.full_depth_classes else entry for number in classes) for entry in entries
+            )
+        return replace(self.policy, thresholds=thresholds).spread_over(p.exit_layers.tolist())
 
     def check(self) -> PolicyFamily:
         """This family. Raises BerxitError unless every row exits at the last layer under the threshold ``never``.
@@ -202,10 +261,22 @@ def family(predictions: Predictions, spec: PolicySpec, tolerance: float = TOLERA
     Raises InputError for a specification that does not fit the model, BerxitError for a criterion whose threshold
     ``never`` does not reach the last layer.
     """
-    policy = spec.policy(predictions, tolerance)
-    certainty = certainties(policy, predictions.logits, predictions.lte)
+    spec.check(predictions)
+    fitted = FittedSpec.fit(spec, predictions, tolerance)
+    certainty = fitted.certainty(predictions)
+    if spec.is_fitted:
+        fold_of = folds(len(predictions.labels))
+        for fold in range(FOLDS):
+            rest = FittedSpec.fit(spec, predictions.select_rows(np.flatnonzero(fold_of != fold)), tolerance)
+            held_out = np.flatnonzero(fold_of == fold)
+            certainty[held_out] = rest.certainty(predictions.select_rows(held_out))
     classes = tuple(predictions.names.index(name) for name in spec.full_depth_classes)
-    return PolicyFamily(predictions, policy, certainty, classes).check()
+    return PolicyFamily(predictions, fitted, certainty, classes).check()
+
+
+def folds(rows: int) -> npt.NDArray[np.int64]:
+    """(N,) fold of each row, from 0 to FOLDS - 1, in random order."""
+    return np.random.default_rng(0).permutation(rows) % FOLDS
 
 
 def families(predictions: Predictions, spec: PolicySpec, *, fixed: bool = False) -> list[PolicyFamily]:
@@ -213,12 +284,12 @@ def families(predictions: Predictions, spec: PolicySpec, *, fixed: bool = False)
 
     ``fixed``: tolerances that do not depend on the data, as a guarantee requires. Raises as ``family`` does.
     """
-    if not (criterion_named(spec.criterion).counts and predictions.regression):
+    counts, spread = criterion_named(spec.criterion).counts, float(np.ptp(predictions.labels))
+    if not predictions.regression or not (counts or spec.is_fitted):
         return [family(predictions, spec)]
-    if fixed:
-        tolerances = [share * float(np.ptp(predictions.labels)) for share in FIXED_TOLERANCES]
-    else:
-        tolerances = candidate_tolerances(predictions)
+    if not counts:
+        return [family(predictions, spec, spread)]
+    tolerances = [share * spread for share in FIXED_TOLERANCES] if fixed else candidate_tolerances(predictions)
     return [family(predictions, spec, tolerance) for tolerance in tolerances]
 
 
@@ -269,10 +340,11 @@ def predicted_at(predictions: Predictions, taken: npt.NDArray) -> npt.NDArray:
 
 
 def applicable_criteria(predictions: Predictions) -> list[str]:
-    """The criteria that fit the model, in the order of CRITERIA."""
+    """The criteria that fit the model and the number of rows, in the order of CRITERIA."""
     return [
         name
         for name, criterion in CRITERIA.items()
         if (criterion.for_regression or not predictions.regression)
         and not (criterion.needs_lte and predictions.lte is None)
+        and not (criterion.fitted and len(predictions.labels) < LEAST_ROWS)
     ]

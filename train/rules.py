@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +26,14 @@ from berxit.runtime.risk import hoeffding_bentkus, rows_needed
 from berxit.train.backbones import adapter_for
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import Predictions
-from berxit.train.families import OperatingPoint, PolicyFamily, PolicySpec, families
+from berxit.train.families import (
+    OperatingPoint,
+    PolicyFamily,
+    PolicySpec,
+    families,
+    operating_point,
+    predicted_under,
+)
 from berxit.train.guarantee import KeepTest, least_rows
 
 DELTA = 0.1
@@ -52,10 +59,18 @@ Candidate = tuple[PolicyFamily, OperatingPoint]
 
 
 def _choice(chosen: Candidate, met: Callable[[npt.NDArray], bool]) -> Choice:
-    """The choice of a candidate. ``met``: predictions (N,) -> whether they satisfy the rule."""
+    """The choice of a candidate. ``met``: predictions (N,) -> whether they satisfy the rule.
+
+    The rule judges the cross-fitted predictions; point and predictions of the choice are those of the stored policy.
+    """
     family, point = chosen
-    predicted = family.predicted([point.threshold])[0]
-    return Choice(family.policy_at(point.threshold), point, predicted, met(predicted))
+    policy = family.policy_at(point.threshold)
+    return Choice(
+        policy,
+        replace(operating_point(family.predictions, policy), threshold=point.threshold),
+        predicted_under(family.predictions, policy),
+        met(family.predicted([point.threshold])[0]),
+    )
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Labelled:
         checkpoint's policy, or the default criterion without a policy.
         """
         from berxit.train.calibration import choose, read_policy
-        from berxit.train.evaluation import Predictions, default_criterion
+        from berxit.train.evaluation import Predictions
         from berxit.train.families import PolicySpec
         from berxit.train.rules import Keep
 
@@ -100,7 +100,7 @@ class Labelled:
             part = Predictions(
                 logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
             )
-            spec = PolicySpec.of(earlier.calibration) if earlier else PolicySpec(default_criterion(part))
+            spec = PolicySpec.of(earlier.calibration) if earlier else PolicySpec(part.default_criterion)
             chosen.append(
                 choose(part, spec, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
             )

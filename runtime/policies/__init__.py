@@ -1,7 +1,6 @@
 """Exit policies: criteria, and the thresholds and settings that decide at which layer an input exits."""
 
 from berxit.runtime.policies.criteria import (
-    CRITERIA,
     UNBOUNDED,
     Bools,
     Certainty,
@@ -11,10 +10,10 @@ from berxit.runtime.policies.criteria import (
     Memory,
     Parameters,
     Streak,
-    criterion_named,
     softmax,
 )
 from berxit.runtime.policies.policy import ExitPolicy, FixedDepth, certainties, exit_layers, exit_layers_at
+from berxit.runtime.policies.registry import CRITERIA, criterion_named
 
 __all__ = [
     "CRITERIA",

@@ -51,7 +51,7 @@ class Streak(NamedTuple):
     prediction: npt.NDArray
     """(B,) predicted class of the last layer; its value for regression."""
     value: npt.NDArray
-    """(B,) the certainty of the last layer: a count, or a sum over the layers that agree."""
+    """(B,) the certainty of the last layer: a number of layers, or a sum over the layers that agree."""
 
     def keep(self, rows: Bools) -> Streak:
         """State of the rows that continue."""
@@ -67,6 +67,8 @@ class Parameters(NamedTuple):
 
     tolerance: float = 0.5
     """Regression: two values that differ by less agree; in units of the labels."""
+    weights: tuple[float, ...] = ()
+    """(F + 1,) fitted weights of the layer, the intercept first; empty at the last layer and without a fit."""
 
 
 UNBOUNDED = float(np.finfo(np.float32).max)
@@ -76,8 +78,8 @@ UNBOUNDED = float(np.finfo(np.float32).max)
 class Criterion(ABC):
     """Exit criterion: computes one certainty per row and compares it with a threshold.
 
-    To add a criterion, write a subclass and add it to CRITERIA. Help texts, figures, thresholds and test vectors are
-    derived from its attributes.
+    To add a criterion, write a subclass and add it to CRITERIA in ``registry.py``. Help texts, figures, thresholds and
+    test vectors are derived from its attributes.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Criterion(ABC):
     """True if the criterion works for regression models."""
     needs_lte = False
     """True if the criterion needs an LTE module."""
+    fitted = False
+    """True if the criterion has weights that calibration fits."""
 
     schema_version = 1
     """The first schema version of bundles whose readers know this criterion."""
@@ -123,6 +127,10 @@ class Criterion(ABC):
         """Threshold at which every row exits at the first layer where the criterion allows it."""
         low, high = self.bounds(classes)
         return max(low, -UNBOUNDED) if self.higher_is_more_certain else min(high, UNBOUNDED)
+
+    def uncertain(self, classes: int) -> float:
+        """Certainty that passes no threshold. Not for inclusive criteria."""
+        return max(self.bounds(classes)[0], -UNBOUNDED) if self.higher_is_more_certain else UNBOUNDED
 
     def grid(self, layers: int, classes: int, count: int = 200) -> list[float]:
         """Data-independent thresholds from ``never`` to ``always``.
@@ -231,11 +239,35 @@ class Patience(Criterion):
         return streak, Streak(prediction, streak)
 
 
-CRITERIA: dict[str, Criterion] = {c.name: c for c in (Confidence(), Entropy(), Lte(), Patience())}
+class Agreement(Criterion):
+    """Confidence summed over the consecutive exits that predict the same class, in (0, n].
 
+    S_1 = C_1. S_i = S_{i-1} + C_i if exits i - 1 and i predict the same class, else C_i, with the confidence C_i. This
+    is the score of BEEM with exit weights of 1 (Bajpai and Hanawal, ICLR 2025, "BEEM: Boosting Performance of Early
+    Exit DNNs using Multi-Exit Classifiers as Experts").
+    """
 
-def criterion_named(name: str) -> Criterion:
-    """Criterion of CRITERIA. Raises InputError for an unknown name."""
-    if name not in CRITERIA:
-        raise InputError(f"unknown exit criterion '{name}': choose one of {', '.join(CRITERIA)}")
-    return CRITERIA[name]
+    name = "agreement"
+    description = "the confidence summed over consecutive exits that agree; a row exits above the threshold (BEEM)"
+    schema_version = 2
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        return 0.0, np.inf
+
+    def never(self, layers: int, classes: int) -> float:
+        return float(layers)  # each confidence is at most 1
+
+    def grid(self, layers: int, classes: int, count: int = 200) -> list[float]:
+        """Thresholds k - x for the sums of k = n, ..., 1 exits: x = 0, and from a millionth to 1 by a constant
+        factor, because most confidences are close to 1."""
+        steps = (0.0, *np.logspace(-6, 0, max(2, count // layers))[:-1])
+        sums = [float(k - step) for k in range(layers - 1, 0, -1) for step in steps]
+        return [self.never(layers, classes), *sums, 0.0]
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
+        confidence = 1.0 / np.add.reduce(np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True)), axis=-1)
+        prediction = predictions(logits)
+        if memory is not None:
+            assert isinstance(memory, Streak)
+            confidence = confidence + np.where(prediction == memory.prediction, memory.value, 0)
+        return confidence, Streak(prediction, confidence)

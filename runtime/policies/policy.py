@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import InputError
-from berxit.runtime.json_data import OMIT_DEFAULT
+from berxit.runtime.json_data import required_version, since
 from berxit.runtime.policies.criteria import (
-    CRITERIA,
     Bools,
     Certainty,
     Criterion,
@@ -27,8 +26,9 @@ from berxit.runtime.policies.criteria import (
     Ints,
     Memory,
     Parameters,
-    criterion_named,
 )
+from berxit.runtime.policies.learned import feature_names
+from berxit.runtime.policies.registry import CRITERIA, criterion_named
 
 Threshold = float | tuple[float, ...]
 """Threshold of one layer: a number, or one number per predicted class."""
@@ -67,10 +67,12 @@ class ExitPolicy:
     """(n,) temperature per layer. The logits of a layer are divided by it before certainty and scores are computed."""
     tolerance: float = 0.5
     """Regression: two values that differ by less agree; in units of the labels."""
-    patience: int = field(default=1, metadata=OMIT_DEFAULT)
+    patience: int = field(default=1, metadata=since(2))
     """Number of consecutive exits that must pass the threshold."""
-    off: tuple[int, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    off: tuple[int, ...] = field(default=(), metadata=since(2))
     """Layers whose exit is switched off: the policy skips them, as if they had no exit."""
+    weights: tuple[tuple[float, ...], ...] = field(default=(), metadata=since(2))
+    """(n - 1, F + 1) fitted weights of layers 1 to n - 1, the intercept first; empty for a criterion without a fit."""
 
     def __post_init__(self) -> None:
         criterion = criterion_named(self.criterion)
@@ -90,6 +92,13 @@ class ExitPolicy:
             raise InputError(f"patience is {self.patience}: it must be a number of exits, from 1 to {self.layers}")
         if self.patience > 1 and criterion.counts:
             raise InputError(f"the certainty of '{self.criterion}' counts layers: use it with a patience of 1")
+        if criterion.fitted and (len(self.weights) != len(self.thresholds) or not _all_finite(self.weights)):
+            raise InputError(
+                f"'{self.criterion}' has {len(self.weights)} rows of weights for {self.layers} layers: it needs"
+                f" {len(self.thresholds)} with finite numbers, which berxit-calibrate fits"
+            )
+        if self.weights and not criterion.fitted:
+            raise InputError(f"'{self.criterion}' has no weights: remove them, or use another criterion")
         if wrong := [layer for layer in self.off if not 1 <= layer < self.layers]:
             raise InputError(
                 f"exit {wrong[0]} cannot be switched off: give layers from 1 to {self.layers - 1}, because every row"
@@ -119,8 +128,8 @@ class ExitPolicy:
     @property
     def schema_version(self) -> int:
         """The first schema version of bundles whose readers know every part of this policy."""
-        newer = self.patience > 1 or self.off or any(isinstance(t, tuple) for t in self.thresholds)
-        return max(2 if newer else 1, CRITERIA[self.criterion].schema_version)
+        per_class = any(isinstance(threshold, tuple) for threshold in self.thresholds)
+        return max(required_version(self), CRITERIA[self.criterion].schema_version, 2 if per_class else 1)
 
     def with_threshold(self, threshold: float) -> ExitPolicy:
         """The policy with the same threshold at every layer, for every class."""
@@ -138,6 +147,7 @@ class ExitPolicy:
             thresholds=tuple(self.thresholds[layer - 1] for layer in exits[:-1]),
             temperatures=tuple(self.temperatures[layer - 1] for layer in exits),
             patience=min(self.patience, len(exits)),
+            weights=tuple(self.weights[layer - 1] for layer in exits[:-1]) if self.weights else (),
             off=tuple(place for place, layer in enumerate(exits, 1) if layer in self.off),
         )
 
@@ -150,25 +160,44 @@ class ExitPolicy:
             self,
             thresholds=tuple((*self.thresholds, last)[place] for place in places[:-1]),
             temperatures=tuple(self.temperatures[place] for place in places),
+            weights=tuple((*self.weights, self.weights[-1])[place] for place in places[:-1]) if self.weights else (),
             off=tuple(exits[place - 1] for place in self.off),
         )
 
-    def check(self, *, regression: bool, lte: bool) -> None:
-        """Raises InputError if the policy does not work for such a model."""
-        criterion = CRITERIA[self.criterion]
+    def check(self, *, outputs: int, lte: bool) -> None:
+        """Raises InputError if the policy does not work for a model with C ``outputs``, 1 for regression."""
+        criterion, regression = CRITERIA[self.criterion], outputs == 1
         if regression and not criterion.for_regression:
-            raise InputError(f"'{self.criterion}' needs class probabilities: use lte or patience for regression")
+            raise InputError(
+                f"'{self.criterion}' needs class probabilities: use lte, patience or learned for regression"
+            )
         if criterion.needs_lte and not lte:
             raise InputError(f"'{self.criterion}' needs a model trained with --lte: train again, or choose another")
+        counts = {len(threshold) for threshold in self.thresholds if isinstance(threshold, tuple)}
+        if counts - {outputs} or (regression and counts):
+            raise InputError(
+                f"a threshold has {min(counts)} numbers: it needs one number, or one per class"
+                + ("" if regression else f" ({outputs})")
+            )
+        if regression and self.weights and not self.tolerance > 0:
+            raise InputError(f"'{self.criterion}' needs a tolerance above 0 for regression")
+        features = len(feature_names(outputs))
+        if wrong := [row for row in self.weights if len(row) != features + 1]:
+            raise InputError(
+                f"'{self.criterion}' has {len(wrong[0])} weights at a layer: this model needs {features + 1}"
+            )
 
     def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
         """Certainty of each row at ``layer``: logits (B, C), lte (B,) or None -> (B,)."""
-        temperature = self.temperatures[layer - 1]
-        if temperature != 1.0 and logits.shape[-1] > 1:
-            logits = logits / logits.dtype.type(temperature)
+        logits = self.scaled(layer, logits)
         if self._plain:
             return self._criterion.certainty(logits, lte, memory, self._parameters[layer - 1])
         return self._certainty_of_window(layer, logits, lte, memory)
+
+    def scaled(self, layer: int, logits: Floats) -> Floats:
+        """Logits (B, C) of a classifier divided by the temperature of ``layer``."""
+        temperature = self.temperatures[layer - 1]
+        return logits if temperature == 1.0 or logits.shape[-1] == 1 else logits / logits.dtype.type(temperature)
 
     def exits(self, layer: int, certainty: npt.NDArray, logits: Floats | None = None) -> Bools:
         """Boolean array: True for each row that exits at ``layer``: (B,) -> (B,). Logits (B, C) are needed for
@@ -191,7 +220,7 @@ class ExitPolicy:
             least = np.minimum if self._criterion.higher_is_more_certain else np.maximum
             smallest = least.reduce(recent) if self.patience > 1 else certainty
         else:
-            smallest = np.full_like(certainty, self._criterion.always(self.layers, logits.shape[-1]))
+            smallest = np.full_like(certainty, self._criterion.uncertain(logits.shape[-1]))
         if layer in self.off:
             return smallest, memory
         return smallest, Window(state, recent[-(self.patience - 1) :] if self.patience > 1 else ())
@@ -208,7 +237,8 @@ class ExitPolicy:
     @cached_property
     def _parameters(self) -> tuple[Parameters, ...]:
         """(n,) parameters of the criterion at each layer."""
-        return (Parameters(self.tolerance),) * self.layers
+        weights = (*self.weights, ()) if self.weights else ((),) * self.layers
+        return tuple(Parameters(self.tolerance, row) for row in weights)
 
     def _values(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(ExitPolicy)}
@@ -231,6 +261,10 @@ class FixedDepth(ExitPolicy):
 
     def exits(self, layer: int, certainty: npt.NDArray, logits: Floats | None = None) -> Bools:
         return np.full(certainty.shape, layer >= self.depth)
+
+
+def _all_finite(rows: Sequence[Sequence[float]]) -> bool:
+    return all(np.isfinite(number) for row in rows for number in row)
 
 
 def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.NDArray:
@@ -256,26 +290,28 @@ def exit_layers(policy: ExitPolicy, certainty: npt.NDArray, logits: Floats | Non
 
 
 def exit_layers_at(
-    policy: ExitPolicy, certainty: npt.NDArray, thresholds: npt.ArrayLike, predicted: npt.NDArray | None = None
+    criterion: Criterion,
+    certainty: npt.NDArray,
+    thresholds: npt.ArrayLike,
+    predicted: npt.NDArray | None = None,
+    off: Sequence[int] = (),
 ) -> Ints:
     """``exit_layers`` under each of T sets of thresholds: certainty (B, n) -> (T, B).
 
     ``thresholds``: (T,), the same at every layer; (T, n - 1); or (T, n - 1, C) per predicted class, with ``predicted``
-    (B, n). Raises InputError for a threshold out of range. Each layer needs one comparison of shape (T, B), so that
-    hundreds of thresholds are cheap.
+    (B, n). ``off``: layers whose exit is switched off. Raises InputError for a threshold out of range. Each layer needs
+    one comparison of shape (T, B), so that hundreds of thresholds are cheap.
     """
-    criterion = CRITERIA[policy.criterion]
-    for threshold in np.unique(np.asarray(thresholds, dtype=np.float64)).tolist():
+    values = np.asarray(thresholds, dtype=np.float64)
+    for threshold in np.unique(values).tolist():
         criterion.check(threshold)
-    kind = certainty.dtype if certainty.dtype.kind == "f" else np.dtype(np.float64)
-    values = np.asarray(thresholds, dtype=np.float64).astype(kind)  # compared in the certainty's precision
-    if values.ndim == 1:
-        values = np.repeat(values[:, None], policy.layers - 1, axis=1)
+    if certainty.dtype.kind == "f":
+        values = values.astype(certainty.dtype)  # compared in the precision of the certainty, as in ``exits``
     going = np.ones((len(values), len(certainty)), dtype=bool)
-    layers = np.ones(going.shape, dtype=np.uint8 if policy.layers < 256 else np.int64)
-    for layer in range(1, policy.layers):
-        if layer not in policy.off:
-            column = values[:, layer - 1]
+    layers = np.ones(going.shape, dtype=np.uint8 if certainty.shape[1] < 256 else np.int64)
+    for layer in range(1, certainty.shape[1]):
+        if layer not in off:
+            column = values if values.ndim == 1 else values[:, layer - 1]
             if column.ndim == 2:
                 assert predicted is not None, "thresholds per class need the predicted class"
                 column = column[:, predicted[:, layer - 1]]

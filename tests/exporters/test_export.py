@@ -62,7 +62,7 @@ def test_manifest_describes_model_policy_and_parity(bundle: Path, checkpoint: Pa
     manifest = read_manifest(bundle)
     model, calibrated = manifest.model, read_policy(checkpoint)
     assert calibrated is not None
-    assert (manifest.schema_version, manifest.target, manifest.precision) == (1, "onnxruntime", "fp32")
+    assert (manifest.schema_version, manifest.target, manifest.precision) == (2, "onnxruntime", "fp32")
     assert (model.family, model.task, model.kind, model.metric) == ("bert", "custom", "classification", "accuracy")
     assert (model.labels, model.text_columns, model.label_column) == (("cat", "other"), ("text",), "label")
     assert (model.layers, model.hidden_size, model.max_length, model.pad_token_id) == (3, 32, 32, 0)

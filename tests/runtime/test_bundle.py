@@ -29,6 +29,7 @@ from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.calibration import Costs, ExitPlacement
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.golden import read_golden
+from berxit.runtime.json_data import to_json
 
 Data = dict[str, Any]
 
@@ -181,9 +182,30 @@ def test_load_without_verify_does_not_hash_files(copy: Path) -> None:
 
 
 def test_read_manifest_rejects_newer_schema(copy: Path) -> None:
-    change(copy, lambda data: data.update(schema_version=2, invention={}))
-    with pytest.raises(BerxitError, match=r"manifest\.json: schema version 2 is newer than 1.*upgrade berxit"):
+    change(copy, lambda data: data.update(schema_version=3, invention={}))
+    with pytest.raises(BerxitError, match=r"manifest\.json: schema version 3 is newer than 2.*upgrade berxit"):
         read_manifest(copy)
+
+
+@pytest.mark.parametrize(
+    "change_policy",
+    [
+        {"patience": 2},
+        {"off": [1]},
+        {"criterion": "agreement"},
+        {"criterion": "learned", "weights": [[0.0] * 7] * 2},
+        {"thresholds": [[0.7, 1.0], 0.9]},
+    ],
+)
+def test_read_manifest_accepts_newer_policies_in_schema_version_2_only(copy: Path, change_policy: Data) -> None:
+    change(copy, lambda data: data.update(schema_version=1, calibration=None))
+    assert read_manifest(copy).schema_version == 1
+    change(copy, lambda data: data["policy"].update(change_policy))
+    with pytest.raises(BerxitError, match=r"schema_version is 1, but the policy .* has features of version 2"):
+        read_manifest(copy)
+    change(copy, lambda data: data.update(schema_version=2))
+    found = read_manifest(copy)
+    assert json.loads(json.dumps(to_json(found.policy))).items() >= change_policy.items()
 
 
 BROKEN: dict[str, tuple[Callable[[Data], object], str]] = {

@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from berxit.runtime.backends.coreml import CoreMLBackend
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.deadline import MISS_PROBABILITY, Deadline, StepEstimator, end_of
 from berxit.runtime.errors import InputError
+from berxit.runtime.json_data import to_json
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
+from berxit.runtime.policies.learned import feature_names
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +95,7 @@ def write_vectors(folder: Path) -> None:
     for name, cases in {
         "tokenization": tokenization(folder),
         "policies": policies(),
+        "newer_policies": newer_policies(),
         "deadlines": deadlines(),
         "padding": padding(manifest),
     }.items():
@@ -121,6 +125,8 @@ def policies() -> Iterator[dict[str, Any]]:
     layers = 5
     warm, plain = (1.0, 0.5, 2.0, 1.5, 0.8), (1.0,) * layers
     for criterion in CRITERIA.values():
+        if criterion.schema_version > 1:
+            continue
         for outputs in (1, 2, 3) if criterion.for_regression else (2, 3):
             grid = criterion.grid(layers, max(outputs, 2))
             quarter, middle = grid[len(grid) // 4], grid[len(grid) // 2]
@@ -129,20 +135,51 @@ def policies() -> Iterator[dict[str, Any]]:
                 ((quarter, middle, quarter, middle), warm),
             ):
                 policy = ExitPolicy(criterion.name, thresholds, temperatures, tolerance=0.75)
-                for _ in range(6):
-                    logits = (rng.normal(size=(1, layers, outputs)) * 2).astype(np.float32)
-                    lte = rng.uniform(size=(1, layers)).astype(np.float32)
-                    certainty = certainties(policy, logits, lte)
-                    yield {
-                        "criterion": policy.criterion,
-                        "thresholds": policy.thresholds,
-                        "temperatures": policy.temperatures,
-                        "tolerance": policy.tolerance,
-                        "logits": logits[0].tolist(),
-                        "lte": lte[0].tolist(),
-                        "certainty": certainty[0].tolist(),
-                        "exit_layer": int(exit_layers(policy, certainty)[0]),
-                    }
+                yield from policy_cases(policy, outputs, rng)
+
+
+def newer_policies() -> Iterator[dict[str, Any]]:
+    """Cases of the features of schema version 2, as ``policies``."""
+    rng = np.random.default_rng(5)
+    layers = 5
+    plain = ExitPolicy.uniform("confidence", 0.7, layers)
+    per_class = tuple((0.6 + 0.05 * layer, 1.0) for layer in range(layers - 1))
+    warm = (1.0, 0.5, 2.0, 1.5, 0.8)
+
+    def learned(outputs: int) -> tuple[tuple[float, ...], ...]:
+        scale = 0.1 if outputs == 1 else 0.4
+        rows = scale * rng.normal(size=(layers - 1, len(feature_names(outputs)) + 1))
+        return tuple(tuple(row) for row in np.round(rows, 3).tolist())
+
+    for outputs in (2, 3):
+        yield from policy_cases(ExitPolicy.uniform("agreement", 1.0, layers), outputs, rng)
+        yield from policy_cases(replace(plain, patience=2), outputs, rng)
+        yield from policy_cases(replace(plain, off=(1, 3)), outputs, rng)
+        yield from policy_cases(ExitPolicy("agreement", (0.8,) * 4, warm, patience=2, off=(2,)), outputs, rng)
+    yield from policy_cases(replace(plain, thresholds=per_class, temperatures=warm), 2, rng)
+    yield from policy_cases(replace(ExitPolicy.uniform("entropy", 0.6, layers), patience=3), 3, rng)
+    for outputs in (1, 2, 3):
+        policy = ExitPolicy("learned", (0.5,) * 4, (1.0,) * layers, 0.75, weights=learned(outputs))
+        yield from policy_cases(policy, outputs, rng)
+        yield from policy_cases(replace(policy, off=(2,), patience=2, temperatures=warm), outputs, rng)
+    yield from policy_cases(policy, 3, rng, lte=False)
+
+
+def policy_cases(
+    policy: ExitPolicy, outputs: int, rng: np.random.Generator, *, lte: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Six cases of a policy with random outputs."""
+    for _ in range(6):
+        logits = (rng.normal(size=(1, policy.layers, outputs)) * 2).astype(np.float32)
+        learned = rng.uniform(size=(1, policy.layers)).astype(np.float32) if lte else None
+        certainty = certainties(policy, logits, learned)
+        yield {
+            **to_json(policy),
+            "logits": logits[0].tolist(),
+            "lte": None if learned is None else learned[0].tolist(),
+            "certainty": certainty[0].tolist(),
+            "exit_layer": int(exit_layers(policy, certainty, logits)[0]),
+        }
 
 
 def deadlines() -> Iterator[dict[str, Any]]:

@@ -19,8 +19,12 @@ import pytest
 
 from berxit import devices
 from berxit.runtime.console import status_of
+from berxit.runtime.json_data import to_json
+from berxit.runtime.runner import EarlyExitRunner
 from berxit.toolkit.cli import COMMANDS, berxit, load
+from berxit.train.calibration import read_policy, stored_pass, stored_texts
 from berxit.train.evaluation import Predictions
+from berxit.train.families import exits_under
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def test_eval_writes_scores_and_tables(copy: Path, data_folder: Path, capsys: py
     assert {"predictions.npz", "eval.json", "eval.md"} <= written
     data = json.loads((copy / "eval-dev" / "eval.json").read_text(encoding="utf-8"))
     assert (data["criterion"], data["examples"]) == ("lte", 48)
-    assert list(data["curves"]) == ["confidence", "entropy", "lte", "patience"]
+    assert list(data["curves"]) == ["confidence", "entropy", "lte", "patience", "agreement"]
     out = capsys.readouterr().out
     assert "accuracy on 48 examples" in out
     assert "| patience " in out
@@ -124,6 +128,44 @@ def test_calibrate_writes_the_policy(copy: Path, data_folder: Path, capsys: pyte
     policy = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["policy"]
     assert policy["criterion"] == "entropy"
     assert "entropy threshold" in capsys.readouterr().out
+
+
+POLICIES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "learned": (["--criterion", "learned"], {"criterion": "learned"}),
+    "agreement": (["--criterion", "agreement", "--off", "1"], {"criterion": "agreement", "off": [1]}),
+    "patience": (["--criterion", "entropy", "--patience", "2"], {"criterion": "entropy", "patience": 2}),
+    "per class": (["--full-depth-class", "cat"], {"criterion": "confidence"}),
+    "temperatures": (["--fit-temperatures", "--thresholds-per-exit"], {"criterion": "confidence"}),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), POLICIES.values(), ids=POLICIES)
+def test_calibrated_policy_exits_on_the_device_as_in_its_record(
+    options: list[str], expected: dict[str, Any], copy: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "both.tsv"
+    train, dev = ((data_folder / f"{split}.tsv").read_text(encoding="utf-8") for split in ("train", "dev"))
+    data.write_text(dev + train.split("\n", 1)[1], encoding="utf-8")
+    keep = ["--keep", "0.9", "--optimistic", "--quiet"]
+    assert run("calibrate", copy, "--data", data, *options, *keep) == 0
+    policy = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["policy"]
+    assert policy.items() >= expected.items()
+    bundle = tmp_path / "bundle"
+    assert run("export", copy, "--target", "onnxruntime", "--output", bundle, "--quiet") == 0
+    assert run("inspect", bundle) == 0
+    runner = EarlyExitRunner.load(bundle)
+    assert json.loads(json.dumps(to_json(runner.policy))) == policy
+    calibrated = read_policy(copy)
+    assert calibrated is not None
+    stored = stored_pass(copy, calibrated)
+    texts = stored_texts(copy, calibrated.calibration)
+    assert texts is not None
+    found = runner.predict_batch(texts)
+    assert [each.exit_layer for each in found] == exits_under(stored, calibrated.policy).tolist()
+    assert [runner.predict(text).exit_layer for text in texts[:20]] == [each.exit_layer for each in found[:20]]
+    streamed = list(runner.stream(texts[0]))
+    assert [each.exit_layer for each in streamed] == [1, 2, 3]
+    assert streamed[found[0].exit_layer - 1].certainty == pytest.approx(found[0].certainty, abs=1e-6)
 
 
 def test_calibrate_accepts_a_risk(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from berxit.runtime.chance import Constant
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.encoding import as_tensors
-from berxit.train.evaluation import Predictions, default_criterion, layer_scores, predict
+from berxit.train.evaluation import Predictions, layer_scores, predict
 from berxit.train.tasks import task_of
 
 
@@ -78,9 +78,9 @@ def test_predicted_returns_classes_or_values() -> None:
 
 
 def test_default_criterion_fits_the_model() -> None:
-    assert default_criterion(hand_made()) == "confidence"
-    assert default_criterion(regression()) == "lte"
-    assert default_criterion(regression(lte=False)) == "patience"
+    assert hand_made().default_criterion == "confidence"
+    assert regression().default_criterion == "lte"
+    assert regression(lte=False).default_criterion == "patience"
 
 
 @pytest.mark.parametrize("lte", [True, False])

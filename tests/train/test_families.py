@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import InputError
+from berxit.runtime.json_data import parse, to_json
 from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
+from berxit.train.calibration import choose, choose_again
 from berxit.train.evaluation import Predictions
-from berxit.train.families import PolicySpec, family, operating_point
+from berxit.train.families import (
+    PolicySpec,
+    exits_under,
+    families,
+    family,
+    folds,
+    operating_point,
+    predicted_under,
+)
+from berxit.train.rules import Keep, Risk
 
 
 def logit(probability: float) -> float:
@@ -165,3 +179,146 @@ def test_trade_off_compares_thresholds_in_the_precision_of_the_certainties() -> 
     predictions = Predictions(np.zeros((1, 2, 2), np.float32), certainty, np.array([0]), "accuracy")
     just_below = float(np.nextafter(edge, np.float32(0)))
     assert [p.histogram for p in family(predictions, PolicySpec("lte")).points([0.9, just_below])] == [(0, 1), (1, 0)]
+
+
+def drifting(rows: int, seed: int = 0, lte: bool = True) -> Predictions:
+    """Exits agree with the last one more often where they are more certain; the second exit is overconfident."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, rows)
+    size = rng.exponential(size=(rows, 4)) * [1.0, 1.0, 2.0, 3.0]
+    agree = rng.uniform(size=(rows, 4)) < 1 / (1 + np.exp(-size * [1.0, 0.5, 1.0, 9.0]))
+    logits = np.zeros((rows, 4, 2), np.float32)
+    logits[..., 1] = size * np.where(agree, 1, -1) * np.where(truth == 1, 1, -1)[:, None]
+    certainty = rng.uniform(0.2, 0.8, (rows, 4)).astype(np.float32) if lte else None
+    return Predictions(logits, certainty, truth, "accuracy", names=("no", "yes"))
+
+
+SPECS = [
+    PolicySpec("learned"),
+    PolicySpec("agreement"),
+    PolicySpec("confidence", patience=2),
+    PolicySpec("entropy", off=(2,)),
+    PolicySpec("confidence", full_depth_classes=("yes",)),
+    PolicySpec("confidence", fit_temperatures=True),
+    PolicySpec("entropy", thresholds_per_exit=True),
+    PolicySpec("learned", patience=2, off=(1,), full_depth_classes=("no",), fit_temperatures=True),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_policy_of_a_family_exits_as_the_family_on_its_own_rows(spec: PolicySpec) -> None:
+    """Cross-fitted certainties differ slightly from those of the policy, which was fitted on all rows."""
+    predictions = drifting(400)
+    policies = family(predictions, spec)
+    middle = policies.points(policies.candidates())
+    point = min(middle, key=lambda each: abs(each.average_exit_layer - 2.5))
+    policy = policies.policy_at(point.threshold)
+    found = operating_point(predictions, policy)
+    assert 1 < found.average_exit_layer < 4
+    if spec.is_fitted:
+        assert found.average_exit_layer == pytest.approx(point.average_exit_layer, abs=0.3)
+    else:
+        assert (found.histogram, found.score) == (point.histogram, pytest.approx(point.score))
+    assert all(found.histogram[layer - 1] == 0 for layer in spec.off)
+    if spec.full_depth_classes:
+        taken = exits_under(predictions, policy)
+        protected = predictions.names.index(spec.full_depth_classes[0])
+        early = taken < 4
+        assert early.any()
+        assert not (predicted_under(predictions, policy)[early] == protected).any()
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.is_fitted], ids=str)
+def test_family_never_uses_a_row_for_its_own_certainty(spec: PolicySpec) -> None:
+    """The certainties of a fold do not depend on what its own rows predict at full depth."""
+    predictions = drifting(200)
+    fold = np.flatnonzero(folds(200) == 3)
+    logits = predictions.logits.copy()
+    logits[fold, -1] = logits[fold, -1, ::-1]
+    changed = replace(predictions, logits=logits)
+    before, after = (family(each, spec).certainty for each in (predictions, changed))
+    np.testing.assert_array_equal(before[fold, :-1], after[fold, :-1])
+    others = np.setdiff1d(np.arange(200), fold)
+    assert (before[others, :-1] != after[others, :-1]).any()
+
+
+@pytest.mark.parametrize("lte", [True, False])
+def test_learned_scores_higher_than_confidence_where_an_exit_is_overconfident(lte: bool) -> None:
+    everyone = drifting(5000, 1, lte)
+    scores = []
+    for criterion in ("confidence", "learned"):
+        policies = family(drifting(600, 2, lte), PolicySpec(criterion))
+        points = [operating_point(everyone, policies.policy_at(t)) for t in policies.candidates(25)]
+        points.sort(key=lambda point: point.average_exit_layer)
+        scores.append(np.interp(2.2, [p.average_exit_layer for p in points], [p.score for p in points]))
+    assert scores[1] > scores[0] + 0.002
+
+
+def test_learned_of_regression_is_relative_to_the_labels_range() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.uniform(0, 50, 300)
+    values = labels[:, None] + rng.normal(size=(300, 4)) * [20, 10, 3, 1]
+    predictions = Predictions(values[..., None].astype(np.float32), None, labels, "spearman")
+    (policies,) = families(predictions, PolicySpec("learned"))
+    assert policies.policy.tolerance == pytest.approx(np.ptp(labels))
+    layers = [point.average_exit_layer for point in policies.points(policies.candidates())]
+    assert len(set(layers)) > 50
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (PolicySpec("learned"), "fitting needs at least 50 examples, and the data has 20"),
+        (PolicySpec("confidence", full_depth_classes=("maybe",)), "'maybe' is no class of this model: it has no, yes"),
+        (PolicySpec("confidence", off=(4,)), "exit 4 cannot be switched off: the model has layers 1 to 4"),
+        (PolicySpec("learned", thresholds_per_exit=True), "'learned' is comparable between exits"),
+        (PolicySpec("patience", thresholds_per_exit=True), "'patience' counts exits"),
+        (PolicySpec("patience", patience=2), "the certainty of 'patience' counts layers"),
+        (PolicySpec("confidence", patience=0), "patience is 0"),
+    ],
+)
+def test_family_rejects_a_specification_that_does_not_fit(spec: PolicySpec, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        family(drifting(20), spec)
+
+
+def test_family_of_regression_rejects_temperatures() -> None:
+    with pytest.raises(InputError, match="temperatures need class probabilities"):
+        family(regression(), PolicySpec("lte", fit_temperatures=True))
+
+
+def test_spec_in_a_record_is_the_one_that_was_stored() -> None:
+    for spec in SPECS:
+        record = choose(drifting(200), spec, Keep(0.9, optimistic=True), "data", "0", estimate=False).calibration
+        assert PolicySpec.of(parse(Calibration, json.loads(json.dumps(to_json(record))), "record")) == spec
+    assert PolicySpec("confidence").settings is None
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_choose_again_builds_the_same_policies_for_fewer_exits(spec: PolicySpec) -> None:
+    predictions = drifting(300)
+    chosen = choose(predictions, spec, Keep(0.9, optimistic=True), "data", "0", estimate=False)
+    fewer = choose_again(predictions, chosen.calibration, (2, 3, 4), estimate=False)
+    assert fewer.policy.layers == 4
+    assert fewer.calibration.settings == chosen.calibration.settings
+    assert fewer.calibration.histogram[0] == 0
+    found = operating_point(predictions.select_exits((2, 3, 4)), fewer.policy)
+    assert found.histogram == fewer.calibration.histogram
+
+
+@pytest.mark.parametrize("rule", [Keep(0.97), Risk(0.05)], ids=["keep", "risk"])
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[6]], ids=str)
+def test_rule_holds_on_new_rows_for_fitted_policies(spec: PolicySpec, rule: Keep | Risk) -> None:
+    """Of 20 calibrations, at most delta plus sampling error fail, although the policy is fitted on the same rows."""
+    everyone = drifting(5000, 9)
+    failed, saved = 0, []
+    for seed in range(20):
+        choice = rule.choose(drifting(400, 100 + seed), spec)
+        predicted = predicted_under(everyone, choice.policy)
+        if isinstance(rule, Keep):
+            failed += everyone.score(predicted) < 0.97 * everyone.full_depth_score
+        else:
+            failed += float(np.mean(predicted != everyone.full_depth)) > 0.05
+        saved.append(choice.point.saved_layers)
+    assert failed <= 20 * 0.1 + 2 * np.sqrt(20 * 0.09)
+    assert np.mean(saved) > 0.05

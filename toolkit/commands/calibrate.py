@@ -36,6 +36,11 @@ from berxit.toolkit.commands.options import (
 @click.option("--budget-ms", type=float, help="Instead: mean milliseconds per input, as --bench predicts them.")
 @click.option("--bench", type=PATH, help="With --budget-ms: the bench.json of a bundle of this checkpoint.")
 @click.option("--accept-noise", is_flag=True, help="With --budget-ms: use a bench of a busy machine, too.")
+@click.option("--patience", default=1, show_default=True, help="Consecutive exits that must pass the threshold.")
+@click.option("--off", multiple=True, type=int, metavar="LAYER", help="A layer whose exit is switched off.")
+@click.option("--full-depth-class", multiple=True, metavar="NAME", help="A class for which no input exits early.")
+@click.option("--fit-temperatures", is_flag=True, help="Fit a temperature per exit.")
+@click.option("--thresholds-per-exit", is_flag=True, help="Fit a threshold per exit, at which all agree equally often.")
 @batch_size_option
 @skip_bad_rows_option
 @quiet_option
@@ -52,6 +57,11 @@ def command(
     budget_ms: float | None,
     bench: Path | None,
     accept_noise: bool,
+    patience: int,
+    off: tuple[int, ...],
+    full_depth_class: tuple[str, ...],
+    fit_temperatures: bool,
+    thresholds_per_exit: bool,
     batch_size: int,
     skip_bad_rows: bool,
     quiet: bool,
@@ -62,6 +72,8 @@ def command(
     exit's, with probability 1 - DELTA. --risk: the cheapest threshold whose predictions differ from the last exit's by
     at most this much on average, with probability 1 - DELTA. --budget-ms: the best score within this mean latency.
     Exports copy the threshold into their bundles.
+
+    The other options describe the policies among which the rule chooses.
     """
     check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)  # before torch is imported
     silence_library_logs()
@@ -79,6 +91,11 @@ def command(
         accept_noise=accept_noise,
         split=split,
         criterion=criterion,
+        patience=patience,
+        off=off,
+        full_depth_classes=full_depth_class,
+        fit_temperatures=fit_temperatures,
+        thresholds_per_exit=thresholds_per_exit,
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,
         progress=progress_bar("calibrating", quiet),

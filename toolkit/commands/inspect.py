@@ -8,7 +8,7 @@ import click
 
 from berxit.runtime.bundle import Manifest, Segment, files_of, read_manifest
 from berxit.runtime.console import debug_option
-from berxit.runtime.policies import CRITERIA
+from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.commands.options import PATH
 
@@ -52,7 +52,7 @@ def describe(bundle: Path, manifest: Manifest) -> str:
             segment.file,
             f"{sum(map(sizes.__getitem__, _files(segment))) / 2**20:.1f}",
             "" if segment.layer == 0 else f"{max_diff[segment.layer]:.1e}",
-            "" if segment.layer in (0, model.layers) else f"{policy.thresholds[segment.layer - 1]:.4g}",
+            "" if segment.layer in (0, model.layers) else _threshold(policy, segment.layer),
             *([f"{score:.4f}" for score in scored.get(segment.layer, ())] or [""] * 2 if scores else []),
         ]
         for before, segment in zip((0, 0, *manifest.exits), manifest.segments, strict=False)
@@ -107,13 +107,23 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
+def _threshold(policy: ExitPolicy, layer: int) -> str:
+    """The threshold of a layer; one per class if they differ."""
+    if layer in policy.off:
+        return "off"
+    threshold = policy.thresholds[layer - 1]
+    return " / ".join(f"{each:.4g}" for each in (threshold if isinstance(threshold, tuple) else (threshold,)))
+
+
 def _policy(manifest: Manifest) -> str:
     if manifest.calibration is None:
         return "never early: not calibrated"
     criterion = CRITERIA[manifest.policy.criterion]
     side = "above" if criterion.higher_is_more_certain else "below"
     sign = f"at or {side}" if criterion.inclusive else side
-    return f"{manifest.policy.criterion} is {sign} the layer's threshold"
+    patience = manifest.policy.patience
+    consecutive = f" at {patience} consecutive exits" if patience > 1 else ""
+    return f"{manifest.policy.criterion} is {sign} the layer's threshold{consecutive}"
 
 
 def _calibration(manifest: Manifest) -> str:

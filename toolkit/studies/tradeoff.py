@@ -13,7 +13,6 @@ from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import GRAY, drawable, looks, not_drawn, number, percent, plain
 from berxit.toolkit.studies.request import Request, by_label
 from berxit.train.curves import SAVED, Area, Curve, area_above, criterion_curve, mean_curve, relative_score
-from berxit.train.evaluation import default_criterion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +32,7 @@ def study(request: Request) -> Findings:
         conditions.append(f"{model}: {reference}; the best constant prediction reaches {percent(float(constant))}")
         curves: dict[str, Curve] = {}
         for label, same in by_label(runs).items():
-            criterion = request.criterion or default_criterion(same[0].predictions)
+            criterion = request.criterion or same[0].predictions.default_criterion
             criteria.add(criterion)
             curves[label] = mean_curve(
                 [criterion_curve(run.predictions, criterion).relative_to(reference.score) for run in same]
