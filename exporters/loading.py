@@ -16,7 +16,7 @@ from berxit.train.evaluation import Predictions
 from berxit.train.modeling import MultiExitModel
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoadedCheckpoint:
     """A checkpoint in memory."""
 
@@ -27,6 +27,20 @@ class LoadedCheckpoint:
     """With an exit after every layer. The arrays are views of the model's weights."""
     calibrated: CalibratedPolicy | None
     """None if the checkpoint was never calibrated."""
+
+    @property
+    def fixed(self) -> bool:
+        """True if every input exits at the last layer: ``berxit-calibrate --fixed`` chose it."""
+        return self.calibrated is not None and self.calibrated.policy.criterion == "fixed"
+
+    def shortened(self) -> LoadedCheckpoint:
+        """The checkpoint without the layers after its fixed exit, which no input reaches."""
+        assert self.calibrated is not None
+        layers = int(self.calibrated.calibration.threshold)
+        model = self.model.first_layers(layers)
+        shorter = LoadedCheckpoint(self.path, model, self.tokenizer, split_segments(model), self.calibrated)
+        shorter.calibration_pass = self.calibration_pass.first_layers(layers)
+        return shorter
 
     @cached_property
     def calibration_pass(self) -> Predictions:
@@ -50,4 +64,5 @@ def load(path: Path) -> LoadedCheckpoint:
             f"{path / POLICY_FILE} is for {calibrated.policy.layers} layers, the model has {model.layers}:"
             " run berxit-calibrate again"
         )
-    return LoadedCheckpoint(path, model, tokenizer, split_segments(model), calibrated)
+    loaded = LoadedCheckpoint(path, model, tokenizer, split_segments(model), calibrated)
+    return loaded.shortened() if loaded.fixed else loaded

@@ -14,6 +14,7 @@ from berxit.exporters.options import Messages
 from berxit.exporters.segments import Segments
 from berxit.exporters.targets import Settings
 from berxit.runtime.calibration import ExitPlacement
+from berxit.runtime.errors import InputError
 from berxit.runtime.tokenization import Text
 from berxit.train.calibration import CalibratedPolicy
 
@@ -61,6 +62,13 @@ def make_plan(
         placement = place_automatically(checkpoint, settings, samples, messages, accept_noise=accept_noise)
         messages.report(str(placement))
         exits = placement.exits
+    if checkpoint.fixed:
+        if exits:
+            raise InputError(
+                f"--exits does not go with a fixed exit at layer {model.layers}: omit --exits, or run berxit-calibrate"
+                " without --fixed"
+            )
+        exits = (model.layers,)
     if exits:
         kept = checked_exits(exits, model.layers)
         segments = segments.with_exits(kept)

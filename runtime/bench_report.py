@@ -16,6 +16,12 @@ from berxit.runtime.tables import Table, markdown_table, plural
 
 def headline(result: BenchResult) -> str:
     """The speed-up over full depth in one sentence, with the scores."""
+    if len(result.by_layer) == 1:
+        score = f", at {result.metric} {result.full_depth.score:.4f}" if result.full_depth.score is not None else ""
+        return (
+            f"one depth: every input runs {plural(result.layers, 'layer')}, in {result.full_depth.latency.mean:.2f} ms"
+            f" per input{score}"
+        )
     if result.policy is None:
         return f"full depth takes {result.full_depth.latency.mean:.2f} ms; not calibrated yet: berxit-calibrate"
     times = result.full_depth.latency.mean / result.policy.latency.mean
@@ -29,6 +35,28 @@ def headline(result: BenchResult) -> str:
     measured = result.full_depth.score > 0 and not result.warnings
     kept = f" ({result.policy.score / result.full_depth.score:.1%})" if measured else ""
     return f"{text}, at {result.metric} {result.policy.score:.4f} instead of {result.full_depth.score:.4f}{kept}"
+
+
+def fixed_comparison(result: BenchResult) -> str:
+    """The policy next to the best fixed exit, in one sentence: the fastest exit layer whose score is at least the
+    policy's. Empty without a policy, without labels, and for one depth."""
+    policy = result.policy
+    if policy is None or policy.score is None or len(result.by_layer) == 1:
+        return ""
+    enough = [
+        (layer, point)
+        for layer, point in result.by_layer.items()
+        if point.score is not None and point.score >= policy.score
+    ]
+    if not enough:
+        return "adaptive exits pay here: no single exit layer has the policy's score"
+    layer, fixed = min(enough, key=lambda each: each[1].latency.mean)
+    took = policy.latency.mean
+    verdict = "pay" if took < fixed.latency.mean else "do not pay"
+    return (
+        f"adaptive exits {verdict} here: the fastest single exit layer with at least the policy's score is {layer},"
+        f" with {result.metric} {fixed.score:.4f} in {fixed.latency.mean:.2f} ms; the policy takes {took:.2f} ms"
+    )
 
 
 def tables(result: BenchResult) -> list[Table]:
@@ -54,17 +82,15 @@ def tables(result: BenchResult) -> list[Table]:
         ]
         for name, point in points
     ]
-    found = [
-        Table(["exit layer", *latency, *score], layers),
-        Table(
-            [f"{result.criterion} threshold", "average exit layer", "saved layers", *latency, "speed-up", *score],
-            thresholds,
-        ),
-    ]
+    found = [Table(["exit layer", *latency, *score], layers)]
+    several = len(layers) > 1
+    if several:
+        header = [f"{result.criterion} threshold", "average exit layer", "saved layers", *latency, "speed-up", *score]
+        found.append(Table(header, thresholds))
     if result.tuned:
         rows = [[each.label, str(each.threads), f"{each.median_ms:.2f}"] for each in result.tuned]
         found.append(Table(["tuning: backend", "threads", "ms at full depth, without tokenization"], rows))
-    if result.policy is not None:
+    if result.policy is not None and several:
         share = [f"{result.policy.histogram[layer - 1] / result.policy.queries:.1%}" for layer in result.by_layer]
         header = ["share that exits at layer", *map(str, result.by_layer)]
         found.append(Table(header, [[f"{CALIBRATED} policy", *share]]))
@@ -99,6 +125,7 @@ def report_text(result: BenchResult) -> str:
     """The whole report, as Markdown."""
     lines = [
         headline(result),
+        *filter(None, [fixed_comparison(result)]),
         *(f"warning: {line}" for line in result.warnings),
         f"bundle {result.bundle} ({result.task}, {result.target} {result.precision}) on {result.device} by"
         f" {backend_label(result.backend, result.backend_options)}:"

@@ -17,6 +17,8 @@ from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import OMIT_DEFAULT, since
 from berxit.runtime.noise import Noise, noisy
 
+PAYS = 0.01
+"""An adaptive policy pays if it saves at least this share of the layers more than the best fixed exit."""
 OLDER_KEYS = {"rule": "description", "asked": "requirement"}
 OLDER_PLACEMENT_KEYS = {"milliseconds": "expected_ms", "all_milliseconds": "all_exits_ms"}
 """Key in a record or placement of an older version -> the field."""
@@ -72,6 +74,16 @@ class ExitPlacement:
 
 
 @dataclass(frozen=True)
+class FixedExit:
+    """The competitor of an adaptive policy: the same rule, but one exit layer for all inputs."""
+
+    layer: int
+    """The last layer if no other satisfies the rule."""
+    score: float
+    """On the calibration data."""
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Calibration record: the rule, the data, and the chosen policy's results on them."""
 
@@ -109,18 +121,64 @@ class Calibration:
     None in older records, and if a fifth less data is too little for the rule."""
     expected_interval: tuple[float, float] | None = field(default=None, metadata=OMIT_DEFAULT)
     """Bootstrap interval of ``expected_score``, 5th to 95th percentile."""
+    unlabelled: bool = field(default=False, metadata=since(2))
+    """True if the data has no labels. Scores then compare with full depth's predictions."""
+    fixed: FixedExit | None = field(default=None, metadata=since(2))
+    """The best fixed exit by the same rule. None for a fixed policy, and in older records."""
     reference: Reference | None = field(default=None, metadata=since(2))
     """Histograms of the calibration data under the policy, for monitoring. None in older records."""
     placement: ExitPlacement | None = field(default=None, metadata=OMIT_DEFAULT)
     """In the manifest of a bundle whose exits were placed automatically; None for others."""
 
+    def describe_policy(self) -> str:
+        """Criterion, threshold and settings of the policy."""
+        settings = self.settings or {}
+        if settings.get("thresholds_per_exit"):
+            parts = [f"{self.criterion} thresholds per exit, for an agreement of {self.threshold:.6g} with full depth"]
+        else:
+            parts = [f"{self.criterion} threshold {self.threshold:.6g}"]
+        if "patience" in settings:
+            parts.append(f"at {settings['patience']} consecutive exits")
+        if "off" in settings:
+            parts.append(f"without the exits {', '.join(map(str, settings['off']))}")
+        if "full_depth_classes" in settings:
+            parts.append(f"full depth for {', '.join(settings['full_depth_classes'])}")
+        if settings.get("fit_temperatures"):
+            parts.append("fitted temperatures")
+        return ", ".join(parts)
+
     def summary(self) -> str:
+        layers = len(self.histogram)
+        if self.criterion == "fixed":
+            exits = f"every input exits at layer {self.average_exit_layer:.0f} of {layers}"
+        else:
+            exits = f"{self.describe_policy()}: average exit layer {self.average_exit_layer:.2f} of {layers}"
+        score = f"{self.metric} {self.score:.4f} of {self.full_depth_score:.4f} at full depth"
+        if self.unlabelled:
+            score = f"{self.metric} {self.score:.4f} with full depth's predictions as labels"
         return (
-            f"{self.criterion} threshold {self.threshold:.6g}: average exit layer {self.average_exit_layer:.2f} of"
-            f" {len(self.histogram)} ({self.saved_layers:.0%} saved), {self.metric} {self.score:.4f} of"
-            f" {self.full_depth_score:.4f} at full depth, on the {self.examples} examples of {self.data}"
+            f"{exits} ({self.saved_layers:.0%} saved), {score}, on the {self.examples} examples of {self.data}"
             f"{self._expected()}"
         )
+
+    @property
+    def comparison(self) -> str:
+        """A sentence that compares the policy with the best fixed exit; empty if there is none."""
+        if self.fixed is None:
+            return ""
+        layers = len(self.histogram)
+        saved = 1 - self.fixed.layer / layers
+        best = (
+            f"the best fixed exit is layer {self.fixed.layer} ({saved:.0%} saved, {self.metric} {self.fixed.score:.4f})"
+        )
+        if self.fixed.layer == layers:
+            best = "no fixed exit before the last layer satisfies the rule"
+        budget = "budget_ms" in self.requirement
+        if self.score > self.fixed.score if budget else self.saved_layers > saved + PAYS:
+            return f"adaptive exits pay here: {best}"
+        if self.fixed.layer == layers:
+            return ""
+        return f"adaptive exits do not pay here: {best}. To use it, calibrate with --fixed"
 
     def _expected(self) -> str:
         if self.expected_score is None or self.expected_interval is None:

@@ -48,9 +48,11 @@ class Examples:
 
     texts: list[Text]
     labels: npt.NDArray
-    """(N,) class numbers (int64), or values (float64) for regression."""
+    """(N,) class numbers (int64), or values (float64) for regression. Zeros for unlabelled examples."""
     skipped: tuple[str, ...] = ()
     """Error messages of the skipped rows."""
+    unlabelled: bool = False
+    """True if the file has no labels."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -102,6 +104,27 @@ def read_examples(
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
     dtype = np.float64 if labels is None else np.int64
     return Examples(texts, np.array(values, dtype=dtype), tuple(skipped or ()))
+
+
+def read_texts(path: Path, text_columns: Sequence[str], *, skip_bad_rows: bool = False) -> Examples:
+    """Reads a file without labels. Raises InputError and skips rows as ``read_examples`` does."""
+    texts: list[Text] = []
+    skipped: list[str] | None = [] if skip_bad_rows else None
+    for line, row in read_rows(path, text_columns, skipped):
+        try:
+            texts.append(_text(row, text_columns, f"{path}, line {line}"))
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+    if not texts and skipped:
+        raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
+    return Examples(texts, np.zeros(len(texts), dtype=np.int64), tuple(skipped or ()), unlabelled=True)
+
+
+def has_column(path: Path, column: str) -> bool:
+    """True if the first row of a file has this column. Raises InputError for a file without a valid row."""
+    return column in next(read_rows(path, ()))[1]
 
 
 def read_examples_for(model: ReadsExamples, path: Path) -> Examples:

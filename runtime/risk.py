@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 
 def hoeffding_bentkus(loss: float, n: int, risk: float) -> float:
@@ -33,3 +34,22 @@ def binomial_cdf(at_most: int, n: int, p: float) -> float:
     logs = n * math.log1p(-p) + np.concatenate([[0.0], np.cumsum(steps)])
     top = float(logs.max())
     return min(1.0, math.exp(top) * float(np.exp(logs - top).sum()))
+
+
+def betting_p_value(losses: npt.NDArray, risk: float) -> float:
+    """The p-value of the hypothesis that the expected loss is above ``risk``, for independent losses (N,) in [-1, 1].
+
+    Waudby-Smith and Ramdas (2024, "Estimating means of bounded random variables by betting", section 4): the capital of
+    a bettor who stakes a predictable share on "the next loss is below ``risk``" is a nonnegative supermartingale under
+    the hypothesis, so 1 over its maximum is a p-value (Ville's inequality). It adapts to the variance of the losses:
+    those of a policy that rarely differs from full depth are mostly 0.
+    """
+    x = np.asarray(losses, dtype=np.float64)
+    x = x[np.random.default_rng(0).permutation(len(x))]  # independent of the order in the file
+    count = np.arange(1, len(x) + 1)
+    mean = (np.cumsum(x) + 0.0) / (count + 1)
+    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1)
+    before = np.concatenate([[0.25], variance[:-1]])
+    stake = np.minimum(np.sqrt(2 * math.log(10) / (len(x) * before)), 0.75 / (1 - risk))
+    capital = np.cumsum(np.log1p(-stake * (x - risk)))
+    return float(min(1.0, math.exp(-max(0.0, float(capital.max(initial=0.0))))))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from berxit import devices
 from berxit.runtime.errors import InputError
 from berxit.runtime.progress import Progress, silent
+from berxit.toolkit.rule_options import RuleOptions
 
 if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from berxit.train.evaluation import Predictions
     from berxit.train.in_memory import Data
     from berxit.train.options import TrainingOptions
-    from berxit.train.rules import Rule
 
 Report = Callable[[str], None]
 """Receiver of one line of text."""
@@ -65,7 +65,7 @@ class FileEvaluation:
 
     def write(self, folder: Path | str) -> list[Path]:
         """Writes predictions.npz, eval.json, eval.md and, if matplotlib is installed, eval.png."""
-        from berxit.toolkit.evaluation_report import write_evaluation
+        from berxit.toolkit.evaluation_files import write_evaluation
 
         return write_evaluation(self.evaluation, self.predictions, Path(folder))
 
@@ -163,6 +163,7 @@ def evaluate(
     """
     from berxit.runtime.examples import split_files
     from berxit.toolkit.evaluation_report import evaluate as evaluation_of
+    from berxit.train.calibration import read_policy
     from berxit.train.checkpoint import load_checkpoint, read_config
     from berxit.train.evaluation import best_device, predict
     from berxit.train.hub import task_data
@@ -171,13 +172,16 @@ def evaluate(
     checkpoint = Path(checkpoint)
     files = split_files(task_data(read_config(checkpoint)["task"], data, split, report), split)
     model, tokenizer = load_checkpoint(checkpoint, best_device())
+    calibrated = read_policy(checkpoint)
     found = []
     for file in files:
         examples = task_of(model.config).read(file, split, skip_bad_rows=skip_bad_rows)
         if examples.skipped:
             report(examples.skipped_line(file))
         predictions = predict(model, tokenizer, examples, batch_size, progress, str(file))
-        found.append(FileEvaluation(file, evaluation_of(predictions, criterion), predictions))
+        policy = calibrated.policy if calibrated else None
+        evaluation = evaluation_of(predictions, criterion, policy, examples.texts)
+        found.append(FileEvaluation(file, evaluation, predictions))
     return found
 
 
@@ -187,6 +191,8 @@ def calibrate(
     *,
     keep: float | None = None,
     risk: float | None = None,
+    risk_of: str | None = None,
+    per: str | None = None,
     delta: float | None = None,
     optimistic: bool = False,
     budget_ms: float | None = None,
@@ -194,6 +200,7 @@ def calibrate(
     accept_noise: bool = False,
     split: str = "dev",
     criterion: str | None = None,
+    fixed: bool = False,
     patience: int = 1,
     off: Sequence[int] = (),
     full_depth_classes: Sequence[str] = (),
@@ -211,18 +218,24 @@ def calibrate(
     - ``keep`` (default 0.99) and ``delta`` (default 0.1): the cheapest threshold whose score on new data is at least
       this share of the last exit's, with probability 1 - ``delta``; with ``optimistic`` instead the cheapest one whose
       score on this data is high enough;
-    - ``risk`` and ``delta``: the cheapest threshold whose predictions differ from the last exit's in at most the share
-      ``risk`` of new inputs, with probability 1 - ``delta``;
+    - ``risk`` and ``delta``: the cheapest threshold whose risk on new inputs is at most ``risk``, with probability
+      1 - ``delta``. ``risk_of``: "disagreement" with the last exit (default; the data needs no labels), "label-error"
+      above the last exit's, or "misses:CLASS". ``per``: "all" inputs together, every "class", or the inputs that exit
+      by any "exit";
     - ``budget_ms`` and ``bench`` (a bench.json of a bundle of this checkpoint): the best score within a mean latency in
       milliseconds. ``accept_noise``: use a bench of a busy machine, too.
 
     The other arguments describe the policies among which the rule chooses: the ``criterion``; ``patience``, the number
     of consecutive exits that must pass the threshold; ``off``, layers whose exit is switched off;
-    ``full_depth_classes``, for which no input exits early; fitted temperatures and thresholds per exit.
+    ``full_depth_classes``, for which no input exits early; fitted temperatures and thresholds per exit. ``fixed``:
+    instead, one exit layer for all inputs; an export then has no deeper layers.
 
     ``data``: data that the checkpoint was not trained on, as in ``evaluate``. Exports copy the policy to the bundle.
     """
-    check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)
+    options = RuleOptions(keep, risk, risk_of, per, delta, optimistic, budget_ms, bench, accept_noise)
+    if fixed and (criterion or patience > 1 or off or full_depth_classes or fit_temperatures or thresholds_per_exit):
+        raise InputError("--fixed excludes --criterion and every other option of an adaptive policy: omit them")
+    criterion = "fixed" if fixed else criterion
     from berxit.train.calibration import calibrate as run
     from berxit.train.checkpoint import read_config
     from berxit.train.configuration import MultiExitConfig
@@ -233,7 +246,6 @@ def calibrate(
     checkpoint = Path(checkpoint)
     task = read_config(checkpoint)["task"]
     config = MultiExitConfig.from_pretrained(str(checkpoint))
-    rule = _rule(checkpoint, keep, risk, delta, budget_ms, bench, optimistic=optimistic, accept_noise=accept_noise)
     return run(
         checkpoint,
         task_data(task, data, split, report),
@@ -246,59 +258,12 @@ def calibrate(
             fit_temperatures,
             thresholds_per_exit,
         ),
-        rule=rule,
+        rule=options.rule(checkpoint),
         batch_size=batch_size,
         skip_bad_rows=skip_bad_rows,
         progress=progress,
         report=report,
     )
-
-
-def check_rules(
-    keep: float | None,
-    risk: float | None,
-    delta: float | None,
-    budget_ms: float | None,
-    bench: Path | str | None,
-    *,
-    optimistic: bool = False,
-) -> None:
-    """Raises InputError for two rules of a calibration, or an argument of a rule that was not chosen."""
-    rules = {"--keep": keep, "--risk": risk, "--budget-ms": budget_ms}
-    given = [flag for flag, value in rules.items() if value is not None]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} exclude each other: choose one")
-    if optimistic and (risk is not None or budget_ms is not None):
-        raise InputError("--optimistic goes with --keep: omit --optimistic, or give --keep")
-    if delta is not None and (optimistic or budget_ms is not None):
-        raise InputError("--delta goes with --keep or --risk, without --optimistic: omit --delta")
-    if bench is not None and budget_ms is None:
-        raise InputError("--bench goes with --budget-ms: add it, or omit --bench")
-    if budget_ms is not None and bench is None:
-        raise InputError("--budget-ms needs --bench bench.json: export the checkpoint, then berxit-bench the bundle")
-
-
-def _rule(
-    checkpoint: Path,
-    keep: float | None,
-    risk: float | None,
-    delta: float | None,
-    budget_ms: float | None,
-    bench: Path | str | None,
-    *,
-    optimistic: bool,
-    accept_noise: bool,
-) -> Rule:
-    from berxit.train.configuration import MultiExitConfig
-    from berxit.train.rules import DELTA, Budget, Keep, Risk
-
-    delta = DELTA if delta is None else delta
-    if risk is not None:
-        return Risk(risk, delta)
-    if budget_ms is not None and bench is not None:
-        config = MultiExitConfig.from_pretrained(str(checkpoint))
-        return Budget.of_bench(budget_ms, Path(bench), config, accept_noise=accept_noise)
-    return Keep(0.99 if keep is None else keep, delta, optimistic)
 
 
 def default_bundle(checkpoint: Path, target: str) -> Path:

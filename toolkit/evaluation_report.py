@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 
 from berxit.runtime.metrics import METRICS
-from berxit.runtime.results import write_results
+from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.tables import Table, markdown_table
+from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
+from berxit.train.diagnostics import CertaintyQuality, PolicyDiagnostics, criterion_quality, policy_diagnostics
 from berxit.train.evaluation import Predictions, layer_scores
 from berxit.train.families import OperatingPoint, PolicySpec, applicable_criteria, operating_points
 
@@ -51,6 +52,10 @@ class Evaluation:
     """The score of the best prediction that is the same for every example: the floor of every table and figure."""
     constant_prediction: str | float
     """That prediction: a class name (its number if names are unknown); for regression the mean label."""
+    quality: dict[str, tuple[CertaintyQuality, ...]]
+    """Criterion -> quality of its certainty at each exit."""
+    policy: PolicyDiagnostics | None = None
+    """The calibrated policy of a classification model; None for others."""
     positive: str | None = None
     """The class that F1 scores; None for another metric."""
     warnings: tuple[str, ...] = ()
@@ -69,6 +74,9 @@ class Evaluation:
             markdown_table(*self._layers()),
             markdown_table(*self._thresholds()),
         ]
+        parts += [self._quality_title(), markdown_table(*self._quality())]
+        if self.policy is not None:
+            parts += policy_text(self.policy)
         if self.summaries:
             parts.append("relative score at equal saved layers; area of one curve above another, in percent x layers")
             parts.append(markdown_table(*self._criteria()))
@@ -122,6 +130,30 @@ class Evaluation:
         saved = [f"at {share:.0%} saved" for share in SAVED]
         return Table(["criterion", *saved, *(f"above {other}" for other in self.summaries)], rows)
 
+    @property
+    def regression(self) -> bool:
+        """True if the predictions are values, not classes."""
+        return all(each.auroc is None and not each.bins for exits in self.quality.values() for each in exits)
+
+    def _quality_title(self) -> str:
+        if self.regression:
+            return "rank correlation of the certainty with the negative absolute error, per exit"
+        return (
+            "probability that a right prediction is more certain than a wrong one (AUROC), and calibration error of"
+            " certainties that are probabilities (ECE), per exit"
+        )
+
+    def _quality(self) -> Table:
+        rows = []
+        for each in zip(*self.quality.values(), strict=True):
+            cells = []
+            for quality in each:
+                value = quality.rank_correlation if quality.auroc is None else quality.auroc
+                ece = "" if quality.ece is None else f" (ECE {quality.ece:.3f})"
+                cells.append("-" if value is None else f"{value:.3f}{ece}")
+            rows.append([str(each[0].exit_layer), *cells])
+        return Table(["exit layer", *self.quality], rows)
+
     def _relative(self, score: float) -> str:
         return f"{score / self.layer_scores[-1]:.1%}" if self.summaries else "-"
 
@@ -142,8 +174,57 @@ class Evaluation:
         return len({point.tolerance for point in self.curve}) > 1
 
 
-def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluation:
-    """The evaluation of one stored pass.
+def policy_text(policy: PolicyDiagnostics) -> list[str]:
+    """Tables of the calibrated policy: scores per class, confusion matrix, flips."""
+    rows = [
+        [each.name, str(each.examples), *map(_score, (each.precision, each.recall, each.f1, full.f1))]
+        for each, full in zip(policy.classes, policy.full_depth_classes, strict=True)
+    ]
+    names = [each.name for each in policy.classes]
+    confusion = [[name, *map(str, counts)] for name, counts in zip(names, policy.confusion, strict=True)]
+    parts = [
+        f"calibrated policy: average exit layer {policy.average_exit_layer:.2f}; {policy.flipped:.1%} of the"
+        f" predictions differ from full depth's, {policy.fixed_by_exiting:.1%} are right where full depth is wrong",
+        markdown_table(["class", "examples", "precision", "recall", "f1", "f1 at full depth"], rows),
+        "confusion matrix under the calibrated policy: rows are labels, columns are predictions",
+        markdown_table(["label", *names], confusion),
+    ]
+    if policy.flips:
+        listed = [
+            [
+                _short(flip.text),
+                str(flip.exit_layer),
+                f"{flip.certainty:.3f}",
+                flip.prediction,
+                flip.full_depth,
+                flip.label,
+            ]
+            for flip in policy.flips
+        ]
+        parts.append("predictions that differ from full depth's, the most certain first")
+        header = ["text", "exit layer", "certainty", "prediction", "full depth", "label"]
+        parts.append(markdown_table(header, listed))
+    return parts
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _short(text: Text, length: int = 60) -> str:
+    """A text or pair on one line of at most ``length`` characters, without the characters of a Markdown table."""
+    line = " / ".join([text] if isinstance(text, str) else text)
+    line = " ".join(line.replace("|", "\\|").split())
+    return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
+def evaluate(
+    predictions: Predictions,
+    criterion: str | None = None,
+    policy: ExitPolicy | None = None,
+    texts: Sequence[Text] = (),
+) -> Evaluation:
+    """The evaluation of one stored pass. ``policy``: the calibrated policy; with it, ``texts`` (N,) of the examples.
 
     Raises InputError for a ``criterion`` that does not apply to this model, and as ``Predictions.check`` does.
     """
@@ -171,6 +252,8 @@ def evaluate(predictions: Predictions, criterion: str | None = None) -> Evaluati
         summaries=_summaries(curves, scores[-1]) if scores[-1] > 0 and depth is None else {},
         constant_score=constant.score,
         constant_prediction=_named(predictions, constant.prediction),
+        quality={name: criterion_quality(predictions, name) for name in names},
+        policy=policy_diagnostics(predictions, policy, texts) if policy and not predictions.regression else None,
         positive=predictions.positive,
         warnings=tuple(filter(None, (depth, exits))),
     )
@@ -201,15 +284,3 @@ def _undominated(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
         if not best or point.score > best[-1].score:
             best.append(point)
     return best
-
-
-def write_evaluation(evaluation: Evaluation, predictions: Predictions, folder: Path) -> list[Path]:
-    """Writes predictions.npz, eval.json, eval.md and, if matplotlib is installed, eval.png."""
-
-    def draw(path: Path) -> None:
-        from berxit.toolkit.figures import evaluation_figure
-
-        evaluation_figure(evaluation.metric, evaluation.layer_scores, evaluation.curves, path)
-
-    arrays = {"predictions.npz": predictions.save}
-    return write_results(folder, "eval", asdict(evaluation), evaluation.text(), figure=draw, more=arrays)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from berxit.runtime.storage import replacing
 
 if TYPE_CHECKING:
     from berxit.runtime.benchmark import BenchResult
-    from berxit.train.families import OperatingPoint
+    from berxit.toolkit.evaluation_report import Evaluation
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
 """Colours of points with a fixed exit layer, of a criterion's thresholds, and of the calibrated policy."""
@@ -29,7 +29,7 @@ DASHES = ("-", "--", "-.", ":")
 """Okabe and Ito's palette, distinguishable for colour-blind readers, and dashes; entries repeat for more criteria."""
 
 
-def criterion_style(name: str) -> dict[str, str]:
+def criterion_style(name: str) -> dict[str, Any]:
     """Colour and dashes of an exit criterion, the same in every figure."""
     place = list(CRITERIA).index(name)
     return {"color": COLORS[place % len(COLORS)], "ls": DASHES[place % len(DASHES)]}
@@ -94,22 +94,60 @@ def _score_panel(axes: Axes, result: BenchResult) -> None:
     axes.legend(loc="lower right")
 
 
-def evaluation_figure(
-    metric: str, layer_scores: Sequence[float], curves: Mapping[str, Sequence[OperatingPoint]], path: Path
-) -> Path:
+def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
+    """Trade-off curves, the quality of each criterion's certainty per exit, and reliability curves."""
+    panels = [_trade_off_panel, _quality_panel, *([] if evaluation.regression else [_reliability_panel])]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.9 * len(panels), 3.9), squeeze=False)
+        for panel, each in zip(panels, axes[0], strict=True):
+            panel(each, evaluation)
+        return _save(figure, path)
+
+
+def _trade_off_panel(axes: Axes, evaluation: Evaluation) -> None:
     """Score against average exit layer: for every exit, and for the thresholds of every criterion."""
     from berxit.train.curves import curve_of  # Imports torch, which is not installed on a device that draws a bench.
 
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.6, 3.8))
-        layers = range(1, len(layer_scores) + 1)
-        axes.plot(layers, layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples exit at one layer")
-        for name, points in curves.items():
-            curve = curve_of(points, len(layers))
-            axes.plot(curve.layers, curve.scores, lw=1.2, label=name, **criterion_style(name))
-        axes.set(xlabel="average exit layer", ylabel=metric)
-        axes.legend(loc="lower right")
-        return _save(figure, path)
+    layers = range(1, len(evaluation.layer_scores) + 1)
+    axes.plot(layers, evaluation.layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples exit at one layer")
+    for name, points in evaluation.curves.items():
+        curve = curve_of(points, len(layers))
+        axes.plot(curve.layers, curve.scores, lw=1.2, label=name, **criterion_style(name))
+    axes.axhline(evaluation.constant_score, color="black", lw=0.8, ls=":")
+    axes.annotate(
+        "constant prediction", (1, evaluation.constant_score), xytext=(0, 2), textcoords="offset points", size=7
+    )
+    axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
+    axes.set_title("trade-off on the evaluated data", fontsize=9)
+    axes.legend(loc="lower right", fontsize=7.5)
+
+
+def _quality_panel(axes: Axes, evaluation: Evaluation) -> None:
+    """AUROC of each criterion per exit; for regression the rank correlation with the error."""
+    for name, exits in evaluation.quality.items():
+        values = [each.rank_correlation if evaluation.regression else each.auroc for each in exits]
+        points = [(each.exit_layer, value) for each, value in zip(exits, values, strict=True) if value is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), lw=1.2, label=name, **criterion_style(name))
+    label = "rank correlation with the negative error" if evaluation.regression else "AUROC: right against wrong"
+    axes.set(xlabel="exit layer", ylabel=label)
+    axes.set_title("does certainty separate right from wrong?", fontsize=9)
+    axes.legend(loc="best", fontsize=7.5)
+
+
+def _reliability_panel(axes: Axes, evaluation: Evaluation) -> None:
+    """Accuracy against certainty at the first, the middle and the last exit, for the listed criterion or confidence."""
+    name = evaluation.criterion if evaluation.quality[evaluation.criterion][0].bins else "confidence"
+    exits = evaluation.quality[name]
+    axes.plot([0, 1], [0, 1], color=LAYERS, lw=0.8, ls="--")
+    for place, color in zip(sorted({0, len(exits) // 2, len(exits) - 1}), COLORS, strict=False):
+        bins = exits[place].bins
+        label = f"exit {exits[place].exit_layer}, ECE {exits[place].ece:.3f}"
+        axes.plot([b.certainty for b in bins], [b.accuracy for b in bins], "o-", ms=3.5, lw=1, color=color, label=label)
+    low = min(value for each in exits for b in each.bins for value in (b.certainty, b.accuracy))
+    axes.set(xlabel=name, ylabel="share of right predictions", xlim=(low - 0.02, 1.02), ylim=(low - 0.02, 1.02))
+    axes.set_title(f"reliability of {name}", fontsize=9)
+    axes.legend(loc="upper left", fontsize=7.5)
 
 
 def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, path: Path) -> Path:

@@ -185,9 +185,11 @@ def _calibration(facts: CardFacts) -> str:
     criterion = CRITERIA[facts.policy.criterion]
     side = "above" if criterion.higher_is_more_certain else "below"
     sides = f"at or {side}" if criterion.inclusive else side
+    exits = f"An input exits when its {facts.policy.criterion} is {sides} {record.threshold:.4g}"
+    if record.settings:
+        exits = f"Exit policy: {record.describe_policy()}; an input exits {sides} the threshold"
     lines = [
-        f"An input exits when its {facts.policy.criterion} is {sides} {record.threshold:.4g}. Rule:"
-        f" {record.description}.",
+        f"{exits}. Rule: {record.description}.",
         f"On the {record.examples} examples of {record.data}: {facts.metric} {record.score:.4f} at early exit,"
         f" {record.full_depth_score:.4f} at full depth; average exit layer {record.average_exit_layer:.2f} of"
         f" {facts.layers}. The threshold was chosen on these examples, so the score is optimistic.",

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from berxit.runtime.bundle import sha256
-from berxit.runtime.calibration import Calibration, upgraded
+from berxit.runtime.calibration import Calibration, FixedExit, upgraded
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.examples import find_split
+from berxit.runtime.examples import find_split, has_column
 from berxit.runtime.json_data import parse, read_json, to_json, write_json
-from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
+from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import write_together
 from berxit.runtime.tokenization import Text
@@ -60,6 +60,7 @@ def calibrate(
 ) -> Calibration:
     """Chooses the checkpoint's policy on a split of ``data`` and stores it in the checkpoint's folder.
 
+    A rule that needs no labels accepts a file without a label column.
     ``spec``: the policies among which the rule chooses; None: those of the task's default criterion.
     ``report`` is called with a line about skipped rows. Raises InputError for the file that the checkpoint was trained
     on, and for a criterion or rule that does not fit the model or the data.
@@ -71,7 +72,10 @@ def calibrate(
             f"{checkpoint} was trained on {path}: calibrate on data that training did not use, such as --split dev"
         )
     model, tokenizer = load_checkpoint(checkpoint, best_device())
-    examples = task_of(model.config).read(path, split, skip_bad_rows=skip_bad_rows)
+    task = task_of(model.config)
+    labelled = rule.needs_labels or has_column(path, task.label_column)
+    read = task.read if labelled else task.read_texts
+    examples = read(path, split, skip_bad_rows=skip_bad_rows)
     if examples.skipped:
         report(examples.skipped_line(path))
     predictions = predict(model, tokenizer, examples, batch_size, progress, source=str(path))
@@ -94,12 +98,15 @@ def choose(
     """
     predictions.check(data)
     choice = rule.choose(predictions, spec)
-    point = choice.point
+    point, policy = choice.point, choice.policy
+    adaptive = CRITERIA[spec.criterion].adaptive
+    if predictions.layers == 1 and not adaptive:  # a policy that every reader knows
+        policy = ExitPolicy.full_depth(policy.layers, predictions.regression)
     expected = expected_score(predictions, spec, rule) if estimate else None
     calibration = Calibration(
         criterion=spec.criterion,
         settings=spec.settings,
-        description=rule.describe(predictions.metric),
+        description=rule.describe(predictions.metric, "threshold" if adaptive else "fixed exit"),
         data=data,
         data_sha256=data_sha256,
         examples=len(predictions.labels),
@@ -112,13 +119,27 @@ def choose(
         threshold=point.threshold,
         requirement=asdict(rule),
         constant_score=predictions.constant.score,
+        unlabelled=predictions.unlabelled,
         positive=predictions.positive,
         warnings=tuple(filter(None, _warnings(predictions, spec, rule, choice))),
         expected_score=expected[0] if expected else None,
         expected_interval=expected[1] if expected else None,
-        reference=reference_of(predictions, choice.policy),
+        reference=reference_of(predictions, policy),
+        fixed=fixed_exit(predictions, spec, rule),
     )
-    return CalibratedPolicy(choice.policy, calibration)
+    return CalibratedPolicy(policy, calibration)
+
+
+def fixed_exit(predictions: Predictions, spec: PolicySpec, rule: Rule) -> FixedExit | None:
+    """The layer that the rule chooses if all inputs exit at one layer; None if the policy is such a policy itself, or
+    if there is one exit."""
+    if not CRITERIA[spec.criterion].adaptive or predictions.layers == 1:
+        return None
+    try:
+        choice = rule.choose(predictions, PolicySpec("fixed"))
+    except InputError:  # no layer is within the budget
+        return None
+    return FixedExit(round(choice.point.average_exit_layer), choice.point.score)
 
 
 def reference_of(predictions: Predictions, policy: ExitPolicy) -> Reference:

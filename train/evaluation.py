@@ -38,6 +38,9 @@ class Predictions:
     """(n,) layers of the model that have an exit, ascending, including the last layer. Empty: all layers."""
     names: tuple[str, ...] = ()
     """(C,) class names; empty for regression and in passes that older versions stored."""
+    unlabelled: bool = False
+    """True if the data has no labels. ``labels`` are then full depth's predictions, so that a score is the agreement
+    with full depth."""
     reference: npt.NDArray | None = None
     """(N,) predictions at full depth that rules compare with, if they are not the last exit's. For a bundle in another
     precision these are the checkpoint's."""
@@ -57,6 +60,11 @@ class Predictions:
         columns = np.array(exits) - 1
         lte = None if self.lte is None else self.lte[:, columns]
         return replace(self, logits=self.logits[:, columns], lte=lte, exits=tuple(exits))
+
+    def first_layers(self, layers: int) -> Predictions:
+        """The pass of the first ``layers`` layers of the model. Rules still compare with the former last exit."""
+        logits, lte = self.logits[:, :layers], None if self.lte is None else self.lte[:, :layers]
+        return replace(self, logits=logits, lte=lte, reference=self.full_depth)
 
     def select_rows(self, rows: npt.NDArray[np.integer]) -> Predictions:
         """The pass over some of the rows."""
@@ -114,7 +122,8 @@ class Predictions:
     def check(self, where: str = "the stored pass") -> None:
         """Raises InputError for labels on which the metric is not defined, BerxitError for outputs without a score,
         such as NaN."""
-        check_labels(self.metric, self.labels, where)
+        if not self.unlabelled:
+            check_labels(self.metric, self.labels, where)
         check_outputs(self.metric, self.logits, self.exit_layers.tolist(), where)
 
     def score(self, predicted: npt.NDArray, metric: str | None = None) -> float:
@@ -125,6 +134,8 @@ class Predictions:
         """Writes the pass to an .npz file. The file is replaced as a whole, so an interruption keeps the old one."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         arrays["names"] = np.array(self.names, dtype=np.str_)
+        if self.unlabelled:
+            arrays["unlabelled"] = np.array(True)
         for name in ("lte", "ids", "reference"):
             if (array := getattr(self, name)) is not None:
                 arrays[name] = array
@@ -136,7 +147,16 @@ class Predictions:
         with np.load(path, allow_pickle=False) as file:
             lte, ids, reference = (file[name] if name in file.files else None for name in ("lte", "ids", "reference"))
             names = tuple(file["names"].tolist()) if "names" in file.files else ()
-            return cls(file["logits"], lte, file["labels"], str(file["metric"]), ids, names=names, reference=reference)
+            return cls(
+                file["logits"],
+                lte,
+                file["labels"],
+                str(file["metric"]),
+                ids,
+                names=names,
+                unlabelled="unlabelled" in file.files,
+                reference=reference,
+            )
 
 
 def best_device() -> torch.device:
@@ -160,7 +180,8 @@ def predict(
     ``source``: origin of the examples, for error messages. Raises InputError before the pass for labels on which the
     metric is not defined, and BerxitError for outputs without a score, such as NaN.
     """
-    check_labels(model.config.metric, examples.labels, source)
+    if not examples.unlabelled:
+        check_labels(model.config.metric, examples.labels, source)
     encoded = EncodedExamples(examples, tokenizer, progress)
     model.eval()
     logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
@@ -178,6 +199,8 @@ def predict(
             bar.update(len(rows))
     rows = np.arange(len(examples))
     found = Predictions(logits, lte, examples.labels, model.config.metric, rows, names=model.config.labels)
+    if examples.unlabelled:
+        found = replace(found, labels=found.full_depth, unlabelled=True)
     found.check(source)
     return found
 

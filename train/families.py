@@ -340,11 +340,12 @@ def predicted_at(predictions: Predictions, taken: npt.NDArray) -> npt.NDArray:
 
 
 def applicable_criteria(predictions: Predictions) -> list[str]:
-    """The criteria that fit the model and the number of rows, in the order of CRITERIA."""
+    """The adaptive criteria that fit the model and the number of rows, in the order of CRITERIA."""
     return [
         name
         for name, criterion in CRITERIA.items()
-        if (criterion.for_regression or not predictions.regression)
+        if criterion.adaptive
+        and (criterion.for_regression or not predictions.regression)
         and not (criterion.needs_lte and predictions.lte is None)
         and not (criterion.fitted and len(predictions.labels) < LEAST_ROWS)
     ]

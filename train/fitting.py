@@ -146,9 +146,11 @@ class ExitLinks:
         return cls(criterion, outputs, tuple(found))
 
     def probabilities(self, certainty: npt.NDArray) -> Floats:
-        """(N, n) probabilities of agreement: certainty (N, n). The last exit's is 1."""
+        """(N, n) probabilities of agreement: certainty (N, n). The last exit's is 1; that of a certainty which passes
+        no threshold is 0."""
         scores = [b + a * self._scale(certainty[:, place]) for place, (b, a) in enumerate(self.weights)]
-        return np.stack([*map(sigmoid, scores), np.ones(len(certainty))], axis=1)
+        found = np.stack([*map(sigmoid, scores), np.ones(len(certainty))], axis=1)
+        return np.where(certainty == self.criterion.uncertain(self.outputs), 0.0, found)
 
     def thresholds(self, probability: float) -> tuple[float, ...]:
         """(n - 1,) thresholds of the certainty at a threshold of the probability."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,17 @@ class MultiExitModel(PreTrainedModel):
                 if head.pooler is not None:
                     head.pooler.load_state_dict(pooler.state_dict())
         return multi_exit
+
+    def first_layers(self, layers: int) -> MultiExitModel:
+        """A copy with the first ``layers`` layers, whose last exit is that of layer ``layers``.
+
+        Raises InputError for an encoder that cannot be shortened (ALBERT with several layer groups).
+        """
+        config = copy.deepcopy(self.config)
+        adapter_for(config.backbone).keep_layers(layers)
+        shorter, weights = MultiExitModel(config), self.state_dict()
+        shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
+        return shorter.train(self.training)
 
     @torch.no_grad()
     def init_head_bias(self, value: float) -> None:

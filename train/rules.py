@@ -7,7 +7,7 @@ record contains the rule, so that it can be applied to another pass (fewer exits
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +22,6 @@ from berxit.runtime.json_data import parse, read_json
 from berxit.runtime.measurement import Line
 from berxit.runtime.noise import Noise, bench_problems, noisy
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.risk import hoeffding_bentkus, rows_needed
 from berxit.train.backbones import adapter_for
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import Predictions
@@ -31,10 +30,13 @@ from berxit.train.families import (
     PolicyFamily,
     PolicySpec,
     families,
+    family,
     operating_point,
     predicted_under,
 )
 from berxit.train.guarantee import KeepTest, least_rows
+from berxit.train.per_exit import choose_per_exit
+from berxit.train.risks import DISAGREEMENT, LABEL_ERROR, MISSES, PER, GroupTest, Loss, classes_of
 
 DELTA = 0.1
 """Default probability that a guarantee fails."""
@@ -88,6 +90,7 @@ class Keep:
     98.5% instead of the requested 99%.
     """
 
+    needs_labels: ClassVar[bool] = True
     stricter: ClassVar[str] = "a higher --keep"
     looser: ClassVar[str] = "a lower --keep"
 
@@ -103,13 +106,12 @@ class Keep:
         if not 0 < self.delta < 1:
             raise InputError(f"--delta {self.delta} is out of range: give a number above 0 and below 1")
 
-    def describe(self, metric: str) -> str:
+    def describe(self, metric: str, chosen: str = "threshold") -> str:
+        """The rule as a phrase. ``chosen``: what it chooses."""
         if self.optimistic:
-            return (
-                f"the cheapest threshold that keeps {self.keep:g} of the last exit's {metric} on the calibration data"
-            )
+            return f"the cheapest {chosen} that keeps {self.keep:g} of the last exit's {metric} on the calibration data"
         return (
-            f"the cheapest threshold that keeps {self.keep:g} of the last exit's {metric} on new data, with probability"
+            f"the cheapest {chosen} that keeps {self.keep:g} of the last exit's {metric} on new data, with probability"
             f" {1 - self.delta:g}"
         )
 
@@ -177,14 +179,23 @@ class Risk:
     """The cheapest operating point whose risk is at most ``risk`` with probability 1 - ``delta`` over the choice of
     calibration data.
 
-    The risk is the expected loss against full depth on new inputs, provided that they follow the same distribution. The
-    loss of a row is 1 if its prediction differs from the last exit's, else 0. For regression it is the difference to
-    the last exit's prediction as a share of the labels' range, at most 1.
+    The risk is the expected loss on new inputs, provided that they follow the same distribution. ``of`` names the loss
+    of a row:
+
+    - ``disagreement``: 1 if the prediction differs from full depth's, else 0. Needs no labels.
+    - ``label-error``: the error minus that of full depth (1, 0 or -1), so the risk is the error that early exits add.
+    - ``misses:CLASS``: 1 if a row of this class gets another prediction, else 0. Only rows of the class count.
+
+    For regression an error is the difference as a share of the labels' range, at most 1. ``per``: ``all`` rows
+    together; ``class``: the risk of every class is bounded; ``exit``: the risk of the rows that exit at layer k or
+    before is bounded for every k, because a bound on the average can hide wrong early exits (Ringel et al., 2024,
+    arXiv 2402.00857).
 
     The method is Learn-then-Test with fixed sequence testing (Angelopoulos et al., 2021, "Learn then Test: Calibrating
     Predictive Algorithms to Achieve Risk Control", arXiv 2110.01052). A grid of thresholds that does not depend on the
-    data is tested from full depth towards lower cost. Each test compares a Hoeffding-Bentkus p-value with delta; the
-    first failure ends the sequence. Patience on regression has one sequence per tolerance, which share delta.
+    data is tested from full depth towards lower cost; the first failure ends the sequence. The p-value is that of
+    Hoeffding and Bentkus, for ``label-error`` that of betting. A bound on several groups is tested by the largest of
+    their p-values. Patience on regression has one sequence per tolerance, which share delta.
     """
 
     stricter: ClassVar[str] = "a lower --risk"
@@ -192,49 +203,93 @@ class Risk:
 
     risk: float
     delta: float = DELTA
+    of: str = DISAGREEMENT
+    per: str = "all"
 
     def __post_init__(self) -> None:
         for flag, value in (("risk", self.risk), ("delta", self.delta)):
             if not 0 < value < 1:
                 raise InputError(f"--{flag} {value} is out of range: give a number above 0 and below 1")
+        if self.per not in PER:
+            raise InputError(f"--per {self.per} is unknown: choose one of {', '.join(PER)}")
 
-    def describe(self, metric: str) -> str:
-        return (
-            f"the cheapest threshold whose predictions differ from the last exit's by at most {self.risk:g} on average,"
-            f" with probability {1 - self.delta:g}"
-        )
+    @property
+    def needs_labels(self) -> bool:
+        """False if the loss compares with full depth only."""
+        return self.of != DISAGREEMENT
+
+    def describe(self, metric: str, chosen: str = "threshold") -> str:
+        """The rule as a phrase. ``chosen``: what it chooses."""
+        among = {"all": "on average", "class": "in every class", "exit": "among the inputs that exit by any layer"}
+        if self.of == DISAGREEMENT:
+            bound = f"whose predictions differ from the last exit's by at most {self.risk:g} {among[self.per]}"
+        elif self.of == LABEL_ERROR:
+            bound = f"whose error exceeds the last exit's by at most {self.risk:g} {among[self.per]}"
+        else:
+            bound = f"that misses at most {self.risk:g} of class '{self.of.removeprefix(MISSES)}'"
+        return f"the cheapest {chosen} {bound}, with probability {1 - self.delta:g}"
 
     def choose(self, predictions: Predictions, spec: PolicySpec) -> Choice:
         """The choice; full depth if no test succeeds. Full depth has no loss, except on the pass of a bundle.
 
-        Raises InputError if there are too few examples for any test to succeed.
+        Raises InputError for a loss that does not fit the data, if there are too few examples for any test to succeed,
+        and if full depth itself misses too much of a class.
         """
+        loss = Loss(predictions, self.of)
+        groups = classes_of(loss) if self.per == "class" else [loss.rows]
         tried = families(predictions, spec, fixed=True)
         delta = self.delta / len(tried)
-        n = len(predictions.labels)
-        if hoeffding_bentkus(0.0, n, self.risk) > delta:
-            least = rows_needed(self.risk, delta)
-            raise InputError(
-                f"--risk {self.risk:g} --delta {self.delta:g} needs at least {least} examples, and the calibration data"
-                f" has {n}: calibrate on more data, or with a higher --risk or --delta"
-            )
+        self._check_rows(loss, groups, delta)
+        test = GroupTest(loss, self.risk, groups)
+        if self.of.startswith(MISSES) and predictions.reference is None:
+            self._check_full_depth(loss, test, delta)
+        if self.per == "exit":
+            return self._per_exit(predictions, spec, loss)
         safe: list[Candidate] = []
         for each in tried:
             thresholds = each.grid()
-            found = losses(predictions, each.predicted(thresholds))
-            failed = (place for place, loss in enumerate(found) if hoeffding_bentkus(loss, n, self.risk) > delta)
-            passed = max(1, next(failed, len(thresholds)))  # the first threshold never exits early
+            predicted = each.predicted(thresholds)
+            passed = 1  # the first threshold never exits early
+            while passed < len(thresholds):
+                tested_already = passed > 1 and np.array_equal(predicted[passed], predicted[passed - 1])
+                if not tested_already and test.p_value(predicted[passed]) > delta:
+                    break
+                passed += 1
             safe += [(each, point) for point in each.points(thresholds[:passed])]
-        return _choice(
-            _cheapest(safe),
-            lambda predicted: hoeffding_bentkus(losses(predictions, predicted[None])[0], n, self.risk) <= delta,
-        )
+        return _choice(_cheapest(safe), lambda predicted: test.p_value(predicted) <= delta)
+
+    def _per_exit(self, predictions: Predictions, spec: PolicySpec, loss: Loss) -> Choice:
+        found = choose_per_exit(predictions, spec, loss, self.risk, self.delta)
+        each = family(predictions, replace(spec, off=found.off))
+        return _choice((each, each.points([found.threshold])[0]), lambda predicted: found.met)
+
+    def _check_rows(self, loss: Loss, groups: Sequence[npt.NDArray], delta: float) -> None:
+        """Raises InputError if a group has too few rows for any test to succeed."""
+        least = loss.least_rows(self.risk, delta)
+        fewest = min(map(len, groups))
+        if fewest < least:
+            of = {"class": " of every class", "all": "", "exit": ""}[self.per]
+            of = f" of class '{loss.of.removeprefix(MISSES)}'" if loss.of.startswith(MISSES) else of
+            raise InputError(
+                f"--risk {self.risk:g} --delta {self.delta:g} needs at least {least} examples{of}, and the calibration"
+                f" data has {fewest}: calibrate on more data, or with a higher --risk or --delta"
+            )
+
+    def _check_full_depth(self, loss: Loss, test: GroupTest, delta: float) -> None:
+        full = loss.predictions.full_depth
+        if test.p_value(full) > delta:
+            name, missed = loss.of.removeprefix(MISSES), float(loss(full).mean())
+            raise InputError(
+                f"full depth itself misses {missed:.1%} of the {len(loss.rows)} examples of class '{name}', so"
+                f" --risk {self.risk:g} cannot be guaranteed: give a higher --risk, or train longer"
+            )
 
 
 @dataclass(frozen=True)
 class Budget:
     """The operating point with the best score whose mean latency, predicted from a bench, is at most ``budget_ms``."""
 
+    needs_labels: ClassVar[bool] = True
     stricter: ClassVar[str] = "a higher --budget-ms"
     looser: ClassVar[str] = "a higher --budget-ms"
 
@@ -297,7 +352,7 @@ class Budget:
         """Predicted mean latency in ms."""
         return self.intercept_ms + self.ms_per_layer * point.average_exit_layer
 
-    def describe(self, metric: str) -> str:
+    def describe(self, metric: str, chosen: str = "threshold") -> str:
         return (
             f"the best {metric} within {self.budget_ms:g} ms on average, predicted as {self.intercept_ms:.3g} ms +"
             f" {self.ms_per_layer:.3g} ms per layer ({self.measured})"
@@ -318,15 +373,6 @@ class Budget:
 
 
 Rule = Keep | Risk | Budget
-
-
-def losses(predictions: Predictions, predicted: npt.NDArray) -> list[float]:
-    """Mean loss against full depth, as ``Risk`` defines it, of each of T sets of predictions: (T, N) -> T numbers."""
-    last = predictions.full_depth
-    if not predictions.regression:
-        return (predicted != last).mean(axis=1).tolist()
-    spread = float(np.ptp(predictions.labels)) or 1.0
-    return np.minimum(np.abs(predicted.astype(np.float64) - last) / spread, 1).mean(axis=1).tolist()
 
 
 def _cheapest(candidates: list[Candidate]) -> Candidate:

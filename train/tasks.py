@@ -17,6 +17,7 @@ from berxit.runtime.examples import (
     find_split,
     labelled_rows,
     read_examples,
+    read_texts,
 )
 from berxit.runtime.labels import BOOLEANS, as_number, class_name
 from berxit.runtime.metrics import METRICS, metric_names, positive_class
@@ -43,6 +44,10 @@ class Task:
     def positive(self) -> str | None:
         """The positive class of F1; None for another metric."""
         return positive_class(self.metric, self.labels)
+
+    def read_texts(self, data: Path, split: str, *, skip_bad_rows: bool = False) -> Examples:
+        """The texts of a split, or of a file, without labels. Raises InputError as ``read`` does."""
+        return read_texts(find_split(data, split), self.text_columns, skip_bad_rows=skip_bad_rows)
 
     def read(self, data: Path, split: str, *, skip_bad_rows: bool = False) -> Examples:
         """The examples of a split of a folder, or of a file. Raises InputError with file and line for a bad row."""

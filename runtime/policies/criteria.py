@@ -95,6 +95,10 @@ class Criterion(ABC):
     """True if the criterion works for regression models."""
     needs_lte = False
     """True if the criterion needs an LTE module."""
+    probability = False
+    """True if the certainty estimates the probability that the prediction is right."""
+    adaptive = True
+    """False for the layer-wise baseline, whose exit does not depend on the input."""
     fitted = False
     """True if the criterion has weights that calibration fits."""
 
@@ -164,6 +168,7 @@ class Confidence(Criterion):
     """Highest class probability, in (0, 1]."""
 
     name = "confidence"
+    probability = True
     description = "the highest class probability; a row exits above the threshold (section 3 of the paper)"
 
     def bounds(self, classes: int) -> tuple[float, float]:
@@ -200,6 +205,7 @@ class Lte(Criterion):
     """Learned certainty u_i = sigmoid(c.h_i + b), in [0, 1] (equation 8), computed by the segment."""
 
     name = "lte"
+    probability = True
     description = "the learned certainty; a row exits above the threshold (section 4.2 of the paper)"
     for_regression = True
     needs_lte = True
@@ -237,6 +243,30 @@ class Patience(Criterion):
             same = agrees(prediction, memory.prediction, logits.shape[-1] == 1, parameters.tolerance)
             streak = np.where(same, memory.value + 1, 0)
         return streak, Streak(prediction, streak)
+
+
+class Fixed(Criterion):
+    """Number of exits that a row has reached. Every row exits at the same layer: the layer-wise baseline (section 5.1
+    of the paper), with which adaptive criteria compete."""
+
+    name = "fixed"
+    description = "no adaptive exit: every row exits at the same layer, the shallowest that satisfies the rule"
+    inclusive = True
+    counts = True
+    for_regression = True
+    adaptive = False
+    schema_version = 2
+
+    def bounds(self, classes: int) -> tuple[float, float]:
+        return 1.0, np.inf
+
+    def never(self, layers: int, classes: int) -> float:
+        return float(layers)
+
+    def certainty(self, logits: Floats, lte: Floats | None, memory: Memory | None, parameters: Parameters) -> Certainty:
+        assert memory is None or isinstance(memory, Streak)
+        reached = np.ones(logits.shape[:-1], dtype=np.int64) if memory is None else memory.value + 1
+        return reached, Streak(reached, reached)
 
 
 class Agreement(Criterion):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from berxit.runtime.errors import InputError
-from berxit.runtime.policies.criteria import Agreement, Confidence, Criterion, Entropy, Lte, Patience
+from berxit.runtime.policies.criteria import Agreement, Confidence, Criterion, Entropy, Fixed, Lte, Patience
 from berxit.runtime.policies.learned import Learned
 
 CRITERIA: dict[str, Criterion] = {
-    criterion.name: criterion for criterion in (Confidence(), Entropy(), Lte(), Patience(), Agreement(), Learned())
+    criterion.name: criterion
+    for criterion in (Confidence(), Entropy(), Lte(), Patience(), Agreement(), Learned(), Fixed())
 }
 
 

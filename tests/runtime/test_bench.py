@@ -16,7 +16,7 @@ from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
 from berxit.runtime.bench import command
-from berxit.runtime.bench_report import headline, report_text, tables
+from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables
 from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
@@ -149,6 +149,36 @@ def test_headline_without_calibration_names_remedy() -> None:
     assert line == "full depth takes 4.00 ms; not calibrated yet: berxit-calibrate"
 
 
+def test_headline_of_one_depth_compares_nothing() -> None:
+    alone = dataclasses.replace(RESULT, by_layer={2: RESULT.by_layer[2]})
+    assert headline(alone) == "one depth: every input runs 2 layers, in 4.00 ms per input, at accuracy 0.8000"
+    assert [table.header[0] for table in tables(alone)] == ["exit layer"]
+    assert fixed_comparison(alone) == ""
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (
+            0.76,
+            "adaptive exits pay here: the fastest single exit layer with at least the policy's score is 2, with"
+            " accuracy 0.8000 in 4.00 ms; the policy takes 3.20 ms",
+        ),
+        (
+            0.6,
+            "adaptive exits do not pay here: the fastest single exit layer with at least the policy's score is 1, with"
+            " accuracy 0.6000 in 2.00 ms; the policy takes 3.20 ms",
+        ),
+        (0.9, "adaptive exits pay here: no single exit layer has the policy's score"),
+    ],
+)
+def test_fixed_comparison_names_the_fastest_layer_with_the_policys_score(score: float, expected: str) -> None:
+    assert RESULT.policy is not None
+    result = dataclasses.replace(RESULT, policy=dataclasses.replace(RESULT.policy, score=score))
+    assert fixed_comparison(result) == expected
+    assert expected in report_text(result)
+
+
 def test_tables_contain_every_point() -> None:
     layers, thresholds, exits = tables(RESULT)
     assert layers.header == ["exit layer", "mean ms", "p50", "p90", "p99", "accuracy"]
@@ -181,7 +211,7 @@ def test_bench_reports_memory_after_lazy_loading(bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(host, "_opened", type(host._opened)())
     monkeypatch.setattr(devices, "resident_mib", resident)
     monkeypatch.setattr(
-        ExitPolicy, "exits", lambda self, layer, certainty: certainty > -1
+        ExitPolicy, "exits", lambda self, layer, certainty, logits: certainty > -1
     )  # all inputs exit at the first layer
     short = {"threads": 1, "thresholds": 1, "queries": 1, "seconds": 0, "warmup": 1}
     result = bench(bundle, lazy=True, **short)  # type: ignore[arg-type]

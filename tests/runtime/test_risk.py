@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from berxit.runtime.risk import binomial_cdf, hoeffding_bentkus, rows_needed
+from berxit.runtime.risk import betting_p_value, binomial_cdf, hoeffding_bentkus, rows_needed
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,17 @@ def test_binomial_cdf_equals_scipy(n: int, p: float) -> None:
 def test_rows_needed_is_the_smallest_sample_that_passes_without_loss(risk: float, delta: float) -> None:
     rows = rows_needed(risk, delta)
     assert hoeffding_bentkus(0, rows, risk) <= delta < hoeffding_bentkus(0, rows - 1, risk)
+
+
+@pytest.mark.parametrize(("n", "gain"), [(100, 0.03), (1000, 0.0)])
+def test_betting_p_value_is_small_with_at_most_its_probability(n: int, gain: float) -> None:
+    rng, risk = np.random.default_rng(n), 0.05
+    draws = rng.choice([1, -1, 0], (400, n), p=[risk + gain, gain, 1 - risk - 2 * gain])
+    small = sum(betting_p_value(losses, risk) <= 0.1 for losses in draws)
+    assert small <= 57  # 400 draws with probability 0.1: 57 or fewer with probability 0.997
+
+
+def test_betting_p_value_of_losses_below_the_risk_is_small_and_does_not_depend_on_their_sum_alone() -> None:
+    quiet, loud = np.zeros(400), np.resize([1.0, -1.0], 400)
+    assert betting_p_value(quiet, 0.05) < 0.01 < betting_p_value(loud, 0.05)
+    assert betting_p_value(np.ones(400), 0.05) == 1

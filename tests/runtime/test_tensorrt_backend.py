@@ -123,7 +123,7 @@ class InTurn:
     def certainty(self, layer: int, logits: np.ndarray, lte: object, memory: object) -> tuple:
         return logits[:, 0], None
 
-    def exits(self, layer: int, certainty: np.ndarray) -> np.ndarray:
+    def exits(self, layer: int, certainty: np.ndarray, logits: np.ndarray | None = None) -> np.ndarray:
         return np.full(len(certainty), True) if layer == 3 else self.rng.random(len(certainty)) < 0.4
 
 

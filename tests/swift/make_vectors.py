@@ -163,6 +163,9 @@ def newer_policies() -> Iterator[dict[str, Any]]:
         yield from policy_cases(policy, outputs, rng)
         yield from policy_cases(replace(policy, off=(2,), patience=2, temperatures=warm), outputs, rng)
     yield from policy_cases(policy, 3, rng, lte=False)
+    for outputs in (1, 2):
+        yield from policy_cases(ExitPolicy.uniform("fixed", 3.0, layers), outputs, rng)
+    yield from policy_cases(replace(ExitPolicy.uniform("fixed", 2.0, layers), off=(2,)), 2, rng)
 
 
 def policy_cases(

@@ -171,7 +171,7 @@ def test_calibrated_policy_exits_on_the_device_as_in_its_record(
 def test_calibrate_accepts_a_risk(copy: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("calibrate", copy, "--data", data_folder, "--risk", 0.4, "--delta", 0.2, "--quiet") == 0
     record = json.loads((copy / "exit_policy.json").read_text(encoding="utf-8"))["calibration"]
-    assert record["requirement"] == {"risk": 0.4, "delta": 0.2}
+    assert record["requirement"] == {"risk": 0.4, "delta": 0.2, "of": "disagreement", "per": "all"}
     assert "by at most 0.4 on average, with probability 0.8" in capsys.readouterr().out
 
 

@@ -55,6 +55,6 @@ def test_evaluation_figure_is_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 4, 2)).astype(np.float32)
     evaluation = evaluate(Predictions(logits, None, rng.integers(0, 2, 50), "accuracy"))
-    path = evaluation_figure(evaluation.metric, evaluation.layer_scores, evaluation.curves, tmp_path / "eval.png")
+    path = evaluation_figure(evaluation, tmp_path / "eval.png")
     assert colours(path) > 20
     assert plt.get_fignums() == []

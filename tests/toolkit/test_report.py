@@ -16,7 +16,8 @@ from berxit.runtime import Prediction
 from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples
-from berxit.toolkit.evaluation_report import evaluate, write_evaluation
+from berxit.toolkit.evaluation_files import write_evaluation
+from berxit.toolkit.evaluation_report import evaluate
 from berxit.toolkit.report import write_report
 from berxit.train.calibration import read_policy
 from berxit.train.curves import Curve, area_above
@@ -142,7 +143,8 @@ def test_evaluation_contains_every_layer_and_the_whole_curve(predictions: Predic
 
 def test_evaluation_compares_all_criteria(predictions: Predictions) -> None:
     evaluation = evaluate(predictions)
-    names = ["confidence", "entropy", *(["lte"] if predictions.lte is not None else []), "patience"]
+    names = ["confidence", "entropy", *(["lte"] if predictions.lte is not None else []), "patience", "agreement"]
+    names += ["learned"] if len(predictions.labels) >= 50 else []
     assert list(evaluation.curves) == list(evaluation.summaries) == names
     full = evaluation.layer_scores[-1]
     curve = Curve.of(evaluation.curves["patience"], 3).relative_to(full)

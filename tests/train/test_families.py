@@ -201,6 +201,8 @@ SPECS = [
     PolicySpec("confidence", full_depth_classes=("yes",)),
     PolicySpec("confidence", fit_temperatures=True),
     PolicySpec("entropy", thresholds_per_exit=True),
+    PolicySpec("entropy", patience=2, thresholds_per_exit=True),
+    PolicySpec("confidence", patience=3, thresholds_per_exit=True),
     PolicySpec("learned", patience=2, off=(1,), full_depth_classes=("no",), fit_temperatures=True),
 ]
 
@@ -285,6 +287,20 @@ def test_family_rejects_a_specification_that_does_not_fit(spec: PolicySpec, mess
 def test_family_of_regression_rejects_temperatures() -> None:
     with pytest.raises(InputError, match="temperatures need class probabilities"):
         family(regression(), PolicySpec("lte", fit_temperatures=True))
+
+
+def test_record_describes_the_settings_of_its_policy() -> None:
+    described = {
+        PolicySpec("learned"): "learned threshold ",
+        PolicySpec("confidence", patience=2, off=(1, 3)): ", at 2 consecutive exits, without the exits 1, 3",
+        PolicySpec("entropy", full_depth_classes=("no",)): ", full depth for no",
+        PolicySpec("lte", thresholds_per_exit=True): "lte thresholds per exit, for an agreement of ",
+        PolicySpec("confidence", fit_temperatures=True): ", fitted temperatures",
+    }
+    for spec, expected in described.items():
+        record = choose(drifting(200), spec, Keep(0.9, optimistic=True), "data", "0", estimate=False).calibration
+        assert expected in record.describe_policy()
+        assert record.summary().startswith(record.describe_policy())
 
 
 def test_spec_in_a_record_is_the_one_that_was_stored() -> None:

@@ -16,7 +16,13 @@ from berxit.train.calibration import choose
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.evaluation import Predictions
 from berxit.train.families import OperatingPoint, PolicySpec, family, operating_point, predicted_under
-from berxit.train.rules import Budget, Keep, Risk, Rule, losses
+from berxit.train.risks import DISAGREEMENT, Loss
+from berxit.train.rules import Budget, Keep, Risk, Rule
+
+
+def losses(predictions: Predictions, predicted: np.ndarray) -> list[float]:
+    """Mean disagreement with full depth of each of T sets of predictions (T, N)."""
+    return Loss(predictions, DISAGREEMENT)(predicted).mean(axis=-1).tolist()
 
 
 def in_both_classes(predictions: Predictions) -> Predictions:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, progress_bar
-from berxit.toolkit.api import calibrate, check_rules, default_bundle
+from berxit.toolkit.api import calibrate, default_bundle
 from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
@@ -22,6 +22,7 @@ from berxit.toolkit.commands.options import (
     split_option,
     warn,
 )
+from berxit.toolkit.rule_options import RuleOptions
 
 
 @click.command("calibrate")
@@ -29,8 +30,11 @@ from berxit.toolkit.commands.options import (
 @data_option
 @split_option
 @criterion_option
+@click.option("--fixed", is_flag=True, help="One exit layer for all inputs; exports then have no deeper layers.")
 @click.option("--keep", type=float, help="Share of the last exit's score to keep on new data.  [default: 0.99]")
-@click.option("--risk", type=float, help="Instead: largest mean difference from the last exit's predictions.")
+@click.option("--risk", type=float, help="Instead: largest mean loss, see --risk-of.")
+@click.option("--risk-of", metavar="LOSS", help="With --risk: disagreement, label-error or misses:CLASS.")
+@click.option("--per", help="With --risk: bound it for all inputs, each class, or the inputs of each exit.  [all]")
 @click.option("--delta", type=float, help="With --keep or --risk: probability that it fails.  [default: 0.1]")
 @click.option("--optimistic", is_flag=True, help="With --keep: no guarantee for new data, only the score on this data.")
 @click.option("--budget-ms", type=float, help="Instead: mean milliseconds per input, as --bench predicts them.")
@@ -50,8 +54,11 @@ def command(
     data: Path | None,
     split: str,
     criterion: str | None,
+    fixed: bool,
     keep: float | None,
     risk: float | None,
+    risk_of: str | None,
+    per: str | None,
     delta: float | None,
     optimistic: bool,
     budget_ms: float | None,
@@ -69,13 +76,14 @@ def command(
     """Choose CHECKPOINT's exit threshold and write it to exit_policy.json, with a record of the choice.
 
     There are three rules. --keep: the cheapest threshold whose score on new data is at least this share of the last
-    exit's, with probability 1 - DELTA. --risk: the cheapest threshold whose predictions differ from the last exit's by
-    at most this much on average, with probability 1 - DELTA. --budget-ms: the best score within this mean latency.
-    Exports copy the threshold into their bundles.
+    exit's, with probability 1 - DELTA. --risk: the cheapest threshold whose loss on new data is at most this much on
+    average, with probability 1 - DELTA. The loss is disagreement with the last exit (the data then needs no labels),
+    label-error (above the last exit's), or misses:CLASS. --budget-ms: the best score within this mean latency. Exports
+    copy the threshold into their bundles.
 
     The other options describe the policies among which the rule chooses.
     """
-    check_rules(keep, risk, delta, budget_ms, bench, optimistic=optimistic)  # before torch is imported
+    RuleOptions(keep, risk, risk_of, per, delta, optimistic, budget_ms, bench)  # checked before torch is imported
     silence_library_logs()
     from berxit.train.calibration import POLICY_FILE
 
@@ -84,6 +92,8 @@ def command(
         data,
         keep=keep,
         risk=risk,
+        risk_of=risk_of,
+        per=per,
         delta=delta,
         optimistic=optimistic,
         budget_ms=budget_ms,
@@ -91,6 +101,7 @@ def command(
         accept_noise=accept_noise,
         split=split,
         criterion=criterion,
+        fixed=fixed,
         patience=patience,
         off=off,
         full_depth_classes=full_depth_class,
@@ -104,6 +115,8 @@ def command(
     click.echo(f"{chosen.description}:")
     click.echo(chosen.summary())
     click.echo(f"written: {checkpoint / POLICY_FILE}")
+    if chosen.comparison:
+        click.echo(chosen.comparison)
     warn(chosen.warnings)
     exported = default_bundle(checkpoint, "onnxruntime").exists()
     force = " --force" if exported else ""

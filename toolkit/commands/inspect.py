@@ -118,6 +118,8 @@ def _threshold(policy: ExitPolicy, layer: int) -> str:
 def _policy(manifest: Manifest) -> str:
     if manifest.calibration is None:
         return "never early: not calibrated"
+    if len(manifest.exits) == 1:
+        return f"one exit: every input runs all {manifest.model.layers} layers"
     criterion = CRITERIA[manifest.policy.criterion]
     side = "above" if criterion.higher_is_more_certain else "below"
     sign = f"at or {side}" if criterion.inclusive else side

@@ -1,0 +1,213 @@
+"""Diagnostics of a stored pass: is certainty reliable, which predictions change, and how good is each class?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
+from berxit.runtime.tokenization import Text
+from berxit.train.evaluation import Predictions
+from berxit.train.families import PolicySpec, family
+
+FLIPS = 10
+"""Number of flips that are listed."""
+BINS = 10
+"""Number of bins of a reliability curve, each with about equally many examples."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Examples of one exit with similar certainties."""
+
+    certainty: float
+    """Mean certainty."""
+    accuracy: float
+    """Share of predictions that are right."""
+    examples: int
+
+
+@dataclass(frozen=True)
+class CertaintyQuality:
+    """Ability of a criterion's certainty at one exit to separate right predictions from wrong ones."""
+
+    exit_layer: int
+    auroc: float | None
+    """Probability that a right prediction has a higher certainty than a wrong one (area under the ROC curve). None if
+    all predictions are right, or all are wrong, and for regression."""
+    rank_correlation: float | None
+    """Regression: Spearman correlation of the certainty with the negative absolute error. None for classification, and
+    if all certainties or all errors are equal."""
+    ece: float | None
+    """Expected calibration error: mean of |certainty - accuracy| over the bins, weighted by examples. None unless the
+    certainty is a probability."""
+    bins: tuple[ReliabilityBin, ...] = ()
+    """The reliability curve; empty unless the certainty is a probability."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Scores of one class."""
+
+    name: str
+    examples: int
+    """Examples with this label."""
+    predicted: int
+    """Examples with this prediction."""
+    precision: float | None
+    """Share of the predictions of this class that are right; None if there are none."""
+    recall: float | None
+    """Share of the examples of this class that are found; None if there are none."""
+    f1: float | None
+    """Harmonic mean of precision and recall; None if there are neither examples nor predictions."""
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An example whose prediction at its exit differs from full depth's."""
+
+    text: Text
+    exit_layer: int
+    certainty: float
+    prediction: str
+    full_depth: str
+    label: str
+
+
+@dataclass(frozen=True)
+class PolicyDiagnostics:
+    """A policy of a classification model, example by example."""
+
+    average_exit_layer: float
+    flipped: float
+    """Share of examples whose prediction differs from full depth's."""
+    fixed_by_exiting: float
+    """Share of examples that the policy predicts correctly, and full depth does not."""
+    flips: tuple[Flip, ...]
+    """The flips with the highest certainty, at most FLIPS."""
+    classes: tuple[ClassScore, ...]
+    """Scores of each class under the policy."""
+    full_depth_classes: tuple[ClassScore, ...]
+    """Scores of each class at full depth."""
+    confusion: tuple[tuple[int, ...], ...]
+    """(C, C) number of examples under the policy: rows are labels, columns are predictions."""
+
+
+def criterion_quality(predictions: Predictions, criterion: str) -> tuple[CertaintyQuality, ...]:
+    """The quality of a criterion's certainty at each of the n exits."""
+    kind, certainty = CRITERIA[criterion], family(predictions, PolicySpec(criterion)).certainty
+    certainty = certainty if kind.higher_is_more_certain else -certainty
+    predicted, labels = predictions.predicted(), predictions.labels[:, None]
+    errors = np.abs(predicted - labels) if predictions.regression else predicted != labels
+    classes = predictions.logits.shape[2]
+    return tuple(
+        certainty_quality(
+            int(layer), certainty[:, place], errors[:, place], classes=classes, probability=kind.probability
+        )
+        for place, layer in enumerate(predictions.exit_layers)
+    )
+
+
+def policy_diagnostics(predictions: Predictions, policy: ExitPolicy, texts: Sequence[Text]) -> PolicyDiagnostics:
+    """The policy on a stored pass of a classification model. ``texts`` (N,): the examples' texts."""
+    p, rows = predictions, np.arange(len(predictions.labels))
+    of_exits = policy.at_exits(p.exit_layers.tolist())
+    certainty = certainties(of_exits, p.logits, p.lte)
+    taken = exit_layers(of_exits, certainty, p.logits)
+    predicted, full = p.predicted()[rows, taken - 1], p.full_depth
+    names = p.names or tuple(f"class {number}" for number in range(p.logits.shape[2]))
+    flipped = np.flatnonzero(predicted != full)
+    reached = certainty[rows, taken - 1]
+    order = flipped[np.argsort(reached[flipped] * (-1 if CRITERIA[policy.criterion].higher_is_more_certain else 1))]
+    confusion = confusion_matrix(predicted, p.labels, len(names))
+    return PolicyDiagnostics(
+        average_exit_layer=float(p.exit_layers[taken - 1].mean()),
+        flipped=len(flipped) / len(rows),
+        fixed_by_exiting=float(((predicted == p.labels) & (full != p.labels)).mean()),
+        flips=tuple(
+            Flip(
+                texts[row],
+                int(p.exit_layers[taken[row] - 1]),
+                float(reached[row]),
+                names[predicted[row]],
+                names[full[row]],
+                names[p.labels[row]],
+            )
+            for row in order[:FLIPS].tolist()
+        ),
+        classes=tuple(class_scores(confusion, names)),
+        full_depth_classes=tuple(class_scores(confusion_matrix(full, p.labels, len(names)), names)),
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def certainty_quality(
+    exit_layer: int, certainty: npt.NDArray, errors: npt.NDArray, *, classes: int, probability: bool
+) -> CertaintyQuality:
+    """Quality of the certainties (N,) of one exit, where a higher value is more certain.
+
+    Args:
+        errors: (N,) for classification 1 for a wrong prediction, else 0; for regression the absolute error.
+        classes: number of classes; 1 for regression.
+        probability: the certainty estimates the probability that the prediction is right.
+    """
+    if classes == 1:
+        constant = np.ptp(certainty) == 0 or np.ptp(errors) == 0
+        rank = None if constant else float(stats.spearmanr(certainty, -errors).statistic)
+        return CertaintyQuality(exit_layer, None, rank, None)
+    right = errors == 0
+    bins = reliability(certainty, right) if probability else ()
+    return CertaintyQuality(exit_layer, auroc(certainty, right), None, ece(bins) if bins else None, bins)
+
+
+def auroc(certainty: npt.NDArray, right: npt.NDArray) -> float | None:
+    """Area under the ROC curve, by the rank-sum statistic: certainties (N,), right (N,) -> probability.
+
+    None if all predictions are right, or all are wrong.
+    """
+    positives = int(right.sum())
+    negatives = len(right) - positives
+    if not positives or not negatives:
+        return None
+    ranks = stats.rankdata(certainty)
+    return float((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def reliability(certainty: npt.NDArray, right: npt.NDArray, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
+    """The reliability curve: certainties (N,) from 0 to 1, right (N,) -> bins of about equally many examples."""
+    parts = np.array_split(np.argsort(certainty, kind="stable"), min(bins, len(certainty)))
+    return tuple(ReliabilityBin(float(certainty[rows].mean()), float(right[rows].mean()), len(rows)) for rows in parts)
+
+
+def ece(bins: Sequence[ReliabilityBin]) -> float:
+    """Expected calibration error of a reliability curve (Guo et al., 2017, equation 3, with bins of equal size)."""
+    total = sum(each.examples for each in bins)
+    return sum(each.examples * abs(each.certainty - each.accuracy) for each in bins) / total
+
+
+def confusion_matrix(predicted: npt.NDArray, labels: npt.NDArray, classes: int) -> npt.NDArray[np.int64]:
+    """(C, C) number of examples: rows are labels, columns are predictions. Class numbers (N,), (N,)."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def class_scores(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> list[ClassScore]:
+    """Scores of each class from a confusion matrix (C, C)."""
+    found = []
+    for number, name in enumerate(names):
+        right = int(confusion[number, number])
+        examples, predicted = int(confusion[number].sum()), int(confusion[:, number].sum())
+        found.append(
+            ClassScore(
+                name,
+                examples,
+                predicted,
+                right / predicted if predicted else None,
+                right / examples if examples else None,
+                2 * right / (examples + predicted) if examples + predicted else None,
+            )
+        )
+    return found
