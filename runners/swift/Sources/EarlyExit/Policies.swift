@@ -14,6 +14,11 @@ public enum Criterion: String, CaseIterable, Sendable {
     case agreement
     /// Expected agreement with full depth, by a logistic model per exit.
     case learned
+    /// Number of exits so far: every input exits at the same layer.
+    case fixed
+
+    /// True if the certainty is a number of exits, which exits at the threshold, too.
+    var counts: Bool { self == .patience || self == .fixed }
 
     /// True if the criterion works for regression models.
     var fitsRegression: Bool { self != .confidence && self != .entropy && self != .agreement }
@@ -71,9 +76,10 @@ public struct ExitPolicy: Equatable, Sendable {
             throw EarlyExitError.input("temperatures must be finite and above 0")
         }
         for number in thresholds.flatMap(\.numbers) { try ExitPolicy.check(number, for: criterion) }
-        guard (1...temperatures.count).contains(patience), patience == 1 || criterion != .patience else {
+        guard (1...temperatures.count).contains(patience), patience == 1 || !criterion.counts else {
             throw EarlyExitError.input(
-                "patience is \(patience): it must be from 1 to \(temperatures.count), and 1 with the criterion patience")
+                "patience is \(patience): it must be from 1 to \(temperatures.count), and 1 with the criterion"
+                    + " \(criterion.rawValue)")
         }
         guard off.allSatisfy({ (1..<temperatures.count).contains($0) }) else {
             throw EarlyExitError.input("exits \(off.sorted()) cannot be switched off: give layers before the last one")
@@ -136,8 +142,8 @@ public struct ExitPolicy: Equatable, Sendable {
             problem = "it must be a finite number of at least 0"
         } else if [.confidence, .lte, .learned].contains(criterion), threshold > 1 {
             problem = "\(criterion.rawValue) is between 0 and 1"
-        } else if criterion == .patience, threshold < 1 {
-            problem = "patience is a number of layers, at least 1"
+        } else if criterion.counts, threshold < 1 {
+            problem = "\(criterion.rawValue) is a number of layers, at least 1"
         } else {
             return
         }
@@ -201,6 +207,8 @@ public struct ExitPolicy: Equatable, Sendable {
             memory.certainty = lte
         case .patience:
             memory.certainty = Float(memory.streak)
+        case .fixed:
+            memory.certainty = first ? 1 : memory.certainty + 1
         case .agreement:
             memory.certainty = 1 / powers(logits).reduce(0, +) + (agrees ? memory.certainty : 0)
         case .learned:
@@ -242,7 +250,7 @@ extension ExitPolicy: StopRule {
         switch criterion {
         case .confidence, .lte, .agreement, .learned: return certainty > Float(threshold)
         case .entropy: return certainty < Float(threshold)
-        case .patience: return Double(certainty) >= threshold
+        case .patience, .fixed: return Double(certainty) >= threshold
         }
     }
 }
