@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TYPES  := build/types/berxit
+PYTHON310 ?= python3.10
+JETSON := build/jetson
+MODELS := $(CURDIR)/build/test-models
 
-.PHONY: quickstart test test-slow lint types docs links clean
+.PHONY: quickstart test test-slow test-install test-aarch64 test-jetson lint types docs links clean
 
 quickstart: $(VENV)/quickstart.ready
 	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
@@ -14,6 +17,24 @@ test: $(VENV)/dev.ready
 
 test-slow: $(VENV)/dev.ready
 	$(BIN)/python -m pytest -m slow
+
+# Resolves every install line that pages and messages print. Needs a package index.
+test-install: $(VENV)/dev.ready
+	$(BIN)/python -m pytest -m index -rs
+
+# On an emulated Raspberry Pi; skipped if the emulator cannot be downloaded.
+test-aarch64: $(VENV)/dev.ready
+	$(BIN)/python -m pytest -m aarch64 -rs
+
+# Tests of the runtime with the packages of a Jetson (JetPack 6): Python 3.10, numpy 1, no torch. The other environment
+# builds the models for them.
+test-jetson: $(VENV)/dev.ready
+	rm -rf $(MODELS)
+	BERXIT_TEST_MODELS=$(MODELS) $(BIN)/python -m pytest tests/runtime --setup-only --quiet >/dev/null
+	$(PYTHON310) -m venv $(JETSON)
+	$(JETSON)/bin/python -m pip install --quiet -e '.[jetson,onnxruntime]' numpy==1.26.4 cuda-python==12.8.0 \
+		pytest pytest-xdist hypothesis onnx scipy scikit-learn
+	BERXIT_TEST_MODELS=$(MODELS) $(JETSON)/bin/python -m pytest tests/runtime -n 2 -rs
 
 lint: $(VENV)/dev.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

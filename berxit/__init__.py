@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from berxit.toolkit.api import evaluate as evaluate
     from berxit.toolkit.api import export as export
     from berxit.toolkit.api import fine_tune as fine_tune
+    from berxit.toolkit.api import predict as predict
     from berxit.toolkit.publishing import push_to_hub as push_to_hub
+    from berxit.toolkit.scoring.batch_scorer import BatchScorer as BatchScorer
     from berxit.train.options import TrainingOptions as TrainingOptions
 
 _MODULES = {
+    "BatchScorer": "berxit.toolkit.scoring.batch_scorer",
     "BerxitError": "berxit.runtime.errors",
     "EarlyExitRunner": "berxit.runtime.runner",
     "ExitPolicy": "berxit.runtime.policies",
@@ -45,12 +48,14 @@ _MODULES = {
     "evaluate": "berxit.toolkit.api",
     "export": "berxit.toolkit.api",
     "fine_tune": "berxit.toolkit.api",
+    "predict": "berxit.toolkit.api",
     "push_to_hub": "berxit.toolkit.publishing",
 }
 """Public name -> the module that defines it. No name equals a package of ``berxit``: ``berxit.train`` is the package,
 and ``berxit.fine_tune`` trains."""
 
 __all__ = [
+    "BatchScorer",
     "BerxitError",
     "EarlyExitRunner",
     "ExitPolicy",
@@ -64,6 +69,7 @@ __all__ = [
     "evaluate",
     "export",
     "fine_tune",
+    "predict",
     "push_to_hub",
 ]
 

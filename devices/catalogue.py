@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from berxit.devices.machine import Machine
+from berxit.devices.machine import Machine, is_jetson
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Device:
     workspace_mib: int = 1024
     """Workspace memory for the TensorRT builder, in MiB."""
     power_modes: tuple[str, ...] = ()
-    """Power modes of ``nvpmodel``, in ascending order of power. Report the power mode with each measurement."""
+    """Power modes of all modules of the board in ascending order of power, as ``nvpmodel -q`` names them without the
+    prefix MODE_. A module has some of them, and "super" modes exist from JetPack 6.2 on. Report the power mode with
+    each measurement."""
     lengths: tuple[int, ...] = ()
     """Fixed input lengths of an exported bundle, up to the model's maximum; empty: any length. The Neural Engine needs
     fixed lengths. A version of the operating system before ``target_version`` may not support several lengths."""
@@ -45,8 +47,7 @@ def _board(*words: str) -> Callable[[Machine], bool]:
 
 
 def _jetson(machine: Machine) -> bool:
-    """True for any Jetson. JetPack 5 omits "Jetson" from the names of some boards."""
-    return any(word in machine.board.lower() for word in ("jetson", "orin", "xavier"))
+    return is_jetson(machine.board)
 
 
 def _macos(machine: Machine) -> bool:
@@ -62,22 +63,24 @@ def _never(machine: Machine) -> bool:
 
 
 _ON_THE_JETSON = "copy the bundle to the Jetson and run this command there; JetPack includes TensorRT"
-_POWERS_OF_TWO = (16, 32, 64, 128, 256, 512)
+_FIXED_LENGTHS = (32, 64, 128, 256, 512)
+"""For the Neural Engine. Below 32 tokens, the fixed cost of a call is expected to exceed what a shorter length saves;
+no device has been measured yet."""
 _ON_THE_PHONE = "it has no Python; add the bundle to an app"
 
 DEVICES: tuple[Device, ...] = (
     Device("jetson-orin-nano", "NVIDIA Jetson Orin Nano", ("tensorrt", "onnxruntime"), "fp16",
            _board("orin nano"), _ON_THE_JETSON,
            target_version="jetpack6", workspace_mib=512,
-           power_modes=("7W", "15W", "25W", "MAXN SUPER")),
+           power_modes=("7W", "10W", "15W", "25W", "MAXN_SUPER")),
     Device("jetson-orin-nx", "NVIDIA Jetson Orin NX", ("tensorrt", "onnxruntime"), "fp16",
            _board("orin nx"), _ON_THE_JETSON,
            target_version="jetpack6", workspace_mib=1024,
-           power_modes=("10W", "15W", "25W", "MAXN")),
+           power_modes=("10W", "15W", "20W", "25W", "MAXN", "40W", "MAXN_SUPER")),
     Device("jetson-agx-orin", "NVIDIA Jetson AGX Orin", ("tensorrt", "onnxruntime"), "fp16",
            _board("agx orin"), _ON_THE_JETSON,
            target_version="jetpack6", workspace_mib=2048,
-           power_modes=("15W", "30W", "50W", "MAXN")),
+           power_modes=("15W", "30W", "40W", "50W", "MAXN")),
     Device("jetson-xavier", "NVIDIA Jetson Xavier NX or AGX Xavier", ("tensorrt", "onnxruntime"), "fp16",
            _board("xavier"), _ON_THE_JETSON,
            target_version="jetpack5", workspace_mib=512,
@@ -94,9 +97,9 @@ DEVICES: tuple[Device, ...] = (
     Device("mac", "Mac", ("coreml", "onnxruntime"), "fp16",
            _macos, "run this command on a Mac", target_version="macos15", compute_units="ALL"),
     Device("iphone", "iPhone", ("coreml",), "fp16", _never, _ON_THE_PHONE, in_an_app=True,
-           lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
+           lengths=_FIXED_LENGTHS, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
     Device("ipad", "iPad", ("coreml",), "fp16", _never, _ON_THE_PHONE, in_an_app=True,
-           lengths=_POWERS_OF_TWO, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
+           lengths=_FIXED_LENGTHS, target_version="ios18", layout="ane", compute_units="CPU_AND_NE"),
     Device("cpu", "any machine (CPU)", ("onnxruntime",), "fp32",
            _any, "run this command on any machine"),
 )  # fmt: skip

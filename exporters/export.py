@@ -64,6 +64,14 @@ def finish_manifest(
     written: Written, plan: Plan, parity: Parity, measured: Recalibrated | None, messages: Messages
 ) -> Manifest:
     """The manifest with the results of the parity check, the policy, and how its thresholds were chosen."""
+    manifest = _manifest(written, plan, parity, measured, messages)
+    return replace(manifest, schema_version=schema_version(manifest))
+
+
+def _manifest(
+    written: Written, plan: Plan, parity: Parity, measured: Recalibrated | None, messages: Messages
+) -> Manifest:
+    """The manifest before its schema version is known."""
     calibrated = measured.chosen if measured else plan.calibrated
     if calibrated is None:
         return replace(written.draft, parity=parity)
@@ -78,7 +86,6 @@ def finish_manifest(
     scores = measured.scores if measured else None
     return replace(
         written.draft,
-        schema_version=schema_version(calibrated.policy, record),
         policy=calibrated.policy,
         calibration=record,
         parity=parity,

@@ -18,13 +18,15 @@ class ExportOptions:
     max_batch: int | None = None
     """Largest number of rows per call of a segment."""
     target_version: str | None = None
-    """The oldest software that must read the segments: jetpack6, ios18, ..."""
+    """The oldest software that must read the segments: jetpack6.1, ios18, ..."""
     layout: str | None = None
     """Memory layout of the hidden states, if the target has several."""
     exits: tuple[int, ...] | str = ()
     """Layers that get an exit, in addition to the last; "auto": chosen by measurement. Empty: all layers."""
     threads: int | None = None
     """Default number of CPU threads of the bundle; the caller can override it."""
+    target_options: tuple[str, ...] = ()
+    """Variants of the segments, by name: those of the target's ``variants``."""
 
 
 def _ignore(line: str) -> None:

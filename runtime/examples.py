@@ -1,4 +1,4 @@
-"""Labelled texts from TSV, CSV or JSONL files. Each error is one line that names the file and the row."""
+"""Texts and labels from TSV, CSV, JSONL or Parquet files. Each error is one line that names the file and the row."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from berxit.runtime.errors import InputError
+from berxit.runtime.errors import InputError, first_line
 from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
 from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text, checked_text
 
-SUFFIXES = (".tsv", ".csv", ".jsonl")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 """Accepted suffixes in lower case; the case of a file's suffix is ignored."""
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file that are in memory as Python values at a time."""
 CUSTOM = "custom"
 """Task name for a user's own files, whose labels are class names and never class numbers."""
-Row = dict[str, str] | str
-"""Column -> text; a str is the error message of a row that cannot be read."""
+Record = dict[str, Any]
+"""Column -> value as the file stores it: text in TSV and CSV, any JSON value in JSONL, any Arrow type in Parquet."""
+Row = Record | str
+"""A str is the error message of a row that cannot be read."""
+_NO_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
+"""Type of a value that is neither a text nor a label -> its name in messages."""
 
 
 class ReadsExamples(Protocol):
@@ -63,7 +69,12 @@ class Examples:
 
     def skipped_line(self, path: Path) -> str:
         """Message about the skipped rows, in one line."""
-        return f"skipped {plural(len(self.skipped), 'bad row')} of {path}, the first: {self.skipped[0]}"
+        return skipped_line(self.skipped, path)
+
+
+def skipped_line(skipped: Sequence[str], path: Path) -> str:
+    """Message about the rows of ``path`` that were skipped, in one line. ``skipped``: their error messages."""
+    return f"skipped {plural(len(skipped), 'bad row')} of {path}, the first: {skipped[0]}"
 
 
 def read_examples(
@@ -112,7 +123,7 @@ def read_texts(path: Path, text_columns: Sequence[str], *, skip_bad_rows: bool =
     skipped: list[str] | None = [] if skip_bad_rows else None
     for line, row in read_rows(path, text_columns, skipped):
         try:
-            texts.append(_text(row, text_columns, f"{path}, line {line}"))
+            texts.append(text_of(row, text_columns, f"{path}, line {line}"))
         except InputError as error:
             if skipped is None:
                 raise
@@ -144,7 +155,7 @@ def labelled_rows(
     for line, row in read_rows(path, (*text_columns, label_column), skipped):
         where = f"{path}, line {line}"
         try:
-            found = where, _text(row, text_columns, where), checked_label(row[label_column], label_column, where)
+            found = where, text_of(row, text_columns, where), checked_label(row[label_column], label_column, where)
         except InputError as error:
             if skipped is None:
                 raise
@@ -156,17 +167,23 @@ def labelled_rows(
 def read_rows(
     path: Path, columns: Sequence[str], skipped: list[str] | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields (line number, row) for each row of a file that must have ``columns``.
+    """``read_records`` with every value as text."""
+    for line, record in read_records(path, columns, skipped):
+        yield line, {column: value_text(value) for column, value in record.items()}
+
+
+def read_records(path: Path, columns: Sequence[str], skipped: list[str] | None = None) -> Iterator[tuple[int, Record]]:
+    """Yields (line number, record) for each row of a file that must have ``columns``. In Parquet, row 1 is line 1.
 
     A row that does not match the header raises InputError; with ``skipped``, its message is appended there instead.
-    Raises InputError for a file without a valid row.
+    Raises InputError for a file without a valid row, and ModuleNotFoundError for Parquet without pyarrow.
     """
     if not path.is_file():
         raise InputError(f"no file {path}: give a {', '.join(SUFFIXES)} file with columns {', '.join(columns)}")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: cannot read '{path.suffix}' files. Give one of {', '.join(SUFFIXES)}")
-    reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}[suffix]
+    reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix]
     rows = 0
     try:
         for line, row in reader(path, columns):
@@ -178,7 +195,7 @@ def read_rows(
                 continue
             if missing := [column for column in columns if column not in row]:
                 problem = f"{path}, line {line}: no column '{missing[0]}'. Columns: {listed(row)}"
-                if skipped is None or suffix != ".jsonl":  # in TSV and CSV, the column is missing in every row
+                if skipped is None or suffix != ".jsonl":  # in the other formats, the column is missing in every row
                     raise InputError(problem)
                 skipped.append(problem)
                 continue
@@ -193,7 +210,7 @@ def read_rows(
 
 
 def find_split(data: Path, split: str) -> Path:
-    """File of a split: ``data`` itself if it is a file, otherwise DATA/SPLIT.tsv, .csv or .jsonl.
+    """File of a split: ``data`` itself if it is a file, otherwise DATA/SPLIT.tsv, .csv, .jsonl or .parquet.
 
     For MNLI, which has two dev splits, "dev" is dev_matched. Raises InputError if there is no such file.
     """
@@ -219,13 +236,15 @@ def has_split(data: Path, split: str) -> bool:
 
 
 def _split_file(folder: Path, split: str) -> Path | None:
-    """First existing file of SPLIT.tsv, .csv, .jsonl and SPLIT_matched with these suffixes; ignores their case."""
+    """First existing file of SPLIT and SPLIT_matched with one of SUFFIXES, whose case is ignored."""
     files = {(path.stem, path.suffix.lower()): path for path in sorted(folder.glob(f"{split}*")) if path.is_file()}
     names = [(name, suffix) for name in (split, f"{split}_matched") for suffix in SUFFIXES]
     return next((files[name] for name in names if name in files), None)
 
 
-def _text(row: dict[str, str], columns: Sequence[str], where: str) -> Text:
+def text_of(row: dict[str, str], columns: Sequence[str], where: str) -> Text:
+    """The text, or the pair of texts, in ``columns``. Raises InputError, which starts with ``where``, if one is
+    empty."""
     for column in columns:
         if not row[column].strip():
             raise InputError(f"{where}: column '{column}' is empty. Fill it in or delete the line")
@@ -268,7 +287,23 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]
             except (ValueError, RecursionError) as error:
                 yield line, f"not JSON ({getattr(error, 'msg', error)})"
                 continue
-            yield line, _json_row(row, columns)
+            yield line, _checked_record(row, columns)
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    line = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            _header(file.schema_arrow.names, columns, path)
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield line, _checked_record(row, columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({first_line(error)}). Write it again") from None
 
 
 def _header(names: list[str], columns: Sequence[str], path: Path) -> list[str]:
@@ -284,20 +319,20 @@ def _row(header: list[str], values: list[str]) -> Row:
     return dict(zip(header, values, strict=True))
 
 
-def _json_row(row: object, columns: Sequence[str]) -> Row:
+def _checked_record(row: object, columns: Sequence[str]) -> Row:
     if not isinstance(row, dict):
         return "not a JSON object; write one per line"
     for column in columns:
-        if isinstance(row.get(column), list | dict):
-            kind = "a list" if isinstance(row[column], list) else "an object"
+        if kind := _NO_TEXT.get(type(row.get(column))):
             return f"column '{column}' is {kind}, not one value"
-    return {key: _json_text(value) for key, value in row.items()}
+    return row
 
 
-def _json_text(value: object) -> str:
+def value_text(value: object) -> str:
+    """Text of a value: empty for a missing one, JSON for numbers, booleans, lists and objects."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(value, default=str) if isinstance(value, bool | int | float | list | dict) else str(value)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -59,6 +59,11 @@ class Backend(ABC):
         """Expected time until the segment of ``layer`` is loaded, in seconds; 0 if it is loaded."""
         return 0.0
 
+    def one_graph(self) -> Backend | None:
+        """A backend that computes full depth as one graph (without exits), if the bundle contains one. It has one exit,
+        at the last layer."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - nothing to do by default
         """Releases memory outside the process's own, such as that of a GPU. Later calls may raise BerxitError."""
 

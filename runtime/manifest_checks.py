@@ -152,8 +152,10 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
 def _segments(manifest: Manifest) -> Iterator[str]:
     first, *layers = manifest.segments
     expected = _expected_shapes(manifest, first)
+    exits = FLOATS if manifest.target == "coreml" else ("float32",)
     for segment in manifest.segments:
-        yield from (f"segment of layer {segment.layer}: {problem}" for problem in _tensors(segment, expected))
+        yield from (f"segment of layer {segment.layer}: {problem}" for problem in _tensors(segment, expected, exits))
+        yield from (f"segment of layer {segment.layer}: {problem}" for problem in _functions(segment, manifest))
     yield from (f"segment of layer 0: {problem}" for problem in _embeddings(first))
     carried = {tensor.role: tensor for tensor in first.outputs}
     for segment in layers:
@@ -161,6 +163,35 @@ def _segments(manifest: Manifest) -> Iterator[str]:
         problems = _layer(segment, carried, lte=manifest.model.lte, last=last)
         yield from (f"segment of layer {segment.layer}: {problem}" for problem in problems)
     yield from _shared_files(manifest)
+    if manifest.full is not None:
+        found = (
+            *_tensors(manifest.full, expected, exits),
+            *_functions(manifest.full, manifest),
+            *_full(manifest.full, first, layers[-1]),
+        )
+        yield from (f"full: {problem}" for problem in found)
+
+
+def _functions(segment: Segment, manifest: Manifest) -> Iterator[str]:
+    """Problems of a segment's functions: all segments have one per length, or none has any. Only packages for CoreML
+    contain functions and have a compiled form."""
+    if manifest.target != "coreml" and (segment.functions or segment.compiled):
+        yield "functions and compiled are allowed for target coreml only"
+    expected = len(manifest.lengths) if manifest.segments[0].functions else 0
+    if len(segment.functions) != expected:
+        yield f"it has {len(segment.functions)} functions, expected {expected}, one per length or none"
+    if segment.functions and segment.function is not None:
+        yield "it has a function for all lengths and functions for each"
+
+
+def _full(full: Segment, first: Segment, last: Segment) -> Iterator[str]:
+    """Problems of full depth as one graph: it reads the inputs of the embeddings and writes the last exit's outputs."""
+    if full.layer != last.layer:
+        yield f"its layer is {full.layer}, expected {last.layer}"
+    if {tensor.role for tensor in full.inputs} != {tensor.role for tensor in first.varying}:
+        yield "it does not read what the embeddings segment reads"
+    if {tensor.role for tensor in full.outputs} != {tensor.role for tensor in last.outputs} - {"hidden"}:
+        yield f"it does not write what the segment of layer {last.layer} writes"
 
 
 def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shape, ...]]:
@@ -179,11 +210,15 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
         "token_weights": ((batch, 1, length),),
         "logits": ((batch, outputs),),
         "lte": ((batch,),),
+        **({"lte_logit": ((batch,),)} if manifest.target == "coreml" else {}),
     }
 
 
-def _tensors(segment: Segment, expected: Mapping[str, Sequence[Shape]]) -> Iterator[str]:
-    """Problems of a segment's tensors: duplicate names or roles, unknown roles, and wrong dtypes or shapes."""
+def _tensors(segment: Segment, expected: Mapping[str, Sequence[Shape]], exit_dtypes: Sequence[str]) -> Iterator[str]:
+    """Problems of a segment's tensors: duplicate names or roles, unknown roles, and wrong dtypes or shapes.
+
+    ``exit_dtypes``: allowed dtypes of logits and LTE.
+    """
     for kind, tensors in (("input", segment.inputs), ("output", segment.outputs)):
         if twice := _repeated(tensor.name for tensor in tensors):
             yield f"{kind} '{twice}' is listed twice"
@@ -196,7 +231,7 @@ def _tensors(segment: Segment, expected: Mapping[str, Sequence[Shape]]) -> Itera
         elif tensor.shape not in expected[tensor.role]:
             shapes = " or ".join(map(_text, expected[tensor.role]))
             yield f"'{tensor.name}' of role {tensor.role} has shape {_text(tensor.shape)}, expected {shapes}"
-        dtypes = ("int32",) if tensor.role in TOKENS else FLOATS if tensor.role in CARRIED else ("float32",)
+        dtypes = ("int32",) if tensor.role in TOKENS else FLOATS if tensor.role in CARRIED else exit_dtypes
         if tensor.dtype not in dtypes:
             yield f"'{tensor.name}' of role {tensor.role} has dtype '{tensor.dtype}', expected {' or '.join(dtypes)}"
 
@@ -232,7 +267,8 @@ def _embeddings(segment: Segment) -> Iterator[str]:
 
 def _layer(segment: Segment, carried: Mapping[str, TensorInfo], *, lte: bool, last: bool) -> Iterator[str]:
     yield from _roles("reads", segment.varying, needed={"hidden"}, known={*carried})
-    needed = {"logits"} | ({"lte"} if lte else set()) | (set() if last else {"hidden"})
+    certainty = "lte_logit" if any(tensor.role == "lte_logit" for tensor in segment.outputs) else "lte"
+    needed = {"logits"} | ({certainty} if lte else set()) | (set() if last else {"hidden"})
     yield from _roles("writes", segment.outputs, needed=needed, known=needed | {"hidden"})
     if segment.repeat > 1 and "hidden" not in {tensor.role for tensor in segment.outputs}:
         yield "repeat is above 1, but it writes no hidden"

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
+from berxit import devices
 from berxit.runtime.loop import every_exit
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.prediction import Prediction
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
@@ -50,6 +53,20 @@ class Measured:
     queries: int
     score: float | None
     """Metric of the task; None without labels."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of one operating point, while its queries run one after another without a pause."""
+
+    millijoules: float
+    """Per query: power of the module multiplied by the time, idle power included."""
+    watts: float
+    """Mean power."""
+    queries: int
+    seconds: float
+    samples: int
+    """Number of readings of the power sensor."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +135,14 @@ def measure(
     *,
     rounds: int,
     warmup: int,
+    others: Mapping[str, EarlyExitRunner] = MappingProxyType({}),
     score: Callable[[Sequence[Prediction]], float] | None = None,
     advance: Callable[[int], None] = lambda queries: None,
     seed: int = 0,
 ) -> tuple[dict[str, Measured], Noise]:
     """Measures every policy on every input, ``rounds`` times, one query at a time.
 
+    ``others``: name of a policy -> the runner that it runs on, instead of ``runner``.
     After each input, the first input is repeated at full depth; the spread of these latencies is the noise.
     ``score``: computes the metric of the task from the predictions of the first round, in the order of ``inputs``.
     ``advance``: called with the number of queries done.
@@ -131,19 +150,58 @@ def measure(
     order = random.Random(seed)
     full_depth = runner.policy.at_depth(runner.backend.layers)
     for i in range(warmup):
-        runner.answer([inputs[i % len(inputs)]], full_depth)
+        for each in (runner, *others.values()):
+            each.answer([inputs[i % len(inputs)]], full_depth)
     repeated: list[float] = []
     meter = CpuMeter()
     found: dict[str, list[Prediction]] = {name: [] for name in policies}
     for _ in range(rounds):
         for text in inputs:
             for name in order.sample(list(policies), len(policies)):
-                found[name].append(runner.answer([text], policies[name])[0])
+                found[name].append(others.get(name, runner).answer([text], policies[name])[0])
             repeated.append(runner.answer([inputs[0]], full_depth)[0].latency_ms)
             advance(len(policies))
     noise = Noise.of([repeated], meter, runner.backend.threads)
     layers = runner.backend.layers
     return {name: _summary(answers, len(inputs), layers, score) for name, answers in found.items()}, noise
+
+
+def measure_energy(
+    runner: EarlyExitRunner,
+    inputs: Sequence[Text],
+    policies: Mapping[str, ExitPolicy],
+    *,
+    seconds: float,
+    progress: Progress = silent,
+) -> dict[str, Energy]:
+    """Energy per query under each policy. Empty if the machine has no power sensor.
+
+    Each policy runs alone for ``seconds`` or one pass over the inputs, whichever is longer, because the sensor averages
+    over many queries. A quarter of this time runs before it and is not counted.
+    """
+    found: dict[str, Energy] = {}
+    if devices.read_power() is None:
+        return found
+    with progress(len(policies)) as bar:
+        for name, policy in policies.items():
+            _run_for(runner, inputs, policy, seconds / 4)
+            with devices.Sampler([devices.POWER]) as sampler:
+                queries = _run_for(runner, inputs, policy, seconds)
+            if power := sampler.results()[devices.POWER.name]:
+                energy = 1e3 * power.mean * sampler.seconds / queries
+                found[name] = Energy(energy, power.mean, queries, sampler.seconds, power.samples)
+            bar.update(1)
+    return found
+
+
+def _run_for(runner: EarlyExitRunner, inputs: Sequence[Text], policy: ExitPolicy, seconds: float) -> int:
+    """Runs whole passes over the inputs until ``seconds`` have passed; returns the number of queries."""
+    start, queries = time.perf_counter(), 0
+    while not queries or time.perf_counter() - start < seconds:
+        for text in inputs:
+            runner.answer([text], policy)
+        queries += len(inputs)
+    return queries
 
 
 def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *, queries: int, seconds: float) -> int:

@@ -62,6 +62,13 @@ def spearman(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
     return pearson(_ranks(predictions), _ranks(labels[None])[0])
 
 
+def confusion_matrix(predictions: npt.NDArray, labels: npt.NDArray, classes: int) -> npt.NDArray[np.int64]:
+    """Number of rows of each label with each prediction: class numbers (N,), (N,) -> (C, C), indexed [label,
+    prediction]."""
+    cells = np.bincount(labels.astype(np.int64) * classes + predictions.astype(np.int64), minlength=classes**2)
+    return cells.reshape(classes, classes)
+
+
 def _ranks(values: npt.NDArray) -> Scores:
     """(T, N) -> ranks within each row, from 0."""
     order = np.argsort(values, axis=1, kind="stable")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from berxit.devices import Device
 from berxit.runtime import tuning
@@ -31,6 +32,7 @@ from berxit.runtime.recalibration import Recalibration, recalibrate
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 _LOG = logging.getLogger(__name__)
+Doubles = npt.NDArray[np.float64]
 CLOSED = "this runner is closed: load the bundle again"
 
 
@@ -241,24 +243,49 @@ class EarlyExitRunner:
         backend = self.backend
         end = None if deadline_ms is None else end_of(as_number("deadline_ms", deadline_ms), start)
         texts = as_texts(texts)
-        self._check_texts(texts)
+        self.check_texts(texts)
         batch = self.tokenizer(texts, math.inf if end is None else end)
         predictions: dict[int, Prediction] = {}
         lengths = batch.lengths
         left = int(lengths.sum())
+        starts = np.full(len(batch), start)
+        deadlines = None if deadline_ms is None else np.full(len(batch), float(deadline_ms))
         for rows in parts(lengths, backend.tokens_at_once):
             part = batch if len(rows) == len(batch) else batch.take(rows)
             until: Policy = policy
             if end is not None:
-                tokens = int(lengths[rows].sum())
-                until = self._deadline(policy, end, tokens / left)
+                now, tokens = time.perf_counter(), int(lengths[rows].sum())
+                until = self._deadline(policy, now + tokens / left * (end - now))
                 left -= tokens
-            for result in exit_loop(backend, part, until):
-                if result.exits.any():
-                    places = rows[result.rows[result.exits]].tolist()
-                    found = self._predictions(policy, result, result.exits, part, start, deadline_ms)
-                    predictions.update(zip(places, found, strict=True))
+            of_part = None if deadlines is None else deadlines[rows]
+            for places, found in self._exiting(part, policy, until, starts[rows], of_part):
+                predictions.update(zip(rows[places].tolist(), found, strict=True))
         return [predictions[row] for row in range(len(batch))]
+
+    def answer_tokens(
+        self, batch: TokenBatch, policy: ExitPolicy, starts: Doubles, deadlines_ms: Doubles
+    ) -> Iterator[tuple[Ints, list[Prediction]]]:
+        """Predictions of a batch of B tokenized rows with their own deadlines, for a service that forms batches.
+
+        ``starts`` (B,): when each row arrived, as values of ``time.perf_counter()`` in seconds; its latency counts from
+        then. ``deadlines_ms`` (B,): milliseconds from there; infinite without a deadline. Yields row numbers and their
+        predictions as soon as these rows exit. The batch is not split. Calls are not monitored.
+
+        Raises BerxitError after ``close`` or for a failure in the backend.
+        """
+        limited = bool(np.isfinite(deadlines_ms).any())
+        until = self._deadline(policy, starts + deadlines_ms / 1e3) if limited else policy
+        return self._exiting(batch, policy, until, starts, deadlines_ms)
+
+    def _exiting(
+        self, batch: TokenBatch, policy: ExitPolicy, until: Policy, starts: Doubles, deadlines_ms: Doubles | None
+    ) -> Iterator[tuple[Ints, list[Prediction]]]:
+        """Row numbers and predictions of the rows that exit, layer by layer. ``until``: ``policy``, or a deadline
+        around it."""
+        for result in exit_loop(self.backend, batch, until):
+            if result.exits.any():
+                found = self._predictions(policy, result, result.exits, batch, starts, deadlines_ms)
+                yield result.rows[result.exits], found
 
     def monitor(
         self,
@@ -312,7 +339,7 @@ class EarlyExitRunner:
         Raises InputError for too few texts, or ``risk`` or ``delta`` out of range, and otherwise as ``predict`` does.
         """
         texts = as_texts(texts)
-        self._check_texts(texts)
+        self.check_texts(texts)
         found = recalibrate(
             self.backend,
             self.tokenizer,
@@ -333,27 +360,26 @@ class EarlyExitRunner:
         start = time.perf_counter()
         backend = self.backend
         texts = as_texts([text if text_pair is None else (text, text_pair)])
-        self._check_texts(texts)
+        self.check_texts(texts)
         batch = self.tokenizer(texts)
         return self._stream(backend, batch, time.perf_counter() - start)
 
     def _stream(self, backend: Backend, batch: TokenBatch, seconds: float) -> Iterator[Prediction]:
         """``seconds``: time that the call has used so far. The time between two iterations is not added."""
         policy = self.policy.at_depth(backend.layers)
-        start = time.perf_counter() - seconds
+        start = np.array([time.perf_counter() - seconds])
         for result in exit_loop(backend, batch, policy):
             prediction = self._predictions(policy, result, np.array([True]), batch, start)[0]
             paused = time.perf_counter()
             yield prediction
             start += time.perf_counter() - paused
 
-    def _deadline(self, policy: ExitPolicy, end: float, share: float) -> Deadline:
-        """Deadline of one part of a call that ends at ``end``: ``share`` of the remaining time."""
-        now = time.perf_counter()
-        opening = self.backend.opening_seconds
-        return Deadline(policy, self.backend.exits, now + share * (end - now) - RESERVE_S, self._estimator, opening)
+    def _deadline(self, policy: ExitPolicy, end: float | Doubles) -> Deadline:
+        """``policy`` with a deadline that ends at ``end`` seconds, of all rows or (B,) of each."""
+        backend = self.backend
+        return Deadline(policy, backend.exits, end - RESERVE_S, self._estimator, backend.opening_seconds)
 
-    def _check_texts(self, texts: Sequence[Text]) -> None:
+    def check_texts(self, texts: Sequence[Text]) -> None:
         """Raises InputError for a single text if the model was trained on pairs, and for a pair if it was not."""
         pairs = len(self.manifest.model.text_columns) == 2
         for text in texts:
@@ -367,21 +393,24 @@ class EarlyExitRunner:
         result: LayerResult,
         which: Bools,
         batch: TokenBatch,
-        start: float,
-        deadline_ms: float | None = None,
+        starts: Doubles,
+        deadlines_ms: Doubles | None = None,
     ) -> list[Prediction]:
-        """Predictions of the rows of a layer's result that ``which`` (B,) selects, in their order."""
+        """Predictions of the rows of a layer's result that ``which`` (B,) selects, in their order.
+
+        ``starts``, ``deadlines_ms``: of all rows of ``batch``, as in ``answer_tokens``."""
         model = self.manifest.model
-        milliseconds = 1e3 * (time.perf_counter() - start)
+        places = result.rows[which]
+        milliseconds = (1e3 * (time.perf_counter() - starts[places])).tolist()
+        limits = [math.inf] * len(places) if deadlines_ms is None else deadlines_ms[places].tolist()
         logits = result.logits[which]
         names = ("value",) if model.regression else model.labels
-        rows = result.rows[which].tolist()
+        rows = places.tolist()
         values = logits if model.regression else softmax(logits / np.float32(policy.temperatures[result.layer - 1]))
-        late = None if deadline_ms is None else milliseconds > deadline_ms
         reasons = self._reasons(policy, result, which)
         found = []
-        for row, scores, certainty, reason in zip(
-            rows, values.tolist(), result.certainty[which].tolist(), reasons, strict=True
+        for row, scores, certainty, reason, elapsed, limit in zip(
+            rows, values.tolist(), result.certainty[which].tolist(), reasons, milliseconds, limits, strict=True
         ):
             found.append(
                 Prediction(
@@ -389,10 +418,10 @@ class EarlyExitRunner:
                     dict(zip(names, scores, strict=True)),
                     result.layer,
                     float(certainty),
-                    milliseconds,
+                    elapsed,
                     batch.truncated[row],
                     reason,
-                    late,
+                    elapsed > limit if limit < math.inf else None,
                     self.manifest.digest,
                 )
             )

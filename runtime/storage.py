@@ -127,6 +127,23 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(scratch.partial)
 
 
+@contextmanager
+def used_alone(folder: Path) -> Iterator[None]:
+    """Context manager that locks a folder against other processes; on a system without locks it does nothing.
+
+    Raises InputError if another process has locked it.
+    """
+    try:
+        claim = _claim(folder)
+    except (BlockingIOError, FileNotFoundError):
+        raise InputError(f"another process is writing {folder}: wait for it, or choose another --output") from None
+    try:
+        yield
+    finally:
+        if claim is not None:
+            os.close(claim)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically."""
     with replacing(path) as scratch:

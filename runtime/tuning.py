@@ -74,8 +74,8 @@ def tune(
 
     ``backend``, ``backend_options`` and ``threads`` restrict the candidates. An option that lowers the precision is
     measured only if ``backend_options`` contains it. An option that changes process-wide state is never measured.
-    ``seconds``: minimum duration of a run. Omits backends that do not run on this machine, or whose exits differ too
-    much from the checkpoint.
+    ``seconds``: minimum duration of a run. Omits candidates that do not run on this machine, or whose exits differ too
+    much from the checkpoint, and logs a warning with the reason.
 
     Raises InputError if the requested options change process-wide state, BerxitError if no backend remains, NoisyError
     on a busy machine unless ``accept_noise``.
@@ -104,8 +104,12 @@ def tune(
                     failures[chosen.label] = str(error)
             bar.update(1)
     times = {place: runs for place, runs in times.items() if candidates[place][0].label not in failures}
+    reasons = dict.fromkeys(failures.values())
     if not times:
-        raise BerxitError(f"{bundle}: no backend here can run it: {next(iter(failures.values()))}")
+        raise BerxitError(f"{bundle}: no backend here can run it: {'; '.join(reasons)}")
+    for reason in reasons:
+        labels = [label for label, other in failures.items() if other == reason]
+        log.warning("not measured: %s: %s", ", ".join(labels), reason)
     works = [np.concatenate(work) for runs in times.values() for work in zip(*runs, strict=True)]
     problems = Noise.of(works, meter, max(candidates[place][1] for place in times)).problems()
     if problems and not accept_noise:

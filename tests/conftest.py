@@ -1,18 +1,22 @@
 """Shared fixtures: tiny models of every family with random weights, a tiny tokenizer, a checkpoint and a bundle.
 
 All tests run offline on two cores. Some use real weights and data in ``shared/`` next to the project; without them,
-these tests are skipped.
+these tests are skipped. If BERXIT_TEST_MODELS names a folder, models and bundles are stored there and read from there,
+so that tests of the runtime also run where torch is not installed (a Jetson, for example).
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Collection, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import Driver, driver_of_this_process
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,12 +32,25 @@ ENCODERS = (*FAMILIES, "mpnet")
 """The families above and MPNet, which has a relative position bias."""
 
 
+def prepared(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """New folder that ``build`` filled, or an earlier run whose folder is stored in BERXIT_TEST_MODELS. Skips the test
+    if it has to be built and torch is not installed."""
+    folder = factory.mktemp(name)
+    stored = Path(os.environ["BERXIT_TEST_MODELS"], name) if "BERXIT_TEST_MODELS" in os.environ else None
+    if stored is not None and stored.exists():
+        return Path(shutil.copytree(stored, folder, dirs_exist_ok=True))
+    pytest.importorskip("torch", reason="models are built with torch, which is not installed here")
+    build(folder)
+    if stored is not None:
+        shutil.copytree(folder, stored)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with a WordPiece tokenizer of about forty words."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
-    return folder
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    return prepared(tmp_path_factory, "tokenizer", lambda folder: write_tokenizer(folder, vocabulary))
 
 
 def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
@@ -77,22 +94,20 @@ def tiny_backbone(family: str, seed: int = 0):  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="session")
 def backbone_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> dict[str, Path]:
     """Family -> folder of a pre-trained model with its tokenizer, for --model."""
-    import shutil
 
-    folders = {}
-    for family in ENCODERS:
-        folders[family] = tmp_path_factory.mktemp(family)
-        shutil.copytree(tokenizer_folder, folders[family], dirs_exist_ok=True)
-        tiny_backbone(family).save_pretrained(folders[family])
-    write_tokenizer(folders["mpnet"], ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *WORDS])  # MPNet pads with id 1.
-    return folders
+    def build(folder: Path) -> None:
+        for family in ENCODERS:
+            shutil.copytree(tokenizer_folder, folder / family)
+            tiny_backbone(family).save_pretrained(folder / family)
+        write_tokenizer(folder / "mpnet", ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *WORDS])  # pads with id 1
+
+    folder = prepared(tmp_path_factory, "backbones", build)
+    return {family: folder / family for family in ENCODERS}
 
 
 @pytest.fixture(scope="session")
 def still(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> str:
     """Folder of a tiny BERT without dropout, so that training is deterministic."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("still")
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     backbone = tiny_backbone("bert")
@@ -121,29 +136,34 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data_folder: Path) -> Path:
     """A tiny BERT, fine-tuned on ``data_folder`` with Alternating and LTE, and calibrated. Copy it before changes."""
-    from berxit.train.calibration import calibrate
-    from berxit.train.families import PolicySpec
-    from berxit.train.fine_tuning import TrainingOptions, fine_tune
-    from berxit.train.rules import Keep
-    from berxit.train.tasks import custom_task
 
-    output = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
-    options = TrainingOptions(
-        str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
-    )
-    fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output)
-    calibrate(output, data_folder, spec=PolicySpec("confidence"), rule=Keep(0.9, optimistic=True))
-    return output
+    def build(folder: Path) -> None:
+        from berxit.train.calibration import calibrate
+        from berxit.train.families import PolicySpec
+        from berxit.train.fine_tuning import TrainingOptions, fine_tune
+        from berxit.train.rules import Keep
+        from berxit.train.tasks import custom_task
+
+        options = TrainingOptions(
+            str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
+        )
+        output = folder / "checkpoint"
+        fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output)
+        calibrate(output, data_folder, spec=PolicySpec("confidence"), rule=Keep(0.9, optimistic=True))
+
+    return prepared(tmp_path_factory, "checkpoints", build) / "checkpoint"
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """``checkpoint``, exported for ONNX Runtime. Copy it before changes."""
-    from berxit.exporters.export import export
 
-    output = tmp_path_factory.mktemp("bundles") / "bundle"
-    export(checkpoint, "onnxruntime", output)
-    return output
+    def build(folder: Path) -> None:
+        from berxit.exporters.export import export
+
+        export(checkpoint, "onnxruntime", folder / "bundle")
+
+    return prepared(tmp_path_factory, "bundles", build) / "bundle"
 
 
 @pytest.fixture
@@ -158,6 +178,17 @@ def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: ["the machine is busy"])
 
 
+@pytest.fixture
+def cuda_driver() -> Iterator[Driver]:
+    """Fake CUDA driver of this process, which the real cuda-python calls. It starts without resources."""
+    driver = driver_of_this_process()
+    driver.reset()
+    yield driver
+    errors = list(driver.errors)
+    driver.reset()
+    assert not errors
+
+
 def quick_and_slow(cases: Sequence[tuple], quick: Collection[tuple]) -> list[Any]:
     """Parameters of a test: all ``cases``, of which those that are not ``quick`` run in ``make test-slow`` only."""
     assert set(quick) <= set(cases)
@@ -170,3 +201,23 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"no shared/{'/'.join(parts)} next to the project")
     return path
+
+
+MakeCheckpoint = Callable[..., Path]
+SAMPLES = {"texts": ["the cat sat", "a big red dog ran on under the tree", "stop"]}
+"""Words in the tiny tokenizer's vocabulary: MPNet pads with id 1, which is its unknown token."""
+
+
+@pytest.fixture
+def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> MakeCheckpoint:
+    """Family, options -> an untrained checkpoint whose exits differ from each other."""
+    from test_export import checkpoint_of
+
+    def make(family: str, **options: Any) -> Path:
+        folder = tmp_path / f"{family}-checkpoint"
+        if not folder.exists():
+            checkpoint_of(backbone_folders[family], folder, **options)
+            (folder / "samples.json").write_text(json.dumps(SAMPLES), encoding="utf-8")
+        return folder
+
+    return make

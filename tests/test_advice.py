@@ -30,6 +30,7 @@ FOREIGN = {
     *("--num-processes", "--multi-gpu", "--multi", "--num"),  # accelerate launch
     *("--system-site-packages", "--package-path"),  # venv, swift
     *("--query-gpu", "--format"),  # nvidia-smi
+    "--model-repository",  # tritonserver
 }
 """Options of other programs that pages and messages name."""
 
@@ -38,7 +39,7 @@ def extras() -> set[str]:
     """Of pyproject.toml, without a TOML reader, which Python 3.10 lacks."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     table = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    return set(re.findall(r"^([a-z-]+) = \[", table, re.MULTILINE))
+    return set(re.findall(r"^([a-z0-9-]+) = \[", table, re.MULTILINE))
 
 
 def options_of(command: click.Command) -> set[str]:
@@ -63,7 +64,7 @@ def resolve(line: str, *, whole: bool = True) -> None:
         assert (ROOT / words[1]).is_file(), line
         return
     if words[:2] == ["pip", "install"]:
-        (given,) = re.findall(r"pip install -e '\.\[([a-z,-]+)\]'", line)
+        (given,) = re.findall(r"pip install -e '\.\[([a-z0-9,-]+)\]'", line)
         assert set(given.split(",")) <= extras(), line
         return
     for place, word in enumerate(words):
@@ -95,7 +96,9 @@ def code_lines() -> Iterator[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize(("page", "line", "whole"), sorted(set(code_lines())))
 def test_pages_advise_lines_that_resolve(page: str, line: str, whole: bool) -> None:
-    if line.startswith("pip install") and not re.match(r"pip install -e '\.\[[a-z,-]+\]'", line):
+    if re.fullmatch(r"pip install [a-z-]+==[\d.]+", line):
+        return  # another package, which tests/test_install_lines.py resolves
+    if line.startswith("pip install") and not re.match(r"pip install -e '\.\[[a-z0-9,-]+\]'", line):
         pytest.fail(f"{page}: {line}: no index has berxit: give the checkout form")
     resolve(line, whole=whole)
 
@@ -125,15 +128,23 @@ def test_every_advised_extra_exists() -> None:
     asked = {info.extra for known in BACKENDS.values() for info in known} | set(EXTRAS.values()) | set(NEEDED_FOR)
     for path in SOURCES:
         asked |= set(re.findall(r"install_command\(['\"]([a-z-]+)['\"]\)", path.read_text(encoding="utf-8")))
-    assert asked - {""} <= extras()
+    assert set().union(*map(extras_for, asked)) <= extras()
+
+
+def extras_for(advised: str) -> set[str]:
+    """The extras of pyproject.toml that ``install_command(advised)`` may name."""
+    return set(devices.TENSORRT_EXTRAS) if advised == "tensorrt" else {advised} - {""}
 
 
 def test_every_package_is_in_the_extra_that_is_advised_for_it() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for package, extra in EXTRAS.items():
-        start = rf"^{extra} = \[" if extra else r"^dependencies = \["
-        (listed,) = re.findall(start + r"(.*?)\]$", text, re.DOTALL | re.MULTILINE)
-        assert re.search(rf'"{package}[>=<]', listed), (package, extra)
+    for package, advised in EXTRAS.items():
+        for extra in extras_for(advised) or {""}:
+            start = rf"^{extra} = \[" if extra else r"^dependencies = \["
+            (listed,) = re.findall(start + r"(.*?)\]$", text, re.DOTALL | re.MULTILINE)
+            name = extra if package == "tensorrt" else package  # The package tensorrt-cu12 contains the module.
+            from_jetpack = package == "tensorrt" and "jetson" in extra
+            assert bool(re.search(rf'"{name}(\[\w+\])?[>=<]', listed)) != from_jetpack, (package, extra)
 
 
 def test_every_option_that_a_message_names_exists() -> None:

@@ -74,7 +74,7 @@ def test_install_tensorrt_rtx_on_supported_systems(
     for machine, calls in (("x86_64", 1), ("aarch64", 1)):
         monkeypatch.setattr(install.platform, "machine", lambda machine=machine: machine)
         install.install_tensorrt_rtx(Path("venv"))
-        assert pip_calls == [("-e", ".[tensorrt-rtx]")] * calls
+        assert pip_calls == [("--no-deps", *install.RTX)] * calls
 
 
 def test_install_coremltools_continues_without_a_package(

@@ -15,10 +15,10 @@ from berxit.exporters.export import export
 from berxit.exporters.onnx import onnxruntime
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments
-from berxit.exporters.targets import TARGETS, Precision, Settings, Target, Version
+from berxit.exporters.targets import TARGETS, Precision, Settings, Target, Version, WrittenSegments
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import BACKENDS
-from berxit.runtime.bundle import Manifest, Segment, read_manifest
+from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.errors import InputError
 from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Bar
@@ -37,7 +37,7 @@ TOY = Target(
 
 def write_segments(
     segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
-) -> tuple[Segment, ...]:
+) -> WrittenSegments:
     """Writes the files of ONNX Runtime."""
     name = {"exact": "fp32", "half": "fp16"}[settings.precision.name]
     onnx_settings = TARGETS["onnxruntime"].settings(ExportOptions(name))
@@ -112,6 +112,6 @@ def test_help_of_export_names_everything_in_the_registry() -> None:
     text = " ".join(invoke("export", "--help").output.split())
     assert "[onnxruntime|tensorrt|coreml]" in text
     for target in TARGETS.values():
-        for names in (target.precisions, target.versions):
+        for names in ([each.name for each in target.precisions], [each.described for each in target.versions]):
             if names:
-                assert f"{target.name}: {', '.join(each.name for each in names)}" in text
+                assert f"{target.name}: {', '.join(names)}" in text

@@ -60,7 +60,7 @@ def test_python_blocks_of_the_api_page_run_one_after_another(folder: Path, quiet
 def test_api_page_lists_every_public_function() -> None:
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     functions = [name for name in berxit.__all__ if inspect.isfunction(getattr(berxit, name))]
-    assert len(functions) == 7
+    assert len(functions) == 8
     for name in functions:
         assert f"[`berxit.{name}`](#{name})" in text
         assert any(f"berxit.{name}(" in block for block in blocks_of("docs/api.md"))

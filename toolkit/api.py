@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from berxit.toolkit.comparison.benches import BenchComparison
     from berxit.toolkit.comparison.models import ModelComparison
     from berxit.toolkit.evaluation_report import Evaluation
+    from berxit.toolkit.scoring.corpus import CorpusPredictions
+    from berxit.toolkit.scoring.files import FilePredictions
     from berxit.train.evaluation import Predictions
     from berxit.train.in_memory import Data
     from berxit.train.options import TrainingOptions
@@ -410,6 +412,107 @@ def bench(
         queries=queries,
         seconds=seconds,
         progress=progress,
+    )
+
+
+def predict(
+    bundle: Path | str,
+    file: Path | str,
+    output: Path | str | None = None,
+    *,
+    threshold: float | None = None,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    use_labels: bool = True,
+    flips: bool = False,
+    scores: bool = True,
+    backend: str | None = None,
+    threads: int | None = None,
+    skip_bad_rows: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+    report: Report = _ignore,
+) -> FilePredictions:
+    """Predicts every row of a TSV, CSV, JSONL or Parquet file, and writes ``output`` (.csv, .jsonl or .parquet).
+
+    The output contains the columns of the file, then prediction, exit_layer, certainty, truncated, and with ``scores``
+    the probability of each class. The same call continues an interrupted run. For texts in memory, use
+    ``EarlyExitRunner.predict_batch``.
+
+    ``threshold``: exit threshold at every layer; None uses the bundle's. ``text_columns`` and ``label_column``: by
+    default those of the training data. With labels, the result contains the score, the confusion matrix and the wrong
+    rows. ``flips``: run full depth, too, and report the predictions that differ from it. ``skip_bad_rows``: skip rows
+    that cannot be read or have no text. ``force``: replace an existing ``output``.
+    """
+    from berxit.runtime.bundle import read_manifest
+    from berxit.runtime.examples import skipped_line
+    from berxit.runtime.runner import EarlyExitRunner
+    from berxit.toolkit.scoring.files import predict_file
+    from berxit.toolkit.scoring.inputs import read_input
+    from berxit.toolkit.scoring.writers import check_output
+
+    file, output = Path(file), None if output is None else Path(output)
+    if output is not None:
+        check_output(output, force=force)
+    data = read_input(
+        file,
+        read_manifest(bundle, verify=False).model,
+        text_columns=text_columns,
+        label_column=label_column,
+        use_labels=use_labels,
+        skip_bad_rows=skip_bad_rows,
+    )
+    if data.skipped:
+        report(skipped_line(data.skipped, file))
+    with EarlyExitRunner.load(bundle, backend=backend, threads=threads) as runner:
+        policy = runner.policy if threshold is None else runner.policy.with_threshold(threshold)
+        found = predict_file(
+            runner, data, output, policy=policy, flips=flips, scores=scores, force=force, progress=progress
+        )
+    if found.resumed:
+        report(f"continued an interrupted run: {found.resumed} of {data.rows} rows were predicted before")
+    return found
+
+
+def score(
+    bundle: Path | str,
+    corpus: Path | str,
+    output: Path | str,
+    *,
+    engine: str,
+    workers: int = 1,
+    address: str | None = None,
+    text_columns: Sequence[str] = (),
+    threshold: float | None = None,
+    scores: bool = True,
+    backend: str | None = None,
+    force: bool = False,
+    quiet: bool = True,
+) -> CorpusPredictions:
+    """Predicts every row of a corpus on a data engine, and writes ``output``, a folder of Parquet files.
+
+    ``corpus``: a file, or a folder of files of one format. ``engine``: ray or spark. ``workers``: number of worker
+    processes, each with one thread. ``address``: a Ray cluster or a Spark master; None starts the engine on this
+    machine. The bundle, the corpus and the output must have the same paths on all machines. ``quiet``: hide the
+    engine's progress bars. Every row of the corpus is one row of the output. A row without a text has no prediction,
+    and its reason is in the column problem. In your own pipeline, use ``BatchScorer``.
+    """
+    from berxit.toolkit.scoring.batch_scorer import BatchScorer
+    from berxit.toolkit.scoring.corpus import score_corpus
+    from berxit.toolkit.scoring.engines import ENGINES
+
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine '{engine}': choose {' or '.join(ENGINES)}")
+    scorer = BatchScorer(bundle, text_columns=text_columns, threshold=threshold, scores=scores, backend=backend)
+    return score_corpus(
+        scorer,
+        Path(corpus),
+        Path(output),
+        engine=engine,
+        workers=workers,
+        address=address,
+        force=force,
+        quiet=quiet,
     )
 
 

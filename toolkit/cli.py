@@ -17,12 +17,17 @@ COMMANDS = {
     "export": "berxit.toolkit.commands.export",
     "build": "berxit.runtime.build",
     "bench": "berxit.runtime.bench",
+    "predict": "berxit.toolkit.commands.predict",
+    "score": "berxit.toolkit.commands.score",
     "study": "berxit.toolkit.commands.study",
     "compare": "berxit.toolkit.commands.compare",
     "inspect": "berxit.toolkit.commands.inspect",
     "devices": "berxit.toolkit.commands.devices",
     "doctor": "berxit.toolkit.commands.doctor",
     "push": "berxit.toolkit.commands.push",
+    "serve": "berxit.toolkit.commands.serve",
+    "demo": "berxit.toolkit.commands.demo",
+    "triton": "berxit.toolkit.commands.triton",
 }
 """Name -> the module that defines ``command``. A new command is one module, and one line here and in pyproject.toml."""
 
@@ -67,9 +72,14 @@ calibrate = _program("calibrate")
 export = _program("export")
 build = _program("build")
 bench = _program("bench")
+predict = _program("predict")
+score = _program("score")
 study = _program("study")
 compare = _program("compare")
 inspect = _program("inspect")
 devices = _program("devices")
 doctor = _program("doctor")
 push = _program("push")
+serve = _program("serve")
+demo = _program("demo")
+triton = _program("triton")

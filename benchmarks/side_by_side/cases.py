@@ -81,12 +81,13 @@ class Labelled:
         return float(METRICS[self.metric](predictions, self.examples.labels))
 
     def policies(
-        self, logits: Floats, lte: Floats | None, checkpoint: Path, keep: float = 0.99
+        self, logits: Floats, lte: Floats | None, checkpoint: Path, reference: Floats, keep: float = 0.99
     ) -> tuple[ExitPolicy, ExitPolicy]:
-        """Policy of each half, calibrated on the other half as ``berxit-calibrate --keep`` does.
+        """Policy of each half, calibrated on the other half as ``berxit-calibrate --keep`` does, with its guarantee.
 
-        The outputs are those of the bundle: logits (N, n, C), lte (N, n) or None. The criterion is that of the
-        checkpoint's policy, or the default criterion without a policy.
+        The outputs are those of the bundle: logits (N, n, C), lte (N, n) or None. ``reference`` (N, C): the logits of
+        fp32 at full depth, which the guarantee compares with. The criterion is that of the checkpoint's policy, or the
+        default criterion without a policy.
         """
         from berxit.train.calibration import choose, read_policy
         from berxit.train.evaluation import Predictions
@@ -98,12 +99,14 @@ class Labelled:
         for half in (0, 1):
             rows = self.half != half
             part = Predictions(
-                logits[rows], None if lte is None else lte[rows], self.examples.labels[rows], self.metric
+                logits[rows],
+                None if lte is None else lte[rows],
+                self.examples.labels[rows],
+                self.metric,
+                reference=reference[rows, 0] if self.regression else reference[rows].argmax(axis=1),
             )
             spec = PolicySpec.of(earlier.calibration) if earlier else PolicySpec(part.default_criterion)
-            chosen.append(
-                choose(part, spec, Keep(keep, optimistic=True), "half of the rows", "", estimate=False).policy
-            )
+            chosen.append(choose(part, spec, Keep(keep), "half of the rows", "", estimate=False).policy)
         return chosen[0], chosen[1]
 
     def exit_layers_of(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.side_by_side.bars import OURS, OURS_INT8, Bar, Measurements, Scored, Timings, bars, lazy
 from benchmarks.side_by_side.cases import Labelled, growing_cases, labelled, random_cases
@@ -334,15 +335,18 @@ def score(
     found: dict[tuple[str, str], Scored] = {}
     policies: dict[Path | Shape, tuple[ExitPolicy, ExitPolicy]] = {}
     cases: dict[str, Case] = {}
+    reference: npt.NDArray | None = None
+    """(N, C) logits of fp32 at full depth: the first contender."""
     with progress_bar("scoring", quiet)(len(representatives)) as bar:
         for spec in sorted(representatives.values(), key=specs.index):
             with closing(Worker(spec, threads, {"scores": rows.case})) as worker:
                 logits, lte = worker.run("outputs", "scores")
+            reference = logits[:, -1] if reference is None else reference
             by_exit = [rows.score(logits[:, i]) for i in range(logits.shape[1])]
             early, leaving = None, []
             if spec.ours:
                 if spec.model not in policies:
-                    policies[spec.model] = rows.policies(logits, lte, checkpoint, keep)
+                    policies[spec.model] = rows.policies(logits, lte, checkpoint, reference, keep)
                 layers = rows.exit_layers_of(policies[spec.model], logits, lte)
                 cases = cases or rows.timed(policies[spec.model][1], layers)
                 early = rows.score(logits[np.arange(len(logits)), layers - 1])

@@ -3,8 +3,8 @@
     python -m benchmarks.swift_tokenizers [--texts 1000000] [--swift tools/swift_on_linux.sh] [--output REPORT.json]
 
 Every difference must be due to the Unicode tables of the two sides: Swift's standard library and the tokenizers library
-contain different versions. The program finds the characters that one table classifies or maps differently: it encodes
-every character of the texts in a few contexts. It then removes them from the texts that differ, and compares again. A text
+contain different versions. The program encodes every character of the texts that differ in a few contexts, to find the
+characters that one table classifies or maps differently. It removes them from these texts, and compares again. A text
 that still differs shows a rule that differs, and the exit status is 1.
 
 Random texts are encoded by the tokenizers of the model families, and by variants with other added tokens and with byte
@@ -27,8 +27,8 @@ from typing import Any
 
 import click
 
-from benchmarks.swift_tokenizers.pipelines import ADDED, REVEALING, many_pieces, pipelines
-from benchmarks.swift_tokenizers.texts import GRAPHEMES, MARKS, RANGES, WORDS, probe, random_text
+from benchmarks.swift_tokenizers.pipelines import REVEALING, many_pieces, pipelines
+from benchmarks.swift_tokenizers.texts import probe, random_text
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,47 +54,63 @@ class Swift:
         return done.stdout.splitlines()
 
 
-class Comparison:
-    """One tokenizer with one maximum length, on both sides."""
+class Encoder:
+    """One tokenizer with one maximum length, on the side of Python."""
 
-    def __init__(self, swift: Swift, file: Path, max_length: int) -> None:
-        self._swift, self._file, self._max_length = swift, file, max_length
+    def __init__(self, file: Path, max_length: int) -> None:
+        self.file, self.max_length = file, max_length
         self._python = TextTokenizer(file, max_length, 0)
-        self.seconds = 0.0
-        self.panics: list[Text] = []
-        """Texts on which the tokenizers library panics."""
+        self.panics = 0
+        """Number of texts on which the tokenizers library panics."""
 
-    def differing(self, texts: Sequence[Text]) -> list[tuple[Text, list[int], list[int]]]:
-        """Texts whose ids, types or truncation differ, with Python's and Swift's ids."""
-        cases = self._file.with_suffix(".cases")
-        encoded: list[tuple[Text, list[int]]] = []
+    def write(self, texts: Sequence[Text], cases: Path) -> list[Text]:
+        """Writes the texts with their ids for TokenizerCheck. Returns those that are written."""
+        written: list[Text] = []
         with cases.open("wb") as stream:
             for start in range(0, len(texts), AT_ONCE):
                 for part, batch in self._encode(texts[start : start + AT_ONCE]):
+                    written += part
                     for row, (text, tokens) in enumerate(zip(part, batch.lengths.tolist(), strict=True)):
-                        ids = batch.input_ids[row, :tokens].tolist()
-                        types = batch.token_type_ids[row, :tokens].tolist()
-                        encoded.append((text, ids))
-                        stream.write(case(text, ids, types, batch.truncated[row]))
-        *lines, last = map(json.loads, self._swift.run("compare", str(self._file), str(self._max_length), str(cases)))
-        cases.unlink()
-        if last["cases"] != len(encoded):
-            raise RuntimeError(f"{self._file.name}: Swift read {last['cases']} of {len(encoded)} texts")
-        self.seconds += last["seconds"]
-        return [(*encoded[line["number"]], line["ids"]) for line in lines]
+                        ids, types = batch.input_ids[row, :tokens], batch.token_type_ids[row, :tokens]
+                        stream.write(case(text, ids.tolist(), types.tolist(), batch.truncated[row]))
+        return written
 
     def _encode(self, texts: Sequence[Text]) -> Iterator[tuple[Sequence[Text], TokenBatch]]:
-        """Encodes texts in parts. Skips the texts on which the tokenizers library panics, and counts them."""
+        """Encodes texts in parts. Skips and counts the texts on which the tokenizers library panics."""
         try:
             yield texts, self._python(texts)
         except BaseException as error:  # the library's panics are no Exceptions
             if type(error).__name__ != "PanicException":
                 raise
             if len(texts) == 1:
-                self.panics.append(texts[0])
+                self.panics += 1
                 return
             yield from self._encode(texts[: len(texts) // 2])
             yield from self._encode(texts[len(texts) // 2 :])
+
+
+def differing(
+    swift: Swift, folder: Path, jobs: Sequence[tuple[Encoder, Sequence[Text]]]
+) -> tuple[Differences, int, float]:
+    """Per job, the texts whose ids, types or truncation differ; the number of all texts; seconds of the Swift side."""
+    lines, written = [], []
+    for number, (encoder, texts) in enumerate(jobs):
+        cases = folder / f"{number}.cases"
+        written.append(encoder.write(texts, cases))
+        lines.append(f"{encoder.file}\t{encoder.max_length}\t{cases}\n")
+    (folder / "jobs").write_text("".join(lines), encoding="utf-8")
+    found: Differences = [[] for _ in jobs]
+    *differences, last = map(json.loads, swift.run("compare", str(folder / "jobs")))
+    count = sum(map(len, written))
+    if last["cases"] != count:
+        raise RuntimeError(f"Swift read {last['cases']} of {count} texts")
+    for each in differences:
+        found[each["job"]].append((written[each["job"]][each["number"]], each["ids"]))
+    return found, count, last["seconds"]
+
+
+Differences = list[list[tuple[Text, list[int]]]]
+"""Per job: texts that differ, with Swift's ids."""
 
 
 def case(text: Text, ids: list[int], types: list[int], truncated: bool) -> bytes:
@@ -113,13 +129,6 @@ def random_texts(rng: random.Random, count: int) -> list[Text]:
         if all(part.strip() for part in parts):
             texts.append((parts[0], parts[1]) if len(parts) == 2 else parts[0])
     return texts
-
-
-def characters() -> list[str]:
-    """Every character that occurs in a random text, except blanks."""
-    codes = {code for low, high in RANGES for code in range(low, high) if not 0xD800 <= code < 0xE000}
-    codes.update(ord(character) for text in (*GRAPHEMES, *WORDS, *ADDED, *MARKS) for character in text)
-    return [chr(code) for code in sorted(codes) if chr(code).strip()]
 
 
 def without(text: Text, unwanted: set[str]) -> Text | None:
@@ -157,35 +166,40 @@ def measure_read(swift: Swift, folder: Path, pieces: int) -> dict[str, Any]:
 
 def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
-    tokenizers = dict(pipelines(VECTORS, rng))
-    files = {name: folder / f"{name}.json" for name in tokenizers}
-    for name, content in tokenizers.items():
+    files: dict[str, Path] = {}
+    for name, content in pipelines(VECTORS, rng):
+        files[name] = folder / f"{name}.json"
         files[name].write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    encoders = [Encoder(file, max_length) for file in files.values() for max_length in LENGTHS]
+    found, texts, seconds = differing(
+        swift, folder, [(encoder, random_texts(rng, -(-count // len(encoders)))) for encoder in encoders]
+    )
+    click.echo(f"{texts} texts, {sum(map(len, found))} differ", err=True)
 
-    tables: dict[str, set[str]] = {}
-    for name in REVEALING:
-        found = Comparison(swift, files[name], 512).differing([probe(character) for character in characters()])
-        tables[name] = {str(text)[0] for text, _, _ in found}
-        click.echo(f"{name}: {len(tables[name])} characters", err=True)
-    differing_characters = set().union(*tables.values())
+    # Characters of the texts that differ, and of these those that a table classifies or maps differently.
+    characters = sorted({c for each in found for text, _ in each for c in "".join(text) if c.strip()})
+    probes: list[Text] = [probe(character) for character in characters]
+    revealing = [Encoder(files[name], 512) for name in REVEALING]
+    tables, _, _ = differing(swift, folder, [(encoder, probes) for encoder in revealing])
+    table = {text[0] for each in tables for text, _ in each if isinstance(text, str)}
+    click.echo(f"{len(characters)} characters in these texts, {len(table)} differ in a table", err=True)
 
-    report: dict[str, Any] = {"texts": 0, "differing": 0, "swift_seconds": 0.0, "panics": 0, "unexplained": []}
-    for name, file in files.items():
-        for max_length in LENGTHS:
-            texts = random_texts(rng, -(-count // (len(files) * len(LENGTHS))))
-            comparison = Comparison(swift, file, max_length)
-            found = comparison.differing(texts)
-            report["texts"] += len(texts)
-            report["differing"] += len(found)
-            report["swift_seconds"] += comparison.seconds
-            report["panics"] += len(comparison.panics)
-            cleaned = [text for text in (without(each, differing_characters) for each, _, _ in found) if text]
-            report["unexplained"] += [
-                {"tokenizer": name, "max_length": max_length, "text": text, "python": ids, "swift": other}
-                for text, ids, other in comparison.differing(cleaned)
-            ]
-        click.echo(f"{name}: {report['texts']} texts, {len(report['unexplained'])} unexplained", err=True)
-    return report | {"characters": {name: described(table) for name, table in tables.items()}}
+    cleaned = [[text for text in (without(each, table) for each, _ in texts) if text] for texts in found]
+    unexplained, _, _ = differing(swift, folder, list(zip(encoders, cleaned, strict=True)))
+    return {
+        "texts": texts,
+        "differing": sum(map(len, found)),
+        "panics": sum(encoder.panics for encoder in encoders),
+        "swift_microseconds_per_text": seconds / texts * 1e6,
+        "unexplained": [
+            {"tokenizer": encoder.file.stem, "max_length": encoder.max_length, "text": text, "swift": ids}
+            for encoder, each in zip(encoders, unexplained, strict=True)
+            for text, ids in each
+        ],
+        "characters": {
+            name: described({str(text)[0] for text, _ in each}) for name, each in zip(REVEALING, tables, strict=True)
+        },
+    }
 
 
 def described(table: set[str]) -> dict[str, Any]:

@@ -1,66 +1,64 @@
-"""Canonical segments as MIL programs, for CoreML.
+"""Canonical segments as functions of MIL programs, for CoreML.
 
 They are written with coremltools' builder and not traced, like the ONNX graphs: some 25 ops per layer with readable
 names and an explicit dtype for every tensor, independent of the torch version. A batch is one row.
-
-There are two layouts of the hidden states, from the same weights: ``tokens`` (1, S, d), as in the other targets, and
-``ane`` (1, d, 1, S) for the Neural Engine. In ``ane``, every linear layer is a 1x1 convolution, and attention has no
-transposition (Apple, "Deploying Transformers on the Apple Neural Engine", 2022).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from berxit.exporters.coreml.silenced_coremltools import Function, Program, ct, get_new_symbol, mb, types
-from berxit.exporters.coreml.weights import weights_pass
-from berxit.exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
-from berxit.exporters.targets import Precision
+from berxit.exporters.coreml.int8_activations import Int8Activation
+from berxit.exporters.coreml.layouts import ChannelsFirst, Layout, TokensFirst, Var, cast
+from berxit.exporters.coreml.package import new_function
+from berxit.exporters.coreml.silenced_coremltools import Function, ct, get_new_symbol, mb, types
+from berxit.exporters.coreml.weights import Weights
+from berxit.exporters.segments import MASKED, ExitWeights, LayerSegment, Segments, scaled_queries
 from berxit.runtime.bundle import TensorInfo
 from berxit.runtime.errors import InputError
 from berxit.train.backbones import LayerWeights
-from berxit.train.backbones.weights import Linear, Norm
-
-Var = Any
-"""A tensor of the program."""
+from berxit.train.backbones.weights import Linear
 
 LARGEST_WEIGHT = 64.0
 """With larger weights or biases, the outputs of an exit may exceed float16's 65504 at d = 768."""
 SMALLEST_WEIGHT = 2.0**-10
 """If no weight of an exit is larger, many are below 2^-14, where float16 loses bits."""
-SMALLEST_EPSILON = 2.0**-24
-"""Smallest number of float16: BERT's 1e-12 would become 0."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a program: precision, layout and input lengths."""
+    """Form of the functions: weights, layout, input lengths, and the variants of the bundle."""
 
-    precision: Precision
-    """The arithmetic of CompressedWeights is fp16."""
+    weights: Weights
     target: ct.target
     """The oldest system that can read the program; it determines the versions of the ops."""
     lengths: tuple[int, ...]
     """Input lengths in tokens; empty: any from 1 to ``max_length``."""
     max_length: int
+    """Longest input of the bundle in tokens. It determines the rows of the tables, which all functions share."""
     ane: bool = False
+    float16_exits: bool = False
+    """Logits and the logit of LTE are float16, and LTE has no sigmoid, so that no op needs the CPU."""
+    int8: Mapping[str, Int8Activation] = field(default_factory=dict)
+    """Name of a linear layer -> quantization of its input."""
 
     @property
     def dtype(self) -> type[np.floating]:
-        """Dtype of weights and arithmetic. The layout defines that of hidden states; logits and LTE are float32."""
-        return np.float32 if self.precision.name == "fp32" else np.float16
+        """Dtype of weights and arithmetic. The layout defines that of hidden states."""
+        return self.weights.dtype
 
     @property
     def layout(self) -> Layout:
-        return ChannelsFirst(self.dtype) if self.ane else TokensFirst(self.dtype)
+        return ChannelsFirst(self.weights, self.int8) if self.ane else TokensFirst(self.weights, self.int8)
 
     @property
-    def float_name(self) -> str:
-        return np.dtype(self.dtype).name
+    def exit_dtype(self) -> type[np.floating]:
+        return np.float16 if self.float16_exits else np.float32
 
     @property
     def static_length(self) -> int | None:
@@ -68,212 +66,172 @@ class Form:
 
 
 @dataclass(frozen=True)
-class MilSegment:
-    """One segment as a model with the function ``main``, with its inputs and outputs for the manifest."""
+class SegmentFunction:
+    """One function of a package, with its inputs and outputs for the manifest."""
 
-    model: ct.models.MLModel
+    function: Function
     inputs: tuple[TensorInfo, ...]
+    """Their shapes have "length" for the number of tokens."""
     outputs: tuple[TensorInfo, ...]
 
 
-def embeddings_model(segments: Segments, form: Form) -> MilSegment:
+def embeddings_function(segments: Segments, form: Form) -> SegmentFunction:
     """input_ids, attention_mask (and token_type_ids), (1, S) int32 -> hidden, attention_bias (1, 1, 1, S).
 
     With a relative position bias, attention_bias contains it and is (1, heads, S, S). With mean pooling, there is also
     token_weights (1, 1, S): 1 / tokens for a token, 0 for padding.
     """
-    weights, layout = segments.embeddings, form.layout
-    names = ["input_ids", *(["token_type_ids"] if weights.types is not None else []), "attention_mask"]
-    inputs = tuple(TensorInfo(name, name, "int32", (1, "length")) for name in names)
-    outputs = [layout.hidden("hidden", segments.hidden_size), *_shared_tensors(segments, form)]
-
-    def write(given: dict[str, Var]) -> list[Var]:
-        # The sum is float32 in every layout: the norm would multiply the rounding of these small numbers by some 20.
-        total = _cast(
-            mb.gather(x=layout.weight(weights.word_embeddings), indices=given["input_ids"], axis=0), np.float32
-        )
-        if weights.types is not None:
-            kinds = mb.gather(x=layout.weight(weights.types), indices=given["token_type_ids"], axis=0)
-            total = mb.add(x=total, y=_cast(kinds, np.float32))
-        positions = _first(layout.weight(weights.positions[: form.max_length]), (0,), given, form)
-        total = mb.add(x=total, y=_cast(positions, np.float32))
-        hidden = TokensFirst(form.dtype).norm("norm", total, weights.norm)
-        if weights.projection is not None:
-            hidden = TokensFirst(form.dtype).linear("projection", _cast(hidden, form.dtype), weights.projection)
-        mask = _cast(given["attention_mask"], form.dtype)
-        masked = mb.mul(x=mb.sub(x=form.dtype(1), y=mask), y=form.dtype(MASKED))
-        relative = weights.relative_bias
-        bias = mb.expand_dims(x=masked, axes=[1, 2], name="attention_bias" if relative is None else "padding_bias")
-        if relative is not None:
-            table = layout.weight(_by_query_and_key(relative, form.max_length))
-            bias = mb.add(x=bias, y=_first(table, (1, 2), given, form), name="attention_bias")
-        found = [layout.enter("hidden", _cast(hidden, layout.residual)), bias]
-        if segments.pooling == "mean":
-            counted = _cast(given["attention_mask"], layout.residual)
-            shares = mb.real_div(x=counted, y=mb.reduce_sum(x=counted, axes=[1], keep_dims=True))
-            found.append(mb.expand_dims(x=shares, axes=[1], name="token_weights"))
-        return found
-
-    return _model(inputs, tuple(outputs), write, form)
+    outputs = (form.layout.hidden("hidden", segments.hidden_size), *_shared_tensors(segments, form))
+    return _function(_token_inputs(segments), outputs, lambda given: _embed(segments, form, given), form)
 
 
-def layer_model(segments: Segments, segment: LayerSegment, form: Form) -> MilSegment:
-    """hidden_in and the other outputs of embeddings_model -> hidden_out, logits (1, C), lte (1,) of the layer with the
-    exit. The layers before it run in the same program."""
+def layer_function(
+    segments: Segments, segment: LayerSegment, form: Form, *, external_head: bool = False
+) -> SegmentFunction:
+    """hidden_in and the other outputs of embeddings_function -> hidden_out, and the outputs of the exit. The layers
+    before it run in the same function.
+
+    ``external_head``: the tensors of ``head_tensors`` are further inputs, so that all layers that share their encoder
+    weights share the function.
+    """
     layout, head = form.layout, segment.exit
-    inputs = (layout.hidden("hidden_in", segments.hidden_size), *_shared_tensors(segments, form))
-    outputs = [
-        layout.hidden("hidden_out", segments.hidden_size),
-        TensorInfo("logits", "logits", "float32", (1, segments.outputs)),
-    ]
-    if head.lte is not None:
-        outputs.append(TensorInfo("lte", "lte", "float32", (1,)))
+    constants = head_tensors(head, form) if external_head else {}
+    inputs = (
+        layout.hidden("hidden_in", segments.hidden_size),
+        *_shared_tensors(segments, form),
+        *(TensorInfo(name, "constant", value.dtype.name, value.shape) for name, value in constants.items()),
+    )
+    outputs = (layout.hidden("hidden_out", segments.hidden_size), *_exit_tensors(segments, head, form))
 
     def write(given: dict[str, Var]) -> list[Var]:
-        hidden, encoders = given["hidden_in"], (*segment.before, segment.encoder)
-        for i, weights in enumerate(encoders, start=segment.layer - len(encoders) + 1):
-            name = f"layer_{i:02d}"
-            hidden = _encoder_layer(name, layout, hidden, given["attention_bias"], weights, segments.hidden_size)
+        hidden = _encode(segments, segment, form, given["hidden_in"], given["attention_bias"])
         hidden = mb.identity(x=hidden, name="hidden_out")
-        pooled = _cast(layout.pool(hidden, given.get("token_weights")), form.dtype)
-        features = pooled
-        if head.pooler is not None:
-            features = mb.tanh(x=layout.linear("pooler", pooled, head.pooler))
-        found = [hidden, _output("logits", layout, "classifier", features, head.classifier, (1, -1))]
-        if head.lte is not None:  # the sigmoid is float32: float16 has only some 2000 steps between 0.5 and 1
-            found.append(mb.sigmoid(x=_output("lte_logit", layout, "lte_linear", pooled, head.lte, (1,)), name="lte"))
-        return found
+        pooled = cast(layout.pool(hidden, given.get("token_weights")), form.dtype)
+        return [hidden, *(_external_exit(head, form, pooled, given) if external_head else _exit(head, form, pooled))]
 
-    return _model(inputs, tuple(outputs), write, form)
+    return _function(inputs, outputs, write, form)
 
 
-class Layout(Protocol):
-    """Memory layout of hidden states, and the ops that depend on it."""
+def full_function(segments: Segments, form: Form) -> SegmentFunction:
+    """Full depth as one graph: the inputs of embeddings_function -> the outputs of the last exit."""
+    last = segments.layers[-1].exit
 
-    @property
-    def dtype(self) -> type[np.floating]:
-        """Dtype of weights and of the ops that use them."""
+    def write(given: dict[str, Var]) -> list[Var]:
+        hidden, bias, *rest = _embed(segments, form, given)
+        for segment in segments.layers:
+            hidden = _encode(segments, segment, form, hidden, bias)
+        return _exit(last, form, cast(form.layout.pool(hidden, rest[0] if rest else None), form.dtype))
 
-    @property
-    def residual(self) -> type[np.floating]:
-        """Dtype of the hidden states, within and between segments: sums, norms, and input of the pooling."""
-
-    def weight(self, value: npt.NDArray) -> npt.NDArray:
-        """The weight in the program's dtype."""
-
-    def hidden(self, name: str, hidden_size: int) -> TensorInfo:
-        """A hidden state as an input or output of a segment."""
-
-    def enter(self, name: str, rows: Var) -> Var:
-        """Converts (1, S, d) to this layout."""
-
-    def linear(self, name: str, x: Var, linear: Linear) -> Var: ...
-
-    def norm(self, name: str, x: Var, norm: Norm) -> Var:
-        """Layer normalization in the dtype of ``residual``, which ``x`` has."""
-
-    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
-        """Fused queries, keys and values, and the bias (1, 1, 1, S) -> output of the attention, heads joined."""
-
-    def pool(self, hidden: Var, token_weights: Var | None) -> Var:
-        """Input of the exits: the mean with ``token_weights``, or the first token if they are None."""
+    return _function(_token_inputs(segments), _exit_tensors(segments, last, form), write, form)
 
 
-@dataclass(frozen=True)
-class TokensFirst:
-    """Hidden states (1, S, d)."""
+def head_tensors(head: ExitWeights, form: Form) -> dict[str, npt.NDArray]:
+    """Input of ``layer_function`` with an external head -> its value for one layer.
 
-    dtype: type[np.floating]
-    residual: ClassVar[type[np.floating]] = np.float32
-    """float32 for every weight dtype: hidden states are as large as 10, where the spacing of float16 is 8e-3."""
-
-    def weight(self, value: npt.NDArray) -> npt.NDArray:
-        return np.asarray(value, dtype=self.dtype, order="C")
-
-    def hidden(self, name: str, hidden_size: int) -> TensorInfo:
-        return TensorInfo(name, "hidden", np.dtype(self.residual).name, (1, "length", hidden_size))
-
-    def enter(self, name: str, rows: Var) -> Var:
-        return mb.identity(x=rows, name=name)
-
-    def linear(self, name: str, x: Var, linear: Linear) -> Var:
-        return mb.linear(x=x, weight=self.weight(linear.weight.T), bias=self.weight(linear.bias), name=name)
-
-    def norm(self, name: str, x: Var, norm: Norm) -> Var:
-        return _norm(name, x, norm, self.residual, axis=-1)
-
-    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
-        queries, keys, values = (
-            mb.transpose(x=mb.reshape(x=part, shape=[1, -1, heads, size]), perm=[0, 2, 1, 3])
-            for part in mb.split(x=qkv, num_splits=3, axis=-1)
-        )
-        scores = mb.add(x=mb.matmul(x=queries, y=keys, transpose_y=True), y=bias)
-        context = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=values)
-        return mb.reshape(x=mb.transpose(x=context, perm=[0, 2, 1, 3]), shape=[1, -1, heads * size])
-
-    def pool(self, hidden: Var, token_weights: Var | None) -> Var:
-        if token_weights is not None:
-            return mb.squeeze(x=mb.matmul(x=token_weights, y=hidden), axes=[1])
-        size = hidden.shape[-1]
-        return mb.slice_by_index(x=hidden, begin=[0, 0, 0], end=[1, 1, size], squeeze_mask=[False, True, False])
+    Matrices are (inputs, outputs), in the dtype of the arithmetic, divided by ``scale``. ``scale`` and the bias have
+    the dtype of the outputs.
+    """
+    found: dict[str, npt.NDArray] = {}
+    if head.pooler is not None:
+        found["pooler_weight"] = form.weights.plain(head.pooler.weight)
+        found["pooler_bias"] = form.weights.plain(head.pooler.bias)
+    for name, linear in _outputs(head):
+        scale = _scale(linear, form.dtype)
+        found[f"{name}_weight"] = form.weights.plain(linear.weight / scale)
+        found[f"{name}_scale"] = np.array([scale], form.exit_dtype)
+        found[f"{name}_bias"] = linear.bias.astype(form.exit_dtype)
+    return found
 
 
-@dataclass(frozen=True)
-class ChannelsFirst:
-    """Hidden states (1, d, 1, S)."""
+def check_float16_exits(segments: Segments) -> None:
+    """Raises InputError for an exit whose outputs may exceed the range of float16."""
+    for segment in segments.layers:
+        for name, linear in _outputs(segment.exit):
+            if not _in_range(linear):
+                raise InputError(
+                    f"--target-options float16-exits: the {name} of layer {segment.layer} may exceed the range of"
+                    " float16: export without this option"
+                )
 
-    dtype: type[np.floating]
 
-    @property
-    def residual(self) -> type[np.floating]:
-        """The Neural Engine computes in float16 only; a float32 op would run on the CPU."""
-        return self.dtype
+def _token_inputs(segments: Segments) -> tuple[TensorInfo, ...]:
+    types_ = ["token_type_ids"] if segments.embeddings.types is not None else []
+    return tuple(TensorInfo(name, name, "int32", (1, "length")) for name in ("input_ids", *types_, "attention_mask"))
 
-    def weight(self, value: npt.NDArray) -> npt.NDArray:
-        return np.asarray(value, dtype=self.dtype, order="C")
 
-    def hidden(self, name: str, hidden_size: int) -> TensorInfo:
-        return TensorInfo(name, "hidden", np.dtype(self.residual).name, (1, hidden_size, 1, "length"))
+def _shared_tensors(segments: Segments, form: Form) -> list[TensorInfo]:
+    """Outputs of the embeddings segment that every layer reads."""
+    relative = segments.embeddings.relative_bias
+    shape = (1, 1, 1, "length") if relative is None else (1, len(relative), "length", "length")
+    tensors = [TensorInfo("attention_bias", "attention_bias", np.dtype(form.dtype).name, shape)]
+    if segments.pooling == "mean":
+        name = np.dtype(form.layout.residual).name
+        tensors.append(TensorInfo("token_weights", "token_weights", name, (1, 1, "length")))
+    return tensors
 
-    def enter(self, name: str, rows: Var) -> Var:
-        return mb.expand_dims(x=mb.transpose(x=rows, perm=[0, 2, 1]), axes=[2], name=name)
 
-    def linear(self, name: str, x: Var, linear: Linear) -> Var:
-        kernel = self.weight(linear.weight.T)[:, :, None, None]
-        return mb.conv(x=x, weight=kernel, bias=self.weight(linear.bias), pad_type="valid", name=name)
+def _exit_tensors(segments: Segments, head: ExitWeights, form: Form) -> tuple[TensorInfo, ...]:
+    dtype = np.dtype(form.exit_dtype).name
+    logits = TensorInfo("logits", "logits", dtype, (1, segments.outputs))
+    if head.lte is None:
+        return (logits,)
+    name = "lte_logit" if form.float16_exits else "lte"
+    return (logits, TensorInfo(name, name, dtype, (1,)))
 
-    def norm(self, name: str, x: Var, norm: Norm) -> Var:
-        return _norm(name, x, norm, self.residual, axis=1)
 
-    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
-        queries, keys, values = (
-            mb.reshape(x=part, shape=[1, heads, size, -1]) for part in mb.split(x=qkv, num_splits=3, axis=1)
-        )
-        scores = mb.add(x=mb.matmul(x=queries, y=keys, transpose_x=True), y=bias)
-        context = mb.matmul(x=values, y=mb.softmax(x=scores, axis=-1), transpose_y=True)
-        return mb.reshape(x=context, shape=[1, heads * size, 1, -1])
+def _embed(segments: Segments, form: Form, given: dict[str, Var]) -> list[Var]:
+    """hidden, attention_bias and, with mean pooling, token_weights."""
+    weights, layout, dtype = segments.embeddings, form.layout, form.dtype
+    rows = TokensFirst(form.weights)
+    # The sum is float32 in every layout: the norm would multiply the rounding of these small numbers by some 20.
+    words = mb.gather(x=form.weights.matrix(weights.word_embeddings), indices=given["input_ids"], axis=0)
+    total = cast(words, np.float32)
+    if weights.types is not None:
+        kinds = mb.gather(x=form.weights.matrix(weights.types), indices=given["token_type_ids"], axis=0)
+        total = mb.add(x=total, y=cast(kinds, np.float32))
+    positions = _first(weights.positions[: form.max_length], (0,), given, form)
+    total = mb.add(x=total, y=cast(positions, np.float32))
+    hidden = rows.norm("norm", total, weights.norm)
+    if weights.projection is not None:
+        hidden = rows.linear("projection", cast(hidden, dtype), weights.projection)
+    mask = cast(given["attention_mask"], dtype)
+    masked = mb.mul(x=mb.sub(x=dtype(1), y=mask), y=dtype(MASKED))
+    relative = weights.relative_bias
+    bias = mb.expand_dims(x=masked, axes=[1, 2], name="attention_bias" if relative is None else "padding_bias")
+    if relative is not None:
+        table = _by_query_and_key(relative, form.max_length)
+        bias = mb.add(x=bias, y=_first(table, (1, 2), given, form), name="attention_bias")
+    found = [layout.enter("hidden", cast(hidden, layout.residual)), bias]
+    if segments.pooling == "mean":
+        counted = cast(given["attention_mask"], layout.residual)
+        shares = mb.real_div(x=counted, y=mb.reduce_sum(x=counted, axes=[1], keep_dims=True))
+        found.append(mb.expand_dims(x=shares, axes=[1], name="token_weights"))
+    return found
 
-    def pool(self, hidden: Var, token_weights: Var | None) -> Var:
-        if token_weights is not None:  # (1, d, S) x (1, S, 1)
-            mean = mb.matmul(x=mb.squeeze(x=hidden, axes=[2]), y=token_weights, transpose_y=True)
-            return mb.expand_dims(x=mean, axes=[3])
-        return mb.slice_by_index(x=hidden, begin=[0, 0, 0, 0], end=[1, hidden.shape[1], 1, 1])
+
+def _encode(segments: Segments, segment: LayerSegment, form: Form, hidden: Var, bias: Var) -> Var:
+    """All encoder layers of a segment."""
+    encoders = (*segment.before, segment.encoder)
+    for i, weights in enumerate(encoders, start=segment.layer - len(encoders) + 1):
+        hidden = _encoder_layer(f"layer_{i:02d}", form.layout, hidden, bias, weights, segments.hidden_size)
+    return hidden
 
 
 def _encoder_layer(name: str, layout: Layout, x: Var, bias: Var, layer: LayerWeights, hidden_size: int) -> Var:
     """From hidden state to hidden state."""
+    dtype = layout.weights.dtype
 
-    def add_and_norm(kind: str, new: Var, old: Var, norm: Norm) -> Var:
-        total = mb.add(x=_cast(new, layout.residual), y=old)
+    def add_and_norm(kind: str, new: Var, old: Var, norm: Any) -> Var:
+        total = mb.add(x=cast(new, layout.residual), y=old)
         return layout.norm(f"{name}_{kind}", total, norm)
 
     size = hidden_size // layer.heads
-    qkv = layout.linear(f"{name}_qkv", _cast(x, layout.dtype), scaled_queries(layer, hidden_size))
+    qkv = layout.linear(f"{name}_qkv", cast(x, dtype), scaled_queries(layer, hidden_size))
     context = layout.attend(qkv, bias, layer.heads, size)
     attended = add_and_norm(
         "attention_norm", layout.linear(f"{name}_output", context, layer.output), x, layer.attention_norm
     )
-    up = layout.linear(f"{name}_up", _cast(attended, layout.dtype), layer.up)
+    up = layout.linear(f"{name}_up", cast(attended, dtype), layer.up)
     down = layout.linear(f"{name}_down", _activation(layer.activation, up), layer.down)
     return add_and_norm("output_norm", down, attended, layer.output_norm)
 
@@ -288,20 +246,93 @@ def _activation(name: str, x: Var) -> Var:
     raise InputError(f"activation '{name}' is not supported: the backbone must use gelu, gelu_new or relu")
 
 
-def _norm(name: str, x: Var, norm: Norm, dtype: type[np.floating], *, axis: int) -> Var:
-    gamma, beta = np.asarray(norm.scale, dtype), np.asarray(norm.shift, dtype)
-    epsilon = dtype(max(norm.epsilon, SMALLEST_EPSILON) if dtype is np.float16 else norm.epsilon)
-    return mb.layer_norm(x=x, axes=[axis], gamma=gamma, beta=beta, epsilon=epsilon, name=name)
+def _outputs(head: ExitWeights) -> list[tuple[str, Linear]]:
+    """The linear layers whose results a segment returns."""
+    return [("classifier", head.classifier), *([("lte", head.lte)] if head.lte is not None else [])]
+
+
+def _exit(head: ExitWeights, form: Form, pooled: Var) -> list[Var]:
+    """Outputs of an exit. ``pooled``: in the dtype of the weights."""
+    layout, features = form.layout, pooled
+    if head.pooler is not None:
+        features = mb.tanh(x=layout.linear("pooler", pooled, head.pooler))
+
+    def output(name: str, op: str, x: Var, linear: Linear, shape: tuple[int, ...]) -> Var:
+        """A linear layer in the dtype of the outputs. If its result may exceed the range of float16 (regression on
+        prices, or on tiny values), the weights are divided by a power of two; this factor and the bias are applied in
+        float32."""
+        if layout.weights.dtype is np.float32 or _in_range(linear):
+            return _as_output(name, layout.linear(op, x, linear), shape, form)
+        scale = np.float32(_scale(linear, form.dtype))
+        near_one = Linear(linear.weight / scale, np.zeros_like(linear.bias))
+        found = _as_output(f"{name}_scaled", layout.linear(op, x, near_one), shape, form)
+        return mb.add(x=mb.mul(x=found, y=scale), y=linear.bias.astype(np.float32), name=name)
+
+    found = [output("logits", "classifier", features, head.classifier, (1, -1))]
+    if head.lte is not None:
+        found.append(_lte(output("lte_logit", "lte_linear", pooled, head.lte, (1,)), form))
+    return found
+
+
+def _external_exit(head: ExitWeights, form: Form, pooled: Var, given: dict[str, Var]) -> list[Var]:
+    """Outputs of an exit whose weights are inputs."""
+    features = pooled = mb.reshape(x=pooled, shape=(1, -1))
+    if head.pooler is not None:
+        product = mb.matmul(x=pooled, y=given["pooler_weight"])
+        features = mb.tanh(x=mb.add(x=product, y=given["pooler_bias"]))
+    found = []
+    for (part, _), x, (name, shape) in zip(
+        _outputs(head), (features, pooled), (("logits", (1, -1)), ("lte_logit", (1,))), strict=False
+    ):
+        product = mb.matmul(x=x, y=given[f"{part}_weight"])
+        scaled = mb.mul(x=cast(product, form.exit_dtype), y=given[f"{part}_scale"])
+        found.append(mb.reshape(x=mb.add(x=scaled, y=given[f"{part}_bias"]), shape=shape, name=name))
+    return found if head.lte is None else [found[0], _lte(found[1], form)]
+
+
+def _lte(logit: Var, form: Form) -> Var:
+    """LTE certainty in float32, because float16 has only some 2000 steps between 0.5 and 1; or its logit."""
+    return logit if form.float16_exits else mb.sigmoid(x=logit, name="lte")
+
+
+def _as_output(name: str, x: Var, shape: tuple[int, ...], form: Form) -> Var:
+    if form.float16_exits:
+        return mb.reshape(x=x, shape=shape, name=name)
+    return mb.cast(x=mb.reshape(x=x, shape=shape), dtype="fp32", name=name)
+
+
+def _in_range(linear: Linear) -> bool:
+    """True if the weights and the outputs of an exit's linear layer fit into float16."""
+    weight, bias = _largest(linear)
+    return _weight_in_range(weight) and bias <= LARGEST_WEIGHT
+
+
+def _scale(linear: Linear, dtype: type[np.floating]) -> float:
+    """Power of two that the weights are divided by."""
+    weight, _ = _largest(linear)
+    return 1.0 if dtype is np.float32 or _weight_in_range(weight) else float(2.0 ** np.ceil(np.log2(weight)))
+
+
+def _largest(linear: Linear) -> tuple[float, float]:
+    """Largest absolute weight and bias."""
+    return float(np.abs(linear.weight).max()), float(np.abs(linear.bias).max())
+
+
+def _weight_in_range(weight: float) -> bool:
+    return SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT or weight == 0
 
 
 def _first(table: npt.NDArray, axes: tuple[int, ...], given: dict[str, Var], form: Form) -> Var:
-    """The first S entries of a table along ``axes``."""
+    """The first S entries of a table along ``axes``. The whole table is stored, so that all lengths share it."""
+    weight = form.weights.matrix(table)
+    if form.static_length == form.max_length:
+        return mb.const(val=weight) if isinstance(weight, np.ndarray) else weight
     if form.static_length is not None:
-        part = tuple(slice(form.static_length if axis in axes else None) for axis in range(table.ndim))
-        return mb.const(val=np.ascontiguousarray(table[part]))
+        sizes = [form.static_length if axis in axes else size for axis, size in enumerate(table.shape)]
+        return mb.slice_by_size(x=weight, begin=[0] * table.ndim, size=sizes)
     length = mb.slice_by_index(x=mb.shape(x=given["input_ids"]), begin=[1], end=[2])
-    sizes = [length if axis in axes else np.array([size], np.int32) for axis, size in enumerate(table.shape)]
-    return mb.slice_by_size(x=table, begin=[0] * table.ndim, size=mb.concat(values=sizes, axis=0))
+    parts = [length if axis in axes else np.array([size], np.int32) for axis, size in enumerate(table.shape)]
+    return mb.slice_by_size(x=weight, begin=[0] * table.ndim, size=mb.concat(values=parts, axis=0))
 
 
 def _by_query_and_key(relative_bias: npt.NDArray, longest: int) -> npt.NDArray:
@@ -310,39 +341,13 @@ def _by_query_and_key(relative_bias: npt.NDArray, longest: int) -> npt.NDArray:
     return relative_bias[:, places[None] - places[:, None] + (relative_bias.shape[1] - 1) // 2]
 
 
-def _output(name: str, layout: Layout, op: str, x: Var, linear: Linear, shape: tuple[int, ...]) -> Var:
-    """The output of an exit's linear layer in float32.
-
-    If it may exceed the range of float16 (regression on prices, or on tiny values), the weights are divided by a power
-    of two; this factor and the bias are applied in float32.
-    """
-    weight, bias = (float(np.abs(part).max()) for part in (linear.weight, linear.bias))
-    in_range = SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT or weight == 0
-    if layout.dtype is np.float32 or (in_range and bias <= LARGEST_WEIGHT):
-        return _float32(name, layout.linear(op, x, linear), shape)
-    factor = np.float32(1.0 if in_range else 2.0 ** np.ceil(np.log2(weight)))
-    near_one = Linear(linear.weight / factor, np.zeros_like(linear.bias))
-    found = _float32(f"{name}_scaled", layout.linear(op, x, near_one), shape)
-    return mb.add(x=mb.mul(x=found, y=factor), y=linear.bias.astype(np.float32), name=name)
-
-
-def _float32(name: str, x: Var, shape: tuple[int, ...]) -> Var:
-    return mb.cast(x=mb.reshape(x=x, shape=shape), dtype="fp32", name=name)
-
-
-def _shared_tensors(segments: Segments, form: Form) -> list[TensorInfo]:
-    """Outputs of the embeddings segment that every layer reads."""
-    relative = segments.embeddings.relative_bias
-    shape = (1, 1, 1, "length") if relative is None else (1, len(relative), "length", "length")
-    tensors = [TensorInfo("attention_bias", "attention_bias", form.float_name, shape)]
-    if segments.pooling == "mean":
-        name = np.dtype(form.layout.residual).name
-        tensors.append(TensorInfo("token_weights", "token_weights", name, (1, 1, "length")))
-    return tensors
-
-
-def _model(inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], write: Any, form: Form) -> MilSegment:
-    """The program of ``write`` (inputs by name -> outputs), as a model in memory."""
+def _function(
+    inputs: tuple[TensorInfo, ...],
+    outputs: tuple[TensorInfo, ...],
+    write: Callable[[dict[str, Var]], list[Var]],
+    form: Form,
+) -> SegmentFunction:
+    """The function that ``write`` defines (inputs by name -> outputs)."""
     length = form.static_length or get_new_symbol()
     placeholders = {
         info.name: mb.placeholder(
@@ -351,42 +356,22 @@ def _model(inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], writ
         )
         for info in inputs
     }
-    program = Program()
-    with Function(placeholders, opset_version=form.target) as function:
+    with new_function(placeholders, form.target) as function:
         found = write(function.inputs)
         function.set_outputs(found)
-    program.add_function("main", function)
     assert [var.name for var in found] == [info.name for info in outputs]
-    model = ct.convert(
-        program,
-        source="milinternal",
-        convert_to="mlprogram",
-        inputs=[ct.TensorType(info.name, shape=_shape(info, form), dtype=np.dtype(info.dtype).type) for info in inputs],
-        minimum_deployment_target=form.target,
-        compute_precision=ct.precision.FLOAT32,  # that is: keep the dtypes of the program
-        pass_pipeline=weights_pass(form.precision),
-        skip_model_load=True,
+    function.set_input_types(
+        tuple(ct.TensorType(i.name, shape=_shape(i, form), dtype=np.dtype(i.dtype).type) for i in inputs)
     )
-    return MilSegment(model, _for_manifest(inputs, form), _for_manifest(outputs, form))
+    return SegmentFunction(function, inputs, outputs)
 
 
 def _shape(info: TensorInfo, form: Form) -> Any:
     def of(length: Any) -> tuple[Any, ...]:
         return tuple(length if size == "length" else size for size in info.shape)
 
+    if "length" not in info.shape:
+        return ct.Shape(of(None))
     if len(form.lengths) > 1:
         return ct.EnumeratedShapes(shapes=[of(length) for length in form.lengths], default=of(form.lengths[-1]))
     return ct.Shape(of(form.static_length or ct.RangeDim(1, form.max_length, default=form.max_length)))
-
-
-def _for_manifest(infos: tuple[TensorInfo, ...], form: Form) -> tuple[TensorInfo, ...]:
-    """The tensors as in the manifest: a single length is a number, several or any are a name."""
-    return tuple(
-        TensorInfo(i.name, i.role, i.dtype, tuple(form.static_length or s if s == "length" else s for s in i.shape))
-        for i in infos
-    )
-
-
-def _cast(x: Var, dtype: type[np.floating]) -> Var:
-    builtin = types.numpy_type_to_builtin_type(np.dtype(dtype))
-    return x if x.dtype == builtin else mb.cast(x=x, dtype="fp16" if dtype is np.float16 else "fp32")

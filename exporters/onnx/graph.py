@@ -6,7 +6,8 @@ exporter chooses the opset, and twelve layers take a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import ml_dtypes  # noqa: F401 - with it numpy knows "bfloat16"
@@ -15,8 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from berxit.exporters.segments import MASKED, LayerSegment, Segments, scaled_queries
-from berxit.runtime.bundle import TensorInfo
+from berxit.exporters.segments import MASKED, ExitWeights, LayerSegment, Segments, scaled_queries
+from berxit.runtime.bundle import FLOAT32_NODES, TensorInfo
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.train.backbones import LayerWeights
 from berxit.train.backbones.weights import Array, Linear, Norm
@@ -39,6 +40,8 @@ class GraphWriter:
     opset: int = OPSET
     dtype: str = "float32"
     """Dtype of weights and operators."""
+    prefix: str = ""
+    """Start of the names of the nodes."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, npt.NDArray] = field(default_factory=dict)
     constants: dict[str, npt.NDArray] = field(default_factory=dict)
@@ -46,8 +49,16 @@ class GraphWriter:
 
     def op(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
         output = output or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{self.prefix}{output}", **attributes))
         return output
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """The nodes that are added within compute in float32 in every precision, which their names state."""
+        before = self.dtype, self.prefix
+        self.dtype, self.prefix = "float32", FLOAT32_NODES
+        yield
+        self.dtype, self.prefix = before
 
     def weight(self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = None) -> str:
         with np.errstate(over="ignore"):  # raises below, with the name
@@ -79,17 +90,14 @@ class GraphWriter:
 
     def _norm_in_parts(self, name: str, x: str, norm: Norm, output: str) -> str:
         """LayerNormalization in basic operators, in float32: squares of outliers exceed the range of float16."""
-        dtype, x = self.dtype, self.cast(x, "float32")
-        self.dtype = "float32"
-        centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1], keepdims=1))
-        variance = self.op("ReduceMean", self.op("Mul", centred, centred), axes=[-1], keepdims=1)
-        deviation = self.op("Sqrt", self.op("Add", variance, self.weight(f"{name}.epsilon", norm.epsilon)))
-        scaled = self.op("Mul", self.op("Div", centred, deviation), self.weight(f"{name}.scale", norm.scale))
-        shift = self.weight(f"{name}.shift", norm.shift)
-        if dtype == "float32":
-            return self.op("Add", scaled, shift, output=output)
-        self.dtype = dtype
-        return self.op("Cast", self.op("Add", scaled, shift), to=_TYPES[dtype], output=output)
+        x, same = self.cast(x, "float32"), self.dtype == "float32"
+        with self.in_float32():
+            centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1], keepdims=1))
+            variance = self.op("ReduceMean", self.op("Mul", centred, centred), axes=[-1], keepdims=1)
+            deviation = self.op("Sqrt", self.op("Add", variance, self.weight(f"{name}.epsilon", norm.epsilon)))
+            scaled = self.op("Mul", self.op("Div", centred, deviation), self.weight(f"{name}.scale", norm.scale))
+            total = self.op("Add", scaled, self.weight(f"{name}.shift", norm.shift), output=output if same else "")
+        return total if same else self.op("Cast", total, to=_TYPES[self.dtype], output=output)
 
     def activation(self, name: str, x: str) -> str:
         half, one = self.weight("half", 0.5), self.weight("one", 1.0)
@@ -223,21 +231,27 @@ def layer_graph(
     else:
         pooled = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
     pooled = g.cast(pooled, "float32")
-    g.dtype = "float32"
-    features = pooled
-    if segment.exit.pooler is not None:
-        features = g.op("Tanh", g.linear("pooler", pooled, segment.exit.pooler, external=shared))
-    g.op("Identity", g.linear("classifier", features, segment.exit.classifier, external=shared), output="logits")
+    with g.in_float32():
+        _exit(g, segment.exit, pooled, external=shared)
     declared = [] if first_only else [_hidden("hidden_out", hidden_size, dtype)]
     declared.append(TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)))
     if segment.exit.lte is not None:
-        certainty = g.op("Sigmoid", g.linear("lte", pooled, segment.exit.lte))
-        g.op("Squeeze", certainty, g.weight("last_axis", [1], np.int64), output="lte")
         declared.append(TensorInfo("lte", "lte", "float32", ("batch",)))
     inputs = [_hidden("hidden_in", hidden_size, dtype), *_shared_tensors(segments, dtype)]
     inputs += [TensorInfo(name, "constant", "float32", value.shape) for name, value in g.constants.items()]
     name = "body" if shared else f"layer_{segment.layer:02d}"
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
+
+
+def _exit(g: GraphWriter, head: ExitWeights, pooled: str, *, external: bool) -> None:
+    """From ``pooled`` (B, d) to logits (B, C) and lte (B,). ``external``: the head's weights are constant inputs."""
+    features = pooled
+    if head.pooler is not None:
+        features = g.op("Tanh", g.linear("pooler", pooled, head.pooler, external=external))
+    g.op("Identity", g.linear("classifier", features, head.classifier, external=external), output="logits")
+    if head.lte is not None:
+        certainty = g.op("Sigmoid", g.linear("lte", pooled, head.lte))
+        g.op("Squeeze", certainty, g.weight("last_axis", [1], np.int64), output="lte")
 
 
 Attention = Callable[[GraphWriter, LayerWeights, int, str, str], tuple[str, str]]

@@ -14,7 +14,7 @@ from berxit.exporters.onnx.fp16_weights import store_weights_fp16
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, externalize_weight, layer_graph
 from berxit.exporters.onnx.int8_cpu import QUANTIZED_WEIGHTS, quantized
 from berxit.exporters.segments import Segments
-from berxit.exporters.targets import Settings
+from berxit.exporters.targets import Settings, WrittenSegments
 from berxit.runtime.backends.onnxruntime import open_backend
 from berxit.runtime.bundle import Manifest, Segment, TensorFile, sha256
 from berxit.runtime.loop import Backend
@@ -24,13 +24,13 @@ from berxit.runtime.tokenization import TokenBatch
 
 def write_segments(
     segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
-) -> tuple[Segment, ...]:
+) -> WrittenSegments:
     """As ``Writer.write_segments``."""
     segments, precision = segments.repeating(), settings.precision.name
     graphs = _int8_graphs(segments, samples) if precision == "int8" else _graphs(segments)
     if precision == "fp16":
         graphs = map(store_weights_fp16, graphs)
-    return write_graphs(segments, _with_external_table(graphs), folder, bar)
+    return WrittenSegments(write_graphs(segments, _with_external_table(graphs), folder, bar))
 
 
 def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> Backend:

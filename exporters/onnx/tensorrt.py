@@ -13,12 +13,12 @@ from berxit.devices import default_threads
 from berxit.exporters.onnx.activations import matmul_inputs
 from berxit.exporters.onnx.bfloat16 import RoundingBackend, with_float32_borders
 from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, layer_graph
-from berxit.exporters.onnx.int8_qdq import DEQUANTIZED_WEIGHTS, QDQ_WEIGHTS, quantize_for_tensorrt
+from berxit.exporters.onnx.int8_qdq import QDQ_WEIGHTS, quantize_for_tensorrt
 from berxit.exporters.onnx.onnxruntime import write_graphs
 from berxit.exporters.segments import Segments
-from berxit.exporters.targets import Settings, TensorRTVersion
+from berxit.exporters.targets import Settings, TensorRTVersion, WrittenSegments
 from berxit.runtime.backends.onnxruntime import open_backend
-from berxit.runtime.bundle import Manifest, Segment
+from berxit.runtime.bundle import Manifest
 from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Bar
 from berxit.runtime.tokenization import TokenBatch
@@ -26,20 +26,19 @@ from berxit.runtime.tokenization import TokenBatch
 
 def write_segments(
     segments: Segments, folder: Path, settings: Settings, samples: Sequence[TokenBatch], bar: Bar
-) -> tuple[Segment, ...]:
+) -> WrittenSegments:
     """As ``Writer.write_segments``."""
     segments = segments.repeating()
-    return write_graphs(segments, graphs_of(segments, settings, samples), folder, bar)
+    return WrittenSegments(write_graphs(segments, graphs_of(segments, settings, samples), folder, bar))
 
 
 def graphs_of(segments: Segments, settings: Settings, samples: Sequence[TokenBatch]) -> Iterator[OnnxSegment]:
-    """The embeddings, then layer after layer. Int8 is calibrated on ``samples``; the operators around its matmuls are
-    float16 if the opset allows it."""
+    """The embeddings, then layer after layer. Int8 is calibrated on ``samples``; the operators around its matmuls have
+    the dtype that the version quantizes."""
     assert isinstance(settings.version, TensorRTVersion)
-    opset, precision = settings.version.opset, settings.precision.name
-    int8, bfloat16 = precision == "int8", precision == "bf16"
-    half = precision == "fp16" or (int8 and opset >= DEQUANTIZED_WEIGHTS)
-    dtype = "bfloat16" if bfloat16 else "float16" if half else "float32"
+    version, precision = settings.version, settings.precision.name
+    opset, int8, bfloat16 = version.opset, precision == "int8", precision == "bf16"
+    dtype = {"fp16": "float16", "bf16": "bfloat16", "int8": version.int8_dtype}.get(precision, "float32")
     plain = ((segment, layer_graph(segments, segment)) for segment in segments.layers)
     inputs = matmul_inputs(embeddings_graph(segments), plain, samples, QDQ_WEIGHTS) if int8 else {}
     embeddings = embeddings_graph(segments, opset=opset, dtype=dtype)
@@ -47,7 +46,7 @@ def graphs_of(segments: Segments, settings: Settings, samples: Sequence[TokenBat
     for segment in segments.layers:
         graph = layer_graph(segments, segment, opset=opset, dtype=dtype)
         if int8:
-            graph = quantize_for_tensorrt(graph, inputs[segment.body])
+            graph = quantize_for_tensorrt(graph, inputs[segment.body], int8_weights=version.int8_weights)
         yield with_float32_borders(graph) if bfloat16 else graph
 
 

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from berxit.devices import install_command, tensorrt_command
+from berxit.devices import install_command
 from berxit.runtime.arguments import as_threads
 from berxit.runtime.backend_options import BackendOption, Options, OptionValue, backend_label
 from berxit.runtime.backends import forking
@@ -37,7 +37,7 @@ class BackendInfo:
     package: str
     """The package that the module imports."""
     extra: str
-    """The extra of berxit that installs it."""
+    """The extra of berxit that installs it, as ``install_command`` accepts it."""
     options: tuple[BackendOption, ...] = ()
     """Keywords of ``open_backend``."""
     lazy: bool = False
@@ -58,7 +58,7 @@ class BackendInfo:
     @property
     def install(self) -> str:
         """The command that installs it here."""
-        return tensorrt_command() if self.extra == "tensorrt" else install_command(self.extra)
+        return install_command(self.extra)
 
     @property
     def syntax(self) -> str:
@@ -129,11 +129,6 @@ class ChosenBackend:
         return any(option.changes_process for option in self._used)
 
 
-_TENSORRT_OPTIONS = (
-    BackendOption("cuda_graphs", "run the layers of a single row as CUDA graphs (TensorRT 10 and later)"),
-    BackendOption("run_ahead", "start layer i + 1 while the policy evaluates exit i"),
-)
-
 BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
     "onnxruntime": (
         BackendInfo(
@@ -172,7 +167,19 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "berxit.runtime.backends.tensorrt",
             "tensorrt",
             "tensorrt",
-            options=_TENSORRT_OPTIONS,
+            options=(
+                BackendOption(
+                    "cuda_graphs",
+                    "run the layers of a single row as CUDA graphs (TensorRT 8.6 and later)",
+                    experimental=True,
+                ),
+                BackendOption("run_ahead", "start layer i + 1 while the policy evaluates exit i", experimental=True),
+                BackendOption(
+                    "zero_copy",
+                    "let the GPU read inputs and write outputs in the host's memory, which a Jetson shares",
+                    experimental=True,
+                ),
+            ),
             builds=True,
             cpu=False,
         ),
@@ -181,7 +188,6 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
             "berxit.runtime.backends.tensorrt.rtx",
             "tensorrt_rtx_bindings",
             "tensorrt-rtx",
-            options=_TENSORRT_OPTIONS,
             builds=True,
             other_package="tensorrt_rtx",
             cpu=False,
@@ -206,6 +212,7 @@ BACKENDS: dict[str, tuple[BackendInfo, ...]] = {
                     "compute units besides the CPU: Neural Engine, GPU or none; default: the profile of the Mac",
                     values=("ne", "gpu", "cpu"),
                 ),
+                BackendOption("embeddings_on_cpu", "run the embeddings on the CPU, the layers on the compute units"),
             ),
         ),
     ),
@@ -294,7 +301,11 @@ def choose_backend(
 def options_help() -> str:
     """The options of every backend, for the help of commands."""
     infos = (info for known in BACKENDS.values() for info in known if info.options)
-    return "; ".join(f"{info.name}: {', '.join(option.syntax for option in info.options)}" for info in infos)
+    return "; ".join(f"{info.name}: {', '.join(map(_with_state, info.options))}" for info in infos)
+
+
+def _with_state(option: BackendOption) -> str:
+    return f"{option.syntax} (experimental)" if option.experimental else option.syntax
 
 
 def _backends_with(option: str) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from berxit.devices import install_command, tensorrt_command
+from berxit.devices import install_command
 from berxit.runtime.backends.host import HostBackend, Run, State, opened_once
 from berxit.runtime.backends.onnxruntime import Providers, open_session, ports_of
 from berxit.runtime.backends.tensorrt.engines import rows_of
@@ -58,7 +58,7 @@ def providers(available: list[str], manifest: Manifest, segment: Segment) -> Pro
     if not chosen:
         raise BerxitError(
             "this needs tensorrt, or an onnxruntime with the TensorRT or CUDA provider, and the onnxruntime here has"
-            f" {', '.join(available)} only: {tensorrt_command()}, or {install_command('onnxruntime-gpu')}"
+            f" {', '.join(available)} only: {install_command('tensorrt')}, or {install_command('onnxruntime-gpu')}"
         )
     return [*chosen, "CPUExecutionProvider"]
 

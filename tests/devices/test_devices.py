@@ -12,6 +12,7 @@ import pytest
 from berxit import devices
 from berxit.devices import (
     DEVICES,
+    SENSORS,
     Machine,
     default_threads,
     find,
@@ -155,12 +156,11 @@ def test_read_sensors_returns_numbers_or_none() -> None:
     assert reading.peak_memory_mib is None or reading.peak_memory_mib > 1
 
 
-def test_read_sensors_returns_none_for_missing_sensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "_text", lambda path: None)
-    monkeypatch.setattr(sensors, "_numbers", lambda folder, pattern: [])
+def test_read_sensors_returns_none_for_missing_sensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(sensors.os, "getloadavg", raising=False)
     monkeypatch.setattr(sensors.shutil, "which", lambda name: None)
-    assert read_sensors() == devices.Reading(None, None, None, None, None, None)
+    monkeypatch.setattr(sensors, "_memory_mib", lambda kind: None)
+    assert read_sensors(tmp_path) == devices.Reading(None, None, None, None, None, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,8 @@ def test_read_sensors_returns_none_for_missing_sensors(monkeypatch: pytest.Monke
         ("echo 'NVPM WARN: fan mode is not set!'; echo 'NV Power Mode: MAXN SUPER'; echo 0", "MAXN SUPER"),
         ("echo 'NVPM ERROR: root required' >&2; exit 1", None),
         ("exec sleep 60", None),
-        ("echo 'NV Power Mode:'", None),
+        ("echo 'NV Power Mode:'; echo 2", None),
+        ("echo 'NVPM VERB: Current mode: NV Power Mode: 40W'; echo 4", "40W"),
     ],
 )
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvpmodel is a shell script")
@@ -184,19 +185,32 @@ def test_read_sensors_parses_power_mode_of_nvpmodel(
     assert read_sensors().power_mode == mode
 
 
-def test_read_sensors_converts_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"/sys/class/thermal": [41000.0, 57500.0], "/sys/devices/system/cpu": [1000000.0, 2000000.0]}
-    monkeypatch.setattr(sensors, "_numbers", lambda folder, pattern: values[folder])
-    reading = read_sensors()
-    assert reading.temperature_c == 57.5
-    assert reading.cpu_mhz == 1500
+def test_read_sensors_converts_units(tmp_path: Path) -> None:
+    files(
+        tmp_path,
+        **{
+            "sys/class/thermal/thermal_zone0/temp": "41000",
+            "sys/class/thermal/thermal_zone1/temp": "57500",
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1000000",
+            "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "2000000",
+            "sys/class/devfreq/17000000.ga10b/cur_freq": "624750000",
+        },
+    )
+    reading = read_sensors(tmp_path)
+    assert (reading.temperature_c, reading.cpu_mhz, reading.gpu_mhz) == (57.5, 1500, 624.75)
+
+
+def test_read_sensors_uses_cpuinfo_without_cpufreq(tmp_path: Path) -> None:
+    files(tmp_path, **{"proc/cpuinfo": "cpu MHz\t: 2000.0\nmodel name\t: CPU\ncpu MHz\t: 3000.0"})
+    assert read_sensors(tmp_path).cpu_mhz == 2500
 
 
 def test_sensor_files_without_a_number_are_ignored(tmp_path: Path) -> None:
-    for name, content in {"zone0": "41000\n", "zone1": "-5\n", "zone2": "N/A\n", "zone3": ""}.items():
-        (tmp_path / name).write_text(content, encoding="ascii")
-    (tmp_path / "zone4").mkdir()
-    assert sensors._numbers(str(tmp_path), "zone*") == [41000.0, -5.0]
+    zones = {"0": "41000", "1": "-5", "2": "N/A", "3": ""}
+    files(tmp_path, **{f"sys/class/thermal/thermal_zone{zone}/temp": text for zone, text in zones.items()})
+    (tmp_path / "sys/class/thermal/thermal_zone4").mkdir()
+    (sensor,) = [sensor for sensor in SENSORS if sensor.name == "temperature_c"]
+    assert sorted(sensors.values_of(sensor.channels(tmp_path)).values()) == [-0.005, 41.0]
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)

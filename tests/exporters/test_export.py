@@ -166,11 +166,11 @@ def test_export_rejects_exits_that_differ(copy: Path, tmp_path: Path, monkeypatc
 
 
 def test_parity_rejects_nan() -> None:
-    assert not ExitParity(1, float("nan"), float("nan"), 1e-4).good
-    assert ExitParity(1, 1e-4, 80.0, 1e-4).good
-    assert not ExitParity(1, 1e-4, float("nan"), 1e-4, least_psnr=20).good
-    assert not ExitParity(1, float("nan"), 80.0, 1e-4, least_psnr=20).good
-    assert ExitParity(1, 5e-7, 10.0, 1e-4, least_psnr=20).good  # tiny logits, and golden.json has six decimals
+    assert not ExitParity("layer 01", float("nan"), float("nan"), 1e-4).good
+    assert ExitParity("layer 01", 1e-4, 80.0, 1e-4).good
+    assert not ExitParity("layer 01", 1e-4, float("nan"), 1e-4, least_psnr=20).good
+    assert not ExitParity("layer 01", float("nan"), 80.0, 1e-4, least_psnr=20).good
+    assert ExitParity("layer 01", 5e-7, 10.0, 1e-4, least_psnr=20).good  # tiny logits, and golden.json has six decimals
 
 
 def test_export_rejects_exits_below_the_psnr(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,17 +36,19 @@ def test_every_target_has_a_backend() -> None:
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_names_of_a_target_are_unique(target) -> None:  # type: ignore[no-untyped-def]
-    for values in (target.precisions, target.versions):
-        names = [value.name for value in values]
+    for values in (target.precisions, target.versions, target.variants):
+        names = [name for value in values for name in (value.name, *getattr(value, "aliases", ()))]
         assert len(names) == len(set(names))
     for version in target.versions:
-        assert set(version.without) < {precision.name for precision in target.precisions}
+        assert set(version.without) < {value.name for value in (*target.precisions, *target.variants)}
+    for variant in target.variants:
+        assert set(variant.without) < {precision.name for precision in target.precisions}
 
 
 def test_settings_contain_the_defaults() -> None:
     assert ONNX_RUNTIME.settings(ExportOptions()).precision.name == "fp32"
     tensorrt = TENSORRT.settings(ExportOptions()).for_model(100)
-    assert (tensorrt.precision.name, tensorrt.version.name if tensorrt.version else None) == ("fp16", "jetpack6")
+    assert (tensorrt.precision.name, tensorrt.version.name if tensorrt.version else None) == ("fp16", "jetpack6.1")
     assert (tensorrt.lengths, tensorrt.max_batch) == ((16, 32, 64, 100), 8)
     coreml = COREML.settings(ExportOptions()).for_model(100)
     assert (coreml.layout, coreml.lengths, coreml.max_batch) == ("tokens", (), 1)
@@ -68,6 +70,26 @@ def test_settings_limit_lengths_to_the_model() -> None:
         ("tensorrt", ExportOptions(threads=2), "--threads does not go with target tensorrt"),
         ("tensorrt", ExportOptions(max_batch=0), "--max-batch 0: it must be at least 1"),
         ("coreml", ExportOptions(max_batch=2), "--max-batch 2: the largest batch of target coreml is 1"),
+        (
+            "tensorrt",
+            ExportOptions(target_options=("full-depth",)),
+            "--target-options does not go with target tensorrt",
+        ),
+        (
+            "coreml",
+            ExportOptions(target_options=("fast",)),
+            "no target option 'fast': choose fixed-shapes, full-depth",
+        ),
+        (
+            "coreml",
+            ExportOptions("fp32", target_options=("float16-exits",)),
+            "--target-options float16-exits does not go with --precision fp32: omit one of them",
+        ),
+        (
+            "coreml",
+            ExportOptions(target_version="ios16", target_options=("fixed-shapes",)),
+            "--target-options fixed-shapes does not go with --target-version ios16: choose ios18, macos15",
+        ),
     ],
 )
 def test_settings_reject_what_the_target_does_not_accept(target: str, options: ExportOptions, message: str) -> None:
@@ -83,11 +105,11 @@ def test_help_lists_names_by_target() -> None:
     assert by_target({"a": ["x", "y"], "b": [], "c": ["z"]}) == "a: x, y; c: z"
 
 
-def table(heading: str) -> list[list[str]]:
-    """Rows of the first table below a heading of docs/bundle.md, without its header."""
+def table(heading: str, header: str = "|") -> list[list[str]]:
+    """Rows of the first table below a heading of docs/bundle.md whose header starts with ``header``."""
     page = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
     lines = page.split(f"\n{heading}\n", 1)[1].splitlines()
-    start = next(row for row, line in enumerate(lines) if line.startswith("|"))
+    start = next(row for row, line in enumerate(lines) if line.startswith(header))
     rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
 
@@ -97,7 +119,7 @@ def names(cell: str) -> list[str]:
 
 
 def test_docs_list_the_targets_and_precisions_of_the_registry() -> None:
-    meanings = {row[0]: row[2] for row in table("## manifest.json")}
+    meanings = {row[0]: row[2] for row in table("## manifest.json", "| key")}
     assert names(meanings["`target`"]) == list(TARGETS)
     every = {precision.name for target in TARGETS.values() for precision in target.precisions}
     listed = names(meanings["`precision`"].partition(";")[0])
@@ -126,3 +148,22 @@ def test_docs_list_the_keys_of_a_calibration_and_of_a_placement() -> None:
     keys = [name for row in table(below) for name in names(row[0])]
     costs = [f"costs.{field.name}" for field in fields(Costs)]
     assert sorted(keys) == sorted([*(field.name for field in fields(ExitPlacement) if field.name != "costs"), *costs])
+
+
+def test_alias_selects_the_version_under_its_name() -> None:
+    for alias in ("jetpack6", "jetpack6.1", "jetpack6.2"):
+        version = TENSORRT.settings(ExportOptions(target_version=alias)).version
+        assert version
+        assert version.name == "jetpack6.1"
+
+
+def test_docs_list_the_versions_of_the_registry() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith("| `--target-version`")]
+    listed = names(row.split("|")[3])
+    assert listed == [
+        name
+        for target in (COREML, TENSORRT)
+        for version in target.versions
+        for name in (version.name, *version.aliases)
+    ]

@@ -1,17 +1,18 @@
 """Stand-in for TensorRT without a GPU. It has exactly the names of a recorded version and runs on ONNX Runtime.
 
-As on a GPU, work is only enqueued, and runs at the next synchronization; data that is read too early is stale.
-Addresses are checked against the allocations, new memory is filled with garbage bytes, and every run overwrites its
-activation memory, so that overlapping buffers lead to wrong outputs.
+Calls fail as those of the Python bindings do (python/src/infer/pyCore.cpp at each version's tag): ``set_shape`` and
+``set_optimization_profile_async`` raise RuntimeError, ``Builder`` and ``Runtime`` TypeError, others return None, False
+or -1. The parser has the version's rules; see tensorrt_parser.py.
+
+Its kernels run on the fake CUDA driver (fake_cuda), which the real cuda-python calls. Their addresses are checked
+against the allocations, and every run overwrites its activation memory, so that overlapping buffers lead to wrong
+outputs.
 """
 
 from __future__ import annotations
 
-import ctypes
-import enum
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,182 +20,37 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-
-from berxit.exporters.onnx.bfloat16 import rounded_in_float32
+from fake_cuda import Driver
+from onnx import TensorProto, helper
+from tensorrt_parser import Parser, rules_of
 
 NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
 )
 """TensorRT version -> class -> the members that this project may use."""
 RUBBISH = 0xC7
-Work = Callable[[], None]
 
 
 class World:
-    """Simulated GPU: its memory, and one work queue per stream."""
+    """A version's TensorRT on the fake CUDA driver: what it built, and which of its calls report failure."""
 
-    def __init__(self) -> None:
-        self.blocks: dict[int, np.ndarray] = {}
-        self.pinned: dict[int, np.ndarray] = {}
-        self.made: set[tuple[str, object]] = set()
-        """Streams, events and graphs that were not destroyed."""
-        self.gone: list[str] = []
-        """Kinds of destroyed or freed objects, in order."""
-        self.queue: list[Work] = []
-        self.capture: list[Work] | None = None
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
         self.built: list[str] = []
         """Files from which engines were built."""
-        self.copies_out = 0
-        self.launched = 0
-        self.allocated = 0
         self.contexts = 0
+        self.builders = 0
         self.refuses: set[str] = set()
         """Names of calls that report failure."""
 
-    def allocate(self, size: int) -> int:
-        address = 0x7F00_0000_0000 + 0x1_0000_0000 * self.allocated
-        self.allocated += 1
-        self.blocks[address] = np.full(size, RUBBISH, np.uint8)
-        return address
+    def note(self, kind: str) -> None:
+        """Adds the end of one of its objects to ``released``."""
+        self.driver.note(f"{id(self)}.{kind}")
 
-    def give_back(self, kind: str, thing: object, things: Any) -> tuple:
-        """Raises an error for an unknown handle, as CUDA does."""
-        if thing not in things:
-            return (1,)
-        assert kind == "graph" or not self.queue, f"{kind} freed while the GPU is busy"
-        things.discard(thing) if isinstance(things, set) else things.pop(thing)
-        self.gone.append(kind)
-        return (0,)
-
-    def at(self, address: int, size: int) -> np.ndarray:
-        """``size`` bytes of GPU memory at an address, from one allocation."""
-        for start, block in self.blocks.items():
-            if start <= address and address + size <= start + len(block):
-                return block[address - start : address - start + size]
-        raise AssertionError(f"illegal address {address:#x}, {size} bytes")
-
-    def host(self, address: int, size: int) -> np.ndarray:
-        for start, block in self.pinned.items():
-            if start <= address and address + size <= start + len(block):
-                return block[address - start : address - start + size]
-        raise AssertionError(f"{address:#x} is no pinned host memory of {size} bytes")
-
-    def is_pinned(self, address: int) -> bool:
-        return any(start <= address < start + len(block) for start, block in self.pinned.items())
-
-    def enqueue(self, work: Work) -> None:
-        (self.queue if self.capture is None else self.capture).append(work)
-
-    def run(self, until: object = None) -> None:
-        assert self.capture is None, "waited during a capture"
-        while self.queue:
-            work = self.queue.pop(0)
-            work()
-            if work is until:
-                return
-
-
-class Event:
-    mark: Work | None = None
-
-
-def cuda_runtime(world: World, capability: tuple[int, int] = (8, 7)) -> Any:
-    """Replacement of cuda.bindings.runtime."""
-    kinds = enum.IntEnum(
-        "cudaMemcpyKind", ["cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaMemcpyDeviceToDevice"]
-    )
-
-    def copy(to: int, source: int, size: int, kind: Any) -> None:
-        if kind == kinds.cudaMemcpyHostToDevice:
-            world.at(to, size)[:] = world.host(source, size)
-        elif kind == kinds.cudaMemcpyDeviceToHost:
-            world.host(to, size)[:] = world.at(source, size)
-            world.copies_out += 1
-        else:
-            assert abs(to - source) >= size, "a copy that overlaps itself"
-            world.at(to, size)[:] = world.at(source, size)
-
-    def memcpy_async(to: int, source: int, size: int, kind: Any, stream: int) -> tuple:
-        assert stream == 77
-        if kind == kinds.cudaMemcpyHostToDevice and not world.is_pinned(source):
-            # The driver first copies pageable memory to a staging buffer.
-            staged = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(source)).copy()
-            world.enqueue(lambda: world.at(to, size).__setitem__(slice(None), staged))
-        else:
-            world.enqueue(lambda: copy(to, source, size, kind))
-        return (0,)
-
-    def malloc_host(size: int) -> tuple:
-        block = np.full(size, RUBBISH, np.uint8)
-        world.pinned[block.ctypes.data] = block
-        return 0, block.ctypes.data
-
-    def record(event: Event, stream: int) -> tuple:
-        event.mark = lambda: None
-        world.enqueue(event.mark)
-        return (0,)
-
-    def event_synchronize(event: Event) -> tuple:
-        if any(work is event.mark for work in world.queue):
-            world.run(until=event.mark)
-        return (0,)
-
-    def begin_capture(stream: int, mode: Any) -> tuple:
-        world.capture = []
-        return (0,)
-
-    def end_capture(stream: int) -> tuple:
-        works, world.capture = world.capture, None
-        if "execute_async_v3" in world.refuses:
-            return 901, None
-        return 0, made("graph", tuple(works))
-
-    def instantiate(graph: tuple[Work, ...], flags: int) -> tuple:
-        return (801, None) if "cudaGraphInstantiate" in world.refuses else (0, made("launchable", graph))
-
-    def launch(graph: tuple[Work, ...], stream: int) -> tuple:
-        world.launched += 1
-        for work in graph:
-            world.enqueue(work)
-        return (0,)
-
-    def made(kind: str, thing: Any) -> Any:
-        world.made.add((kind, thing))
-        return thing
-
-    def gives_back(kind: str) -> Callable[[Any], tuple]:
-        return lambda thing: world.give_back(kind, (kind, thing), world.made)
-
-    return SimpleNamespace(
-        cudaMemcpyKind=kinds,
-        cudaStreamNonBlocking=1,
-        cudaEventDisableTiming=2,
-        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
-        cudaGetDeviceCount=lambda: (0, 1),
-        cudaGetDeviceProperties=lambda index: (
-            0,
-            SimpleNamespace(name=b"Stand-in", major=capability[0], minor=capability[1], multiProcessorCount=8),
-        ),
-        cudaGetLastError=lambda: (0,),
-        cudaStreamCreateWithFlags=lambda flags: (0, made("stream", 77)),
-        cudaStreamDestroy=gives_back("stream"),
-        cudaEventCreateWithFlags=lambda flags: (0, made("event", Event())),
-        cudaEventDestroy=gives_back("event"),
-        cudaMalloc=lambda size: (0, world.allocate(size)),
-        cudaFree=lambda address: world.give_back("memory", address, world.blocks),
-        cudaMallocHost=malloc_host,
-        cudaFreeHost=lambda address: world.give_back("pinned", address, world.pinned),
-        cudaMemcpyAsync=memcpy_async,
-        cudaStreamSynchronize=lambda stream: (world.run(), (0,))[1],
-        cudaEventRecord=record,
-        cudaEventSynchronize=event_synchronize,
-        cudaStreamBeginCapture=begin_capture,
-        cudaStreamEndCapture=end_capture,
-        cudaGraphDestroy=gives_back("graph"),
-        cudaGraphInstantiate=instantiate,
-        cudaGraphExecDestroy=gives_back("launchable"),
-        cudaGraphLaunch=launch,
-    )
+    def released(self) -> list[str]:
+        """Kinds of ended objects and of released CUDA resources, in order."""
+        kinds = (kind.rpartition(".") for kind in self.driver.released())
+        return [kind for owner, _, kind in kinds if owner in ("", str(id(self)))]
 
 
 class Guarded:
@@ -216,8 +72,18 @@ class Guarded:
     def _answers(self, call: str) -> bool:
         return call not in self._module.world.refuses
 
+    def _start(self, kind: str, logger: Any) -> None:
+        """As pybind11 reports a factory that returns a null pointer."""
+        if not self._answers(kind):
+            logger.log(self._module.ILogger.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
 
 class ILogger(Guarded):
+    def __init__(self) -> None: ...
+
+
+class IProgressMonitor(Guarded):
     def __init__(self) -> None: ...
 
 
@@ -236,7 +102,7 @@ class IOptimizationProfile(Guarded):
     def set_shape(self, name: str, least: tuple, usual: tuple, most: tuple) -> None:
         assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)), "an inverted profile"
         if not self._answers("set_shape"):
-            raise ValueError(name)
+            raise RuntimeError("Shape provided for min is inconsistent with other shapes.")
         self._shapes[name] = (least, usual, most)
 
 
@@ -246,6 +112,15 @@ class IBuilderConfig(Guarded):
         self._flags: set[Any] = {"TF32"}  # as in every version
         self._cache: Any = None
         self._capabilities: dict[int, Any] = {}
+        self._monitor: Any = None
+        self._shares = not self._module.builds_unshared
+
+    progress_monitor = property(fset=lambda self, monitor: setattr(self, "_monitor", monitor))
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        assert self._module.builds_unshared, "deprecated: always on"
+        assert (feature, enable) == ("PROFILE_SHARING_0806", True)
+        self._shares = True
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         assert pool == "WORKSPACE"
@@ -289,11 +164,17 @@ class ITensor(Guarded):
 
 
 class ILayer(Guarded):
-    def __init__(self, kind: str, dtype: str) -> None:
-        self._kind, self._dtype, self._precision = kind, dtype, None
+    def __init__(self, name: str, kind: str, dtype: str) -> None:
+        self._name, self._kind, self._dtype = name, kind, dtype
+        self._precision, self._output = None, None
 
+    name = property(lambda self: self._name)
     type = property(lambda self: self._kind)
     precision = property(lambda self: self._precision, lambda self, value: setattr(self, "_precision", value))
+
+    def set_output_type(self, index: int, dtype: str) -> None:
+        assert index == 0
+        self._output = dtype
 
     def get_output(self, index: int) -> ITensor:
         return self._module.classes["ITensor"](self._dtype)
@@ -322,7 +203,7 @@ class INetworkDefinition(Guarded):
             types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
             made = self._module.classes["ILayer"]
             self._layers = [
-                made(LAYERS.get(node.op_type, "OTHER"), DATA_TYPES.get(types[node.output[0]], "OTHER"))
+                made(node.name, LAYERS.get(node.op_type, "OTHER"), DATA_TYPES.get(types[node.output[0]], "OTHER"))
                 for node in graph.node
             ]
         return self._layers[index]
@@ -339,50 +220,72 @@ class OnnxParser(Guarded):
     def get_error(self, index: int) -> Any:
         return SimpleNamespace(desc=lambda: self._errors[index])
 
+    def parse(self, model: bytes) -> bool:
+        return self._read(onnx.load_from_string(model), "in memory")
+
     def parse_from_file(self, path: str) -> bool:
-        model = onnx.load(path)
-        newest = 17 if self._module.major < 10 else 22
-        if model.opset_import[0].version > newest:
-            self._errors.append(f"opset {model.opset_import[0].version} is newer than {newest}")
-            return False
-        self._network._model, self._network._path = model, path
-        return True
+        return self._read(onnx.load(path), path)
+
+    def _read(self, model: onnx.ModelProto, path: str) -> bool:
+        self._errors += Parser(rules_of(self._module.version), model).errors()
+        if not self._errors:
+            self._network._model, self._network._path = model, path
+        return not self._errors
 
 
-def layers_of(network: Any) -> list[Any]:
-    return [network.get_layer(i) for i in range(network.num_layers)]
-
-
-def exact(layer: Any) -> bool:
-    """True if a layer computes in float32."""
-    return layer._kind in LAYERS.values() and layer._dtype == "FLOAT"
+def in_half(model: onnx.ModelProto, layers: list[Any]) -> onnx.ModelProto:
+    """The network with the result of every float32 layer rounded to float16 that is not constrained to float32, which
+    TensorRT 8 may do if the FP16 flag is set."""
+    rounded = {
+        node.output[0]
+        for node, layer in zip(model.graph.node, layers, strict=True)
+        if layer._kind != "OTHER"
+        and layer._dtype == "FLOAT"
+        and (layer._precision, layer._output) != ("FLOAT", "FLOAT")
+    }
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    del half.graph.node[:]
+    for node in model.graph.node:
+        half.graph.node.append(node)
+        for name in set(node.output) & rounded:
+            half.graph.node[-1].output[0] = f"{name}.exact"
+            casts = [(f"{name}.exact", f"{name}.half", TensorProto.FLOAT16), (f"{name}.half", name, TensorProto.FLOAT)]
+            half.graph.node.extend(helper.make_node("Cast", [x], [y], to=kind) for x, y, kind in casts)
+    return half
 
 
 class Builder(Guarded):
-    def __init__(self, logger: Any) -> None: ...
+    def __init__(self, logger: Any) -> None:
+        self._start("Builder", logger)
+        self._module.world.builders += 1
 
     def create_network(self, flags: int = 0) -> Any:
-        return self._module.classes["INetworkDefinition"](flags)
+        return self._module.classes["INetworkDefinition"](flags) if self._answers("create_network") else None
 
     def create_builder_config(self) -> Any:
-        return self._module.classes["IBuilderConfig"]()
+        return self._module.classes["IBuilderConfig"]() if self._answers("create_builder_config") else None
 
     def create_optimization_profile(self) -> Any:
         return self._module.classes["IOptimizationProfile"]()
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         model, module = network._model, self._module
+        if not self._watched(config._monitor) or not self._answers("build_serialized_network"):
+            return None
         typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         if typed is None or not network._flags >> int(typed) & 1:
-            half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+            half = any(t.data_type == TensorProto.FLOAT16 for t in model.graph.initializer)
             int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
             if (half and module.BuilderFlag.FP16 not in config._flags) or (
                 int8 and module.BuilderFlag.INT8 not in config._flags
             ):
                 return None
-            if half:
-                assert "OBEY_PRECISION_CONSTRAINTS" in config._flags or not any(map(exact, layers_of(network)))
-                assert all(layer._precision == "FLOAT" for layer in layers_of(network) if exact(layer))
+            if module.BuilderFlag.FP16 in config._flags:
+                layers = [network.get_layer(i) for i in range(network.num_layers)]
+                constrained = any(layer._precision for layer in layers)
+                assert not constrained or "OBEY_PRECISION_CONSTRAINTS" in config._flags, "constraints without effect"
+                model = in_half(model, layers)
         dynamic = [i.name for i in model.graph.input if any(d.dim_param for d in i.type.tensor_type.shape.dim)]
         if not config._profiles or any(set(profile) != set(dynamic) for profile in config._profiles):
             return None
@@ -390,42 +293,54 @@ class Builder(Guarded):
         module.world.built.append(Path(network._path).resolve().name)  # resolves the path of an open file
         if not module.rtx:
             config._cache._data += b"t"
-        return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles))
+        return pickle.dumps((module.__version__, model.SerializeToString(), config._profiles, config._shares))
+
+    def _watched(self, monitor: Any) -> bool:
+        """Reports two steps. False if the monitor stops the build."""
+        if monitor is None:
+            return True
+        monitor.phase_start("Tactic Selection", None, 2)
+        going_on = all(monitor.step_complete("Tactic Selection", step) for step in range(2))
+        monitor.phase_finish("Tactic Selection")
+        return going_on
 
 
 class Runtime(Guarded):
     def __init__(self, logger: Any) -> None:
+        self._start("Runtime", logger)
         self._logger = logger
 
     def __del__(self) -> None:
-        self._module.world.gone.append("runtime")
+        self._module.world.note("runtime")
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
         try:
-            version, model, profiles = pickle.loads(data)
+            version, model, profiles, shares = pickle.loads(data)
         except pickle.UnpicklingError:
             version = None
         if version != self._module.__version__:
             self._logger.log(self._module.ILogger.ERROR, "the engine is of another version")
             return None
-        return self._module.classes["ICudaEngine"](model, profiles)
+        return self._module.classes["ICudaEngine"](model, profiles, shares)
 
 
 class ICudaEngine(Guarded):
-    def __init__(self, model: bytes, profiles: list[dict]) -> None:
+    def __init__(self, model: bytes, profiles: list[dict], shares: bool) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         graph = onnx.load_from_string(model)
         if any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in graph.graph.initializer):
+            from berxit.exporters.onnx.bfloat16 import rounded_in_float32  # imports torch
+
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             model = rounded_in_float32(graph).SerializeToString()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._profiles = profiles
+        self._profiles, self._shares = profiles, shares
         self._taken: set[int] = set()
         self._memory = 1000 + len(model) % 777
 
     def __del__(self) -> None:
-        self._module.world.gone.append("engine")
+        self._module.world.note("engine")
 
     @property
     def num_io_tensors(self) -> int:
@@ -456,6 +371,8 @@ class ICudaEngine(Guarded):
     def create_execution_context(self, how: Any = "STATIC") -> Any:
         strategy = how if isinstance(how, str) else how._strategy
         assert strategy == "USER_MANAGED", "a context with memory of its own"
+        if not self._answers("create_execution_context"):
+            return None
         return self._module.classes["IExecutionContext"](self, None if isinstance(how, str) else how._cache)
 
     def create_execution_context_without_device_memory(self) -> Any:
@@ -503,7 +420,7 @@ class IExecutionContext(Guarded):
         self._inputs = {i.name: i for i in engine._session.get_inputs()}
 
     def __del__(self) -> None:
-        self._module.world.gone.append("context")
+        self._module.world.note("context")
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self._engine._memory
@@ -513,9 +430,9 @@ class IExecutionContext(Guarded):
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         if not self._answers("set_optimization_profile_async"):
-            return False
-        if self._module.major < 10:
-            assert index not in self._engine._taken, "two contexts on one profile, before TensorRT 10"
+            raise RuntimeError("Error in set optimization profile async.")
+        if index in self._engine._taken and not self._engine._shares:
+            raise RuntimeError("Error in set optimization profile async.")
         self._engine._taken.add(index)
         self._profile = self._engine._profiles[index]
         return True
@@ -526,7 +443,7 @@ class IExecutionContext(Guarded):
         if not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
             return False
         self._shapes[name], self._warm = shape, False
-        return True
+        return self._answers("set_input_shape")
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert not self._captured, "a context was changed after its graph was captured"
@@ -535,14 +452,14 @@ class IExecutionContext(Guarded):
         return self._answers("set_tensor_address")
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 77
-        session, world = self._engine._session, self._module.world
+        session, driver = self._engine._session, self._module.world.driver
         shapes = {name: self._shapes.get(name) or tuple(i.shape) for name, i in self._inputs.items()}
         if any(not isinstance(size, int) for shape in shapes.values() for size in shape):
             return False
-        if world.capture is not None:
+        if driver.capturing(stream):
             assert self._warm, "captured before it ran with these shapes"
             if not self._answers("execute_async_v3"):
+                driver.synchronize(stream)  # as a layer that waits for the GPU; no capture can contain it
                 return False
             self._captured = True
         if not self._warm and self._kernels is not None:
@@ -550,26 +467,26 @@ class IExecutionContext(Guarded):
         self._warm = True
         addresses, activations = dict(self._addresses), self._activations
         dtypes = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+        inputs = {name: np.dtype(dtypes[self._inputs[name].type]) for name in shapes}
 
-        def work() -> None:
+        def kernel() -> None:  # must not refer to the context, whose end is recorded
             feeds = {}
-            for name, shape in shapes.items():
-                dtype = np.dtype(dtypes[self._inputs[name].type])
-                size = int(np.prod(shape)) * dtype.itemsize
-                feeds[name] = world.at(addresses[name], size).view(dtype).reshape(shape).copy()
+            for name, dtype in inputs.items():
+                size = int(np.prod(shapes[name])) * dtype.itemsize
+                feeds[name] = driver.at(addresses[name], size).view(dtype).reshape(shapes[name]).copy()
             names = [output.name for output in session.get_outputs()]
             values = session.run(names, feeds)
-            world.at(*activations)[:] = RUBBISH
+            driver.at(*activations)[:] = RUBBISH
             for name, value in zip(names, values, strict=True):
-                world.at(addresses[name], value.nbytes)[:] = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+                driver.at(addresses[name], value.nbytes)[:] = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
 
-        world.enqueue(work)
+        driver.launch(stream, kernel)
         return True
 
 
 IMPLEMENTED = (
-    ILogger, ITimingCache, IOptimizationProfile, IBuilderConfig, ITensor, ILayer, INetworkDefinition, OnnxParser,
-    Builder, Runtime, ICudaEngine, IRuntimeCache, IRuntimeConfig, IExecutionContext,
+    ILogger, IProgressMonitor, ITimingCache, IOptimizationProfile, IBuilderConfig, ITensor, ILayer, INetworkDefinition,
+    OnnxParser, Builder, Runtime, ICudaEngine, IRuntimeCache, IRuntimeConfig, IExecutionContext,
 )  # fmt: skip
 
 
@@ -578,9 +495,12 @@ class TensorRt:
 
     def __init__(self, version: str, world: World) -> None:
         names = NAMES[version]
+        self.version = version
         self.__version__ = version.removeprefix("rtx")
         self.rtx = version.startswith("rtx")
         self.major = 11 if version.startswith("rtx") else int(version.partition(".")[0])
+        self.builds_unshared = self.major < 10
+        """True if contexts share profiles only on request."""
         self.world = world
         self.classes = {
             kind.__name__: type(kind.__name__, (kind,), {"_allowed": frozenset(names[kind.__name__]), "_module": self})
@@ -593,6 +513,8 @@ class TensorRt:
             setattr(self, name, SimpleNamespace(**{member: member for member in names[name]}))
         flags = names["NetworkDefinitionCreationFlag"]
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**{name: i for i, name in enumerate(flags)})
-        for name in ("ExecutionContextAllocationStrategy", "ComputeCapability"):
+        if names["IProgressMonitor"]:
+            self.IProgressMonitor = self.classes["IProgressMonitor"]
+        for name in ("ExecutionContextAllocationStrategy", "ComputeCapability", "PreviewFeature"):
             if names.get(name):
                 setattr(self, name, SimpleNamespace(**{member: member for member in names[name]}))

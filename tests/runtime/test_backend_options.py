@@ -69,3 +69,8 @@ def test_docs_list_the_backends_and_options_of_the_registry() -> None:
         for option in info.options:
             assert f"`{option.syntax}`".replace("|", "\\|") in section
             assert option.syntax in options_help()
+
+
+def test_help_marks_experimental_options() -> None:
+    assert "tensorrt: cuda-graphs (experimental), run-ahead (experimental), zero-copy (experimental)" in options_help()
+    assert "bf16 (experimental)" not in options_help()

@@ -5,23 +5,26 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from boards import board
 
 import berxit.runtime.benchmark
 from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
 from berxit.runtime.bench import command
-from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables
+from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables, write_result
 from berxit.runtime.benchmark import BenchResult, bench
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import read_examples
+from berxit.runtime.json_data import parse
 from berxit.runtime.measurement import Latency, Line, Measured
 from berxit.runtime.policies import ExitPolicy
 
@@ -78,6 +81,18 @@ RESULT = BenchResult(
     after=devices.Reading(None, None, None, None, None),
     versions={},
 )
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "verdict"),
+    [(3.0, "it is faster than the calibrated exits (3.20 ms)"), (3.5, "the calibrated exits are faster (3.20 ms)")],
+)
+def test_report_compares_one_graph_with_the_exits(milliseconds: float, verdict: str) -> None:
+    line = f"one graph (without exits): {milliseconds:.2f} ms per input; full depth takes 4.00 ms with 2 exits"
+    text = report_text(replace(RESULT, one_graph=point(2, milliseconds)))
+    assert f"{line}; {verdict}" in text
+    assert line in report_text(replace(RESULT, one_graph=point(2, milliseconds), policy=None))
+    assert "one graph" not in report_text(RESULT)
 
 
 def test_bench_writes_results(written: Path) -> None:
@@ -211,7 +226,7 @@ def test_bench_reports_memory_after_lazy_loading(bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(host, "_opened", type(host._opened)())
     monkeypatch.setattr(devices, "resident_mib", resident)
     monkeypatch.setattr(
-        ExitPolicy, "exits", lambda self, layer, certainty, logits: certainty > -1
+        ExitPolicy, "exits", lambda self, layer, certainty, logits=None: certainty > -1
     )  # all inputs exit at the first layer
     short = {"threads": 1, "thresholds": 1, "queries": 1, "seconds": 0, "warmup": 1}
     result = bench(bundle, lazy=True, **short)  # type: ignore[arg-type]
@@ -341,3 +356,67 @@ def test_bench_warns_of_score_at_chance(bundle: Path, data_folder: Path) -> None
 def test_bench_without_labels_has_no_constant_prediction(bundle: Path) -> None:
     result = bench(bundle, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
     assert (result.constant_score, result.warnings) == (None, ())
+
+
+@pytest.fixture
+def orin(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of a recorded Jetson, from which all sensors are read."""
+    root = board(request.param).tree(tmp_path / "root")
+    for name in ("Sampler", "read_power", "read_sensors"):
+        monkeypatch.setattr(devices, name, partial(getattr(devices, name), root=root))
+    return root
+
+
+def quick_bench(bundle: Path) -> BenchResult:
+    return bench(bundle, threads=1, queries=1, seconds=0, warmup=1, thresholds=1)
+
+
+@pytest.mark.parametrize("orin", ["orin-nano"], indirect=True)
+def test_bench_measures_energy_per_input(bundle: Path, orin: Path, tmp_path: Path) -> None:
+    result = quick_bench(bundle)
+    assert list(result.energy) == ["calibrated", "full depth"]
+    for energy in result.energy.values():
+        assert energy.watts == pytest.approx(6.626, rel=1e-3)
+        assert energy.queries == result.inputs
+        assert energy.samples >= 2
+        assert energy.millijoules == pytest.approx(1e3 * energy.watts * energy.seconds / energy.queries)
+    power = result.sensors["power_w"]
+    assert power is not None
+    assert power.mean == pytest.approx(6.626, rel=1e-3)
+    text = report_text(result)
+    assert "\n\nenergy per input, idle power included: " in text
+    assert "GPU clock 918 MHz (918 to 918)" in text
+    assert "power 6.627 W (6.627 to 6.627), of which VDD_IN 6.63, VDD_CPU_GPU_CV 1.23, VDD_SOC 2.38" in text
+    write_result(result, tmp_path / "results")
+    stored = json.loads((tmp_path / "results" / "bench.json").read_text(encoding="utf-8"))
+    assert parse(BenchResult, stored, "bench.json").energy == result.energy
+
+
+@pytest.mark.parametrize("orin", ["orin-nano", "orin-nx"], indirect=True)
+def test_bench_advises_jetson_clocks_unless_clocks_are_fixed(bundle: Path, orin: Path) -> None:
+    result = quick_bench(bundle)
+    assert result.after.clocks_fixed is not None
+    assert ("`sudo jetson_clocks`" in report_text(result)) == (not result.after.clocks_fixed)
+
+
+@pytest.mark.parametrize("orin", ["orin-nano"], indirect=True)
+def test_bench_without_power_sensor_reports_it_as_missing(bundle: Path, orin: Path) -> None:
+    shutil.rmtree(orin / "sys/class/hwmon")
+    result = quick_bench(bundle)
+    assert result.energy == {}
+    assert result.sensors["power_w"] is None
+    text = report_text(result)
+    assert "no sensor for power" in text
+    assert "energy per input" not in text
+    assert " 0 W" not in text
+
+
+def test_report_contains_software_of_the_gpu() -> None:
+    machine = replace(LAPTOP, board="NVIDIA Jetson Orin Nano", l4t="36.4.3", driver="540.4.0", cuda="12.6")
+    assert "4 cores, L4T 36.4.3, driver 540.4.0, CUDA 12.6" in report_text(replace(RESULT, machine=machine))
+
+
+def test_report_of_older_version_has_no_sensors() -> None:
+    text = report_text(RESULT)
+    assert "during the measurement" not in text
+    assert "energy" not in text

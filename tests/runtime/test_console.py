@@ -7,6 +7,7 @@ import click
 import pytest
 
 from berxit.devices import install_command
+from berxit.runtime import console
 from berxit.runtime.console import debug_option, progress_bar, run, status_of
 from berxit.runtime.errors import BerxitError, InputError
 
@@ -176,3 +177,16 @@ def test_progress_bar_shows_a_note_only_on_a_terminal(
     out = capsys.readouterr().out
     assert ("training  [" in out, "training, loss 0.500  [" in out) == (terminal, terminal)
     assert ("loss" in out) == terminal
+
+
+def test_progress_bar_shows_notes_between_steps_ten_times_per_second(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    clock = iter([10.0, 10.05, 10.2])
+    monkeypatch.setattr(console, "monotonic", lambda: next(clock))
+    with progress_bar("building")(2) as bar:
+        for text in ("step 1", "step 2", "step 3"):
+            bar.note(text)
+        shown = capsys.readouterr().out
+    assert [text in shown for text in ("step 1", "step 2", "step 3")] == [True, False, True]

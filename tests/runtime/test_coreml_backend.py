@@ -6,11 +6,13 @@ The stand-in runs the saved package in numpy, and rejects the inputs that CoreML
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 import tempfile
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,8 @@ from berxit import devices
 from berxit.runtime.backends import coreml as backend_module
 from berxit.runtime.backends import open_backend
 from berxit.runtime.backends.coreml import Tensors
+from berxit.runtime.bench_report import report_text
+from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle import Manifest, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import differences, read_golden
@@ -61,9 +65,13 @@ class Proxy:
         assert (hints, asset) == ({}, None)
         try:
             package = str(next((Path(path) / "source").iterdir()))
+            Path(package, "Manifest.json").read_bytes()
         except OSError:
             raise RuntimeError(f"Error loading model: {path}: no such file\nsecond line") from None
-        functions = self.packages.setdefault(package, open_package(Path(package)))
+        content = sha256(Path(package))
+        if content not in self.packages:
+            self.packages[content] = open_package(Path(package))
+        functions = self.packages[content]
         if function and function not in functions:
             raise RuntimeError(f"Error loading model: no function {function}")
         self.name = function
@@ -92,7 +100,10 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     export(checkpoint, "coreml", folder / "any", options=ExportOptions("fp32"))
     export(checkpoint, "coreml", folder / "fixed", options=ExportOptions(lengths=(8, 16), layout="ane"))
     export(checkpoint, "coreml", folder / "ios16", options=ExportOptions(target_version="ios16"))
-    return {name: folder / name for name in ("any", "fixed", "ios16")}
+    variants = ("fixed-shapes", "full-depth", "float16-exits")
+    options = ExportOptions(lengths=(8, 16), layout="ane", target_options=variants)
+    export(checkpoint, "coreml", folder / "variants", options=options)
+    return {name: folder / name for name in ("any", "fixed", "ios16", "variants")}
 
 
 @pytest.fixture
@@ -115,7 +126,7 @@ def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Proxy]:
     return Proxy
 
 
-@pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
+@pytest.mark.parametrize("name", ["any", "fixed", "ios16", "variants"])
 def test_predictions_match_evaluation(
     name: str, bundles: dict[str, Path], mac: type[Proxy], checkpoint: Path, data_folder: Path
 ) -> None:
@@ -137,7 +148,7 @@ def test_predictions_match_evaluation(
     assert 1 < layers.mean() < model.layers  # otherwise the comparison would prove little
 
 
-@pytest.mark.parametrize("name", ["any", "fixed", "ios16"])
+@pytest.mark.parametrize("name", ["any", "fixed", "ios16", "variants"])
 def test_golden_outputs_are_reproduced(name: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
     manifest = read_manifest(bundles[name])
     backend = open_backend(bundles[name], manifest)
@@ -198,7 +209,7 @@ def test_rows_are_padded_to_next_length(bundles: dict[str, Path], mac: type[Prox
     mac.calls.clear()
     state = backend.embed(TokenBatch.pad(rows, [[0] * len(row) for row in rows], manifest.model.pad_token_id))
     assert [shapes["input_ids"] for _, shapes in mac.calls] == [(1, 8), (1, 8), (1, 16)]
-    assert [row["hidden"].shape for row in state.rows] == [(1, 32, 1, 8), (1, 32, 1, 8), (1, 32, 1, 16)]
+    assert [row.tensors["hidden"].shape for row in state.rows] == [(1, 32, 1, 8), (1, 32, 1, 8), (1, 32, 1, 16)]
 
 
 def test_predict_rejects_row_longer_than_all_lengths(bundles: dict[str, Path], mac: type[Proxy]) -> None:
@@ -269,16 +280,145 @@ def test_open_names_function_that_cannot_be_loaded(bundles: dict[str, Path], mac
         open_backend(bundles["any"], wrong)
 
 
-def test_open_names_damaged_compiled_package(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+def test_open_compiles_a_damaged_compiled_package_again(
+    bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path
+) -> None:
     manifest = read_manifest(bundles["any"])
     open_backend(bundles["any"], manifest)
     kept = next((tmp_path / "cache").rglob("*.mlmodelc"))
-    shutil.rmtree(kept / "source")
-    with pytest.raises(BerxitError, match=rf"cannot load .*no such file. Update macOS, or remove {kept}") as failure:
-        open_backend(bundles["any"], manifest)
-    assert "\n" not in str(failure.value)
-    shutil.rmtree(kept)
+    next(kept.rglob("Manifest.json")).unlink()
     open_backend(bundles["any"], manifest)
+    assert len(mac.compiled) == 2
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    open_backend(bundles["any"], manifest)
+    assert len(mac.compiled) == 2
+
+
+def test_open_compiles_a_package_at_most_twice(
+    bundles: dict[str, Path], mac: type[Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Proxy, *arguments: Any) -> None:
+        raise RuntimeError("Error loading model: no room on the device\nsecond line")
+
+    monkeypatch.setattr(Proxy, "__init__", fails)
+    with pytest.raises(BerxitError, match=r"CoreML cannot load .*embeddings: Error loading model: no room") as failure:
+        open_backend(bundles["any"], read_manifest(bundles["any"]))
+    assert "\n" not in str(failure.value)
+    assert len(mac.compiled) == 2
+
+
+@pytest.mark.parametrize("name", ["any", "fixed", "variants"])
+def test_tensors_are_passed_on_without_conversion(name: str, bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    """coremltools returns float16 outputs as float32 and accepts them so: the arrays themselves are passed on."""
+    returned: list[dict[str, Any]] = []
+    predict = Proxy.predict
+
+    def watched(self: Proxy, feeds: Tensors, state: Any) -> Tensors:
+        if returned and "hidden_in" in feeds:
+            before = returned[-1]
+            assert feeds["hidden_in"] is before.get("hidden_out", before.get("hidden"))
+        returned.append(predict(self, feeds, state))
+        return returned[-1]
+
+    backend = open_backend(bundles[name], read_manifest(bundles[name]))
+    state = backend.embed(TokenBatch.pad([[2, 6, 7, 3]], [[0] * 4], 0))  # loads the functions of its length
+    returned.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Proxy, "predict", watched)
+        state = backend.embed(TokenBatch.pad([[2, 6, 7, 3]], [[0] * 4], 0))
+        for layer in backend.exits:
+            state, logits, lte = backend.layer(layer, state)
+            assert lte is not None
+            assert logits.dtype == lte.dtype == np.float32
+    assert len(returned) == 4
+
+
+def test_functions_of_a_length_are_loaded_by_its_first_input(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    backend = open_backend(bundles["variants"], read_manifest(bundles["variants"]))
+    assert mac.loaded == []
+    for length, loaded in ((3, ["s8"]), (8, ["s8"]), (12, ["s8", "s16"])):
+        backend.embed(TokenBatch.pad([[2] * length], [[0] * length], 0))
+        names = [f"{name}_{suffix}" for suffix in loaded for name in ("embeddings", "layer_01", "layer_02", "layer_03")]
+        assert [function for _, function, _ in mac.loaded] == names
+    warm = {name for name, _ in mac.calls}
+    assert warm == set(names)  # each ran before the first prediction with it
+
+
+def test_one_graph_is_loaded_by_its_first_input(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    manifest = read_manifest(bundles["variants"])
+    one_graph = open_backend(bundles["variants"], manifest).one_graph()
+    assert one_graph is not None
+    assert mac.loaded == []
+    golden = read_golden(bundles["variants"], manifest)
+    assert max(differences(one_graph, golden, manifest.model.pad_token_id)) <= manifest.parity.atol
+    assert {function for _, function, _ in mac.loaded} <= {"full_s8", "full_s16"}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["beside", "instead"])
+def test_compiled_package_of_the_bundle_is_loaded(
+    kept: bool, bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(bundles["any"], tmp_path / "bundle")
+    compiled = Path(Proxy.compileModel(str(bundle / "segments/model.mlpackage")))
+    shutil.move(compiled, bundle / "segments/model.mlmodelc")
+    entry = {"file": "segments/model.mlmodelc", "sha256": sha256(bundle / "segments/model.mlmodelc")}
+    data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    for segment in data["segments"]:
+        segment["compiled"] = entry
+    (bundle / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    if not kept:
+        shutil.rmtree(bundle / "segments/model.mlpackage")
+    mac.compiled.clear()
+    EarlyExitRunner.load(bundle).predict("the cat sat")
+    assert mac.compiled == []
+    assert not (tmp_path / "cache").exists()
+    next((bundle / "segments/model.mlmodelc").rglob("weight.bin")).write_bytes(b"damaged")
+    with pytest.raises(BerxitError, match=r"model\.mlmodelc: checksum differs"):
+        EarlyExitRunner.load(bundle)
+
+
+def test_export_on_a_mac_writes_the_compiled_package(
+    checkpoint: Path, mac: type[Proxy], tmp_path: Path, data_folder: Path
+) -> None:
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
+
+    options = ExportOptions(target_options=("compiled", "full-depth"))
+    export(checkpoint, "coreml", tmp_path / "bundle", options=options)
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.full is not None
+    compiled = {segment.compiled.file for segment in (*manifest.segments, manifest.full) if segment.compiled}
+    assert compiled == {"segments/model.mlmodelc"}
+    mac.compiled.clear()
+    EarlyExitRunner.load(tmp_path / "bundle").predict("the cat sat")
+    assert mac.compiled == []
+
+
+def test_embeddings_on_cpu_runs_only_the_embeddings_there(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    options = {"embeddings_on_cpu": True, "units": "ne"}
+    runner = EarlyExitRunner.load(bundles["any"], backend_options=options)
+    units = {function: units for _, function, units in mac.loaded}
+    assert units.pop("embeddings") == "CPU_ONLY"
+    assert set(units.values()) == {"CPU_AND_NE"}
+    assert runner.backend.label == "coreml (embeddings-on-cpu, units=ne)"
+
+
+def test_finder_metadata_does_not_change_a_bundle(bundles: dict[str, Path], mac: type[Proxy], tmp_path: Path) -> None:
+    bundle = shutil.copytree(bundles["any"], tmp_path / "bundle")
+    package = bundle / read_manifest(bundle).segments[0].file
+    for folder in (bundle, package, package / "Data"):
+        for name in (".DS_Store", "._Data"):
+            (folder / name).write_bytes(b"Finder")
+    EarlyExitRunner.load(bundle).predict("the cat sat")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.startswith(".")]
+
+
+def test_bench_reports_full_depth_as_one_graph(bundles: dict[str, Path], mac: type[Proxy]) -> None:
+    result = bench(bundles["variants"], queries=1, seconds=0, thresholds=2, warmup=1)
+    assert result.one_graph is not None
+    assert result.one_graph.histogram == (0, 0, result.one_graph.queries)
+    assert "one graph (without exits): " in report_text(result)
+    assert bench(bundles["any"], queries=1, seconds=0, thresholds=2, warmup=1).one_graph is None
 
 
 def test_failed_prediction_raises_one_line_error(
@@ -302,6 +442,43 @@ def test_open_reports_unwritable_cache(
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(BerxitError, match="Set BERXIT_CACHE to a folder with room"):
         open_backend(bundles["any"], read_manifest(bundles["any"]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda data: data["segments"][1]["functions"].pop(), "segment of layer 1: it has 1 functions, expected 2"),
+        (lambda data: data["segments"][1].pop("functions"), "segment of layer 1: it has 0 functions, expected 2"),
+        (
+            lambda data: data["segments"][2].update(function="layer_02"),
+            "segment of layer 2: it has a function for all lengths and functions for each",
+        ),
+        (lambda data: data["full"].update(layer=2), "full: its layer is 2, expected 3"),
+        (lambda data: data["full"]["inputs"].pop(), "full: it does not read what the embeddings segment reads"),
+        (lambda data: data["full"]["outputs"].pop(), "full: it does not write what the segment of layer 3 writes"),
+        (lambda data: data["full"].update(functions=["full"]), "full: it has 1 functions, expected 2"),
+        (
+            lambda data: data["full"]["outputs"][0].update(shape=[1, 5]),
+            r"full: 'logits' of role logits has shape \(1, 5\)",
+        ),
+    ],
+)
+def test_read_manifest_rejects_inconsistent_functions(
+    edit: Callable[[dict[str, Any]], object], message: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(bundles["variants"], tmp_path / "bundle")
+    data = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    edit(data)
+    (bundle / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BerxitError, match=message):
+        read_manifest(bundle)
+
+
+def test_manifest_without_options_has_no_new_key(bundles: dict[str, Path]) -> None:
+    """Older readers reject keys that they do not know."""
+    data = json.loads((bundles["fixed"] / "manifest.json").read_text(encoding="utf-8"))
+    assert "full" not in data
+    assert not {"functions", "compiled"} & {key for segment in data["segments"] for key in segment}
 
 
 def test_open_outside_macos_names_missing_requirement(

@@ -63,6 +63,29 @@ def test_deadline_multiplies_time_by_layers_of_segment(milliseconds: float, laye
     assert layers_run(milliseconds, (2, 6), exits=(1, 4)) == layers
 
 
+def rows_run(ends_ms: Sequence[float], layers_ms: Sequence[float], estimator: StepEstimator) -> list[int]:
+    """Exit layer of each row of a batch with a deadline for every row, if no row exits by its certainty."""
+    backend = StoredBackend(np.zeros((len(ends_ms), 4, 2), dtype=np.float32), None)
+    times = iter(np.cumsum([0.0, *layers_ms]) / 1e3)
+    ends = np.array(ends_ms) / 1e3
+    deadline = Deadline(FULL_DEPTH, backend.exits, ends, estimator, clock=lambda: float(next(times)))
+    batch = TokenBatch.pad([[1, 2]] * len(ends), [[0, 0]] * len(ends), 0)
+    found = {int(r): result.layer for result in exit_loop(backend, batch, deadline) for r in result.rows[result.exits]}
+    return [found[row] for row in range(len(ends))]
+
+
+def test_deadline_of_each_row_stops_only_that_row() -> None:
+    estimator = StepEstimator()
+    assert rows_run([4.1, math.inf, 0.5, 3.1], (1, 1, 1, 1), estimator) == [3, 4, 1, 2]
+    assert estimator.margin < FIRST_MARGIN  # the third row was late at the first exit, which no margin prevents
+
+
+def test_estimator_observes_a_batch_once_however_many_rows_missed_their_deadline() -> None:
+    estimator = StepEstimator(0.02)
+    assert rows_run([10.0, 11.0, 12.0, 99.0], (1, 1, 30, 1), estimator) == [3, 3, 3, 4]
+    assert estimator.margin == pytest.approx(FIRST_MARGIN * math.exp(RATE * 0.99))
+
+
 def test_estimator_raises_margin_after_missed_deadline_and_lowers_it_after_others() -> None:
     estimator = StepEstimator(0.02)
     layers_run(10.0, (1, 1, 30, 1), estimator=estimator)

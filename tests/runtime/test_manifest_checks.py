@@ -53,6 +53,14 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "no mask": (lambda data: data["segments"][0]["inputs"].pop(2), "layer 0: it reads no attention_mask"),
     "no attention bias": (lambda data: data["segments"][0]["outputs"].pop(1), "layer 0: it writes no attention_bias"),
     "LTE that the model lacks": (model(lte=False), "it writes lte, which is not allowed at its position"),
+    "LTE logits outside CoreML": (
+        lambda data: next(o for o in data["segments"][1]["outputs"] if o["role"] == "lte").update(role="lte_logit"),
+        "unknown role 'lte_logit'",
+    ),
+    "functions outside CoreML": (
+        lambda data: data["segments"][1].update(functions=["a"]),
+        "layer 1: functions and compiled are allowed for target coreml only",
+    ),
     "dtype of logits": (tensor(1, "outputs", 1, dtype="float64"), "has dtype 'float64', expected float32"),
     "dtype of ids": (tensor(0, "inputs", 0, dtype="int64"), "has dtype 'int64', expected int32"),
     "dtype that is none": (tensor(1, "inputs", 0, dtype="x"), "has dtype 'x'"),

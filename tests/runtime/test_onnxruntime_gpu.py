@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import prepared
 
-from berxit.exporters.export import export
-from berxit.exporters.options import ExportOptions
 from berxit.runtime.backends import open_backend as open_named
 from berxit.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, engine_folder, open_backend, providers
 from berxit.runtime.bundle import Manifest, read_manifest
@@ -20,9 +19,13 @@ from berxit.runtime.golden import differences, read_golden
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    output = tmp_path_factory.mktemp("gpu") / "bundle"
-    export(checkpoint, "tensorrt", output, options=ExportOptions("fp32", (8, 32)))
-    return output
+    def build(folder: Path) -> None:
+        from berxit.exporters.export import export
+        from berxit.exporters.options import ExportOptions
+
+        export(checkpoint, "tensorrt", folder / "bundle", options=ExportOptions("fp32", (8, 32)))
+
+    return prepared(tmp_path_factory, "gpu", build) / "bundle"
 
 
 AVAILABLE = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]

@@ -442,3 +442,20 @@ def test_predict_batch_accepts_arrays_and_generators(runner: EarlyExitRunner) ->
     expected = [but_latency(each) for each in runner.predict_batch(texts)]
     for batch in (np.array(texts), np.array(texts, dtype=object), (text for text in texts)):
         assert [but_latency(each) for each in runner.predict_batch(batch)] == expected
+
+
+def test_answer_tokens_yields_rows_as_they_exit_with_their_own_deadlines(runner: EarlyExitRunner) -> None:
+    batch = runner.tokenizer(TEXTS)
+    policy = runner.policy.at_depth(3)
+    starts = time.perf_counter() - np.array([0.0, 5.0, 0.0, 0.0, 5.0, 0.0])
+    deadlines = np.array([math.inf, 100.0, 1e6, math.inf, math.inf, 1e6])
+    steps = [(rows.tolist(), found) for rows, found in runner.answer_tokens(batch, policy, starts, deadlines)]
+    assert [rows for rows, _ in steps] == [[1], [0, 2, 3, 4, 5]]
+    late, others = steps[0][1][0], dict(zip(*steps[1], strict=True))
+    assert (late.exit_layer, late.stopped_by, late.late) == (1, "deadline", True)
+    assert late.latency_ms >= 5000
+    assert [others[row].late for row in (0, 2, 3, 4, 5)] == [None, False, None, None, False]
+    assert others[4].latency_ms >= 5000 > others[0].latency_ms
+    for row, expected in enumerate(runner.answer(TEXTS, policy)):
+        if row != 1:
+            assert_same(others[row], expected)

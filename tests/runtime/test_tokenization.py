@@ -31,11 +31,10 @@ def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
 
 
 def transformers_says(folder: Path, texts: list[Text]) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed here")
     first = [text if isinstance(text, str) else text[0] for text in texts]
     second = None if isinstance(texts[0], str) else [text[1] for text in texts]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return dict(
         tokenizer(
             first,

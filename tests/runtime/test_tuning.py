@@ -156,9 +156,13 @@ def test_tune_measures_every_combination_of_options(
     }
     assert labels["tensorrt"] == [
         "tensorrt",
+        "tensorrt (zero-copy)",
         "tensorrt (run-ahead)",
+        "tensorrt (run-ahead, zero-copy)",
         "tensorrt (cuda-graphs)",
+        "tensorrt (cuda-graphs, zero-copy)",
         "tensorrt (cuda-graphs, run-ahead)",
+        "tensorrt (cuda-graphs, run-ahead, zero-copy)",
     ]
     assert labels["coreml"] == ["coreml", "coreml (units=ne)", "coreml (units=gpu)", "coreml (units=cpu)"]
 

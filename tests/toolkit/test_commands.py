@@ -214,7 +214,7 @@ def test_export_for_a_device_uses_its_profile(copy: Path, capsys: pytest.Capture
     assert run("export", copy, "--device", "iphone", "--quiet") == 0
     bundle = copy.with_name("checkpoint-coreml")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("coreml", "fp16", [16, 32])
+    assert (manifest["target"], manifest["precision"], manifest["lengths"]) == ("coreml", "fp16", [32])
     out = capsys.readouterr().out
     assert "Apple's runtime was not run" in out
     assert run("inspect", bundle) == 0
@@ -224,7 +224,19 @@ def test_export_for_a_device_uses_its_profile(copy: Path, capsys: pytest.Capture
     )  # all files of the package
     assert package > 2**16  # more than the size of the folder's entry
     hidden = next(o for o in manifest["segments"][1]["outputs"] if o["role"] == "hidden")
-    assert (hidden["dtype"], hidden["shape"]) == ("float16", [1, 32, 1, "length"])  # the Neural Engine's layout
+    assert (hidden["dtype"], hidden["shape"]) == ("float16", [1, 32, 1, 32])  # the Neural Engine's layout
+
+
+def test_export_accepts_target_options(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
+    options = ["--lengths", "8,16", "--target-options", "fixed-shapes,full-depth", "--quiet"]
+    assert run("export", copy, "--target", "coreml", *options) == 0
+    assert "-[✓] one graph (without exits)" in capsys.readouterr().out
+    manifest = json.loads((copy.with_name("checkpoint-coreml") / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["segments"][1]["functions"] == ["layer_01_s8", "layer_01_s16"]
+    assert manifest["full"]["functions"] == ["full_s8", "full_s16"]
+    assert run("export", copy, "--target", "coreml", "--target-options", "fast") == 2
+    assert "target coreml has no target option 'fast': choose fixed-shapes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["iphone", "ipad"])
@@ -356,6 +368,16 @@ def test_doctor_lists_usable_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch sees:" in out
 
 
+def test_triton_writes_a_model_folder(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "models" / "intents"
+    assert run("triton", bundle, "--output", output, "--threads", 1, "--max-batch", 8) == 0
+    assert {path.name for path in output.rglob("*")} >= {"config.pbtxt", "model.py", "manifest.json"}
+    assert "max_batch_size: 8" in (output / "config.pbtxt").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    assert f"model: {output}" in said
+    assert f"next: tritonserver --model-repository {output.parent}," in said
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(berxit, [name, "--help"]) == 0
@@ -457,6 +479,21 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         "exists: choose another --output",
     ),
     "an unknown device": (["bench", "BUNDLE", "--device", "toaster"], "unknown device 'toaster'"),
+    "two policies of a service": (["serve", "BUNDLE", "--threshold", "0.9", "--full-depth"], "exclude each other"),
+    "a threshold out of range": (["serve", "BUNDLE", "--threshold", "7"], "threshold 7.0 is out of range"),
+    "an address of another machine": (
+        ["serve", "BUNDLE", "--host", "203.0.113.1"],
+        "cannot listen on 203.0.113.1:8000: Cannot assign requested address. Choose another --port or --host",
+    ),
+    "a deadline of none": (["serve", "BUNDLE", "--port", "0", "--deadline-ms", "0"], "deadline_ms is 0.0"),
+    "a limit of none": (["serve", "BUNDLE", "--max-texts", "0"], "the limit of texts is 0"),
+    "more shadow runs than texts": (["serve", "BUNDLE", "--port", "0", "--shadow", "2"], "shadow is 2.0"),
+    "a port that is none": (["demo", "BUNDLE", "--port", "70000"], "--port"),
+    "a model folder that is there": (["triton", "BUNDLE", "--output", "DATA"], "exists: choose another --output"),
+    "a model's threshold out of range": (
+        ["triton", "BUNDLE", "--output", "O", "--threshold", "7"],
+        "threshold 7.0 is out of range",
+    ),
     "an unknown command": (["fly"], "fly"),
     "an unknown option": (["inspect", "BUNDLE", "--colour"], "--colour"),
 }
@@ -492,6 +529,9 @@ FAILURES: dict[str, tuple[list[str], str]] = {
     "no checkpoint to calibrate": (["calibrate", "none", "--data", "DATA"], "none"),
     "a plain model to export": (["export", "MODEL", "--target", "onnxruntime", "--output", "O"], "model without exits"),
     "no bundle": (["inspect", "none"], "no bundle at none"),
+    "no bundle to serve": (["serve", "none"], "none: write one with berxit-export"),
+    "no bundle to show": (["demo", "none"], "none: write one with berxit-export"),
+    "no bundle for Triton": (["triton", "none", "--output", "O"], "no bundle at none"),
 }
 
 

@@ -22,6 +22,7 @@ from berxit.toolkit.report import write_report
 from berxit.train.calibration import read_policy
 from berxit.train.curves import Curve, area_above
 from berxit.train.evaluation import Predictions
+from berxit.train.families import applicable_criteria
 
 ANSWERS = [
     (f"{name} {i}", Prediction("cat", {"cat": 0.9, "other": 0.1}, layer, 0.9, 1.0))
@@ -143,9 +144,9 @@ def test_evaluation_contains_every_layer_and_the_whole_curve(predictions: Predic
 
 def test_evaluation_compares_all_criteria(predictions: Predictions) -> None:
     evaluation = evaluate(predictions)
-    names = ["confidence", "entropy", *(["lte"] if predictions.lte is not None else []), "patience", "agreement"]
-    names += ["learned"] if len(predictions.labels) >= 50 else []
+    names = applicable_criteria(predictions)
     assert list(evaluation.curves) == list(evaluation.summaries) == names
+    assert {"confidence", "entropy", "patience", "agreement"} <= set(names)
     full = evaluation.layer_scores[-1]
     curve = Curve.of(evaluation.curves["patience"], 3).relative_to(full)
     summary = evaluation.summaries["patience"]

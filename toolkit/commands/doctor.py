@@ -23,6 +23,10 @@ NEEDED_FOR = {
     "coreml": "write bundles for iPhone, iPad and Mac; run them on a Mac",
     "report": "draw figures",
     "study": "repeat the paper's experiments",
+    "serve": "serve bundles over HTTP, and show the demo page",
+    "parquet": "read and write Parquet files",
+    "ray": "score a corpus on a Ray cluster",
+    "spark": "score a corpus on a Spark cluster",
     "hub": "download and publish models on the Hugging Face hub",
 }
 
@@ -36,11 +40,13 @@ def command() -> None:
         found = {package: _version(package) for package, owner in EXTRAS.items() if owner == extra}
         there = all(found.values())
         packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
-        rows.append([purpose, "yes" if there else "no", packages, "" if there else _how_to_get(extra)])
-    click.echo(f"berxit {metadata.version('berxit')}, Python {platform.python_version()}, {devices.this_machine()}\n")
+        rows.append([purpose, "yes" if there else "no", packages, "" if there else devices.install_command(extra)])
+    machine = devices.with_cuda(devices.this_machine())
+    click.echo(f"berxit {metadata.version('berxit')}, Python {platform.python_version()}, {machine}")
+    click.echo(f"{machine.software or 'no NVIDIA driver'}\n")
     click.echo(markdown_table(["to", "usable", "packages", "get it"], rows))
     click.echo()
-    here = devices.recognise(devices.this_machine())
+    here = devices.recognise(machine)
     for target, backends in BACKENDS.items():
         usable = [described for info in backends if (described := _usable(info))]
         why = backends[0].problem() if target in here.targets else f"the device {here.name} does not run them"
@@ -61,12 +67,11 @@ def _usable(info: BackendInfo) -> str | None:
     return f"{info.name} (options: {' '.join(flags)})" if flags else info.name
 
 
-def _how_to_get(extra: str) -> str:
-    return devices.tensorrt_command() if extra == "tensorrt" else devices.install_command(extra)
-
-
 def _version(package: str) -> str | None:
+    """Version of a package, or of one that contains the module of this name: tensorrt-cu12-bindings contains tensorrt.
+    None if there is neither."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
+        others = metadata.packages_distributions().get(package)
+        return metadata.version(others[0]) if others else None

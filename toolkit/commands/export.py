@@ -16,6 +16,7 @@ from berxit.exporters.targets import (
     layouts_by_target,
     precisions_by_target,
     targets_with,
+    variants_by_target,
     versions_by_target,
 )
 from berxit.runtime.console import debug_option, progress_bar
@@ -47,6 +48,10 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
         return tuple(int(part) for part in value.split(",")) if value else ()
     except ValueError:
         raise click.BadParameter(f"'{value}': give layers as 2,4,6, or auto") from None
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",")) if value else ()
 
 
 @click.command("export")
@@ -90,6 +95,12 @@ def _exits(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--layout", help=f"Memory layout of hidden states. {by_target(layouts_by_target())}. The first is the default."
 )
+@click.option(
+    "--target-options",
+    callback=_names,
+    metavar="NAME,NAME",
+    help=f"Variants of the segments. {by_target(variants_by_target())}.",
+)
 @force_option
 @quiet_option
 @debug_option
@@ -108,6 +119,7 @@ def command(
     threads: int | None,
     accept_noise: bool,
     layout: str | None,
+    target_options: tuple[str, ...],
     force: bool,
     quiet: bool,
 ) -> None:
@@ -118,7 +130,7 @@ def command(
         output,
         target=target,
         device=device,
-        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads),
+        options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads, target_options),
         data=data,
         scores=scores,
         accept_noise=accept_noise,

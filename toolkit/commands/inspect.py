@@ -49,7 +49,7 @@ def describe(bundle: Path, manifest: Manifest) -> str:
     segments = [
         [
             _layers(before, segment),
-            segment.file,
+            segment.loaded.file,
             f"{sum(map(sizes.__getitem__, _files(segment))) / 2**20:.1f}",
             "" if segment.layer == 0 else f"{max_diff[segment.layer]:.1e}",
             "" if segment.layer in (0, model.layers) else _threshold(policy, segment.layer),
@@ -99,7 +99,7 @@ def _layers(before: int, segment: Segment) -> str:
 
 def _files(segment: Segment) -> list[str]:
     """Files of the segment and of its constant inputs."""
-    return [segment.file, *(tensor.file for tensor in segment.constants.values())]
+    return [segment.loaded.file, *(tensor.file for tensor in segment.constants.values())]
 
 
 def _size(path: Path) -> int:

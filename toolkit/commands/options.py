@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from berxit.runtime.backends import options_help
 from berxit.runtime.policies import CRITERIA
 
 PATH = click.Path(path_type=Path)
@@ -30,6 +32,23 @@ criterion_option = click.option(
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bars.")
+
+
+def runner_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that load a runner: ``backend``, ``option_flags`` and ``threads``."""
+    for option in (
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the bundle's]"),
+        click.option(
+            "--backend-option",
+            "option_flags",
+            multiple=True,
+            metavar="OPTION",
+            help=f"Option of the backend, can be repeated. {options_help()}",
+        ),
+        click.option("--backend", help="Backend, if the target has several.  [default: the first installed]"),
+    ):
+        command = option(command)
+    return command
 
 
 def say(line: str) -> None:

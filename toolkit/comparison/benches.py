@@ -76,9 +76,16 @@ def compare_benches(first: Path, second: Path) -> BenchComparison:
         other["average exit layer"] = (a["policy"]["average_exit_layer"], b["policy"]["average_exit_layer"])
     if a["memory_mib"] and b["memory_mib"]:
         other["resident MiB"] = (a["memory_mib"], b["memory_mib"])
+    energies = [data.get("energy", {}) for data in (a, b)]  # Absent in the results of an older version.
+    for name in (name for name in energies[0] if name in energies[1]):
+        other[f"mJ per input, {name}"] = (energies[0][name]["millijoules"], energies[1][name]["millijoules"])
+    conditions = {key: (str(a[key]), str(b[key])) for key in CONDITIONS if a[key] != b[key]}
+    modes = [str(data.get("after", {}).get("power_mode")) for data in (a, b)]
+    if modes[0] != modes[1]:
+        conditions["power mode"] = (modes[0], modes[1])
     return BenchComparison(
         names,
-        {key: (str(a[key]), str(b[key])) for key in CONDITIONS if a[key] != b[key]},
+        conditions,
         {name: (one["latency"]["mean"], two["latency"]["mean"]) for name, (one, two) in latencies.items()},
         scores,
         other,

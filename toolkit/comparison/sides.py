@@ -140,6 +140,6 @@ def _checkpoint(path: Path) -> Side:
 
 def _hidden_states(state: Any, batch: TokenBatch) -> Array:
     """The CoreML executor's state, (1, S', d) or (1, d, 1, S') with padding at the end -> (S, d)."""
-    rows = state.rows[0]["hidden"]
+    rows = state.rows[0].tensors["hidden"]
     rows = rows[0, :, 0].T if rows.ndim == 4 else rows[0]
     return rows[: int(batch.lengths[0])].astype(np.float64)

@@ -33,6 +33,15 @@ def open_backend(
     *,
     cuda_graphs: bool = False,
     run_ahead: bool = False,
+    zero_copy: bool = False,
     progress: Progress = silent,
 ) -> TensorRtBackend:
-    return open_with("tensorrt", folder, manifest, cuda_graphs=cuda_graphs, run_ahead=run_ahead, progress=progress)
+    return open_with(
+        "tensorrt",
+        folder,
+        manifest,
+        cuda_graphs=cuda_graphs,
+        run_ahead=run_ahead,
+        zero_copy=zero_copy,
+        progress=progress,
+    )

@@ -23,14 +23,14 @@ import numpy.typing as npt
 
 from berxit import devices
 from berxit.runtime.backends.tensorrt.cuda import Cuda
-from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines, rows_of
+from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines, read_engine, rows_of
 from berxit.runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
 from berxit.runtime.backends.tensorrt.versions import Api, Kernels, load
 from berxit.runtime.bundle import Manifest, Segment, read_tensor
 from berxit.runtime.bundle_files import BundleFolder
 from berxit.runtime.cache import cache_folder
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.loop import Backend
+from berxit.runtime.loop import Backend, every_exit
 from berxit.runtime.manifest_checks import check_ports
 from berxit.runtime.policies import Bools, Floats
 from berxit.runtime.progress import Progress, silent
@@ -44,10 +44,10 @@ class _Context:
 
     def __init__(self, api: Api, context: Any, segment: Segment, profile: int, memory: tuple[int, int], stream: int):
         self._api, self._context = api, context
-        if self._context is None:
-            raise BerxitError(f"{api.title} made no execution context for {segment.file}: is the GPU's memory full?")
-        api.set_memory(self._context, *memory)
-        api.must(self._context.set_optimization_profile_async(profile, stream), f"profile {profile} of {segment.file}")
+        with api.refusing(f"profile {profile} of {segment.file}"):
+            api.set_memory(self._context, *memory)
+            chosen = self._context.set_optimization_profile_async(profile, stream)
+            api.must(chosen, f"profile {profile} of {segment.file}")
         self._segment = segment
         self._bound: dict[str, int] = {}
         self._rows = 0
@@ -57,8 +57,9 @@ class _Context:
         if rows != self._rows:
             for tensor in self._segment.inputs:
                 shape = shape_of(tensor, rows, length)
-                if shape != tensor.shape and not self._context.set_input_shape(tensor.name, shape):
-                    raise BerxitError(f"{self._segment.file} takes no {tensor.name} of shape {shape}: run berxit-build")
+                if shape != tensor.shape:
+                    with self._api.refusing(what := f"shape {shape} of {tensor.name} of {self._segment.file}"):
+                        self._api.must(self._context.set_input_shape(tensor.name, shape), what)
             self._rows = rows
         for name, address in addresses.items():
             if self._bound.get(name) != address:
@@ -72,12 +73,24 @@ class _Context:
 
 
 class _Slot:
-    """Memory for the rows of one call at one input length, on the GPU and pinned on the host."""
+    """Memory for the rows of one call at one input length, on the GPU and pinned on the host.
 
-    def __init__(self, cuda: Cuda, plan: Plan, manifest: Manifest, constants: Sequence[Mapping[str, int]]):
+    ``zero_copy``: the GPU reads inputs and writes outputs in the host's memory, without copies.
+    """
+
+    def __init__(
+        self, cuda: Cuda, plan: Plan, manifest: Manifest, constants: Sequence[Mapping[str, int]], *, zero_copy: bool
+    ):
         self.plan = plan
-        self.device = cuda.allocate(plan.size)
-        self.host, self._bytes = cuda.pinned(plan.host_size)
+        self._cuda = cuda
+        self._device = cuda.allocate(plan.size)
+        self._mapped: int | None = None
+        """Address of the host's memory on the GPU, with ``zero_copy``."""
+        self._host = 0
+        if zero_copy:
+            self._mapped, self._bytes = cuda.mapped(plan.host_size)
+        else:
+            self._host, self._bytes = cuda.pinned(plan.host_size)
         self.done = (cuda.event(), cuda.event())
         self.turn = 0
         """Counts the steps, so that a state that was used before is recognized."""
@@ -95,8 +108,21 @@ class _Slot:
         ]
         """Run (0: the embeddings) -> tensor name -> address on the GPU."""
 
+    def send_inputs(self, stream: int) -> None:
+        if self._mapped is None:
+            self._cuda.copy_in(self._device, self._host, self.plan.inputs.stop, stream)
+
+    def fetch_outputs(self, step: int, stream: int) -> None:
+        if self._mapped is None:
+            outputs = self.plan.outputs[step % 2]
+            start, size = outputs.start, outputs.stop - outputs.start
+            self._cuda.copy_out(self._host + start, self._device + start, size, stream)
+
     def _at(self, place: str) -> int:
-        return self.device + self.plan.places[place].offset
+        offset = self.plan.places[place].offset
+        if self._mapped is not None and offset < self.plan.host_size:
+            return self._mapped + offset
+        return self._device + offset
 
     def row(self, place: str, row: int) -> int:
         """Address of a row of a tensor on the GPU."""
@@ -179,8 +205,9 @@ class TensorRtBackend(Backend):
     """Runs engines. A state may be used once, because the next one uses its memory.
 
     Its GPU memory is freed by ``close``, or with the last reference to the backend. ``cuda_graphs``: the layers of a
-    single row are CUDA graphs. ``run_ahead``: layer i + 1 starts while the policy evaluates exit i. Both are off by
-    default, because only a measurement on the GPU shows whether they are faster.
+    single row are CUDA graphs. ``run_ahead``: layer i + 1 starts while the policy evaluates exit i. ``zero_copy``: the
+    GPU reads inputs and writes outputs in the host's memory. All are off by default, because only a measurement on the
+    GPU shows whether they are faster.
     """
 
     def __init__(
@@ -189,30 +216,32 @@ class TensorRtBackend(Backend):
         manifest: Manifest,
         api: Api,
         cuda: Cuda,
-        engines: Mapping[str, bytes],
+        engines: Mapping[str, Path],
         *,
         cuda_graphs: bool = False,
         run_ahead: bool = False,
+        zero_copy: bool = False,
         kernels: bytes = b"",
         keep_kernels: Callable[[bytes], None] = lambda content: None,
     ) -> None:
-        """``cuda`` belongs to this backend. ``kernels``: the last argument of ``keep_kernels``."""
+        """``cuda`` belongs to this backend. ``engines``: segment file -> file of its engine. ``kernels``: the last
+        argument of ``keep_kernels``."""
         if cuda_graphs and not api.shares_profiles:
-            raise InputError(f"backend option cuda-graphs of {api.builder} needs TensorRT 10, this is {api.title}")
+            raise InputError(f"backend option cuda-graphs of {api.builder} needs TensorRT 8.6, this is {api.title}")
         self.name = api.builder
         self.layers = manifest.model.layers
         self.exits = manifest.exits
         self._manifest, self._api, self._cuda = manifest, api, cuda
         self._runs = runs_of(manifest)
-        self._graphs, self._ahead = cuda_graphs, run_ahead
+        self._graphs, self._ahead, self._zero_copy = cuda_graphs, run_ahead, zero_copy
         self._lock = threading.Lock()
         self._stream = cuda.stream()
         self._held = _Held(cuda, self._stream, keep_kernels, Kernels(kernels))
         self._give_back = finalize(self, self._held.give_back)
-        runtime = api.trt.Runtime(api.logger)
+        runtime = api.make_runtime()
         self._held.runtimes.append(runtime)
-        for file, data in engines.items():
-            self._held.engines[file] = _deserialized(api, runtime, file, data)
+        for file, path in engines.items():  # One file at a time is in the host's memory.
+            self._held.engines[file] = api.engine(runtime, read_engine(path), file)
         for segment in manifest.segments:
             check_ports(segment, *api.ports(self._held.engines[segment.file]), segment.file)
         size = max(api.memory_size(engine) for engine in self._held.engines.values())
@@ -223,6 +252,14 @@ class TensorRtBackend(Backend):
             for segment in manifest.segments
         ]
         self._free: dict[int, deque[_Slot]] = defaultdict(deque)
+
+    def warm_up(self) -> None:
+        """Runs one row of every input length, because the first run of a context is slow: it creates the context, loads
+        kernels and captures CUDA graphs. The first input of a caller is then as fast as later ones."""
+        for length in self._manifest.lengths:
+            batch = TokenBatch.pad([[self._manifest.model.pad_token_id] * length], [[0] * length], 0)
+            for _ in range(2 if self._graphs else 1):  # A graph is captured in the first run and launched in the next.
+                deque(every_exit(self, batch), maxlen=0)
 
     def close(self) -> None:
         """Releases memory, engines and stream on the GPU. Later calls raise BerxitError."""
@@ -291,7 +328,7 @@ class TensorRtBackend(Backend):
             view[:, :width] = tokens[tensor.role]
             view[:, width:] = self._manifest.model.pad_token_id if tensor.role == "input_ids" else 0
         slot.turn += 1
-        self._cuda.copy_in(slot.device, slot.host, slot.plan.inputs.stop, self._stream)
+        slot.send_inputs(self._stream)
         self._context(segment, length).enqueue(slot.addresses[0], given, length, self._stream)
         return _Part(pooled, given, slot.turn)
 
@@ -325,9 +362,7 @@ class TensorRtBackend(Backend):
     def _enqueue_in(self, contexts: Sequence[_Context], step: int, slot: _Slot, rows: int) -> None:
         for context, run in zip(contexts, self._runs[step], strict=True):
             context.enqueue(slot.addresses[run], rows, slot.plan.length, self._stream)
-        outputs = slot.plan.outputs[step % 2]
-        size = outputs.stop - outputs.start
-        self._cuda.copy_out(slot.host + outputs.start, slot.device + outputs.start, size, self._stream)
+        slot.fetch_outputs(step, self._stream)
 
     def _answer(self, role: str, step: int, part: _Part) -> Floats:
         tensor = next(output for output in self._manifest.segments[step].outputs if output.role == role)
@@ -355,20 +390,22 @@ class TensorRtBackend(Backend):
 
     def _slot(self, length: int) -> _Slot:
         plan = plan_for(self._manifest, rows_of(self._manifest), length)
-        slot = _Slot(self._cuda, plan, self._manifest, self._constants)
+        with self._cuda.all_or_nothing():
+            slot = _Slot(self._cuda, plan, self._manifest, self._constants, zero_copy=self._zero_copy)
         self._held.slots.append(slot)
         return slot
 
     def _context(self, segment: Segment, length: int) -> _Context:
         """The context of an engine and an input length, created when an input first has that length. Layers and callers
-        share it, because before TensorRT 10 an optimization profile accepts only one context."""
+        share it, because before TensorRT 8.6 an optimization profile accepts only one context."""
         place = (segment.file, length)
         if place not in self._held.contexts:
             self._held.contexts[place] = self._new_context(segment, length)
         return self._held.contexts[place]
 
     def _new_context(self, segment: Segment, length: int) -> _Context:
-        context = self._api.context(self._held.engines[segment.file], self._held.kernels)
+        what = f"execution context of {segment.file}"
+        context = self._api.context(self._held.engines[segment.file], self._held.kernels, what)
         profile = self._manifest.lengths.index(length)
         return _Context(self._api, context, segment, profile, self._memory, self._stream)
 
@@ -380,10 +417,11 @@ def open_with(
     *,
     cuda_graphs: bool = False,
     run_ahead: bool = False,
+    zero_copy: bool = False,
     progress: Progress = silent,
 ) -> TensorRtBackend:
-    """Builds missing engines and opens all engines. A build takes minutes: ``progress`` receives it, and a warning is
-    logged. Raises BerxitError if TensorRT or a GPU is missing."""
+    """Builds missing engines, opens all engines and warms them up. A build takes minutes: ``progress`` receives it, and
+    a warning is logged. Raises BerxitError if TensorRT or a GPU is missing, or does not run the bundle."""
     api, cuda, cache = load(builder), Cuda.open(), EngineCache(cache_folder())
     gpu = cuda.gpu()
     engines = prepare_engines(
@@ -396,7 +434,7 @@ def open_with(
         progress=progress,
         report=_LOG.warning,
     )
-    return TensorRtBackend(
+    backend = TensorRtBackend(
         folder,
         manifest,
         api,
@@ -404,15 +442,9 @@ def open_with(
         engines,
         cuda_graphs=cuda_graphs,
         run_ahead=run_ahead,
+        zero_copy=zero_copy,
         kernels=cache.read_kept("kernels", api, gpu),
         keep_kernels=partial(cache.write_kept, "kernels", api, gpu),
     )
-
-
-def _deserialized(api: Api, runtime: Any, file: str, data: bytes) -> Any:
-    engine = runtime.deserialize_cuda_engine(data)
-    if engine is None:
-        raise BerxitError(
-            f"{api.title} cannot load the engine of {file}: {api.said()}. Rebuild it: berxit-build --force"
-        )
-    return engine
+    backend.warm_up()
+    return backend

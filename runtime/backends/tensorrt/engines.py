@@ -4,10 +4,14 @@ is cached under a key of everything that it depends on, and built again if any o
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from berxit.runtime.backends.tensorrt.cuda import Gpu
@@ -16,11 +20,14 @@ from berxit.runtime.backends.tensorrt.versions import Api
 from berxit.runtime.bundle import Manifest, Segment
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.progress import Progress, silent
+from berxit.runtime.progress import Bar, Progress, silent
 from berxit.runtime.storage import replacing
 
-RECIPE = 2
-"""Version of the build settings. A new version makes older engines invalid. 2: no TF32."""
+Buffer = bytes | memoryview
+
+RECIPE = 3
+"""Version of the build settings. A new version makes older engines invalid. 2: no TF32. 3: float32 layers of TensorRT 8
+by name, and profiles that contexts share."""
 WORKSPACE_MIB = 1024
 """Default workspace of the builder; the device's profile can override it."""
 
@@ -57,13 +64,21 @@ class EngineCache:
     def path(self, key: EngineKey) -> Path:
         return self.folder / f"{key.digest}.engine"
 
-    def read(self, key: EngineKey) -> bytes | None:
-        return _read(self.path(key))
-
-    def write(self, key: EngineKey, engine: bytes) -> None:
-        """Stores the engine, and its key as JSON for a reader."""
-        _write(self.path(key).with_suffix(".json"), json.dumps(asdict(key), indent=1).encode())
+    def write(self, key: EngineKey, engine: Buffer, seconds: float) -> None:
+        """Stores the engine, and its key and the duration of its build as JSON for a reader."""
+        record = asdict(key) | {"seconds": round(seconds, 2)}
+        _write(self.path(key).with_suffix(".json"), json.dumps(record, indent=1).encode())
         _write(self.path(key), engine)
+
+    def build_seconds(self, key: EngineKey) -> float | None:
+        """Median duration of earlier builds with the same TensorRT for the same GPU; None if there was none."""
+        found = []
+        for file in self.folder.glob("*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a file of an older version, or a damaged one
+                record = json.loads(file.read_bytes())
+                if all(record[name] == getattr(key, name) for name in ("builder", "version", "gpu", "multiprocessors")):
+                    found.append(float(record["seconds"]))
+        return median(found) if found else None
 
     def forget(self, key: EngineKey) -> None:
         self.path(key).unlink(missing_ok=True)
@@ -76,7 +91,7 @@ class EngineCache:
     def read_kept(self, kind: str, api: Api, gpu: Gpu) -> bytes:
         return _read(self.kept_path(kind, api, gpu)) or b""
 
-    def write_kept(self, kind: str, api: Api, gpu: Gpu, content: bytes) -> None:
+    def write_kept(self, kind: str, api: Api, gpu: Gpu, content: Buffer) -> None:
         _write(self.kept_path(kind, api, gpu), content)
 
 
@@ -117,55 +132,87 @@ def prepare_engines(
     workspace_mib: int = WORKSPACE_MIB,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
-) -> dict[str, bytes]:
-    """Segment file -> its engine, from the cache or newly built. Raises BerxitError if one cannot be built."""
+) -> dict[str, Path]:
+    """Segment file -> the file of its engine in the cache. Builds the missing ones, with one builder, because each
+    would load TensorRT's kernels again. Raises BerxitError if one cannot be built."""
     if not manifest.lengths:
         raise BerxitError(f"{folder}: its manifest has no lengths, which an engine needs: export it again")
     segments, bundle = files_to_build(manifest), BundleFolder.at(folder)
+    api.check_files(manifest, str(bundle.path))
     files = {file: bundle.file(segment, verify=True) for file, segment in segments.items()}  # Keys contain the sha256.
     keys = {file: key_of(manifest, segment, api, gpu) for file, segment in segments.items()}
-    engines = {file: engine for file, key in keys.items() if (engine := cache.read(key)) is not None}
-    missing = [file for file in segments if file not in engines]
+    missing = [file for file, key in keys.items() if not cache.path(key).exists()]
     if missing:
-        report(f"{api.title} builds {len(missing)} of {len(segments)} engines for {gpu.name} into {cache.folder}")
+        expected = _expectation(cache.build_seconds(keys[missing[0]]), len(missing))
+        share = f"{len(missing)} of {len(segments)}"
+        report(f"{api.title} builds {share} engines for {gpu.name} into {cache.folder}: {expected}")
+        builder = api.make_builder()
         with progress(len(missing)) as bar:
             for file in missing:
-                engines[file] = _build_one(files[file], manifest, segments[file], api, gpu, cache, workspace_mib)
-                cache.write(keys[file], engines[file])
+                start = time.perf_counter()
+                build = partial(_build_one, files[file], manifest, segments[file], api, builder)
+                engine = build(gpu, cache, workspace_mib, note=partial(_note, bar, Path(file).stem))
+                cache.write(keys[file], engine, time.perf_counter() - start)
                 bar.update(1)
-    return engines
+    return {file: cache.path(key) for file, key in keys.items()}
+
+
+def _expectation(seconds: float | None, engines: int) -> str:
+    """Expected duration of a build, from the duration of an earlier one."""
+    if seconds is None:
+        return "no build on this GPU is recorded yet; it can take minutes"
+    total = seconds * engines
+    duration = f"{total:.0f} s" if total < 100 else f"{total / 60:.0f} min"
+    return f"expected: {duration}, as an engine took {seconds:.1f} s in earlier builds"
+
+
+def _note(bar: Bar, file: str, text: str) -> None:
+    """Shows a step of the build of ``file`` beside the bar, if the bar can do that."""
+    if show := getattr(bar, "note", None):
+        show(f"{file}: {text}")
 
 
 def _build_one(
-    file: BundleFile, manifest: Manifest, segment: Segment, api: Api, gpu: Gpu, cache: EngineCache, workspace_mib: int
-) -> bytes:
-    builder = api.trt.Builder(api.logger)
+    file: BundleFile,
+    manifest: Manifest,
+    segment: Segment,
+    api: Api,
+    builder: Any,
+    gpu: Gpu,
+    cache: EngineCache,
+    workspace_mib: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> Buffer:
+    """The engine of a file, in the memory of TensorRT."""
     network = api.network(builder)
     parser = api.parse(network, file)
-    config = builder.create_builder_config()
+    config = api.config(builder)
     api.set_workspace(config, workspace_mib)
-    api.set_precision(config, network, manifest.precision)
+    api.set_precision(config, network, manifest.precision, exits=segment.layer > 0)
     api.set_capability(config, gpu.capability)
     timings = api.timing_cache(config, cache.read_kept("timing", api, gpu))  # Identical layers are timed once.
     for profile in profiles(api, builder, manifest, segment):
         api.add_profile(config, profile)
-    engine = builder.build_serialized_network(network, config)
+    engine = api.build(builder, network, config, str(file), note)
     del parser
-    if engine is None:
-        raise BerxitError(
-            f"{api.title} could not build {file}: {api.said()}. Give it more memory"
-            " (--workspace), or export with a --target-version or --precision that it knows"
-        )
     if timings is not None:
-        cache.write_kept("timing", api, gpu, bytes(memoryview(config.get_timing_cache().serialize())))
-    return bytes(memoryview(engine))
+        cache.write_kept("timing", api, gpu, memoryview(config.get_timing_cache().serialize()))
+    return memoryview(engine)
+
+
+def read_engine(file: Path) -> bytes:
+    """Raises BerxitError if the engine was deleted from the cache meanwhile."""
+    content = _read(file)
+    if content is None:
+        raise BerxitError(f"{file} is missing: another process cleared the engine cache. Load the bundle again")
+    return content
 
 
 def profiles(api: Api, builder: Any, manifest: Manifest, segment: Segment) -> Iterator[Any]:
     """One optimization profile per input length, tuned for a single row. Kernels for a fixed length are faster than
     kernels for a range."""
     for length in manifest.lengths:
-        profile = builder.create_optimization_profile()
+        profile = api.make_profile(builder)
         for tensor in segment.inputs:
             if any(isinstance(size, str) for size in tensor.shape):
                 rows = (1, rows_of(manifest))
@@ -180,7 +227,7 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: Buffer) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:

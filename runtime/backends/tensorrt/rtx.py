@@ -21,8 +21,6 @@ def open_backend(
     manifest: Manifest,
     threads: int | None,
     *,
-    cuda_graphs: bool = False,
-    run_ahead: bool = False,
     progress: Progress = silent,
 ) -> TensorRtBackend:
-    return open_with("tensorrt-rtx", folder, manifest, cuda_graphs=cuda_graphs, run_ahead=run_ahead, progress=progress)
+    return open_with("tensorrt-rtx", folder, manifest, progress=progress)

@@ -55,7 +55,7 @@ def test_growing_cases_stop_at_maximum_length(bundle: Path) -> None:
     assert [(len(case.ids), len(case.ids[0])) for case in batches] == [(32, 8), (32, 32)]
 
 
-def halves(rows: int = 200) -> tuple[Labelled, np.ndarray]:
+def halves(rows: int = 1200) -> tuple[Labelled, np.ndarray]:
     """Rows on which a certain exit 1 is correct for even row numbers and wrong for odd ones."""
     labels = np.arange(rows) // 2 % 2
     sure = np.where(np.arange(rows) % 2 == 0, labels, 1 - labels)
@@ -68,7 +68,7 @@ def halves(rows: int = 200) -> tuple[Labelled, np.ndarray]:
 
 def test_policies_calibrate_each_half_on_the_other(tmp_path: Path) -> None:
     rows, logits = halves()
-    policies = rows.policies(logits, None, tmp_path)
+    policies = rows.policies(logits, None, tmp_path, logits[:, -1])
     layers = rows.exit_layers_of(policies, logits, None)
     assert (
         layers[rows.half == 0] == 2
@@ -77,7 +77,7 @@ def test_policies_calibrate_each_half_on_the_other(tmp_path: Path) -> None:
 
 
 def test_timed_rows_have_exit_distribution_of_their_half() -> None:
-    rows, _ = halves()
+    rows, _ = halves(200)
     layers = np.where(np.arange(200) < 50, 1, 2)
     cases = rows.timed(ExitPolicy.full_depth(2), layers)
     assert [(name, len(case.ids)) for name, case in cases.items()] == [("inputs", 24), ("batch of 32, inputs", 32)]

@@ -3,89 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
 
-import torch
-from conftest import ENCODERS, quick_and_slow, shared
+from conftest import ENCODERS, SAMPLES, MakeCheckpoint, quick_and_slow, shared
+from coreml_checkpoints import LIMITS, hidden_gap, size
 from test_export import change_precision, checkpoint_of
 
 from berxit.devices import find
 from berxit.exporters import exit_placement, loading
 from berxit.exporters.coreml import weights as mil_weights
 from berxit.exporters.coreml.executor import open_package, ops_of, types_of
-from berxit.exporters.coreml.target import checking_backend
 from berxit.exporters.export import export
 from berxit.exporters.options import ExportOptions
 from berxit.exporters.segments import Segments, split_segments
 from berxit.exporters.targets import COREML
 from berxit.runtime.bundle import Manifest, files_of, read_manifest, sha256
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.tokenization import TokenBatch
 from berxit.train.calibration import read_policy
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.modeling import MultiExitModel
-
-ROWS = ([2, 6, 7, 8, 9, 3], [2, 11, 3], [2, *range(5, 20), 3])
-"""Token ids of three rows of different length."""
-
-SAMPLES = {"texts": ["the cat sat", "a big red dog ran on under the tree", "stop"]}
-"""Words in the tiny tokenizer's vocabulary: MPNet pads with id 1, which is its unknown token."""
-
-LIMITS = {"fp32": 1e-5, "fp16": 1e-2}
-"""Largest allowed difference of a hidden state."""
-
-Checkpoint = Callable[..., Path]
-
-
-@pytest.fixture
-def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> Checkpoint:
-    """Family, options -> an untrained checkpoint whose exits differ from each other."""
-
-    def make(family: str, **options: Any) -> Path:
-        folder = tmp_path / f"{family}-checkpoint"
-        if not folder.exists():
-            checkpoint_of(backbone_folders[family], folder, **options)
-            (folder / "samples.json").write_text(json.dumps(SAMPLES), encoding="utf-8")
-        return folder
-
-    return make
-
-
-def hidden_gap(
-    checkpoint: Path, bundle: Path, rows: tuple[list[int], ...] = ROWS, *, exact: bool = False
-) -> tuple[float, float]:
-    """Largest difference from PyTorch of hidden states, and of logits and LTE, over all layers and rows. ``exact``:
-    from PyTorch in float64."""
-    manifest = read_manifest(bundle)
-    model, _ = load_checkpoint(checkpoint)
-    if exact:
-        model.double()
-    backend = checking_backend(bundle, manifest, None)
-    states, exits = [], []
-    for ids in rows:
-        row = torch.tensor([ids])
-        types = (torch.arange(len(ids)) >= len(ids) // 2).long()[None]
-        with torch.no_grad():
-            expected = model(row, torch.ones_like(row), types, output_hidden_states=True)
-        state = backend.embed(TokenBatch.pad([ids], types.tolist(), manifest.model.pad_token_id))
-        for layer in (0, *manifest.exits):
-            if layer:
-                state, logits, lte = backend.layer(layer, state)
-                exits += [np.abs(logits - expected.exit_logits[:, layer - 1].numpy()).max()]
-                exits += [np.abs(lte - expected.certainties[:, layer - 1].numpy()).max()]
-            hidden = state.rows[0]["hidden"].astype(np.float32)
-            if hidden.ndim == 4:  # (1, d, 1, S) -> (1, S, d)
-                hidden = hidden[:, :, 0].transpose(0, 2, 1)
-            states += [np.abs(hidden[:, : len(ids)] - expected.hidden_states[layer].numpy()).max()]
-    return float(np.max(states)), float(np.max(exits))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +39,13 @@ def hidden_gap(
     ],
 )
 def test_every_layer_equals_pytorch(
-    family: str, precision: str, version: str, layout: str, lengths: tuple[int, ...], made: Checkpoint, tmp_path: Path
+    family: str,
+    precision: str,
+    version: str,
+    layout: str,
+    lengths: tuple[int, ...],
+    made: MakeCheckpoint,
+    tmp_path: Path,
 ) -> None:
     pooling, head = ("mean", "pooler") if layout == "ane" else ("first", "linear")
     checkpoint = made(family, pooling=pooling, exit_head=head)
@@ -111,7 +59,7 @@ def test_every_layer_equals_pytorch(
     )  # fmt: skip
 
 
-def test_export_writes_one_fp16_package_by_default(made: Checkpoint, tmp_path: Path) -> None:
+def test_export_writes_one_fp16_package_by_default(made: MakeCheckpoint, tmp_path: Path) -> None:
     lines: list[str] = []
     export(made("bert"), "coreml", tmp_path / "bundle", report=lines.append)
     manifest = read_manifest(tmp_path / "bundle")  # every checksum, that of the package's folder too
@@ -131,7 +79,7 @@ def test_export_writes_one_fp16_package_by_default(made: Checkpoint, tmp_path: P
     assert "Apple's runtime was not run" in lines[3]
 
 
-def test_ios_16_has_one_package_per_segment(made: Checkpoint, tmp_path: Path) -> None:
+def test_ios_16_has_one_package_per_segment(made: MakeCheckpoint, tmp_path: Path) -> None:
     options = ExportOptions(target_version="ios16")
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=options)
     assert [segment.file for segment in manifest.segments] == [
@@ -141,7 +89,7 @@ def test_ios_16_has_one_package_per_segment(made: Checkpoint, tmp_path: Path) ->
     assert hidden_gap(made("bert"), tmp_path / "bundle")[0] <= LIMITS["fp16"]
 
 
-def test_ane_layout_has_convolutions_and_no_transpositions(made: Checkpoint, tmp_path: Path) -> None:
+def test_ane_layout_has_convolutions_and_no_transpositions(made: MakeCheckpoint, tmp_path: Path) -> None:
     options = ExportOptions(layout="ane", lengths=(8, 16))
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=options)
     ops = ops_of(tmp_path / "bundle/segments/model.mlpackage")["layer_01"]
@@ -152,7 +100,7 @@ def test_ane_layout_has_convolutions_and_no_transpositions(made: Checkpoint, tmp
     )  # fmt: skip
 
 
-def test_only_the_ane_layout_has_hidden_states_in_fp16(made: Checkpoint, tmp_path: Path) -> None:
+def test_only_the_ane_layout_has_hidden_states_in_fp16(made: MakeCheckpoint, tmp_path: Path) -> None:
     gaps = {}
     for layout in ("tokens", "ane"):
         export(made("bert"), "coreml", tmp_path / layout, options=ExportOptions(layout=layout))
@@ -167,7 +115,7 @@ def test_only_the_ane_layout_has_hidden_states_in_fp16(made: Checkpoint, tmp_pat
 
 @pytest.mark.parametrize(("version", "layout"), [("ios18", "tokens"), ("ios16", "ane")])
 def test_layers_without_an_exit_run_in_the_next_ones_segment(
-    version: str, layout: str, made: Checkpoint, tmp_path: Path
+    version: str, layout: str, made: MakeCheckpoint, tmp_path: Path
 ) -> None:
     checkpoint = made("bert")
     options = ExportOptions("fp32", target_version=version, layout=layout, exits=(2,))
@@ -179,7 +127,7 @@ def test_layers_without_an_exit_run_in_the_next_ones_segment(
 
 
 def test_auto_rejects_a_machine_without_coreml(
-    made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exit_placement, "recognise", lambda machine: find("cpu"))
     with pytest.raises(InputError, match="--exits auto measures here, and a cpu does not run coreml: name them"):
@@ -188,7 +136,7 @@ def test_auto_rejects_a_machine_without_coreml(
 
 
 @pytest.mark.parametrize("version", ["ios18", "ios16"])
-def test_export_of_several_albert_layers_contains_one_body(version: str, made: Checkpoint, tmp_path: Path) -> None:
+def test_export_of_several_albert_layers_contains_one_body(version: str, made: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint, stored = made("albert"), {}
     for exits in ((1, 2, 3), (3,)):
         bundle = tmp_path / f"{len(exits)} exits"
@@ -199,10 +147,6 @@ def test_export_of_several_albert_layers_contains_one_body(version: str, made: C
         assert stored[3,] <= stored[1, 2, 3]
     else:  # one package with a body, beside the embeddings, instead of three
         assert stored[3,] < 0.6 * stored[1, 2, 3]
-
-
-def size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 @pytest.mark.parametrize(
@@ -264,7 +208,7 @@ def test_compressed_weights_have_the_op_of_their_form(
     version: str,
     layout: str,
     op: str,
-    made: Checkpoint,
+    made: MakeCheckpoint,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -291,7 +235,7 @@ def test_compressed_weights_get_their_own_threshold(checkpoint: Path, tmp_path: 
     assert (stored.policy, stored.scores) == (manifest.policy, manifest.scores)
 
 
-def test_palettes_are_smaller_and_within_tolerance(made: Checkpoint, tmp_path: Path) -> None:
+def test_palettes_are_smaller_and_within_tolerance(made: MakeCheckpoint, tmp_path: Path) -> None:
     sizes = {}
     for precision in ("fp16", "palette6", "palette4"):
         manifest = export(made("bert"), "coreml", tmp_path / precision, options=ExportOptions(precision))
@@ -302,7 +246,9 @@ def test_palettes_are_smaller_and_within_tolerance(made: Checkpoint, tmp_path: P
     assert max(sizes["palette6"], sizes["palette4"]) < 0.85 * sizes["fp16"]
 
 
-def test_export_rejects_exits_that_differ(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_rejects_exits_that_differ(
+    made: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(model: MultiExitModel) -> Segments:
         segments = split_segments(model)
         last = segments.layers[-1]
@@ -317,7 +263,9 @@ def test_export_rejects_exits_that_differ(made: Checkpoint, tmp_path: Path, monk
     assert not (tmp_path / "bundle").exists()
 
 
-def test_export_rejects_exits_below_the_psnr(made: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_rejects_exits_below_the_psnr(
+    made: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change_precision(monkeypatch, "coreml", "fp16", least_psnr=120.0)  # as if float32
     with pytest.raises(BerxitError, match=r"3 of 3 exits differ .*PSNR \d+ dB \(at least: 120\)\. Nothing was written"):
         export(made("bert"), "coreml", tmp_path / "bundle")
@@ -338,13 +286,15 @@ def test_every_coreml_precision_has_a_least_psnr() -> None:
         (ExportOptions("fp7"), "no precision 'fp7': choose fp16, fp32"),
     ],
 )
-def test_export_rejects_unknown_options(options: ExportOptions, message: str, made: Checkpoint, tmp_path: Path) -> None:
+def test_export_rejects_unknown_options(
+    options: ExportOptions, message: str, made: MakeCheckpoint, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=message):
         export(made("bert"), "coreml", tmp_path / "bundle", options=options)
     assert not (tmp_path / "bundle").exists()
 
 
-def test_lengths_are_limited_to_the_model(made: Checkpoint, tmp_path: Path) -> None:
+def test_lengths_are_limited_to_the_model(made: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = made("bert")  # up to 32 tokens
     manifest = export(checkpoint, "coreml", tmp_path / "long", options=ExportOptions(lengths=(128, 16, 64)))
     assert (manifest.lengths, manifest.model.max_length) == ((16, 32), 32)
@@ -358,7 +308,7 @@ def test_lengths_are_limited_to_the_model(made: Checkpoint, tmp_path: Path) -> N
     assert any(count <= 16 for count in counts)
 
 
-def test_package_accepts_only_its_lengths(made: Checkpoint, tmp_path: Path) -> None:
+def test_package_accepts_only_its_lengths(made: MakeCheckpoint, tmp_path: Path) -> None:
     manifest = export(made("bert"), "coreml", tmp_path / "bundle", options=ExportOptions(lengths=(8, 16)))
     embeddings = open_package(tmp_path / "bundle" / manifest.segments[0].file)["embeddings"]
     feeds = {name: np.ones((1, 8), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}
@@ -369,7 +319,7 @@ def test_package_accepts_only_its_lengths(made: Checkpoint, tmp_path: Path) -> N
         embeddings({"input_ids": feeds["input_ids"]})
 
 
-def test_read_manifest_rejects_a_changed_weight_file(made: Checkpoint, tmp_path: Path) -> None:
+def test_read_manifest_rejects_a_changed_weight_file(made: MakeCheckpoint, tmp_path: Path) -> None:
     manifest: Manifest = export(made("bert"), "coreml", tmp_path / "bundle")
     package = tmp_path / "bundle" / manifest.segments[0].file
     assert files_of(manifest)[manifest.segments[0].file] == sha256(package)

@@ -5,6 +5,7 @@ MiniLM is a BERT; the same weights are renamed for RoBERTa and DistilBERT. ALBER
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,8 @@ import pytest
 pytest.importorskip("coremltools", reason="coremltools is not installed here: pip install -e '.[coreml]'")
 
 import torch
-from conftest import shared
-from test_coreml import LIMITS, hidden_gap
+from conftest import SAMPLES, shared
+from coreml_checkpoints import LIMITS, hidden_gap, size
 from test_export import checkpoint_of
 from transformers import AutoModel, AutoTokenizer, BertModel, DistilBertConfig, PreTrainedModel, RobertaConfig
 
@@ -143,3 +144,46 @@ def test_real_weights_stay_within_the_limits(
     # ALBERT's states reach 7, and its one body meets its own rounding twelve times: on some CPUs 1.1e-5
     assert states <= (2e-5 if (family, precision) == ("albert", "fp32") else LIMITS[precision])
     assert exits <= LIMITS[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize(
+    ("precision", "layout", "names"),
+    [
+        ("fp16", "ane", ("fixed-shapes", "full-depth", "float16-exits")),
+        ("fp16", "tokens", ("full-depth", "float16-exits")),
+        ("palette6-grouped", "ane", ()),
+        ("palette4-grouped", "ane", ()),
+        ("int8-activations", "ane", ()),
+        ("int8-activations", "tokens", ()),
+    ],
+)
+def test_options_keep_real_exits_within_the_tolerance(
+    family: str,
+    precision: str,
+    layout: str,
+    names: tuple[str, ...],
+    real: Callable[[str], tuple[Path, list]],
+    tmp_path: Path,
+) -> None:
+    checkpoint, _ = real(family)
+    texts = SENTENCES if family == "bert" else SAMPLES["texts"]  # words of the checkpoint's tokenizer
+    (checkpoint / "samples.json").write_text(json.dumps({"texts": texts}), encoding="utf-8")
+    names = (*names, *(["shared-body"] if family == "albert" else []))
+    options = ExportOptions(precision, (32, 64), layout=layout, target_options=names)
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options)  # raises if an exit differs
+    assert max(manifest.parity.max_diff) <= manifest.parity.atol
+
+
+@pytest.mark.slow
+def test_five_lengths_take_at_most_two_percent_more_than_one(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(minilm(), tmp_path / "checkpoint", max_length=512)
+    sizes = []
+    for lengths in ((512,), (32, 64, 128, 256, 512)):
+        bundle = tmp_path / str(len(lengths))
+        options = ExportOptions(layout="ane", lengths=lengths, target_options=("fixed-shapes",))
+        manifest = export(checkpoint, "coreml", bundle, options=options)
+        assert manifest.lengths == lengths
+        sizes.append(size(bundle / manifest.segments[0].file))
+    assert sizes[1] <= 1.02 * sizes[0]

@@ -45,6 +45,23 @@ def test_compare_benches_reports_conditions_that_differ(measured: Path, tmp_path
     assert "conditions differ: device is" in found.text()
 
 
+def test_compare_benches_compares_energy_and_power_mode(measured: Path, tmp_path: Path) -> None:
+    after = read_json(measured)["after"]
+    first, second = (
+        changed(
+            measured,
+            tmp_path / f"{mode}.json",
+            energy={"full depth": {"millijoules": energy}},
+            after={**after, "power_mode": mode},
+        )
+        for mode, energy in (("15W", 20.0), ("MAXN_SUPER", 30.0))
+    )
+    found = compare_benches(first, second)
+    assert found.other["mJ per input, full depth"] == (20.0, 30.0)
+    assert found.conditions == {"power mode": ("15W", "MAXN_SUPER")}
+    assert "mJ per input, full depth" not in compare_benches(first, measured).other
+
+
 def test_compare_benches_refuses_another_json(measured: Path, tmp_path: Path) -> None:
     write_json({"a": 1}, tmp_path / "no.json")
     with pytest.raises(BerxitError, match=r"no.json is not a bench.json: it has no"):

@@ -1,8 +1,9 @@
 import EarlyExit
 import Foundation
 
-// TokenizerCheck compare TOKENIZER MAX_LENGTH CASES   prints each difference as a line of JSON, then the time
-// TokenizerCheck read TOKENIZER                       prints the milliseconds of five reads
+// TokenizerCheck compare JOBS      JOBS has lines TOKENIZER, MAX_LENGTH, CASES, separated by tabs. Prints each difference
+//                                  as a line of JSON, then the number of cases and the seconds
+// TokenizerCheck read TOKENIZER    prints the milliseconds of five reads
 
 /// Texts with the token ids of the Python runtime, little-endian. For each case: number of texts (1 byte), each text
 /// (number of bytes, UTF-8), number of tokens, ids, types, truncated (1 byte). Numbers have 4 bytes.
@@ -43,29 +44,33 @@ struct CaseReader {
 }
 
 struct Difference: Encodable {
-    let number: Int
-    let ids, types: [Int32]
-    let truncated: Bool
+    let job, number: Int
+    let ids: [Int32]
 }
 
-func compare(_ file: String, maxLength: Int, cases: String) throws {
-    let tokenizer = try Tokenizer(file: URL(fileURLWithPath: file), maxLength: maxLength)
-    var reader = CaseReader(bytes: [UInt8](try Data(contentsOf: URL(fileURLWithPath: cases))))
+func compare(_ jobs: String) throws {
     let encoder = JSONEncoder()
-    var number = 0
-    var seconds = 0.0
-    while let expected = reader.next() {
-        let begin = DispatchTime.now().uptimeNanoseconds
-        let found = tokenizer.encode(expected.texts[0], expected.texts.count == 2 ? expected.texts[1] : nil)
-        seconds += Double(DispatchTime.now().uptimeNanoseconds - begin) / 1e9
-        if found.inputIds != expected.ids || found.tokenTypeIds != expected.types || found.truncated != expected.truncated {
-            let difference = Difference(
-                number: number, ids: found.inputIds, types: found.tokenTypeIds, truncated: found.truncated)
-            print(String(decoding: try encoder.encode(difference), as: UTF8.self))
+    var (count, seconds) = (0, 0.0)
+    for (job, line) in try String(contentsOfFile: jobs, encoding: .utf8).split(separator: "\n").enumerated() {
+        let parts = line.split(separator: "\t").map(String.init)
+        let tokenizer = try Tokenizer(file: URL(fileURLWithPath: parts[0]), maxLength: Int(parts[1]) ?? 0)
+        var reader = CaseReader(bytes: [UInt8](try Data(contentsOf: URL(fileURLWithPath: parts[2]))))
+        var number = 0
+        while let expected = reader.next() {
+            let begin = DispatchTime.now().uptimeNanoseconds
+            let found = tokenizer.encode(expected.texts[0], expected.texts.count == 2 ? expected.texts[1] : nil)
+            seconds += Double(DispatchTime.now().uptimeNanoseconds - begin) / 1e9
+            if (found.inputIds, found.tokenTypeIds) != (expected.ids, expected.types)
+                || found.truncated != expected.truncated
+            {
+                let difference = Difference(job: job, number: number, ids: found.inputIds)
+                print(String(decoding: try encoder.encode(difference), as: UTF8.self))
+            }
+            number += 1
         }
-        number += 1
+        count += number
     }
-    print("{\"cases\": \(number), \"seconds\": \(seconds)}")
+    print("{\"cases\": \(count), \"seconds\": \(seconds)}")
 }
 
 func read(_ file: String) throws {
@@ -78,11 +83,11 @@ func read(_ file: String) throws {
 
 let arguments = CommandLine.arguments
 switch arguments.count > 1 ? arguments[1] : "" {
-case "compare" where arguments.count == 5:
-    try compare(arguments[2], maxLength: Int(arguments[3]) ?? 0, cases: arguments[4])
+case "compare" where arguments.count == 3:
+    try compare(arguments[2])
 case "read" where arguments.count == 3:
     try read(arguments[2])
 default:
-    print("usage: TokenizerCheck compare TOKENIZER MAX_LENGTH CASES | read TOKENIZER")
+    print("usage: TokenizerCheck compare JOBS | read TOKENIZER")
     exit(2)
 }

@@ -46,7 +46,7 @@ final class BundleTests: XCTestCase {
         let compiled = folder.appendingPathComponent("segments/layer_02.mlmodelc")
         try FileManager.default.moveItem(at: package, to: compiled)
         let bundle = try ModelBundle(at: folder)
-        XCTAssertEqual(bundle.compiled(bundle.manifest.segments[2]), compiled)
+        XCTAssertEqual(bundle.compiled(bundle.manifest.segments[2])?.path, compiled.path)
         XCTAssertNil(bundle.compiled(bundle.manifest.segments[3]))
         XCTAssertFalse(bundle.hasPackage(bundle.manifest.segments[2]))
         try FileManager.default.removeItem(at: compiled)

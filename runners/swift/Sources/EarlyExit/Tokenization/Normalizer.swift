@@ -87,7 +87,9 @@ struct Normalizer: Sendable {
         switch form {
         case .NFC: return Array(whole.precomposedStringWithCanonicalMapping.unicodeScalars)
         case .NFD: return Array(whole.decomposedStringWithCanonicalMapping.unicodeScalars)
-        case .NFKC: return Array(whole.precomposedStringWithCompatibilityMapping.unicodeScalars)
+        // In two steps: Foundation on Linux does not compose the marks that the compatibility mapping creates.
+        case .NFKC:
+            return Array(whole.decomposedStringWithCompatibilityMapping.precomposedStringWithCanonicalMapping.unicodeScalars)
         case .NFKD: return Array(whole.decomposedStringWithCompatibilityMapping.unicodeScalars)
         }
     }

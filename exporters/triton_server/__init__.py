@@ -1,0 +1,1 @@
+"""Model folders for Triton Inference Server. Documentation: docs/serving.md."""

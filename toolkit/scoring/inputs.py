@@ -1,0 +1,135 @@
+"""A file of texts, with or without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from berxit.runtime.bundle import ModelInfo
+from berxit.runtime.errors import InputError
+from berxit.runtime.examples import CUSTOM, SUFFIXES, Record, read_records, text_of, value_text
+from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
+from berxit.runtime.tables import listed, plural
+from berxit.runtime.tokenization import Text
+
+NO_LABEL = -1
+"""Class number of a row without a label. For regression it is NaN."""
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """A row with a valid text."""
+
+    line: int
+    record: Record
+    text: Text
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of N texts, of which every row was checked."""
+
+    path: Path
+    text_columns: tuple[str, ...]
+    columns: tuple[str, ...]
+    """All columns; in JSONL those of any row."""
+    rows: int
+    labels: npt.NDArray | None
+    """(N,) class numbers, or values for regression, with NO_LABEL or NaN for a row without one. None if the file has no
+    label column."""
+    skipped: tuple[str, ...]
+    """Error messages of the skipped rows."""
+
+    def read(self) -> Iterator[InputRow]:
+        """The rows with a valid text, in the order of the file."""
+        return _rows(self.path, self.text_columns, [] if self.skipped else None)
+
+
+def read_input(
+    path: Path,
+    model: ModelInfo,
+    *,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    use_labels: bool = True,
+    skip_bad_rows: bool = False,
+) -> InputFile:
+    """Checks every row of a file. Columns that are not given are the model's. Labels are read if the file has them.
+
+    Raises InputError for a missing file or column, a row that cannot be read or has no text (unless ``skip_bad_rows``),
+    and a label that is not of the model.
+    """
+    texts = input_columns(model, text_columns)
+    column = label_column or model.label_column
+    numbers = None if model.regression else label_numbers(model.labels, model.task != CUSTOM)
+    skipped: list[str] | None = [] if skip_bad_rows else None
+    columns: dict[str, None] = {}
+    labels: list[float] = []
+    for row in _rows(path, texts, skipped):
+        columns.update(dict.fromkeys(row.record))
+        label = value_text(row.record.get(column)) if use_labels else ""
+        labels.append(_label(label, column, numbers, model, f"{path}, line {row.line}"))
+    if label_column and label_column not in columns:
+        raise InputError(f"{path} has no column '{label_column}'. Columns: {listed(columns)}")
+    values = np.array(labels, dtype=np.float64 if model.regression else np.int64)
+    labelled = has_label(values).any()
+    return InputFile(path, texts, tuple(columns), len(labels), values if labelled else None, tuple(skipped or ()))
+
+
+def input_columns(model: ModelInfo, given: Sequence[str]) -> tuple[str, ...]:
+    """The columns with the texts: those given, by default the model's. Raises InputError for a wrong number of them."""
+    if given and len(given) != len(model.text_columns):
+        raise InputError(
+            f"--text-column names {listed(given)}, and this model takes"
+            f" {plural(len(model.text_columns), 'column')}: {listed(model.text_columns)} in its training data"
+        )
+    return tuple(given) or model.text_columns
+
+
+def has_label(labels: npt.NDArray) -> npt.NDArray[np.bool_]:
+    """(N,) True for each row with a label."""
+    found: npt.NDArray[np.bool_] = ~np.isnan(labels) if labels.dtype.kind == "f" else labels != NO_LABEL
+    return found
+
+
+def is_file(text: str) -> bool:
+    """True if a command's argument is a file of texts, not a text: an existing file, or a name with the suffix of a
+    data file."""
+    path = Path(text)
+    try:
+        return path.suffix.lower() in SUFFIXES or path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null character
+        return False
+
+
+def _rows(path: Path, text_columns: Sequence[str], skipped: list[str] | None) -> Iterator[InputRow]:
+    found = 0
+    for line, record in read_records(path, text_columns, skipped):
+        texts = {column: value_text(record[column]) for column in text_columns}
+        try:
+            row = InputRow(line, record, text_of(texts, text_columns, f"{path}, line {line}"))
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        found += 1
+        yield row
+    if not found and skipped:
+        raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
+
+
+def _label(text: str, column: str, numbers: dict[str, int] | None, model: ModelInfo, where: str) -> float:
+    """The label as a number; NO_LABEL or NaN if it is missing. Raises InputError for one that is not of the model."""
+    try:
+        label = checked_label(text, column, where)
+    except InputError:
+        return np.nan if model.regression else NO_LABEL
+    try:
+        return regression_value(label, where) if numbers is None else class_number(label, numbers, model.labels, where)
+    except InputError as error:
+        raise InputError(f"{error}. To ignore the labels, add --no-labels") from None

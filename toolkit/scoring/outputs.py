@@ -1,0 +1,110 @@
+"""The columns that predictions add to the rows of a file or table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from berxit.runtime.bundle import ModelInfo
+from berxit.runtime.errors import InputError
+from berxit.runtime.prediction import Prediction
+from berxit.runtime.storage import replacing
+
+PREDICTION, EXIT_LAYER, CERTAINTY, TRUNCATED = "prediction", "exit_layer", "certainty", "truncated"
+SCORE = "score_"
+"""Prefix of the columns with the probability of each class."""
+
+
+def column_names(model: ModelInfo, *, scores: bool) -> tuple[str, ...]:
+    """Names of the added columns. ``scores``: with the probability of each class; regression has none."""
+    classes = () if model.regression or not scores else tuple(f"{SCORE}{name}" for name in model.labels)
+    return PREDICTION, EXIT_LAYER, CERTAINTY, TRUNCATED, *classes
+
+
+def refuse_collisions(columns: Iterable[str], added: Sequence[str], where: str) -> None:
+    """Raises InputError if a column of the input has the name of an added one."""
+    if twice := [column for column in columns if column in added]:
+        raise InputError(f"{where} has a column '{twice[0]}', which the predictions add: rename or delete it")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Predictions for N rows as arrays."""
+
+    labels: npt.NDArray
+    """(N,) class numbers (int64), or values (float64) for regression."""
+    exit_layers: npt.NDArray[np.int64]
+    """(N,)"""
+    certainty: npt.NDArray[np.float64]
+    """(N,)"""
+    truncated: npt.NDArray[np.bool_]
+    """(N,) True for a text that was truncated to the model's maximum length."""
+    scores: npt.NDArray[np.float64]
+    """(N, C) probability of each class; (N, 0) for regression."""
+    full_depth: npt.NDArray
+    """(N,) as ``labels``, at full depth; (0,) if full depth did not run."""
+
+    @classmethod
+    def of(cls, predictions: Sequence[Prediction], model: ModelInfo, full_depth: Sequence[Prediction] = ()) -> Outputs:
+        """Arrays of a runner's predictions."""
+        numbers = {name: number for number, name in enumerate(model.labels)}
+
+        def labels(found: Sequence[Prediction]) -> npt.NDArray:
+            if model.regression:
+                return np.array([prediction.label for prediction in found], dtype=np.float64)
+            return np.array([numbers[str(prediction.label)] for prediction in found], dtype=np.int64)
+
+        classes = [] if model.regression else model.labels
+        scores = [[prediction.scores[name] for name in classes] for prediction in predictions]
+        return cls(
+            labels(predictions),
+            np.array([prediction.exit_layer for prediction in predictions], dtype=np.int64),
+            np.array([prediction.certainty for prediction in predictions], dtype=np.float64),
+            np.array([prediction.truncated for prediction in predictions], dtype=bool),
+            np.array(scores, dtype=np.float64).reshape(len(predictions), len(classes)),
+            labels(full_depth),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Outputs]) -> Outputs:
+        """All rows of ``parts``, in their order."""
+        arrays = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        return cls(**arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Outputs:
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file atomically."""
+        with replacing(path) as scratch, scratch.open("wb") as stream:
+            np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, start: int, end: int) -> Outputs:
+        """The rows from ``start`` to before ``end``."""
+        return Outputs(**{field.name: getattr(self, field.name)[start:end] for field in fields(self)})
+
+    def columns(self, model: ModelInfo, *, scores: bool) -> dict[str, list[Any]]:
+        """Name of each added column -> its N values, rounded to the seven digits of float32."""
+        labels = _rounded(self.labels) if model.regression else [model.labels[number] for number in self.labels]
+        found: list[list[Any]] = [
+            labels,
+            self.exit_layers.tolist(),
+            _rounded(self.certainty),
+            self.truncated.tolist(),
+            *(_rounded(column) for column in self.scores.T),
+        ]
+        return dict(zip(column_names(model, scores=scores), found, strict=False))
+
+
+def _rounded(values: npt.NDArray) -> list[float]:
+    return [float(f"{value:.7g}") for value in values.tolist()]
