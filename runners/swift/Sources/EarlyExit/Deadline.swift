@@ -83,11 +83,11 @@ struct Deadline: StopRule {
         return start + milliseconds / 1e3
     }
 
-    mutating func stops(after layer: Int, certainty: Float) -> Bool {
+    mutating func stops(after layer: Int, certainty: Float, logits: [Float]) -> Bool {
         let time = clock()
         record((time - last) / Double(gaps[layer, default: 1]))
         last = time
-        if let next = following[layer], !policy.stops(after: layer, certainty: certainty) {
+        if let next = following[layer], !policy.stops(after: layer, certainty: certainty, logits: logits) {
             let opening = opening(next)
             if time + opening + margin * slowest * Double(gaps[next, default: 1]) <= end {
                 waits = opening > 0

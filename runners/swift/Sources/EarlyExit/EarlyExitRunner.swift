@@ -187,7 +187,8 @@ public final class EarlyExitRunner: Sendable {
         if step.layer == exits.last {
             stoppedBy = .lastLayer
         } else if step.exits {
-            stoppedBy = policy.stops(after: step.layer, certainty: step.certainty) ? .certainty : .deadline
+            let certain = policy.stops(after: step.layer, certainty: step.certainty, logits: step.logits)
+            stoppedBy = certain ? .certainty : .deadline
         }
         let latencyMs = 1e3 * (clock() - start)
         return Prediction(

@@ -61,13 +61,13 @@ public struct LayerOutput: Equatable, Sendable {
 
 /// Rule that decides about exits: an ExitPolicy, a policy with a deadline, or full depth.
 public protocol StopRule {
-    /// True if the input exits at `layer` with this certainty.
-    mutating func stops(after layer: Int, certainty: Float) -> Bool
+    /// True if the input exits at `layer` with this certainty and these logits.
+    mutating func stops(after layer: Int, certainty: Float, logits: [Float]) -> Bool
 }
 
 /// Rule that exits at the last layer only.
 struct FullDepth: StopRule {
-    mutating func stops(after layer: Int, certainty: Float) -> Bool { false }
+    mutating func stops(after layer: Int, certainty: Float, logits: [Float]) -> Bool { false }
 }
 
 /// Exit loop: each call of `next` computes one exit, until the rule is satisfied.
@@ -106,7 +106,7 @@ struct ExitLoop {
         let output = try await run.layer(layer)
         try output.check(layer: layer)
         let certainty = try policy.certainty(layer: layer, output: output, memory: &memory)
-        let exits = rule.stops(after: layer, certainty: certainty) || ahead.isEmpty
+        let exits = rule.stops(after: layer, certainty: certainty, logits: output.logits) || ahead.isEmpty
         if exits { ahead = [] }
         return Step(layer: layer, logits: output.logits, certainty: certainty, exits: exits)
     }

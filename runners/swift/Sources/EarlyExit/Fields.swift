@@ -60,6 +60,11 @@ struct Fields {
         return value
     }
 
+    /// List of numbers.
+    static func numbers(_ json: JSON, at place: String) throws -> [Double] {
+        try typed(json, \.array, at: place).enumerated().map { try typed($1, \.double, at: "\(place)[\($0)]") }
+    }
+
     static func misfit(at place: String) -> EarlyExitError {
         .failure("\(place): unexpected value. Export the bundle again")
     }

@@ -1,7 +1,7 @@
 /// Content of manifest.json, as specified in docs/bundle.md.
 public struct Manifest: Sendable {
     /// Newest schema version that this package supports.
-    public static let schemaVersion = 1
+    public static let schemaVersion = 2
 
     public let target: String
     public let precision: String
@@ -57,7 +57,7 @@ public struct Manifest: Sendable {
         _ = try fields.get("made_with", \.object)
 
         do {
-            try policy.check(regression: model.isRegression, lte: model.lte)
+            try policy.check(outputs: model.isRegression ? 1 : model.labels.count, lte: model.lte)
         } catch let error as EarlyExitError {
             throw EarlyExitError.failure("\(place): policy: \(error.message). Export the bundle again")
         }
@@ -244,7 +244,8 @@ public struct Parity: Sendable {
 extension ExitPolicy {
     init(_ json: JSON, at place: String) throws {
         let fields = try Fields(
-            json, at: place, needed: ["criterion", "thresholds", "temperatures"], optional: ["tolerance"])
+            json, at: place, needed: ["criterion", "thresholds", "temperatures"],
+            optional: ["tolerance", "patience", "off", "weights"])
         let name = try fields.get("criterion", \.string)
         guard let criterion = Criterion(rawValue: name) else {
             let known = Criterion.allCases.map(\.rawValue).joined(separator: ", ")
@@ -253,11 +254,25 @@ extension ExitPolicy {
         do {
             try self.init(
                 criterion: criterion,
-                thresholds: fields.list("thresholds", \.double),
+                thresholds: fields.items("thresholds", Threshold.init),
                 temperatures: fields.list("temperatures", \.double),
-                tolerance: fields.find("tolerance", \.double) ?? 0.5)
+                tolerance: fields.find("tolerance", \.double) ?? 0.5,
+                patience: fields.find("patience", \.int) ?? 1,
+                off: fields.has("off") ? Set(fields.list("off", \.int)) : [],
+                weights: fields.has("weights") ? fields.items("weights", Fields.numbers) : [])
         } catch let error as EarlyExitError where error.kind == .input {
             throw EarlyExitError.failure("\(place): \(error.message). Export the bundle again")
+        }
+    }
+}
+
+extension Threshold {
+    /// A number, or a list of one number per class.
+    init(_ json: JSON, at place: String) throws {
+        if let number = json.double {
+            self = .number(number)
+        } else {
+            self = .perClass(try Fields.numbers(json, at: place))
         }
     }
 }

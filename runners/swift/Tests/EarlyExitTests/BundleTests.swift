@@ -54,7 +54,7 @@ final class BundleTests: XCTestCase {
     }
 
     func testUnsupportedManifestIsRejected() throws {
-        assertFails(try manifest { $0["schema_version"] = 2 }, "is newer than 1")
+        assertFails(try manifest { $0["schema_version"] = 3 }, "is newer than 2")
         assertFails(try manifest { $0["schema_version"] = nil }, "no schema_version")
         assertFails(try manifest { $0["colour"] = 3 }, "unknown key 'colour'")
         assertFails(try manifest { $0["target"] = nil }, "key 'target' is missing")

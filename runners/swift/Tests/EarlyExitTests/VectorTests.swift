@@ -53,31 +53,57 @@ final class VectorTests: XCTestCase {
     }
 
     func testCertaintiesAndExitsEqual() async throws {
-        struct Case: Decodable {
-            let criterion: String
-            let thresholds, temperatures: [Double]
-            let tolerance: Double
-            let logits: [[Float]]
-            let lte, certainty: [Float]
-            let exitLayer: Int
+        for file in ["policies.json", "newer_policies.json"] {
+            let vectors = try Vectors.json(file).array ?? []
+            XCTAssertGreaterThan(vectors.count, 90)
+            for (number, vector) in vectors.enumerated() { try await check(vector, "\(file)[\(number)]") }
         }
-        for vector in try Vectors.read("policies.json", as: [Case].self) {
-            let policy = try ExitPolicy(
-                criterion: XCTUnwrap(Criterion(rawValue: vector.criterion)), thresholds: vector.thresholds,
-                temperatures: vector.temperatures, tolerance: vector.tolerance)
-            let outputs = zip(vector.logits, vector.lte).map { LayerOutput(logits: $0, lte: $1) }
-            var memory: ExitPolicy.Memory?
-            for (layer, output) in outputs.enumerated() {
-                let certainty = try policy.certainty(layer: layer + 1, output: output, memory: &memory)
-                XCTAssertEqual(certainty, vector.certainty[layer], accuracy: 1e-5, vector.criterion)
-            }
-            var loop = try await ExitLoop(
-                executor: Stored([outputs]), tokens: Tokens(), exits: Array(1...policy.layers), policy: policy,
-                rule: policy)
-            var last = 0
-            while let step = try await loop.next() { last = step.layer }
-            XCTAssertEqual(last, vector.exitLayer, vector.criterion)
+    }
+
+    /// Compares certainties and exit layer with those of a test vector, whose policy is read as from a manifest.
+    private func check(_ vector: JSON, _ place: String) async throws {
+        let outputs = ["logits", "lte", "certainty", "exit_layer"]
+        let members = try XCTUnwrap(vector.object)
+        let policy = try ExitPolicy(.object(members.filter { !outputs.contains($0.key) }), at: place)
+        let logits = try XCTUnwrap(vector["logits"].array).map { ($0.array ?? []).map { Float($0.double ?? .nan) } }
+        let lte = vector["lte"].array?.map { Float($0.double ?? .nan) }
+        try policy.check(outputs: logits[0].count, lte: lte != nil)
+        let rows = logits.enumerated().map { LayerOutput(logits: $1, lte: lte?[$0]) }
+        var memory: ExitPolicy.Memory?
+        for (layer, row) in rows.enumerated() {
+            let expected = try XCTUnwrap(vector["certainty"].array?[layer].double)
+            let certainty = try policy.certainty(layer: layer + 1, output: row, memory: &memory)
+            XCTAssertEqual(Double(certainty), expected, accuracy: 1e-5 * max(1, abs(expected)), place)
         }
+        var loop = try await ExitLoop(
+            executor: Stored([rows]), tokens: Tokens(), exits: Array(1...policy.layers), policy: policy, rule: policy)
+        var last = 0
+        while let step = try await loop.next() { last = step.layer }
+        XCTAssertEqual(last, vector["exit_layer"].int, place)
+    }
+
+    func testPoliciesThatContradictThemselvesAreRejected() throws {
+        let plain = [Threshold](repeating: .number(0.5), count: 2)
+        func policy(
+            _ criterion: Criterion = .confidence, _ thresholds: [Threshold]? = nil, patience: Int = 1,
+            off: Set<Int> = [], weights: [[Double]] = []
+        ) throws -> ExitPolicy {
+            try ExitPolicy(
+                criterion: criterion, thresholds: thresholds ?? plain, temperatures: [1, 1, 1], patience: patience,
+                off: off, weights: weights)
+        }
+        assertFails(try policy(patience: 4), "it must be from 1 to 3")
+        assertFails(try policy(.patience, [.number(1), .number(1)], patience: 2), "and 1 with the criterion patience")
+        assertFails(try policy(off: [3]), "exits [3] cannot be switched off")
+        assertFails(try policy(.learned), "'learned' has 0 rows of weights for 3 layers")
+        assertFails(try policy(weights: [[1], [1]]), "'confidence' has 2 rows of weights")
+        assertFails(try policy(.confidence, [.perClass([0.5, 2]), .number(0.5)]), "threshold 2.0 is out of range")
+        let perClass = try policy(.confidence, [.perClass([0.5, 0.9]), .number(0.5)])
+        assertFails(try perClass.check(outputs: 3, lte: false), "a threshold has 2 numbers")
+        XCTAssertEqual(try perClass.with(threshold: 0.5), try policy())
+        let learned = try policy(.learned, weights: [[Double]](repeating: [0, 0, 0], count: 2))
+        assertFails(try learned.check(outputs: 2, lte: true), "'learned' has 3 weights at a layer: this model needs 7")
+        assertFails(try policy(.agreement).check(outputs: 1, lte: true), "'agreement' needs class probabilities")
     }
 
     func testDeadlinesStopAlike() throws {
@@ -108,7 +134,7 @@ final class VectorTests: XCTestCase {
                     opening: { opening[$0, default: .infinity] }
                 ) { times.removeFirst() }
                 let stops = zip(vector.exits.prefix(call.stops.count), call.certainty)
-                    .map { deadline.stops(after: $0, certainty: $1) }
+                    .map { deadline.stops(after: $0, certainty: $1, logits: []) }
                 XCTAssertEqual(stops, call.stops, "\(call.milliseconds) ms, exits \(vector.exits)")
             }
             XCTAssertEqual(estimator.margin, vector.margin, accuracy: 1e-9)

@@ -15,6 +15,10 @@ enum Vectors {
         decoder.keyDecodingStrategy = .convertFromSnakeCase
         return try decoder.decode(type, from: Data(contentsOf: url(name)))
     }
+
+    static func json(_ name: String) throws -> JSON {
+        try JSON.read(url(name))
+    }
 }
 
 extension XCTestCase {
