@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import Driver, driver_of_this_process
+from fake_cuda import NO_DEVICE, Driver, driver_of_this_process, loaded_driver
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -176,6 +176,23 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every measurement is noisy."""
     monkeypatch.setattr("berxit.runtime.noise.Noise.problems", lambda noise: ["the machine is busy"])
+
+
+@pytest.fixture(scope="session")
+def hidden_driver() -> Driver | None:
+    """The fake CUDA driver, loaded before any test lets cuda-python look for a driver; None if it cannot be used."""
+    try:
+        return loaded_driver()
+    except pytest.skip.Exception:
+        return None
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_after_the_test(hidden_driver: Driver | None) -> Iterator[None]:
+    """Tests find no GPU unless they ask for the fake driver."""
+    if hidden_driver is not None:
+        hidden_driver.fail(NO_DEVICE)
+    yield
 
 
 @pytest.fixture

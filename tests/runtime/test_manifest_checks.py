@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         "constants lists 'words', which is not an input",
     ),
     "more labels than logits": (model(labels=["a", "b", "c"]), r"expected \(batch, 3\)"),
-    "one label": (model(labels=["a"]), "at least 2"),
+    "one label": (model(labels=["a"]), "'confidence' needs class probabilities"),
     "a label twice": (model(labels=["cat", "cat"]), "model.labels contains 'cat' twice"),
     "labels of a regression": (
         lambda data: (data["model"].update(kind="regression"), data["policy"].update(criterion="lte")),

@@ -140,9 +140,20 @@ class Driver:
             self._lib.fakeBreak(LAUNCH_FAILED)
 
 
-@lru_cache(maxsize=1)
+NO_DEVICE = "cuDeviceGetCount=100"
+"""Failure of a machine without a GPU."""
+
+
 def driver_of_this_process() -> Driver:
-    """The fake driver, loaded before cuda-python loads one. Skips the test if cuda-python cannot run on it."""
+    """The fake driver with its GPU. Skips the test if cuda-python cannot run on it."""
+    driver = loaded_driver()
+    driver.fail("")
+    return driver
+
+
+@lru_cache(maxsize=1)
+def loaded_driver() -> Driver:
+    """The fake driver, which must be loaded before cuda-python looks for one. Skips as ``driver_of_this_process``."""
     version = pytest.importorskip("cuda.bindings", reason="cuda-python is not installed here").__version__
     if tuple(map(int, version.split(".")[:2])) > (12, 8):
         pytest.skip(f"cuda-python {version} calls undocumented functions of the driver: install the extra dev")
