@@ -188,11 +188,18 @@ def hidden_driver() -> Driver | None:
 
 
 @pytest.fixture(autouse=True)
-def no_gpu_after_the_test(hidden_driver: Driver | None) -> Iterator[None]:
+def no_gpu_by_default(hidden_driver: Driver | None) -> None:
     """Tests find no GPU unless they ask for the fake driver."""
     if hidden_driver is not None:
         hidden_driver.fail(NO_DEVICE)
-    yield
+
+
+@pytest.fixture
+def no_fake_gpu(hidden_driver: Driver | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's own GPU, if it has one, also where CUDA remembers the fake driver's GPU from an earlier test."""
+    if hidden_driver is not None:
+        for module in ("tensorrt", "tensorrt.rtx"):
+            monkeypatch.setattr(f"berxit.runtime.backends.{module}.no_gpu", lambda: "CUDA here is the fake driver")
 
 
 @pytest.fixture

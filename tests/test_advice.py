@@ -298,6 +298,7 @@ def test_without_a_device_the_next_step_names_the_target(target: str) -> None:
     resolve(command)
 
 
+@pytest.mark.usefixtures("no_fake_gpu")
 def test_doctor_lists_only_backends_that_run_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(load("doctor"), []) == 0
     said = capsys.readouterr().out
