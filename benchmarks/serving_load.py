@@ -274,8 +274,8 @@ class Connection:
 
 
 async def with_clients(port: int, requests: Sequence[bytes], clients: int, seconds: float | None) -> list[Reply]:
-    """Replies in the order of ``requests``, from clients that each wait for a response before the next request. Ends
-    after ``seconds``, if given."""
+    """Replies in the order of ``requests``, from clients that each send one request at a time. Ends after
+    ``seconds``, if given."""
     replies: list[Reply | None] = [None] * len(requests)
     waiting = iter(enumerate(requests))
     end = time.perf_counter() + (seconds or float("inf"))

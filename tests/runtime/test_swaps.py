@@ -54,7 +54,7 @@ def scores(runner: EarlyExitRunner) -> np.ndarray:
 
 def load(folder: Path, backend: str = "onnxruntime", **options: Any) -> EarlyExitRunner:
     if backend == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install 'berxit[openvino]'")
+        pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install -e '.[openvino]'")
     return EarlyExitRunner.load(folder, backend=backend, threads=1, **options)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from hand_made_passes import hand_made, regression
 
 from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import InputError
@@ -26,23 +26,6 @@ from berxit.train.families import (
     predicted_under,
 )
 from berxit.train.rules import Keep, Risk
-
-
-def logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
-
-
-def hand_made() -> Predictions:
-    """Four examples, three layers, two classes: probabilities of class 1 per layer. The labels are 1, 1, 0, 0."""
-    ones = np.array([[0.9, 0.95, 0.99], [0.4, 0.8, 0.9], [0.3, 0.2, 0.1], [0.55, 0.6, 0.05]])
-    logits = np.stack([np.zeros_like(ones), np.vectorize(logit)(ones)], axis=-1).astype(np.float32)
-    return Predictions(logits, None, np.array([1, 1, 0, 0]), "accuracy")
-
-
-def regression(lte: bool = True) -> Predictions:
-    values = np.array([[1.0, 1.2, 1.1], [2.0, 2.9, 3.0], [5.0, 4.0, 4.1]], dtype=np.float32)
-    certainty = np.array([[0.9, 0.95, 0.99], [0.3, 0.6, 0.7], [0.2, 0.8, 0.9]], dtype=np.float32)
-    return Predictions(values[..., None], certainty if lte else None, np.array([1.0, 3.0, 4.0]), "spearman")
 
 
 def test_operating_point_counts_the_exit_of_each_example() -> None:
