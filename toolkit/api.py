@@ -283,6 +283,7 @@ def export(
     data: Data | None = None,
     scores: bool = True,
     accept_noise: bool = False,
+    sign: Path | str | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Exported:
@@ -292,7 +293,8 @@ def export(
     and the defaults of ``options``. ``output``: by default CHECKPOINT-TARGET. ``data``: the calibration data; None uses
     the texts that ``calibrate`` stored. ``scores``: for a precision that may change predictions, run the calibration
     data through the bundle and choose the threshold from its outputs. ``accept_noise``: with exits="auto", choose on a
-    busy machine, too. ``force``: replace an existing ``output``.
+    busy machine, too. ``sign``: PEM file of a private ed25519 key, which signs the bundle. ``force``: replace an
+    existing ``output``.
     """
     from berxit.exporters.export import export as run
     from berxit.exporters.options import ExportOptions
@@ -321,6 +323,7 @@ def export(
         accept_noise=accept_noise,
         scores=scores,
         data=None if data is None else _files(data, "dev"),
+        sign=None if sign is None else Path(sign),
         progress=progress,
         report=lines.append,
         warn=warnings.append,

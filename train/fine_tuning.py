@@ -21,7 +21,7 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.errors import BerxitError, InputError, first_line
 from berxit.runtime.examples import Examples, find_split, has_split
 from berxit.runtime.progress import Progress, silent
-from berxit.runtime.storage import refuse_to_overwrite, write_whole
+from berxit.runtime.storage import refuse_to_overwrite, write_errors, write_whole
 from berxit.runtime.tokenization import Text
 from berxit.train import checks, objectives
 from berxit.train.checkpoint import DEV_FILE, TrainingRecord, read_config, read_record, save_checkpoint, spread_samples
@@ -101,9 +101,10 @@ def fine_tune(
             trainer = _trainer(model, dataset, objective, options, state.stage(number))
             if logs is not None:
                 trainer.add_callback(tensorboard(logs / f"stage-{number}" if len(stages) > 1 else logs))
-            result = train_stage(trainer, state, number, progress)
-            if first:
-                state.finish(number, model, result)
+            with write_errors(output):
+                result = train_stage(trainer, state, number, progress)
+                if first:
+                    state.finish(number, model, result)
             processes.wait_for_everyone()
         results.append(result)
     if first:
