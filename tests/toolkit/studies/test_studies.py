@@ -65,6 +65,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
         torch.manual_seed(seed + sum(map(ord, strategy)))
         regression = bool(options.pop("regression", False))
         layers = options.pop("layers", None)
+        trained = {name: options.pop(name) for name in ("epochs", "max_steps") if name in options}
         options.setdefault("pooling", "mean")  # With random weights, the first token contains no information.
         model = MultiExitModel.from_backbone(
             backbone_folders[family],
@@ -92,9 +93,10 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
             "seed": seed,
             "layers": layers,
         }
-        record = TrainingRecord({**recorded, **options}, "train.tsv", "0", 1, 1, 1.0, 0.5, "cpu", {})
+        record = TrainingRecord({**recorded, **options, **trained}, "train.tsv", "0", 1, 1, 1.0, 0.5, "cpu", {})
         words = ["", "lte"] if lte else [""]
-        path = folder / "-".join([family, strategy, *words[1:], str(seed), str(layers), str(regression)])
+        chosen = [f"{name}={value}" for name, value in sorted(options.items())]
+        path = folder / "-".join([family, strategy, *words[1:], str(seed), str(layers), str(regression), *chosen])
         path.mkdir(exist_ok=True)
         save_checkpoint(path, model, AutoTokenizer.from_pretrained(str(backbone_folders[family])), record, ["the cat"])
         return path
@@ -110,6 +112,7 @@ def written(output: Path, name: str) -> dict:
     """The study's numbers. Checks that its report and figure exist."""
     assert (output / f"{name}.md").read_text(encoding="utf-8").startswith("# ")
     assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     return json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -117,59 +120,64 @@ def test_layerwise(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     paths = [make("two-stage"), make("joint"), make("joint", seed=7), make("joint", family="distilbert")]
     assert run("layerwise", *paths, "--data", data["classes"], "--output", tmp_path) == 0
     lines = {(line["model"], line["label"]): line for line in written(tmp_path, "layerwise-pairs")["lines"]}
-    assert set(lines) == {
-        ("bert-tiny", "two-stage"),
-        ("bert-tiny", "joint (mean of 2)"),
-        ("distilbert-tiny", "joint"),
-    }
-    two_stage, joint = lines["bert-tiny", "two-stage"], lines["bert-tiny", "joint (mean of 2)"]
+    assert set(lines) == {("bert-tiny", "two-stage"), ("bert-tiny", "joint"), ("distilbert-tiny", "joint")}
+    two_stage, joint = lines["bert-tiny", "two-stage"], lines["bert-tiny", "joint"]
     assert joint["reference"] == two_stage["scores"][-1] == two_stage["reference"]
     assert two_stage["relative"][-1] == pytest.approx(100)
-    assert joint["runs"] == 2
+    assert joint["seeds"] == [42, 7]
     assert joint["scores"] == pytest.approx(np.mean([joint["lowest"], joint["highest"]], axis=0))
     assert joint["relative"][0] == pytest.approx(100 * joint["scores"][0] / two_stage["scores"][-1])
+    labels = [row.rpartition("\t")[2] for row in (data["classes"] / "dev.tsv").read_text().splitlines()[1:]]
+    majority = max(labels.count("same"), labels.count("other")) / len(labels)
+    assert joint["constant"] == majority
+    assert joint["relative_constant"] == pytest.approx(100 * majority / two_stage["scores"][-1])
 
 
 def test_tradeoff(make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [make("joint"), make("alternating")]
-    options = ["--relative-to", "0.5", "--criterion", "entropy"]
+    options = ["--relative-to", "0.9", "--criterion", "entropy"]
     assert run("tradeoff", *paths, "--data", data["classes"], "--output", tmp_path, *options) == 0
     found = written(tmp_path, "tradeoff-pairs")
     joint, alternating = found["curves"]
-    assert (found["criterion"], joint["reference"]) == ("entropy", 0.5)
+    assert (found["criterion"], joint["reference"]) == ("entropy", 0.9)
     assert joint["average_exit_layer"][0] == 1
     assert joint["average_exit_layer"][-1] == 3
-    at_half = np.interp(1.5, joint["average_exit_layer"], joint["relative"])
-    assert joint["relative_at_saved"]["0.5"] == pytest.approx(at_half)
-    assert joint["relative_at_saved"]["0.7"] is None  # less than one of three layers
-    assert set(joint["area_above"]) == {"alternating"}
+    assert [at["relative"] is None for at in joint["at_cost"]] == [False, False, True]  # 70%: less than one layer
+    assert [at["gain"] for at in joint["at_gain"]] == [99, 97, 94]
+    (claim,) = found["claims"]
+    assert (claim["first"], claim["second"]) == ("alternating", "joint")  # the paper's claim is about alternating
     grid = np.linspace(1, 3, 20_001)
-    difference = np.interp(grid, joint["average_exit_layer"], joint["relative"]) - np.interp(
-        grid, alternating["average_exit_layer"], alternating["relative"]
+    first, second = (
+        np.maximum(np.interp(grid, curve["average_exit_layer"], curve["relative"]), claim["constant"])
+        for curve in (alternating, joint)
     )
-    assert joint["area_above"]["alternating"]["area"] == pytest.approx(2 * np.maximum(difference, 0).mean(), abs=0.05)
-    assert "100% is 0.5000, as given" in capsys.readouterr().out
+    assert claim["above"] == pytest.approx(2 * np.maximum(first - second, 0).mean(), abs=0.05)
+    assert claim["below"] == pytest.approx(2 * np.maximum(second - first, 0).mean(), abs=0.05)
+    assert (claim["verdict"], claim["seeds"]) == ("undecided", [1, 1])
+    assert "100% is accuracy 0.9000, as given" in capsys.readouterr().out
 
 
 def test_lte_of_regression(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     path = make("alternating", lte=True, regression=True)
     options = ["--relative-to", "0.9"]
     assert run("lte", path, "--data", data["values"], "--output", tmp_path, *options) == 0
-    (line,) = written(tmp_path, "lte-pairs")["lines"]
+    found = written(tmp_path, "lte-pairs")
+    (line,) = found["lines"]
     assert set(line["curves"]) == {"layer-wise", "patience", "LTE"}
     assert line["curves"]["layer-wise"]["average_exit_layer"] == [1, 2, 3]
     ends = [line["curves"][name]["relative"][-1] for name in ("LTE", "layer-wise")]
     assert ends[0] == pytest.approx(ends[1])
     lte, line_wise = (line["curves"][name] for name in ("LTE", "layer-wise"))
-    for until, what in ((3, "LTE, layer-wise"), (1.5, "LTE, layer-wise, up to layer 1.5")):
+    claims = {claim["second"]: claim for claim in found["claims"]}
+    assert set(claims) == {"layer-wise", "layer-wise, up to layer 1.5", "patience"}
+    for until, what in ((3, "layer-wise"), (1.5, "layer-wise, up to layer 1.5")):
         grid = np.linspace(1, until, 20_001)
-        difference = np.interp(grid, lte["average_exit_layer"], lte["relative"]) - np.interp(
-            grid, line_wise["average_exit_layer"], line_wise["relative"]
-        )
-        for side, values in (("above", difference), ("below", -difference)):
-            expected = (until - 1) * np.maximum(values, 0).mean()
-            assert line["areas"][what][side] == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert max(line["areas"]["LTE, layer-wise"].values()) > 0.1
+        values = [np.maximum(np.interp(grid, c["average_exit_layer"], c["relative"]), 0) for c in (lte, line_wise)]
+        for side, difference in (("above", values[0] - values[1]), ("below", values[1] - values[0])):
+            expected = (until - 1) * np.maximum(difference, 0).mean()
+            assert claims[what][side] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert max(claims["layer-wise"]["above"], claims["layer-wise"]["below"]) > 0.1
+    assert "held-out curve" in (tmp_path / "lte-pairs.md").read_text(encoding="utf-8")  # patience's tolerance
 
 
 def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
@@ -187,7 +195,7 @@ def test_probe(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     assert run("probe", path, "--data", data["classes"], "--output", tmp_path) == 0
     (entry,) = written(tmp_path, "probe-pairs")["runs"]
     stored = Request([path], tmp_path, data["classes"])
-    (one,) = stored.models["bert-tiny"]
+    (one,) = stored.runs
     overlap = bleu_scores(stored.examples(one).texts)
     powers = np.exp(one.predictions.logits.astype(np.float64))
     confidence, predicted = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.predicted()
@@ -211,9 +219,10 @@ def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     stored = Request(paths, tmp_path, data["classes"])
     assert line["scores"] == [stored.run(path).full_depth for path in paths[:3]]
     report = (tmp_path / "limit-pairs.md").read_text(encoding="utf-8")
-    others = [f"{score:.4f}" for score in stored.run(paths[3]).layer_scores]
-    row = next(line for line in report.splitlines() if line.startswith("| bert-tiny, alternating, exit at that layer"))
-    assert [cell.strip() for cell in row.split("|")[2:5]] == others
+    alternating = stored.run(paths[3])
+    others = [f"{score:.4f}" for score in (alternating.floor, *alternating.layer_scores)]
+    row = next(line for line in report.splitlines() if "alternating, 3 layers, exit at that layer" in line)
+    assert [cell.strip() for cell in row.split("|")[2:6]] == others
 
 
 def test_runtime(bundle: Path, data_folder: Path, tmp_path: Path) -> None:
@@ -227,7 +236,7 @@ def test_runtime(bundle: Path, data_folder: Path, tmp_path: Path) -> None:
 
 def test_flops(make: Make, tmp_path: Path) -> None:
     assert run("flops", make("joint", lte=True), "--length", 20, "--output", tmp_path) == 0
-    found = written(tmp_path, "flops")["models"]["bert-tiny"]
+    found = written(tmp_path, "flops")["models"]["bert-tiny, joint"]
     assert [entry["tokens"] for entry in found] == [8, 16, 20, 32]
 
 
