@@ -122,6 +122,8 @@ def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, notes: S
         figure.suptitle(title)
         if notes:
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # The layout is done: three files need it only once.
         plt.close(figure)
         return figure
 
