@@ -142,7 +142,7 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
 
 
 def still_differing(swift: Swift, folder: Path, failures: Sequence[Failure]) -> list[bool]:
-    """Whether each of these texts differs."""
+    """True for each of these texts that differs."""
     jobs: dict[Encoder, list[Text]] = {}
     for encoder, text in failures:
         jobs.setdefault(encoder, []).append(text)

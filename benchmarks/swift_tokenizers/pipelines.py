@@ -16,7 +16,7 @@ ADDED = (
     *("\uff21\uff22", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099"),
 )
 """Contents of added tokens: some contain others, some change when they are normalized. None is empty when it is
-normalized: the tokenizers library panics on such a token."""
+normalized: both sides reject such a token."""
 
 
 def pipelines(vectors: Path, rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:

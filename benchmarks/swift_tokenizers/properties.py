@@ -160,7 +160,7 @@ def explanation(
 
 
 def unassigned(each: Property, encoder: Encoder, character: str) -> bool:
-    """Whether the library treats the character as one that no version assigns."""
+    """True if the library treats the character as one that no version assigns."""
     stand_in = STAND_INS[len(character.encode())]
     with_character, without = (
         bytes(min(number, 255) for number in encoder.ids(each.text(c))) for c in (character, stand_in)

@@ -31,6 +31,19 @@ final class NormalizerTests: XCTestCase {
         XCTAssertEqual(try normalized("NFC", [0x958, 0x2126, 0x1D15E]), [0x915, 0x93C, 0x3A9, 0x1D157, 0x1D165])
     }
 
+    func testAddedTokenThatTheNormalizerRemovesIsRejected() throws {
+        let normalizer = try Normalizer(Vectors.json("bert.json")["normalizer"])
+        func tokens(normalized: Bool) throws -> AddedTokens {
+            let token: [(key: String, value: JSON)] = [
+                ("id", .int(7)), ("content", .string("\u{301}")), ("normalized", .bool(normalized)),
+            ]
+            return try AddedTokens(.array([.object(token)]), normalizer: normalizer)
+        }
+        assertFails(try tokens(normalized: true), "the added token with id 7 is empty after normalization")
+        let pieces = try tokens(normalized: false).split(Array("a\u{301}b".unicodeScalars), normalizer: normalizer)
+        XCTAssertEqual(pieces.count, 3)
+    }
+
     private func normalized(_ form: String, _ scalars: [UInt32]) throws -> [UInt32] {
         let normalizer = try Normalizer(.object([(key: "type", value: .string(form))]))
         return normalizer.apply(scalars.compactMap(Unicode.Scalar.init)).map(\.value)
