@@ -115,6 +115,7 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self.pad_token_id = pad_token_id
         self._max_length = max_length
+        self._check_added_tokens(path)
         added = (len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values())
         longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
         self._margin = 2 * max(longest_word, *added, 32)
@@ -151,6 +152,16 @@ class TextTokenizer:
         ids, types, truncated = zip(*(rows[row] for row in range(len(texts))), strict=True)
         self._check_ids(ids, types)
         return TokenBatch.pad(ids, types, self.pad_token_id, truncated)
+
+    def _check_added_tokens(self, path: Path | BundleFile) -> None:
+        """Rejects a token that the normalizer removes. The library would split words at every character, or panic."""
+        normalizer = self._tokenizer.normalizer
+        for token in self._tokenizer.get_added_tokens_decoder().values():
+            if token.normalized and normalizer is not None and not normalizer.normalize_str(token.content):
+                raise BerxitError(
+                    f"cannot use tokenizer {path}: the added token {token.content!a} is empty after normalization."
+                    " Remove it from the tokenizer, or add it with normalized=False, and train again"
+                )
 
     def _encode(self, texts: list[Text]) -> list[Encoding]:
         """Encodes texts with the tokenizers library.
