@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.train.epoch_scores import EpochScore
 from berxit.train.modeling import MultiExitModel
 
 LAST_WRITTEN = "trainer_state.json"
@@ -48,6 +49,8 @@ class StageResult:
     """Training time, without interruptions and without steps that an interruption lost."""
     loss: float
     """Mean training loss of the last epoch."""
+    scores: tuple[EpochScore, ...] = ()
+    """Scores after every epoch; empty if there are no rows to score."""
 
 
 @dataclass(frozen=True)
