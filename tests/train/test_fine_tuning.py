@@ -226,6 +226,8 @@ def test_run_after_a_nan_loss_accepts_a_lower_learning_rate(
         ({"seed": -1}, "--seed is -1"),
         ({"exit_head": "deep"}, "deep.*choose one of linear, pooler"),
         ({"pooling": "max"}, "max.*choose one of first, mean"),
+        ({"class_weights": "even"}, "unknown --class-weights 'even': choose one of none, balanced"),
+        ({"early_stopping": 0}, "--early-stopping is 0: it must be above 0"),
     ],
 )
 def test_bad_options_raise_with_their_name(
