@@ -30,6 +30,7 @@ from berxit.runtime.json_data import (
     write_json,
 )
 from berxit.runtime.manifest_checks import check_manifest
+from berxit.runtime.metrics import METRICS
 from berxit.runtime.onnx_files import check_onnx
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.signing import check_signature
@@ -61,7 +62,7 @@ class ModelInfo:
     labels: tuple[str, ...]
     """Class names in the order of the logits; empty for regression."""
     metric: str
-    """The task's score: accuracy, f1, spearman."""
+    """The task's score, a name in runtime.metrics.METRICS."""
     text_columns: tuple[str, ...]
     """Columns of the task's data files with the text, or with the two texts of a pair."""
     label_column: str
@@ -317,7 +318,8 @@ def _checked_manifest(folder: Path, opened: BundleFolder, key: Ed25519PublicKey 
 
 def schema_version(manifest: Manifest) -> int:
     """The smallest schema version whose readers know every part of the manifest."""
-    return max(manifest.policy.schema_version, required_version(manifest))
+    metric = METRICS[manifest.model.metric].since if manifest.model.metric in METRICS else 1
+    return max(manifest.policy.schema_version, required_version(manifest), metric)
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:

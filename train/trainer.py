@@ -4,6 +4,7 @@ hyperparameters."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ class ByLength(LengthGroupedSampler):
 class StepProgress(TrainerCallback):
     """Reports optimizer steps and the last logged loss to a progress callback. ``stack`` closes its bar."""
 
-    def __init__(self, progress: Progress, stack: ExitStack) -> None:
-        self._progress, self._stack = progress, stack
+    def __init__(self, progress: Progress, stack: ExitStack, report: Callable[[str], None] = lambda line: None) -> None:
+        self._progress, self._stack, self._report = progress, stack, report
         self._bar: Bar | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -106,6 +107,10 @@ class StepProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._bar is not None:
             self._bar.update(1)
+
+    def line(self, text: str) -> None:
+        """Reports a line, above the bar if there is one on the screen."""
+        getattr(self._bar, "line", self._report)(text)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         note = getattr(self._bar, "note", None)

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
-from berxit.train import fine_tuning, trainer
+from berxit.train import fine_tuning, stages, trainer
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.encoding import EncodedExamples
 from berxit.train.fine_tuning import fine_tune, run_key, start_model
@@ -226,6 +226,8 @@ def test_run_after_a_nan_loss_accepts_a_lower_learning_rate(
         ({"seed": -1}, "--seed is -1"),
         ({"exit_head": "deep"}, "deep.*choose one of linear, pooler"),
         ({"pooling": "max"}, "max.*choose one of first, mean"),
+        ({"class_weights": "even"}, "unknown --class-weights 'even': choose one of none, balanced"),
+        ({"early_stopping": 0}, "--early-stopping is 0: it must be above 0"),
     ],
 )
 def test_bad_options_raise_with_their_name(
@@ -279,7 +281,7 @@ def interrupt(monkeypatch: MonkeyPatch, *arguments: object, step: int = 3, stage
             super().__init__(*positional, callbacks=[Interrupt(step, stage)], **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
+        patch.setattr(stages, "MultiExitTrainer", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(*arguments)
 
