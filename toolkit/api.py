@@ -21,7 +21,7 @@ from berxit.toolkit.rule_options import RuleOptions
 if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions
     from berxit.runtime.backend_options import Options
-    from berxit.runtime.benchmark import BenchResult
+    from berxit.runtime.bench_result import BenchResult
     from berxit.runtime.bundle import Manifest
     from berxit.runtime.calibration import Calibration
     from berxit.runtime.tuning import TuningResult
@@ -384,7 +384,8 @@ def bench(
     accept_noise: bool = False,
     lazy: bool = False,
     thresholds: int = 7,
-    queries: int = 200,
+    preset: str = "standard",
+    queries: int | None = None,
     seconds: float = 10.0,
     progress: Progress = silent,
 ) -> BenchResult:
@@ -392,7 +393,8 @@ def bench(
 
     ``data``: labelled inputs, as in ``evaluate``; None measures the bundle's golden inputs, without a score. ``limit``:
     use the first so many inputs. ``tune``: use the fastest of the installed backends, their options and thread counts.
-    ``queries`` and ``seconds``: least number of queries per operating point, and least total time. ``write_result`` of
+    ``preset``: rules by which the result is valid, ``standard`` or ``single-stream``. ``queries`` and ``seconds``:
+    least number of queries per operating point (None: the preset's), and least total time. ``write_result`` of
     ``berxit.runtime.bench_report`` stores the result as bench.json, which ``calibrate`` and ``compare`` read.
     """
     from berxit.runtime.benchmark import bench as run
@@ -427,6 +429,7 @@ def bench(
         tuned=tuned,
         lazy=lazy,
         thresholds=thresholds,
+        preset=preset,
         queries=queries,
         seconds=seconds,
         progress=progress,

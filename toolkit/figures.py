@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
+from berxit.runtime.bench_result import CALIBRATED, ONE_GRAPH
 from berxit.runtime.policies import CRITERIA
 from berxit.runtime.storage import replacing
 
 if TYPE_CHECKING:
-    from berxit.runtime.benchmark import BenchResult
+    from berxit.runtime.bench_result import BenchResult
     from berxit.toolkit.evaluation_report import Evaluation
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
@@ -80,13 +81,16 @@ class Key:
 
 
 def bench_figure(result: BenchResult, path: Path) -> Path:
-    """Draws latency against average exit layer and, for labelled inputs, score against latency."""
+    """Draws latency against average exit layer; for labelled inputs score against latency; the latencies' CDF."""
+    panels = [
+        _latency_panel,
+        *([_score_panel] if result.metric else []),
+        *([_cdf_panel] if result.records is not None else []),
+    ]
     with plt.rc_context(STYLE):
-        panels = 2 if result.metric else 1
-        figure, axes = plt.subplots(1, panels, figsize=(5.2 * panels, 3.8), squeeze=False)
-        _latency_panel(axes[0, 0], result)
-        if result.metric:
-            _score_panel(axes[0, 1], result)
+        figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
+        for panel, each in zip(panels, axes[0], strict=True):
+            panel(each, result)
         return _save(figure, path)
 
 
@@ -123,6 +127,36 @@ def _score_panel(axes: Axes, result: BenchResult) -> None:
         axes.plot(result.policy.latency.mean, result.policy.score, "o", color=CHOSEN, ms=7, label="calibrated")
     axes.set(xlabel="milliseconds per input (mean)", ylabel=result.metric, xlim=(0, None))
     axes.set_title(f"{result.task} on {result.device}: score against latency", fontsize=9)
+    axes.legend(loc="lower right")
+
+
+def _cdf_panel(axes: Axes, result: BenchResult) -> None:
+    """Cumulative distribution of the latency. Early exit makes it multi-modal, which a mean hides."""
+    assert result.records is not None
+    fixed = result.best_fixed
+    lines = [
+        (f"layer {result.layers}", "full depth", "black", "-"),
+        *([(f"layer {fixed}", f"layer {fixed}, the best fixed exit", LAYERS, "-")] if fixed else []),
+        (ONE_GRAPH, "one graph", CURVE, "--"),
+        (CALIBRATED, CALIBRATED, CHOSEN, "-"),
+    ]
+    for name, label, color, dashes in lines:
+        if name in result.records.queries and (
+            name != f"layer {fixed}" or fixed != result.layers or label == "full depth"
+        ):
+            values = np.sort(result.records.queries[name].latency_ms, axis=None)
+            axes.step(
+                values,
+                np.arange(1, len(values) + 1) / len(values),
+                where="post",
+                color=color,
+                ls=dashes,
+                lw=1.2,
+                label=label,
+            )
+    slowest = np.quantile(result.records.queries[f"layer {result.layers}"].latency_ms, 0.99)
+    axes.set(xlabel="milliseconds per input", ylabel="share of queries", xlim=(0, 1.15 * slowest), ylim=(0, 1.02))
+    axes.set_title("latency of single queries: cumulative distribution", fontsize=9)
     axes.legend(loc="lower right")
 
 

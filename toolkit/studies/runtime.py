@@ -94,7 +94,7 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
     with request.bar(name)(len(examples) * len(policies)) as bar:
-        found, noise = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
+        measured = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
     return BundleTimes(
         bundle=name,
         model=f"{model.family}, d = {model.hidden_size}",
@@ -104,9 +104,9 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
         precision=manifest.precision,
         threads=runner.backend.threads,
         inputs=len(examples),
-        full=found[FULL],
-        calibrated=found.get(CALIBRATED),
-        noise=noise,
+        full=measured.points[FULL],
+        calibrated=measured.points.get(CALIBRATED),
+        noise=measured.noise,
     )
 
 
