@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berxit.runtime.errors import BerxitError, DivergedError
+from berxit.runtime.errors import BerxitError, DivergedError, InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, to_json
+from berxit.runtime.policies import criterion_named
 from berxit.runtime.progress import Progress, duration, silent
 from berxit.runtime.storage import used_alone
 from berxit.toolkit.sweep.ranking import Measure, measure
@@ -98,6 +99,7 @@ def search(
     Raises InputError for bad options or data, and for an ``output`` of something else; BerxitError if every trial
     fails.
     """
+    _check_criterion(sweep)
     folder = SweepFolder(sweep.output)
     continues = folder.prepare(_key(sweep), force)
     with used_alone(folder.folder):
@@ -115,6 +117,19 @@ def search(
         reason = f". The first: {trials[0].failure}" if trials else ": raise --trials or --minutes"
         raise BerxitError(f"no trial of the sweep has a score{reason}")
     return trials, rows
+
+
+def _check_criterion(sweep: Sweep) -> None:
+    """Raises InputError for a criterion without a trade-off curve for this task, before the first trial."""
+    if sweep.criterion is None:
+        return
+    kind = criterion_named(sweep.criterion)
+    if not kind.adaptive:
+        raise InputError(f"--criterion {kind.name} has no thresholds: choose an adaptive criterion")
+    if sweep.task.regression and not kind.for_regression:
+        raise InputError(f"--criterion {kind.name} needs class probabilities: use lte, patience or learned")
+    if kind.needs_lte and not sweep.base.lte:
+        raise InputError(f"--criterion {kind.name} needs the LTE module: omit --no-lte, or choose another criterion")
 
 
 def _key(sweep: Sweep) -> dict[str, Any]:

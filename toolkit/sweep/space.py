@@ -81,5 +81,7 @@ def options_of(base: TrainingOptions, setting: Setting) -> TrainingOptions:
 
     Learning rates have two significant digits, so that a command line can repeat them.
     """
-    rounded = {name: float(f"{value:.1e}") if isinstance(value, float) else value for name, value in setting.items()}
+    rounded: Setting = {
+        name: float(f"{value:.1e}") if isinstance(value, float) else value for name, value in setting.items()
+    }
     return replace(base, dev_fraction=0, **rounded)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from berxit.runtime.console import status_of
 from berxit.toolkit.cli import load
+from berxit.toolkit.sweep import search
 from berxit.toolkit.sweep.ranking import area_under
 from berxit.toolkit.sweep.search import Budget
 from berxit.toolkit.sweep.space import Space, options_of
@@ -21,7 +22,7 @@ from berxit.train import stages
 from berxit.train.curves import Curve
 from berxit.train.options import TrainingOptions
 from berxit.train.tasks import custom_task
-from berxit.train.trainer import MultiExitTrainer
+from berxit.train.trainer import MultiExitTrainer, check_loss
 
 SHORT = ["--epochs", "1", "--batch-size", "16", "--max-length", "16", "--quiet"]
 
@@ -129,12 +130,24 @@ def test_failed_trial_is_reported_and_ranked_last(
     still: str, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
 ) -> None:
     output = tmp_path / "sweep"
-    rates = ["--learning-rate", "2e-5", "1e30", "--head-learning-rate", "2e-5", "1e30", "--strategy", "joint"]
-    assert run(still, data_folder, output, "--trials", "2", *rates) == 0
-    assert "trial 2 of 2 failed: the loss is" in capsys.readouterr().err
-    assert [trial["measured"] is None for trial in results(output)["trials"]] == [False, True]
-    table = [line for line in (output / "sweep.md").read_text(encoding="utf-8").splitlines() if "joint" in line][1:]
-    assert "failed" in table[-1]
+    rate = ["--learning-rate", "1e30", "1e30"]
+    assert run(still, data_folder, output, "--trials", "1", *rate) == 1
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: no trial of the sweep has a score. The first: the")
+    )
+    real, calls = search.fine_tune, []
+
+    def diverges_first(*arguments: object, **named: object) -> object:
+        calls.append(1)
+        return real(*arguments, **named) if len(calls) > 1 else check_loss(float("nan"), 7)
+
+    monkeypatch.setattr(search, "fine_tune", diverges_first)
+    assert run(still, data_folder, output, "--trials", "2", "--strategy", "joint", "--force") == 0
+    assert "trial 1 of 2 failed: the loss is nan at step 7" in capsys.readouterr().err
+    assert [trial["measured"] is None for trial in results(output)["trials"]] == [True, False]
+    table = [line for line in (output / "sweep.md").read_text(encoding="utf-8").splitlines() if "| joint" in line]
+    assert [("failed" in line) for line in table] == [False, True]
+    assert "the first trial, with the given options" not in (output / "sweep.md").read_text(encoding="utf-8")
     assert (output / "best" / "model.safetensors").is_file()
 
 
@@ -166,7 +179,9 @@ def test_space_keeps_given_values_and_rounds_rates_to_what_the_command_line_repe
         (["--data", "nowhere"], "no data at nowhere"),
         (["--label-column", "class"], "no column 'class'. Columns: text, label"),
         (["--task", "sst2", "--regression"], "go with --task custom, not sst2"),
-        (["--criterion", "sharpness"], "sharpness"),
+        (["--criterion", "sharpness"], "unknown exit criterion 'sharpness': choose one of"),
+        (["--criterion", "lte", "--no-lte"], "--criterion lte needs the LTE module"),
+        (["--criterion", "fixed"], "--criterion fixed has no thresholds"),
         (["--epochs", "-1"], "--epochs is -1"),
         (["--output", "taken"], "taken exists and is not a sweep: choose another --output"),
         (["--output", "SWEEP", "--seed", "7"], "is a sweep with other options or data (seed 42, now 7)"),
