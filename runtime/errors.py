@@ -33,12 +33,12 @@ class InputError(BerxitError, ValueError):
     exit_status = 2
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an exception's message, at most 200 characters; the exception's type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
-def failure(what: str, error: Exception, remedy: str) -> BerxitError:
+def failure(what: str, error: BaseException, remedy: str) -> BerxitError:
     """Converts an exception of a library to a BerxitError of one line; returns a BerxitError unchanged.
 
     ``what`` is the start of the message, ``remedy`` its end.

@@ -21,7 +21,7 @@ from berxit.toolkit.rule_options import RuleOptions
 if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions
     from berxit.runtime.backend_options import Options
-    from berxit.runtime.benchmark import BenchResult
+    from berxit.runtime.bench_result import BenchResult
     from berxit.runtime.bundle import Manifest
     from berxit.runtime.calibration import Calibration
     from berxit.runtime.tuning import TuningResult
@@ -283,6 +283,7 @@ def export(
     data: Data | None = None,
     scores: bool = True,
     accept_noise: bool = False,
+    sign: Path | str | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Exported:
@@ -292,7 +293,8 @@ def export(
     and the defaults of ``options``. ``output``: by default CHECKPOINT-TARGET. ``data``: the calibration data; None uses
     the texts that ``calibrate`` stored. ``scores``: for a precision that may change predictions, run the calibration
     data through the bundle and choose the threshold from its outputs. ``accept_noise``: with exits="auto", choose on a
-    busy machine, too. ``force``: replace an existing ``output``.
+    busy machine, too. ``sign``: PEM file of a private ed25519 key, which signs the bundle. ``force``: replace an
+    existing ``output``.
     """
     from berxit.exporters.export import export as run
     from berxit.exporters.options import ExportOptions
@@ -321,6 +323,7 @@ def export(
         accept_noise=accept_noise,
         scores=scores,
         data=None if data is None else _files(data, "dev"),
+        sign=None if sign is None else Path(sign),
         progress=progress,
         report=lines.append,
         warn=warnings.append,
@@ -366,7 +369,8 @@ def bench(
     accept_noise: bool = False,
     lazy: bool = False,
     thresholds: int = 7,
-    queries: int = 200,
+    preset: str = "standard",
+    queries: int | None = None,
     seconds: float = 10.0,
     progress: Progress = silent,
 ) -> BenchResult:
@@ -374,7 +378,8 @@ def bench(
 
     ``data``: labelled inputs, as in ``evaluate``; None measures the bundle's golden inputs, without a score. ``limit``:
     use the first so many inputs. ``tune``: use the fastest of the installed backends, their options and thread counts.
-    ``queries`` and ``seconds``: least number of queries per operating point, and least total time. ``write_result`` of
+    ``preset``: rules by which the result is valid, ``standard`` or ``single-stream``. ``queries`` and ``seconds``:
+    least number of queries per operating point (None: the preset's), and least total time. ``write_result`` of
     ``berxit.runtime.bench_report`` stores the result as bench.json, which ``calibrate`` and ``compare`` read.
     """
     from berxit.runtime.benchmark import bench as run
@@ -409,6 +414,7 @@ def bench(
         tuned=tuned,
         lazy=lazy,
         thresholds=thresholds,
+        preset=preset,
         queries=queries,
         seconds=seconds,
         progress=progress,

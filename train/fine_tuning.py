@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import to_json
 from berxit.runtime.progress import Progress, silent
-from berxit.runtime.storage import refuse_to_overwrite, write_whole
+from berxit.runtime.storage import refuse_to_overwrite, write_errors, write_whole
 from berxit.train import checks
 from berxit.train.checkpoint import DEV_FILE, TrainingRecord, read_config, read_record, save_checkpoint
 from berxit.train.data_summary import summarize
@@ -55,7 +56,8 @@ def fine_tune(
     is trained, unless ``force`` is given. Under torchrun or accelerate launch every process calls this function, and
     the first one writes and reports.
 
-    Raises InputError for bad options or data, or an output of another run without ``force``; BerxitError for a model
+    Raises InputError for bad options or data, an output of another run without ``force``, or an output that another
+    process is writing; BerxitError for a model
     that cannot be loaded or a loss that is not finite.
     """
     processes = processes_here()
@@ -80,22 +82,26 @@ def fine_tune(
         model.init_head_bias(float(rows.train.labels.mean()))
     stages = stages_of(options, model.layers, class_weights(task, rows, options))
     report(describe_plan(model, rows, options, processes.num_processes))
-    if first:
-        one_of_many(processes.num_processes, report)
-        state.prepare(key, force)
-    processes.wait_for_everyone()
-    state.check_shared()
-    dataset = EncodedExamples(rows.train, text_tokenizer, progress)
-    scored = scored_rows(rows, text_tokenizer, task.metric)
-    results = train_stages(model, dataset, stages, options, state, scored, logs=logs, progress=progress, report=report)
-    if first:
-        record = record_of(key, rows, results, str(model.device))
-        with write_whole(output, force=force or finished) as folder:
-            if rows.held_out is not None:
-                write_examples(rows.held_out, task, folder / DEV_FILE)
-            save_checkpoint(folder, model, tokenizer, record, rows.samples)
-        state.delete()
-    processes.wait_for_everyone()
+    with ExitStack() as alone:
+        if first:
+            one_of_many(processes.num_processes, report)
+            alone.enter_context(state.prepared(key, force))
+        processes.wait_for_everyone()
+        state.check_shared()
+        dataset = EncodedExamples(rows.train, text_tokenizer, progress)
+        scored = scored_rows(rows, text_tokenizer, task.metric)
+        with write_errors(output):
+            results = train_stages(
+                model, dataset, stages, options, state, scored, logs=logs, progress=progress, report=report
+            )
+        if first:
+            record = record_of(key, rows, results, str(model.device))
+            with write_whole(output, force=force or finished) as folder:
+                if rows.held_out is not None:
+                    write_examples(rows.held_out, task, folder / DEV_FILE)
+                save_checkpoint(folder, model, tokenizer, record, rows.samples)
+            state.delete()
+        processes.wait_for_everyone()
     return output
 
 

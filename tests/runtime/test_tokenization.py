@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import shared
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tokenization import (
@@ -343,3 +343,20 @@ def test_tokenizer_strips_surrounding_whitespace(tokenizer: TextTokenizer, text:
     assert checked_text("\u200bthe\ufeff", "it") == "\u200bthe\ufeff"  # zero-width characters are not whitespace
     assert tokenizer([text]).input_ids.tolist() == tokenizer(["the cat"]).input_ids.tolist()
     assert tokenizer(["a", text]).input_ids.tolist() == tokenizer(["a", "the cat"]).input_ids.tolist()
+
+
+@pytest.mark.parametrize(("content", "normalized"), [("\u0301", True), ("\u200d", True), ("\u0301", False)])
+def test_added_token_that_the_normalizer_removes_is_rejected(
+    tokenizer_folder: Path, tmp_path: Path, content: str, normalized: bool
+) -> None:
+    """The library would match it between all characters."""
+    changed = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    changed.add_tokens([AddedToken(content, normalized=normalized)])
+    changed.save(str(tmp_path / "tokenizer.json"))
+    if normalized:
+        with pytest.raises(BerxitError, match=r"added token '\\u[0-9a-f]{4}' is empty after normalization\. Remove"):
+            TextTokenizer(tmp_path / "tokenizer.json", 12, 0)
+    else:
+        before = TextTokenizer(tokenizer_folder / "tokenizer.json", 12, 0)(["the cat"])
+        after = TextTokenizer(tmp_path / "tokenizer.json", 12, 0)(["the cat"])
+        np.testing.assert_array_equal(after.input_ids, before.input_ids)

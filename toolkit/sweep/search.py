@@ -71,7 +71,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is searched, and on which data."""
+    """Task, data, fixed options and searched options of a sweep."""
 
     task: Task
     data: Path

@@ -31,8 +31,9 @@ struct AddedTokens: Sendable {
                 id: id, content: isNormalized ? normalizer.apply(scalars) : scalars,
                 singleWord: item["single_word"].bool ?? false, takesLeftBlanks: item["lstrip"].bool ?? false,
                 takesRightBlanks: item["rstrip"].bool ?? false)
-            // A token that the normalizer removes, such as a single accent, matches nothing.
-            if token.content.isEmpty { continue }
+            guard !token.content.isEmpty else {  // it would match everywhere
+                throw EarlyExitError.failure("the added token with id \(id) is empty after normalization")
+            }
             if isNormalized { normalized.append(token) } else { raw.append(token) }
         }
         self.raw = raw.sorted { $0.content.count > $1.content.count }
