@@ -106,7 +106,7 @@ def command(
 
     silence_library_logs()
     from berxit.toolkit.sweep.findings import best_of, sweep_findings, train_command
-    from berxit.toolkit.sweep.search import Budget, Sweep, search
+    from berxit.toolkit.sweep.search import Budget, SweepRequest, search
     from berxit.toolkit.sweep.space import SEARCHED, Space
     from berxit.train.configuration import POOLINGS
     from berxit.train.hub import task_data
@@ -130,7 +130,7 @@ def command(
     )
     files = task_data(task_name, data, "train", say)
     task = described.task(task_name, files, skip_bad_rows=skip_bad_rows)
-    sweep = Sweep(task, files, base, space, output, criterion)
+    sweep = SweepRequest(task, files, base, space, output, criterion)
     budget = Budget(trials if trials or minutes else TRIALS, minutes)
     done, rows = search(sweep, budget, force=force, bar=lambda label: progress_bar(label, quiet), report=say)
     findings = sweep_findings(sweep, done, rows)

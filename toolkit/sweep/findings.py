@@ -14,7 +14,7 @@ from berxit.runtime.tables import Table, plural
 from berxit.toolkit.studies.findings import Findings
 from berxit.toolkit.sweep.ranking import Measure
 from berxit.toolkit.sweep.rows import SweepRows
-from berxit.toolkit.sweep.search import Sweep, Trial, describe
+from berxit.toolkit.sweep.search import SweepRequest, Trial, describe
 from berxit.toolkit.sweep.space import SEARCHED, options_of
 from berxit.train.options import TrainingOptions, recorded_model
 from berxit.train.tasks import TaskOptions
@@ -36,7 +36,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.area)
 
 
-def train_command(sweep: Sweep, trial: Trial, task: TaskOptions, data: Path | None, output: Path) -> str:
+def train_command(sweep: SweepRequest, trial: Trial, task: TaskOptions, data: Path | None, output: Path) -> str:
     """Command line that trains a trial's setting on all training rows. ``data``: None for the data of the hub."""
     options = options_of(sweep.base, trial.setting)
     arguments = ["--model", options.model, "--task", sweep.task.name, *task.arguments()]
@@ -53,13 +53,14 @@ def train_command(sweep: Sweep, trial: Trial, task: TaskOptions, data: Path | No
     return f"berxit-train {shlex.join([*arguments, '--output', str(output)])}"
 
 
-def sweep_findings(sweep: Sweep, trials: Sequence[Trial], rows: SweepRows) -> Findings:
+def sweep_findings(sweep: SweepRequest, trials: Sequence[Trial], rows: SweepRows) -> Findings:
     """Table, numbers and panels of all trials."""
     best, metric = best_of(trials), sweep.task.metric
     conditions = [
         f"{plural(len(trials), 'trial')}, ranked by the area under the trade-off curve on {len(rows.ranking)} training"
         f" rows that no trial trains on; each trains on {len(rows.train)} rows",
-        f"area: the mean {metric} over all average exit layers, from exiting at layer 1 to full depth",
+        f"area: the mean {metric} over all average exit layers, from exiting at layer 1 to full depth; scores below the"
+        " constant prediction's count as that",
         *_on_dev(trials, rows, metric),
         f"model {recorded_model(sweep.base.model)}; the best setting: {describe(best.setting)}",
     ]
@@ -114,13 +115,18 @@ def _table(ranked: Sequence[Trial], trials: Sequence[Trial], metric: str) -> Tab
 
 def _curves(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str) -> None:
     """The trade-off curves of all trials on the ranking rows."""
+    from berxit.toolkit.studies.drawing import draw_floor  # matplotlib is optional
+
     drawn = [(trial, OTHERS, "other trials", 0.8) for trial in trials if trial is not best and trial is not trials[0]]
     drawn += [(trials[0], FIRST, "first trial", 1.4)] if trials[0] is not best else []
     for trial, color, label, width in [*drawn, (best, BEST, "best trial", 2.0)]:
         if trial.measured is not None:
             axes.plot(trial.measured.layers, trial.measured.scores, color=color, lw=width, label=label)
+    assert best.measured is not None
+    draw_floor(axes, best.measured.constant)
     axes.set(xlabel="average exit layer", ylabel=metric)
     axes.set_title("trade-off curves on the ranking rows")
+    _legend(axes)
 
 
 def _rates(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str) -> None:
@@ -147,3 +153,10 @@ def _rates(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str) -> Non
     )  # two labelled ticks
     axes.set(xlabel="learning rate of the encoder", ylabel=f"area ({metric})")
     axes.set_title("area by learning rate, strategy and pooling")
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """A legend at the right of the panel, with one entry per label."""
+    handles = dict(reversed(list(zip(*axes.get_legend_handles_labels()[::-1], strict=True))))
+    axes.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)

@@ -70,7 +70,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepRequest:
     """Task, data, fixed options and searched options of a sweep."""
 
     task: Task
@@ -84,7 +84,7 @@ class Sweep:
 
 
 def search(
-    sweep: Sweep,
+    sweep: SweepRequest,
     budget: Budget,
     *,
     force: bool = False,
@@ -119,7 +119,7 @@ def search(
     return trials, rows
 
 
-def _check_criterion(sweep: Sweep) -> None:
+def _check_criterion(sweep: SweepRequest) -> None:
     """Raises InputError for a criterion without a trade-off curve for this task, before the first trial."""
     if sweep.criterion is None:
         return
@@ -132,7 +132,7 @@ def _check_criterion(sweep: Sweep) -> None:
         raise InputError(f"--criterion {kind.name} needs the LTE module: omit --no-lte, or choose another criterion")
 
 
-def _key(sweep: Sweep) -> dict[str, Any]:
+def _key(sweep: SweepRequest) -> dict[str, Any]:
     """Everything on which the trials depend. A sweep continues if the keys are equal."""
     key = run_key(sweep.task, sweep.base, find_split(sweep.data, "train"), 1)
     searched = {f"searched {name}": value for name, value in sweep.space.recorded().items()}
@@ -145,7 +145,7 @@ def finished(study: Study) -> list[Trial]:
 
 
 def _run_trial(
-    sweep: Sweep,
+    sweep: SweepRequest,
     study: Study,
     folder: SweepFolder,
     rows: SweepRows,

@@ -50,6 +50,7 @@ def test_area_is_the_mean_score_over_all_average_exit_layers() -> None:
     late = Curve(np.array([2.0, 5.0]), np.array([0.6, 0.9]), 5)
     assert area_under(late) == pytest.approx((0.6 * 1 + 0.75 * 3) / 4)
     assert area_under(Curve(np.array([1.0]), np.array([0.4]), 1)) == 0.4
+    assert area_under(curve, 0.6) == pytest.approx((0.6 * 0.5 + 0.65 * 0.5 + 0.8 * 1) / 2)
 
 
 def test_trials_are_ranked_by_area_on_rows_that_no_trial_trains_on(sweep: Path, data_folder: Path) -> None:
@@ -59,7 +60,8 @@ def test_trials_are_ranked_by_area_on_rows_that_no_trial_trains_on(sweep: Path, 
     assert found["best"]["measured"]["area"] == max(areas)
     for trial in found["trials"]:
         layers, scores = (np.array(trial["measured"][name]) for name in ("layers", "scores"))
-        assert trial["measured"]["area"] == pytest.approx(area_under(Curve(layers, scores, 3)), abs=1e-6)
+        expected = area_under(Curve(layers, scores, 3), trial["measured"]["constant"])
+        assert trial["measured"]["area"] == pytest.approx(expected, abs=1e-6)
     task = custom_task(data_folder, ("text",), "label")
     trained, whole = task.read(sweep / "data", "train"), task.read(data_folder, "train")
     dev = task.read(data_folder, "dev")
