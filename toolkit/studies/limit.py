@@ -110,7 +110,7 @@ def _panel(request: Request, model: str, lines: dict[str, Limit], others: list[G
             drawing.draw_line(axes, key, layers, scores.mean(axis=0), label, look[group.label], band)
         drawing.draw_floor(axes, request.runs[0].floor)
         axes.set(xlabel="layers of the model (limit), or exit layer", ylabel=request.metric)
-        last = max([*(max(line) for line in lines.values()), *(group.runs[0].predictions.layers for group in others)])
+        last = max([*(max(line) for line in lines.values()), *(group.depth for group in others)])
         drawing.whole_ticks(axes, last)
         axes.set_title(model)
         key.draw(axes)

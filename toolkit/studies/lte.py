@@ -42,7 +42,7 @@ def study(request: Request) -> Findings:
             model = group.model
             reference = request.reference(model)
             constant = percent(reference.relative_floor)
-            name, depth = f"{model}, {group.name}", group.runs[0].predictions.layers
+            name, depth = f"{model}, {group.name}", group.depth
             sweeps = {
                 method: [sweep(run.predictions, criterion) for run in group.runs]
                 for method, criterion in METHODS.items()
@@ -101,7 +101,7 @@ def study(request: Request) -> Findings:
 
 def _claims(request: Request, group: Group, sweeps: Mapping[str, Sequence[Sweep]], reference: Reference) -> list[Claim]:
     """LTE against the others, on the same runs."""
-    half = group.runs[0].predictions.layers / 2
+    half = group.depth / 2
     name = f"{group.model}, {group.label}"
     lte, line, patience = (side_of(request, group, sweeps[each], reference, each) for each in (LTE, LINE, PATIENCE))
     early = judge(lte, line, name, half, paired=True)

@@ -87,6 +87,11 @@ class Group:
         return self.runs[0].strategy
 
     @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return self.runs[0].predictions.layers
+
+    @property
     def seeds(self) -> str:
         """Seeds for a table."""
         return ", ".join("unknown" if run.seed is None else str(run.seed) for run in self.runs)

@@ -104,11 +104,11 @@ def _at_cost(at: Operating) -> list[str]:
 def _claims(
     request: Request, groups: Sequence[Group], sweeps: Mapping[str, Sequence[Sweep]], reference: Reference
 ) -> list[Claim]:
-    """Every pair of groups. The paper's claim is about alternating, so alternating is A."""
+    """Every pair of groups with equal depth. The paper's claim is about alternating, so alternating is A."""
     first = next(iter(STRATEGIES))
     ordered = sorted(groups, key=lambda group: group.strategy != first)
-    sides = [side_of(request, group, sweeps[group.label], reference) for group in ordered]
-    return [judge(a, b, groups[0].model) for a, b in combinations(sides, 2)]
+    sides = [(side_of(request, group, sweeps[group.label], reference), group.depth) for group in ordered]
+    return [judge(a, b, groups[0].model) for (a, deep), (b, other) in combinations(sides, 2) if deep == other]
 
 
 def side_of(request: Request, group: Group, sweeps: Sequence[Sweep], reference: Reference, name: str = "") -> Side:

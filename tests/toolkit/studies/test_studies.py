@@ -391,6 +391,16 @@ def test_tradeoff_claims_do_not_depend_on_a_pass_below_the_constant_prediction(
     assert "does not count" not in report
 
 
+def test_tradeoff_compares_groups_of_equal_depth_only(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    paths = [make("joint"), make("alternating"), make("limit", layers=1), make("limit", layers=2)]
+    replace_passes(paths, data["classes"], tmp_path, [[0.6, 0.7, 0.9], [0.6, 0.8, 0.9], [0.7], [0.7, 0.8]])
+    assert run("tradeoff", *paths, "--data", data["classes"], "--output", tmp_path) == 0
+    found = written(tmp_path, "tradeoff-pairs")
+    assert [curve["label"] for curve in found["curves"]][2:] == ["limit, 1 layer", "limit, 2 layers"]
+    pairs = [(claim["first"], claim["second"]) for claim in found["claims"]]
+    assert pairs == [("alternating, 3 layers", "joint, 3 layers")]
+
+
 def test_findings_write_the_figure_as_png_pdf_and_svg_with_equal_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
