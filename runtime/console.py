@@ -65,6 +65,33 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def register_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --register, which makes a user's own criterion or metric known before the command reads a checkpoint or a
+    bundle that uses it."""
+
+    def register(_context: click.Context, _parameter: click.Parameter, references: tuple[str, ...]) -> None:
+        from berxit.runtime.extensions import load_object
+        from berxit.runtime.metrics import Metric, register_metric
+        from berxit.runtime.policies import register_criterion
+
+        for reference in references:
+            found = load_object(reference)
+            if isinstance(found, Metric):
+                register_metric(found)
+            else:
+                register_criterion(found)
+
+    return click.option(
+        "--register",
+        multiple=True,
+        metavar="FILE.py:NAME",
+        expose_value=False,
+        is_eager=True,
+        callback=register,
+        help="Your own criterion or metric that the input uses; executes FILE.py.",
+    )(command)
+
+
 def progress_bar(label: str, quiet: bool = False) -> Progress:
     """A progress bar on the screen, for work that takes over two seconds."""
 

@@ -25,6 +25,8 @@ from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tokenization import Text
 from berxit.train import checks, objectives
 from berxit.train.checkpoint import DEV_FILE, TrainingRecord, read_config, read_record, save_checkpoint, spread_samples
+from berxit.train.configuration import MultiExitConfig
+from berxit.train.continuing import continue_from, is_checkpoint
 from berxit.train.encoding import EncodedExamples
 from berxit.train.modeling import MultiExitModel
 from berxit.train.objectives import LossOptions, Objective, layer_weights
@@ -33,7 +35,7 @@ from berxit.train.pretrained import read_tokenizer, resolve_model
 from berxit.train.resuming import KEY, RunState, StageResult, Stopwatch, changes
 from berxit.train.strategies import STRATEGIES
 from berxit.train.tasks import Task, write_examples
-from berxit.train.tokenizing import saved_tokenizer
+from berxit.train.tokenizing import CONFIG_FILE, TOKENIZER_FILE, saved_tokenizer
 from berxit.train.trainer import (
     MultiExitTrainer,
     StepProgress,
@@ -45,6 +47,8 @@ from berxit.train.trainer import (
 )
 
 MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".model")
+CHECKPOINT_FILES = ("config.json", "model.safetensors", TOKENIZER_FILE, CONFIG_FILE)
+"""The files of a checkpoint on which a run that continues from it depends. A calibration changes other files."""
 
 
 def fine_tune(
@@ -82,11 +86,10 @@ def fine_tune(
         return output
     examples, held_out, samples = read_data(task, data, options, report)
     set_seed(options.seed)
-    model, tokenizer = start_model(task, options, report)
+    mean_label = float(examples.labels.mean()) if task.regression else None
+    model, tokenizer = start_model(task, options, report, mean_label)
     text_tokenizer = saved_tokenizer(tokenizer, resolve_model(options.model), options.max_length)
     report(str(checks.unknown_tokens(options.model, tokenizer, examples.texts)))
-    if task.regression:
-        model.init_head_bias(float(examples.labels.mean()))
     stages = stages_of(options, model.layers)
     if first:
         one_of_many(processes.num_processes, report)
@@ -213,7 +216,10 @@ def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: i
 
 def model_sha256(folder: Path) -> str:
     """sha256 over the files of a model folder that transformers reads: configuration, weights, tokenizer."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
+    if is_checkpoint(str(folder)):
+        files = [folder / name for name in CHECKPOINT_FILES]
+    else:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
@@ -270,31 +276,43 @@ def record_of(
 
 
 def start_model(
-    task: Task, options: TrainingOptions, report: Callable[[str], None] = lambda line: None
+    task: Task,
+    options: TrainingOptions,
+    report: Callable[[str], None] = lambda line: None,
+    mean_label: float | None = None,
 ) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """The pre-trained encoder with fresh exits for the task, and its tokenizer; both checked (train/checks.py).
+    """The pre-trained encoder with exits for the task, and its tokenizer; both checked (train/checks.py).
+
+    ``--model`` may be a checkpoint of this project (train/continuing.py). ``mean_label``: for regression, the value
+    that new exit heads predict at the start.
 
     Raises InputError for a model or tokenizer that a check rejects, BerxitError for files that cannot be read.
     """
     source = resolve_model(options.model)
     try:
-        model = MultiExitModel.from_backbone(
-            source,
-            layers=options.layers,
-            exit_head=options.exit_head,
-            pooling=options.pooling,
-            lte=options.lte,
-            strategy=options.strategy,
-            task=task.name,
-            problem_type="regression" if task.regression else "single_label_classification",
-            id2label=dict(enumerate(task.labels)) if task.labels else {0: "value"},
-            label2id={name: i for i, name in enumerate(task.labels or ("value",))},
-            metric=task.metric,
-            positive=task.positive,
-            text_columns=task.text_columns,
-            label_column=task.label_column,
-            max_length=options.max_length,
-        )
+        fields = {
+            "exit_head": options.exit_head,
+            "pooling": options.pooling,
+            "lte": options.lte,
+            "strategy": options.strategy,
+            "task": task.name,
+            "problem_type": "regression" if task.regression else "single_label_classification",
+            "id2label": dict(enumerate(task.labels)) if task.labels else {0: "value"},
+            "label2id": {name: i for i, name in enumerate(task.labels or ("value",))},
+            "metric": task.metric,
+            "positive": task.positive,
+            "text_columns": task.text_columns,
+            "label_column": task.label_column,
+            "max_length": options.max_length,
+        }
+        if is_checkpoint(source):
+            continued = continue_from(source, MultiExitConfig(**fields), options.layers)
+            model, new_heads = continued.model, not continued.heads_kept
+            report(continued.description)
+        else:
+            model, new_heads = MultiExitModel.from_backbone(source, layers=options.layers, **fields), True
+        if mean_label is not None and new_heads:
+            model.init_head_bias(mean_label)
         tokenizer = read_tokenizer(source)
     except BerxitError:
         raise

@@ -26,10 +26,7 @@ def study(request: Request) -> Findings:
             raise InputError(
                 f"{model} has no limit checkpoint: train one with berxit-train --strategy limit --layers N for every N"
             )
-    others = {
-        model: [run for run in runs if not STRATEGIES[run.strategy].last_exit_only]
-        for model, runs in request.models.items()
-    }
+    others = {model: [run for run in runs if not _last_exit_only(run)] for model, runs in request.models.items()}
     depths = sorted({layers for line in lines.values() for layers in line})
     rows = [
         [model, *(f"{line[layers]:.4f}" if layers in line else "-" for layers in depths)]
@@ -61,9 +58,14 @@ def limit_scores(runs: Sequence[StudyRun]) -> dict[int, float]:
     """Number of layers -> score of the last exit of the model with that many layers (mean over seeds), ascending."""
     scores: dict[int, list[float]] = {}
     for run in runs:
-        if STRATEGIES[run.strategy].last_exit_only:
+        if _last_exit_only(run):
             scores.setdefault(run.predictions.layers, []).append(run.full_depth)
     return {layers: sum(found) / len(found) for layers, found in sorted(scores.items())}
+
+
+def _last_exit_only(run: StudyRun) -> bool:
+    """False for a user's own strategy, which a study does not know."""
+    return run.strategy in STRATEGIES and STRATEGIES[run.strategy].last_exit_only
 
 
 def _mean_scores(runs: Sequence[StudyRun]) -> list[float]:
