@@ -1,4 +1,4 @@
-"""What does ``berxit-calibrate --keep`` save and keep on rows that neither training nor calibration has seen?
+"""Score and saved layers of ``berxit-calibrate --keep`` on rows that neither training nor calibration has seen.
 
     python benchmarks/new_rows.py mrpc-12=CKPT=800 ... --output new-rows
 

@@ -12,15 +12,17 @@ A comment in the page names the values of the numbers below it, up to the next h
     given: 0.99
     -->
 
-A line with a file below results/ selects it. Every other line is an expression: paths of keys, ``*`` for all entries,
-``[key=value]`` for the entries of a list that have these values, and ``+ - * /`` between blanks. The numbers of the
-text must each equal one of these values, after rounding as printed. ``@mean`` and ``@median`` reduce a list. ``row`` and ``column`` name a row or a column of
-the next table, counted from 1 without the header; their numbers must equal the values in their order, those of
-``A ; B`` taking turns. ``given`` lists conditions and bars, which are not measured.
+A line with a file below results/ selects it, FOLDER/*.json all files by their names. Every other line is an expression:
+paths of keys, ``*`` for all entries, ``[key=value,key!=value]`` for some entries of a list, ``@mean`` and
+``@median`` for those of a list, and ``+ - * /`` between blanks. The numbers of the text must each equal one of these
+values, after rounding as printed. ``row`` and ``column`` name a row or a column of the next table, counted from 1
+without the header; their numbers must equal the values in their order, those of ``A ; B`` taking turns. ``given`` lists
+conditions and bars, which are not measured.
 
-Checked are numbers with a decimal point, an exponent, ``%`` or ``x``, and all numbers in cells of a table after the
-first, unless it is a table of conditions ("| condition | value |"). Code and links are not read. A paragraph or list item that starts with "Not stored:" contains numbers of which no
-file exists. In a part without a comment, it covers the whole part.
+Checked are numbers with a decimal point, an exponent, ``%`` or ``x``, and all numbers in the cells of a table after the
+first, unless it is a table of conditions ("| condition | value |"). Code and links are not read. A paragraph or list
+item that starts with "Not stored:" contains numbers of which no file exists. In a part without a comment, it covers the
+whole part.
 """
 
 from __future__ import annotations
@@ -262,9 +264,9 @@ def _select(path: str, data: Any) -> Iterator[Any]:
     elif key == "*":
         children = list(data.values()) if isinstance(data, dict) else data
     elif match := re.fullmatch(r"(.*?)\[(.*)\]", key):
-        conditions = dict(part.split("=", 1) for part in match[2].split(","))
+        conditions = [re.fullmatch(r"(.*?)(!?=)(.*)", part) for part in match[2].split(",")]
         entries = data[match[1]] if match[1] else data
-        children = [each for each in entries if all(str(each.get(k)) == v for k, v in conditions.items())]
+        children = [e for e in entries if all(c and (str(e.get(c[1])) == c[3]) == (c[2] == "=") for c in conditions)]
     elif isinstance(data, list):
         children = [data[int(key)]]
     else:
