@@ -92,16 +92,15 @@ def _git(*arguments: str) -> str:
 def _training(parameters: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and training options of each checkpoint among the arguments."""
     for value in parameters.values():
-        for path in value if isinstance(value, list | tuple) else (value,):
-            if not isinstance(path, str | Path) or not str(path):
-                continue
-            folder = Path(str(path).rpartition("=")[2])  # benchmarks name a checkpoint as NAME=CHECKPOINT
+        given = value if isinstance(value, list | tuple) else (value,)
+        for part in (part for each in given if isinstance(each, str | Path) for part in str(each).split("=")):
             try:
-                record = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+                file = Path(part) / "training.json"
+                options = read_json(file).get("options") if part and file.is_file() else None
             except (BerxitError, OSError):
                 continue
-            if isinstance(options := record.get("options"), dict):
-                yield folder.resolve().name, options
+            if isinstance(options, dict):
+                yield Path(part).resolve().name, options
 
 
 def _versions() -> dict[str, str]:
@@ -120,7 +119,9 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_folders(each) for each in value]
     if isinstance(value, str | Path):
-        name, equals, path = str(value).rpartition("=")
-        is_path = isinstance(value, Path) or ("/" in path and Path(path).exists())
-        return f"{name}{equals}{Path(path).name or path}" if is_path else value
+        return "=".join(_last_part(each, isinstance(value, Path)) for each in str(value).split("="))
     return value if isinstance(value, int | float | bool | None) else str(value)
+
+
+def _last_part(text: str, is_path: bool) -> str:
+    return Path(text).name or text if is_path or ("/" in text and Path(text).exists()) else text

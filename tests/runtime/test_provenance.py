@@ -51,10 +51,10 @@ def test_provenance_has_the_seeds_and_options_of_the_checkpoints(tmp_path: Path)
         (tmp_path / name).mkdir()
         record = {"options": {"model": "bge", "seed": seed}}
         (tmp_path / name / "training.json").write_text(json.dumps(record), encoding="utf-8")
-    found = measured(tmp_path / "one", f"mrpc={tmp_path / 'two'}", tmp_path / "no-checkpoint", "--seed", "1")
+    found = measured(tmp_path / "one", f"mrpc={tmp_path / 'two'}=800", tmp_path / "none", "--seed", "1")
     assert found["seeds"] == [1, 42, 43]
     assert found["training"] == {"one": {"model": "bge", "seed": 42}, "two": {"model": "bge", "seed": 43}}
-    assert found["command"] == "measure one mrpc=two no-checkpoint --seed 1"
+    assert found["command"] == "measure one mrpc=two=800 none --seed 1"
 
 
 def test_provenance_without_a_command_has_versions_and_machine() -> None:
