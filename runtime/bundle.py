@@ -19,6 +19,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError, one_line_errors
+from berxit.runtime.extensions import UnregisteredError
 from berxit.runtime.json_data import (
     NOT_STORED,
     OMIT_DEFAULT,
@@ -296,6 +297,8 @@ def _checked_manifest(folder: Path, opened: BundleFolder, key: Ed25519PublicKey 
             data["calibration"] = upgraded(data["calibration"])
         manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
         manifest.policy.check(outputs=manifest.model.outputs, lte=manifest.model.lte)
+    except UnregisteredError as error:  # The bundle is whole. Its criterion is a user's own.
+        raise error.in_file(folder / MANIFEST) from None
     except InputError as error:  # The policy's own check does not know the file.
         raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
     needed = schema_version(manifest)
