@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from make_vectors import ROOT, VECTORS, copy_tokenizers, write_vectors
 
-from berxit.runtime.benchmark import BenchResult
+from berxit.runtime.bench_result import BenchResult
 from berxit.runtime.bundle import SCHEMA_VERSION
 from berxit.runtime.json_data import parse
 from berxit.toolkit.comparison.benches import compare_benches
