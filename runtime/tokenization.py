@@ -154,14 +154,26 @@ class TextTokenizer:
         return TokenBatch.pad(ids, types, self.pad_token_id, truncated)
 
     def _check_added_tokens(self, path: Path | BundleFile) -> None:
-        """Rejects a token that the normalizer removes. The library would split words at every character, or panic."""
+        """Rejects added tokens whose ids would be arbitrary, after normalization.
+
+        The library matches an empty token between all characters, or panics. Of two equal tokens, it chooses one at
+        random whenever the tokenizer is loaded.
+        """
         normalizer = self._tokenizer.normalizer
+        if normalizer is None:
+            return
+        seen: dict[str, str] = {}
         for token in self._tokenizer.get_added_tokens_decoder().values():
-            if token.normalized and normalizer is not None and not normalizer.normalize_str(token.content):
+            if not token.normalized:
+                continue
+            content = normalizer.normalize_str(token.content)
+            problem = "is empty" if not content else f"equals {seen[content]!a}" if content in seen else None
+            if problem:
                 raise BerxitError(
-                    f"cannot use tokenizer {path}: the added token {token.content!a} is empty after normalization."
+                    f"cannot use tokenizer {path}: the added token {token.content!a} {problem} after normalization."
                     " Remove it from the tokenizer, or add it with normalized=False, and train again"
                 )
+            seen[content] = token.content
 
     def _encode(self, texts: list[Text]) -> list[Encoding]:
         """Encodes texts with the tokenizers library.

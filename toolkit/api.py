@@ -115,32 +115,17 @@ def fine_tune(
     from berxit.train.fine_tuning import refuse_other_than_checkpoint
     from berxit.train.hub import task_data
     from berxit.train.splitting import has_dev
-    from berxit.train.tasks import custom_task, get_task
+    from berxit.train.tasks import TaskOptions
     from berxit.train.trainer import processes_here
 
     output = Path(output)
-    custom = task == "custom"
-    if not custom:
-        known = get_task(task)
-        if text_columns or label_column or regression or metric or positive:
-            raise InputError(
-                "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
-                f" {task}"
-            )
+    described = TaskOptions(text_columns, label_column, regression, metric, positive)
+    described.check(task)
     refuse_other_than_checkpoint(output, force)
     processes = processes_here()
     with processes.local_main_process_first():  # one process per machine downloads or stores the data
         files = task_data(task, data, "train", report)
-    if custom:
-        known = custom_task(
-            files,
-            text_columns or ("text",),
-            label_column or "label",
-            regression=regression,
-            metric=metric,
-            positive=positive,
-            skip_bad_rows=options.skip_bad_rows,
-        )
+    known = described.task(task, files, skip_bad_rows=options.skip_bad_rows)
     logs = None if tensorboard is None else Path(tensorboard)
     run(known, files, options, output, logs=logs, force=force, progress=progress, report=report)
     held_out = output / DEV_FILE

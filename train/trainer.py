@@ -18,7 +18,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from berxit.devices import install_command
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, DivergedError
 from berxit.runtime.progress import Bar, Progress
 from berxit.train.evaluation import best_device
 from berxit.train.objectives import Objective
@@ -167,7 +167,7 @@ def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
 
 def check_loss(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise BerxitError(
+        raise DivergedError(
             f"the loss is {loss} at step {step}: use a lower --learning-rate, or check the labels for extreme values"
         )
 

@@ -41,9 +41,9 @@ LENGTHS = (6, 16, 33, 128)
 """Maximum numbers of tokens; most texts are truncated at the shorter ones."""
 PAIRS = 0.2
 """Share of pairs."""
-PART = 100_000
+PART = 250_000
 """Texts that are compared at once, in tokenizers with other added tokens than those of the part before."""
-SHOWN = 20
+SHOWN = 5
 """Largest number of unexplained texts in the report."""
 
 Failure = tuple[Encoder, Text]
@@ -117,8 +117,10 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
             file.unlink()
         click.echo(f"{texts} of {count} texts, {len(failures)} differ", err=True)
 
+    click.echo("looking for the cause of each difference", err=True)
     unexplained = still_differing(swift, folder, [(encoder, replaced(text, {*reasons})) for encoder, text in failures])
     rules = [failure for failure, still in zip(failures, unexplained, strict=True) if still]
+    click.echo(f"{len(rules)} differences are not explained by a Unicode version", err=True)
     version = tables.swift
     return {
         "seed": seed,
@@ -182,25 +184,25 @@ def causes(
 
 
 def shortest(swift: Swift, folder: Path, failures: Sequence[Failure]) -> list[Failure]:
-    """Removes characters from these texts as long as the rest differs."""
-    found = list(failures)
-    for number, (encoder, text) in enumerate(found):
+    """Removes characters from these texts, as many at once as possible, as long as the rest differs."""
+    found = list[Failure]()
+    for encoder, text in failures:
         parts = list(text) if isinstance(text, tuple) else [text]
-        shorter = True
-        while shorter:
-            shorter = False
+        size = max(map(len, parts))
+        while size:
             tried = [
-                [*parts[:part], parts[part][:at] + parts[part][at + 1 :], *parts[part + 1 :]]
+                [*parts[:part], parts[part][:at] + parts[part][at + size :], *parts[part + 1 :]]
                 for part in range(len(parts))
-                for at in range(len(parts[part]))
+                for at in range(0, len(parts[part]), size)
             ]
             tried = [each for each in tried if all(part.strip() for part in each)]
             texts: list[Text] = [(each[0], each[1]) if len(each) == 2 else each[0] for each in tried]
-            for each, differs in zip(tried, still_differing(swift, folder, [(encoder, t) for t in texts]), strict=True):
-                if differs:
-                    parts, shorter = each, True
-                    break
-        found[number] = (encoder, (parts[0], parts[1]) if len(parts) == 2 else parts[0])
+            differ = still_differing(swift, folder, [(encoder, each) for each in texts])
+            if any(differ):
+                parts = tried[differ.index(True)]
+            else:
+                size //= 2
+        found.append((encoder, (parts[0], parts[1]) if len(parts) == 2 else parts[0]))
     return found
 
 

@@ -135,7 +135,7 @@ MANIFESTS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_hostile_manifest_is_refused_in_one_line(name: str, bundle: Path, tmp_path: Path) -> None:
+def test_read_manifest_refuses_hostile_manifest_in_one_line(name: str, bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     before = (copy / "manifest.json").read_text(encoding="utf-8")
     after = MANIFESTS[name](before)
@@ -167,7 +167,7 @@ TOKENIZERS: dict[str, tuple[Callable[[Data], object], str]] = {
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_hostile_tokenizer_is_refused_in_one_line(name: str, hostile: Callable[..., Path]) -> None:
+def test_predict_refuses_hostile_tokenizer_in_one_line(name: str, hostile: Callable[..., Path]) -> None:
     change, message = TOKENIZERS[name]
     bundle = hostile("tokenizer.json", edited(change))
     with pytest.raises(BerxitError, match=message) as refusal:
@@ -195,7 +195,7 @@ good.predict("cat " * 20)
 """
 
 
-def test_a_runner_whose_backend_failed_stays_usable(bundle: Path, hostile: Callable[..., Path]) -> None:
+def test_runner_stays_usable_after_its_backend_failed(bundle: Path, hostile: Callable[..., Path]) -> None:
     """With one thread, OpenVINO would neither report the failure nor survive the unloading of the model."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed here: pip install -e '.[openvino]'")
     longer = hostile("manifest.json", edited(lambda data: data["model"].update(max_length=1000)))

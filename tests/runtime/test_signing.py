@@ -39,7 +39,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[
     return folder / "bundle", public
 
 
-def test_a_signed_bundle_loads_with_its_key(signed: tuple[Path, Path]) -> None:
+def test_load_accepts_signed_bundle(signed: tuple[Path, Path]) -> None:
     bundle, public = signed
     runner = EarlyExitRunner.load(bundle, public_key=public)
     assert runner.predict("a dog") is not None
@@ -47,7 +47,7 @@ def test_a_signed_bundle_loads_with_its_key(signed: tuple[Path, Path]) -> None:
     assert again._arguments["public_key"] == public
 
 
-def test_a_bundle_without_the_expected_signature_is_refused(
+def test_load_refuses_bundle_without_expected_signature(
     signed: tuple[Path, Path], bundle: Path, tmp_path: Path
 ) -> None:
     signed_bundle, public = signed
@@ -67,7 +67,7 @@ def test_a_bundle_without_the_expected_signature_is_refused(
         EarlyExitRunner.load(changed, public_key=public)
 
 
-def test_a_file_that_was_changed_is_refused_by_its_checksum(signed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_load_refuses_changed_file_of_signed_bundle(signed: tuple[Path, Path], tmp_path: Path) -> None:
     bundle, public = signed
     changed = Path(shutil.copytree(bundle, tmp_path / "changed"))
     with (changed / "tokenizer.json").open("a", encoding="utf-8") as file:

@@ -31,16 +31,24 @@ final class NormalizerTests: XCTestCase {
         XCTAssertEqual(try normalized("NFC", [0x958, 0x2126, 0x1D15E]), [0x915, 0x93C, 0x3A9, 0x1D157, 0x1D165])
     }
 
-    func testAddedTokenThatTheNormalizerRemovesIsRejected() throws {
+    func testAddedTokensWithArbitraryIdsAreRejected() throws {
         let normalizer = try Normalizer(Vectors.json("bert.json")["normalizer"])
-        func tokens(normalized: Bool) throws -> AddedTokens {
-            let token: [(key: String, value: JSON)] = [
-                ("id", .int(7)), ("content", .string("\u{301}")), ("normalized", .bool(normalized)),
-            ]
-            return try AddedTokens(.array([.object(token)]), normalizer: normalizer)
+        func tokens(_ contents: [String], normalized: Bool) throws -> AddedTokens {
+            let tokens = contents.enumerated().map { number, content in
+                JSON.object([
+                    (key: "id", value: .int(7 + number)), (key: "content", value: .string(content)),
+                    (key: "normalized", value: .bool(normalized)),
+                ])
+            }
+            return try AddedTokens(.array(tokens), normalizer: normalizer)
         }
-        assertFails(try tokens(normalized: true), "the added token with id 7 is empty after normalization")
-        let pieces = try tokens(normalized: false).split(Array("a\u{301}b".unicodeScalars), normalizer: normalizer)
+        // An empty token once made the search for it endless.
+        assertFails(try tokens(["\u{301}"], normalized: true), "the added token with id 7 is empty after normalization")
+        assertFails(
+            try tokens(["e\u{301}", "É"], normalized: true),
+            "the added tokens with ids 7 and 8 are equal after normalization")
+        let pieces = try tokens(["\u{301}", "É"], normalized: false)
+            .split(Array("a\u{301}b".unicodeScalars), normalizer: normalizer)
         XCTAssertEqual(pieces.count, 3)
     }
 
