@@ -93,7 +93,10 @@ class Evaluation:
             wrong = self.wrong_rows
             parts += wrong_text(wrong.rows, wrong.count, self.examples, regression=self.regression)
         if self.summaries:
-            parts.append("relative score at equal saved layers; area of one curve above another, in percent x layers")
+            parts.append(
+                "oracle curves (every threshold is applied to the reported rows): relative score at equal saved layers;"
+                " area of one curve above another, in percent x layers"
+            )
             parts.append(markdown_table(*self._criteria()))
         return "\n\n".join(parts)
 

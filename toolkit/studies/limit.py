@@ -31,7 +31,7 @@ def study(request: Request) -> Findings:
             raise InputError(
                 f"{model} has no limit checkpoint: train one with berxit-train --strategy limit --layers N for every N"
             )
-        others[model] = [group for group in groups if not last_exit_only(group.strategy)]
+        others[model] = [group for group in groups if not _last_exit_only(group.strategy)]
     depths = sorted({layers for same in lines.values() for line in same.values() for layers in line})
     constant = f"{request.runs[0].floor:.4f}"
     rows = []
@@ -78,21 +78,20 @@ def study(request: Request) -> Findings:
     )
 
 
-def last_exit_only(strategy: str) -> bool:
-    """True for a strategy that trains only the last exit; False for a user's own strategy, which a study does not
-    know."""
-    return strategy in STRATEGIES and STRATEGIES[strategy].last_exit_only
-
-
 def limit_scores(runs: Sequence[StudyRun], study: Sequence[StudyRun]) -> dict[str, Limit]:
     """Label -> scores of the last exit of models with i layers. A line connects runs that differ in nothing but layers
     and seed. ``study``: all runs of the study."""
     found: dict[str, Limit] = {}
     for run in runs:
-        if last_exit_only(run.strategy):
+        if _last_exit_only(run.strategy):
             label = ", ".join(["limit", *shown_options(run, study, without=("layers",))])
             found.setdefault(label, {}).setdefault(run.predictions.layers, []).append(run.full_depth)
     return {label: dict(sorted(line.items())) for label, line in found.items()}
+
+
+def _last_exit_only(strategy: str) -> bool:
+    """False for a user's own strategy, which a study does not know."""
+    return strategy in STRATEGIES and STRATEGIES[strategy].last_exit_only
 
 
 def _panel(request: Request, model: str, lines: dict[str, Limit], others: list[Group], color: str) -> Panel:
