@@ -21,6 +21,7 @@ COMMANDS = {
     "score": "berxit.toolkit.commands.score",
     "study": "berxit.toolkit.commands.study",
     "compare": "berxit.toolkit.commands.compare",
+    "report": "berxit.toolkit.commands.report",
     "inspect": "berxit.toolkit.commands.inspect",
     "devices": "berxit.toolkit.commands.devices",
     "doctor": "berxit.toolkit.commands.doctor",
@@ -76,6 +77,7 @@ predict = _program("predict")
 score = _program("score")
 study = _program("study")
 compare = _program("compare")
+report = _program("report")
 inspect = _program("inspect")
 devices = _program("devices")
 doctor = _program("doctor")

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from berxit.train.diagnostics import (
-    auroc,
-    certainty_quality,
-    class_scores,
-    confusion_matrix,
-    ece,
-    reliability,
-)
+from berxit.runtime.reliability import auroc, certainty_quality, ece, reliability
+from berxit.train.diagnostics import class_scores, confusion_matrix
 
 RNG = np.random.default_rng(0)
 CERTAINTY = np.round(RNG.random(500), 2)  # with ties
