@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.bench_records import BenchRecords
+from berxit.runtime.bench_result import ONE_GRAPH
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import UNBOUNDED, Criterion, exit_layers, exit_layers_at
 from berxit.runtime.queries import ExitOutputs
@@ -70,6 +72,14 @@ def pass_data(
             "score": None if metric is None or outputs.labels is None else METRICS[metric](chosen, outputs.labels),
         }
     return data
+
+
+def latency_by_exit(records: BenchRecords) -> npt.NDArray[np.float64]:
+    """(N, E) milliseconds of each input if it exits there: the median of all its queries that exited there."""
+    latency = np.concatenate([each.latency_ms for name, each in records.queries.items() if name != ONE_GRAPH])
+    taken = np.concatenate([each.exit_layers for name, each in records.queries.items() if name != ONE_GRAPH])
+    columns = [np.where(taken == layer, latency, np.nan) for layer in records.outputs.exits]
+    return np.stack([np.nanmedian(column, axis=0) for column in columns], axis=1)
 
 
 def calibrated_exits(outputs: ExitOutputs) -> npt.NDArray[np.int64]:

@@ -6,7 +6,7 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.backend_options import backend_label
+from berxit.runtime.bench_records import BenchRecords
 from berxit.runtime.bench_report import headline
 from berxit.runtime.bench_result import CALIBRATED, BenchResult
 from berxit.runtime.bench_telemetry import machine_lines
 from berxit.runtime.errors import InputError
 from berxit.runtime.json_data import to_json
 from berxit.runtime.policies import CRITERIA
-from berxit.runtime.queries import Queries
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import plural
-from berxit.toolkit.report.pass_data import pass_data, quality_data
+from berxit.toolkit.report.pass_data import latency_by_exit, pass_data, quality_data
 from berxit.toolkit.report.sources import BenchSource, EvaluationSource
 from berxit.toolkit.report.verdicts import verdicts
 
@@ -107,9 +107,7 @@ def _bench_side(source: BenchSource, *, texts: bool) -> dict[str, Any]:
     raw = {"bench.json": json.dumps(source.data, indent=1, ensure_ascii=False)}
     passed, quality, distributions, composition = None, {}, {}, None
     if records is not None:
-        latency = np.stack(
-            [np.median(records.queries[f"layer {layer}"].latency_ms, axis=0) for layer in records.outputs.exits], axis=1
-        )
+        latency = latency_by_exit(records)
         passed = pass_data(
             records.outputs,
             metric=result.metric,
@@ -124,7 +122,7 @@ def _bench_side(source: BenchSource, *, texts: bool) -> dict[str, Any]:
             for name in shown
             if name in records.queries
         }
-        composition = _composition(records.queries, latency, records.outputs.exits)
+        composition = _composition(records, latency)
         if texts:
             raw["queries.json"] = records.to_text()
     return {
@@ -154,13 +152,13 @@ def _bench_side(source: BenchSource, *, texts: bool) -> dict[str, Any]:
     }
 
 
-def _composition(queries: Mapping[str, Queries], latency: npt.NDArray, exits: Sequence[int]) -> dict[str, float] | None:
+def _composition(records: BenchRecords, latency: npt.NDArray) -> dict[str, float] | None:
     """Largest relative difference between the measured mean latency of a threshold and the one that is composed of the
     latency (N, E) of each input at its exit."""
     rows, differences = np.arange(len(latency)), []
-    for name, each in queries.items():
+    for name, each in records.queries.items():
         if name == CALIBRATED or name.startswith("threshold"):
-            places = np.searchsorted(exits, each.exit_layers[0])
+            places = np.searchsorted(records.outputs.exits, each.exit_layers[0])
             differences.append(abs(latency[rows, places].mean() / each.latency_ms.mean() - 1))
     return {"points": len(differences), "largest": round(float(max(differences)), 4)} if differences else None
 

@@ -8,10 +8,11 @@ from berxit.runtime.bench_result import FULL_DEPTH, ONE_GRAPH, BenchResult
 
 GOOD, BAD, OPEN = "good", "bad", "open"
 """States of a verdict: early exit pays, does not pay, or it is open."""
+LABELS = {GOOD: "Early exit pays", BAD: "Early exit does not pay", OPEN: "No verdict"}
 
 
 def verdicts(result: BenchResult) -> list[dict[str, Any]]:
-    """The verdicts, as JSON types: title, state, value, text."""
+    """The verdicts, as JSON types: title, state, label, value, text."""
     if result.policy is None:
         return [_verdict("Calibrated thresholds", OPEN, "none", "This bundle is not calibrated. Run berxit-calibrate.")]
     if len(result.by_layer) == 1:
@@ -63,8 +64,9 @@ def _compared(title: str, result: BenchResult, name: str, mean: float, text: str
         return _verdict(title, GOOD if ratio > 1 else BAD, f"{ratio:.2f}x", text)
     state = GOOD if known.low > 1 else BAD if known.high < 1 else OPEN
     interval = f"95% confidence interval {known.low:.2f}x to {known.high:.2f}x."
-    return _verdict(title, state, f"{known.ratio:.2f}x", f"{text} {interval}")
+    found = _verdict(title, state, f"{known.ratio:.2f}x", f"{text} {interval}")
+    return found if state != OPEN else {**found, "label": "No measurable difference"}
 
 
 def _verdict(title: str, state: str, value: str, text: str) -> dict[str, Any]:
-    return {"title": title, "state": state, "value": value, "text": text}
+    return {"title": title, "state": state, "label": LABELS[state], "value": value, "text": text}

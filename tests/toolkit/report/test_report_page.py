@@ -21,7 +21,7 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.policies import ExitPolicy, exit_layers
 from berxit.runtime.speed_up import SpeedUp
 from berxit.toolkit.cli import load
-from berxit.toolkit.report.pass_data import calibrated_exits, pass_data, slider_thresholds
+from berxit.toolkit.report.pass_data import calibrated_exits, latency_by_exit, pass_data, slider_thresholds
 from berxit.toolkit.report.report_page import LARGEST, page_of
 from berxit.toolkit.report.sources import bench_source, read_source
 from berxit.toolkit.report.verdicts import verdicts
@@ -130,6 +130,7 @@ def with_speed_up(low: float, high: float) -> BenchResult:
 def test_verdict_follows_the_confidence_interval(low: float, high: float, state: str) -> None:
     full, _, graph = verdicts(with_speed_up(low, high))
     assert (full["state"], full["value"]) == (state, "1.20x")
+    assert (full["label"] == "No measurable difference") == (state == "open")
     assert f"{low:.2f}x to {high:.2f}x" in full["text"]
     assert (graph["state"], graph["value"]) == ("open", "not measured")
 
@@ -213,3 +214,15 @@ def test_evaluation_of_another_model_is_rejected(folder: Path, tmp_path: Path) -
     evaluation = made_evaluation(tmp_path / "eval", made_pass(layers=3))
     with pytest.raises(InputError, match="give those of one model"):
         page_of([read_source(folder), read_source(evaluation)])
+
+
+def test_latency_by_exit_is_the_median_of_the_queries_that_exited_there() -> None:
+    records = made_bench().records
+    assert records is not None
+    found = latency_by_exit(records)
+    for row, place in ((0, 0), (7, 2), (59, 3)):
+        samples = np.concatenate(
+            [q.latency_ms[q.exit_layers[:, row] == place + 1, row] for q in records.queries.values()]
+        )
+        assert len(samples) >= 3
+        assert found[row, place] == np.median(samples)

@@ -92,11 +92,14 @@ function summary(chosen) {
       broken += deep === data.labels[row];
     }
   }
+  const measured = chosen.calibrated ? side.points.find((point) => point.kind === "calibrated")?.latency : null;
   const score = chosen.calibrated ? data.calibrated.score : data.scores && data.scores[chosen.position];
   return {
-    exits, times, sorted, flips, fixed, broken, full, score,
+    exits, sorted, flips, fixed, broken, score,
     average: averageLayer(exits),
-    mean: times && mean(times),
+    latency: times && (measured ?? { mean: mean(times), p50: quantile(sorted, 0.5), p90: quantile(sorted, 0.9), p99: quantile(sorted, 0.99) }),
+    full: measured ? side.points.filter((point) => point.kind === "layer").at(-1).latency.mean : full,
+    measured: Boolean(measured),
     fullScore: data.layer_scores && data.layer_scores[data.last],
   };
 }
@@ -214,11 +217,10 @@ function drawHead() {
 }
 
 function drawVerdicts() {
-  const states = { good: "Early exit is faster", bad: "Early exit is slower", open: "No verdict" };
   $("verdict").hidden = !side.verdicts.length;
   $("verdicts").replaceChildren(...side.verdicts.map((each) => {
     const card = element("div", `verdict ${each.state}`);
-    card.append(element("h3", "", each.title), element("p", "value", each.value), element("p", "state", states[each.state]), element("p", "", each.text));
+    card.append(element("h3", "", each.title), element("p", "value", each.value), element("p", "state", each.label), element("p", "", each.text));
     return card;
   }));
 }
@@ -254,7 +256,7 @@ function drawTradeOff(now) {
     });
   }
   const all = series.flatMap((each) => each.points);
-  const marker = { x: kind === "latency" ? now.mean : now.average, y: scored ? now.score : now.mean ?? now.average, color: COLORS.policy, label: state.calibrated ? "calibrated" : "selected" };
+  const marker = { x: kind === "latency" ? now.latency.mean : now.average, y: scored ? now.score : now.latency?.mean ?? now.average, color: COLORS.policy, label: state.calibrated ? "calibrated" : "selected" };
   draw($("trade-off"), {
     title: `Trade-off: ${scored ? side.metric : "latency"} against ${kind === "latency" ? "mean latency" : "average exit layer"}`,
     x: { label: kind === "latency" ? "mean latency, ms" : "average exit layer", ...(kind === "latency" ? { low: 0, high: 1.06 * Math.max(...all.map((p) => p[0])) } : axis(all.map((p) => p[0]))) },
@@ -276,8 +278,8 @@ function drawDistribution(now) {
   const series = [
     { name: "full depth, measured", color: COLORS.full, points: of(full) },
     ...(side.distributions["one graph"] ? [{ name: "one graph, measured", color: COLORS.second, points: of("one graph"), dashed: true }] : []),
-    ...(side.distributions.calibrated ? [{ name: "calibrated, measured", color: COLORS.policy, points: of("calibrated"), dashed: true }] : []),
-    { name: "selected threshold", color: COLORS.policy, points: steps(now.sorted), step: true },
+    ...(side.distributions.calibrated ? [{ name: "calibrated, measured", color: COLORS.policy, points: of("calibrated"), dashed: !now.measured }] : []),
+    ...(now.measured ? [] : [{ name: "selected threshold, composed", color: COLORS.policy, points: steps(now.sorted), step: true }]),
   ].filter((each) => each.points.length);
   const high = Math.max(...series.map((each) => each.points.find((p) => p[1] >= 0.985)[0]));
   draw($("distribution"), {
@@ -308,12 +310,13 @@ function drawNumbers(now) {
   const entries = [
     ["Average exit layer", fixed(now.average), `of ${layers}, ${percent(1 - now.average / layers, 0)} saved`],
   ];
-  if (now.times) {
+  if (now.latency) {
+    const how = now.measured ? "measured" : "composed";
     entries.push(
-      ["Mean latency", milliseconds(now.mean), `full depth ${milliseconds(now.full)}`],
-      ["Speed-up", `${fixed(now.full / now.mean)}x`, "over full depth"],
-      ["p90", milliseconds(quantile(now.sorted, 0.9)), `p50 ${milliseconds(quantile(now.sorted, 0.5))}`],
-      ["p99", milliseconds(quantile(now.sorted, 0.99)), `slowest ${milliseconds(now.sorted[now.sorted.length - 1])}`],
+      ["Mean latency", milliseconds(now.latency.mean), `${how}; full depth ${milliseconds(now.full)}`],
+      ["Speed-up", `${fixed(now.full / now.latency.mean)}x`, `over full depth, ${how}`],
+      ["p90", milliseconds(now.latency.p90), `p50 ${milliseconds(now.latency.p50)}`],
+      ["p99", milliseconds(now.latency.p99), how],
     );
   }
   if (now.score !== null && now.score !== undefined) {
@@ -413,6 +416,7 @@ function scoresOf(matrix) {
 function drawClasses(now) {
   $("classes").hidden = !data.labels || side.regression;
   if ($("classes").hidden) return;
+  $("classes").querySelector(".pair").classList.toggle("wide", side.classes.length > 6);
   const matrix = confusionOf(now.exits);
   const deep = scoresOf(confusionOf(new Uint8Array(data.rows).fill(data.last)));
   const rows = scoresOf(matrix).map((each, place) => [side.classes[place], String(each.labels), fixed(each.precision, 3), fixed(each.recall, 3), fixed(each.f1, 3), fixed(deep[place].f1, 3)]);
@@ -640,7 +644,7 @@ function show(chosen) {
   $("axis").parentElement.hidden = !data.latency;
   $("explore-caption").textContent = [
     "Every number below follows the threshold.",
-    data.latency ? "Latencies are composed of the measured latency of each input at each exit (the median of its rounds)." : "",
+    data.latency ? "The calibrated policy was measured. Other latencies are composed of those of each input at each exit (the median of its queries that exited there)." : "",
     side.composition ? `Composed and measured means differ by at most ${percent(side.composition.largest)} at the ${side.composition.points} measured thresholds.` : "",
     "A threshold that is chosen here looks better than it is on new inputs: calibrate on other data.",
   ].join(" ");
