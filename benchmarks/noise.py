@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from berxit.runtime.benchmark import BenchResult, bench
+from berxit.runtime.bench_result import BenchResult
+from berxit.runtime.benchmark import bench
 from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table
 

@@ -1,4 +1,4 @@
-"""Sensors of the machine: clocks, temperature, power, load, power mode.
+"""Sensors of the machine: clocks, temperature, throttling, power, load, power mode.
 
 Read before and after a measurement, they show whether the machine was throttled or busy. Sampled during a measurement,
 they show its clocks and its power. The value of a missing sensor is None, never 0. A new sensor is one entry in
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-Read = Callable[[], "float | None"]
-"""Reads one channel of a sensor; None if it has no value now."""
+from berxit.devices import nvml, power, powermetrics, throttling
+from berxit.devices.channels import Read, file_channels, number_in, text_of
 
 
 @dataclass(frozen=True)
@@ -39,37 +39,13 @@ class Sensor:
     """True if results also contain the channels: the rails of the power."""
 
 
-def _each(root: Path, folder: str, pattern: str, scale: float) -> dict[str, Read]:
-    """One channel per file that matches: the number in it, multiplied by ``scale``."""
-    return {str(file.relative_to(root)): _number(file, scale) for file in sorted((root / folder).glob(pattern))}
-
-
-def _number(file: Path, scale: float = 1.0) -> Read:
-    """Reads the number in a file of the kernel. Python's file objects take several times as long."""
-    path = str(file)
-
-    def read() -> float | None:
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            return int(os.read(descriptor, 64)) * scale
-        except (OSError, ValueError):  # The sensor is off, or the file contains no number.
-            return None
-        finally:
-            os.close(descriptor)
-
-    return read
-
-
 def _cpu_clocks(root: Path) -> Mapping[str, Read]:
-    found = _each(root, "sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq", 1e-3)
+    found = file_channels(root, "sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq", 1e-3)
     return found or ({"cpuinfo": lambda: _cpuinfo_mhz(root)} if _cpuinfo_mhz(root) else {})
 
 
 def _cpuinfo_mhz(root: Path) -> float | None:
-    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    lines = (text_of(root / "proc/cpuinfo") or "").splitlines()
     clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
     return fmean(clocks) if clocks else None
 
@@ -82,41 +58,25 @@ def _gpu_folders(root: Path) -> list[Path]:
 
 
 def _gpu_clocks(root: Path) -> Mapping[str, Read]:
-    return {folder.name: _number(folder / "cur_freq", 1e-6) for folder in _gpu_folders(root)}
+    found = {folder.name: number_in(folder / "cur_freq", 1e-6) for folder in _gpu_folders(root)}
+    return found or _of_this_machine(root, nvml.clock_channels)
 
 
-def _power_rails(root: Path) -> Mapping[str, Read]:
-    """Watts of each rail that an INA3221 measures, from mV and mA. It has three channels; those that are not connected
-    are called NC."""
-
-    def power(hwmon: Path, channel: int) -> Read:
-        volts, amperes = (_number(hwmon / f"{kind}{channel}_input", 1e-3) for kind in ("in", "curr"))
-
-        def read() -> float | None:
-            voltage, current = volts(), amperes()
-            return None if voltage is None or current is None else voltage * current
-
-        return read
-
-    rails = {}
-    for name in sorted((root / "sys/class/hwmon").glob("hwmon*/name")):
-        for channel in (1, 2, 3) if _text(name) == "ina3221" else ():
-            label = _text(name.with_name(f"in{channel}_label"))
-            read = power(name.parent, channel)
-            if label and label != "NC" and read() is not None:
-                rails[label] = read
-    return rails
+def _of_this_machine(root: Path, channels: Callable[[], Mapping[str, Read]]) -> Mapping[str, Read]:
+    """Channels that are not files below ``root``: those of a driver or a command."""
+    return channels() if root == Path("/") else {}
 
 
-def _module_power(rails: Mapping[str, float]) -> float:
-    """Power of the module: its input rail, if there is one (Orin Nano, Orin NX, Xavier NX). Otherwise the sum of the
-    rails, without VDDQ_VDD2_1V8AO, which VIN_SYS_5V0 supplies (AGX Orin)."""
-    inputs = [rails[name] for name in ("VDD_IN", "POM_5V_IN") if name in rails]
-    return inputs[0] if inputs else sum(watts for name, watts in rails.items() if name != "VDDQ_VDD2_1V8AO")
+def _throttling(root: Path) -> Mapping[str, Read]:
+    return {**throttling.throttling_channels(root), **_of_this_machine(root, nvml.throttling_channels)}
 
 
 def _mean(values: Mapping[str, float]) -> float:
     return fmean(values.values())
+
+
+def _sum(values: Mapping[str, float]) -> float:
+    return sum(values.values())
 
 
 def _highest(values: Mapping[str, float]) -> float:
@@ -130,13 +90,35 @@ SENSORS: tuple[Sensor, ...] = (
         "temperature_c",
         "temperature",
         "degrees C",
-        lambda root: _each(root, "sys/class/thermal", "thermal_zone*/temp", 1e-3),
+        lambda root: file_channels(root, "sys/class/thermal", "thermal_zone*/temp", 1e-3),
         _highest,
     ),
-    Sensor("power_w", "power", "W", _power_rails, _module_power, named=True),
+    Sensor(
+        "gpu_temperature_c",
+        "GPU temperature",
+        "degrees C",
+        lambda root: _of_this_machine(root, nvml.temperature_channels),
+        _highest,
+    ),
+    Sensor("throttled", "throttling", "", _throttling, _highest, named=True),
+    Sensor("power_w", "module power", "W", power.rails, power.module_power, named=True),
+    Sensor("cpu_power_w", "CPU and memory power", "W", power.rapl_zones, _sum, named=True),
+    Sensor(
+        "chip_power_w",
+        "chip power",
+        "W",
+        lambda root: _of_this_machine(root, powermetrics.chip_power_channels),
+        _sum,
+        named=True,
+    ),
+    Sensor("gpu_power_w", "GPU power", "W", lambda root: _of_this_machine(root, nvml.power_channels), _sum),
 )
-"""Sensors that a measurement samples. The temperature is that of the hottest thermal zone."""
+"""Sensors that a measurement samples. The temperature is that of the hottest thermal zone. ``throttled`` is 1 while any
+reason limits a clock, else 0; its mean is the share of the time."""
 POWER = next(sensor for sensor in SENSORS if sensor.name == "power_w")
+"""Power of a whole module, which contains its CPU, GPU and memory."""
+POWER_OF_PARTS = tuple(sensor for sensor in SENSORS if sensor.name in ("cpu_power_w", "chip_power_w", "gpu_power_w"))
+"""Power of parts of a machine, used if there is no sensor for the whole module."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +150,8 @@ def read_sensors(root: Path = Path("/")) -> Reading:
         cpu_mhz=now["cpu_mhz"],
         temperature_c=now["temperature_c"],
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        peak_memory_mib=_memory_mib("VmHWM"),
+        governor=text_of(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        peak_memory_mib=peak_resident_mib(),
         power_mode=_power_mode(),
         gpu_mhz=now["gpu_mhz"],
         clocks_fixed=_clocks_fixed(root),
@@ -179,6 +161,13 @@ def read_sensors(root: Path = Path("/")) -> Reading:
 def read_power(root: Path = Path("/")) -> float | None:
     """Power of the module in W; None without a sensor."""
     return _value(POWER, root)
+
+
+def power_sensors(root: Path = Path("/")) -> tuple[Sensor, ...]:
+    """The power sensors of the machine: that of the module, or else those of its parts. Empty without any."""
+    return tuple(each for each in (POWER,) if each.channels(root)) or tuple(
+        each for each in POWER_OF_PARTS if each.channels(root)
+    )
 
 
 def values_of(channels: Mapping[str, Read]) -> dict[str, float]:
@@ -193,16 +182,9 @@ def _value(sensor: Sensor, root: Path) -> float | None:
 
 def _clocks_fixed(root: Path) -> bool | None:
     """True if each integrated GPU's lowest and highest clock are equal; None without one."""
-    limits = [[_number(folder / f"{end}_freq")() for end in ("min", "max")] for folder in _gpu_folders(root)]
+    limits = [[number_in(folder / f"{end}_freq")() for end in ("min", "max")] for folder in _gpu_folders(root)]
     known = [(low, high) for low, high in limits if low is not None and high is not None]
     return all(low == high for low, high in known) if known else None
-
-
-def _text(path: str | Path) -> str | None:
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return None
 
 
 def all_cpus() -> int:
@@ -214,7 +196,7 @@ def all_cpus() -> int:
 def cpu_seconds_of_others() -> float | None:
     """CPU seconds used since boot by everything except this process and its children, including other guests of a
     hypervisor. None if the system does not report them."""
-    line = (_text("/proc/stat") or "").partition("\n")[0].split()
+    line = (text_of("/proc/stat") or "").partition("\n")[0].split()
     if len(line) < 9 or line[0] != "cpu":
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line[1:9])
@@ -228,8 +210,13 @@ def resident_mib() -> float | None:
     return _memory_mib("VmRSS")
 
 
+def peak_resident_mib() -> float | None:
+    """Peak resident memory of this process, in MiB; None if the system does not report it."""
+    return _memory_mib("VmHWM")
+
+
 def _memory_mib(kind: str) -> float | None:
-    for line in (_text("/proc/self/status") or "").splitlines():
+    for line in (text_of("/proc/self/status") or "").splitlines():
         if line.startswith(kind):
             return float(line.split()[1]) / 1024
     return None

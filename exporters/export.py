@@ -14,8 +14,10 @@ from berxit.exporters.planning import Plan, make_plan
 from berxit.exporters.targets import find_target
 from berxit.exporters.writing import Written, write_files
 from berxit.runtime.bundle import Manifest, Parity, schema_version, write_manifest
+from berxit.runtime.bundle_files import MANIFEST
 from berxit.runtime.policies.registry import BUILT_IN
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.signing import SIGNATURE, private_key
 from berxit.runtime.storage import write_whole
 from berxit.train.checkpoint import apply_umask
 
@@ -30,6 +32,7 @@ def export(
     accept_noise: bool = False,
     scores: bool = True,
     data: Path | None = None,
+    sign: Path | None = None,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] | None = None,
@@ -39,14 +42,16 @@ def export(
     ``scores``: for a precision that may change predictions, run the calibration data through the bundle, measure the
     scores, and choose the thresholds from the bundle's outputs. ``data``: the calibration data, a file or its folder;
     default: the texts that the calibration stored. It also provides the golden inputs if the checkpoint has no samples.
-    ``accept_noise``: place exits automatically on a busy machine, too. ``report`` receives the lines of the report,
-    ``warn`` (default: ``report``) what was not measured, and why scores or golden inputs may mean little.
+    ``accept_noise``: place exits automatically on a busy machine, too. ``sign``: PEM file of a private ed25519 key,
+    which signs the manifest. ``report`` receives the lines of the report, ``warn`` (default: ``report``) what was not
+    measured, and why scores or golden inputs may mean little.
 
     Raises InputError for an unknown target or precision, an output that exists, or a precision that needs texts of the
     task if there are none; BerxitError for a checkpoint that cannot be read or an exit that differs from it.
     """
     messages = Messages(progress, report, warn or report)
     settings = find_target(target).settings(options)
+    key = None if sign is None else private_key(sign)
     loaded = load(checkpoint)
     plan = make_plan(loaded, settings, options.exits, data, messages, scores=scores, accept_noise=accept_noise)
     with write_whole(output, force=force) as folder:
@@ -57,6 +62,8 @@ def export(
         del backend  # it maps files of the folder, which is renamed below
         manifest = finish_manifest(written, plan, parity, measured, messages)
         write_manifest(manifest, folder)
+        if key is not None:
+            (folder / SIGNATURE).write_bytes(key.sign((folder / MANIFEST).read_bytes()))
         apply_umask(folder)
     return manifest
 

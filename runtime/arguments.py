@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from numbers import Real
 from operator import index
 from pathlib import Path
@@ -46,6 +46,13 @@ def as_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name} is {value!r} ({type(value).__name__}): give a number")
     return float(value)
+
+
+def as_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """``value``. Raises InputError unless it is one of ``choices``."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}: give {' or '.join(map(repr, choices))}")
+    return str(value)
 
 
 def as_threads(value: Any) -> int:

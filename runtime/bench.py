@@ -17,6 +17,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.placement import device_here
 from berxit.runtime.tuning import TuningResult, tune
+from berxit.runtime.validity import PRESETS
 
 
 @click.command("bench")
@@ -47,7 +48,16 @@ from berxit.runtime.tuning import TuningResult, tune
     "--lazy", is_flag=True, help="Load a layer when an input first reaches it; shows the memory that this saves."
 )
 @click.option("--thresholds", default=7, show_default=True, type=click.IntRange(min=1), help="Number of thresholds.")
-@click.option("--queries", default=200, show_default=True, type=click.IntRange(min=1), help="Minimum per point.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="standard",
+    show_default=True,
+    help="Rules by which the result is valid. single-stream: those of MLPerf Inference, which take minutes.",
+)
+@click.option(
+    "--queries", type=click.IntRange(min=1), help="Minimum per operating point.  [default: the preset's, 200]"
+)
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0), help="Minimum in total.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the results; BUNDLE-bench by default.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -66,14 +76,15 @@ def command(
     accept_noise: bool,
     lazy: bool,
     thresholds: int,
-    queries: int,
+    preset: str,
+    queries: int | None,
     seconds: float,
     output: Path | None,
     quiet: bool,
 ) -> None:
     """Measure BUNDLE on this device: latency against average exit layer.
 
-    Writes bench.json, bench.md and, if matplotlib is installed, bench.png.
+    Writes bench.json, bench.md, queries.json and, if matplotlib is installed, bench.png.
     """
     bundle = bundle or _bundle_here(device)
     examples = None
@@ -104,6 +115,7 @@ def command(
         tuned=tuned,
         lazy=lazy,
         thresholds=thresholds,
+        preset=preset,
         queries=queries,
         seconds=seconds,
         progress=progress_bar("measuring", quiet),

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from berxit import devices
 from berxit.runtime.backend_options import backend_label
-from berxit.runtime.benchmark import CALIBRATED, BenchResult
+from berxit.runtime.bench_records import FILE
+from berxit.runtime.bench_result import CALIBRATED, BenchResult
+from berxit.runtime.bench_telemetry import telemetry_lines
+from berxit.runtime.json_data import to_json
 from berxit.runtime.measurement import Measured
 from berxit.runtime.results import write_results
 from berxit.runtime.tables import Table, markdown_table, plural
@@ -44,20 +46,24 @@ def fixed_comparison(result: BenchResult) -> str:
     policy = result.policy
     if policy is None or policy.score is None or len(result.by_layer) == 1:
         return ""
-    enough = [
-        (layer, point)
-        for layer, point in result.by_layer.items()
-        if point.score is not None and point.score >= policy.score
-    ]
-    if not enough:
+    layer = result.best_fixed
+    if layer is None:
         return "adaptive exits pay here: no single exit layer has the policy's score"
-    layer, fixed = min(enough, key=lambda each: each[1].latency.mean)
-    took = policy.latency.mean
-    verdict = "pay" if took < fixed.latency.mean else "do not pay"
+    fixed, took = result.by_layer[layer], policy.latency.mean
+    verdict = f"adaptive exits {'pay' if took < fixed.latency.mean else 'do not pay'} here"
+    ratio = result.speed_ups.get(f"layer {layer}")
+    if ratio is not None and ratio.low <= 1 <= ratio.high:
+        verdict = "adaptive exits neither pay nor cost measurably here"
     return (
-        f"adaptive exits {verdict} here: the fastest single exit layer with at least the policy's score is {layer},"
+        f"{verdict}: the fastest single exit layer with at least the policy's score is {layer},"
         f" with {result.metric} {fixed.score:.4f} in {fixed.latency.mean:.2f} ms; the policy takes {took:.2f} ms"
     )
+
+
+def speed_up_text(result: BenchResult) -> str:
+    """Speed-ups of the policy with their confidence intervals, in one line."""
+    each = [f"{ratio} over {name}" for name, ratio in result.speed_ups.items()]
+    return f"speed-up of the mean latency, with 95% confidence interval: {'; '.join(each)}"
 
 
 def tables(result: BenchResult) -> list[Table]:
@@ -110,14 +116,6 @@ def _one_graph(result: BenchResult) -> str:
     return f"one graph (without exits): {one:.2f} ms per input; full depth takes {exits}; {verdict} ({early:.2f} ms)"
 
 
-def _memory(result: BenchResult) -> str:
-    return (
-        f"{result.memory_mib:.0f} MiB resident after every input"
-        f" {'under the calibrated policy' if result.policy else 'at full depth'},"
-        f" {'only layers that an input reached are loaded (lazy)' if result.lazy else 'all layers are loaded'}"
-    )
-
-
 def _line(result: BenchResult) -> str:
     if result.line is None:
         return "no latency line: all latencies are of one depth"
@@ -127,44 +125,13 @@ def _line(result: BenchResult) -> str:
     )
 
 
-def _sensors(result: BenchResult) -> str:
-    """Means of the sensors during the measurement, and the names of those that the machine does not have."""
-    found, missing = [], []
-    for sensor in devices.SENSORS:
-        sampled = result.sensors.get(sensor.name)
-        if sampled is None:
-            missing.append(sensor.title)
-            continue
-        parts = [f"{name} {value:.3g}" for name, value in sampled.channels.items()]
-        text = f"{sensor.title} {sampled.mean:.4g} {sampled.unit} ({sampled.lowest:.4g} to {sampled.highest:.4g})"
-        found.append(text + (f", of which {', '.join(parts)}" if len(parts) > 1 else ""))
-    if result.after.power_mode:
-        found.append(f"power mode {result.after.power_mode}")
-    if missing:
-        found.append(f"no sensor for {', '.join(missing)}")
-    return f"during the measurement: {'; '.join(found)}"
-
-
-def _energy(result: BenchResult) -> str:
-    points = [f"{energy.millijoules:.3g} mJ {name} ({energy.watts:.3g} W)" for name, energy in result.energy.items()]
-    return f"energy per input, idle power included: {', '.join(points)}"
-
-
-CLOCKS = "advice: the clocks of this Jetson change with the load. Run `sudo jetson_clocks` on it, then bench again"
-
-
-def _noise(result: BenchResult) -> str:
-    problems = result.noise_problems()
-    if not problems:
-        return f"noise: {result.noise}"
-    return f"warning: noisy measurement: {'; '.join(problems)}. Bench again when no other process is busy"
-
-
 def report_text(result: BenchResult) -> str:
     """The whole report, as Markdown."""
     lines = [
         headline(result),
+        *([f"result: {result.validity}"] if result.validity else []),
         *filter(None, [fixed_comparison(result)]),
+        *([speed_up_text(result)] if result.speed_ups else []),
         *(f"warning: {line}" for line in result.warnings),
         f"bundle {result.bundle} ({result.task}, {result.target} {result.precision}) on {result.device} by"
         f" {backend_label(result.backend, result.backend_options)}:"
@@ -173,19 +140,15 @@ def report_text(result: BenchResult) -> str:
         f" batch 1; {result.boundary}",
         *([f"tuned: fastest with {result.tuned[0]}"] if result.tuned else []),
         *([_one_graph(result)] if result.one_graph is not None else []),
-        *([_memory(result)] if result.memory_mib is not None else []),
         *(markdown_table(*table) for table in tables(result)),
         f"{_line(result)}; exits within {result.self_check:.0e} of the checkpoint on this device",
-        *([_energy(result)] if result.energy else []),
-        *([_sensors(result)] if result.sensors else []),
-        *([_noise(result)] if result.noise else []),
-        *([CLOCKS] if result.after.clocks_fixed is False else []),
+        *telemetry_lines(result),
     ]
     return "\n\n".join(lines)
 
 
 def write_result(result: BenchResult, folder: Path, report: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Writes bench.json, bench.md and, if a plug-in can draw it, bench.png. Returns the files.
+    """Writes bench.json, bench.md, queries.json and, if a plug-in can draw it, bench.png. Returns the files.
 
     ``report`` receives a line if the figure's package is missing.
     """
@@ -197,9 +160,10 @@ def write_result(result: BenchResult, folder: Path, report: Callable[[str], None
     return write_results(
         folder,
         "bench",
-        dataclasses.asdict(result),
+        to_json(result),
         report_text(result),
         figure=draw if plugins else None,
+        more={} if result.records is None else {FILE: result.records.write},
         report=report,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -12,103 +12,36 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit import devices
-from berxit.runtime.backend_options import Options, OptionValue
+from berxit.runtime.backend_options import Options
 from berxit.runtime.backends import BACKENDS, allowed_difference
+from berxit.runtime.bench_records import BenchRecords
+from berxit.runtime.bench_result import CALIBRATED, FULL_DEPTH, ONE_GRAPH, BenchResult
 from berxit.runtime.bundle import Manifest
 from berxit.runtime.chance import at_chance, chance_message, check_labels, check_outputs, constant_prediction
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.cold_start import measure_cold_start
+from berxit.runtime.energy import measure_energy
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples
-from berxit.runtime.golden import check_tokenization, differences, read_golden
-from berxit.runtime.measurement import (
-    Energy,
-    Line,
-    Measured,
-    measure,
-    measure_energy,
-    rounds_for,
-    spread_thresholds,
-    stored_pass,
-)
+from berxit.runtime.golden import Golden, check_tokenization, differences, read_golden
+from berxit.runtime.loop import Backend
+from berxit.runtime.measurement import Line, measure, more_rounds_for, rounds_for, spread_thresholds, stored_pass
 from berxit.runtime.metrics import metric_named
-from berxit.runtime.noise import Noise, bench_problems
+from berxit.runtime.noise import bench_problems
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.queries import ExitOutputs
 from berxit.runtime.runner import EarlyExitRunner
+from berxit.runtime.speed_up import SpeedUp, speed_up
+from berxit.runtime.throughput import measure_throughput
+from berxit.runtime.tokenization import Text
 from berxit.runtime.tuning import TuningResult
+from berxit.runtime.validity import PRESETS, judge
 
-CALIBRATED = "calibrated"
-"""Name of the operating point with the bundle's own thresholds."""
-FULL_DEPTH = "full depth"
-ENERGY_SECONDS = 3.0
-"""Longest measurement of the energy of one operating point."""
-ONE_GRAPH = "one graph"
-"""Name of the operating point at full depth as one graph (without exits)."""
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """Content of bench.json: the measurements and their conditions."""
-
-    bundle: str
-    target: str
-    backend: str
-    """The backend that ran the segments."""
-    precision: str
-    task: str
-    metric: str | None
-    """None for inputs without labels."""
-    layers: int
-    device: str
-    machine: devices.Machine
-    threads: int
-    inputs: int
-    rounds: int
-    boundary: str
-    self_check: float
-    """The largest difference from the checkpoint over all exits of the golden inputs, on this device; of logits,
-    relative to the manifest's ``parity.scale``."""
-    by_layer: dict[int, Measured]
-    """Layer with an exit -> latency and score if every input exits there."""
-    by_threshold: dict[float, Measured]
-    criterion: str
-    policy: Measured | None
-    """The bundle's own thresholds; None if it is not calibrated."""
-    line: Line | None
-    """None for a bundle with one exit: one depth determines no line."""
-    before: devices.Reading
-    after: devices.Reading
-    versions: dict[str, str]
-    lazy: bool = False
-    """True if a layer was loaded when an input first reached it."""
-    memory_mib: float | None = None
-    """Resident memory of the process after every input ran under the bundle's own policy, before any other measurement.
-    With ``lazy``, without the layers that no input reached."""
-    tuned: tuple[TuningResult, ...] = ()
-    """With --tune: latency with every backend, option and number of threads, the fastest first, which ran the bench."""
-    constant_score: float | None = None
-    """The score of the best prediction that is the same for every input; None without labels."""
-    warnings: tuple[str, ...] = ()
-    """Scores at chance."""
-    noise: Noise | None = None
-    """None in the results of an older version."""
-    backend_options: dict[str, OptionValue] = field(default_factory=dict)
-    sensors: dict[str, devices.Sampled | None] = field(default_factory=dict)
-    """Sensor -> its samples while the latencies were measured; None for a sensor that the machine does not have. Empty
-    in the results of an older version."""
-    energy: dict[str, Energy] = field(default_factory=dict)
-    """Operating point, ``full depth`` or ``calibrated`` -> energy per input. Empty without a power sensor."""
-    one_graph: Measured | None = None
-    """Full depth as one graph (without exits); None if the bundle does not contain it."""
-
-    def noise_problems(self) -> list[str]:
-        """Reasons why no decision should depend on this bench; empty for a quiet machine."""
-        return bench_problems(self.noise, self.line)
-
-    @property
-    def full_depth(self) -> Measured:
-        """Latency and score at the last layer."""
-        return self.by_layer[self.layers]
+EXTRA_SECONDS = 3.0
+"""Longest measurement of the energy of one operating point, and of the throughput."""
+LONGEST_INPUTS = 8
+"""Number of inputs, the longest, with which the memory by layer is measured."""
 
 
 def bench(
@@ -122,7 +55,8 @@ def bench(
     tuned: tuple[TuningResult, ...] = (),
     lazy: bool = False,
     thresholds: int = 7,
-    queries: int = 200,
+    preset: str = "standard",
+    queries: int | None = None,
     seconds: float = 10.0,
     warmup: int = 20,
     progress: Progress = silent,
@@ -130,13 +64,17 @@ def bench(
     """Measures a bundle on this device, on ``examples`` or on the bundle's golden inputs (without a score).
 
     ``thresholds``: number of thresholds to measure, spread over the average exit layers that the data allows.
-    ``queries`` and ``seconds``: minimum per operating point, and for the whole measurement. ``tuned``: result of
-    ``tune``; its fastest entry runs the bundle. ``lazy``: as in ``EarlyExitRunner.load``; it changes the measured
+    ``preset``: name in PRESETS, of the rules by which the result is valid. ``queries`` and ``seconds``: minimum per
+    operating point (None: the preset's), and for the whole measurement. ``tuned``: result of ``tune``; its fastest
+    entry runs the bundle. ``lazy``: as in ``EarlyExitRunner.load``; it changes the measured
     memory, not the latencies, which are measured with all layers loaded.
 
     Raises InputError for labels for which the metric is not defined, BerxitError for exits that differ too much from
     the checkpoint's or have no score.
     """
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
+    rules = PRESETS[preset]
     if tuned:
         backend, backend_options, threads = tuned[0].backend, tuned[0].backend_options, tuned[0].threads
     runner = EarlyExitRunner.load(
@@ -158,43 +96,63 @@ def bench(
     memory = devices.resident_mib()
     check_tokenization(golden, runner.tokenizer)
     one_graph = runner.backend.one_graph()
-    backends = [runner.backend, *([one_graph] if one_graph else [])]
-    pad, scale = manifest.model.pad_token_id, manifest.parity.scale
-    largest = float(np.max([gap for each in backends for gap in differences(each, golden, pad, scale)]))
-    allowed = allowed_difference(manifest, runner.backend)
-    if not largest <= allowed:
-        raise BerxitError(
-            f"{bundle}: on this device an exit differs from the checkpoint by {largest:.1e}, allowed is {allowed:.0e}."
-            " Export the bundle again, or upgrade the backend"
-        )
+    largest = _self_check(bundle, runner, one_graph, golden)
     layers = manifest.model.layers
     before = devices.read_sensors()
     logits, lte = stored_pass(runner, inputs)
     tried = spread_thresholds(runner.policy, manifest.exits, logits, lte, thresholds)
-    policies: dict[str, ExitPolicy] = {f"layer {i}": runner.policy.at_depth(i) for i in manifest.exits}
-    policies.update({f"threshold {t}": runner.policy.with_threshold(t) for t in tried})
-    if manifest.calibration is not None:
-        policies[CALIBRATED] = runner.policy
+    policies = _operating_points(runner, tried, one_graph)
     others = {}
     if one_graph:
-        policies[ONE_GRAPH] = runner.policy.at_depth(layers)
         others[ONE_GRAPH] = EarlyExitRunner(manifest, runner.tokenizer, one_graph, runner.device)
-    rounds = rounds_for(runner, inputs, len(policies), queries=queries, seconds=seconds)
+    compared = {CALIBRATED: policies.get(CALIBRATED), FULL_DEPTH: policies[f"layer {layers}"]}
+    compared_policies = {name: policy for name, policy in compared.items() if policy}
+    points = {CALIBRATED: CALIBRATED, FULL_DEPTH: f"layer {layers}", ONE_GRAPH: ONE_GRAPH}
+    points = {name: point for name, point in points.items() if point in policies}
+    least = rules.queries if queries is None else queries
+    rounds = rounds_for(runner, inputs, len(policies), queries=least, seconds=seconds)
+    more_rounds = more_rounds_for(
+        inputs,
+        {point: policies[point] for point in points.values()},
+        {point: others.get(point, runner) for point in points.values()},
+        rounds=rounds,
+        queries=rules.compared_queries if queries is None else queries,
+        seconds=rules.compared_seconds,
+    )
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
-    with progress(rounds * len(inputs) * len(policies)) as bar, devices.Sampler() as sampler:
-        found, noise = measure(
-            runner, inputs, policies, rounds=rounds, warmup=warmup, others=others, score=score, advance=bar.update
+    total = len(inputs) * (rounds * len(policies) + sum(more_rounds.values()))
+    with progress(total) as bar, devices.Sampler() as sampler:
+        measured = measure(
+            runner,
+            inputs,
+            policies,
+            rounds=rounds,
+            warmup=warmup,
+            more_rounds=more_rounds,
+            others=others,
+            score=score,
+            advance=bar.update,
         )
-    compared = {CALIBRATED: policies.get(CALIBRATED), FULL_DEPTH: policies[f"layer {layers}"]}
-    energy = measure_energy(
-        runner,
-        inputs,
-        {name: policy for name, policy in compared.items() if policy},
-        seconds=min(ENERGY_SECONDS, 0.3 * seconds),
+    found, sensors = measured.points, sampler.results()
+    extra = min(EXTRA_SECONDS, 0.3 * seconds)
+    energy = measure_energy(runner, inputs, compared_policies, seconds=extra, progress=progress)
+    throughput = measure_throughput(runner, inputs, compared_policies, seconds=extra, progress=progress)
+    cold_start = measure_cold_start(
+        bundle,
+        {
+            "device": device,
+            "backend": runner.backend.name,
+            "backend_options": dict(runner.backend.options) or None,
+            "threads": threads,
+            "lazy": lazy,
+        },
+        sorted(inputs, key=_characters)[-LONGEST_INPUTS:],
+        lazy=any(info.name == runner.backend.name and info.lazy for info in BACKENDS[manifest.target]),
         progress=progress,
     )
-    return BenchResult(
+    line = Line.through([point for name, point in found.items() if name != ONE_GRAPH])
+    result = BenchResult(
         bundle=bundle.resolve().name,
         target=manifest.target,
         backend=runner.backend.name,
@@ -213,7 +171,7 @@ def bench(
         by_threshold={t: found[f"threshold {t}"] for t in tried},
         criterion=runner.policy.criterion,
         policy=found.get(CALIBRATED),
-        line=Line.through([point for name, point in found.items() if name != ONE_GRAPH]),
+        line=line,
         before=before,
         after=devices.read_sensors(),
         versions=_versions(),
@@ -222,12 +180,76 @@ def bench(
         tuned=tuned,
         constant_score=constant,
         warnings=warnings,
-        noise=noise,
+        noise=measured.noise,
         backend_options=dict(runner.backend.options),
-        sensors=sampler.results(),
+        sensors=sensors,
         energy=energy,
         one_graph=found.get(ONE_GRAPH),
+        size_mib=sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20,
+        cold_start=cold_start,
+        throughput=throughput,
+        validity=judge(
+            rules,
+            measured.queries,
+            {name: measured.queries[point] for name, point in points.items()},
+            sensors,
+            bench_problems(measured.noise, line),
+        ),
+        records=BenchRecords(
+            bundle.resolve().name,
+            measured.queries,
+            ExitOutputs.of(runner.policy, manifest.exits, logits, lte, examples.labels if examples else None, inputs),
+            () if manifest.model.regression else manifest.model.labels,
+            runner.tokenizer(list(inputs)).lengths,
+        ),
     )
+    return replace(result, speed_ups=_speed_ups(result))
+
+
+def _self_check(bundle: Path, runner: EarlyExitRunner, one_graph: Backend | None, golden: Golden) -> float:
+    """The largest difference from the checkpoint on the golden inputs. Raises BerxitError if it is not allowed."""
+    manifest = runner.manifest
+    backends = [runner.backend, *([one_graph] if one_graph else [])]
+    pad, scale = manifest.model.pad_token_id, manifest.parity.scale
+    largest = float(np.max([gap for each in backends for gap in differences(each, golden, pad, scale)]))
+    allowed = allowed_difference(manifest, runner.backend)
+    if not largest <= allowed:
+        raise BerxitError(
+            f"{bundle}: on this device an exit differs from the checkpoint by {largest:.1e}, allowed is {allowed:.0e}."
+            " Export the bundle again, or upgrade the backend"
+        )
+    return largest
+
+
+def _operating_points(
+    runner: EarlyExitRunner, thresholds: Sequence[float], one_graph: Backend | None
+) -> dict[str, ExitPolicy]:
+    """Name -> policy of every operating point."""
+    policies: dict[str, ExitPolicy] = {f"layer {i}": runner.policy.at_depth(i) for i in runner.manifest.exits}
+    policies.update({f"threshold {t}": runner.policy.with_threshold(t) for t in thresholds})
+    if runner.manifest.calibration is not None:
+        policies[CALIBRATED] = runner.policy
+    if one_graph:
+        policies[ONE_GRAPH] = runner.policy.at_depth(runner.manifest.model.layers)
+    return policies
+
+
+def _speed_ups(result: BenchResult) -> dict[str, SpeedUp]:
+    """Speed-ups of the calibrated policy over full depth, one graph, and the best fixed exit."""
+    assert result.records is not None
+    queries = result.records.queries
+    if CALIBRATED not in queries or len(result.by_layer) == 1:
+        return {}
+    references = {FULL_DEPTH: f"layer {result.layers}"}
+    if ONE_GRAPH in queries:
+        references[ONE_GRAPH] = ONE_GRAPH
+    if result.best_fixed is not None:
+        references[f"layer {result.best_fixed}"] = f"layer {result.best_fixed}"
+    return {name: speed_up(queries[CALIBRATED], queries[point]) for name, point in references.items()}
+
+
+def _characters(text: Text) -> int:
+    return sum(map(len, (text,) if isinstance(text, str) else text))
 
 
 def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[Prediction]], float]:

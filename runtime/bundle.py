@@ -11,13 +11,14 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.calibration import Calibration, upgraded
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError, InputError, one_line_errors
 from berxit.runtime.extensions import UnregisteredError
 from berxit.runtime.json_data import (
     NOT_STORED,
@@ -30,8 +31,14 @@ from berxit.runtime.json_data import (
     write_json,
 )
 from berxit.runtime.manifest_checks import check_manifest
+from berxit.runtime.metrics import METRICS
+from berxit.runtime.onnx_files import check_onnx
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.signing import check_signature
 from berxit.runtime.storage import recover
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 SCHEMA_VERSION = 2
 """The newest version that this reader knows."""
@@ -56,7 +63,7 @@ class ModelInfo:
     labels: tuple[str, ...]
     """Class names in the order of the logits; empty for regression."""
     metric: str
-    """The task's score: accuracy, f1, spearman."""
+    """The task's score, a name in runtime.metrics.METRICS."""
     text_columns: tuple[str, ...]
     """Columns of the task's data files with the text, or with the two texts of a pair."""
     label_column: str
@@ -223,18 +230,26 @@ class Manifest:
         """The layers that have an exit, ascending."""
         return tuple(segment.layer for segment in self.segments[1:])
 
+    @property
+    def table_rows(self) -> int | None:
+        """Rows of the word embedding table; None if it is not a file of its own."""
+        return min((table.shape[0] for table in self.segments[0].constants.values() if table.shape), default=None)
+
 
 def read_manifest(bundle: Path | str, *, verify: bool = True) -> Manifest:
     """Reads and checks a bundle. Raises BerxitError if anything is missing, damaged or newer than this reader."""
     return open_bundle(bundle, verify=verify)[1]
 
 
-def open_bundle(bundle: Path | str, *, verify: bool = True) -> tuple[BundleFolder, Manifest]:
+def open_bundle(
+    bundle: Path | str, *, verify: bool = True, key: Ed25519PublicKey | None = None
+) -> tuple[BundleFolder, Manifest]:
     """The checked bundle, with all files of its manifest open. Reads through the folder return the checked content,
     even if the bundle is replaced meanwhile.
 
-    ``verify``: check every file against its sha256. A bundle that is replaced while it is opened is opened again. If it
-    is missing between the two renames of a replacement, the call waits. Raises as ``read_manifest`` does.
+    ``verify``: check every file against its sha256. ``key``: check the signature of the manifest. A bundle that is
+    replaced while it is opened is opened again. If it is missing between the two renames of a replacement, the call
+    waits. Raises as ``read_manifest`` does.
     """
     folder = Path(bundle)
     start = time.monotonic()
@@ -244,7 +259,8 @@ def open_bundle(bundle: Path | str, *, verify: bool = True) -> tuple[BundleFolde
             recover(folder)
         try:
             opened = BundleFolder(folder, verify=verify)
-            return opened, _checked_manifest(folder, opened)
+            with one_line_errors(f"cannot read bundle {folder}", "Copy the bundle again, or export it again"):
+                return opened, _checked_manifest(folder, opened, key)
         except BerxitError:
             waited = time.monotonic() - start
             # A folder that is replaced while its files are listed has no state either, but is not missing.
@@ -263,8 +279,10 @@ def _state(folder: Path) -> list[tuple[str, int, int, int]] | None:
         return None
 
 
-def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
+def _checked_manifest(folder: Path, opened: BundleFolder, key: Ed25519PublicKey | None) -> Manifest:
     content = opened.manifest().read_bytes()
+    if key is not None:
+        check_signature(content, opened.signature(), key, str(folder))
     data = decode_json(content, folder / MANIFEST)
     version = data.get("schema_version")
     if not isinstance(version, int):
@@ -294,12 +312,17 @@ def _checked_manifest(folder: Path, opened: BundleFolder) -> Manifest:
         manifest.calibration.check(manifest.model.layers, f"{folder / MANIFEST}: calibration")
     for file, digest in sorted(files_of(manifest).items()):
         _open_file(opened, DataFile(file, digest))
+    if manifest.target != "coreml":
+        for entry in {segment.loaded.file: segment.loaded for segment in manifest.segments}.values():
+            segment = opened.file(entry)
+            check_onnx(segment.map() if segment.size else b"", str(segment))
     return dataclasses.replace(manifest, digest=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
 
 
 def schema_version(manifest: Manifest) -> int:
     """The smallest schema version whose readers know every part of the manifest."""
-    return max(manifest.policy.schema_version, required_version(manifest))
+    metric = METRICS[manifest.model.metric].since if manifest.model.metric in METRICS else 1
+    return max(manifest.policy.schema_version, required_version(manifest), metric)
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:

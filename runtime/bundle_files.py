@@ -18,12 +18,15 @@ from typing import Protocol
 from weakref import finalize
 
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.signing import SIGNATURE
 
 MANIFEST = "manifest.json"
 DESCRIPTORS = Path("/proc/self/fd")
 """Linux folder with a path for every open file. The path is valid even after the file was renamed or deleted."""
 BLOCK = 1 << 20
 """Number of bytes read at a time."""
+LONGEST_NAME = 255
+"""Bytes of a name that every usual file system accepts."""
 RELATIVE = os.open in os.supports_dir_fd
 """True if files can be opened relative to an open folder. Windows cannot, but an open file prevents renaming its folder
 there."""
@@ -153,6 +156,16 @@ class BundleFolder:
                 f"{self.path / MANIFEST} is missing: {self} is not a bundle, or is incomplete. Copy the bundle again"
             ) from None
 
+    def signature(self) -> bytes:
+        """The content of manifest.sig. Raises BerxitError if the bundle is not signed."""
+        try:
+            return self._open(SIGNATURE, "").read_bytes()
+        except FileNotFoundError:
+            raise BerxitError(
+                f"{self} is not signed ({SIGNATURE} is missing): sign it with berxit-export --sign KEY, or load it"
+                " without a public key"
+            ) from None
+
     def file(self, entry: Entry, *, verify: bool = False) -> BundleFile:
         """The open file of ``entry``. ``verify``: check its sha256 even if the folder was opened without checks.
 
@@ -182,6 +195,8 @@ class BundleFolder:
 
     def _name(self, entry: Entry) -> str:
         """File name of ``entry``. Raises BerxitError unless it is a relative path without ".." on every system."""
+        if not entry.file.isprintable() or any(len(part.encode()) > LONGEST_NAME for part in Path(entry.file).parts):
+            raise BerxitError(f"{self.path / MANIFEST}: {entry.file[:40]!r} is no file name. Do not use this bundle")
         parts = PureWindowsPath(entry.file)
         if parts.anchor or ".." in parts.parts or not parts.parts:
             raise BerxitError(

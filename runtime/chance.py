@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import DivergedError, InputError
 from berxit.runtime.metrics import Metric, metric_named
 from berxit.runtime.tables import plural
 
@@ -65,17 +65,17 @@ def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
 
 
 def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where: str) -> None:
-    """Raises BerxitError for outputs (N, E, C) without a defined score. ``layers`` (E,): the layers of the exits."""
+    """Raises DivergedError for outputs (N, E, C) without a defined score. ``layers`` (E,): the layers of the exits."""
     finite = np.isfinite(logits).all(axis=(0, 2))
     if not finite.all():
         layer = layers[int(np.argmin(finite))]
         rows = int((~np.isfinite(logits[:, int(np.argmin(finite))]).all(axis=1)).sum())
-        raise BerxitError(
+        raise DivergedError(
             f"{where}: {metric} cannot be measured: layer {layer} outputs NaN or infinity for {rows} of {len(logits)}"
             " rows. Train again with a lower --learning-rate"
         )
     if metric_named(metric).values and _constant(logits[:, -1, 0]):
-        raise BerxitError(
+        raise DivergedError(
             f"{where}: {metric} cannot be measured: full depth predicts {logits[0, -1, 0]:g} for every row, and a"
             " correlation with a constant is not defined. Train with more --epochs or a lower --learning-rate"
         )

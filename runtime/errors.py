@@ -19,6 +19,10 @@ class NoisyError(BerxitError):
     """Measurement that is too noisy to base a decision on."""
 
 
+class DivergedError(BerxitError):
+    """Training with a loss, or a trained model with outputs, that is not finite or constant."""
+
+
 class PoolError(BerxitError):
     """Thread count that conflicts with the process-wide thread pool, which cannot be changed once it exists."""
 
@@ -29,12 +33,12 @@ class InputError(BerxitError, ValueError):
     exit_status = 2
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an exception's message, at most 200 characters; the exception's type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
-def failure(what: str, error: Exception, remedy: str) -> BerxitError:
+def failure(what: str, error: BaseException, remedy: str) -> BerxitError:
     """Converts an exception of a library to a BerxitError of one line; returns a BerxitError unchanged.
 
     ``what`` is the start of the message, ``remedy`` its end.

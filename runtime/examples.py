@@ -1,34 +1,23 @@
-"""Texts and labels from TSV, CSV, JSONL or Parquet files. Each error is one line that names the file and the row."""
+"""Texts and labels from data files. Each error is one line that names the file and the row."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from berxit.runtime.errors import InputError, first_line
+from berxit.runtime.data_files import SUFFIXES, read_records, value_text
+from berxit.runtime.errors import InputError
 from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
-from berxit.runtime.tables import listed, plural
+from berxit.runtime.tables import plural
 from berxit.runtime.tokenization import Text, checked_text
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
-"""Accepted suffixes in lower case; the case of a file's suffix is ignored."""
-PARQUET_ROWS = 1024
-"""Rows of a Parquet file that are in memory as Python values at a time."""
 CUSTOM = "custom"
 """Task name for a user's own files, whose labels are class names and never class numbers."""
-Record = dict[str, Any]
-"""Column -> value as the file stores it: text in TSV and CSV, any JSON value in JSONL, any Arrow type in Parquet."""
-Row = Record | str
-"""A str is the error message of a row that cannot be read."""
-_NO_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
-"""Type of a value that is neither a text nor a label -> its name in messages."""
 
 
 class ReadsExamples(Protocol):
@@ -172,45 +161,8 @@ def read_rows(
         yield line, {column: value_text(value) for column, value in record.items()}
 
 
-def read_records(path: Path, columns: Sequence[str], skipped: list[str] | None = None) -> Iterator[tuple[int, Record]]:
-    """Yields (line number, record) for each row of a file that must have ``columns``. In Parquet, row 1 is line 1.
-
-    A row that does not match the header raises InputError; with ``skipped``, its message is appended there instead.
-    Raises InputError for a file without a valid row, and ModuleNotFoundError for Parquet without pyarrow.
-    """
-    if not path.is_file():
-        raise InputError(f"no file {path}: give a {', '.join(SUFFIXES)} file with columns {', '.join(columns)}")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{path}: cannot read '{path.suffix}' files. Give one of {', '.join(SUFFIXES)}")
-    reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix]
-    rows = 0
-    try:
-        for line, row in reader(path, columns):
-            if isinstance(row, str):
-                problem = f"{path}, line {line}: {row}"
-                if skipped is None:
-                    raise InputError(f"{problem}. Fix or delete it")
-                skipped.append(problem)
-                continue
-            if missing := [column for column in columns if column not in row]:
-                problem = f"{path}, line {line}: no column '{missing[0]}'. Columns: {listed(row)}"
-                if skipped is None or suffix != ".jsonl":  # in the other formats, the column is missing in every row
-                    raise InputError(problem)
-                skipped.append(problem)
-                continue
-            rows += 1
-            yield line, row
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, line {_line_of_byte(path)}: not UTF-8 ({error.reason}). Save it as UTF-8") from None
-    if not rows:
-        if skipped:
-            raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
-        raise InputError(f"{path} has no rows: add at least one row below the header")
-
-
 def find_split(data: Path, split: str) -> Path:
-    """File of a split: ``data`` itself if it is a file, otherwise DATA/SPLIT.tsv, .csv, .jsonl or .parquet.
+    """File of a split: ``data`` itself if it is a file, otherwise DATA/SPLIT with one of SUFFIXES.
 
     For MNLI, which has two dev splits, "dev" is dev_matched. Raises InputError if there is no such file.
     """
@@ -249,104 +201,3 @@ def text_of(row: dict[str, str], columns: Sequence[str], where: str) -> Text:
         if not row[column].strip():
             raise InputError(f"{where}: column '{column}' is empty. Fill it in or delete the line")
     return checked_text(tuple(row[column] for column in columns) if len(columns) > 1 else row[columns[0]], where)
-
-
-def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Reads TSV in GLUE's dialect: no quoting, so that " is an ordinary character. Ignores a byte order mark."""
-    with path.open(encoding="utf-8-sig", newline="\n") as stream:
-        header = _header(stream.readline().rstrip("\r\n").split("\t"), columns, path)
-        for line, text in enumerate(stream, start=2):
-            if not text.strip():
-                continue
-            values = text.rstrip("\r\n").split("\t")
-            yield line, _row(header, values)
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    # The default limit is 131,072 characters, which a document may exceed. No cell is longer than its file.
-    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        try:
-            header = _header(next(reader, []), columns, path)
-            for values in reader:
-                if not values:
-                    continue
-                yield reader.line_num, _row(header, values)
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}). Save it again as CSV") from None
-
-
-def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for line, text in enumerate(stream, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text, object_pairs_hook=_unique)
-            except (ValueError, RecursionError) as error:
-                yield line, f"not JSON ({getattr(error, 'msg', error)})"
-                continue
-            yield line, _checked_record(row, columns)
-
-
-def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    line = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            _header(file.schema_arrow.names, columns, path)
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    line += 1
-                    yield line, _checked_record(row, columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({first_line(error)}). Write it again") from None
-
-
-def _header(names: list[str], columns: Sequence[str], path: Path) -> list[str]:
-    names = [name.strip("\ufeff \t\r") for name in names]
-    if twice := [column for column in columns if names.count(column) > 1]:
-        raise InputError(f"{path}: the header has column '{twice[0]}' twice. Rename or delete one of them")
-    return names
-
-
-def _row(header: list[str], values: list[str]) -> Row:
-    if len(values) != len(header):
-        return f"{len(values)} columns, but the header has {len(header)}"
-    return dict(zip(header, values, strict=True))
-
-
-def _checked_record(row: object, columns: Sequence[str]) -> Row:
-    if not isinstance(row, dict):
-        return "not a JSON object; write one per line"
-    for column in columns:
-        if kind := _NO_TEXT.get(type(row.get(column))):
-            return f"column '{column}' is {kind}, not one value"
-    return row
-
-
-def value_text(value: object) -> str:
-    """Text of a value: empty for a missing one, JSON for numbers, booleans, lists and objects."""
-    if value is None:
-        return ""
-    return json.dumps(value, default=str) if isinstance(value, bool | int | float | list | dict) else str(value)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(row := dict(pairs)) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' twice")
-    return row
-
-
-def _line_of_byte(path: Path) -> int:
-    """Number of the first line of a file that is not UTF-8."""
-    for line, text in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            text.decode("utf-8")
-        except UnicodeDecodeError:
-            return line
-    return 0

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, first_line
 from berxit.runtime.storage import write_text
 
 T = TypeVar("T")
@@ -58,8 +58,10 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
     """Object of JSON ``content``; ``path`` is for messages. Raises BerxitError unless it is a JSON object."""
     try:
         data = json.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BerxitError(f"{path} is damaged ({error}). Copy it again, or recreate it") from None
+    except ValueError as error:  # also a number of thousands of digits
+        raise BerxitError(f"{path} is damaged ({first_line(error)}). Copy it again, or recreate it") from None
+    except RecursionError:
+        raise BerxitError(f"{path} is damaged (nested too deeply). Copy it again, or recreate it") from None
     if not isinstance(data, dict):
         raise BerxitError(f"{path} is damaged (not a JSON object). Recreate the file")
     return data

@@ -135,6 +135,9 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
             yield f"{name} is {value}: it must be at least 1 and at most {most}"
     if list(manifest.lengths) != sorted({*manifest.lengths}) or min(manifest.lengths, default=1) < 1:
         yield f"lengths is {list(manifest.lengths)}: it must be in ascending order, without duplicates, from at least 1"
+    rows, pad = manifest.table_rows, manifest.model.pad_token_id
+    if rows is not None and pad >= rows:
+        yield f"model.pad_token_id is {pad}: the word embedding table has {rows} rows"
     exits, parity, scores = manifest.exits, manifest.parity, manifest.scores
     for name, numbers in {"parity.atol": (parity.atol,), "parity.max_diff": parity.max_diff}.items():
         if not all(0 <= number < math.inf for number in numbers):  # also rejects NaN

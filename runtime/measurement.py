@@ -7,6 +7,7 @@ the machine affects all of them equally. Warm-up queries run first and are not c
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,18 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from berxit import devices
 from berxit.runtime.loop import every_exit
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.prediction import Prediction
-from berxit.runtime.progress import Progress, silent
+from berxit.runtime.queries import Queries
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
+
+PROBE = 20
+"""Number of inputs that run before the measurement, to estimate its duration."""
+PROBE_MARGIN = 1.2
+"""Factor on the estimated duration, because later queries are faster than those of a probe."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Energy:
-    """Energy of one operating point, while its queries run one after another without a pause."""
-
-    millijoules: float
-    """Per query: power of the module multiplied by the time, idle power included."""
-    watts: float
-    """Mean power."""
-    queries: int
-    seconds: float
-    samples: int
-    """Number of readings of the power sensor."""
-
-
-@dataclass(frozen=True)
 class Line:
     """Least-squares line of the mean latency over the average exit layer."""
 
@@ -89,6 +80,15 @@ class Line:
         spread = float(((means - means.mean()) ** 2).sum())
         residual = float(((means - intercept - slope * layers) ** 2).sum())
         return cls(float(intercept), float(slope), 1 - residual / spread if spread else 1.0)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measurements of all operating points, by name."""
+
+    points: dict[str, Measured]
+    queries: dict[str, Queries]
+    noise: Noise
 
 
 def stored_pass(runner: EarlyExitRunner, inputs: Sequence[Text]) -> tuple[npt.NDArray, npt.NDArray | None]:
@@ -135,13 +135,15 @@ def measure(
     *,
     rounds: int,
     warmup: int,
+    more_rounds: Mapping[str, int] = MappingProxyType({}),
     others: Mapping[str, EarlyExitRunner] = MappingProxyType({}),
     score: Callable[[Sequence[Prediction]], float] | None = None,
     advance: Callable[[int], None] = lambda queries: None,
     seed: int = 0,
-) -> tuple[dict[str, Measured], Noise]:
+) -> Measurement:
     """Measures every policy on every input, ``rounds`` times, one query at a time.
 
+    ``more_rounds``: name of a policy -> its rounds after those of all policies.
     ``others``: name of a policy -> the runner that it runs on, instead of ``runner``.
     After each input, the first input is repeated at full depth; the spread of these latencies is the noise.
     ``score``: computes the metric of the task from the predictions of the first round, in the order of ``inputs``.
@@ -155,63 +157,49 @@ def measure(
     repeated: list[float] = []
     meter = CpuMeter()
     found: dict[str, list[Prediction]] = {name: [] for name in policies}
-    for _ in range(rounds):
+    for number in range(rounds + max(more_rounds.values(), default=0)):
+        names = [name for name in policies if number < rounds + more_rounds.get(name, 0)]
         for text in inputs:
-            for name in order.sample(list(policies), len(policies)):
+            for name in order.sample(names, len(names)):
                 found[name].append(others.get(name, runner).answer([text], policies[name])[0])
             repeated.append(runner.answer([inputs[0]], full_depth)[0].latency_ms)
-            advance(len(policies))
+            advance(len(names))
     noise = Noise.of([repeated], meter, runner.backend.threads)
     layers = runner.backend.layers
-    return {name: _summary(answers, len(inputs), layers, score) for name, answers in found.items()}, noise
-
-
-def measure_energy(
-    runner: EarlyExitRunner,
-    inputs: Sequence[Text],
-    policies: Mapping[str, ExitPolicy],
-    *,
-    seconds: float,
-    progress: Progress = silent,
-) -> dict[str, Energy]:
-    """Energy per query under each policy. Empty if the machine has no power sensor.
-
-    Each policy runs alone for ``seconds`` or one pass over the inputs, whichever is longer, because the sensor averages
-    over many queries. A quarter of this time runs before it and is not counted.
-    """
-    found: dict[str, Energy] = {}
-    if devices.read_power() is None:
-        return found
-    with progress(len(policies)) as bar:
-        for name, policy in policies.items():
-            _run_for(runner, inputs, policy, seconds / 4)
-            with devices.Sampler([devices.POWER]) as sampler:
-                queries = _run_for(runner, inputs, policy, seconds)
-            if power := sampler.results()[devices.POWER.name]:
-                energy = 1e3 * power.mean * sampler.seconds / queries
-                found[name] = Energy(energy, power.mean, queries, sampler.seconds, power.samples)
-            bar.update(1)
-    return found
-
-
-def _run_for(runner: EarlyExitRunner, inputs: Sequence[Text], policy: ExitPolicy, seconds: float) -> int:
-    """Runs whole passes over the inputs until ``seconds`` have passed; returns the number of queries."""
-    start, queries = time.perf_counter(), 0
-    while not queries or time.perf_counter() - start < seconds:
-        for text in inputs:
-            runner.answer([text], policy)
-        queries += len(inputs)
-    return queries
+    return Measurement(
+        {name: _summary(answers, len(inputs), layers, score) for name, answers in found.items()},
+        {name: Queries.of(answers, len(inputs)) for name, answers in found.items()},
+        noise,
+    )
 
 
 def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *, queries: int, seconds: float) -> int:
     """Number of rounds in which each policy runs at least ``queries`` queries, and all take about ``seconds``."""
-    probe = inputs[: min(len(inputs), 20)]
+    probe = inputs[: min(len(inputs), PROBE)]
     start = time.perf_counter()
     for text in probe:
         runner.answer([text], runner.policy.at_depth(runner.backend.layers))
     round_seconds = (time.perf_counter() - start) / len(probe) * len(inputs) * policies / 2
     return max(1, -(-queries // len(inputs)), round(seconds / round_seconds))
+
+
+def more_rounds_for(
+    inputs: Sequence[Text],
+    policies: Mapping[str, ExitPolicy],
+    runners: Mapping[str, EarlyExitRunner],
+    *,
+    rounds: int,
+    queries: int,
+    seconds: float,
+) -> dict[str, int]:
+    """Policy -> rounds after ``rounds``, until it ran at least ``queries`` queries, which took at least ``seconds``."""
+    found = {}
+    probe = inputs[:: max(1, len(inputs) // PROBE)]
+    for name, policy in policies.items():
+        round_s = sum(runners[name].answer([text], policy)[0].latency_ms for text in probe) / 1e3 / len(probe)
+        by_time = math.ceil(PROBE_MARGIN * seconds / (round_s * len(inputs)))
+        found[name] = max(0, by_time - rounds, -(-queries // len(inputs)) - rounds)
+    return found
 
 
 def _summary(

@@ -33,7 +33,9 @@ class Metric:
     needs_positive: bool = False
     """True if it scores one class, the second of two."""
     second: str | None = None
-    """The metric that GLUE reports with it."""
+    """The metric that GLUE reports with it; for macro-f1, accuracy."""
+    since: int = 1
+    """The first schema version of bundles whose readers know the metric."""
 
     def __call__(self, predictions: npt.NDArray, labels: npt.NDArray) -> float:
         """The score of predictions (N,) against labels (N,)."""
@@ -50,6 +52,19 @@ def f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
     predicted, true = predictions == 1, labels == 1
     total = predicted.sum(axis=1) + true.sum()
     return np.asarray(2 * (predicted & true).sum(axis=1) / np.where(total == 0, 1, total), dtype=np.float64)
+
+
+def macro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
+    """Mean F1 of the classes that occur in the labels. A class that is only predicted lowers the precision of the
+    others; as a class of the mean, it would make the number of classes depend on the predictions."""
+    predictions, labels = predictions.astype(np.int64), labels.astype(np.int64)
+    sets, classes = len(predictions), int(max(predictions.max(), labels.max())) + 1
+    first = np.arange(sets)[:, None] * classes
+    predicted = np.bincount((first + predictions).ravel(), minlength=sets * classes).reshape(sets, classes)
+    correct = np.bincount((first + labels)[predictions == labels], minlength=sets * classes).reshape(sets, classes)
+    true = np.bincount(labels, minlength=classes)
+    scores = 2 * correct[:, true > 0] / (predicted + true)[:, true > 0]
+    return np.asarray(scores.mean(axis=1), dtype=np.float64)
 
 
 def pearson(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
@@ -99,6 +114,7 @@ METRICS: dict[str, Metric] = {
             needs_positive=True,
             second="accuracy",
         ),
+        Metric("macro-f1", "mean F1 of the classes that occur in the labels", macro_f1, second="accuracy", since=2),
         Metric(
             "pearson",
             "linear correlation; 0 for constant predictions",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-StoppedBy = Literal["certainty", "deadline", "last_layer"]
+StoppedBy = Literal["certainty", "deadline", "last_layer", "failure"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Prediction:
     """True if the text had more tokens than the model accepts, or than could be read before the deadline."""
     stopped_by: StoppedBy | None = None
     """Why the row exited: its certainty passed the threshold ("certainty"), the next exit was not expected before the
-    deadline ("deadline"), or no deeper layer follows ("last_layer"). None in ``stream`` before the last layer."""
+    deadline ("deadline"), no deeper layer follows ("last_layer"), or the next layer failed ("failure", only with
+    ``on_failure="last_exit"``). None in ``stream`` before the last layer."""
     late: bool | None = None
     """True if ``latency_ms`` exceeded the deadline; None without a deadline."""
     model: str = ""

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 
 class Bar(Protocol):
-    """Receiver of the steps of one piece of work. It may also have ``note(text)``, which shows a text beside them."""
+    """Receiver of the steps of one piece of work. It may also have ``note(text)``, which shows a text beside them,
+    and ``line(text)``, which prints a line."""
 
     def update(self, n_steps: int, /) -> Any:
         """Reports ``n_steps`` more steps."""
@@ -25,3 +26,13 @@ class _NoBar:
 def silent(length: int) -> AbstractContextManager[Bar]:
     """Progress without a bar."""
     return nullcontext(_NoBar())
+
+
+def duration(seconds: float) -> str:
+    """Time in words: 42 s, 3 min 10 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ def write_results(
     text: str,
     *,
     figure: Callable[[Path], object] | None = None,
+    formats: Sequence[str] = ("png",),
     more: Mapping[str, Callable[[Path], object]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Writes NAME.json, NAME.md and NAME.png to ``folder``, which is created. Returns the paths of the written files.
 
     ``data``: the numbers, as JSON types; the file also contains their ``provenance`` as ``made_by``. ``figure`` draws
-    the figure; without matplotlib there is none, and ``report`` receives the command that installs it. ``more``: file
+    the figure in the format of a path's suffix, once for each of ``formats``; without matplotlib there is none, and
+    ``report`` receives the command that installs it. ``more``: file
     name -> the function that writes it, before the report.
     Raises BerxitError if the folder cannot be written.
     """
@@ -41,17 +43,19 @@ def write_results(
         for file, write in writers.items():
             write(folder / file)
             files.append(folder / file)
-        if figure is not None and _drawn(figure, folder / f"{name}.png", report):
-            files.append(folder / f"{name}.png")
+        if figure is not None:
+            drawings = [folder / f"{name}.{each}" for each in formats]
+            files += drawings if _drawn(figure, drawings, report) else []
     except OSError as error:
         raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
     return files
 
 
-def _drawn(figure: Callable[[Path], object], path: Path, report: Callable[[str], None]) -> bool:
+def _drawn(figure: Callable[[Path], object], paths: Sequence[Path], report: Callable[[str], None]) -> bool:
     """Draws the figure. False if matplotlib is not installed."""
     try:
-        figure(path)
+        for path in paths:
+            figure(path)
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

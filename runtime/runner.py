@@ -6,15 +6,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from berxit.devices import Device
-from berxit.runtime import tuning
-from berxit.runtime.arguments import as_number, as_texts, load_arguments
+from berxit.runtime import signing, tuning
+from berxit.runtime.arguments import as_choice, as_number, as_texts, load_arguments
 from berxit.runtime.backend_options import as_options
 from berxit.runtime.backends import open_backend
 from berxit.runtime.bundle import Manifest, open_bundle
@@ -33,6 +34,7 @@ from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 _LOG = logging.getLogger(__name__)
 Doubles = npt.NDArray[np.float64]
+OnFailure = Literal["raise", "last_exit"]
 CLOSED = "this runner is closed: load the bundle again"
 
 
@@ -73,6 +75,9 @@ class EarlyExitRunner:
         """The calibrated policy, and the histograms of the calibration data under it."""
         if manifest.calibration is not None and manifest.calibration.reference is not None:
             self._reference = manifest.policy, manifest.calibration.reference
+        self.on_failure: OnFailure = "raise"
+        """Behaviour if the backend fails after the first exit: raise BerxitError, or return the prediction of
+        the last exit that was computed."""
         self._monitor: tuple[ExitPolicy, Monitor] | None = None
         """The monitor, and the policy whose predictions it counts."""
 
@@ -86,8 +91,10 @@ class EarlyExitRunner:
         backend_options: Mapping[str, bool | str] | None = None,
         threads: int | None = None,
         verify: bool = True,
+        public_key: Path | str | None = None,
         tune: bool = False,
         lazy: bool = False,
+        on_failure: OnFailure = "raise",
         miss_probability: float = MISS_PROBABILITY,
         progress: Progress = silent,
     ) -> EarlyExitRunner:
@@ -99,11 +106,15 @@ class EarlyExitRunner:
         - ``threads``: number of threads of a CPU backend; by default the bundle's, else the device profile's, else the
           number of cores, at most four.
         - ``verify``: check the sha256 of every file first (1 s per GB).
+        - ``public_key``: PEM file of an ed25519 key. The bundle must be signed with its private key (``berxit-export
+          --sign``); its manifest and the checksums of all files are checked.
         - ``tune``: measure the installed backends, their options and thread counts on the golden inputs, and use the
           fastest. The measurement takes seconds and is stored for the next call. ``backend``, ``backend_options`` and
           ``threads`` restrict the choice.
           On a busy machine a warning is logged and the default is used.
         - ``lazy``: load a layer when the first input reaches it (CPU backends).
+        - ``on_failure``: with "last_exit", a text gets the prediction of its last computed exit if the backend fails at
+          a deeper layer (``stopped_by`` is "failure"), and a warning is logged. By default the call raises BerxitError.
         - ``progress``: receives the steps of ``tune`` and of a build of TensorRT engines.
         - ``miss_probability``: largest share of calls with a deadline that may end late although their first exit was
           in time (docs/runtime.md).
@@ -115,12 +126,18 @@ class EarlyExitRunner:
         this device cannot run.
         """
         arguments = load_arguments(bundle, device, backend, threads, verify=verify, tune=tune, lazy=lazy)
+        arguments["on_failure"] = as_choice("on_failure", on_failure, get_args(OnFailure))
         arguments["backend_options"] = backend_options = as_options(backend_options)
         threads, miss_probability = arguments["threads"], as_number("miss_probability", miss_probability)
-        folder, manifest = open_bundle(arguments["bundle"], verify=verify)
+        if public_key is not None and not verify:
+            raise InputError("a signature covers the checksums: load with public_key and without verify=False")
+        arguments["public_key"] = None if public_key is None else Path(public_key).absolute()
+        key = None if public_key is None else signing.public_key(Path(public_key))
+        folder, manifest = open_bundle(arguments["bundle"], verify=verify, key=key)
         profile = choose_device(device, manifest.target)
+        model = manifest.model
         tokenizer = TextTokenizer(
-            folder.file(manifest.tokenizer), manifest.model.max_length, manifest.model.pad_token_id
+            folder.file(manifest.tokenizer), model.max_length, model.pad_token_id, manifest.table_rows
         )
         if tune:
             try:
@@ -146,6 +163,7 @@ class EarlyExitRunner:
             progress=progress,
         )
         runner = cls(manifest, tokenizer, segments, profile, miss_probability=miss_probability)
+        runner.on_failure = on_failure
         runner._arguments = {**arguments, "miss_probability": miss_probability}
         return runner
 
@@ -282,10 +300,19 @@ class EarlyExitRunner:
     ) -> Iterator[tuple[Ints, list[Prediction]]]:
         """Row numbers and predictions of the rows that exit, layer by layer. ``until``: ``policy``, or a deadline
         around it."""
-        for result in exit_loop(self.backend, batch, until):
-            if result.exits.any():
-                found = self._predictions(policy, result, result.exits, batch, starts, deadlines_ms)
-                yield result.rows[result.exits], found
+        last: LayerResult | None = None
+        try:
+            for result in exit_loop(self.backend, batch, until):
+                last = result
+                if result.exits.any():
+                    found = self._predictions(policy, result, result.exits, batch, starts, deadlines_ms)
+                    yield result.rows[result.exits], found
+        except BerxitError as error:
+            if self.on_failure == "raise" or last is None:
+                raise
+            _LOG.warning("%d texts have the prediction of layer %d: %s", (~last.exits).sum(), last.layer, error)
+            found = self._predictions(policy, last, ~last.exits, batch, starts, deadlines_ms)
+            yield last.rows[~last.exits], [replace(prediction, stopped_by="failure") for prediction in found]
 
     def monitor(
         self,

@@ -28,6 +28,8 @@ from berxit.runtime.errors import BerxitError, InputError
 if sys.platform != "win32":
     import fcntl
 
+ALMOST_FULL = 1 << 20
+"""Free bytes of a disk on which a file could not be written."""
 UPDATE = "update"
 """NAME of scratch folders whose files replace several files together."""
 
@@ -63,7 +65,7 @@ def write_whole(output: Path, *, force: bool) -> Iterator[Path]:
     Raises InputError if ``output`` exists and ``force`` is False, BerxitError if it cannot be written.
     """
     refuse_to_overwrite(output, force)
-    try:
+    with write_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with _new_scratch(output, Path.mkdir) as scratch:
             try:
@@ -72,10 +74,29 @@ def write_whole(output: Path, *, force: bool) -> Iterator[Path]:
                 _move_in(scratch, output, force)
             finally:
                 _settle(scratch, output)
-    except OSError as error:
-        raise BerxitError(
-            f"cannot write {output}: {error.strerror or error}. Free space, or choose another folder"
-        ) from error
+
+
+@contextmanager
+def write_errors(output: Path) -> Iterator[None]:
+    """Context manager that converts the errors of a full or read-only disk to BerxitError.
+
+    On a full disk, libraries that write files raise exceptions of their own, whose messages do not name the disk.
+    """
+    try:
+        yield
+    except BerxitError:
+        raise
+    except Exception as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else "the disk is full"
+        if isinstance(error, OSError) or _is_full(output):
+            raise BerxitError(f"cannot write {output}: {reason}. Free space, or choose another folder") from error
+        raise
+
+
+def _is_full(output: Path) -> bool:
+    """True if the disk of ``output`` has almost no room."""
+    folder = next((folder for folder in (output, *output.parents) if folder.is_dir()), None)
+    return folder is not None and shutil.disk_usage(folder).free < ALMOST_FULL
 
 
 def refuse_to_overwrite(output: Path, force: bool) -> None:
@@ -99,10 +120,10 @@ def write_together(folder: Path) -> Iterator[Path]:
     """Context manager of a scratch folder whose files replace the files of the same names in ``folder``, all or none.
 
     All files are complete before the first is moved. If the process is killed in between, ``recover(folder)`` moves the
-    rest.
+    rest. Raises BerxitError if they cannot be written.
     """
     recover(folder)
-    with _new_scratch(folder / UPDATE, Path.mkdir) as scratch:
+    with write_errors(folder), _new_scratch(folder / UPDATE, Path.mkdir) as scratch:
         try:
             yield scratch.partial
             _flush(scratch.partial)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from berxit.runtime.bundle_files import BundleFile
-from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.errors import BerxitError, InputError, failure
 
 Text = str | tuple[str, str]
 """One text, or a pair of texts."""
@@ -25,6 +28,10 @@ COUNTED_CHARACTERS_PER_TOKEN = 32
 count decides which text gets the odd token."""
 GROWTH = 2
 """Growth factor of the prefix of a long text; it grows until it contains enough tokens."""
+LARGEST_GROWTH = 64
+"""Largest factor by which the insertions of a normalizer may make a text longer. Real ones have 2."""
+TOKEN_TYPES = 2
+"""Token types of BERT-family models: that of the first and of the second text."""
 FURTHER_CUTS = (1, 2, 3)
 """Numbers of characters by which the prefix of a text without word boundaries is shortened to confirm its tokens."""
 
@@ -89,15 +96,26 @@ class TextTokenizer:
     the library is not used, because its cost for a pair is proportional to the product of the lengths.
     """
 
-    def __init__(self, path: Path | BundleFile, max_length: int, pad_token_id: int) -> None:
-        try:
+    def __init__(
+        self, path: Path | BundleFile, max_length: int, pad_token_id: int, table_rows: int | None = None
+    ) -> None:
+        """``table_rows``: rows of the word embedding table, if a backend reads it. Some backends read a token id beyond
+        the table as zeros, and others crash, so such an id is an error.
+
+        Raises BerxitError for a file that is damaged or whose normalizer makes texts grow without bound.
+        """
+        with _library_errors(f"cannot read tokenizer {path}", "Export the bundle again"):
             self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
-        except Exception as error:  # the library raises bare Exception
-            raise BerxitError(f"cannot read tokenizer {path}: {error}. Export the bundle again") from error
+            normalizer = self._tokenizer.normalizer
+            factor = 1.0 if normalizer is None else growth(json.loads(normalizer.__getstate__()))
+        if factor > LARGEST_GROWTH:
+            raise BerxitError(f"tokenizer {path}: its normalizer makes texts grow. Do not use this bundle")
+        self._path, self._table_rows = path, table_rows
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.pad_token_id = pad_token_id
         self._max_length = max_length
+        self._check_added_tokens(path)
         added = (len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values())
         longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
         self._margin = 2 * max(longest_word, *added, 32)
@@ -132,7 +150,30 @@ class TextTokenizer:
             open_rows = [row for row in open_rows if row not in rows]
             characters *= GROWTH
         ids, types, truncated = zip(*(rows[row] for row in range(len(texts))), strict=True)
+        self._check_ids(ids, types)
         return TokenBatch.pad(ids, types, self.pad_token_id, truncated)
+
+    def _check_added_tokens(self, path: Path | BundleFile) -> None:
+        """Rejects added tokens whose ids would be arbitrary, after normalization.
+
+        The library matches an empty token between all characters, or panics. Of two equal tokens, it chooses one at
+        random whenever the tokenizer is loaded.
+        """
+        normalizer = self._tokenizer.normalizer
+        if normalizer is None:
+            return
+        seen: dict[str, str] = {}
+        for token in self._tokenizer.get_added_tokens_decoder().values():
+            if not token.normalized:
+                continue
+            content = normalizer.normalize_str(token.content)
+            problem = "is empty" if not content else f"equals {seen[content]!a}" if content in seen else None
+            if problem:
+                raise BerxitError(
+                    f"cannot use tokenizer {path}: the added token {token.content!a} {problem} after normalization."
+                    " Remove it from the tokenizer, or add it with normalized=False, and train again"
+                )
+            seen[content] = token.content
 
     def _encode(self, texts: list[Text]) -> list[Encoding]:
         """Encodes texts with the tokenizers library.
@@ -140,10 +181,25 @@ class TextTokenizer:
         The library's ``encode`` holds Python's global interpreter lock. ``encode_batch`` releases it, but takes some
         microseconds more; it is used for batches and long texts.
         """
-        if len(texts) == 1 and sum(map(len, _parts(texts[0]))) <= 2 * self._prefix:
-            first, second = (*_parts(texts[0]), None)[:2]
-            return [self._tokenizer.encode(first, second)]
-        return self._tokenizer.encode_batch(texts)
+        with _library_errors(f"tokenizer {self._path} failed", "Export the bundle again"):
+            if len(texts) == 1 and sum(map(len, _parts(texts[0]))) <= 2 * self._prefix:
+                first, second = (*_parts(texts[0]), None)[:2]
+                return [self._tokenizer.encode(first, second)]
+            return self._tokenizer.encode_batch(texts)
+
+    def _check_ids(self, ids: Sequence[list[int]], types: Sequence[list[int]]) -> None:
+        """Raises BerxitError for a row without tokens, and for an id beyond the model's tables."""
+        for row, row_types in zip(ids, types, strict=True):
+            if not row:
+                raise BerxitError(f"tokenizer {self._path}: a text has no tokens. Export the bundle again")
+            largest = max(row)
+            if self._table_rows is not None and largest >= self._table_rows:
+                raise BerxitError(
+                    f"tokenizer {self._path}: token id {largest} is not in the word embedding table, which has"
+                    f" {self._table_rows} rows. Export the bundle again"
+                )
+            if max(row_types) >= TOKEN_TYPES:
+                raise BerxitError(f"tokenizer {self._path}: token type {max(row_types)}. Export the bundle again")
 
     def _truncate(
         self, encoding: Encoding, text: Text, characters: int, out_of_time: bool
@@ -194,6 +250,30 @@ class TextTokenizer:
         ids = [encoding.ids[place] for place in places[: room + 1]]
         shorter = self._tokenizer.encode_batch([prefix[:-cut] for cut in FURTHER_CUTS], add_special_tokens=False)
         return all(each.ids[: room + 1] == ids for each in shorter)
+
+
+@contextmanager
+def _library_errors(what: str, remedy: str) -> Iterator[None]:
+    """Converts the errors of the tokenizers library to BerxitError. A panic in it is no Exception in Python."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise failure(what, error, remedy) from None
+        raise
+
+
+def growth(normalizer: dict[str, Any]) -> float:
+    """An upper bound of the factor by which the insertions of a normalizer of tokenizer.json make a text longer."""
+    kind = normalizer["type"]
+    if kind == "Sequence":
+        return math.prod(map(growth, normalizer["normalizers"]))
+    if kind == "Prepend":
+        return 1.0 + len(normalizer["prepend"])
+    if kind == "Replace":
+        fixed, content = normalizer["pattern"].get("String"), len(normalizer["content"])
+        return max(1.0, content / len(fixed)) if fixed else 1.0 + content  # a regex may match between all characters
+    return 1.0
 
 
 def longest_first(first: int, second: int = 0, *, room: int) -> tuple[int, int]:

@@ -174,7 +174,8 @@ def fastest(
         return _this_process[file]
     with suppress(BerxitError):  # not cached, or the file is damaged
         cached: TuningResult = parse(TuningResult, read_json(file), str(file))
-        return cached
+        if (cached.label, cached.threads) in names:  # else the file was edited: the caller's choice counts
+            return cached
     log.warning(
         "measuring %d combinations of backend and threads for %s (once, %.0f s or more)",
         len(candidates),

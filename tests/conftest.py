@@ -180,6 +180,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     return prepared(tmp_path_factory, "bundles", build) / "bundle"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cold_start() -> Iterator[None]:
+    """A bench starts no new processes, which take seconds; ``test_cold_start.py`` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("berxit.runtime.benchmark.measure_cold_start", lambda *arguments, **options: None)
+        yield
+
+
 @pytest.fixture
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No measurement is noisy, even on a busy machine."""

@@ -22,7 +22,7 @@ from berxit.toolkit.rule_options import RuleOptions
 if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions
     from berxit.runtime.backend_options import Options
-    from berxit.runtime.benchmark import BenchResult
+    from berxit.runtime.bench_result import BenchResult
     from berxit.runtime.bundle import Manifest
     from berxit.runtime.calibration import Calibration
     from berxit.runtime.tuning import TuningResult
@@ -52,8 +52,7 @@ class FineTuned:
     data: Path
     """File or folder with the training data; a table in memory was stored there."""
     calibration_data: Path | None
-    """Data with a dev split: the folder ``data``, or the file of the rows that ``dev_fraction`` held out. None if there
-    is neither."""
+    """Data with a dev split: the folder ``data``, or the file of the held-out rows. None if there is neither."""
     main_process: bool
     """False in all but one process of torchrun or accelerate."""
 
@@ -106,44 +105,32 @@ def fine_tune(
     """Fine-tunes an encoder so that every layer can make a prediction, and writes the checkpoint ``output``.
 
     ``data``: a file, a folder with train and dev files, a table (data frame, datasets.Dataset, list of dictionaries,
-    dictionary of columns), or a dictionary of such tables by split. None downloads the data of a built-in ``task``.
+    dictionary of columns), or a dictionary of such tables by split. None downloads the data of a built-in ``task``. Of
+    data without a dev split, a tenth of the rows is held out and stored in the checkpoint.
     ``text_columns`` to ``positive`` describe a custom task; by default its columns are ``text`` and ``label``.
     ``tensorboard``: folder for TensorBoard logs. ``force``: replace an existing ``output``. The same call continues an
     interrupted run.
     """
     from berxit.train.checkpoint import DEV_FILE
     from berxit.train.fine_tuning import fine_tune as run
-    from berxit.train.fine_tuning import has_dev, refuse_other_than_checkpoint
+    from berxit.train.fine_tuning import refuse_other_than_checkpoint
     from berxit.train.hub import task_data
-    from berxit.train.tasks import custom_task, get_task
+    from berxit.train.splitting import has_dev
+    from berxit.train.tasks import TaskOptions
     from berxit.train.trainer import processes_here
 
     output = Path(output)
-    custom = task == "custom"
-    if not custom:
-        known = get_task(task)
-        if text_columns or label_column or regression or metric or positive:
-            raise InputError(
-                "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
-                f" {task}"
-            )
+    described = TaskOptions(text_columns, label_column, regression, metric, positive)
+    described.check(task)
     refuse_other_than_checkpoint(output, force)
     processes = processes_here()
     with processes.local_main_process_first():  # one process per machine downloads or stores the data
         files = task_data(task, data, "train", report)
-    if custom:
-        known = custom_task(
-            files,
-            text_columns or ("text",),
-            label_column or "label",
-            regression=regression,
-            metric=metric,
-            positive=positive,
-            skip_bad_rows=options.skip_bad_rows,
-        )
+    known = described.task(task, files, skip_bad_rows=options.skip_bad_rows)
     logs = None if tensorboard is None else Path(tensorboard)
     run(known, files, options, output, logs=logs, force=force, progress=progress, report=report)
-    dev = output / DEV_FILE if options.dev_fraction is not None else files if has_dev(files) else None
+    held_out = output / DEV_FILE
+    dev = files if has_dev(files) else held_out if held_out.is_file() else None
     return FineTuned(output, files, dev, processes.is_main_process)
 
 
@@ -161,20 +148,20 @@ def evaluate(
     """Scores every exit of a checkpoint, and computes the trade-off curve of every exit criterion, from one pass.
 
     Returns one evaluation per file: a split has one file, except MNLI's dev split, which has two. ``data``: as in
-    ``fine_tune``; None downloads the data of the checkpoint's task. ``criterion``: the criterion whose thresholds are
-    listed, a name or FILE.py:NAME; None selects the default for the task.
+    ``fine_tune``; None uses the rows that training held out, or downloads the data of the checkpoint's task.
+    ``criterion``: the criterion whose thresholds are listed, a name or FILE.py:NAME; None selects the default for the
+    task.
     """
     from berxit.runtime.examples import split_files
     from berxit.toolkit.evaluation_report import evaluate as evaluation_of
     from berxit.train.calibration import read_policy
-    from berxit.train.checkpoint import load_checkpoint, read_config
+    from berxit.train.checkpoint import load_checkpoint
     from berxit.train.evaluation import best_device, predict
-    from berxit.train.hub import task_data
     from berxit.train.tasks import task_of
 
     checkpoint = Path(checkpoint)
     criterion = criterion_from(criterion) if criterion else None
-    files = split_files(task_data(read_config(checkpoint)["task"], data, split, report), split)
+    files = split_files(_untrained_data(checkpoint, data, split, report), split)
     model, tokenizer = load_checkpoint(checkpoint, best_device())
     calibrated = read_policy(checkpoint)
     found = []
@@ -241,18 +228,16 @@ def calibrate(
         raise InputError("--fixed excludes --criterion and every other option of an adaptive policy: omit them")
     criterion = "fixed" if fixed else criterion_from(criterion) if criterion else None
     from berxit.train.calibration import calibrate as run
-    from berxit.train.checkpoint import read_config
     from berxit.train.configuration import MultiExitConfig
     from berxit.train.evaluation import default_criterion
     from berxit.train.families import PolicySpec
-    from berxit.train.hub import task_data
 
     checkpoint = Path(checkpoint)
-    task = read_config(checkpoint)["task"]
+    untrained = _untrained_data(checkpoint, data, split, report)
     config = MultiExitConfig.from_pretrained(str(checkpoint))
     return run(
         checkpoint,
-        task_data(task, data, split, report),
+        untrained,
         split=split,
         spec=PolicySpec(
             criterion or default_criterion(regression=config.regression, lte=config.lte),
@@ -270,6 +255,21 @@ def calibrate(
     )
 
 
+def _untrained_data(checkpoint: Path, data: Data | None, split: str, report: Report) -> Path:
+    """The file or folder of ``data``, or the task's data if it is None. If training held out rows of this data as the
+    dev split, the file of these rows."""
+    from berxit.train.checkpoint import read_config
+    from berxit.train.hub import task_data
+    from berxit.train.splitting import held_out_rows
+
+    task = read_config(checkpoint)["task"]
+    files = None if data is None else _files(data, split)
+    if (held_out := held_out_rows(checkpoint, files, split)) is not None:
+        report(f"using {held_out}, the rows that training held out")
+        return held_out
+    return task_data(task, files, split, report)
+
+
 def default_bundle(checkpoint: Path, target: str) -> Path:
     """Folder of the bundle if no output is given: CHECKPOINT-TARGET, beside the checkpoint."""
     return checkpoint.with_name(f"{checkpoint.resolve().name}-{target}")
@@ -285,6 +285,7 @@ def export(
     data: Data | None = None,
     scores: bool = True,
     accept_noise: bool = False,
+    sign: Path | str | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Exported:
@@ -294,7 +295,8 @@ def export(
     and the defaults of ``options``. ``output``: by default CHECKPOINT-TARGET. ``data``: the calibration data; None uses
     the texts that ``calibrate`` stored. ``scores``: for a precision that may change predictions, run the calibration
     data through the bundle and choose the threshold from its outputs. ``accept_noise``: with exits="auto", choose on a
-    busy machine, too. ``force``: replace an existing ``output``.
+    busy machine, too. ``sign``: PEM file of a private ed25519 key, which signs the bundle. ``force``: replace an
+    existing ``output``.
     """
     from berxit.exporters.export import export as run
     from berxit.exporters.options import ExportOptions
@@ -323,6 +325,7 @@ def export(
         accept_noise=accept_noise,
         scores=scores,
         data=None if data is None else _files(data, "dev"),
+        sign=None if sign is None else Path(sign),
         progress=progress,
         report=lines.append,
         warn=warnings.append,
@@ -368,7 +371,8 @@ def bench(
     accept_noise: bool = False,
     lazy: bool = False,
     thresholds: int = 7,
-    queries: int = 200,
+    preset: str = "standard",
+    queries: int | None = None,
     seconds: float = 10.0,
     progress: Progress = silent,
 ) -> BenchResult:
@@ -376,7 +380,8 @@ def bench(
 
     ``data``: labelled inputs, as in ``evaluate``; None measures the bundle's golden inputs, without a score. ``limit``:
     use the first so many inputs. ``tune``: use the fastest of the installed backends, their options and thread counts.
-    ``queries`` and ``seconds``: least number of queries per operating point, and least total time. ``write_result`` of
+    ``preset``: rules by which the result is valid, ``standard`` or ``single-stream``. ``queries`` and ``seconds``:
+    least number of queries per operating point (None: the preset's), and least total time. ``write_result`` of
     ``berxit.runtime.bench_report`` stores the result as bench.json, which ``calibrate`` and ``compare`` read.
     """
     from berxit.runtime.benchmark import bench as run
@@ -411,6 +416,7 @@ def bench(
         tuned=tuned,
         lazy=lazy,
         thresholds=thresholds,
+        preset=preset,
         queries=queries,
         seconds=seconds,
         progress=progress,

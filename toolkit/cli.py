@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "berxit.runtime.bench",
     "predict": "berxit.toolkit.commands.predict",
     "score": "berxit.toolkit.commands.score",
+    "sweep": "berxit.toolkit.commands.sweep",
     "study": "berxit.toolkit.commands.study",
     "compare": "berxit.toolkit.commands.compare",
     "inspect": "berxit.toolkit.commands.inspect",
@@ -74,6 +75,7 @@ build = _program("build")
 bench = _program("bench")
 predict = _program("predict")
 score = _program("score")
+sweep = _program("sweep")
 study = _program("study")
 compare = _program("compare")
 inspect = _program("inspect")

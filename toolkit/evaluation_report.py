@@ -12,9 +12,17 @@ from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.tables import Table, markdown_table
 from berxit.runtime.tokenization import Text
+from berxit.toolkit.policy_report import policy_text, wrong_text
 from berxit.train.chance_warnings import depth_warning, exits_warning
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
-from berxit.train.diagnostics import CertaintyQuality, PolicyDiagnostics, criterion_quality, policy_diagnostics
+from berxit.train.diagnostics import (
+    CertaintyQuality,
+    PolicyDiagnostics,
+    WrongRows,
+    criterion_quality,
+    policy_diagnostics,
+    wrong_rows,
+)
 from berxit.train.evaluation import Predictions, layer_scores
 from berxit.train.families import OperatingPoint, PolicySpec, applicable_criteria, operating_points
 
@@ -55,7 +63,11 @@ class Evaluation:
     quality: dict[str, tuple[CertaintyQuality, ...]]
     """Criterion -> quality of its certainty at each exit."""
     policy: PolicyDiagnostics | None = None
-    """The calibrated policy of a classification model; None for others."""
+    """The calibrated policy of a classification model, or full depth without one; None for regression."""
+    calibrated: bool = False
+    """True if the checkpoint has a calibrated policy."""
+    wrong_rows: WrongRows | None = None
+    """Wrong rows under the policy, with their texts; None if the texts are not known."""
     positive: str | None = None
     """The class that F1 scores; None for another metric."""
     warnings: tuple[str, ...] = ()
@@ -76,7 +88,10 @@ class Evaluation:
         ]
         parts += [self._quality_title(), markdown_table(*self._quality())]
         if self.policy is not None:
-            parts += policy_text(self.policy)
+            parts += policy_text(self.policy, calibrated=self.calibrated)
+        if self.wrong_rows is not None:
+            wrong = self.wrong_rows
+            parts += wrong_text(wrong.rows, wrong.count, self.examples, regression=self.regression)
         if self.summaries:
             parts.append("relative score at equal saved layers; area of one curve above another, in percent x layers")
             parts.append(markdown_table(*self._criteria()))
@@ -174,57 +189,14 @@ class Evaluation:
         return len({point.tolerance for point in self.curve}) > 1
 
 
-def policy_text(policy: PolicyDiagnostics) -> list[str]:
-    """Tables of the calibrated policy: scores per class, confusion matrix, flips."""
-    rows = [
-        [each.name, str(each.examples), *map(_score, (each.precision, each.recall, each.f1, full.f1))]
-        for each, full in zip(policy.classes, policy.full_depth_classes, strict=True)
-    ]
-    names = [each.name for each in policy.classes]
-    confusion = [[name, *map(str, counts)] for name, counts in zip(names, policy.confusion, strict=True)]
-    parts = [
-        f"calibrated policy: average exit layer {policy.average_exit_layer:.2f}; {policy.flipped:.1%} of the"
-        f" predictions differ from full depth's, {policy.fixed_by_exiting:.1%} are right where full depth is wrong",
-        markdown_table(["class", "examples", "precision", "recall", "f1", "f1 at full depth"], rows),
-        "confusion matrix under the calibrated policy: rows are labels, columns are predictions",
-        markdown_table(["label", *names], confusion),
-    ]
-    if policy.flips:
-        listed = [
-            [
-                _short(flip.text),
-                str(flip.exit_layer),
-                f"{flip.certainty:.3f}",
-                flip.prediction,
-                flip.full_depth,
-                flip.label,
-            ]
-            for flip in policy.flips
-        ]
-        parts.append("predictions that differ from full depth's, the most certain first")
-        header = ["text", "exit layer", "certainty", "prediction", "full depth", "label"]
-        parts.append(markdown_table(header, listed))
-    return parts
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _short(text: Text, length: int = 60) -> str:
-    """A text or pair on one line of at most ``length`` characters, without the characters of a Markdown table."""
-    line = " / ".join([text] if isinstance(text, str) else text)
-    line = " ".join(line.replace("|", "\\|").split())
-    return line if len(line) <= length else f"{line[: length - 3]}..."
-
-
 def evaluate(
     predictions: Predictions,
     criterion: str | None = None,
     policy: ExitPolicy | None = None,
     texts: Sequence[Text] = (),
 ) -> Evaluation:
-    """The evaluation of one stored pass. ``policy``: the calibrated policy; with it, ``texts`` (N,) of the examples.
+    """The evaluation of one stored pass. ``policy``: the calibrated policy, if there is one. ``texts`` (N,) of the
+    examples; without them, the evaluation lists no rows.
 
     Raises InputError for a ``criterion`` that does not apply to this model, and as ``Predictions.check`` does.
     """
@@ -242,6 +214,7 @@ def evaluate(
     kept = [point.saved_layers for point in points[criterion] if point.score >= KEPT * scores[-1]]
     exits = exits_warning(predictions, max(kept, default=0.0)) if depth is None else None
     constant = predictions.constant
+    under = policy or ExitPolicy.full_depth(int(predictions.exit_layers[-1]), predictions.regression)
     return Evaluation(
         metric=predictions.metric,
         examples=len(predictions.labels),
@@ -253,7 +226,9 @@ def evaluate(
         constant_score=constant.score,
         constant_prediction=_named(predictions, constant.prediction),
         quality={name: criterion_quality(predictions, name) for name in names},
-        policy=policy_diagnostics(predictions, policy, texts) if policy and not predictions.regression else None,
+        policy=None if predictions.regression else policy_diagnostics(predictions, under, texts),
+        calibrated=policy is not None,
+        wrong_rows=wrong_rows(predictions, under, texts) if len(texts) else None,
         positive=predictions.positive,
         warnings=tuple(filter(None, (depth, exits))),
     )

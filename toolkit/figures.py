@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -13,12 +14,15 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import blended_transform_factory
 
+from berxit.runtime.bench_result import CALIBRATED, ONE_GRAPH
 from berxit.runtime.policies import CRITERIA
 from berxit.runtime.storage import replacing
 
 if TYPE_CHECKING:
-    from berxit.runtime.benchmark import BenchResult
+    from berxit.runtime.bench_result import BenchResult
     from berxit.toolkit.evaluation_report import Evaluation
 
 LAYERS, CURVE, CHOSEN = "#9aa5b1", "#2563eb", "#dc2626"
@@ -47,14 +51,46 @@ STYLE = {
 }
 
 
+KEY_WIDTH = 30
+"""Characters per line of a key."""
+KEY_LINE, KEY_GAP = 0.042, 0.025
+"""Height of a line of a key, and space between two labels, as shares of the axes' height."""
+
+
+@dataclass
+class Key:
+    """The key of one panel, in which every line has its label at the height of its order."""
+
+    entries: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
+    """Height by which the entries are ordered, label, and keywords of ``plot``."""
+
+    def add(self, height: float, label: str, **style: Any) -> None:
+        """Adds a line of the panel. ``style``: keywords of ``plot``."""
+        self.entries.append((height, label, style))
+
+    def draw(self, axes: Axes) -> None:
+        """Writes the labels to the right of the axes, the highest line first."""
+        y = 1.0
+        for _, label, style in sorted(self.entries, key=lambda entry: -entry[0]):
+            text = wrap(label, KEY_WIDTH)
+            line = Line2D([1.03, 1.065, 1.10], [y - KEY_LINE / 2] * 3, transform=axes.transAxes, clip_on=False, **style)
+            line.set_markevery([1])
+            axes.add_line(line)
+            axes.text(1.12, y, "\n".join(text), transform=axes.transAxes, va="top", fontsize=7, linespacing=1.15)
+            y -= KEY_LINE * len(text) + KEY_GAP
+
+
 def bench_figure(result: BenchResult, path: Path) -> Path:
-    """Draws latency against average exit layer and, for labelled inputs, score against latency."""
+    """Draws latency against average exit layer; for labelled inputs score against latency; the latencies' CDF."""
+    panels = [
+        _latency_panel,
+        *([_score_panel] if result.metric else []),
+        *([_cdf_panel] if result.records is not None else []),
+    ]
     with plt.rc_context(STYLE):
-        panels = 2 if result.metric else 1
-        figure, axes = plt.subplots(1, panels, figsize=(5.2 * panels, 3.8), squeeze=False)
-        _latency_panel(axes[0, 0], result)
-        if result.metric:
-            _score_panel(axes[0, 1], result)
+        figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
+        for panel, each in zip(panels, axes[0], strict=True):
+            panel(each, result)
         return _save(figure, path)
 
 
@@ -94,11 +130,41 @@ def _score_panel(axes: Axes, result: BenchResult) -> None:
     axes.legend(loc="lower right")
 
 
+def _cdf_panel(axes: Axes, result: BenchResult) -> None:
+    """Cumulative distribution of the latency. Early exit makes it multi-modal, which a mean hides."""
+    assert result.records is not None
+    fixed = result.best_fixed
+    lines = [
+        (f"layer {result.layers}", "full depth", "black", "-"),
+        *([(f"layer {fixed}", f"layer {fixed}, the best fixed exit", LAYERS, "-")] if fixed else []),
+        (ONE_GRAPH, "one graph", CURVE, "--"),
+        (CALIBRATED, CALIBRATED, CHOSEN, "-"),
+    ]
+    for name, label, color, dashes in lines:
+        if name in result.records.queries and (
+            name != f"layer {fixed}" or fixed != result.layers or label == "full depth"
+        ):
+            values = np.sort(result.records.queries[name].latency_ms, axis=None)
+            axes.step(
+                values,
+                np.arange(1, len(values) + 1) / len(values),
+                where="post",
+                color=color,
+                ls=dashes,
+                lw=1.2,
+                label=label,
+            )
+    slowest = np.quantile(result.records.queries[f"layer {result.layers}"].latency_ms, 0.99)
+    axes.set(xlabel="milliseconds per input", ylabel="share of queries", xlim=(0, 1.15 * slowest), ylim=(0, 1.02))
+    axes.set_title("latency of single queries: cumulative distribution", fontsize=9)
+    axes.legend(loc="lower right")
+
+
 def evaluation_figure(evaluation: Evaluation, path: Path) -> Path:
     """Trade-off curves, the quality of each criterion's certainty per exit, and reliability curves."""
     panels = [_trade_off_panel, _quality_panel, *([] if evaluation.regression else [_reliability_panel])]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.9 * len(panels), 3.9), squeeze=False)
+        figure, axes = plt.subplots(1, len(panels), figsize=(5.9 * len(panels), 3.9), squeeze=False)
         for panel, each in zip(panels, axes[0], strict=True):
             panel(each, evaluation)
         return _save(figure, path)
@@ -108,68 +174,56 @@ def _trade_off_panel(axes: Axes, evaluation: Evaluation) -> None:
     """Score against average exit layer: for every exit, and for the thresholds of every criterion."""
     from berxit.train.curves import curve_of  # Imports torch, which is not installed on a device that draws a bench.
 
+    key = Key()
+    wise: dict[str, Any] = {"color": LAYERS, "marker": "o", "lw": 1.0, "ms": 4}
     layers = range(1, len(evaluation.layer_scores) + 1)
-    axes.plot(layers, evaluation.layer_scores, "o-", color=LAYERS, lw=1, ms=4, label="all examples exit at one layer")
+    axes.plot(layers, evaluation.layer_scores, **wise)
+    key.add(float(np.mean(evaluation.layer_scores)), "all examples exit at one layer", **wise)
     for name, points in evaluation.curves.items():
         curve = curve_of(points, len(layers))
-        axes.plot(curve.layers, curve.scores, lw=1.2, label=name, **criterion_style(name))
+        style = {"lw": 1.2, **criterion_style(name)}
+        axes.plot(curve.layers, curve.scores, **style)
+        key.add(float(curve.scores.mean()), name, **style)
     axes.axhline(evaluation.constant_score, color="black", lw=0.8, ls=":")
-    axes.annotate(
-        "constant prediction", (1, evaluation.constant_score), xytext=(0, 2), textcoords="offset points", size=7
-    )
+    place = blended_transform_factory(axes.transAxes, axes.transData)
+    text: dict[str, Any] = {"transform": place, "ha": "right", "va": "bottom", "fontsize": 7}
+    axes.text(0.99, evaluation.constant_score, "constant prediction", **text)
     axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
-    axes.set_title("trade-off on the evaluated data", fontsize=9)
-    axes.legend(loc="lower right", fontsize=7.5)
+    axes.set_title("oracle curves: thresholds on the evaluated rows", fontsize=9)
+    key.draw(axes)
 
 
 def _quality_panel(axes: Axes, evaluation: Evaluation) -> None:
     """AUROC of each criterion per exit; for regression the rank correlation with the error."""
+    key = Key()
     for name, exits in evaluation.quality.items():
         values = [each.rank_correlation if evaluation.regression else each.auroc for each in exits]
         points = [(each.exit_layer, value) for each, value in zip(exits, values, strict=True) if value is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), lw=1.2, label=name, **criterion_style(name))
+            style = {"lw": 1.2, **criterion_style(name)}
+            axes.plot(*zip(*points, strict=True), **style)
+            key.add(float(np.mean([value for _, value in points])), name, **style)
     label = "rank correlation with the negative error" if evaluation.regression else "AUROC: right against wrong"
     axes.set(xlabel="exit layer", ylabel=label)
     axes.set_title("does certainty separate right from wrong?", fontsize=9)
-    axes.legend(loc="best", fontsize=7.5)
+    key.draw(axes)
 
 
 def _reliability_panel(axes: Axes, evaluation: Evaluation) -> None:
     """Accuracy against certainty at the first, the middle and the last exit, for the listed criterion or confidence."""
+    key, markers = Key(), ("o", "s", "^")
     name = evaluation.criterion if evaluation.quality[evaluation.criterion][0].bins else "confidence"
     exits = evaluation.quality[name]
     axes.plot([0, 1], [0, 1], color=LAYERS, lw=0.8, ls="--")
-    for place, color in zip(sorted({0, len(exits) // 2, len(exits) - 1}), COLORS, strict=False):
+    for place, color, marker in zip(sorted({0, len(exits) // 2, len(exits) - 1}), COLORS, markers, strict=False):
         bins = exits[place].bins
-        label = f"exit {exits[place].exit_layer}, ECE {exits[place].ece:.3f}"
-        axes.plot([b.certainty for b in bins], [b.accuracy for b in bins], "o-", ms=3.5, lw=1, color=color, label=label)
+        style: dict[str, Any] = {"marker": marker, "ms": 3.5, "lw": 1.0, "color": color}
+        axes.plot([b.certainty for b in bins], [b.accuracy for b in bins], **style)
+        key.add(-place, f"exit {exits[place].exit_layer}, ECE {exits[place].ece:.3f}", **style)
     low = min(value for each in exits for b in each.bins for value in (b.certainty, b.accuracy))
     axes.set(xlabel=name, ylabel="share of right predictions", xlim=(low - 0.02, 1.02), ylim=(low - 0.02, 1.02))
     axes.set_title(f"reliability of {name}", fontsize=9)
-    axes.legend(loc="upper left", fontsize=7.5)
-
-
-def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, path: Path) -> Path:
-    """Draws a study's panels, up to three per row, with one title and one legend."""
-    columns = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
-    rows = -(-len(panels) // columns)
-    with plt.rc_context({**STYLE, "axes.titlesize": 9, "figure.titlesize": 11}):
-        size = (max(5.6, 4.5 * columns), 3.7 * rows + 0.6)
-        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
-        for axes, panel in zip(grid.flat, panels, strict=False):
-            panel(axes)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
-        handles: dict[str, Any] = {}
-        for axes in figure.axes:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                handles.setdefault(label, handle)
-        width = max(map(len, handles), default=1)
-        fit = max(1, min(len(handles), int(14 * size[0] / (width + 8))))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=fit)
-        figure.suptitle(title)
-        return _save(figure, path)
+    key.draw(axes)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -14,7 +14,7 @@ import click
 from berxit.devices import install_command
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
-from berxit.toolkit.commands.options import PATH, silence_library_logs, warn
+from berxit.toolkit.commands.options import PATH, say, silence_library_logs, warn
 
 SAMPLE = Path(__file__).parent / "sample"
 STEPS = 5
@@ -55,7 +55,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
             head_learning_rate=3e-3,
             max_length=64,
         )
-        fine_tune(options, SAMPLE, checkpoint, force=True, progress=progress_bar("fine-tuning"))
+        fine_tune(options, SAMPLE, checkpoint, force=True, progress=progress_bar("fine-tuning"), report=say)
     with _step(2, "calibrate: the cheapest threshold that keeps the score"):
         chosen = calibrate(checkpoint, SAMPLE, keep=keep, progress=progress_bar("calibrating"))
         click.echo(chosen.summary())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from berxit.runtime import Prediction
 from berxit.runtime.bench_report import headline, tables
-from berxit.runtime.benchmark import CALIBRATED, BenchResult
+from berxit.runtime.bench_result import CALIBRATED, BenchResult
 from berxit.runtime.calibration import Calibration
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import Table, plural

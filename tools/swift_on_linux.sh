@@ -16,7 +16,8 @@ if [ "${1:-}" = setup ]; then
     debootstrap --variant=minbase --include=ca-certificates trixie "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
     # swiftlang does not depend on the headers of the C library, which every Swift program needs.
     chroot "$root" apt-get install -y --no-install-recommends swiftlang swiftlang-dev libc6-dev libstdc++-14-dev git
-    exec chroot "$root" swift --version
+    # Through this script, because swift finds its libraries in /proc.
+    SWIFT_ROOT=$root exec "$checkout/tools/swift_on_linux.sh" --version
 fi
 
 if [ ! -L "$root/usr/bin/swift" ]; then

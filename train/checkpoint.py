@@ -26,8 +26,8 @@ SAMPLES_FILE = "samples.json"
 SAMPLES = 32
 """Number of texts of the data that a checkpoint contains. They become the golden inputs of its bundles."""
 DEV_FILE = "dev.jsonl"
-"""File with the rows that --dev-fraction held out, in the task's columns. With it, the checkpoint is a data folder with
-a dev split."""
+"""File with the rows that were held out as the dev split, in the task's columns. With it, the checkpoint is a data
+folder with a dev split."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ class TrainingRecord:
     """Hash of the model folder's files. None for a model from the hub."""
     processes: int = 1
     dev_examples: int = 0
-    """Number of rows that --dev-fraction held out (dev.jsonl)."""
+    """Number of rows that were held out as the dev split (dev.jsonl)."""
+    stopping_examples: int = 0
+    """Number of rows that --early-stopping held out."""
+    scores: list[Any] = field(default_factory=list)
+    """For each stage, the scores after every epoch (train.epoch_scores.EpochScore)."""
 
 
 def save_checkpoint(

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import BerxitError
-from berxit.train.evaluation import Predictions
-from berxit.train.families import OperatingPoint, PolicySpec, operating_points
+from berxit.train.families import OperatingPoint
 
 SAVED = (0.3, 0.5, 0.7)
 """Shares of saved layers at which reports show the score of a curve."""
@@ -62,18 +61,19 @@ class Curve:
         good = self.layers[self.scores >= score]
         return float(good[0]) if len(good) else None
 
+    def clipped(self, floor: float) -> Curve:
+        """The curve with scores below ``floor`` raised to it, for areas: below the constant prediction, no score is
+        better than another. Has a knot wherever the curve crosses the floor."""
+        left, right = self.scores[:-1] - floor, self.scores[1:] - floor
+        crossed = left * right < 0
+        share = left[crossed] / (left[crossed] - right[crossed])
+        knots = self.layers[:-1][crossed] + share * np.diff(self.layers)[crossed]
+        layers = np.union1d(self.layers, knots)
+        return Curve(layers, np.maximum(np.interp(layers, self.layers, self.scores), floor), self.depth)
+
     def envelope(self) -> Curve:
         """The highest score at each average exit layer or below it."""
         return Curve(self.layers, np.maximum.accumulate(self.scores), self.depth)
-
-
-def criterion_curve(predictions: Predictions, criterion: str) -> Curve:
-    """The trade-off curve of a criterion, from a stored pass.
-
-    Patience on regression has two parameters, patience and tolerance. Its curve is the envelope over all pairs, which
-    favours patience. Raises InputError for a criterion that does not fit the model.
-    """
-    return curve_of(operating_points(predictions, PolicySpec(criterion)), int(predictions.exit_layers[-1]))
 
 
 def curve_of(points: Sequence[OperatingPoint], depth: int) -> Curve:

@@ -16,6 +16,8 @@ from berxit.train.families import PolicySpec, family
 
 FLIPS = 10
 """Number of flips that are listed."""
+WRONG = 100
+"""Largest number of wrong rows that are listed."""
 BINS = 10
 """Number of bins of a reliability curve, each with about equally many examples."""
 
@@ -79,6 +81,28 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class WrongRow:
+    """An example that a policy predicts wrongly."""
+
+    text: Text
+    label: str | float
+    """Class name; for regression the value, also of the prediction."""
+    prediction: str | float
+    exit_layer: int
+    certainty: float
+
+
+@dataclass(frozen=True)
+class WrongRows:
+    """The wrong predictions of a policy."""
+
+    count: int
+    """Number of wrong rows; for regression, of rows that differ from the label at all."""
+    rows: tuple[WrongRow, ...]
+    """At most WRONG: the most certain; for regression, those with the largest errors."""
+
+
+@dataclass(frozen=True)
 class PolicyDiagnostics:
     """A policy of a classification model, example by example."""
 
@@ -114,19 +138,13 @@ def criterion_quality(predictions: Predictions, criterion: str) -> tuple[Certain
 
 def policy_diagnostics(predictions: Predictions, policy: ExitPolicy, texts: Sequence[Text]) -> PolicyDiagnostics:
     """The policy on a stored pass of a classification model. ``texts`` (N,): the examples' texts."""
-    p, rows = predictions, np.arange(len(predictions.labels))
-    of_exits = policy.at_exits(p.exit_layers.tolist())
-    certainty = certainties(of_exits, p.logits, p.lte)
-    taken = exit_layers(of_exits, certainty, p.logits)
-    predicted, full = p.predicted()[rows, taken - 1], p.full_depth
-    names = p.names or tuple(f"class {number}" for number in range(p.logits.shape[2]))
-    flipped = np.flatnonzero(predicted != full)
-    reached = certainty[rows, taken - 1]
-    order = flipped[np.argsort(reached[flipped] * (-1 if CRITERIA[policy.criterion].higher_is_more_certain else 1))]
+    p, rows, full, names = predictions, range(len(predictions.labels)), predictions.full_depth, _names(predictions)
+    taken, predicted, reached = _under(p, policy)
+    order = _most_certain_first(np.flatnonzero(predicted != full), reached, policy)
     confusion = confusion_matrix(predicted, p.labels, len(names))
     return PolicyDiagnostics(
         average_exit_layer=float(p.exit_layers[taken - 1].mean()),
-        flipped=len(flipped) / len(rows),
+        flipped=len(order) / len(rows),
         fixed_by_exiting=float(((predicted == p.labels) & (full != p.labels)).mean()),
         flips=tuple(
             Flip(
@@ -143,6 +161,53 @@ def policy_diagnostics(predictions: Predictions, policy: ExitPolicy, texts: Sequ
         full_depth_classes=tuple(class_scores(confusion_matrix(full, p.labels, len(names)), names)),
         confusion=tuple(map(tuple, confusion.tolist())),
     )
+
+
+def wrong_rows(predictions: Predictions, policy: ExitPolicy, texts: Sequence[Text]) -> WrongRows:
+    """The wrong rows of a policy on a stored pass. ``texts`` (N,): the examples' texts."""
+    p = predictions
+    taken, predicted, reached = _under(p, policy)
+    errors = np.abs(predicted - p.labels) if p.regression else (predicted != p.labels).astype(np.float64)
+    wrong = np.flatnonzero(errors > 0)
+    order = (
+        wrong[np.argsort(-errors[wrong], kind="stable")]
+        if p.regression
+        else _most_certain_first(wrong, reached, policy)
+    )
+
+    def name(value: float) -> str | float:
+        return float(value) if p.regression else _names(p)[int(value)]
+
+    rows = tuple(
+        WrongRow(
+            texts[row],
+            name(p.labels[row]),
+            name(predicted[row]),
+            int(p.exit_layers[taken[row] - 1]),
+            float(reached[row]),
+        )
+        for row in order[:WRONG].tolist()
+    )
+    return WrongRows(len(wrong), rows)
+
+
+def _under(p: Predictions, policy: ExitPolicy) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
+    """(N,) place of the exit that each example takes, from 1; its prediction; the certainty there."""
+    rows = np.arange(len(p.labels))
+    of_exits = policy.at_exits(p.exit_layers.tolist())
+    certainty = certainties(of_exits, p.logits, p.lte)
+    taken = exit_layers(of_exits, certainty, p.logits)
+    return taken, p.predicted()[rows, taken - 1], certainty[rows, taken - 1]
+
+
+def _most_certain_first(rows: npt.NDArray, certainty: npt.NDArray, policy: ExitPolicy) -> npt.NDArray:
+    """The row numbers, ordered by certainty (N,)."""
+    sign = -1 if CRITERIA[policy.criterion].higher_is_more_certain else 1
+    return np.asarray(rows[np.argsort(certainty[rows] * sign, kind="stable")])
+
+
+def _names(p: Predictions) -> tuple[str, ...]:
+    return p.names or tuple(f"class {number}" for number in range(p.logits.shape[2]))
 
 
 def certainty_quality(

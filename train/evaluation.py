@@ -167,7 +167,6 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-@torch.no_grad()
 def predict(
     model: MultiExitModel,
     tokenizer: TextTokenizer,
@@ -183,12 +182,26 @@ def predict(
     """
     if not examples.unlabelled:
         check_labels(model.config.metric, examples.labels, source)
-    encoded = EncodedExamples(examples, tokenizer, progress)
+    logits, lte = run_all_layers(model, EncodedExamples(examples, tokenizer, progress), batch_size, progress)
+    rows = np.arange(len(examples))
+    found = Predictions(logits, lte, examples.labels, model.config.metric, rows, names=model.config.labels)
+    if examples.unlabelled:
+        found = replace(found, labels=found.full_depth, unlabelled=True)
+    found.check(source)
+    return found
+
+
+@torch.no_grad()
+def run_all_layers(
+    model: MultiExitModel, encoded: EncodedExamples, batch_size: int, progress: Progress = silent
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Logits (N, n, C), and certainties (N, n) if the model has LTE, on the model's device. It sets the model to
+    evaluation mode, so it draws no random numbers."""
     model.eval()
-    logits = np.empty((len(examples), model.layers, model.config.num_labels), dtype=np.float32)
-    lte = np.empty((len(examples), model.layers), dtype=np.float32) if model.config.lte else None
+    logits = np.empty((len(encoded), model.layers, model.config.num_labels), dtype=np.float32)
+    lte = np.empty((len(encoded), model.layers), dtype=np.float32) if model.config.lte else None
     by_length = np.argsort(encoded.lengths, kind="stable")  # Rows of similar length need little padding.
-    with progress(len(examples)) as bar:
+    with progress(len(encoded)) as bar:
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
             batch = encoded.collate([encoded[i] for i in rows])
@@ -198,12 +211,7 @@ def predict(
             if lte is not None:
                 lte[rows] = outputs.certainties.float().cpu().numpy()
             bar.update(len(rows))
-    rows = np.arange(len(examples))
-    found = Predictions(logits, lte, examples.labels, model.config.metric, rows, names=model.config.labels)
-    if examples.unlabelled:
-        found = replace(found, labels=found.full_depth, unlabelled=True)
-    found.check(source)
-    return found
+    return logits, lte
 
 
 def layer_scores(predictions: Predictions, metric: str | None = None) -> list[float]:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def exit_losses(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """L_i: logits (B, n, C), labels (B,) -> (n,). Cross-entropy for classes, mean squared error for regression."""
+def exit_losses(logits: Tensor, labels: Tensor, regression: bool, class_weights: Sequence[float] = ()) -> Tensor:
+    """L_i: logits (B, n, C), labels (B,) -> (n,). Cross-entropy for classes, mean squared error for regression.
+
+    ``class_weights`` (C,): factors of the rows' cross-entropies by label; empty: 1 for all.
+    """
     rows, layers, outputs = logits.shape
     if regression:
         return ((logits.squeeze(-1) - labels[:, None]) ** 2).mean(dim=0)
     flat = F.cross_entropy(logits.reshape(-1, outputs), labels.repeat_interleave(layers), reduction="none")
-    return flat.view(rows, layers).mean(dim=0)
+    losses = flat.view(rows, layers)
+    if class_weights:
+        losses = losses * losses.new_tensor(class_weights)[labels][:, None]
+    return losses.mean(dim=0)
+
+
+def balanced_weights(labels: npt.NDArray, classes: int) -> tuple[float, ...]:
+    """(C,) weight N / (C' x rows) of each class, so that all C' classes that occur contribute equally; 1 for a class
+    without rows. The mean weight of the rows is 1, so the learning rate keeps its meaning."""
+    counts = np.bincount(labels, minlength=classes)
+    occurring = np.count_nonzero(counts)
+    return tuple(float(len(labels) / (occurring * count)) if count else 1.0 for count in counts)
 
 
 def lte_losses(certainties: Tensor, logits: Tensor, labels: Tensor, regression: bool) -> Tensor:

@@ -29,10 +29,17 @@ class LossOptions:
     """Weight of the distillation loss (teacher: the last exit), which is added to the loss of every other exit."""
     layer_weights: tuple[float, ...] = ()
     """(n,) weight of each exit's loss; empty: 1 for all."""
+    class_weights: tuple[float, ...] = ()
+    """(C,) weight of each class in the cross-entropy; empty: 1 for all. It does not change the loss of
+    distillation, which has no labels, and of the LTE module, which estimates the probability of a correct prediction on
+    the data as it is."""
 
 
 class Objective(ABC):
     """One stage of training: the loss that its optimizer steps minimize, and the parameters that it trains."""
+
+    exits = slice(None)
+    """The exits that the stage trains. The mean of their scores is the score of an epoch."""
 
     def __init__(self, options: LossOptions = LossOptions()) -> None:
         self.options = options
@@ -40,7 +47,7 @@ class Objective(ABC):
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
         """The scalar loss of optimizer step ``step``, counted from 1."""
         assert outputs.exit_logits is not None
-        losses = exit_losses(outputs.exit_logits, labels, regression)
+        losses = exit_losses(outputs.exit_logits, labels, regression, self.options.class_weights)
         if outputs.certainties is not None:
             losses = losses + lte_losses(outputs.certainties, outputs.exit_logits, labels, regression)
         if self.options.distillation:
@@ -61,6 +68,8 @@ class Objective(ABC):
 
 class Raw(Objective):
     """Fine-tuning of the last exit only (equation 4). Its score is the 100% of relative scores."""
+
+    exits = slice(-1, None)
 
     def combine(self, step: int, losses: Tensor) -> Tensor:
         return losses[-1]
@@ -90,6 +99,8 @@ class OtherExits(Objective):
     The LTE module is trained in this stage, too. The paper's equation contains only the classifiers, but the first
     stage trains the LTE module on the last layer only.
     """
+
+    exits = slice(None, -1)
 
     def combine(self, step: int, losses: Tensor) -> Tensor:
         return losses[:-1].sum()

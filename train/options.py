@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from berxit.runtime.errors import InputError
 from berxit.runtime.extensions import is_reference
 from berxit.train.configuration import EXIT_HEADS, POOLINGS
-from berxit.train.strategies import STRATEGIES, strategy_named
+from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES, strategy_named
 
 
 class Bound(NamedTuple):
@@ -32,7 +32,8 @@ BOUNDS: dict[str, Bound] = {
     "learning_rate": ABOVE_ZERO,
     "head_learning_rate": ABOVE_ZERO,
     "limit_train": ABOVE_ZERO,
-    "dev_fraction": Bound(lambda value: 0 < value < 1, "above 0 and below 1: the share of rows to hold out"),
+    "dev_fraction": Bound(lambda value: 0 <= value < 1, "0 (off) or above, and below 1: the share of rows to hold out"),
+    "early_stopping": ABOVE_ZERO,
     "layers": ABOVE_ZERO,
     "warm_up_steps": FROM_ZERO,
     "distillation": FROM_ZERO,
@@ -41,7 +42,7 @@ BOUNDS: dict[str, Bound] = {
 }
 """Option -> its range. None, for an option that allows it, means that the option was not given."""
 
-CHOICES: dict[str, Sequence[str]] = {"exit_head": EXIT_HEADS, "pooling": POOLINGS}
+CHOICES: dict[str, Sequence[str]] = {"exit_head": EXIT_HEADS, "pooling": POOLINGS, "class_weights": CLASS_WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,12 @@ class TrainingOptions:
     skip_bad_rows: bool = False
     """Skip rows of the data that do not fit, instead of rejecting the file."""
     dev_fraction: float | None = None
-    """Share of the training rows to hold out as the dev split; only for data without a dev split."""
+    """Share of the training rows to hold out as the dev split; only for data without a dev split. None: a tenth if
+    there is no dev split; 0: nothing."""
+    class_weights: str = "none"
+    """balanced: the loss of a row is multiplied by N / (C x rows of its class)."""
+    early_stopping: int | None = None
+    """Stop after so many epochs without a better score on held-out training rows, and keep the best epoch's weights."""
 
     def __post_init__(self) -> None:
         if is_reference(self.strategy):

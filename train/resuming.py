@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from transformers import TrainerCallback
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import parse, read_json, write_json
+from berxit.runtime.storage import used_alone, write_errors
+from berxit.train.epoch_scores import EpochScore
 from berxit.train.modeling import MultiExitModel
 
 LAST_WRITTEN = "trainer_state.json"
@@ -48,6 +52,8 @@ class StageResult:
     """Training time, without interruptions and without steps that an interruption lost."""
     loss: float
     """Mean training loss of the last epoch."""
+    scores: tuple[EpochScore, ...] = ()
+    """Scores after every epoch; empty if there are no rows to score."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,28 @@ class RunState:
         marker = self.folder / RUN_FILE
         return marker.is_file() and not changes(read_json(marker), key)
 
-    def prepare(self, key: dict[str, Any], force: bool) -> None:
-        """Keeps the state of an interrupted run with the same ``key``, except incomplete checkpoints. Otherwise creates
-        an empty state. Only one process may call it.
+    @contextmanager
+    def prepared(self, key: dict[str, Any], force: bool) -> Iterator[None]:
+        """Context manager of the state of a run, which no other process can use meanwhile.
 
-        Raises InputError for the state of another run; with ``force``, deletes it instead.
+        Keeps the state of an interrupted run with the same ``key``, except incomplete checkpoints. Otherwise creates
+        an empty state. Of several processes of one training, only one may call it.
+
+        Raises InputError if another process uses the state, and for the state of another run; with ``force``, the
+        latter is deleted instead. Raises BerxitError if it cannot be written.
         """
+        with write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with used_alone(self.folder):
+            try:
+                with write_errors(self.folder):
+                    self._prepare(key, force)
+                yield
+            finally:
+                with suppress(OSError):  # it is not empty
+                    self.folder.rmdir()
+
+    def _prepare(self, key: dict[str, Any], force: bool) -> None:
         marker = self.folder / RUN_FILE
         if self.is_of(key):
             for checkpoint in self.folder.glob("stage-*/checkpoint-*"):
@@ -84,8 +106,8 @@ class RunState:
                 f"{self.folder} is an interrupted run with other options or data ({other}): rerun with its options to"
                 " resume it, or add --force to delete it and start again"
             )
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        for path in self.folder.iterdir():  # The folder itself is locked.
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_json(key, marker)
 
     def check_shared(self) -> None:

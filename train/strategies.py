@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from berxit.runtime.errors import InputError
 
 LOSS_OPTIONS = ("warm_up_steps", "distillation", "layer_weights")
-"""The fields of train.objectives.LossOptions."""
+"""Fields of train.objectives.LossOptions that not every strategy uses."""
+CLASS_WEIGHTS = ("none", "balanced")
+"""Weights of the classes in the cross-entropy."""
 
 
 @dataclass(frozen=True)

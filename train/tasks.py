@@ -91,6 +91,54 @@ TASKS: dict[str, Task] = {
 }
 
 
+@dataclass(frozen=True)
+class TaskOptions:
+    """Description of a custom task, as given by the user. A built-in task accepts none of these options."""
+
+    text_columns: Sequence[str] = ()
+    """Empty: ``text``."""
+    label_column: str | None = None
+    """None: ``label``."""
+    regression: bool = False
+    metric: str | None = None
+    positive: str | None = None
+
+    def check(self, name: str) -> None:
+        """Raises InputError for an unknown task, and for options of a built-in task. Reads no data."""
+        if name == CUSTOM:
+            return
+        get_task(name)
+        if self.arguments():
+            raise InputError(
+                "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
+                f" {name}"
+            )
+
+    def task(self, name: str, data: Path, *, skip_bad_rows: bool = False) -> Task:
+        """The task. The classes of a custom task are those of its training split. Raises as ``check`` and
+        ``custom_task`` do."""
+        self.check(name)
+        if name != CUSTOM:
+            return get_task(name)
+        return custom_task(
+            data,
+            self.text_columns or ("text",),
+            self.label_column or "label",
+            regression=self.regression,
+            metric=self.metric,
+            positive=self.positive,
+            skip_bad_rows=skip_bad_rows,
+        )
+
+    def arguments(self) -> list[str]:
+        """The options as command-line arguments."""
+        found = [argument for column in self.text_columns for argument in ("--text-column", column)]
+        found += ["--label-column", self.label_column] if self.label_column else []
+        found += ["--regression"] if self.regression else []
+        found += ["--metric", self.metric] if self.metric else []
+        return found + (["--positive", self.positive] if self.positive else [])
+
+
 def get_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task '{name}': choose one of {', '.join(TASKS)}, {CUSTOM}")

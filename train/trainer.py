@@ -4,6 +4,7 @@ hyperparameters."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from berxit.devices import install_command
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, DivergedError
 from berxit.runtime.progress import Bar, Progress
 from berxit.train.evaluation import best_device
 from berxit.train.objectives import Objective
@@ -95,8 +96,8 @@ class ByLength(LengthGroupedSampler):
 class StepProgress(TrainerCallback):
     """Reports optimizer steps and the last logged loss to a progress callback. ``stack`` closes its bar."""
 
-    def __init__(self, progress: Progress, stack: ExitStack) -> None:
-        self._progress, self._stack = progress, stack
+    def __init__(self, progress: Progress, stack: ExitStack, report: Callable[[str], None] = lambda line: None) -> None:
+        self._progress, self._stack, self._report = progress, stack, report
         self._bar: Bar | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -106,6 +107,10 @@ class StepProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._bar is not None:
             self._bar.update(1)
+
+    def line(self, text: str) -> None:
+        """Reports a line, above the bar if there is one on the screen."""
+        getattr(self._bar, "line", self._report)(text)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         note = getattr(self._bar, "note", None)
@@ -162,7 +167,7 @@ def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
 
 def check_loss(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise BerxitError(
+        raise DivergedError(
             f"the loss is {loss} at step {step}: use a lower --learning-rate, or check the labels for extreme values"
         )
 

@@ -2,10 +2,14 @@
 
     python -m benchmarks.swift_tokenizers [--texts 1000000] [--swift tools/swift_on_linux.sh] [--output REPORT.json]
 
-Every difference must be due to the Unicode tables of the two sides: Swift's standard library and the tokenizers library
-contain different versions. The program encodes every character of the texts that differ in a few contexts, to find the
-characters that one table classifies or maps differently. It removes them from these texts, and compares again. A text
-that still differs shows a rule that differs, and the exit status is 1.
+Every difference must be due to the Unicode tables of the two sides, which have different versions (``properties.py``).
+For each text that differs:
+
+1. The characters whose properties differ, and for which a version of Unicode explains that, are replaced by characters
+   that no version assigns. A text that still differs shows a rule that differs: it is reported with its shortest part
+   that differs, and the exit status is 1.
+2. The smallest set of these characters that is sufficient for a difference is determined. The report counts the texts
+   per version that explains these characters.
 
 Random texts are encoded by the tokenizers of the model families, and by variants with other added tokens and with byte
 tokens, which hide nothing. `--read` measures the reading of a tokenizer.json with 250,000 pieces instead.
@@ -17,108 +21,32 @@ import json
 import os
 import random
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.swift_tokenizers.pipelines import REVEALING, many_pieces, pipelines
-from benchmarks.swift_tokenizers.texts import probe, random_text
-from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
+from benchmarks.swift_tokenizers.comparison import ROOT, Encoder, Swift, differing
+from benchmarks.swift_tokenizers.pipelines import many_pieces, pipelines
+from benchmarks.swift_tokenizers.properties import STAND_INS, compare_properties, summary
+from benchmarks.swift_tokenizers.texts import characters, random_text
+from berxit.runtime.tokenization import Text
 
-ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
 LENGTHS = (6, 16, 33, 128)
 """Maximum numbers of tokens; most texts are truncated at the shorter ones."""
 PAIRS = 0.2
 """Share of pairs."""
-AT_ONCE = 2000
+PART = 250_000
+"""Texts that are compared at once, in tokenizers with other added tokens than those of the part before."""
+SHOWN = 5
+"""Largest number of unexplained texts in the report."""
 
-
-class Swift:
-    """The program TokenizerCheck, built with optimization."""
-
-    def __init__(self, command: str) -> None:
-        self._command = [command]
-        self._package = ["-c", "release", "--package-path", "benchmarks/swift_tokenizers"]
-        subprocess.run([command, "build", *self._package], cwd=ROOT, check=True, stdout=sys.stderr)
-
-    def run(self, *arguments: str) -> list[str]:
-        command = [*self._command, "run", "--skip-build", *self._package, "TokenizerCheck", *arguments]
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-        return done.stdout.splitlines()
-
-
-class Encoder:
-    """One tokenizer with one maximum length, on the side of Python."""
-
-    def __init__(self, file: Path, max_length: int) -> None:
-        self.file, self.max_length = file, max_length
-        self._python = TextTokenizer(file, max_length, 0)
-        self.panics = 0
-        """Number of texts on which the tokenizers library panics."""
-
-    def write(self, texts: Sequence[Text], cases: Path) -> list[Text]:
-        """Writes the texts with their ids for TokenizerCheck. Returns those that are written."""
-        written: list[Text] = []
-        with cases.open("wb") as stream:
-            for start in range(0, len(texts), AT_ONCE):
-                for part, batch in self._encode(texts[start : start + AT_ONCE]):
-                    written += part
-                    for row, (text, tokens) in enumerate(zip(part, batch.lengths.tolist(), strict=True)):
-                        ids, types = batch.input_ids[row, :tokens], batch.token_type_ids[row, :tokens]
-                        stream.write(case(text, ids.tolist(), types.tolist(), batch.truncated[row]))
-        return written
-
-    def _encode(self, texts: Sequence[Text]) -> Iterator[tuple[Sequence[Text], TokenBatch]]:
-        """Encodes texts in parts. Skips and counts the texts on which the tokenizers library panics."""
-        try:
-            yield texts, self._python(texts)
-        except BaseException as error:  # the library's panics are no Exceptions
-            if type(error).__name__ != "PanicException":
-                raise
-            if len(texts) == 1:
-                self.panics += 1
-                return
-            yield from self._encode(texts[: len(texts) // 2])
-            yield from self._encode(texts[len(texts) // 2 :])
-
-
-def differing(
-    swift: Swift, folder: Path, jobs: Sequence[tuple[Encoder, Sequence[Text]]]
-) -> tuple[Differences, int, float]:
-    """Per job, the texts whose ids, types or truncation differ; the number of all texts; seconds of the Swift side."""
-    lines, written = [], []
-    for number, (encoder, texts) in enumerate(jobs):
-        cases = folder / f"{number}.cases"
-        written.append(encoder.write(texts, cases))
-        lines.append(f"{encoder.file}\t{encoder.max_length}\t{cases}\n")
-    (folder / "jobs").write_text("".join(lines), encoding="utf-8")
-    found: Differences = [[] for _ in jobs]
-    *differences, last = map(json.loads, swift.run("compare", str(folder / "jobs")))
-    count = sum(map(len, written))
-    if last["cases"] != count:
-        raise RuntimeError(f"Swift read {last['cases']} of {count} texts")
-    for each in differences:
-        found[each["job"]].append((written[each["job"]][each["number"]], each["ids"]))
-    return found, count, last["seconds"]
-
-
-Differences = list[list[tuple[Text, list[int]]]]
-"""Per job: texts that differ, with Swift's ids."""
-
-
-def case(text: Text, ids: list[int], types: list[int], truncated: bool) -> bytes:
-    """Record for TokenizerCheck."""
-    parts = [part.encode() for part in (text if isinstance(text, tuple) else (text,))]
-    packed = b"".join(struct.pack("<i", len(part)) + part for part in parts)
-    numbers = struct.pack(f"<{1 + 2 * len(ids)}i", len(ids), *ids, *types)
-    return bytes([len(parts)]) + packed + numbers + bytes([truncated])
+Failure = tuple[Encoder, Text]
 
 
 def random_texts(rng: random.Random, count: int) -> list[Text]:
@@ -131,12 +59,10 @@ def random_texts(rng: random.Random, count: int) -> list[Text]:
     return texts
 
 
-def without(text: Text, unwanted: set[str]) -> Text | None:
-    """The text without these characters; None if nothing is left of it."""
-    parts = ["".join(c for c in part if c not in unwanted) for part in (text if isinstance(text, tuple) else (text,))]
-    if not all(part.strip() for part in parts):
-        return None
-    return (parts[0], parts[1]) if len(parts) == 2 else parts[0]
+def replaced(text: Text, unwanted: set[str]) -> Text:
+    """The text with stand-ins of the same number of bytes for these characters."""
+    table = {ord(character): STAND_INS[len(character.encode())] for character in unwanted}
+    return (text[0].translate(table), text[1].translate(table)) if isinstance(text, tuple) else text.translate(table)
 
 
 @click.command()
@@ -154,7 +80,7 @@ def command(texts: int, seed: int, swift: str, output: Path | None, read: bool, 
     click.echo(json.dumps(report, indent=1, ensure_ascii=True))
     if output:
         output.write_text(json.dumps(report, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
-    sys.exit(1 if report.get("unexplained") else 0)
+    sys.exit(1 if report.get("unexplained") or report.get("unexplained_characters") else 0)
 
 
 def measure_read(swift: Swift, folder: Path, pieces: int) -> dict[str, Any]:
@@ -165,49 +91,119 @@ def measure_read(swift: Swift, folder: Path, pieces: int) -> dict[str, Any]:
 
 
 def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]:
+    tables = compare_properties(swift, folder, VECTORS, characters())
+    reasons: dict[str, set[str]] = {}
+    for explained in tables.explained.values():
+        for character, reason in explained.items():
+            reasons.setdefault(character, set()).add(reason)
+    click.echo(f"{len(characters())} characters, {len(reasons)} differ in a Unicode table", err=True)
+
     rng = random.Random(seed)
-    files: dict[str, Path] = {}
-    for name, content in pipelines(VECTORS, rng):
-        files[name] = folder / f"{name}.json"
-        files[name].write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    encoders = [Encoder(file, max_length) for file in files.values() for max_length in LENGTHS]
-    found, texts, seconds = differing(
-        swift, folder, [(encoder, random_texts(rng, -(-count // len(encoders)))) for encoder in encoders]
-    )
-    click.echo(f"{texts} texts, {sum(map(len, found))} differ", err=True)
+    texts, seconds, panics, failures, tokenizers = 0, 0.0, 0, list[Failure](), 0
+    while texts < count:
+        part = folder / str(texts)
+        part.mkdir()
+        encoders = list[Encoder]()
+        for name, content in pipelines(VECTORS, rng):
+            file = part / f"{name}.json"
+            file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            encoders += [Encoder(file, max_length) for max_length in LENGTHS]
+        each = -(-min(PART, count - texts) // len(encoders))
+        found, compared, time = differing(swift, part, [(encoder, random_texts(rng, each)) for encoder in encoders])
+        failures += [(encoder, text) for encoder, job in zip(encoders, found, strict=True) for text, _ in job]
+        texts, seconds, tokenizers = texts + compared, seconds + time, tokenizers + len(encoders) // len(LENGTHS)
+        panics += sum(encoder.panics for encoder in encoders)
+        for file in part.glob("*.cases"):
+            file.unlink()
+        click.echo(f"{texts} of {count} texts, {len(failures)} differ", err=True)
 
-    # Characters of the texts that differ, and of these those that a table classifies or maps differently.
-    characters = sorted({c for each in found for text, _ in each for c in "".join(text) if c.strip()})
-    probes: list[Text] = [probe(character) for character in characters]
-    revealing = [Encoder(files[name], 512) for name in REVEALING]
-    tables, _, _ = differing(swift, folder, [(encoder, probes) for encoder in revealing])
-    table = {text[0] for each in tables for text, _ in each if isinstance(text, str)}
-    click.echo(f"{len(characters)} characters in these texts, {len(table)} differ in a table", err=True)
-
-    cleaned = [[text for text in (without(each, table) for each, _ in texts) if text] for texts in found]
-    unexplained, _, _ = differing(swift, folder, list(zip(encoders, cleaned, strict=True)))
+    click.echo("looking for the cause of each difference", err=True)
+    unexplained = still_differing(swift, folder, [(encoder, replaced(text, {*reasons})) for encoder, text in failures])
+    rules = [failure for failure, still in zip(failures, unexplained, strict=True) if still]
+    click.echo(f"{len(rules)} differences are not explained by a Unicode version", err=True)
+    version = tables.swift
     return {
+        "seed": seed,
         "texts": texts,
-        "differing": sum(map(len, found)),
-        "panics": sum(encoder.panics for encoder in encoders),
+        "tokenizers": tokenizers,
+        "differing": len(failures),
+        "panics": panics,
         "swift_microseconds_per_text": seconds / texts * 1e6,
-        "unexplained": [
-            {"tokenizer": encoder.file.stem, "max_length": encoder.max_length, "text": text, "swift": ids}
-            for encoder, each in zip(encoders, unexplained, strict=True)
-            for text, ids in each
+        "swift_tables": f"{version[0]}.{version[1]}",
+        "explained_by": causes(
+            swift, folder, [f for f, still in zip(failures, unexplained, strict=True) if not still], reasons
+        ),
+        "unexplained": len(rules),
+        "unexplained_texts": [
+            {"tokenizer": encoder.file.stem, "max_length": encoder.max_length, "text": text}
+            for encoder, text in shortest(swift, folder, [(e, replaced(text, {*reasons})) for e, text in rules[:SHOWN]])
         ],
-        "characters": {
-            name: described({str(text)[0] for text, _ in each}) for name, each in zip(REVEALING, tables, strict=True)
-        },
+        "unexplained_characters": sum(map(len, tables.unexplained.values())),
+        "properties": summary(tables, VECTORS),
     }
 
 
-def described(table: set[str]) -> dict[str, Any]:
-    """Number of characters, and their ranges."""
-    codes = {ord(character) for character in table}
-    starts = sorted(code for code in codes if code - 1 not in codes)
-    ends = sorted(code for code in codes if code + 1 not in codes)
-    return {"count": len(codes), "ranges": [f"{a:04X}-{b:04X}" for a, b in zip(starts, ends, strict=True)]}
+def still_differing(swift: Swift, folder: Path, failures: Sequence[Failure]) -> list[bool]:
+    """True for each of these texts that differs."""
+    jobs: dict[Encoder, list[Text]] = {}
+    for encoder, text in failures:
+        jobs.setdefault(encoder, []).append(text)
+    found, _, _ = differing(swift, folder, list(jobs.items()))
+    different = {(encoder, text) for encoder, texts in zip(jobs, found, strict=True) for text, _ in texts}
+    return [failure in different for failure in failures]
+
+
+def causes(
+    swift: Swift, folder: Path, failures: Sequence[Failure], reasons: Mapping[str, set[str]]
+) -> dict[str, dict[str, int]]:
+    """Texts that differ because of one character, and because of several only, by the version that explains these.
+
+    Of the explained characters of a text, one after the other is replaced for good if the text still differs.
+    """
+    sets = [sorted({*"".join(text)} & reasons.keys()) for _, text in failures]
+    needed = [set(found) for found in sets]
+    for place in range(max(map(len, sets), default=0)):
+        tried = [number for number, found in enumerate(sets) if place < len(found) and len(needed[number]) > 1]
+        without = [
+            (
+                failures[number][0],
+                replaced(failures[number][1], {*sets[number]} - needed[number] | {sets[number][place]}),
+            )
+            for number in tried
+        ]
+        for number, differs in zip(tried, still_differing(swift, folder, without), strict=True):
+            if differs:
+                needed[number].discard(sets[number][place])
+    one: Counter[str] = Counter()
+    several: Counter[str] = Counter()
+    for found in needed:
+        (one if len(found) == 1 else several)[
+            " and ".join(sorted({reason for c in found for reason in reasons[c]}))
+        ] += 1
+    return {"one character": dict(one.most_common()), "several characters": dict(several.most_common())}
+
+
+def shortest(swift: Swift, folder: Path, failures: Sequence[Failure]) -> list[Failure]:
+    """Removes characters from these texts, as many at once as possible, as long as the rest differs."""
+    found = list[Failure]()
+    for encoder, text in failures:
+        parts = list(text) if isinstance(text, tuple) else [text]
+        size = max(map(len, parts))
+        while size:
+            tried = [
+                [*parts[:part], parts[part][:at] + parts[part][at + size :], *parts[part + 1 :]]
+                for part in range(len(parts))
+                for at in range(0, len(parts[part]), size)
+            ]
+            tried = [each for each in tried if all(part.strip() for part in each)]
+            texts: list[Text] = [(each[0], each[1]) if len(each) == 2 else each[0] for each in tried]
+            differ = still_differing(swift, folder, [(encoder, each) for each in texts])
+            if any(differ):
+                parts = tried[differ.index(True)]
+            else:
+                size //= 2
+        found.append((encoder, (parts[0], parts[1]) if len(parts) == 2 else parts[0]))
+    return found
 
 
 if __name__ == "__main__":

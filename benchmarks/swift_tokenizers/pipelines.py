@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase")
-REVEALING = ("bert_bytes", "roberta_bytes", "albert_bytes", "unigram_bytes", "NFKC", "added")
-"""Tokenizers whose ids show every class and mapping of a character."""
 ADDED = (
     *("[SEP]", "<mask>", "New York", "é", "e\u0301", "ΣΑΣ", "two  blanks", "foo", "foobar", "obar", "İ", "##x", "a b"),
     *("\uff21\uff22", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099"),
 )
 """Contents of added tokens: some contain others, some change when they are normalized. None is empty when it is
-normalized: the tokenizers library panics on such a token."""
+normalized: both sides reject such a token."""
 
 
 def pipelines(vectors: Path, rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,14 +95,23 @@ def token(number: int, text: str, *, single_word: bool = False, strips: bool = F
 def added(content: dict[str, Any], rng: random.Random) -> list[dict[str, Any]]:
     """Added tokens with random options, whose contents the tokenizer does not add already.
 
-    A token of the vocabulary has its id; the others follow the vocabulary, as in a file that the library writes.
+    A token of the vocabulary has its id; the others follow the vocabulary, as in a file that the library writes. No two
+    are equal after normalization: both sides reject such tokens.
     """
+    normalizer = Tokenizer.from_str(json.dumps(content)).normalizer
     model = content["model"]
     ids = (
         model["vocab"] if isinstance(model["vocab"], dict) else {text: n for n, (text, _) in enumerate(model["vocab"])}
     )
     known = {token["content"] for token in content["added_tokens"]}
-    chosen = [text for text in rng.sample(ADDED, rng.randint(3, 8)) if text not in known]
+    chosen: dict[str, bool] = {}
+    matched: set[str] = set()
+    for text in rng.sample(ADDED, rng.randint(3, 8)):
+        normalized = rng.random() < 0.5
+        pattern = normalizer.normalize_str(text) if normalized and normalizer else text
+        if text not in known and not (normalized and pattern in matched):
+            chosen[text] = normalized
+            matched |= {pattern} if normalized else set()
     following = iter(range(len(ids), len(ids) + len(chosen)))
     return [
         {
@@ -111,10 +120,10 @@ def added(content: dict[str, Any], rng: random.Random) -> list[dict[str, Any]]:
             "single_word": rng.random() < 0.3,
             "lstrip": rng.random() < 0.3,
             "rstrip": rng.random() < 0.3,
-            "normalized": rng.random() < 0.5,
+            "normalized": normalized,
             "special": rng.random() < 0.3,
         }
-        for text in chosen
+        for text, normalized in chosen.items()
     ]
 
 

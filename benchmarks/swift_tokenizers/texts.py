@@ -77,6 +77,13 @@ def random_text(rng: random.Random) -> str:
     return "".join(kind(rng) for kind in kinds)
 
 
+def characters() -> list[str]:
+    """Every character that a random text may contain, without whitespace."""
+    codes = {code for low, high in RANGES for code in range(low, high)}
+    others = "".join((*GRAPHEMES, *WORDS, *BLANKS, *MARKS, *ADDED, *map(str.upper, ADDED), *map(str.lower, ADDED)))
+    return sorted(c for c in {*map(chr, codes), *others, *unicodedata.normalize("NFD", others)} if c.strip())
+
+
 def scalar(rng: random.Random) -> str:
     low, high = rng.choice(RANGES)
     return chr(rng.randrange(low, high))
@@ -102,9 +109,3 @@ def added(rng: random.Random) -> str:
     text = rng.choice(ADDED)
     changed = rng.choice((text, text.upper(), text.lower(), unicodedata.normalize("NFD", text)))
     return rng.choice(("", " ", "x", "  ")) + changed + rng.choice(("", " ", "x", "  "))
-
-
-def probe(character: str) -> str:
-    """Text that starts with a character, and shows its classes: between letters, marks, digits and added tokens."""
-    c = character
-    return f"{c} a{c}b q{c} e\u0301{c}\u0301 A{c}A {c}'s {c}1 foo{c} {c}foo bar{c}{c}bar \u1100{c}"

@@ -56,7 +56,13 @@ def _compressed(array: npt.NDArray, precision: CompressedWeights) -> Any:
     """coremltools' parameters of the compressed array."""
     rest = [0] * (array.ndim - 1)
     if not precision.palette:
-        found = linear_quantize_weights.blockwise_compress_by_dtype(array, "int8", "LINEAR_SYMMETRIC", [1, *rest])
+        # Of a row of zeros, such as the embedding of padding, coremltools divides 0 by a scale of 0.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = linear_quantize_weights.blockwise_compress_by_dtype(array, "int8", "LINEAR_SYMMETRIC", [1, *rest])
+        if found is not None and not found.scale.all():
+            zeros = found.scale == 0
+            integers, scales = np.where(zeros, 0, found.data), np.where(zeros, 1, found.scale)
+            found = found._replace(data=integers.astype(np.int8), scale=scales.astype(array.dtype))
     else:
         group = precision.group if precision.group and len(array) % precision.group == 0 else 0
         found = palettize_weights.blockwise_compress(array, "KMEANS", precision.bits, [group, *rest])

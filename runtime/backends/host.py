@@ -6,7 +6,6 @@ import ctypes
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,29 +84,6 @@ def _trim_heap() -> None:
     the size of a layer."""
     with suppress(OSError, TypeError, AttributeError):  # Another C library.
         ctypes.CDLL(None).malloc_trim(0)
-
-
-Workspace = TypeVar("Workspace")
-IDLE = 4
-"""Workspaces that are kept for the next calls. More exist only during as many simultaneous calls."""
-
-
-class PooledWorkspace(Generic[Workspace]):
-    """The workspace of one call, taken from the pool ``idle`` and returned to it when this object is deleted.
-
-    Simultaneous calls and unfinished streams have a workspace each.
-    """
-
-    def __init__(self, idle: deque[Workspace], make: Callable[[], Workspace]) -> None:
-        self._idle = idle
-        try:
-            self.workspace = idle.pop()
-        except IndexError:
-            self.workspace = make()
-
-    def __del__(self) -> None:
-        if hasattr(self, "workspace"):  # ``make`` did not raise.
-            self._idle.append(self.workspace)
 
 
 class FilesBackend(Backend, Generic[Opened]):

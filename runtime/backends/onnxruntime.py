@@ -31,7 +31,13 @@ import onnxruntime as ort
 from berxit.devices import default_threads
 from berxit.runtime.backends import forking
 from berxit.runtime.backends.forking import REMEDY
-from berxit.runtime.backends.host import IDLE, FilesBackend, PooledWorkspace, first_tokens, length_axes, opened_once
+from berxit.runtime.backends.host import (
+    FilesBackend,
+    first_tokens,
+    length_axes,
+    opened_once,
+)
+from berxit.runtime.backends.pooled import IDLE, PooledWorkspace, Returning
 from berxit.runtime.backends.workspace import BoundSegment, Buffers, Workspace
 from berxit.runtime.bundle import Manifest, Segment, TensorFile, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
@@ -94,7 +100,7 @@ class OnnxRuntimeBackend(FilesBackend[ort.InferenceSession]):
         self._layers = dict(zip(self.exits, layers, strict=True))
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._idle: deque[Workspace] = deque(maxlen=IDLE)
+        self._idle: deque[Returning] = deque(maxlen=IDLE)
         self._large = False
         """True if the last batch had more than LARGE tokens; the next smaller batch releases its memory."""
 

@@ -23,14 +23,13 @@ from berxit.devices import default_threads
 from berxit.runtime.backends import forking
 from berxit.runtime.backends.forking import REMEDY
 from berxit.runtime.backends.host import (
-    IDLE,
     FilesBackend,
-    PooledWorkspace,
     SegmentFile,
     first_tokens,
     length_axes,
     opened_once,
 )
+from berxit.runtime.backends.pooled import IDLE, PooledWorkspace, Returning
 from berxit.runtime.bundle import Manifest, Segment, TensorInfo, read_tensor
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
@@ -52,6 +51,8 @@ class Request:
     """An infer request of a segment: reads tensors by role. Its outputs are valid until it runs again."""
 
     def __init__(self, segment: CompiledSegment) -> None:
+        self._proven: set[tuple[int, int]] = set()
+        """Batch and length of the inputs that have worked."""
         compiled = segment.file.open()
         self._request = compiled.create_infer_request()
         places = {name: place for place, port in enumerate(compiled.inputs) for name in port.get_names()}
@@ -61,10 +62,24 @@ class Request:
         places = {name: place for place, port in enumerate(compiled.outputs) for name in port.get_names()}
         self._outputs = [(places[tensor.name], tensor.role) for tensor in segment.segment.outputs]
 
-    def run(self, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
+    def run(self, tensors: dict[str, ov.Tensor], shape: tuple[int, int]) -> dict[str, ov.Tensor]:
+        """``shape``: batch and length of the inputs. Raises RuntimeError if the segment fails on them.
+
+        With one thread, an inference runs in the calling thread. An error in it is not raised, and leaves the thread
+        in a state in which later inferences fail and unloading crashes (OpenVINO 2026.4). An error depends on the
+        shape, so the first inference of a shape runs in OpenVINO's own thread.
+        """
         for place, role in self._inputs:
             self._request.set_input_tensor(place, tensors[role])
-        self._request.infer(share_outputs=True)
+        if shape in self._proven:
+            self._request.infer(share_outputs=True)
+        else:
+            try:
+                self._request.start_async()
+                self._request.wait()
+            except RuntimeError as error:
+                raise RuntimeError(_reason(error)) from error
+            self._proven.add(shape)
         return {role: self._request.get_output_tensor(place) for place, role in self._outputs}
 
 
@@ -74,7 +89,9 @@ class Chain:
     def __init__(self) -> None:
         self._requests: dict[int, tuple[Request, ...]] = {}
 
-    def run(self, segment: CompiledSegment, tensors: dict[str, ov.Tensor]) -> dict[str, ov.Tensor]:
+    def run(
+        self, segment: CompiledSegment, tensors: dict[str, ov.Tensor], shape: tuple[int, int]
+    ) -> dict[str, ov.Tensor]:
         """The tensors, updated with the segment's outputs. A segment that repeats has two requests, so that none reads
         its own outputs."""
         layer, repeat = segment.segment.layer, segment.segment.repeat
@@ -82,7 +99,7 @@ class Chain:
             self._requests[layer] = tuple(Request(segment) for _ in range(min(repeat, 2)))
         requests = self._requests[layer]
         for turn in range(repeat):
-            tensors = {**tensors, **requests[turn % 2].run(tensors)}
+            tensors = {**tensors, **requests[turn % 2].run(tensors, shape)}
         return tensors
 
 
@@ -93,6 +110,8 @@ class TensorState:
     pooled: PooledWorkspace[Chain]
     tensors: dict[str, ov.Tensor]
     """Role -> input of the next layer: hidden (B, S, d), and the outputs of the embeddings that all layers read."""
+    shape: tuple[int, int]
+    """B and S, with padding."""
     lengths: npt.NDArray[np.int64]
     """(B,) tokens per row."""
 
@@ -137,18 +156,18 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
         )
         self._layers = dict(zip(self.exits, layers, strict=True))
         self._length_axes = {o.role: length_axes(o) for o in manifest.segments[0].outputs}
-        self._idle: deque[Chain] = deque(maxlen=IDLE)
+        self._idle: deque[Returning] = deque(maxlen=IDLE)
 
     def embed(self, batch: TokenBatch) -> TensorState:
         pooled = PooledWorkspace(self._idle, Chain)
         ids = {tensor.role: _tensor(getattr(batch, tensor.role)) for tensor in self._embeddings.segment.varying}
-        made = pooled.workspace.run(self._embeddings, ids)
-        if tuple(made["hidden"].shape)[:2] != batch.input_ids.shape:  # With one thread, OpenVINO raises no error.
-            raise BerxitError(f"OpenVINO {ov.__version__} failed on an input of {batch.input_ids.shape[1]} tokens")
-        return TensorState(pooled, {role: made[role] for role in self._length_axes}, batch.lengths)
+        made = pooled.workspace.run(self._embeddings, ids, batch.input_ids.shape)
+        return TensorState(
+            pooled, {role: made[role] for role in self._length_axes}, batch.input_ids.shape, batch.lengths
+        )
 
     def layer(self, layer: int, state: TensorState) -> tuple[TensorState, Floats, Floats | None]:
-        tensors = state.pooled.workspace.run(self._layers[layer], state.tensors)
+        tensors = state.pooled.workspace.run(self._layers[layer], state.tensors, state.shape)
         lte = tensors["lte"].data.copy() if "lte" in tensors else None
         return replace(state, tensors=tensors), tensors["logits"].data.copy(), lte
 
@@ -159,7 +178,7 @@ class OpenVinoBackend(FilesBackend[ov.CompiledModel]):
             role: _tensor(first_tokens(state.tensors[role].data, axes, longest)[rows])
             for role, axes in self._length_axes.items()
         }
-        return TensorState(state.pooled, kept, lengths)
+        return TensorState(state.pooled, kept, (len(lengths), longest), lengths)
 
 
 def _tensor(array: npt.NDArray) -> ov.Tensor:
@@ -216,6 +235,12 @@ def _constants(bundle: BundleFolder, segment: Segment) -> dict[str, ov.Tensor]:
     return {name: ov.Tensor(read_tensor(bundle, tensor)) for name, tensor in segment.constants.items()}
 
 
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's message, which states what failed. The lines before it are places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def _compile(
     core: ov.Core, file: BundleFile, options: dict[str, object], tables: dict[str, npt.NDArray]
 ) -> ov.CompiledModel:
@@ -236,8 +261,7 @@ def _compile(
     except BerxitError:
         raise
     except Exception as error:  # OpenVINO raises bare RuntimeError with a long text.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1].replace(str(location), str(file)) if lines else type(error).__name__
+        reason = _reason(error).replace(str(location), str(file))
         raise BerxitError(
             f"OpenVINO {ov.__version__} cannot load {file}: {reason}. Use --backend onnxruntime, or export again"
         ) from error

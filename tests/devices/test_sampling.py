@@ -86,28 +86,7 @@ def test_sampler_of_board_has_rails_of_the_power(tmp_path: Path) -> None:
         pass
     found = sampler.results()
     assert set(found) == {each.name for each in SENSORS}
-    assert all(found.values())
+    without = {"gpu_temperature_c", "throttled", "cpu_power_w", "chip_power_w", "gpu_power_w"}
+    assert {name for name, sampled in found.items() if sampled is None} == without
     assert set(found[POWER.name].channels) == set(recorded.rails)
     assert found["gpu_mhz"].channels == {}
-
-
-def test_energy_counter_is_a_sensor_with_one_entry(tmp_path: Path) -> None:
-    """A counter such as RAPL's needs no other code: its channel returns the rate since its last call."""
-    counter = tmp_path / "energy_uj"
-
-    def channels(root: Path) -> dict[str, Callable[[], float | None]]:
-        before = [time.perf_counter(), float((root / "energy_uj").read_text())]
-
-        def watts() -> float:
-            now, energy = time.perf_counter(), float((root / "energy_uj").read_text())
-            rate = (energy - before[1]) * 1e-6 / (now - before[0])
-            before[:] = now, energy
-            return rate
-
-        return {"package-0": watts}
-
-    counter.write_text("0", encoding="ascii")
-    package = Sensor("package_w", "package power", "W", channels, lambda values: sum(values.values()))
-    with Sampler([package], interval=60, root=tmp_path) as sampler:
-        counter.write_text("1000000", encoding="ascii")
-    assert sampler.results()["package_w"].highest > 1

@@ -18,15 +18,19 @@ from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backends import host, onnxruntime
 from berxit.runtime.bench import command
+from berxit.runtime.bench_records import read_records
 from berxit.runtime.bench_report import fixed_comparison, headline, report_text, tables, write_result
-from berxit.runtime.benchmark import BenchResult, bench
+from berxit.runtime.bench_result import BenchResult
+from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.console import status_of
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples
 from berxit.runtime.json_data import parse
 from berxit.runtime.measurement import Latency, Line, Measured
-from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.policies import ExitPolicy, exit_layers
+from berxit.runtime.speed_up import SpeedUp
+from berxit.runtime.validity import PRESETS, Validity
 
 LAPTOP = devices.Machine("Linux", "x86_64", "Some CPU", 4, 16.0, "", "")
 SHORT = ["--queries", "1", "--seconds", "0", "--thresholds", "3", "--threads", "1", "--quiet"]
@@ -101,7 +105,7 @@ def test_bench_writes_results(written: Path) -> None:
 
 
 def test_bench_json_records_measurement_and_conditions(found: dict[str, Any], bundle: Path) -> None:
-    assert set(found) == {field.name for field in dataclasses.fields(BenchResult)} | {"made_by"}
+    assert set(found) == {field.name for field in dataclasses.fields(BenchResult)} - {"records"} | {"made_by"}
     assert found["bundle"] == bundle.name
     assert (found["target"], found["precision"], found["metric"]) == ("onnxruntime", "fp32", "accuracy")
     assert (found["layers"], found["threads"], found["inputs"], found["rounds"]) == (3, 1, 8, 1)
@@ -362,7 +366,7 @@ def test_bench_without_labels_has_no_constant_prediction(bundle: Path) -> None:
 def orin(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files of a recorded Jetson, from which all sensors are read."""
     root = board(request.param).tree(tmp_path / "root")
-    for name in ("Sampler", "read_power", "read_sensors"):
+    for name in ("Sampler", "power_sensors", "read_sensors"):
         monkeypatch.setattr(devices, name, partial(getattr(devices, name), root=root))
     return root
 
@@ -407,7 +411,8 @@ def test_bench_without_power_sensor_reports_it_as_missing(bundle: Path, orin: Pa
     assert result.energy == {}
     assert result.sensors["power_w"] is None
     text = report_text(result)
-    assert "no sensor for power" in text
+    assert ", module power, CPU and memory power" in text
+    assert "no energy: this machine has no power sensor" in text
     assert "energy per input" not in text
     assert " 0 W" not in text
 
@@ -421,3 +426,84 @@ def test_report_of_older_version_has_no_sensors() -> None:
     text = report_text(RESULT)
     assert "during the measurement" not in text
     assert "energy" not in text
+
+
+def test_bench_json_records_telemetry(found: dict[str, Any]) -> None:
+    assert found["size_mib"] > 0
+    assert found["validity"] == {"preset": "standard", "valid": False, "problems": found["validity"]["problems"]}
+    assert found["validity"]["problems"][0].startswith("too few queries: 8 per operating point")
+    assert {(each["point"], each["batch_size"]) for each in found["throughput"]} == {
+        (name, size) for name in ("calibrated", "full depth") for size in (8, 32)
+    }
+    assert all(each["inputs_per_second"] > 0 for each in found["throughput"])
+    full = found["speed_ups"]["full depth"]
+    assert full["ratio"] == pytest.approx(
+        found["by_layer"]["3"]["latency"]["mean"] / found["policy"]["latency"]["mean"], rel=1e-9
+    )
+    assert full["low"] <= full["ratio"] <= full["high"]
+
+
+def test_bench_writes_every_query(written: Path, found: dict[str, Any]) -> None:
+    records = read_records(written / "queries.json")
+    points = {
+        "calibrated",
+        *(f"layer {layer}" for layer in (1, 2, 3)),
+        *(f"threshold {t}" for t in found["by_threshold"]),
+    }
+    assert set(records.queries) == points
+    for name, queries in records.queries.items():
+        group, key = ("policy", None) if name == "calibrated" else (f"by_{name.split()[0]}", name.split()[1])
+        measured = found[group] if key is None else found[group][key]
+        assert queries.latency_ms.shape == (1, 8)
+        assert queries.latency_ms.mean() == pytest.approx(measured["latency"]["mean"], rel=1e-4)
+        assert queries.exit_layers.mean() == measured["average_exit_layer"]
+    outputs = records.outputs
+    assert outputs.labels is not None
+    assert (outputs.predictions[:, -1] == outputs.labels).mean() == found["by_layer"]["3"]["score"]
+    taken = exit_layers(outputs.policy.at_exits(outputs.exits), outputs.certainty)
+    assert taken.tolist() == records.queries["calibrated"].exit_layers[0].tolist()
+
+
+def test_bench_of_the_single_stream_preset_runs_longer(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = replace(PRESETS["single-stream"], queries=1, compared_queries=20, compared_seconds=0.05)
+    monkeypatch.setitem(PRESETS, "single-stream", rules)
+    result = bench(bundle, threads=1, seconds=0, warmup=1, thresholds=1, preset="single-stream")
+    assert result.by_layer[1].queries == result.inputs  # one round
+    assert result.policy is not None
+    assert result.records is not None
+    for point in (result.policy, result.full_depth):
+        assert point.queries >= 20
+    assert result.records.queries["calibrated"].latency_ms.sum() >= 50
+    assert result.validity is not None
+    assert not any("too" in problem for problem in result.validity.problems)
+
+
+def test_bench_rejects_unknown_preset(bundle: Path) -> None:
+    with pytest.raises(InputError, match="unknown preset 'mlperf': choose standard or single-stream"):
+        bench(bundle, preset="mlperf")
+
+
+def test_report_contains_validity_and_interval() -> None:
+    problems = ("too few queries: 4 per operating point, at least 200 are needed",)
+    measured = replace(
+        RESULT, validity=Validity("standard", False, problems), speed_ups={"full depth": SpeedUp(1.25, 1.1, 1.4)}
+    )
+    lines = report_text(measured).split("\n\n")
+    assert lines[1] == f"result: INVALID (preset standard): {problems[0]}"
+    assert "1.25x (1.10 to 1.40) over full depth" in report_text(measured)
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((1.05, 1.4), "adaptive exits pay here"), ((0.9, 1.4), "adaptive exits neither pay nor cost measurably here")],
+)
+def test_fixed_comparison_allows_for_the_noise(interval: tuple[float, float], verdict: str) -> None:
+    result = replace(RESULT, speed_ups={"layer 2": SpeedUp(1.25, *interval)})
+    assert fixed_comparison(result).startswith(verdict)
+
+
+def test_report_of_a_throttled_machine_is_plain() -> None:
+    throttling = devices.Sampled("", 0.5, 0.0, 1.0, 10, {"over-current": 0.5, "CPU core": 0.0})
+    text = report_text(replace(RESULT, sensors={"throttled": throttling}))
+    assert "throttled: over-current (50% of the time)" in text
+    assert "no sensor for CPU clock, GPU clock, temperature" in text

@@ -208,6 +208,16 @@ def test_read_manifest_accepts_newer_policies_in_schema_version_2_only(copy: Pat
     assert json.loads(json.dumps(to_json(found.policy))).items() >= change_policy.items()
 
 
+def test_read_manifest_accepts_macro_f1_in_schema_version_2_only(copy: Path) -> None:
+    """Readers of version 1 reject a metric that they do not know."""
+    change(copy, lambda data: data.update(schema_version=1, calibration=None))
+    change(copy, lambda data: data["model"].update(metric="macro-f1"))
+    with pytest.raises(BerxitError, match=r"schema_version is 1, but it has keys or a policy of version 2"):
+        read_manifest(copy)
+    change(copy, lambda data: data.update(schema_version=2))
+    assert read_manifest(copy).model.metric == "macro-f1"
+
+
 BROKEN: dict[str, tuple[Callable[[Data], object], str]] = {
     "no schema version": (lambda data: data.pop("schema_version"), "no schema_version"),
     "schema version of another kind": (lambda data: data.update(schema_version="1"), "no schema_version"),

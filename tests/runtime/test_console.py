@@ -10,6 +10,7 @@ from berxit.devices import install_command
 from berxit.runtime import console
 from berxit.runtime.console import debug_option, progress_bar, run, status_of
 from berxit.runtime.errors import BerxitError, InputError
+from berxit.runtime.progress import duration
 
 
 def command_that(act: Callable[[], object]) -> click.Command:
@@ -190,3 +191,35 @@ def test_progress_bar_shows_notes_between_steps_ten_times_per_second(
             bar.note(text)
         shown = capsys.readouterr().out
     assert [text in shown for text in ("step 1", "step 2", "step 3")] == [True, False, True]
+
+
+def test_progress_without_a_terminal_prints_a_line_after_2_seconds_and_every_10(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(console, "monotonic", lambda: now)
+    with progress_bar("fine-tuning")(300) as bar:
+        for second in range(1, 31):
+            now = 100.0 + second
+            bar.note(f"loss {second}")
+            bar.update(10)
+            if second == 15:
+                bar.line("epoch 1")
+    assert capsys.readouterr().err.splitlines() == [
+        "fine-tuning: 10 of 300 (3%), 2 s, about 58 s left, loss 2",
+        "fine-tuning: 110 of 300 (37%), 12 s, about 21 s left, loss 12",
+        "epoch 1",
+        "fine-tuning: 210 of 300 (70%), 22 s, about 9 s left, loss 22",
+        "fine-tuning: 300 of 300 (100%), 30 s, loss 30",
+    ]
+    with progress_bar("exporting")(3) as bar:
+        bar.update(3)
+    with progress_bar("exporting", quiet=True)(3) as bar:
+        now += 20
+        bar.update(1)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.6, "1 min 0 s"), (42, "42 s"), (7505, "2 h 5 min")])
+def test_duration_uses_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -302,3 +302,41 @@ def test_find_split_returns_dev_matched_for_mnli(tmp_path: Path) -> None:
     assert find_split(tmp_path, "dev").name == "dev_matched.tsv"
     assert find_split(tmp_path, "dev_mismatched").name == "dev_mismatched.tsv"
     assert has_split(tmp_path, "dev")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a", "label": "cat"}, {"label": 1, "text": "b"}]',
+        ' \n{"text": "a", "label": "cat"}\n{"label": 1, "text": "b"}\n',  # lines of JSON with this suffix
+    ],
+)
+def test_read_rows_reads_a_json_array_or_lines(content: str, tmp_path: Path) -> None:
+    rows = [row for _, row in read_rows(write(tmp_path, "a.json", content), ("text", "label"))]
+    assert rows == [{"text": "a", "label": "cat"}, {"text": "b", "label": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"text": "a", "label": "cat"}\n', "a.json, line 2: not JSON"),
+        ("a.json", '{"text": {"0": "a"}}', "line 1: column 'text' is an object"),
+        ("a.json", '"text"', "a.json: not an array of objects. Save it as JSONL, with one object per line"),
+        ("a.json", "[]", "a.json has no rows"),
+        ("a.json", '[{"text": "a", "label": "cat"}, 3]', "a.json, line 2: not a JSON object"),
+        ("a.csv", "text;label\na;cat\n", "Its columns are separated by a semicolon, and .csv needs a comma: save"),
+        ("a.csv", "text\tlabel\na\tcat\n", "separated by a tab, and .csv needs a comma: rename the file to .tsv"),
+        ("a.tsv", "text,label\na,cat\n", "separated by a comma, and .tsv needs a tab: rename the file to .csv"),
+        (
+            "a.csv",
+            "turn the lights on in the kitchen,lights\nplay music,music\n",
+            "Its first line looks like data (turn the lights on in the kitchen, lights): add a line with the names",
+        ),
+        ("a.tsv", "a cat\t1\na dog\t0\n", "Its first line looks like data (a cat, 1)"),
+    ],
+)
+def test_read_rows_names_the_probable_mistake(name: str, content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        list(read_rows(write(tmp_path, name, content), ("text", "label")))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

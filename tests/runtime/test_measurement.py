@@ -109,7 +109,7 @@ def test_measure_runs_every_policy_on_every_input() -> None:
         seen.append([str(answer.label)[0] for answer in answers])
         return len(answers) / 10
 
-    found, noise = measure(
+    measured = measure(
         runner,  # type: ignore[arg-type]
         ["a", "b"],
         policies,
@@ -118,6 +118,7 @@ def test_measure_runs_every_policy_on_every_input() -> None:
         score=score,
         advance=advanced.append,
     )
+    found, noise = measured.points, measured.noise
     warm, asked = runner.asked[:5], runner.asked[5:]
     assert warm == [("a", 4), ("b", 4), ("a", 4), ("b", 4), ("a", 4)]
     each = Counter({(text, depth): 3 for text in "ab" for depth in (1, 2, 4)})
@@ -145,8 +146,8 @@ def test_measure_shuffles_policies_per_input() -> None:
 
 def test_measure_returns_no_score_without_labels() -> None:
     runner = StubRunner()
-    found, _ = measure(runner, ["a"], {"own": runner.policy}, rounds=1, warmup=0)  # type: ignore[arg-type]
-    assert found["own"].score is None
+    measured = measure(runner, ["a"], {"own": runner.policy}, rounds=1, warmup=0)  # type: ignore[arg-type]
+    assert measured.points["own"].score is None
 
 
 @pytest.mark.parametrize(("queries", "rounds"), [(1, 1), (60, 1), (61, 2), (200, 4)])

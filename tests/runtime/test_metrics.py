@@ -95,3 +95,15 @@ def test_docs_list_the_metrics_of_the_registry() -> None:
     ]
     names = ", ".join(f"`{name}`" for name in METRICS)
     assert f"| `model.metric` | string | {names} |" in (docs / "bundle.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_macro_f1_equals_scikit_learn_over_the_classes_of_the_labels(classes: int) -> None:
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, 40)
+    predictions = rng.integers(0, classes + 1, (3, 40))  # one class occurs only in predictions
+    expected = [f1_score(labels, each, average="macro", labels=np.unique(labels)) for each in predictions]
+    assert METRICS["macro-f1"].scores(predictions, labels) == pytest.approx(expected)
+    assert METRICS["macro-f1"](labels.astype(float), labels) == 1

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from berxit.runtime import storage
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.storage import recover, refuse_to_overwrite, replacing, write_text, write_together, write_whole
+from berxit.runtime.storage import (
+    recover,
+    refuse_to_overwrite,
+    replacing,
+    write_errors,
+    write_text,
+    write_together,
+    write_whole,
+)
 
 
 def folder_with(path: Path, name: str) -> Path:
@@ -353,3 +364,17 @@ def test_new_files_have_default_permissions(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "output")] == [0o644, 0o755]
+
+
+def test_write_errors_names_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries such as torch raise exceptions of their own, which do not name the disk."""
+    with pytest.raises(RuntimeError, match="enforce fail"), write_errors(tmp_path / "out"):
+        raise RuntimeError("[enforce fail at inline_container.cc:672]")  # with room on the disk: another problem
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with (
+        pytest.raises(BerxitError, match=r"out: the disk is full\. Free space"),
+        write_errors(tmp_path / "new" / "out"),
+    ):
+        raise RuntimeError("[enforce fail at inline_container.cc:672]")
+    with pytest.raises(BerxitError, match="out: Read-only file system"), write_errors(tmp_path / "out"):
+        raise OSError(errno.EROFS, "Read-only file system")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import shared
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tokenization import (
@@ -343,3 +343,28 @@ def test_tokenizer_strips_surrounding_whitespace(tokenizer: TextTokenizer, text:
     assert checked_text("\u200bthe\ufeff", "it") == "\u200bthe\ufeff"  # zero-width characters are not whitespace
     assert tokenizer([text]).input_ids.tolist() == tokenizer(["the cat"]).input_ids.tolist()
     assert tokenizer(["a", text]).input_ids.tolist() == tokenizer(["a", "the cat"]).input_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("contents", "problem"),
+    [
+        (["\u0301"], r"'\\u0301' is empty"),
+        (["\u200d"], r"'\\u200d' is empty"),
+        (["Zoo", "zoó"], r"'zo\\xf3' equals 'Zoo'"),
+    ],
+)
+def test_added_tokens_with_arbitrary_ids_are_rejected(
+    tokenizer_folder: Path, tmp_path: Path, contents: list[str], problem: str
+) -> None:
+    """The library matches an empty token between all characters, and chooses one of two equal ones at random."""
+    for normalized in (True, False):
+        changed = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+        changed.add_tokens([AddedToken(content, normalized=normalized) for content in contents])
+        changed.save(str(tmp_path / "tokenizer.json"))
+        if normalized:
+            with pytest.raises(BerxitError, match=rf"the added token {problem} after normalization\. Remove it"):
+                TextTokenizer(tmp_path / "tokenizer.json", 12, 0)
+        else:
+            before = TextTokenizer(tokenizer_folder / "tokenizer.json", 12, 0)(["the cat"])
+            after = TextTokenizer(tmp_path / "tokenizer.json", 12, 0)(["the cat"])
+            np.testing.assert_array_equal(after.input_ids, before.input_ids)

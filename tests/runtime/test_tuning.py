@@ -183,6 +183,17 @@ def test_fastest_ignores_cache_of_other_candidates(
     assert len(slow_on_two_threads) == opened + 2
 
 
+def test_fastest_measures_again_if_the_cached_result_is_no_candidate(
+    bundle: Path, cache: Path, slow_on_two_threads: list[tuple[str, int]]
+) -> None:
+    """An edited cache must not override the caller's choice."""
+    manifest = read_manifest(bundle)
+    chosen = fastest(bundle, manifest, backend="onnxruntime", threads=1)
+    (file,) = (cache / "tuned").iterdir()
+    file.write_text(file.read_text(encoding="utf-8").replace('"threads": 1', '"threads": 64'), encoding="utf-8")
+    assert fastest(bundle, manifest, backend="onnxruntime", threads=1).threads == chosen.threads == 1
+
+
 def test_load_with_tune_uses_fastest(bundle: Path, cache: Path, slow_on_two_threads: list[tuple[str, int]]) -> None:
     runner = EarlyExitRunner.load(bundle, tune=True, backend="onnxruntime")
     assert (runner.backend.name, runner.backend.threads) == ("onnxruntime", 1)

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from make_vectors import ROOT, VECTORS, copy_tokenizers, write_vectors
 
-from berxit.devices import Machine
-from berxit.runtime.benchmark import BenchResult
+from berxit.runtime.bench_result import BenchResult
+from berxit.runtime.bundle import SCHEMA_VERSION
 from berxit.runtime.json_data import parse
-from berxit.runtime.measurement import Line, Measured
 from berxit.toolkit.comparison.benches import compare_benches
 
 SOURCES = [
@@ -167,6 +166,17 @@ def test_swift_package_can_be_a_versioned_dependency() -> None:
     assert "dependencies: [.package" not in package
 
 
+def test_swift_bench_has_the_keys_of_a_bench_result() -> None:
+    source = (ROOT / "runners" / "swift" / "Example" / "Tests" / "Bench.swift").read_text(encoding="utf-8")
+    written = re.findall(r'^        "(\w+)":', source.split("    return [\n")[1].split("\n    ]\n")[0], re.MULTILINE)
+    assert sorted(written) == sorted(field.name for field in dataclasses.fields(BenchResult))
+
+
+def test_swift_package_reads_the_schema_version_of_the_runtime() -> None:
+    source = (ROOT / "runners" / "swift" / "Sources" / "EarlyExit" / "Manifest.swift").read_text(encoding="utf-8")
+    assert f"static let schemaVersion = {SCHEMA_VERSION}\n" in source
+
+
 # With a Swift compiler.
 
 SWIFT = os.environ.get("SWIFT") or shutil.which("swift")
@@ -193,16 +203,13 @@ def test_swift_tests_pass(package: str, tmp_path: Path) -> None:
 
 def assert_is_a_bench(path: Path) -> None:
     """The file has the keys and types of `berxit-bench`'s result."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    fields = {field.name for field in dataclasses.fields(BenchResult)}
-    assert fields <= data.keys()
-    measured: dict[str, Measured] = {
-        layer: parse(Measured, each, "by_layer") for layer, each in data["by_layer"].items()
-    }
+    result: BenchResult = parse(BenchResult, json.loads(path.read_text(encoding="utf-8")), "bench.json")
+    measured = {str(layer): each for layer, each in result.by_layer.items()}
     assert sorted(measured) == ["2", "3", "6"]
     assert measured["6"].average_exit_layer == 6
-    assert parse(Machine, data["machine"], "machine").system == "Darwin"
-    assert parse(Line, data["line"], "line").ms_per_layer > 0
+    assert result.machine.system == "Darwin"
+    assert result.line is not None
+    assert result.line.ms_per_layer > 0
     assert compare_benches(path, path).regressions(0.0) == []
 
 
@@ -234,7 +241,7 @@ def test_swift_package_builds_as_a_versioned_dependency(tmp_path: Path) -> None:
     done = subprocess.run(
         [swift_command(), "run", "--package-path", str(client)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == "1", (done.stdout + done.stderr)[-4000:]
+    assert done.stdout.strip() == str(SCHEMA_VERSION), (done.stdout + done.stderr)[-4000:]
 
 
 def swift_command() -> str:

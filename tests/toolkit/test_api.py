@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,20 @@ def test_fine_tune_without_a_dev_split_returns_no_calibration_data(
 ) -> None:
     lines: list[str] = []
     options = options_of(backbone_folders["bert"])
-    trained = berxit.fine_tune(options, tables["train"], tmp_path / "checkpoint", report=lines.append)
+    whole = replace(options, dev_fraction=0)
+    trained = berxit.fine_tune(whole, tables["train"], tmp_path / "checkpoint", report=lines.append)
     assert trained.calibration_data is None
-    assert any("has no dev split" in line for line in lines)
+    assert "dev split: none, so there is no data to calibrate exits on" in lines[-1]
+
+
+def test_fine_tune_on_one_table_holds_out_rows_that_evaluate_uses(
+    backbone_folders: dict[str, Path], tables: dict[str, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    options = options_of(backbone_folders["bert"])
+    trained = berxit.fine_tune(options, tables["train"], tmp_path / "checkpoint")
+    assert trained.calibration_data == tmp_path / "checkpoint" / "dev.jsonl"
+    (result,) = berxit.evaluate(trained.checkpoint, tables["train"])
+    assert (result.file, result.evaluation.examples) == (trained.calibration_data, 10)
 
 
 def test_export_for_a_device_uses_its_profile(copy: Path) -> None:

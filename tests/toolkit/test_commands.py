@@ -91,6 +91,24 @@ def test_eval_writes_scores_and_tables(copy: Path, data_folder: Path, capsys: py
     assert "| patience " in out
 
 
+def test_eval_without_a_policy_lists_classes_confusions_and_wrong_rows_at_full_depth(
+    copy: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "exit_policy.json").unlink()
+    lines = (data_folder / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    lines[1] = lines[1].split("\t")[0] + "\tcat"  # the text has no cat
+    (tmp_path / "dev.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert run("eval", copy, "--data", tmp_path, "--output", tmp_path / "out", "--quiet") == 0
+    out = capsys.readouterr().out
+    data = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))
+    wrong = {row["text"]: row for row in data["wrong_rows"]["rows"]}[lines[1].split("\t")[0]]
+    assert (wrong["label"], wrong["prediction"], wrong["exit_layer"]) == ("cat", "other", 3)
+    assert sum(map(sum, data["policy"]["confusion"])) == 48
+    assert f"wrong rows, {data['wrong_rows']['count']} of 48, the most certain first" in out
+    for title in ("scores per class at full depth (berxit-calibrate", "confusion matrix, one row per true label"):
+        assert title in out
+
+
 def test_eval_of_another_file_keeps_the_dev_results(copy: Path, data_folder: Path, tmp_path: Path) -> None:
     other = Path(shutil.copy(data_folder / "dev.tsv", tmp_path / "test.tsv"))
     assert run("eval", copy, "--data", other, "--quiet") == 0

@@ -10,7 +10,8 @@ import pytest
 from matplotlib import image
 from matplotlib import pyplot as plt
 
-from berxit.runtime.benchmark import BenchResult, bench
+from berxit.runtime.bench_result import BenchResult
+from berxit.runtime.benchmark import bench
 from berxit.runtime.examples import read_examples
 from berxit.toolkit.evaluation_report import evaluate
 from berxit.toolkit.figures import bench_figure, evaluation_figure
@@ -48,7 +49,13 @@ def test_bench_figure_without_labels_has_no_score_panel(result: BenchResult, tmp
     wide = image.imread(bench_figure(result, tmp_path / "wide.png")).shape
     narrow_path = bench_figure(bare, tmp_path / "narrow.png")
     assert colours(narrow_path) > 20
-    assert image.imread(narrow_path).shape[1] * 2 == pytest.approx(wide[1], abs=2)
+    assert image.imread(narrow_path).shape[1] * 3 == pytest.approx(wide[1] * 2, abs=3)
+
+
+def test_bench_figure_of_a_stored_result_has_no_distribution(result: BenchResult, tmp_path: Path) -> None:
+    wide = image.imread(bench_figure(result, tmp_path / "wide.png")).shape
+    narrow = image.imread(bench_figure(replace(result, records=None), tmp_path / "narrow.png")).shape
+    assert narrow[1] * 3 == pytest.approx(wide[1] * 2, abs=3)
 
 
 def test_evaluation_figure_is_written(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from berxit.runtime import Prediction
-from berxit.runtime.benchmark import BenchResult, bench
+from berxit.runtime.bench_result import BenchResult
+from berxit.runtime.benchmark import bench
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import read_examples
 from berxit.toolkit.evaluation_files import write_evaluation

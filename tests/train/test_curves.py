@@ -66,6 +66,13 @@ def test_envelope_is_the_running_maximum() -> None:
     assert curve((1, 50), (2, 80), (3, 70), (4, 90)).envelope().scores.tolist() == [50, 80, 80, 90]
 
 
+def test_clipped_raises_scores_to_the_floor_and_adds_the_crossings() -> None:
+    made = curve((1, 60), (2, 80), (3, 40), (4, 100)).clipped(70)
+    assert made.layers == pytest.approx([1, 1.5, 2, 2.25, 3, 3.5, 4])
+    assert made.scores == pytest.approx([70, 70, 80, 70, 70, 70, 100])
+    assert curve((1, 80), (4, 90)).clipped(70).scores.tolist() == [80, 90]
+
+
 def test_area_above_of_parallel_curves_is_a_rectangle() -> None:
     high, low = curve((1, 90), (4, 90)), curve((1, 80), (4, 80))
     assert area_above(high, low) == Area(pytest.approx(30), 3)  # 10 percent x 3 layers

@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hand_made_passes import hand_made, regression
 from sklearn import metrics
 
+from berxit.runtime.policies import ExitPolicy
 from berxit.train.diagnostics import (
     auroc,
     certainty_quality,
@@ -15,6 +17,7 @@ from berxit.train.diagnostics import (
     confusion_matrix,
     ece,
     reliability,
+    wrong_rows,
 )
 
 RNG = np.random.default_rng(0)
@@ -76,3 +79,21 @@ def test_class_scores_equal_scikit_learn_and_are_undefined_without_examples() ->
             tuple(e[number] for e in expected)
         )
     assert (found[3].name, found[3].precision, found[3].recall, found[3].f1) == ("d", None, None, None)
+
+
+def test_wrong_rows_have_texts_labels_and_exits_and_the_most_certain_is_first() -> None:
+    at_first = ExitPolicy.uniform("confidence", 0.5, 3)  # every confidence of two classes is at least 0.5
+    found = wrong_rows(hand_made(), at_first, ["a", "b", "c", "d"])
+    shown = [(row.text, row.label, row.prediction, row.exit_layer) for row in found.rows]
+    assert (found.count, shown) == (2, [("b", "class 1", "class 0", 1), ("d", "class 0", "class 1", 1)])
+    assert [row.certainty for row in found.rows] == pytest.approx([0.6, 0.55])
+    assert wrong_rows(hand_made(), ExitPolicy.full_depth(3), ["a", "b", "c", "d"]).count == 0
+
+
+def test_wrong_rows_of_regression_are_those_with_the_largest_errors() -> None:
+    found = wrong_rows(regression(lte=False), ExitPolicy.full_depth(3, regression=True), ["a", "b", "c"])
+    assert found.count == 2
+    assert {(row.text, row.label, row.exit_layer) for row in found.rows} == {("a", 1.0, 3), ("c", 4.0, 3)}
+    errors = [abs(row.label - row.prediction) for row in found.rows]  # type: ignore[operator]
+    assert errors == sorted(errors, reverse=True)
+    assert errors == pytest.approx([0.1, 0.1], abs=1e-6)

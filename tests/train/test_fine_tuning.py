@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
-from berxit.train import fine_tuning, trainer
+from berxit.train import fine_tuning, stages, trainer
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.encoding import EncodedExamples
 from berxit.train.fine_tuning import fine_tune, run_key, start_model
@@ -226,6 +226,8 @@ def test_run_after_a_nan_loss_accepts_a_lower_learning_rate(
         ({"seed": -1}, "--seed is -1"),
         ({"exit_head": "deep"}, "deep.*choose one of linear, pooler"),
         ({"pooling": "max"}, "max.*choose one of first, mean"),
+        ({"class_weights": "even"}, "unknown --class-weights 'even': choose one of none, balanced"),
+        ({"early_stopping": 0}, "--early-stopping is 0: it must be above 0"),
     ],
 )
 def test_bad_options_raise_with_their_name(
@@ -279,7 +281,7 @@ def interrupt(monkeypatch: MonkeyPatch, *arguments: object, step: int = 3, stage
             super().__init__(*positional, callbacks=[Interrupt(step, stage)], **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
+        patch.setattr(stages, "MultiExitTrainer", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(*arguments)
 
@@ -337,12 +339,12 @@ def test_interrupted_run_of_another_task_is_not_continued(
     interrupt(monkeypatch, task, data_folder, options, tmp_path / "output")
     kept = RunState.of(tmp_path / "output")
     train_file = data_folder / "train.tsv"
-    kept.prepare(run_key(task, options, train_file, 1), force=False)
+    with kept.prepared(run_key(task, options, train_file, 1), force=False):
+        pass
     for other in (run_key(replace(task, **change), options, train_file, 1), run_key(task, options, train_file, 2)):
-        with pytest.raises(
-            InputError, match=r"interrupted run with other options or data \(.*add --force to delete it and start again"
-        ):
-            kept.prepare(other, force=False)
+        message = r"interrupted run with other options or data \(.*add --force to delete it and start again"
+        with pytest.raises(InputError, match=message), kept.prepared(other, force=False):
+            pass
     assert kept.last_checkpoint(1) is not None
 
 
@@ -350,8 +352,8 @@ def test_machines_without_shared_output_raise_an_error(tmp_path: Path) -> None:
     state = RunState.of(tmp_path / "output")
     with pytest.raises(BerxitError, match="multi-node training needs an --output on shared storage"):
         state.check_shared()
-    state.prepare({"seed": 1}, force=False)
-    state.check_shared()
+    with state.prepared({"seed": 1}, force=False):
+        state.check_shared()
 
 
 def test_seconds_add_up_across_an_interruption(tmp_path: Path) -> None:
@@ -613,3 +615,15 @@ def test_fine_tune_closes_the_bar_after_a_failure(
     with pytest.raises(BerxitError, match="the loss is"):
         fine_tune(task, data_folder, replace(options, learning_rate=1e30), tmp_path / "output", progress=bar)
     assert bar.open == 0
+
+
+def test_fine_tune_refuses_an_output_that_another_process_is_writing(
+    backbone_folders: dict[str, Path], data_folder: Path, tmp_path: Path
+) -> None:
+    """Otherwise both would train to the end and overwrite each other's state."""
+    output = tmp_path / "ckpt"
+    state = RunState.of(output)
+    options = TrainingOptions(str(backbone_folders["bert"]), max_steps=2, batch_size=4, max_length=32)
+    with state.prepared({"options": {}}, force=False), pytest.raises(InputError, match="another process is writing"):
+        fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output, force=True)
+    assert not output.exists()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from berxit.runtime.errors import InputError
-from berxit.train.losses import distillation_losses, exit_losses, lte_losses, lte_targets
+from berxit.train.losses import balanced_weights, distillation_losses, exit_losses, lte_losses, lte_targets
 from berxit.train.modeling import MultiExitOutput
 from berxit.train.objectives import (
     Alternating,
@@ -204,3 +205,27 @@ def test_lte_targets_have_no_gradient(regression: bool) -> None:
     assert logits.grad is None
     assert certainties.grad.abs().sum() > 0
     assert not lte_targets(logits, labels, regression).requires_grad
+
+
+def test_class_weights_multiply_the_cross_entropies_but_not_the_lte_loss() -> None:
+    labels = torch.tensor([1, 0])
+    outputs = MultiExitOutput(exit_logits=CLASS_LOGITS, certainties=torch.full((2, 2), 0.5))
+    plain, weighted = (
+        Joint(LossOptions(class_weights=weights)).loss(1, outputs, labels, False).item() for weights in ((), (3.0, 0.5))
+    )
+    # Cross-entropies of row 1: -log 3/4, log 2. Row 2, class 0: -log 3/4, -log 1/4.
+    first, second = math.log(4 / 3) + math.log(2), math.log(4 / 3) + math.log(4)
+    assert plain - (first + second) / 2 == pytest.approx(2 * 0.25, rel=1e-6)  # (0.5 - target)^2 in both layers
+    assert weighted - (0.5 * first + 3 * second) / 2 == pytest.approx(2 * 0.25, rel=1e-6)
+
+
+def test_balanced_weights_equal_scikit_learn_and_are_1_on_average() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 70 + [1] * 20 + [3] * 10)
+    weights = balanced_weights(labels, 4)
+    assert [weights[number] for number in (0, 1, 3)] == pytest.approx(
+        compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    )
+    assert weights[2] == 1
+    assert np.mean([weights[label] for label in labels]) == pytest.approx(1)

@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.train import fine_tuning
+from berxit.toolkit.api import calibrate, evaluate
+from berxit.train import stages
 from berxit.train.fine_tuning import TrainingOptions, fine_tune
 from berxit.train.objectives import Alternating
 from berxit.train.resuming import RunState
+from berxit.train.splitting import hold_out
 from berxit.train.tasks import Task, custom_task
 from berxit.train.trainer import MultiExitTrainer
 
@@ -78,7 +80,7 @@ def interrupted(monkeypatch: MonkeyPatch, *arguments: object, **named: object) -
             super().__init__(*positional, callbacks=[Interrupt()], **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tuning, "MultiExitTrainer", Interrupted)
+        patch.setattr(stages, "MultiExitTrainer", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(*arguments, **named)
 
@@ -247,18 +249,18 @@ def test_held_out_rows_are_in_the_checkpoint_and_not_trained_on(
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))
     assert (record["train_examples"], record["dev_examples"], record["options"]["dev_fraction"]) == (72, 24, 0.25)
     whole, held = task.read(path, "train"), task.read(output, "dev")
-    train, again = fine_tuning.hold_out(whole, 0.25, options.seed)
+    train, again = hold_out(whole, 0.25, options.seed)
     assert held.texts == again.texts
     assert held.labels == pytest.approx(again.labels)
     assert sorted(map(str, [*train.texts, *held.texts])) == sorted(map(str, whole.texts))
     assert set(json.loads((output / "samples.json").read_text(encoding="utf-8"))["texts"]) <= set(held.texts)
-    assert not np.array_equal(fine_tuning.hold_out(whole, 0.25, 1)[1].labels, held.labels) or not regression
+    assert not np.array_equal(hold_out(whole, 0.25, 1)[1].labels, held.labels) or not regression
 
 
 @pytest.mark.parametrize(
     ("fraction", "rows", "message"),
     [
-        (0.0, 8, "--dev-fraction is 0.0: it must be above 0 and below 1"),
+        (-0.1, 8, "--dev-fraction is -0.1: it must be 0"),
         (1.5, 8, "--dev-fraction is 1.5"),
         (0.01, 8, "of 8 rows is 0: at least one row must be held out"),
         (0.99, 8, "of 8 rows is 8"),
@@ -285,12 +287,28 @@ def test_data_with_a_dev_split_takes_no_fraction(
         fine_tune(task, data, replace(options, dev_fraction=0.1), tmp_path / "output")
 
 
-def test_data_without_a_dev_split_is_told_of_the_fraction_before_training(
-    task: Task, options: TrainingOptions, data: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+def test_single_file_is_split_and_eval_and_calibrate_use_the_held_out_rows(
+    options: TrainingOptions, data: Path, tmp_path: Path
 ) -> None:
+    file, said = data / "train.tsv", []
+    task = custom_task(file, ("text",), "label")
+    output = fine_tune(task, file, replace(options, max_steps=1), tmp_path / "output", report=said.append)
+    held = task.read(output, "dev")
+    assert len(held) == 10
+    assert any("10 rows held out from train.tsv (seed 42), stored in the checkpoint" in line for line in said)
+    for given in (file, None):  # the whole file would contain training rows
+        (evaluated,) = evaluate(output, given, report=said.append)
+        assert (evaluated.file, len(evaluated.predictions.labels)) == (output / "dev.jsonl", 10)
+    assert said[-1] == f"using {output / 'dev.jsonl'}, the rows that training held out"
+    assert calibrate(output, file, keep=0.5, optimistic=True).data == "dev.jsonl"
+    assert evaluate(output, data)[0].file == data / "dev.tsv"  # a dev split of its own
+
+
+def test_data_of_few_rows_is_not_split(options: TrainingOptions, data: Path, tmp_path: Path) -> None:
+    file = data / "train.tsv"
+    file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:13]), encoding="utf-8")
     said: list[str] = []
-    monkeypatch.setattr(MultiExitTrainer, "train", lambda *_, **__: pytest.fail(said[0]))
-    with pytest.raises(
-        pytest.fail.Exception, match=r"train\.tsv has no dev split.*--dev-fraction 0\.1 holds out a tenth"
-    ):
-        fine_tune(task, data / "train.tsv", options, tmp_path / "output", report=said.append)
+    task = custom_task(file, ("text",), "label")
+    output = fine_tune(task, file, replace(options, max_steps=1), tmp_path / "output", report=said.append)
+    assert not (output / "dev.jsonl").exists()
+    assert said[0] == f"{file} has 12 rows, too few for a dev split, on which exits are calibrated"

@@ -101,6 +101,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
     metavar="NAME,NAME",
     help=f"Variants of the segments. {by_target(variants_by_target())}.",
 )
+@click.option("--sign", type=PATH, help="Private ed25519 key (PEM), which signs the bundle.")
 @force_option
 @quiet_option
 @register_option
@@ -121,6 +122,7 @@ def command(
     accept_noise: bool,
     layout: str | None,
     target_options: tuple[str, ...],
+    sign: Path | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -135,6 +137,7 @@ def command(
         data=data,
         scores=scores,
         accept_noise=accept_noise,
+        sign=sign,
         force=force,
         progress=progress_bar("exporting", quiet),
     )

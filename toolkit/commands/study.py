@@ -35,7 +35,8 @@ WITHOUT_DATA = ("runtime", "flops")
 @click.option(
     "--relative-to",
     metavar="SCORE|CHECKPOINT",
-    help="The score that counts as 100%.  [default: raw, two-stage, or the best]",
+    help="The score that is 100%; a checkpoint stands for its group.  [default: full depth of the first raw, two-stage"
+    " or other group, mean over its seeds]",
 )
 @criterion_option
 @click.option("--length", type=click.IntRange(min=1), help="flops: input length in tokens.  [default: 128]")
@@ -58,9 +59,9 @@ def command(
 ) -> None:
     """Run the study NAME on checkpoints of one task (runtime: on bundles).
 
-    Legends come from the checkpoints' records. Checkpoints that differ only in their seed are averaged. Each checkpoint
-    runs over the data once: the pass is stored in OUTPUT/passes, and later studies read it. Writes NAME-TASK.md, .json
-    and .png.
+    Labels name every option in which the checkpoints' trainings differ. Checkpoints that differ only in their seed are
+    averaged. Each checkpoint runs over the data once: the pass is stored in OUTPUT/passes, and later studies read it.
+    Writes NAME-TASK.md, .json, .png, .pdf and .svg.
     """
     silence_library_logs()
     study = find_study(name)

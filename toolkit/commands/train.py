@@ -18,7 +18,7 @@ from berxit.toolkit.commands.options import (
     silence_library_logs,
     skip_bad_rows_option,
 )
-from berxit.train.strategies import STRATEGIES
+from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 
 
 @click.command("train")
@@ -70,7 +70,13 @@ from berxit.train.strategies import STRATEGIES
 )
 @click.option("--seed", default=42, show_default=True, type=int)
 @click.option("--limit-train", type=int, help="Train on the first N examples only.")
-@click.option("--dev-fraction", type=float, help="Hold out this share of the rows as the dev split.  [default: none]")
+@click.option(
+    "--dev-fraction",
+    type=float,
+    help="Share of the rows to hold out as the dev split, if the data has none; 0: none.  [default: 0.1]",
+)
+@click.option("--early-stopping", type=int, metavar="N", help="Stop after N epochs without a better score.")
+@click.option("--class-weights", default="none", show_default=True, metavar="NAME", help=f"{', '.join(CLASS_WEIGHTS)}.")
 @click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs.")
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
@@ -106,6 +112,8 @@ def command(
     seed: int,
     limit_train: int | None,
     dev_fraction: float | None,
+    early_stopping: int | None,
+    class_weights: str,
     text_columns: tuple[str, ...],
     label_column: str | None,
     regression: bool,
@@ -141,6 +149,8 @@ def command(
         seed=seed,
         limit_train=limit_train,
         dev_fraction=dev_fraction,
+        early_stopping=early_stopping,
+        class_weights=class_weights,
         skip_bad_rows=skip_bad_rows,
     )
     result = fine_tune(

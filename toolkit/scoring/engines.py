@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from berxit.runtime.errors import BerxitError, InputError, first_line
-from berxit.runtime.examples import SUFFIXES
 from berxit.toolkit.scoring.batch_scorer import BatchScorer
 
 BATCH_ROWS = 2048
@@ -46,6 +45,9 @@ class Job:
     def paths(self) -> list[str]:
         return [str(path.absolute()) for path in self.files]
 
+
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+"""Formats that every engine reads in parts. A JSON array is one part, so it is not among them."""
 
 Engine = Callable[[Job], int]
 """Scores a corpus. Returns the number of input rows. Raises BerxitError for a failure of the engine."""

@@ -17,6 +17,7 @@ from berxit.runtime.metrics import confusion_matrix, metric_named
 from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table, plural
 from berxit.runtime.tokenization import Text
+from berxit.toolkit.row_tables import MATRIX_CLASSES, confusion_table, shortened
 from berxit.toolkit.scoring.inputs import InputFile, has_label
 from berxit.toolkit.scoring.outputs import Outputs
 
@@ -24,11 +25,6 @@ FIRST = 20
 """Number of rows whose predictions the screen shows if there is no output file."""
 ON_SCREEN, IN_REPORT = 10, 100
 """Largest numbers of wrong rows, and of flips, that are listed on the screen and in the report's files."""
-WIDTH = 60
-"""Characters of a text that a table shows."""
-MATRIX_CLASSES = 12
-"""Largest number of classes for which the text contains the confusion matrix; with more, it contains the most frequent
-confusions."""
 
 
 @dataclass(frozen=True)
@@ -283,12 +279,6 @@ def listed_table(rows: Sequence[ListedRow]) -> str:
     return markdown_table(header, table)
 
 
-def shortened(text: str) -> str:
-    """The start of a text, in one line of a table."""
-    line = " ".join(text.split()).replace("|", "\\|")
-    return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."
-
-
 def _value(value: str | float | None) -> str:
     return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"
 
@@ -304,23 +294,12 @@ def _label_text(found: LabelReport, names: Sequence[str], most: int) -> list[str
     if found.classes:
         rows = [[c.name, c.rows, f"{c.precision:.4f}", f"{c.recall:.4f}", f"{c.f1:.4f}"] for c in found.classes]
         parts.append(markdown_table(["class", "rows", "precision", "recall", "F1"], rows))
-        parts += _confusions(found.confusion, names)
+        parts += confusion_table(found.confusion, names)
     if found.wrong_rows:
         kind = "most certain wrong rows" if found.classes else "rows with the largest errors"
         shown = found.wrong_rows[:most]
         parts.append(f"{kind}, {len(shown)} of {found.wrong}:\n\n{listed_table(shown)}")
     return parts
-
-
-def _confusions(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:
-    """The confusion matrix, or for many classes its largest entries outside the diagonal."""
-    if len(names) <= MATRIX_CLASSES:
-        rows = [[name, *counts] for name, counts in zip(names, confusion, strict=True)]
-        return [f"confusion matrix, one row per true label:\n\n{markdown_table(['label', *names], rows)}"]
-    pairs = [(count, i, j) for i, row in enumerate(confusion) for j, count in enumerate(row) if count and i != j]
-    most = [[names[i], names[j], count] for count, i, j in sorted(pairs, key=lambda pair: -pair[0])[:MATRIX_CLASSES]]
-    table = markdown_table(["label", "prediction", "rows"], most)
-    return [f"most frequent confusions:\n\n{table}"] if most else []
 
 
 def _flip_text(found: FlipReport, rows: int, most: int) -> list[str]:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.bundle import ModelInfo
+from berxit.runtime.data_files import SUFFIXES, Record, read_records, value_text
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import CUSTOM, SUFFIXES, Record, read_records, text_of, value_text
+from berxit.runtime.examples import CUSTOM, text_of
 from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
 from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text

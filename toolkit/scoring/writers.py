@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from berxit.runtime.data_files import Record, value_text
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import Record, value_text
 
 Write = Callable[[Sequence[Record]], None]
 """Appends rows."""

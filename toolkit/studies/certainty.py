@@ -12,35 +12,39 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import BLUE, drawable, not_drawn, number, percent, plain
-from berxit.toolkit.studies.request import Request, StudyRun
-from berxit.train.curves import relative_score
+from berxit.toolkit.studies.look import line_style, model_colors, not_drawn, number, percent, plain
+from berxit.toolkit.studies.reference import Reference
+from berxit.toolkit.studies.request import Request
+from berxit.toolkit.studies.runs import StudyRun
 from berxit.train.evaluation import Predictions
 from berxit.train.losses import lte_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-YELLOW = "#F0E442"
 QUANTILES = (5, 25, 50, 75, 95)
+LEAST_RANGE = 0.1
+"""Smallest range of the certainty axis. A smaller one would magnify noise."""
 
 
 def study(request: Request) -> Findings:
+    if missing := [run.folder for run in request.runs if run.predictions.lte is None]:
+        raise InputError(f"{missing[0]} was trained without LTE: retrain it with --lte, or omit it")
     rows, data, panels = [], [], []
     conditions = request.conditions()
-    for model, runs in request.models.items():
-        reference = request.reference(runs)
-        conditions.append(f"{model}: {reference}")
-        for run in runs:
-            if run.predictions.lte is None:
-                raise InputError(f"{run.folder} was trained without LTE: retrain it with --lte, or omit it")
+    colors = model_colors(list(request.models))
+    for group in request.groups:
+        reference = request.reference(group.model)
+        constant = percent(reference.relative_floor)
+        for run in group.runs:
+            assert run.predictions.lte is not None
             learned = run.predictions.lte
-            relative = relative_score(np.array(run.layer_scores), reference.score)
+            relative = reference.relative(run.layer_scores)
             across = METRICS["pearson"](learned.mean(axis=0), relative)
             targets = certainty_targets(run.predictions)
             within = [METRICS["pearson"](c, t) for c, t in zip(learned.T, targets.T, strict=True)]
             quantiles = np.percentile(learned, QUANTILES, axis=0)
-            name = _name(run)
+            name = group.name_of(run)
             conditions += not_drawn(name, [relative])
             rows += [
                 [
@@ -49,25 +53,32 @@ def study(request: Request) -> Findings:
                     f"{learned[:, layer].mean():.3f}",
                     *(f"{q:.3f}" for q in quantiles[:, layer]),
                     percent(relative[layer]),
+                    constant,
                     number(within[layer]),
                 ]
                 for layer in range(run.predictions.layers)
             ]
             conditions.append(f"{name}: Pearson correlation of mean certainty and score over the layers: {across:.3f}")
-            data.append(_entry(run, reference.score, relative, quantiles, across, within))
-            panels.append(_panel(request, run, relative, across))
+            entry = _entry(run, reference, relative, quantiles, across, within)
+            data.append({"run": name, "folder": run.folder.name, "seed": run.seed, **request.described(group), **entry})
+            panels += [
+                _certainty_panel(name, learned, across, colors[group.model]),
+                score_panel(request, name, relative, reference, colors[group.model]),
+            ]
     conditions.append(
         "correlation with target: Pearson correlation of the certainty and its training target over the examples, per"
         " layer (equations 9 and 10: 1 if the prediction is correct, else 0; for regression 1 - tanh |error|)"
     )
-    header = ["run", "layer", "mean certainty", *(f"p{q}" for q in QUANTILES), "relative score", "correlation"]
+    quantile_names = [f"p{q}" for q in QUANTILES]
+    header = ["run", "layer", "mean certainty", *quantile_names, "relative score", "constant", "correlation"]
     return Findings(
         name=f"certainty-{request.task}",
-        title=f"Learned certainty by layer, {request.task}",
+        title=f"{request.task}: learned certainty and {request.metric} of every layer",
         conditions=conditions,
         tables=[("Certainty over the examples, score of the layer, correlation with target", Table(header, rows))],
         data={"runs": data},
         panels=panels,
+        notes=["boxes: quartiles of the certainty; whiskers: 5% to 95%"],
     )
 
 
@@ -77,14 +88,9 @@ def certainty_targets(stored: Predictions) -> npt.NDArray:
     return np.asarray(targets.numpy())
 
 
-def _name(run: StudyRun) -> str:
-    seed = run.options.get("seed")
-    return f"{run.model}, {run.label}" + ("" if seed is None else f", seed {seed}")
-
-
 def _entry(
     run: StudyRun,
-    reference: float,
+    reference: Reference,
     relative: npt.NDArray,
     quantiles: npt.NDArray,
     across: float,
@@ -92,8 +98,9 @@ def _entry(
 ) -> dict[str, Any]:
     assert run.predictions.lte is not None
     return {
-        "run": _name(run),
-        "reference": reference,
+        "reference": reference.score,
+        "reference_source": reference.source,
+        "relative_constant": reference.relative_floor,
         "mean_certainty": plain(run.predictions.lte.mean(axis=0)),
         "quantiles": {f"p{q}": plain(values) for q, values in zip(QUANTILES, quantiles, strict=True)},
         "relative": plain(relative),
@@ -102,34 +109,44 @@ def _entry(
     }
 
 
-def _panel(request: Request, run: StudyRun, relative: npt.NDArray, across: float) -> Panel:
+def _certainty_panel(name: str, learned: npt.NDArray, across: float, color: str) -> Panel:
     def draw(axes: Axes) -> None:
-        assert run.predictions.lte is not None
-        boxes = axes.boxplot(
-            run.predictions.lte,
+        from berxit.toolkit.studies import drawing
+
+        axes.boxplot(
+            learned,
             whis=(5, 95),
             showfliers=False,
             patch_artist=True,
             widths=0.55,
-            boxprops={"facecolor": YELLOW, "lw": 0.7},
+            boxprops={"facecolor": color, "alpha": 0.35, "lw": 0.7},
             medianprops={"color": "black", "lw": 1.2},
             whiskerprops={"lw": 0.7},
             capprops={"lw": 0.7},
         )
-        boxes["boxes"][0].set_label("certainty: quartiles, whiskers from 5 to 95%")
+        axes.grid(visible=False, axis="x")
         axes.set(xlabel="layer", ylabel="certainty $u_i$")
-        if np.ptp(axes.get_ylim()) < 0.1:  # A smaller range would magnify noise.
+        if np.ptp(axes.get_ylim()) < LEAST_RANGE:
             middle = float(np.mean(axes.get_ylim()))
-            axes.set_ylim(middle - 0.05, middle + 0.05)
-        right = axes.twinx()
-        right.plot(
-            range(1, len(relative) + 1), drawable(relative), "o-", color=BLUE, lw=1.3, ms=4, label="relative score"
-        )
-        right.spines["right"].set_visible(True)
-        right.spines["right"].set_color(BLUE)
-        right.tick_params(axis="y", colors=BLUE)
-        right.set_ylabel(f"relative score (% of {request.metric})", color=BLUE)
-        right.grid(visible=False)
-        axes.set_title(f"{_name(run)}\ncorrelation over layers {across:.2f}")
+            axes.set_ylim(middle - LEAST_RANGE / 2, middle + LEAST_RANGE / 2)
+        axes.set_title(drawing.title(name, f"correlation with the score over the layers: {across:.2f}"))
+
+    return draw
+
+
+def score_panel(request: Request, name: str, relative: npt.NDArray, reference: Reference, color: str) -> Panel:
+    """The relative score of every layer of a run."""
+
+    def draw(axes: Axes) -> None:
+        from berxit.toolkit.figures import Key
+        from berxit.toolkit.studies import drawing
+
+        layers = np.arange(1, len(relative) + 1)
+        drawing.draw_hundred(axes)
+        drawing.draw_line(axes, Key(), layers, relative, name, {**line_style(0), "color": color})
+        drawing.draw_floor(axes, reference.relative_floor)
+        axes.set(xlabel="layer", ylabel=f"relative score (% of {request.metric})")
+        drawing.whole_ticks(axes, len(relative))
+        axes.set_title(drawing.title(name, str(reference)))
 
     return draw

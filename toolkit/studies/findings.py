@@ -1,9 +1,10 @@
-"""Results of a study, and its files: NAME-TASK.md, .json and .png."""
+"""Results of a study, and its files: NAME-TASK.md, .json, .png, .pdf and .svg."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from berxit.runtime.tables import Table, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Panel = Callable[["Axes"], None]
-"""Draws one panel of the figure: title, labels, data. Labelled artists appear in the legend below all panels."""
+"""Draws one panel of the figure: title, labels, data and key."""
+FORMATS = ("png", "pdf", "svg")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Findings:
     data: dict[str, Any]
     """All numbers, unrounded, for the JSON file."""
     panels: Sequence[Panel]
+    notes: Sequence[str] = ()
+    """Lines below the figure's panels: what its numbers depend on."""
 
     def text(self) -> str:
         """The report as Markdown."""
@@ -41,11 +46,16 @@ class Findings:
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the report, the numbers and, if matplotlib is installed, the figure. Returns their paths."""
-
-        def draw(path: Path) -> None:
-            from berxit.toolkit.figures import panels_figure
-
-            panels_figure(self.panels, self.title, path)
-
         data = {"study": self.title, "conditions": list(self.conditions), **self.data}
-        return write_results(folder, self.name, data, self.text(), figure=draw)
+        return write_results(folder, self.name, data, self.text(), figure=self._draw, formats=FORMATS)
+
+    def _draw(self, path: Path) -> None:
+        from berxit.toolkit.studies.drawing import save_figure
+
+        save_figure(self._figure, path)
+
+    @cached_property
+    def _figure(self) -> Figure:
+        from berxit.toolkit.studies.drawing import panels_figure
+
+        return panels_figure(self.panels, self.title, self.notes)

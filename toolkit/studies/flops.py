@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -13,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED
+from berxit.toolkit.studies.look import COLORS, line_style
 from berxit.toolkit.studies.request import Request
-from berxit.train.checkpoint import load_checkpoint, read_record
+from berxit.toolkit.studies.runs import label_of, read_training
+from berxit.train.checkpoint import load_checkpoint
 from berxit.train.modeling import MultiExitModel
-from berxit.train.options import model_name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,26 +51,26 @@ class Flops:
 
 
 def study(request: Request) -> Findings:
+    models = [load_checkpoint(path)[0] for path in request.paths]
+    trainings = [read_training(path, model.layers) for path, model in zip(request.paths, models, strict=True)]
     counted: dict[str, list[Flops]] = {}
-    chosen: dict[str, int] = {}
-    for path in request.paths:
-        model, _ = load_checkpoint(path)
+    rows, described = [], {}
+    for training, model in zip(trainings, models, strict=True):
+        label = f"{training.model}, {label_of(training, trainings)}"
+        if label in counted:
+            continue  # only the seed differs
         longest = model.config.max_length
         length = min(128, longest) if request.length is None else request.length
         if not 1 <= length <= longest:
-            raise InputError(f"--length {length} is out of range: give 1 to {longest} tokens for {path}")
+            raise InputError(f"--length {length} is out of range: give 1 to {longest} tokens for {training.folder}")
         lengths = sorted({8, 16, 32, 64, 128, 256, 512, length} - set(range(longest + 1, 513)))
-        name = model_name_of(str(read_record(path).get("options", {}).get("model", path.name)))
-        label = name if name not in counted else f"{name} ({path.name})"
         counted[label] = [count_flops(model, tokens) for tokens in lengths if tokens <= max(length, 128)]
-        chosen[label] = length
-    rows = []
-    for name, found in counted.items():
-        flops = next(f for f in found if f.tokens == chosen[name])
+        described[label] = {"model": training.model, "strategy": training.strategy, "options": training.options}
+        flops = next(f for f in counted[label] if f.tokens == length)
         counts = [f"{value:,}" for value in (flops.embeddings, flops.layer, flops.classifier, flops.lte, flops.pooling)]
         rows.append(
             [
-                name,
+                label,
                 str(flops.tokens),
                 str(flops.layers),
                 *counts,
@@ -87,9 +88,13 @@ def study(request: Request) -> Findings:
             " embedding lookups",
             "an exit consists of its classifier, LTE and mean pooling, if the model has them; share: all exits of the"
             " model, of the model's total",
+            "checkpoints that differ in the seed only are counted once",
         ],
         tables=[("One input", Table([*header, "layer / exit", "exits' share"], rows))],
-        data={"models": {name: [asdict(flops) for flops in found] for name, found in counted.items()}},
+        data={
+            "models": {name: [asdict(flops) for flops in found] for name, found in counted.items()},
+            "trainings": described,
+        },
         panels=[_panel(name, found) for name, found in counted.items()],
     )
 
@@ -127,19 +132,27 @@ def _layer_modules(backbone: nn.Module) -> list[str]:
 
 def _panel(name: str, found: Sequence[Flops]) -> Panel:
     def draw(axes: Axes) -> None:
+        from berxit.toolkit.figures import Key
+        from berxit.toolkit.studies import drawing
+
         tokens = [flops.tokens for flops in found]
-        for label, values, color, marker in (
-            ("one layer", [f.layer for f in found], BLUE, "o"),
-            ("embeddings", [f.embeddings for f in found], GRAY, "x"),
-            ("pooling, one exit", [f.pooling for f in found], ORANGE, "s"),
-            ("classifier, one exit", [f.classifier for f in found], GREEN, "^"),
-            ("LTE, one exit", [f.lte for f in found], RED, "v"),
+        key = Key()
+        for place, (label, values) in enumerate(
+            (
+                ("one layer", [f.layer for f in found]),
+                ("embeddings", [f.embeddings for f in found]),
+                ("pooling, one exit", [f.pooling for f in found]),
+                ("classifier, one exit", [f.classifier for f in found]),
+                ("LTE, one exit", [f.lte for f in found]),
+            )
         ):
             if any(values):
-                axes.plot(tokens, values, color=color, marker=marker, lw=1.3, ms=4, label=label)
+                style = {**line_style(place), "color": COLORS[place]}
+                drawing.draw_line(axes, key, tokens, values, label, style, highest=math.inf)
         axes.set(xscale="log", yscale="log", xlabel="tokens of the input", ylabel="floating point operations")
         axes.set_xticks(tokens, [str(count) for count in tokens])
         axes.minorticks_off()
-        axes.set_title(f"{name}, {found[0].layers} layers")
+        axes.set_title(drawing.title(f"{name}, {found[0].layers} layers"))
+        key.draw(axes)
 
     return draw

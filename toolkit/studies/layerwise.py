@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,78 +10,92 @@ import numpy.typing as npt
 
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import GRAY, HIGHEST, drawable, looks, not_drawn, percent, plain
-from berxit.toolkit.studies.request import Reference, Request, by_label
-from berxit.train.curves import relative_score
+from berxit.toolkit.studies.look import looks, model_colors, not_drawn, percent, plain
+from berxit.toolkit.studies.reference import Reference
+from berxit.toolkit.studies.request import Request
+from berxit.toolkit.studies.runs import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def study(request: Request) -> Findings:
-    tables, panels = [], []
+    panels: list[Panel] = []
     data: list[dict[str, Any]] = []
     conditions = request.conditions()
-    for model, runs in request.models.items():
-        reference = request.reference(runs)
-        constant = runs[0].predictions.constant.score
-        conditions.append(f"{model}: {reference}; the best constant prediction scores {constant:.4f}")
-        lines = {label: np.array([run.layer_scores for run in same]) for label, same in by_label(runs).items()}
-        for label, scores in lines.items():
-            relative = relative_score(scores.mean(axis=0), reference.score)
-            tables.append((label, model, scores.mean(axis=0), relative))
-            data.append(
-                {
-                    "model": model,
-                    "label": label,
-                    "runs": len(scores),
-                    "reference": reference.score,
-                    "scores": plain(scores.mean(axis=0)),
-                    "relative": plain(relative),
-                    "lowest": plain(scores.min(axis=0)),
-                    "highest": plain(scores.max(axis=0)),
-                }
-            )
-        conditions += not_drawn(model, (relative_score(s.max(axis=0), reference.score) for s in lines.values()))
-        panels.append(_panel(request, model, lines, reference, constant))
+    colors = model_colors(list(request.models))
+    for model, groups in request.models.items():
+        reference = request.reference(model)
+        scores = {group.label: np.array([run.layer_scores for run in group.runs]) for group in groups}
+        data += [_entry(request, group, scores[group.label], reference) for group in groups]
+        conditions += not_drawn(model, (reference.relative(each.max(axis=0)) for each in scores.values()))
+        panels.append(_panel(request, groups, scores, reference, colors[model]))
     return Findings(
         name=f"layerwise-{request.task}",
-        title=f"Layer-wise scores, {request.task}",
+        title=f"{request.task}: {request.metric} if all examples exit at the same layer",
         conditions=conditions,
         tables=[
-            (f"{request.metric} if every example exits at that layer", _table(tables, relative=False)),
-            ("Relative score", _table(tables, relative=True)),
+            (f"{request.metric} if every example exits at that layer", _table(data, "scores", "{:.4f}".format)),
+            ("Relative score", _table(data, "relative", percent)),
         ],
         data={"lines": data},
         panels=panels,
+        notes=["band: lowest and highest seed"] if any(len(group.runs) > 1 for group in request.groups) else [],
     )
 
 
-def _table(rows: Sequence[tuple[str, str, npt.NDArray, npt.NDArray]], *, relative: bool) -> Table:
-    depth = max(len(scores) for _, _, scores, _ in rows)
-    cells = []
-    for label, model, scores, relatives in rows:
-        texts = [percent(value) for value in relatives] if relative else [f"{value:.4f}" for value in scores]
-        cells.append([label, model, *texts, *["-"] * (depth - len(texts))])
-    return Table(["strategy", "model", *(str(layer) for layer in range(1, depth + 1))], cells)
+def _entry(request: Request, group: Group, scores: npt.NDArray, reference: Reference) -> dict[str, Any]:
+    """One line for the JSON file: scores (S, n) of S seeds."""
+    return {
+        **request.described(group),
+        "runs": len(scores),
+        "reference": reference.score,
+        "reference_source": reference.source,
+        "scores": plain(scores.mean(axis=0)),
+        "relative": plain(reference.relative(scores.mean(axis=0))),
+        "relative_constant": reference.relative_floor,
+        "lowest": plain(scores.min(axis=0)),
+        "highest": plain(scores.max(axis=0)),
+    }
 
 
-def _panel(request: Request, model: str, lines: dict[str, npt.NDArray], reference: Reference, constant: float) -> Panel:
-    look: dict[str, dict[str, Any]] = looks(request.models)
+def _table(entries: Sequence[dict[str, Any]], what: str, text: Callable[[float], str]) -> Table:
+    depth = max(len(entry[what]) for entry in entries)
+    floor = "constant" if what == "scores" else "relative_constant"
+    rows = [
+        [
+            entry["label"],
+            entry["model"],
+            ", ".join(map(str, entry["seeds"])),
+            text(entry[floor]),
+            *map(text, entry[what]),
+            *["-"] * (depth - len(entry[what])),
+        ]
+        for entry in entries
+    ]
+    return Table(["strategy", "model", "seeds", "constant", *map(str, range(1, depth + 1))], rows)
+
+
+def _panel(
+    request: Request, groups: Sequence[Group], scores: dict[str, npt.NDArray], reference: Reference, color: str
+) -> Panel:
+    look = looks(groups, color)
 
     def draw(axes: Axes) -> None:
-        axes.axhline(100, color=GRAY, lw=0.8)
-        for label, scores in lines.items():
-            relative = drawable(relative_score(scores, reference.score))
-            layers = range(1, relative.shape[1] + 1)
-            axes.plot(layers, relative.mean(axis=0), **look[label], lw=1.3, ms=4, label=label)
-            if len(scores) > 1:
-                band = relative.min(axis=0), relative.max(axis=0)
-                axes.fill_between(layers, *band, color=look[label]["color"], alpha=0.15, lw=0)
-        if 0 < relative_score(constant, reference.score) <= HIGHEST:
-            axes.axhline(100 * constant / reference.score, color=GRAY, lw=0.8, ls=":", label="constant prediction")
-        axes.set(xlabel="exit layer, the same for all examples", ylabel=f"relative score (% of {request.metric})")
-        axes.set_xticks(range(1, max(scores.shape[1] for scores in lines.values()) + 1))
-        axes.set_title(model)
+        from berxit.toolkit.figures import Key
+        from berxit.toolkit.studies import drawing
+
+        key = Key()
+        drawing.draw_hundred(axes)
+        for group in groups:
+            runs = reference.relative(scores[group.label])
+            layers = np.arange(1, runs.shape[1] + 1)
+            band = drawing.band_of(runs)
+            drawing.draw_line(axes, key, layers, runs.mean(axis=0), group.name, look[group.label], band)
+        drawing.draw_floor(axes, reference.relative_floor)
+        axes.set(xlabel="exit layer of all examples", ylabel=f"relative score (% of {request.metric})")
+        drawing.whole_ticks(axes, max(each.shape[1] for each in scores.values()))
+        axes.set_title(drawing.title(groups[0].model, str(reference)))
+        key.draw(axes)
 
     return draw

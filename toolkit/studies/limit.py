@@ -5,89 +5,119 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import BLUE, GREEN, ORANGE, RED, looks, plain
-from berxit.toolkit.studies.request import Request, StudyRun, by_label
+from berxit.toolkit.studies.look import fills, line_style, looks, model_colors
+from berxit.toolkit.studies.request import Request
+from berxit.toolkit.studies.runs import Group, StudyRun, shown_options
 from berxit.train.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLES = ((RED, "v"), (BLUE, "o"), (GREEN, "^"), (ORANGE, "s"))
+Limit = dict[int, list[float]]
+"""Number of layers -> scores of the seeds, ascending."""
 
 
 def study(request: Request) -> Findings:
-    lines: dict[str, dict[int, float]] = {}
-    for model, runs in request.models.items():
-        lines[model] = limit_scores(runs)
+    lines: dict[str, dict[str, Limit]] = {}
+    others: dict[str, list[Group]] = {}
+    for model, groups in request.models.items():
+        lines[model] = limit_scores([run for group in groups for run in group.runs], request.runs)
         if not lines[model]:
             raise InputError(
                 f"{model} has no limit checkpoint: train one with berxit-train --strategy limit --layers N for every N"
             )
-    others = {model: [run for run in runs if not _last_exit_only(run)] for model, runs in request.models.items()}
-    depths = sorted({layers for line in lines.values() for layers in line})
-    rows = [
-        [model, *(f"{line[layers]:.4f}" if layers in line else "-" for layers in depths)]
-        for model, line in lines.items()
-    ]
-    for model, runs in others.items():
-        for label, same in by_label(runs).items():
-            scores = _mean_scores(same)
+        others[model] = [group for group in groups if not _last_exit_only(group.strategy)]
+    depths = sorted({layers for same in lines.values() for line in same.values() for layers in line})
+    constant = f"{request.runs[0].floor:.4f}"
+    rows = []
+    for model, same in lines.items():
+        for label, line in same.items():
+            cells = [f"{np.mean(line[layers]):.4f}" if layers in line else "-" for layers in depths]
+            rows.append([f"{model}, {label}", constant, *cells])
+        for group in others[model]:
+            scores = group.mean_layer_scores
             cells = [f"{scores[layers - 1]:.4f}" if layers <= len(scores) else "-" for layers in depths]
-            rows.append([f"{model}, {label}, exit at that layer", *cells])
+            rows.append([f"{model}, {group.name}, exit at that layer", constant, *cells])
+    colors = model_colors(list(lines))
     return Findings(
         name=f"limit-{request.task}",
-        title=f"Limit: the first layers alone, {request.task}",
+        title=f"{request.task}: {request.metric} of the first layers alone, and of the exits of all layers",
         conditions=[
-            *request.conditions(),
-            "raw is the limit of a model with all layers; with several seeds, scores are their mean",
+            *request.conditions(relative=False),
+            "limit: a model of the first layers with one exit; raw is the limit of a model with all layers; with"
+            " several seeds, scores are their mean",
         ],
-        tables=[(f"{request.metric} of the first layers", Table(["model", *map(str, depths)], rows))],
+        tables=[(f"{request.metric} of the first layers", Table(["model", "constant", *map(str, depths)], rows))],
         data={
             "limit": [
-                {"model": model, "layers": list(line), "scores": plain(line.values())} for model, line in lines.items()
-            ]
+                {
+                    "model": model,
+                    "label": label,
+                    "constant": request.runs[0].floor,
+                    "layers": list(line),
+                    "scores": [float(np.mean(scores)) for scores in line.values()],
+                    "by_seed": list(line.values()),
+                }
+                for model, same in lines.items()
+                for label, line in same.items()
+            ],
+            "groups": [request.described(group) for group in request.groups],
+            "exits": [
+                {"model": group.model, "label": group.label, "scores": group.mean_layer_scores}
+                for groups in others.values()
+                for group in groups
+            ],
         },
-        panels=[_panel(request, lines, others)],
+        panels=[_panel(request, model, lines[model], others[model], colors[model]) for model in lines],
+        notes=["band: lowest and highest seed"] if any(len(group.runs) > 1 for group in request.groups) else [],
     )
 
 
-def limit_scores(runs: Sequence[StudyRun]) -> dict[int, float]:
-    """Number of layers -> score of the last exit of the model with that many layers (mean over seeds), ascending."""
-    scores: dict[int, list[float]] = {}
+def limit_scores(runs: Sequence[StudyRun], study: Sequence[StudyRun]) -> dict[str, Limit]:
+    """Label -> scores of the last exit of models with i layers. A line connects runs that differ in nothing but layers
+    and seed. ``study``: all runs of the study."""
+    found: dict[str, Limit] = {}
     for run in runs:
-        if _last_exit_only(run):
-            scores.setdefault(run.predictions.layers, []).append(run.full_depth)
-    return {layers: sum(found) / len(found) for layers, found in sorted(scores.items())}
+        if _last_exit_only(run.strategy):
+            label = ", ".join(["limit", *shown_options(run, study, without=("layers",))])
+            found.setdefault(label, {}).setdefault(run.predictions.layers, []).append(run.full_depth)
+    return {label: dict(sorted(line.items())) for label, line in found.items()}
 
 
-def _last_exit_only(run: StudyRun) -> bool:
+def _last_exit_only(strategy: str) -> bool:
     """False for a user's own strategy, which a study does not know."""
-    return run.strategy in STRATEGIES and STRATEGIES[run.strategy].last_exit_only
+    return strategy in STRATEGIES and STRATEGIES[strategy].last_exit_only
 
 
-def _mean_scores(runs: Sequence[StudyRun]) -> list[float]:
-    columns = zip(*(run.layer_scores for run in runs), strict=True)
-    return [sum(column) / len(column) for column in columns]
-
-
-def _panel(request: Request, lines: dict[str, dict[int, float]], others: dict[str, list[StudyRun]]) -> Panel:
-    look = looks(others)
+def _panel(request: Request, model: str, lines: dict[str, Limit], others: list[Group], color: str) -> Panel:
+    look = looks(others, color)
+    limit = line_style(list(STRATEGIES).index("limit"))
 
     def draw(axes: Axes) -> None:
-        for (model, line), (color, marker) in zip(lines.items(), STYLES * len(lines), strict=False):
-            axes.plot(
-                *zip(*line.items(), strict=True), color=color, marker=marker, lw=1.5, ms=5, label=f"{model}, limit"
-            )
-        for model, runs in others.items():
-            for label, same in by_label(runs).items():
-                scores = _mean_scores(same)
-                layers = range(1, len(scores) + 1)
-                axes.plot(layers, scores, **look[label], lw=1, ms=3.5, alpha=0.8, label=f"{model}, {label}, exits")
-        axes.set(xlabel="layers of the model (limit) or exit layer (exits)", ylabel=request.metric)
-        axes.set_xticks(range(1, max(layers for line in lines.values() for layers in line) + 1))
-        axes.set_title("limit: every model is fine-tuned with its last exit only")
+        from berxit.toolkit.figures import Key
+        from berxit.toolkit.studies import drawing
+
+        key = Key()
+        for (label, line), fill in zip(lines.items(), fills(color) * len(lines), strict=False):
+            style = {**limit, "color": color, "markerfacecolor": fill}
+            means = [np.mean(scores) for scores in line.values()]
+            ends = [min(scores) for scores in line.values()], [max(scores) for scores in line.values()]
+            drawing.draw_line(axes, key, list(line), means, label, style, ends)
+        for group in others:
+            scores = np.array([run.layer_scores for run in group.runs])
+            layers, label = np.arange(1, scores.shape[1] + 1), f"exits of {group.name}"
+            band = drawing.band_of(scores)
+            drawing.draw_line(axes, key, layers, scores.mean(axis=0), label, look[group.label], band)
+        drawing.draw_floor(axes, request.runs[0].floor)
+        axes.set(xlabel="layers of the model (limit), or exit layer", ylabel=request.metric)
+        last = max([*(max(line) for line in lines.values()), *(group.depth for group in others)])
+        drawing.whole_ticks(axes, last)
+        axes.set_title(model)
+        key.draw(axes)
 
     return draw

@@ -1,49 +1,79 @@
-"""Plot styles of the studies: one color and one marker per strategy, the same in every figure.
+"""Plot styles of the studies: one color per model; one marker and one line style per strategy, the same in every
+figure.
 
-The colors are Okabe and Ito's, which color-blind readers can distinguish. Markers and dashes distinguish the lines
-without color.
+The colors are Okabe and Ito's, which color-blind readers can distinguish. Markers and line styles distinguish the
+lines without color. Groups of one strategy that differ in options have different marker fills.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from berxit.toolkit.studies.request import StudyRun, by_label
+from berxit.toolkit.studies.runs import Group
 from berxit.train.strategies import STRATEGIES
 
-BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b7280"
-DASHES = ("-", "--", ":", "-.")
+GRAY = "#6b7280"
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+"""Without yellow, which is hard to see on white, and black."""
+LINES: tuple[tuple[str, Any], ...] = (
+    ("o", "-"),
+    ("^", "--"),
+    ("s", "-."),
+    ("D", ":"),
+    ("X", (0, (8, 2))),
+    ("v", (0, (5, 1, 1, 1, 1, 1))),
+)
+"""Marker and line style of the strategies, in the order of STRATEGIES."""
 HIGHEST = 120.0
 """Relative scores above this percentage are not drawn, because the reference is then too low."""
-COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#000000", RED, "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "x", "v", "P")
 
 
-def strategy_style(name: str) -> dict[str, str]:
-    """Color and marker of a strategy. They repeat if there are more strategies than colors."""
-    index = list(STRATEGIES).index(name) if name in STRATEGIES else len(STRATEGIES)
-    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-
-
-def looks(models: Mapping[str, Sequence[StudyRun]]) -> dict[str, dict[str, Any]]:
-    """Label (of ``by_label``) -> keywords for ``plot``. Labels of the same strategy have different dashes."""
-    found: dict[str, dict[str, Any]] = {}
-    for runs in models.values():
-        for label, same in by_label(runs).items():
-            style = strategy_style(same[0].strategy)
-            before = sum(look["color"] == style["color"] for name, look in found.items() if name != label)
-            found.setdefault(label, {**style, "ls": DASHES[before % len(DASHES)]})
+def model_colors(models: Sequence[str]) -> dict[str, str]:
+    """Model -> color. It follows from the model's name, so that a model has the same color in every figure, unless two
+    models of a figure would have the same."""
+    found: dict[str, str] = {}
+    for model in models:
+        start = int(hashlib.sha256(model.encode()).hexdigest(), 16) % len(COLORS)
+        order = [*COLORS[start:], *COLORS[:start]]
+        found[model] = next((color for color in order if color not in found.values()), order[0])
     return found
 
 
-def drawable(relative: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Relative scores for a figure; NaN (a gap) above HIGHEST."""
-    values = np.asarray(relative, dtype=np.float64)
-    return np.where(values > HIGHEST, np.nan, values)
+def line_style(place: int) -> dict[str, Any]:
+    """Marker and line style number ``place``. They repeat after the last."""
+    marker, line = LINES[place % len(LINES)]
+    return {"marker": marker, "ls": line}
+
+
+def fills(color: str) -> tuple[str, ...]:
+    """Marker fills that distinguish groups of one strategy."""
+    return (color, "white", "#d1d5db", "black")
+
+
+def looks(groups: Sequence[Group], color: str) -> dict[str, dict[str, Any]]:
+    """Label -> keywords for ``plot``, for the groups of one model."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        place = list(STRATEGIES).index(group.strategy) if group.strategy in STRATEGIES else len(STRATEGIES)
+        before = sum(other.strategy == group.strategy for other in groups[: groups.index(group)])
+        found[group.label] = {
+            **line_style(place),
+            "color": color,
+            "markerfacecolor": fills(color)[before % len(fills(color))],
+        }
+    return found
+
+
+def drawable(values: npt.ArrayLike, highest: float = HIGHEST) -> npt.NDArray[np.float64]:
+    """Values for a figure, such as relative scores; NaN (a gap) above ``highest``."""
+    found = np.asarray(values, dtype=np.float64)
+    return np.where(found > highest, np.nan, found)
 
 
 def not_drawn(model: str, relative: Iterable[npt.ArrayLike]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,11 @@ from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import CRITERIA, Parameters
 from berxit.runtime.tables import Table
 from berxit.runtime.tokenization import Text
+from berxit.toolkit.studies.certainty import score_panel
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import BLUE, GRAY, GREEN, ORANGE, RED, drawable, not_drawn, number, percent, plain
-from berxit.toolkit.studies.request import Request, StudyRun
-from berxit.train.curves import relative_score
+from berxit.toolkit.studies.look import GRAY, line_style, model_colors, not_drawn, number, percent, plain
+from berxit.toolkit.studies.request import Request
+from berxit.toolkit.studies.runs import StudyRun
 from berxit.train.evaluation import Predictions
 
 if TYPE_CHECKING:
@@ -24,48 +25,57 @@ if TYPE_CHECKING:
 
 LEAST = 10
 """Minimum number of examples of a correlation."""
-STYLES: tuple[dict[str, Any], ...] = (
-    {"color": BLUE, "marker": "s"},
-    {"color": RED, "marker": "o"},
-    {"color": GREEN, "marker": "^"},
-    {"color": ORANGE, "marker": "D"},
-)
 
 
 def study(request: Request) -> Findings:
     rows, data, panels = [], [], []
     conditions = request.conditions()
-    first = next(iter(request.models.values()))[0]
+    first = request.runs[0]
     if first.predictions.regression:
         raise InputError(f"the study probe needs the confidence of classes, and {request.task} is regression")
     examples = request.examples(first)
     if isinstance(examples.texts[0], str):
         raise InputError(f"the study probe needs pairs of sentences, and {request.task} has single ones")
     overlap = bleu_scores(examples.texts)
-    for model, runs in request.models.items():
-        reference = request.reference(runs)
-        conditions.append(f"{model}: {reference}")
-        for run in runs:
-            labels = class_names(run)
-            relative = relative_score(np.array(run.layer_scores), reference.score)
-            conditions += not_drawn(f"{model}, {run.label}", [relative])
+    colors = model_colors(list(request.models))
+    for group in request.groups:
+        reference = request.reference(group.model)
+        for run in group.runs:
+            labels, name = class_names(run), group.name_of(run)
+            relative = reference.relative(run.layer_scores)
+            conditions += not_drawn(name, [relative])
             found, counts = correlations(run.predictions, overlap)
             for layer in range(run.predictions.layers):
                 cells = [f"{number(found[c][layer])} ({counts[c][layer]})" for c in range(len(labels))]
-                rows.append([f"{model}, {run.label}", str(layer + 1), *cells, percent(relative[layer])])
-            entry = {"model": model, "label": run.label, "folder": run.folder.name, "relative": plain(relative)}
-            by_class = {name: {"correlation": found[c], "examples": counts[c]} for c, name in enumerate(labels)}
-            data.append({**entry, "reference": reference.score, "predicted": by_class})
-            panels.append(_panel(request, run, labels, found, relative))
+                scores = [percent(relative[layer]), percent(reference.relative_floor)]
+                rows.append([name, str(layer + 1), *cells, *scores])
+            by_class = {label: {"correlation": found[c], "examples": counts[c]} for c, label in enumerate(labels)}
+            data.append(
+                {
+                    **request.described(group),
+                    "folder": run.folder.name,
+                    "seed": run.seed,
+                    "relative": plain(relative),
+                    "relative_constant": reference.relative_floor,
+                    "reference": reference.score,
+                    "reference_source": reference.source,
+                    "predicted": by_class,
+                }
+            )
+            panels += [
+                _correlation_panel(name, labels, found, colors[group.model]),
+                score_panel(request, name, relative, reference, colors[group.model]),
+            ]
     conditions += [
         f"BLEU-4 of the second sentence against the first, smoothed (sacrebleu); mean {overlap.mean():.1f} of 100",
         f"Pearson correlation with the highest class probability, over the examples for which the layer predicts the"
         f" class (their number in brackets), if there are at least {LEAST}",
     ]
-    header = ["run", "layer", *(f"predicted {name}" for name in class_names(first)), "relative score"]
+    names = class_names(first)
+    header = ["run", "layer", *(f"predicted {name}" for name in names), "relative score", "constant"]
     return Findings(
         name=f"probe-{request.task}",
-        title=f"Confidence and word overlap, {request.task}",
+        title=f"{request.task}: word overlap against confidence, and {request.metric} of every layer",
         conditions=conditions,
         tables=[("Correlation of BLEU-4 and confidence", Table(header, rows))],
         data={"runs": data},
@@ -106,23 +116,20 @@ def correlations(stored: Predictions, overlap: npt.NDArray) -> tuple[list[list[f
     return found, counts
 
 
-def _panel(
-    request: Request, run: StudyRun, labels: tuple[str, ...], found: list[list[float | None]], relative: npt.NDArray
-) -> Panel:
-    layers = range(1, len(relative) + 1)
-
+def _correlation_panel(name: str, labels: tuple[str, ...], found: list[list[float | None]], color: str) -> Panel:
     def draw(axes: Axes) -> None:
-        axes.axhline(0, color=GRAY, lw=0.8)
+        from berxit.toolkit.figures import Key
+        from berxit.toolkit.studies import drawing
+
+        key = Key()
+        axes.axhline(0, color=GRAY, lw=0.7)
         for c, values in enumerate(found):
             heights = [np.nan if value is None else value for value in values]
-            axes.plot(layers, heights, **STYLES[c % len(STYLES)], lw=1.3, ms=4, label=f"predicted {labels[c]}")
+            style = {**line_style(c), "color": color, "markerfacecolor": color if c == 0 else "white"}
+            drawing.draw_line(axes, key, np.arange(1, len(values) + 1), heights, f"predicted {labels[c]}", style)
         axes.set(xlabel="layer", ylabel="correlation of BLEU-4 and confidence")
-        axes.set_xticks(layers)
-        right = axes.twinx()
-        right.plot(layers, drawable(relative), "k--", lw=1, label="relative score")
-        right.set_ylabel(f"relative score (% of {request.metric})")
-        right.spines["right"].set_visible(True)
-        right.grid(visible=False)
-        axes.set_title(f"{run.model}, {run.label}")
+        drawing.whole_ticks(axes, len(found[0]))
+        axes.set_title(drawing.title(name))
+        key.draw(axes)
 
     return draw

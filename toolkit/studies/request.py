@@ -1,12 +1,10 @@
-"""Input of a study: checkpoints (or bundles), data and the reference score. Passes over the data are stored and
-reused."""
+"""Input of a study: checkpoints (or bundles) and data. Passes over the data are stored and reused."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,13 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples, find_split
 from berxit.runtime.progress import Progress, silent
+from berxit.toolkit.studies.reference import DEFINITION, Reference, default_reference, given_reference, reference_of
+from berxit.toolkit.studies.runs import Group, StudyRun, grouped, read_training
 from berxit.train.chance_warnings import depth_warning
-from berxit.train.checkpoint import load_checkpoint, read_config, read_record
-from berxit.train.evaluation import Predictions, best_device, layer_scores, predict
-from berxit.train.options import TrainingOptions, model_name_of
+from berxit.train.checkpoint import load_checkpoint, read_config
+from berxit.train.evaluation import Predictions, best_device, predict
+from berxit.train.resampling import RowBootstrap
 from berxit.train.tasks import task_of
-
-DEFAULTS = {field.name: field.default for field in fields(TrainingOptions) if field.name != "model"}
-"""Option -> default, for records of older versions, which do not contain every option."""
 
 
 def _no_bar(label: str) -> Progress:
@@ -39,7 +36,7 @@ class Request:
     data: Path | None = None
     split: str = "dev"
     relative_to: str | None = None
-    """The reference score, or a checkpoint: the score of its last exit is 100%."""
+    """The score that is 100%, or a checkpoint: the full depth of its group."""
     criterion: str | None = None
     length: int | None = None
     """Number of tokens of an input, for the study ``flops``."""
@@ -53,24 +50,39 @@ class Request:
         return find_split(self.data, self.split)
 
     @cached_property
-    def models(self) -> dict[str, list[StudyRun]]:
-        """Model -> its runs with their passes, in the given order. Raises InputError for runs of different tasks."""
+    def runs(self) -> list[StudyRun]:
+        """All runs with their passes, in the given order. Raises InputError for runs of different tasks or metrics."""
         runs = [self.run(path) for path in dict.fromkeys(self.paths)]
-        if len(tasks := {run.task: run.folder for run in runs}) > 1:
-            named = ", ".join(f"{folder} is {task}" for task, folder in tasks.items())
-            raise InputError(f"a study needs checkpoints of one task, but {named}: run the study for each task")
-        groups: dict[str, list[StudyRun]] = defaultdict(list)
-        for run in label_runs(runs):
-            groups[run.model].append(run)
-        return dict(groups)
+        for what, values in (
+            ("task", {run.task: run.folder for run in runs}),
+            ("metric", {run.predictions.metric: run.folder for run in runs}),
+        ):
+            if len(values) > 1:
+                named = ", ".join(f"{folder} has {value}" for value, folder in values.items())
+                raise InputError(f"a study needs checkpoints of one {what}, but {named}: run the study for each {what}")
+        return runs
+
+    @cached_property
+    def models(self) -> dict[str, list[Group]]:
+        """Model -> its groups of runs that differ in the seed only. Raises InputError as ``runs`` and ``grouped``
+        do."""
+        return grouped(self.runs)
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for groups in self.models.values() for group in groups]
 
     @property
     def task(self) -> str:
-        return next(iter(self.models.values()))[0].task
+        return self.runs[0].task
 
     @property
     def metric(self) -> str:
-        return next(iter(self.models.values()))[0].predictions.metric
+        return self.runs[0].predictions.metric
+
+    @cached_property
+    def bootstrap(self) -> RowBootstrap:
+        return RowBootstrap(len(self.runs[0].predictions.labels), self.metric)
 
     def run(self, folder: Path) -> StudyRun:
         """A checkpoint with its pass: the stored pass if checkpoint and data are unchanged, else a new one."""
@@ -89,11 +101,8 @@ class Request:
                 model, tokenizer, examples, self.batch_size, self.bar(folder.name), str(self.data_file)
             )
             _save(predictions, stored)
-        known = {name: config[name] for name in ("pooling", "exit_head", "lte")}
-        options = {**DEFAULTS, **known, **read_record(folder).get("options", {})}
-        model_name = model_name_of(str(options.get("model") or config["backbone"]["model_type"]))
-        strategy = config["strategy"]
-        return StudyRun(folder, model_name, config["task"], strategy, strategy, options, predictions, key)
+        training = read_training(folder, predictions.layers)
+        return StudyRun(**vars(training), task=config["task"], predictions=predictions, key=key)
 
     def examples(self, run: StudyRun) -> Examples:
         """The examples of a run's pass, in its order."""
@@ -101,117 +110,60 @@ class Request:
 
         return task_of(MultiExitConfig.from_pretrained(str(run.folder))).read(self.data_file, self.split)
 
-    def reference(self, runs: Sequence[StudyRun]) -> Reference:
-        """The reference score (100%) for the runs of one model.
+    def reference(self, model: str) -> Reference:
+        """The scale of the relative scores of a model's runs. Raises InputError for a score outside (0, 1]."""
+        groups, text = self.models[model], self.relative_to
+        if text is None:
+            return default_reference(groups)
+        if _is_number(text):
+            return given_reference(text, groups[0].runs[0])
+        run = self.run(Path(text))
+        if run.task != self.task:
+            raise InputError(
+                f"--relative-to {text} is a checkpoint for {run.task}, the others are for {self.task}: choose one"
+                f" for {self.task}"
+            )
+        same = next((group for group in self.groups if run.key in [each.key for each in group.runs]), None)
+        return reference_of(same or Group(run.model, run.folder.name, (run,)))
 
-        One reference for all runs, so that their curves can be compared:
-
-        1. ``relative_to`` if given.
-        2. The last exit of raw, as in the paper, or of two-stage, which trains it in the same way.
-        3. The highest score of a last exit among the runs.
-
-        Raises InputError for a score outside (0, 1].
-        """
-        if self.relative_to is not None:
-            return self._given(self.relative_to)
-        for strategy in ("raw", "two-stage"):
-            if same := [run for run in runs if run.strategy == strategy]:
-                mean = sum(run.full_depth for run in same) / len(same)
-                return Reference(mean, f"the last exit of {strategy}" + (" (mean of runs)" if len(same) > 1 else ""))
-        best = max(runs, key=lambda run: run.full_depth)
-        return Reference(best.full_depth, f"the last exit of {best.label}" if len(runs) > 1 else "its own last exit")
-
-    def _given(self, text: str) -> Reference:
-        try:
-            score = float(text)
-        except ValueError:
-            run = self.run(Path(text))
-            if run.task != self.task:
-                raise InputError(
-                    f"--relative-to {text} is a checkpoint for {run.task}, the others are for {self.task}: choose one"
-                    f" for {self.task}"
-                ) from None
-            chance = ", which is at chance" if depth_warning(run.predictions) else ""
-            return Reference(run.full_depth, f"the last exit of {run.folder.name}{chance}")
-        if not 0 < score <= 1:
-            raise InputError(f"--relative-to {text} is out of range: give a score above 0 and at most 1, such as 0.889")
-        return Reference(score, "as given")
-
-    def conditions(self) -> list[str]:
-        """Data, checkpoints and warnings, for the report."""
-        runs = [run for group in self.models.values() for run in group]
+    def conditions(self, *, relative: bool = True) -> list[str]:
+        """Data, checkpoints, scale and warnings, for the report. ``relative``: the study reports relative scores."""
+        runs = self.runs
+        low = [run for run in runs if not run.above_floor]
         return [
             f"data: {self.data_file.parent.name}/{self.data_file.name}, {len(runs[0].predictions.labels)} examples,"
-            f" sha256 {sha256(self.data_file)[:12]}; metric: {self.metric}",
-            *(f"{run.model}, {run.label}: {run.folder.name}" for run in runs),
+            f" sha256 {sha256(self.data_file)[:12]}; metric: {self.metric}; the constant prediction scores"
+            f" {runs[0].floor:.4f}",
+            *(f"{group.name_of(run)}: {run.folder.name}" for group in self.groups for run in group.runs),
+            *([DEFINITION] if relative else []),
+            *(f"{model}: {self.reference(model)}" for model in self.models if relative),
             *(f"warning: {run.folder.name}: {line}" for run in runs if (line := depth_warning(run.predictions))),
+            *(
+                f"warning: {run.folder.name} does not count for 100%, areas and claims: its full depth,"
+                f" {run.full_depth:.4f}, is not above the constant prediction"
+                for run in low
+            ),
         ]
 
-
-@dataclass(frozen=True)
-class StudyRun:
-    """A checkpoint in a study, with its pass."""
-
-    folder: Path
-    model: str
-    task: str
-    strategy: str
-    label: str
-    """Label in legends: the strategy, and the options in which the model's runs differ. Runs that differ only in the
-    seed have equal labels."""
-    options: dict[str, Any]
-    """Training options from its record."""
-    predictions: Predictions
-    key: str
-    """sha256 over checkpoint and data."""
-
-    @cached_property
-    def layer_scores(self) -> list[float]:
-        return layer_scores(self.predictions)
-
-    @property
-    def full_depth(self) -> float:
-        return self.layer_scores[-1]
+    def described(self, group: Group) -> dict[str, Any]:
+        """A group for the JSON file."""
+        return {
+            "model": group.model,
+            "label": group.label,
+            "strategy": group.strategy,
+            "seeds": [run.seed for run in group.runs],
+            "options": group.runs[0].options,
+            "checkpoints": [run.folder.name for run in group.runs],
+            "constant": group.runs[0].floor,
+        }
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The score that is 100%."""
-
-    score: float
-    source: str
-
-    def __str__(self) -> str:
-        return f"100% is {self.score:.4f}, {self.source}"
-
-
-def by_label(runs: Sequence[StudyRun]) -> dict[str, list[StudyRun]]:
-    """Label -> the runs of one model that differ only in the seed."""
-    groups: dict[str, list[StudyRun]] = defaultdict(list)
-    for run in runs:
-        groups[run.label].append(run)
-    return {label if len(same) == 1 else f"{label} (mean of {len(same)})": same for label, same in groups.items()}
-
-
-def label_runs(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """Adds a label to each run: its strategy, and the non-default options in which the model's runs differ."""
-    labelled = []
-    for run in runs:
-        peers = [peer for peer in runs if (peer.model, peer.strategy) == (run.model, run.strategy)]
-        names = sorted({name for peer in peers for name in peer.options} - {"model", "strategy", "seed"})
-        differ = [name for name in names if len({str(peer.options.get(name)) for peer in peers}) > 1]
-        parts = [_option_label(run.options, name) for name in differ if run.options.get(name) != DEFAULTS.get(name)]
-        labelled.append(replace(run, label=", ".join([run.strategy, *parts])))
-    return labelled
-
-
-def _option_label(options: dict[str, Any], name: str) -> str:
-    """An option for a legend: "no lte", "mean pooling", "epochs 5"."""
-    value = options[name]
-    words = name.replace("_", " ")
-    if isinstance(value, bool):
-        return words if value else f"no {words}"
-    return f"{value} {words}" if isinstance(value, str) else f"{words} {value}"
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _load(path: Path) -> Predictions:

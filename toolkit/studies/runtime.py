@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from berxit import devices
@@ -51,7 +52,10 @@ def study(request: Request) -> Findings:
     for path in request.paths:
         if not (path / "manifest.json").is_file():
             raise BerxitError(f"{path} is not a bundle: the study runtime needs bundles, export one with berxit-export")
-    times = [_measure(request, EarlyExitRunner.load(path), path.resolve().name) for path in request.paths]
+    names = distinct_names(request.paths)
+    times = [
+        _measure(request, EarlyExitRunner.load(path), name) for path, name in zip(request.paths, names, strict=True)
+    ]
     if len(tasks := {time.task for time in times}) > 1:
         raise InputError(
             f"a study needs bundles of one task, but these are for {', '.join(sorted(tasks))}: run the study for each"
@@ -69,7 +73,7 @@ def study(request: Request) -> Findings:
     header = ["bundle", "model", "target", "layers", "full depth, s", "calibrated, s", "average exit layer", "speed-up"]
     return Findings(
         name=f"runtime-{times[0].task}",
-        title=f"Seconds for {times[0].inputs} inputs, {times[0].task}",
+        title=f"{times[0].task}: seconds for {times[0].inputs} inputs",
         conditions=[
             f"data: {request.data_file.parent.name}/{request.data_file.name}, {times[0].inputs} inputs, one at a time,"
             " from text to prediction, including tokenization; full depth and calibrated in shuffled order",
@@ -90,7 +94,7 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
     with request.bar(name)(len(examples) * len(policies)) as bar:
-        found, noise = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
+        measured = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
     return BundleTimes(
         bundle=name,
         model=f"{model.family}, d = {model.hidden_size}",
@@ -100,28 +104,40 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
         precision=manifest.precision,
         threads=runner.backend.threads,
         inputs=len(examples),
-        full=found[FULL],
-        calibrated=found.get(CALIBRATED),
-        noise=noise,
+        full=measured.points[FULL],
+        calibrated=measured.points.get(CALIBRATED),
+        noise=measured.noise,
     )
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as distinguish all paths: "bge/fp32" and "minilm/fp32"."""
+    parts = [path.resolve().parts for path in paths]
+    deepest = max(map(len, parts))
+    for count in range(1, deepest + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
 
 
 def _panel(times: Sequence[BundleTimes]) -> Panel:
     def draw(axes: Axes) -> None:
         heights = range(len(times))
-        full = axes.barh([h - 0.2 for h in heights], [t.seconds(t.full) for t in times], 0.36, color=GRAY, label=FULL)
-        axes.bar_label(full, fmt=" %.1f s")
+        full = axes.barh([h - 0.2 for h in heights], [t.seconds(t.full) for t in times], 0.36, color=GRAY)
         early = [(h + 0.2, t.seconds(t.calibrated)) for h, t in zip(heights, times, strict=True) if t.calibrated]
+        axes.bar_label(full, fmt=f" %.1f s {FULL}", fontsize=7.5)
         if early:
-            bars = axes.barh(
-                [h for h, _ in early], [s for _, s in early], 0.36, color=BLUE, label="calibrated early exit"
-            )
-            axes.bar_label(bars, fmt=" %.1f s")
-        axes.set_yticks(heights, [time.bundle for time in times])
+            bars = axes.barh([h for h, _ in early], [s for _, s in early], 0.36, color=BLUE)
+            axes.bar_label(bars, fmt=" %.1f s calibrated early exit", fontsize=7.5)
+        labels = [
+            f"{time.bundle}\n{time.model}, {time.layers} layers\n{time.target} {time.precision}" for time in times
+        ]
+        axes.set_yticks(heights, labels, fontsize=7.5)
         axes.invert_yaxis()
-        axes.margins(x=0.18)
+        axes.margins(x=0.45)
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=f"seconds for {times[0].inputs} inputs, one at a time")
-        axes.set_title(f"{times[0].task} on {devices.this_machine()}")
+        axes.set_title(f"{devices.this_machine()}")
 
     return draw

@@ -2,141 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import combinations, permutations
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from berxit.runtime.tables import Table
+from berxit.toolkit.studies import claims
+from berxit.toolkit.studies.claims import Claim, Side, judge
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import GRAY, drawable, looks, not_drawn, number, percent, plain
-from berxit.toolkit.studies.request import Request, by_label
-from berxit.train.curves import SAVED, Area, Curve, area_above, criterion_curve, mean_curve, relative_score
+from berxit.toolkit.studies.look import looks, model_colors, not_drawn, percent, plain
+from berxit.toolkit.studies.operating import DEFINITION, GAIN, GAIN_HEADER, Operating, operating
+from berxit.toolkit.studies.reference import Reference
+from berxit.toolkit.studies.request import Request
+from berxit.toolkit.studies.runs import Group, StudyRun
+from berxit.train.curves import SAVED, Curve, mean_curve
+from berxit.train.evaluation import default_criterion
+from berxit.train.strategies import STRATEGIES
+from berxit.train.sweeps import Sweep, sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KEPT = (99.0, 97.0, 94.0)
-"""Percent of the reference, as in the paper's table 2."""
+ORACLE = "oracle curve: every point applies one threshold to all reported rows; no point was chosen on other rows"
+HELD_OUT = "held-out curve: for each cost, patience and tolerance are chosen on the other folds"
 
 
 def study(request: Request) -> Findings:
-    points, areas, panels = [], [], []
+    points, kept, panels, kinds = [], [], [], set()
+    judged: list[Claim] = []
     data: list[dict[str, Any]] = []
     conditions = request.conditions()
-    criteria = set()
-    for model, runs in request.models.items():
-        reference = request.reference(runs)
-        constant = relative_score(runs[0].predictions.constant.score, reference.score)
-        conditions.append(f"{model}: {reference}; the best constant prediction reaches {percent(float(constant))}")
-        curves: dict[str, Curve] = {}
-        for label, same in by_label(runs).items():
-            criterion = request.criterion or same[0].predictions.default_criterion
-            criteria.add(criterion)
-            curves[label] = mean_curve(
-                [criterion_curve(run.predictions, criterion).relative_to(reference.score) for run in same]
-            )
-        conditions += not_drawn(model, (curve.scores for curve in curves.values()))
-        pairs = {(a, b): area_above(curves[a], curves[b]) for a, b in permutations(curves, 2)}
-        for label, curve in curves.items():
-            points.append([label, model, *_kept_at(curve), *_saved_at(curve)])
-            data.append(_entry(model, label, reference.score, curve, pairs))
-        areas += [
-            [
-                a,
-                b,
-                model,
-                number(pairs[a, b].area),
-                number(pairs[b, a].area),
-                f"{pairs[a, b].mean - pairs[b, a].mean:+.2f}",
-            ]
-            for a, b in combinations(curves, 2)
-        ]
-        panels.append(_panel(request, model, curves))
-    criteria_names = " and ".join(sorted(criteria))
-    conditions.append(
-        f"thresholds of {criteria_names}, the same at every layer; scores between two thresholds are interpolated;"
-        " saved layers are those of the cheapest threshold that keeps the score (slightly optimistic, because it is"
-        " chosen on the same data)"
-    )
-    at = [f"at {share:.0%} saved" for share in SAVED] + [f"saved at {kept:g}%" for kept in KEPT]
-    tables = [("Relative score, and saved layers", Table(["strategy", "model", *at], points))]
-    if areas:
-        conditions.append(
-            "area of one curve above the other: in percent x layers, as in the paper's figure 4 (13.5 and 0.4 on RTE);"
-            " mean difference: difference of the two areas divided by the range of layers that both curves cover, in"
-            " percentage points"
-        )
-        header = ["A", "B", "model", "A above B", "B above A", "mean difference"]
-        tables.append(("Area of one curve above the other", Table(header, areas)))
+    colors = model_colors(list(request.models))
+    criterion = request.criterion or common_criterion(request.runs)
+    with request.bar("curves and intervals")(len(request.groups)) as bar:
+        for model, groups in request.models.items():
+            reference = request.reference(model)
+            constant = percent(reference.relative_floor)
+            sweeps = {group.label: [sweep(run.predictions, criterion) for run in group.runs] for group in groups}
+            kinds |= {each.oracle for same in sweeps.values() for each in same}
+            curves = {label: relative_curve(same, reference) for label, same in sweeps.items()}
+            conditions += not_drawn(model, (curve.scores for curve in curves.values()))
+            judged += _claims(request, groups, sweeps, reference)
+            for group in groups:
+                curve = curves[group.label]
+                at = operating(group, criterion, reference, request.bootstrap, float(curve.layers[0]))
+                start = [group.label, model]
+                points.append([*start, group.seeds, constant, percent(100 * _full(group, reference)), *_at_cost(at)])
+                kept += [[*start, *cells, constant] for cells in at.gain_cells()]
+                data.append(_entry(request, group, reference, curve, at))
+                bar.update(1)
+            panels.append(_panel(request, groups, sweeps, curves, reference, colors[model]))
+    curve_kinds = [text for text, oracle in ((ORACLE, True), (HELD_OUT, False)) if oracle in kinds]
+    conditions += [*curve_kinds, DEFINITION, GAIN]
+    header = ["strategy", "model", "seeds", "constant", "full depth", *(f"at {share:.0%} saved" for share in SAVED)]
+    tables = [
+        ("Relative score", Table(header, points)),
+        ("Saved layers, and the gain kept", Table(["strategy", "model", *GAIN_HEADER, "constant"], kept)),
+    ]
+    if judged:
+        conditions.append(claims.DEFINITION)
+        tables.append(("Claims: one curve is above another", claims.claims_table(judged)))
+    kind = "oracle curves" if kinds == {True} else "held-out curves" if kinds == {False} else "curves"
     return Findings(
         name=f"tradeoff-{request.task}",
-        title=f"Trade-off by {criteria_names}, {request.task}",
+        title=f"{request.task}: {request.metric} against average exit layer, {kind} of {criterion}",
         conditions=conditions,
         tables=tables,
-        data={"criterion": criteria_names, "curves": data},
+        data={"criterion": criterion, "curves": data, "claims": claims.entries(judged)},
         panels=panels,
+        notes=[*curve_kinds, *seed_note(request.groups)],
     )
 
 
-def _kept_at(curve: Curve) -> list[str]:
-    return [percent(curve.at_saved(share)) for share in SAVED]
+def common_criterion(runs: Sequence[StudyRun]) -> str:
+    """The default criterion of models like these: that of LTE only if all runs have it."""
+    lte = all(run.predictions.lte is not None for run in runs)
+    return default_criterion(regression=runs[0].predictions.regression, lte=lte)
 
 
-def _saved_at(curve: Curve) -> list[str]:
-    return ["-" if layer is None else f"{1 - layer / curve.depth:.0%}" for layer in map(curve.cheapest, KEPT)]
+def relative_curve(sweeps: Sequence[Sweep], reference: Reference) -> Curve:
+    """The mean over the seeds of the relative curves."""
+    return mean_curve([each.curve().relative_to(reference.score) for each in sweeps])
 
 
-def _entry(
-    model: str, label: str, reference: float, curve: Curve, pairs: Mapping[tuple[str, str], Area]
-) -> dict[str, Any]:
+def seed_note(groups: Sequence[Group]) -> list[str]:
+    """The note about bands, if a group has several seeds."""
+    return ["band: lowest and highest seed"] if any(len(group.runs) > 1 for group in groups) else []
+
+
+def _full(group: Group, reference: Reference) -> float:
+    return group.mean_layer_scores[-1] / reference.score
+
+
+def _at_cost(at: Operating) -> list[str]:
+    return [percent(each.relative) for each in at.at_cost]
+
+
+def _claims(
+    request: Request, groups: Sequence[Group], sweeps: Mapping[str, Sequence[Sweep]], reference: Reference
+) -> list[Claim]:
+    """Every pair of groups with equal depth. The paper's claim is about alternating, so alternating is A."""
+    first = next(iter(STRATEGIES))
+    ordered = sorted(groups, key=lambda group: group.strategy != first)
+    sides = [(side_of(request, group, sweeps[group.label], reference), group.depth) for group in ordered]
+    return [judge(a, b, groups[0].model) for (a, deep), (b, other) in combinations(sides, 2) if deep == other]
+
+
+def side_of(request: Request, group: Group, sweeps: Sequence[Sweep], reference: Reference, name: str = "") -> Side:
+    """The group as one side of a claim, without the runs at the constant prediction. ``name``: other than its label."""
+    pairs = [(run, each) for run, each in zip(group.runs, sweeps, strict=True) if run.above_floor]
+    runs, found = zip(*pairs, strict=True) if pairs else ((), ())
+    return Side(name or group.label, runs, found, reference, request.bootstrap)
+
+
+def _entry(request: Request, group: Group, reference: Reference, curve: Curve, at: Operating) -> dict[str, Any]:
     """One curve for the JSON file."""
     return {
-        "model": model,
-        "label": label,
-        "reference": reference,
+        **request.described(group),
+        "reference": reference.score,
+        "reference_source": reference.source,
+        "relative_constant": reference.relative_floor,
         "average_exit_layer": plain(curve.layers),
         "relative": plain(curve.scores),
-        "relative_at_saved": {f"{share:g}": curve.at_saved(share) for share in SAVED},
-        "average_exit_layer_at": {f"{kept:g}": curve.cheapest(kept) for kept in KEPT},
-        "area_above": {b: {"area": area.area, "mean": area.mean} for (a, b), area in pairs.items() if a == label},
+        **at.entry(),
     }
 
 
-def _panel(request: Request, model: str, curves: Mapping[str, Curve]) -> Panel:
-    look = looks(request.models)
+def _panel(
+    request: Request,
+    groups: Sequence[Group],
+    sweeps: Mapping[str, Sequence[Sweep]],
+    curves: Mapping[str, Curve],
+    reference: Reference,
+    color: str,
+) -> Panel:
+    look = looks(groups, color)
 
     def draw(axes: Axes) -> None:
-        axes.axhline(100, color=GRAY, lw=0.8)
-        for label, curve in curves.items():
-            axes.plot(
-                curve.layers, drawable(curve.scores), **look[label], markevery=marks(curve), lw=1.3, ms=4, label=label
-            )
-        depth = max(curve.depth for curve in curves.values())
+        from berxit.toolkit.figures import Key
+        from berxit.toolkit.studies import drawing
+
+        key = Key()
+        drawing.draw_hundred(axes)
+        for group in groups:
+            curve = curves[group.label]
+            band = drawing.band_of(relative_at(curve.layers, sweeps[group.label], reference))
+            drawing.draw_line(axes, key, curve.layers, curve.scores, group.name, look[group.label], band)
+        drawing.draw_floor(axes, reference.relative_floor)
         axes.set(xlabel="average exit layer", ylabel=f"relative score (% of {request.metric})")
-        saved_layers_axis(axes, depth)
-        axes.set_title(model)
+        drawing.saved_layers_axis(axes, max(curve.depth for curve in curves.values()))
+        axes.set_title(drawing.title(groups[0].model, str(reference)))
+        key.draw(axes)
 
     return draw
 
 
-def marks(curve: Curve) -> list[int]:
-    """Indices of about twelve points of a curve at even distances, for its markers."""
-    wanted = np.linspace(float(curve.layers[0]), float(curve.layers[-1]), 12)
-    return [int(place) for place in np.unique(np.searchsorted(curve.layers, wanted))]
-
-
-def saved_layers_axis(axes: Axes, depth: int) -> None:
-    """Adds ticks at every layer to the lower axis, and the share of saved layers as the upper axis."""
-
-    def saved(layer: Any) -> Any:
-        return 100 * (1 - layer / depth)
-
-    def layer(saved: Any) -> Any:
-        return depth * (1 - saved / 100)
-
-    axes.set_xticks(range(1, depth + 1))
-    top = axes.secondary_xaxis("top", functions=(saved, layer))
-    top.set_xlabel("saved layers (%)")
-    top.spines["top"].set_visible(False)
+def relative_at(layers: npt.NDArray, sweeps: Sequence[Sweep], reference: Reference) -> npt.NDArray:
+    """(S, P) relative scores of the curves of S seeds at average exit layers (P,)."""
+    curves = [each.curve() for each in sweeps]
+    return reference.relative([np.interp(layers, curve.layers, curve.scores) for curve in curves])

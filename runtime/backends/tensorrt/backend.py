@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit import devices
+from berxit.runtime.backends.pooled import PooledWorkspace, Returning
 from berxit.runtime.backends.tensorrt.cuda import Cuda
 from berxit.runtime.backends.tensorrt.engines import EngineCache, prepare_engines, read_engine, rows_of
 from berxit.runtime.backends.tensorrt.plan import Plan, plan_for, runs_of, shape_of
@@ -134,23 +135,11 @@ class _Slot:
         return self._bytes[start : start + prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
 
-class _PooledSlot:
-    """The slot of one call, returned to the pool ``free`` when this object is deleted: at the end of the loop, or of a
-    stream that is not read to its end."""
-
-    def __init__(self, free: deque[_Slot], slot: _Slot) -> None:
-        self.slot = slot
-        self._free = free
-
-    def __del__(self) -> None:
-        self._free.append(self.slot)
-
-
 @dataclass(frozen=True)
 class _Part:
     """State of up to max_batch rows between two layers."""
 
-    pooled: _PooledSlot
+    pooled: PooledWorkspace[_Slot]
     rows: int
     turn: int
     done: int = 0
@@ -160,7 +149,7 @@ class _Part:
 
     @property
     def slot(self) -> _Slot:
-        return self.pooled.slot
+        return self.pooled.workspace
 
 
 State = tuple[_Part, ...]
@@ -251,7 +240,7 @@ class TensorRtBackend(Backend):
             {name: cuda.upload(read_tensor(bundle, tensor), self._stream) for name, tensor in segment.constants.items()}
             for segment in manifest.segments
         ]
-        self._free: dict[int, deque[_Slot]] = defaultdict(deque)
+        self._free: dict[int, deque[Returning]] = defaultdict(deque)
 
     def warm_up(self) -> None:
         """Runs one row of every input length, because the first run of a context is slow: it creates the context, loads
@@ -315,8 +304,8 @@ class TensorRtBackend(Backend):
             yield
 
     def _embed(self, batch: TokenBatch, rows: slice, length: int) -> _Part:
-        slot = self._free[length].popleft() if self._free[length] else self._slot(length)
-        pooled, segment = _PooledSlot(self._free[length], slot), self._manifest.segments[0]
+        pooled: PooledWorkspace[_Slot] = PooledWorkspace(self._free[length], partial(self._slot, length))
+        slot, segment = pooled.workspace, self._manifest.segments[0]
         tokens = {
             "input_ids": batch.input_ids[rows, :length],  # The rest is padding.
             "token_type_ids": batch.token_type_ids[rows, :length],

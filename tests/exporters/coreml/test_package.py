@@ -36,6 +36,7 @@ def product(*weights: np.ndarray) -> Function:
     [
         ("bert", ExportOptions()),
         ("albert", ExportOptions("int8", target_version="ios16")),
+        ("bert", ExportOptions("palette4-grouped")),
         ("mpnet", ExportOptions(lengths=(8, 16), layout="ane", target_options=("fixed-shapes", "full-depth"))),
     ],
 )

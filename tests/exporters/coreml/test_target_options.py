@@ -235,6 +235,25 @@ def test_grouped_palettes_are_more_accurate_than_one_per_matrix(tmp_path: Path) 
     assert errors["palette4-grouped"] < 0.2 * errors["palette4"]
 
 
+@pytest.mark.parametrize("version", ["iOS16", "iOS18"])
+@pytest.mark.filterwarnings("error")
+def test_int8_row_of_zeros_has_a_scale(version: str, tmp_path: Path) -> None:
+    """The embedding of padding is a row of zeros in many checkpoints."""
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    weight[3] = 0
+    target = getattr(ct.target, version)
+    with new_function({"x": mb.placeholder(shape=(1, 64), dtype=types.fp16)}, target) as function:
+        stored = Weights(COREML.precision("int8")).matrix(weight)
+        product = mb.linear(x=function.inputs["x"], weight=stored, bias=np.zeros(64, np.float16))
+        function.set_outputs([mb.identity(x=product, name="y")])
+    assert np.all(stored.op.scale.val != 0)
+    write_package({"main": function}, tmp_path / "a.mlpackage", target)
+    multiply = open_package(tmp_path / "a.mlpackage")["main"]
+    found = np.concatenate([multiply({"x": row[None]})["y"] for row in np.eye(64, dtype=np.float16)]).T
+    assert np.all(found[3] == 0)
+    np.testing.assert_allclose(found, weight, atol=np.abs(weight).max() / 127)
+
+
 @pytest.mark.parametrize(("family", "layout"), [("bert", "ane"), ("albert", "tokens")])
 def test_int8_activations_quantize_the_inputs_of_all_large_matmuls(
     family: str,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,16 +18,16 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.cli import load
 from berxit.toolkit.studies import STUDIES, find_study
 from berxit.toolkit.studies.certainty import certainty_targets
+from berxit.toolkit.studies.drawing import draw_floor
+from berxit.toolkit.studies.findings import Findings
 from berxit.toolkit.studies.flops import count_flops
-from berxit.toolkit.studies.limit import limit_scores
-from berxit.toolkit.studies.look import drawable, looks, not_drawn, plain
 from berxit.toolkit.studies.probe import bleu_scores, correlations
-from berxit.toolkit.studies.request import Request, StudyRun, by_label, label_runs, model_name_of
+from berxit.toolkit.studies.request import Request
 from berxit.train.checkpoint import TrainingRecord, save_checkpoint
-from berxit.train.curves import criterion_curve
 from berxit.train.evaluation import Predictions
 from berxit.train.modeling import MultiExitModel
 from tests.conftest import ENCODERS, WORDS
+from tests.toolkit.studies.hand_made_runs import hand_made_run
 
 Make = Callable[..., Path]
 
@@ -65,6 +66,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
         torch.manual_seed(seed + sum(map(ord, strategy)))
         regression = bool(options.pop("regression", False))
         layers = options.pop("layers", None)
+        trained = {name: options.pop(name) for name in ("epochs", "max_steps") if name in options}
         options.setdefault("pooling", "mean")  # With random weights, the first token contains no information.
         model = MultiExitModel.from_backbone(
             backbone_folders[family],
@@ -92,9 +94,10 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
             "seed": seed,
             "layers": layers,
         }
-        record = TrainingRecord({**recorded, **options}, "train.tsv", "0", 1, 1, 1.0, 0.5, "cpu", {})
+        record = TrainingRecord({**recorded, **options, **trained}, "train.tsv", "0", 1, 1, 1.0, 0.5, "cpu", {})
         words = ["", "lte"] if lte else [""]
-        path = folder / "-".join([family, strategy, *words[1:], str(seed), str(layers), str(regression)])
+        chosen = [f"{name}={value}" for name, value in sorted(options.items())]
+        path = folder / "-".join([family, strategy, *words[1:], str(seed), str(layers), str(regression), *chosen])
         path.mkdir(exist_ok=True)
         save_checkpoint(path, model, AutoTokenizer.from_pretrained(str(backbone_folders[family])), record, ["the cat"])
         return path
@@ -102,14 +105,36 @@ def make(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, P
     return one
 
 
+@pytest.fixture(autouse=True)
+def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures in one format, because three take three times as long; a test of its own writes all."""
+    monkeypatch.setattr("berxit.toolkit.studies.findings.FORMATS", ("svg",))
+
+
 def run(*arguments: object) -> int:
     return status_of(load("study"), [str(argument) for argument in arguments] + ["--quiet"])
+
+
+def replace_passes(paths: list[Path], data: Path, output: Path, scores: list[list[float]]) -> None:
+    """Stores a pass for each checkpoint whose layers have these accuracies, up to a row, with LTE."""
+    rng = np.random.default_rng(0)
+    for path, wanted in zip(paths, scores, strict=True):
+        request = Request([path], output, data)
+        labels = request.run(path).predictions.labels
+        order = rng.permutation(len(labels))
+        right = np.stack([order < round(score * len(labels)) for score in wanted], axis=1)
+        size = (1 + rng.exponential(size=right.shape)) * np.where(right, 2, 1)
+        sign = np.where(right, 1, -1) * np.where(labels == 1, 1, -1)[:, None]
+        logits = np.stack([np.zeros_like(size), size * sign], axis=-1).astype(np.float32)
+        lte = (1 / (1 + np.exp(-size))).astype(np.float32)
+        (stored,) = (output / "passes").glob(f"{path.name}-{request.run(path).key[:12]}/predictions.npz")
+        Predictions(logits, lte, labels, "accuracy", names=("other", "same")).save(stored)
 
 
 def written(output: Path, name: str) -> dict:
     """The study's numbers. Checks that its report and figure exist."""
     assert (output / f"{name}.md").read_text(encoding="utf-8").startswith("# ")
-    assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (output / f"{name}.svg").read_text(encoding="utf-8")
     return json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -117,59 +142,66 @@ def test_layerwise(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     paths = [make("two-stage"), make("joint"), make("joint", seed=7), make("joint", family="distilbert")]
     assert run("layerwise", *paths, "--data", data["classes"], "--output", tmp_path) == 0
     lines = {(line["model"], line["label"]): line for line in written(tmp_path, "layerwise-pairs")["lines"]}
-    assert set(lines) == {
-        ("bert-tiny", "two-stage"),
-        ("bert-tiny", "joint (mean of 2)"),
-        ("distilbert-tiny", "joint"),
-    }
-    two_stage, joint = lines["bert-tiny", "two-stage"], lines["bert-tiny", "joint (mean of 2)"]
+    assert set(lines) == {("bert-tiny", "two-stage"), ("bert-tiny", "joint"), ("distilbert-tiny", "joint")}
+    two_stage, joint = lines["bert-tiny", "two-stage"], lines["bert-tiny", "joint"]
     assert joint["reference"] == two_stage["scores"][-1] == two_stage["reference"]
     assert two_stage["relative"][-1] == pytest.approx(100)
-    assert joint["runs"] == 2
+    assert joint["seeds"] == [42, 7]
     assert joint["scores"] == pytest.approx(np.mean([joint["lowest"], joint["highest"]], axis=0))
     assert joint["relative"][0] == pytest.approx(100 * joint["scores"][0] / two_stage["scores"][-1])
+    labels = [row.rpartition("\t")[2] for row in (data["classes"] / "dev.tsv").read_text().splitlines()[1:]]
+    majority = max(labels.count("same"), labels.count("other")) / len(labels)
+    assert joint["constant"] == majority
+    assert joint["relative_constant"] == pytest.approx(100 * majority / two_stage["scores"][-1])
 
 
 def test_tradeoff(make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [make("joint"), make("alternating")]
-    options = ["--relative-to", "0.5", "--criterion", "entropy"]
+    replace_passes(paths, data["classes"], tmp_path, [[0.5, 0.7, 0.9], [0.6, 0.8, 0.9]])
+    options = ["--relative-to", "0.9", "--criterion", "entropy"]
     assert run("tradeoff", *paths, "--data", data["classes"], "--output", tmp_path, *options) == 0
     found = written(tmp_path, "tradeoff-pairs")
     joint, alternating = found["curves"]
-    assert (found["criterion"], joint["reference"]) == ("entropy", 0.5)
+    assert (found["criterion"], joint["reference"]) == ("entropy", 0.9)
     assert joint["average_exit_layer"][0] == 1
     assert joint["average_exit_layer"][-1] == 3
-    at_half = np.interp(1.5, joint["average_exit_layer"], joint["relative"])
-    assert joint["relative_at_saved"]["0.5"] == pytest.approx(at_half)
-    assert joint["relative_at_saved"]["0.7"] is None  # less than one of three layers
-    assert set(joint["area_above"]) == {"alternating"}
+    assert [at["relative"] is None for at in joint["at_cost"]] == [False, False, True]  # 70%: less than one layer
+    assert [at["gain"] for at in joint["at_gain"]] == [99, 97, 94]
+    (claim,) = found["claims"]
+    assert (claim["first"], claim["second"]) == ("alternating", "joint")  # the paper's claim is about alternating
     grid = np.linspace(1, 3, 20_001)
-    difference = np.interp(grid, joint["average_exit_layer"], joint["relative"]) - np.interp(
-        grid, alternating["average_exit_layer"], alternating["relative"]
+    first, second = (
+        np.maximum(np.interp(grid, curve["average_exit_layer"], curve["relative"]), claim["constant"])
+        for curve in (alternating, joint)
     )
-    assert joint["area_above"]["alternating"]["area"] == pytest.approx(2 * np.maximum(difference, 0).mean(), abs=0.05)
-    assert "100% is 0.5000, as given" in capsys.readouterr().out
+    assert claim["above"] == pytest.approx(2 * np.maximum(first - second, 0).mean(), abs=0.05)
+    assert claim["below"] == pytest.approx(2 * np.maximum(second - first, 0).mean(), abs=0.05)
+    assert claim["above"] > 1
+    assert (claim["verdict"], claim["seeds"]) == ("undecided", [1, 1])
+    assert "100% is accuracy 0.9000, as given" in capsys.readouterr().out
 
 
 def test_lte_of_regression(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     path = make("alternating", lte=True, regression=True)
     options = ["--relative-to", "0.9"]
     assert run("lte", path, "--data", data["values"], "--output", tmp_path, *options) == 0
-    (line,) = written(tmp_path, "lte-pairs")["lines"]
+    found = written(tmp_path, "lte-pairs")
+    (line,) = found["lines"]
     assert set(line["curves"]) == {"layer-wise", "patience", "LTE"}
     assert line["curves"]["layer-wise"]["average_exit_layer"] == [1, 2, 3]
     ends = [line["curves"][name]["relative"][-1] for name in ("LTE", "layer-wise")]
     assert ends[0] == pytest.approx(ends[1])
     lte, line_wise = (line["curves"][name] for name in ("LTE", "layer-wise"))
-    for until, what in ((3, "LTE, layer-wise"), (1.5, "LTE, layer-wise, up to layer 1.5")):
+    claims = {claim["second"]: claim for claim in found["claims"]}
+    assert set(claims) == {"layer-wise", "layer-wise, up to layer 1.5", "patience"}
+    for until, what in ((3, "layer-wise"), (1.5, "layer-wise, up to layer 1.5")):
         grid = np.linspace(1, until, 20_001)
-        difference = np.interp(grid, lte["average_exit_layer"], lte["relative"]) - np.interp(
-            grid, line_wise["average_exit_layer"], line_wise["relative"]
-        )
-        for side, values in (("above", difference), ("below", -difference)):
-            expected = (until - 1) * np.maximum(values, 0).mean()
-            assert line["areas"][what][side] == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert max(line["areas"]["LTE, layer-wise"].values()) > 0.1
+        values = [np.maximum(np.interp(grid, c["average_exit_layer"], c["relative"]), 0) for c in (lte, line_wise)]
+        for side, difference in (("above", values[0] - values[1]), ("below", values[1] - values[0])):
+            expected = (until - 1) * np.maximum(difference, 0).mean()
+            assert claims[what][side] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert max(claims["layer-wise"]["above"], claims["layer-wise"]["below"]) > 0.1
+    assert "held-out curve" in (tmp_path / "lte-pairs.md").read_text(encoding="utf-8")  # patience's tolerance
 
 
 def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
@@ -187,7 +219,7 @@ def test_probe(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     assert run("probe", path, "--data", data["classes"], "--output", tmp_path) == 0
     (entry,) = written(tmp_path, "probe-pairs")["runs"]
     stored = Request([path], tmp_path, data["classes"])
-    (one,) = stored.models["bert-tiny"]
+    (one,) = stored.runs
     overlap = bleu_scores(stored.examples(one).texts)
     powers = np.exp(one.predictions.logits.astype(np.float64))
     confidence, predicted = (powers / powers.sum(axis=-1, keepdims=True)).max(axis=-1), one.predictions.predicted()
@@ -211,9 +243,10 @@ def test_limit(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     stored = Request(paths, tmp_path, data["classes"])
     assert line["scores"] == [stored.run(path).full_depth for path in paths[:3]]
     report = (tmp_path / "limit-pairs.md").read_text(encoding="utf-8")
-    others = [f"{score:.4f}" for score in stored.run(paths[3]).layer_scores]
-    row = next(line for line in report.splitlines() if line.startswith("| bert-tiny, alternating, exit at that layer"))
-    assert [cell.strip() for cell in row.split("|")[2:5]] == others
+    alternating = stored.run(paths[3])
+    others = [f"{score:.4f}" for score in (alternating.floor, *alternating.layer_scores)]
+    row = next(line for line in report.splitlines() if "alternating, 3 layers, exit at that layer" in line)
+    assert [cell.strip() for cell in row.split("|")[2:6]] == others
 
 
 def test_runtime(bundle: Path, data_folder: Path, tmp_path: Path) -> None:
@@ -227,7 +260,7 @@ def test_runtime(bundle: Path, data_folder: Path, tmp_path: Path) -> None:
 
 def test_flops(make: Make, tmp_path: Path) -> None:
     assert run("flops", make("joint", lte=True), "--length", 20, "--output", tmp_path) == 0
-    found = written(tmp_path, "flops")["models"]["bert-tiny"]
+    found = written(tmp_path, "flops")["models"]["bert-tiny, joint"]
     assert [entry["tokens"] for entry in found] == [8, 16, 20, 32]
 
 
@@ -285,89 +318,122 @@ def test_run_names_a_damaged_pass(make: Make, data: dict[str, Path], tmp_path: P
         Request([path], tmp_path, data["classes"]).run(path)
 
 
-def hand_made(strategy: str, layers: list[float], model: str = "m", **options: object) -> StudyRun:
-    """A run whose layers score ``layers``, in tenths of ten examples."""
-    right = np.array([[row < round(10 * score) for score in layers] for row in range(10)])
-    logits = np.stack([~right, right], axis=-1).astype(np.float32)
-    predictions = Predictions(logits, None, np.ones(10, int), "accuracy")
-    return StudyRun(Path(strategy), model, "t", strategy, strategy, dict(options), predictions, "")
+def svg_texts(path: Path) -> str:
+    """All texts of a figure, in order, with single spaces. A wrapped label is several texts."""
+    texts = [element.text for element in ElementTree.parse(path).iter() if element.tag.endswith(("}text", "}tspan"))]
+    return " ".join(" ".join(filter(None, texts)).split())
 
 
-def test_reference_is_raw_then_two_stage_then_the_best() -> None:
-    request = Request([], Path("out"))
-    raw, two, joint = hand_made("raw", [0.5, 0.7]), hand_made("two-stage", [0.5, 0.8]), hand_made("joint", [0.8, 0.9])
-    assert request.reference([joint, two, raw]).score == 0.7
-    assert request.reference([joint, two]).score == 0.8
-    assert (
-        str(request.reference([joint, hand_made("alternating", [0.5, 0.6])]))
-        == "100% is 0.9000, the last exit of joint"
-    )
-    assert str(request.reference([joint])) == "100% is 0.9000, its own last exit"
-    assert replace(request, relative_to="0.55").reference([raw]).score == 0.55
-    assert request.reference([raw, hand_made("raw", [0.5, 0.9])]).score == pytest.approx(0.8)
+@pytest.mark.parametrize("study", [name for name in STUDIES if name != "runtime"])  # bundles contain no options
+def test_study_names_every_differing_option_in_all_outputs(
+    study: str, make: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    paths = [
+        make("joint", lte=True, pooling="mean", max_steps=40, layer_weights="linear"),
+        make("alternating", lte=True, pooling="first", epochs=2),
+    ]
+    if study == "limit":
+        paths.append(make("limit", lte=True, layers=1))
+    assert run(study, *paths, "--data", data["classes"], "--output", tmp_path, "--relative-to", "0.9") == 0
+    (report,) = tmp_path.glob("*.md")
+    layers = "3 layers, " if study == "limit" else ""
+    labels = [
+        f"joint, 40 steps, {layers}mean pooling, linear layer weights",
+        f"alternating, 2 epochs, {layers}first pooling, uniform layer weights",
+    ]
+    outputs = {".md": report.read_text(), ".json": report.with_suffix(".json").read_text()}
+    outputs[".svg"] = svg_texts(report.with_suffix(".svg"))
+    for output, text in outputs.items():
+        for label in labels:
+            assert label in text, (output, label)
+    if study != "flops":
+        assert "constant" in report.read_text()
+        assert "constant prediction" in outputs[".svg"]
 
 
-@pytest.mark.parametrize("score", ["0", "1.2", "88.9", "-0.5", "nan"])
-def test_reference_rejects_a_score_out_of_range(score: str) -> None:
-    with pytest.raises(InputError, match=f"--relative-to {score} is out of range"):
-        Request([], Path("out"), relative_to=score).reference([hand_made("raw", [0.5])])
+def test_tradeoff_averages_seeds_and_separates_options(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    paths = [make("joint"), make("joint", seed=7), make("joint", pooling="first"), make("alternating")]
+    replace_passes(paths, data["classes"], tmp_path, [[0.5, 0.7, 0.9]] * 4)
+    assert run("tradeoff", *paths, "--data", data["classes"], "--output", tmp_path, "--relative-to", "0.9") == 0
+    found = written(tmp_path, "tradeoff-pairs")
+    seeds = {curve["label"]: curve["seeds"] for curve in found["curves"]}
+    assert seeds == {
+        "joint, mean pooling": [42, 7],
+        "joint, first pooling": [42],
+        "alternating, mean pooling": [42],
+    }
+    differ = {(claim["first"], claim["second"]): claim["differ_in"] for claim in found["claims"]}
+    assert differ["alternating, mean pooling", "joint, mean pooling"] == ["strategy"]
+    assert differ["alternating, mean pooling", "joint, first pooling"] == ["strategy", "pooling"]
 
 
-def test_reference_accepts_a_checkpoint(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
-    path, raw = make("joint"), make("raw")
-    request = Request([path], tmp_path, data["classes"], relative_to=str(raw))
-    (runs,) = request.models.values()
-    assert request.reference(runs).score == request.run(raw).full_depth
-    assert raw.name in request.reference(runs).source
+def test_tradeoff_claims_do_not_depend_on_a_pass_below_the_constant_prediction(
+    make: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
+    """On RTE, a curve that was below the constant prediction made another curve "win" on it."""
+    paths = [make(name, seed=seed) for name in ("joint", "alternating") for seed in (1, 2)]
+    failed = make("joint", seed=3)
+    good = [[0.5, 0.7, 0.9], [0.5, 0.6, 0.9], [0.5, 0.8, 0.9], [0.5, 0.85, 0.9]]
+    replace_passes([*paths, failed], data["classes"], tmp_path, [*good, [0.3, 0.2, 0.3]])
+    found = []
+    for given in (paths, [*paths, failed]):
+        assert run("tradeoff", *given, "--data", data["classes"], "--output", tmp_path) == 0
+        (claim,) = written(tmp_path, "tradeoff-pairs")["claims"]
+        found.append(claim)
+    assert found[0] == found[1]
+    assert found[0]["above"] > 1
+    replace_passes(paths, data["classes"], tmp_path, [[0.1, *scores[1:]] for scores in good])
+    assert run("tradeoff", *paths, "--data", data["classes"], "--output", tmp_path) == 0
+    (lower,) = written(tmp_path, "tradeoff-pairs")["claims"]
+    assert lower["verdict"] == found[0]["verdict"]
+    report = (tmp_path / "tradeoff-pairs.md").read_text()
+    assert "does not count" not in report
 
 
-def test_label_runs_shows_differing_options_and_groups_seeds() -> None:
-    runs = label_runs(
-        [
-            hand_made("joint", [0.5], seed=1, lte=True, epochs=3),
-            hand_made("joint", [0.6], seed=2, lte=True, epochs=3),
-            hand_made("joint", [0.7], seed=1, lte=False, epochs=3),
-            hand_made("raw", [0.7], seed=1, lte=False, epochs=5),
-            hand_made("joint", [0.7], model="other", lte=False, epochs=5),
-        ]
-    )
-    assert [run.label for run in runs] == ["joint", "joint", "joint, no lte", "raw", "joint"]
-    assert list(by_label(runs[:3])) == ["joint (mean of 2)", "joint, no lte"]
+def test_tradeoff_compares_groups_of_equal_depth_only(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    paths = [make("joint"), make("alternating"), make("limit", layers=1), make("limit", layers=2)]
+    replace_passes(paths, data["classes"], tmp_path, [[0.6, 0.7, 0.9], [0.6, 0.8, 0.9], [0.7], [0.7, 0.8]])
+    assert run("tradeoff", *paths, "--data", data["classes"], "--output", tmp_path) == 0
+    found = written(tmp_path, "tradeoff-pairs")
+    assert [curve["label"] for curve in found["curves"]][2:] == ["limit, 1 layer", "limit, 2 layers"]
+    pairs = [(claim["first"], claim["second"]) for claim in found["claims"]]
+    assert pairs == [("alternating, 3 layers", "joint, 3 layers")]
 
 
-def test_looks_gives_every_label_its_style_in_all_panels() -> None:
-    runs = label_runs([hand_made("joint", [0.5], lte=True), hand_made("joint", [0.5], lte=False)])
-    found = looks({"m": runs, "n": [*runs, hand_made("raw", [0.5])]})
-    assert len({(look["color"], look["marker"], look["ls"]) for look in found.values()}) == 3
+def test_findings_write_the_figure_as_png_pdf_and_svg_with_equal_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("berxit.toolkit.studies.findings.FORMATS", ("png", "pdf", "svg"))
+    written = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        files = Findings("name", "Title", [], [], {}, [lambda axes: draw_floor(axes, 0.5)]).write(folder)
+        assert [file.name for file in files] == ["name.json", "name.md", "name.png", "name.pdf", "name.svg"]
+        written.append([file.read_bytes() for file in files])
+    assert written[0] == written[1]
+    starts = (b"\x89PNG", b"%PDF", b"<?xml")
+    assert all(content.startswith(start) for content, start in zip(written[0][2:], starts, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("where", "name"),
-    [("a/b/bge-small", "bge-small"), ("x/minilm/model", "minilm"), ("org/bert", "bert"), ("/models/", "/models/")],
-)
-def test_model_name_of_skips_generic_folder_names(where: str, name: str) -> None:
-    assert model_name_of(where) == name
-
-
-def test_limit_scores_use_the_last_exits_of_limit_and_raw() -> None:
-    runs = [hand_made("limit", [0.5]), hand_made("limit", [0.7]), hand_made("raw", [0.1, 0.8]), hand_made("joint", [1])]
-    assert limit_scores(runs) == pytest.approx({1: 0.6, 2: 0.8})
+def test_every_study_has_the_same_hundred_percent(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    paths = [make("joint", lte=True), make("joint", lte=True, seed=7), make("alternating", lte=True)]
+    replace_passes(paths, data["classes"], tmp_path, [[0.5, 0.7, 0.8], [0.5, 0.7, 0.9], [0.5, 0.9, 1]])
+    found = {}
+    for study, key in (("layerwise", "lines"), ("tradeoff", "curves"), ("certainty", "runs")):
+        assert run(study, *paths, "--data", data["classes"], "--output", tmp_path) == 0
+        report = json.loads((tmp_path / f"{study}-pairs.json").read_text())
+        found[study] = {(entry["reference"], entry["reference_source"]) for entry in report[key]}
+        assert "100% is accuracy" in svg_texts(tmp_path / f"{study}-pairs.svg")
+    request = Request(paths, tmp_path, data["classes"])
+    mean = np.mean([request.run(path).full_depth for path in paths[:2]])
+    assert all(same == {(mean, "full depth of joint (2 seeds)")} for same in found.values()), found
 
 
 def test_certainty_targets_are_those_of_training() -> None:
-    assert certainty_targets(hand_made("joint", [0.5, 0.8]).predictions).mean(axis=0) == pytest.approx([0.5, 0.8])
+    assert certainty_targets(hand_made_run("joint", [0.5, 0.8]).predictions).mean(axis=0) == pytest.approx([0.5, 0.8])
     values = Predictions(np.array([[[1.0], [3.0]]], np.float32), None, np.array([1.0]), "spearman")
     assert certainty_targets(values)[0] == pytest.approx([1, 1 - math.tanh(2)])
-
-
-def test_lte_study_gives_patience_its_best_tolerance() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=40)
-    values = (truth[:, None] + rng.normal(size=(40, 4)) * [2, 1, 0.5, 0.1]).astype(np.float32)[..., None]
-    made = criterion_curve(Predictions(values, None, truth, "spearman"), "patience")
-    assert made.layers[-1] == 4
-    assert np.all(np.diff(made.scores) >= 0)
-    assert len(made.layers) > 4  # more than one point per patience
 
 
 def test_bleu_scores_are_100_for_equal_sentences_and_0_without_common_words() -> None:
@@ -435,15 +501,7 @@ def test_models_rejects_checkpoints_of_two_tasks(
     both = Request([one.folder, other.folder], tmp_path)
     object.__setattr__(both, "run", lambda path: one if path == one.folder else other)
     with pytest.raises(InputError, match="a study needs checkpoints of one task"):
-        _ = both.models
-
-
-def test_drawable_omits_scores_above_the_limit() -> None:
-    assert plain(drawable([50.0, 100.0, 120.0])) == [50.0, 100.0, 120.0]
-    assert np.isnan(drawable([140.0, 3000.0])).all()
-    assert not_drawn("bert", [np.array([80.0, 119.0])]) == []
-    (line,) = not_drawn("bert", [np.array([80.0]), np.array([139.6])])
-    assert line.startswith("warning: bert: relative scores reach 140%, and the figure does not show those above 120%")
+        _ = both.runs
 
 
 @pytest.mark.parametrize("study", ["layerwise", "tradeoff", "lte", "certainty", "probe"])

@@ -3,6 +3,8 @@ import Foundation
 
 // TokenizerCheck compare JOBS      JOBS has lines TOKENIZER, MAX_LENGTH, CASES, separated by tabs. Prints each difference
 //                                  as a line of JSON, then the number of cases and the seconds
+// TokenizerCheck describe FILE     prints a line for each character of the file: the version of Unicode that assigned it
+//                                  (major, minor; "- -" if Swift's tables do not contain it), and its general category
 // TokenizerCheck read TOKENIZER    prints the milliseconds of five reads
 
 /// Texts with the token ids of the Python runtime, little-endian. For each case: number of texts (1 byte), each text
@@ -73,6 +75,13 @@ func compare(_ jobs: String) throws {
     print("{\"cases\": \(count), \"seconds\": \(seconds)}")
 }
 
+func describe(_ file: String) throws {
+    for scalar in try String(contentsOfFile: file, encoding: .utf8).unicodeScalars {
+        let age = scalar.properties.age.map { "\($0.major) \($0.minor)" } ?? "- -"
+        print(age, scalar.properties.generalCategory)
+    }
+}
+
 func read(_ file: String) throws {
     for _ in 0..<5 {
         let begin = DispatchTime.now().uptimeNanoseconds
@@ -85,9 +94,11 @@ let arguments = CommandLine.arguments
 switch arguments.count > 1 ? arguments[1] : "" {
 case "compare" where arguments.count == 3:
     try compare(arguments[2])
+case "describe" where arguments.count == 3:
+    try describe(arguments[2])
 case "read" where arguments.count == 3:
     try read(arguments[2])
 default:
-    print("usage: TokenizerCheck compare JOBS | read TOKENIZER")
+    print("usage: TokenizerCheck compare JOBS | describe FILE | read TOKENIZER")
     exit(2)
 }

@@ -58,6 +58,8 @@ func bench(_ runner: EarlyExitRunner, texts: [[String]], rounds: Int) async thro
         "warnings": [Any](),
         "noise": NSNull(),
         "backend_options": [String: Any](),
+        "sensors": [String: Any](),
+        "energy": [String: Any](),
     ]
 }
 

@@ -31,8 +31,15 @@ struct AddedTokens: Sendable {
                 id: id, content: isNormalized ? normalizer.apply(scalars) : scalars,
                 singleWord: item["single_word"].bool ?? false, takesLeftBlanks: item["lstrip"].bool ?? false,
                 takesRightBlanks: item["rstrip"].bool ?? false)
-            // A token that the normalizer removes, such as a single accent, matches nothing.
-            if token.content.isEmpty { continue }
+            // As in the Python runtime: an empty token would match everywhere, and of two equal ones the library
+            // chooses one at random.
+            guard !token.content.isEmpty else {
+                throw EarlyExitError.failure("the added token with id \(id) is empty after normalization")
+            }
+            if isNormalized, let equal = normalized.first(where: { $0.content == token.content }) {
+                throw EarlyExitError.failure(
+                    "the added tokens with ids \(equal.id) and \(id) are equal after normalization")
+            }
             if isNormalized { normalized.append(token) } else { raw.append(token) }
         }
         self.raw = raw.sorted { $0.content.count > $1.content.count }

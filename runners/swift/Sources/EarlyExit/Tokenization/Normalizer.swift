@@ -80,25 +80,15 @@ struct Normalizer: Sendable {
         }
     }
 
-    /// Decomposes the text, and composes it again for NFC and NFKC. Foundation's functions are applied in these steps,
-    /// because on Linux they do not compose the marks that a compatibility mapping creates, and do not sort marks around
-    /// the characters that decompose to marks only, such as U+0F81.
     private static func compose(_ text: [Unicode.Scalar], _ form: Form) -> [Unicode.Scalar] {
         var view = String.UnicodeScalarView()
         view.append(contentsOf: text)
         let isCompatibility = form == .NFKC || form == .NFKD
-        var decomposed =
+        let decomposed =
             isCompatibility
             ? String(view).decomposedStringWithCompatibilityMapping : String(view).decomposedStringWithCanonicalMapping
-        if !isSorted(decomposed.unicodeScalars) { decomposed = decomposed.decomposedStringWithCanonicalMapping }
-        let isComposed = form == .NFC || form == .NFKC
-        return Array((isComposed ? decomposed.precomposedStringWithCanonicalMapping : decomposed).unicodeScalars)
-    }
-
-    /// True if all marks are in canonical order.
-    private static func isSorted(_ scalars: String.UnicodeScalarView) -> Bool {
-        let classes = scalars.map(\.properties.canonicalCombiningClass.rawValue)
-        return zip(classes, classes.dropFirst()).allSatisfy { $0 <= $1 || $1 == 0 }
+        let sorted = Composition.sorted(Array(decomposed.unicodeScalars))
+        return form == .NFC || form == .NFKC ? Composition.composed(sorted) : sorted
     }
 
     private static func replace(

@@ -1,0 +1,185 @@
+"""Labels, groups and the score that is 100%, on runs written out by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from berxit.runtime.errors import InputError
+from berxit.toolkit.studies.limit import limit_scores
+from berxit.toolkit.studies.look import drawable, looks, model_colors, not_drawn, plain
+from berxit.toolkit.studies.reference import Reference
+from berxit.toolkit.studies.request import Request
+from berxit.toolkit.studies.runs import Group, StudyRun, grouped, read_training
+from berxit.train.checkpoint import RECORD_FILE
+from berxit.train.options import model_name_of
+from tests.toolkit.studies.hand_made_runs import hand_made_run
+
+
+def request_of(*runs: StudyRun, relative_to: str | None = None) -> Request:
+    request = Request([], Path("out"), relative_to=relative_to)
+    request.__dict__["runs"] = list(runs)  # a cached property
+    return request
+
+
+def reference(*runs: StudyRun, relative_to: str | None = None) -> Reference:
+    return request_of(*runs, relative_to=relative_to).reference(runs[0].model)
+
+
+def groups_of(*runs: StudyRun) -> list[Group]:
+    return request_of(*runs).groups
+
+
+def test_grouped_names_every_differing_option_of_the_study_and_groups_seeds() -> None:
+    groups = groups_of(
+        hand_made_run("joint", [0.5], seed=1, lte=True, training="3 epochs", pooling="mean"),
+        hand_made_run("joint", [0.6], seed=2, lte=True, training="3 epochs", pooling="mean"),
+        hand_made_run("joint", [0.7], seed=1, lte=False, training="3 epochs", pooling="mean"),
+        hand_made_run("raw", [0.7], seed=1, lte=False, training="40 steps", pooling="mean"),
+        hand_made_run("joint", [0.7], model="other", lte=False, training="3 epochs", pooling="mean"),
+    )
+    assert [(group.model, group.label, len(group.runs)) for group in groups] == [
+        ("m", "joint, 3 epochs, LTE", 2),
+        ("m", "joint, 3 epochs, no LTE", 1),
+        ("m", "raw, 40 steps, no LTE", 1),
+        ("other", "joint, 3 epochs, no LTE", 1),
+    ]
+    assert groups[0].name == "joint, 3 epochs, LTE (2 seeds)"
+
+
+def test_grouped_names_the_encoder_only_if_it_differs_within_a_model() -> None:
+    one, two = (hand_made_run("joint", [0.5], seed=1, weights=name) for name in ("aaaa", "bbbb"))
+    other = hand_made_run("joint", [0.5, 0.6], model="other", weights="cccc")
+    assert [group.label for group in groups_of(one, other)] == ["joint", "joint"]
+    assert [group.label for group in groups_of(one, two)] == ["joint, weights aaaa", "joint, weights bbbb"]
+
+
+def test_grouped_rejects_runs_that_differ_in_nothing() -> None:
+    one, two = (hand_made_run("joint", [score], seed=1, lte=True) for score in (0.5, 0.6))
+    with pytest.raises(InputError, match="have the same options and the same seed, but different weights"):
+        grouped([one, two])
+    with pytest.raises(InputError, match="are the same checkpoint: give one of them"):
+        grouped([one, replace(two, key=one.key)])
+
+
+def test_read_training_records_everything_that_may_differ(checkpoint: Path, tmp_path: Path) -> None:
+    """A changed entry of the record must change a label, or be the seed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    record = json.loads((copy / RECORD_FILE).read_text())
+    before = read_training(copy, 3)
+    assert (before.options["training"], before.options["pooling"]) == ("4 epochs", "mean")
+
+    def changed(options: dict[str, object], **more: object) -> list[str]:
+        written = {**record, **more, "options": {**record["options"], **options}}
+        (copy / RECORD_FILE).write_text(json.dumps(written))
+        after = read_training(copy, 3)
+        return [name for name, value in after.options.items() if value != before.options[name]]
+
+    assert changed({"seed": 7}) == []
+    assert changed({"epochs": 5}) == ["training"]
+    assert changed({"max_steps": 40}) == ["training"]
+    assert changed({"max_steps": 40, "epochs": 5}) == ["training"]  # epochs have no effect
+    assert changed({"learning_rate": 1e-4}) == ["learning_rate", "head_learning_rate"]
+    assert changed({"limit_train": 10}) == ["limit_train"]
+    assert changed({}, train_sha256="1234567890") == ["data"]
+    assert changed({}, processes=2) == ["processes"]
+    assert changed({}, model_sha256="1234567890") == ["weights"]
+
+
+def test_read_training_never_groups_a_checkpoint_without_a_record(checkpoint: Path, tmp_path: Path) -> None:
+    copies = [tmp_path / name for name in ("one", "two")]
+    for copy in copies:
+        shutil.copytree(checkpoint, copy)
+        (copy / RECORD_FILE).unlink()
+    trainings = [read_training(copy, 3) for copy in copies]
+    predictions = hand_made_run("joint", [0.5]).predictions
+    runs = [StudyRun(**vars(each), task="t", predictions=predictions, key=str(each.folder)) for each in trainings]
+    labels = [group.label for group in groups_of(*runs)]
+    assert all("options not recorded" in label and str(tmp_path) not in label for label in labels)
+    assert len(set(labels)) == 2
+
+
+def test_reference_is_one_group_of_raw_then_of_two_stage_then_the_first() -> None:
+    raw, two = hand_made_run("raw", [0.5, 0.7]), hand_made_run("two-stage", [0.5, 0.8])
+    joint, alternating = hand_made_run("joint", [0.8, 0.9]), hand_made_run("alternating", [0.5, 1.0])
+    assert reference(joint, two, raw).score == 0.7
+    assert reference(joint, two).score == 0.8
+    assert str(reference(joint, alternating)) == "100% is accuracy 0.9000, full depth of joint"
+    assert str(reference(joint)) == "100% is accuracy 0.9000, its own full depth"
+    assert reference(raw, relative_to="0.55").score == 0.55
+    again = hand_made_run("raw", [0.5, 0.9], seed=2)
+    assert reference(replace(raw, seed=1), again).score == pytest.approx(0.8)
+
+
+def test_reference_never_averages_runs_with_different_options() -> None:
+    first = hand_made_run("two-stage", [0.5, 0.8], pooling="first")
+    mean = hand_made_run("two-stage", [0.5, 0.9], pooling="mean")
+    found = reference(hand_made_run("joint", [0.5, 1.0], pooling="mean"), mean, first)
+    assert (found.score, found.source) == (0.9, "full depth of two-stage, mean pooling")
+
+
+def test_reference_skips_runs_at_the_constant_prediction() -> None:
+    """Half of the labels are 1, so the constant prediction scores 0.5."""
+    failed, raw = hand_made_run("raw", [0.4, 0.5], seed=1), hand_made_run("raw", [0.5, 0.9], seed=2)
+    assert reference(failed, raw).score == 0.9
+    assert reference(failed, hand_made_run("joint", [0.5, 0.8])).source == "full depth of joint"
+    only = reference(failed)
+    assert (only.score, only.above_floor) == (0.5, False)
+
+
+@pytest.mark.parametrize("score", ["0", "1.2", "88.9", "-0.5", "nan"])
+def test_reference_rejects_a_score_out_of_range(score: str) -> None:
+    with pytest.raises(InputError, match=f"--relative-to {score} is out of range"):
+        reference(hand_made_run("raw", [0.5]), relative_to=score)
+
+
+def test_looks_has_one_color_per_model_and_one_line_per_strategy() -> None:
+    first = groups_of(
+        hand_made_run("joint", [0.5], lte=True), hand_made_run("joint", [0.5], lte=False), hand_made_run("raw", [0.5])
+    )
+    colors = model_colors(["m", "n"])
+    found = looks(first, colors["m"])
+    assert {look["color"] for look in found.values()} == {colors["m"]} != {colors["n"]}
+    joint, plain_joint, raw = found.values()
+    assert (joint["marker"], joint["ls"]) == (plain_joint["marker"], plain_joint["ls"]) != (raw["marker"], raw["ls"])
+    assert joint["markerfacecolor"] != plain_joint["markerfacecolor"]
+    alone = looks(groups_of(hand_made_run("joint", [0.5])), "black")["joint"]
+    assert (alone["marker"], alone["ls"]) == (joint["marker"], joint["ls"])
+    assert model_colors(["n"])["n"] in (colors["n"], colors["m"])  # from the name, unless two models collide
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [("a/b/bge-small", "bge-small"), ("x/minilm/model", "minilm"), ("org/bert", "bert"), ("/models/", "/models/")],
+)
+def test_model_name_of_skips_generic_folder_names(where: str, name: str) -> None:
+    assert model_name_of(where) == name
+
+
+def test_limit_scores_connect_runs_that_differ_in_layers_and_seed_only() -> None:
+    runs = [
+        hand_made_run("limit", [0.5], seed=1, layers=1, pooling="mean"),
+        hand_made_run("limit", [0.7], seed=2, layers=1, pooling="mean"),
+        hand_made_run("raw", [0.1, 0.8], layers=2, pooling="mean"),
+        hand_made_run("raw", [0.1, 0.9], layers=2, pooling="first"),
+        hand_made_run("joint", [1, 1], layers=2, pooling="mean"),
+    ]
+    found = limit_scores(runs, runs)
+    assert found == {
+        "limit, mean pooling": {1: [0.5, 0.7], 2: [0.8]},
+        "limit, first pooling": {2: [0.9]},
+    }
+
+
+def test_drawable_omits_scores_above_the_limit() -> None:
+    assert plain(drawable([50.0, 100.0, 120.0])) == [50.0, 100.0, 120.0]
+    assert np.isnan(drawable([140.0, 3000.0])).all()
+    assert not_drawn("bert", [np.array([80.0, 119.0])]) == []
+    (line,) = not_drawn("bert", [np.array([80.0]), np.array([139.6])])
+    assert line.startswith("warning: bert: relative scores reach 140%, and the figure does not show those above 120%")

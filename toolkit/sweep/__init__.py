@@ -1,0 +1,1 @@
+"""``berxit sweep``: a search for training options within a budget."""
