@@ -195,6 +195,8 @@ def bench(
             sensors,
             bench_problems(measured.noise, line),
         ),
+        calibration=_calibration(manifest),
+        calibration_warnings=manifest.calibration.warnings if manifest.calibration else (),
         records=BenchRecords(
             bundle.resolve().name,
             measured.queries,
@@ -204,6 +206,15 @@ def bench(
         ),
     )
     return replace(result, speed_ups=_speed_ups(result))
+
+
+def _calibration(manifest: Manifest) -> str:
+    """The calibration record in sentences."""
+    record = manifest.calibration
+    if record is None:
+        return ""
+    parts = [record.description, record.summary(), record.comparison]
+    return ". ".join(part[0].upper() + part[1:] for part in parts if part)
 
 
 def _self_check(bundle: Path, runner: EarlyExitRunner, one_graph: Backend | None, golden: Golden) -> float:

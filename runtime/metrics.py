@@ -78,7 +78,7 @@ def pearson(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
 
 def spearman(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
     """Rank correlation; equal values have their mean rank."""
-    return pearson(_ranks(predictions), _ranks(labels[None])[0])
+    return pearson(mean_ranks(predictions), mean_ranks(labels[None])[0])
 
 
 def confusion_matrix(predictions: npt.NDArray, labels: npt.NDArray, classes: int) -> npt.NDArray[np.int64]:
@@ -88,8 +88,8 @@ def confusion_matrix(predictions: npt.NDArray, labels: npt.NDArray, classes: int
     return cells.reshape(classes, classes)
 
 
-def _ranks(values: npt.NDArray) -> Scores:
-    """(T, N) -> ranks within each row, from 0."""
+def mean_ranks(values: npt.NDArray) -> Scores:
+    """(T, N) -> ranks within each row, from 0; equal values have their mean rank."""
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, axis=1)
     differs = ordered[:, 1:] != ordered[:, :-1]

@@ -15,7 +15,7 @@ KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase")
 ADDED = (
     *("[SEP]", "<mask>", "New York", "é", "e\u0301", "ΣΑΣ", "two  blanks", "foo", "foobar", "obar", "İ", "##x", "a b"),
-    *("\uff21\uff22", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099"),
+    *("\uff21\uff22", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099", " bar", "x "),
 )
 """Contents of added tokens: some contain others, some change when they are normalized. None is empty when it is
 normalized: both sides reject such a token."""

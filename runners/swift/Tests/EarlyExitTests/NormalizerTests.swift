@@ -52,6 +52,25 @@ final class NormalizerTests: XCTestCase {
         XCTAssertEqual(pieces.count, 3)
     }
 
+    func testAddedTokenIsFoundInTheBlanksOfThePreviousOne() throws {
+        func token(_ id: Int, _ content: String, rstrip: Bool) -> JSON {
+            .object([
+                (key: "id", value: .int(id)), (key: "content", value: .string(content)),
+                (key: "rstrip", value: .bool(rstrip)),
+            ])
+        }
+        let tokens = try AddedTokens(
+            .array([token(7, "ab", rstrip: true), token(8, " cd", rstrip: false)]), normalizer: Normalizer(.null))
+        let pieces = tokens.split(Array("ab cd ab  e".unicodeScalars), normalizer: try Normalizer(.null))
+        let found = pieces.map { piece -> String in
+            switch piece {
+            case .token(let id): return "\(id)"
+            case .text(let scalars): return String(String.UnicodeScalarView(scalars))
+            }
+        }
+        XCTAssertEqual(found, ["7", "8", " ", "7", "e"])
+    }
+
     private func normalized(_ form: String, _ scalars: [UInt32]) throws -> [UInt32] {
         let normalizer = try Normalizer(.object([(key: "type", value: .string(form))]))
         return normalizer.apply(scalars.compactMap(Unicode.Scalar.init)).map(\.value)
