@@ -107,15 +107,21 @@ def command(
     silence_library_logs()
     from berxit.toolkit.sweep.findings import best_of, sweep_findings, train_command
     from berxit.toolkit.sweep.search import Budget, SweepRequest, search
-    from berxit.toolkit.sweep.space import SEARCHED, Space
+    from berxit.toolkit.sweep.space import Space, searchable
     from berxit.train.configuration import POOLINGS
     from berxit.train.hub import task_data
     from berxit.train.options import TrainingOptions
     from berxit.train.tasks import TaskOptions
+    from berxit.train.user_strategies import strategy_from
 
     described = TaskOptions(text_columns, label_column, regression, metric, positive)
     described.check(task_name)
-    space = Space(strategies or SEARCHED, poolings or tuple(POOLINGS), learning_rate, head_learning_rate)
+    space = Space(
+        tuple(map(strategy_from, strategies)) or searchable(),
+        poolings or tuple(POOLINGS),
+        learning_rate,
+        head_learning_rate,
+    )
     base = TrainingOptions(
         model=model,
         lte=lte,
