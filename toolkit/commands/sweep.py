@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.metrics import METRICS
 from berxit.toolkit.commands.options import (
     PATH,
@@ -63,6 +63,7 @@ _SEARCHED = ", ".join(name for name, each in STRATEGIES.items() if not each.last
 @click.option("--metric", help=f"custom: {', '.join(METRICS)}.")
 @click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
 @skip_bad_rows_option
+@register_option
 @force_option
 @quiet_option
 @debug_option
