@@ -45,11 +45,11 @@ def train_command(sweep: SweepRequest, trial: Trial, task: TaskOptions, data: Pa
         value = sweep.base.dev_fraction if name == "dev_fraction" else getattr(options, name)
         if name == "model" or value == default:
             continue
-        flag = "--" + name.replace("_", "-")
+        option = name.replace("_", "-")
         if isinstance(value, bool):
-            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+            arguments.append("--" + ("" if value else "no-") + option)
         else:
-            arguments += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            arguments += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
     return f"berxit-train {shlex.join([*arguments, '--output', str(output)])}"
 
 
