@@ -235,7 +235,7 @@ ENTRIES = (
         2,
         (
             f"python benchmarks/new_rows.py mrpc-6={OUTPUT}/mrpc-minilm=800 mrpc-12={OUTPUT}/mrpc-bge=800"
-            f" --output {OUTPUT}/new-rows",
+            f" stsb-12={OUTPUT}/stsb-bge=1000 --output {OUTPUT}/new-rows",
         ),
         after=("held-out",),
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, register_option
 from berxit.toolkit.commands.options import PATH
 
 
@@ -14,6 +14,7 @@ from berxit.toolkit.commands.options import PATH
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="PATH...")
 @click.option("--output", type=PATH, default=Path("report.html"), show_default=True, help="The HTML file; replaced.")
 @click.option("--texts/--no-texts", default=True, show_default=True, help="Include the texts of the inputs.")
+@register_option
 @debug_option
 def command(paths: tuple[Path, ...], output: Path, texts: bool) -> None:
     """Write one HTML page for each PATH: a folder or JSON file of berxit-bench or berxit-eval.

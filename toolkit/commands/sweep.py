@@ -8,6 +8,7 @@ import click
 
 from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.metrics import METRICS
+from berxit.runtime.policies import criterion_from
 from berxit.toolkit.commands.options import (
     PATH,
     criterion_option,
@@ -60,12 +61,13 @@ _SEARCHED = ", ".join(name for name, each in STRATEGIES.items() if not each.last
 @click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs.")
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
-@click.option("--metric", help=f"custom: {', '.join(METRICS)}.")
+@click.option("--metric", help=f"custom: {', '.join(METRICS)}, or your own as FILE.py:NAME.")
 @click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
 @skip_bad_rows_option
 @register_option
 @force_option
 @quiet_option
+@register_option
 @debug_option
 def command(
     model: str,
@@ -137,7 +139,7 @@ def command(
     )
     files = task_data(task_name, data, "train", say)
     task = described.task(task_name, files, skip_bad_rows=skip_bad_rows)
-    sweep = SweepRequest(task, files, base, space, output, criterion)
+    sweep = SweepRequest(task, files, base, space, output, criterion_from(criterion) if criterion else None)
     budget = Budget(trials if trials or minutes else TRIALS, minutes)
     done, rows = search(sweep, budget, force=force, bar=lambda label: progress_bar(label, quiet), report=say)
     findings = sweep_findings(sweep, done, rows)
