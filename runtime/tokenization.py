@@ -110,7 +110,7 @@ class TextTokenizer:
             factor = 1.0 if normalizer is None else growth(json.loads(normalizer.__getstate__()))
         if factor > LARGEST_GROWTH:
             raise BerxitError(f"tokenizer {path}: its normalizer makes texts grow. Do not use this bundle")
-        self._path, self._table_rows = path, table_rows
+        self._path, self._table_rows = str(path), table_rows
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.pad_token_id = pad_token_id

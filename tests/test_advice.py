@@ -31,6 +31,7 @@ FOREIGN = {
     *("--system-site-packages", "--package-path"),  # venv, swift
     *("--query-gpu", "--format"),  # nvidia-smi
     "--model-repository",  # tritonserver
+    *("--samplers", "--sample-rate", "--buffer-size"),  # powermetrics
 }
 """Options of other programs that pages and messages name."""
 

@@ -32,7 +32,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubStandIn:
 def measured(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bench.json of ``bundle``."""
     result = bench(bundle, threads=1, queries=1, seconds=0, thresholds=2)
-    return write_result(result, tmp_path_factory.mktemp("bench"))[0]
+    folder = tmp_path_factory.mktemp("bench")
+    write_result(result, folder)
+    return folder / "bench.json"
 
 
 def card_of(hub: HubStandIn, repository: str) -> tuple[dict[str, Any], str]:
