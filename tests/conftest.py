@@ -116,6 +116,20 @@ def still(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> s
     return str(folder)
 
 
+@pytest.fixture
+def own_registries() -> Iterator[None]:
+    """Criteria, metrics and strategies that a test registers are removed after it."""
+    from berxit.runtime.metrics import METRICS
+    from berxit.runtime.policies import CRITERIA
+    from berxit.train.strategies import STRATEGIES
+
+    before = [(registry, dict(registry)) for registry in (CRITERIA, METRICS, STRATEGIES)]
+    yield
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A custom task of two classes (columns text, label): does the text contain "cat"? 96 training, 48 dev examples."""

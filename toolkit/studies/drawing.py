@@ -21,6 +21,8 @@ from berxit.toolkit.studies.look import GRAY, HIGHEST, drawable
 
 WIDTH, HEIGHT = 5.8, 3.4
 """Inches of a panel with its key."""
+DPI = 150
+"""Of the PNG file. The layout uses it, too, because the width of a text depends on it."""
 TITLE_WIDTH = 80
 """Characters per line of a panel's title."""
 MARKERS = 12
@@ -114,7 +116,7 @@ def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, notes: S
     rows = -(-len(panels) // columns)
     with plt.rc_context({**STYLE, "axes.titlesize": 8, "figure.titlesize": 11, **EMBEDDED}):
         size = (WIDTH * columns, HEIGHT * rows + 0.4 + 0.16 * len(notes))
-        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        figure, grid = plt.subplots(rows, columns, figsize=size, dpi=DPI, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
             panel(axes)
         for axes in grid.flat[len(panels) :]:
@@ -123,7 +125,7 @@ def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, notes: S
         if notes:
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # The layout is done: three files need it only once.
+        figure.set_layout_engine("none")  # Three files need the layout only once.
         plt.close(figure)
         return figure
 
@@ -136,4 +138,4 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes the figure in the format of the suffix: .png, .pdf or .svg."""
     kind = path.suffix[1:]
     with plt.rc_context({**STYLE, **EMBEDDED}), replacing(path) as scratch:
-        figure.savefig(scratch, dpi=150, format=kind, metadata=DETERMINISTIC[kind])
+        figure.savefig(scratch, dpi=DPI, format=kind, metadata=DETERMINISTIC[kind])

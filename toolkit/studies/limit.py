@@ -31,7 +31,7 @@ def study(request: Request) -> Findings:
             raise InputError(
                 f"{model} has no limit checkpoint: train one with berxit-train --strategy limit --layers N for every N"
             )
-        others[model] = [group for group in groups if not STRATEGIES[group.strategy].last_exit_only]
+        others[model] = [group for group in groups if not _last_exit_only(group.strategy)]
     depths = sorted({layers for same in lines.values() for line in same.values() for layers in line})
     constant = f"{request.runs[0].floor:.4f}"
     rows = []
@@ -83,10 +83,15 @@ def limit_scores(runs: Sequence[StudyRun], study: Sequence[StudyRun]) -> dict[st
     and seed. ``study``: all runs of the study."""
     found: dict[str, Limit] = {}
     for run in runs:
-        if STRATEGIES[run.strategy].last_exit_only:
+        if _last_exit_only(run.strategy):
             label = ", ".join(["limit", *shown_options(run, study, without=("layers",))])
             found.setdefault(label, {}).setdefault(run.predictions.layers, []).append(run.full_depth)
     return {label: dict(sorted(line.items())) for label, line in found.items()}
+
+
+def _last_exit_only(strategy: str) -> bool:
+    """False for a user's own strategy, which a study does not know."""
+    return strategy in STRATEGIES and STRATEGIES[strategy].last_exit_only
 
 
 def _panel(request: Request, model: str, lines: dict[str, Limit], others: list[Group], color: str) -> Panel:

@@ -124,7 +124,8 @@ class Request:
                 f" for {self.task}"
             )
         same = next((group for group in self.groups if run.key in [each.key for each in group.runs]), None)
-        return reference_of(same or Group(run.model, run.folder.name, (run,)))
+        chance = ", which is at chance" if depth_warning(run.predictions) else ""
+        return reference_of(same or Group(run.model, f"{run.folder.name}{chance}", (run,)))
 
     def conditions(self, *, relative: bool = True) -> list[str]:
         """Data, checkpoints, scale and warnings, for the report. ``relative``: the study reports relative scores."""

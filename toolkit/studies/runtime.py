@@ -134,8 +134,8 @@ def _panel(times: Sequence[BundleTimes]) -> Panel:
             f"{time.bundle}\n{time.model}, {time.layers} layers\n{time.target} {time.precision}" for time in times
         ]
         axes.set_yticks(heights, labels, fontsize=7.5)
-        axes.invert_yaxis()
-        axes.margins(x=0.45)
+        axes.set_ylim(len(times) - 0.5, -0.5)
+        axes.set_xlim(0, 1.5 * max(time.seconds(time.full) for time in times))
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=f"seconds for {times[0].inputs} inputs, one at a time")
         axes.set_title(f"{devices.this_machine()}")

@@ -401,6 +401,19 @@ def test_tradeoff_compares_groups_of_equal_depth_only(make: Make, data: dict[str
     assert pairs == [("alternating, 3 layers", "joint, 3 layers")]
 
 
+def test_relative_to_a_checkpoint_is_its_group_or_its_own_full_depth(
+    make: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
+    joint, again, raw = make("joint"), make("joint", seed=7), make("raw")
+    replace_passes([joint, again, raw], data["classes"], tmp_path, [[0.6, 0.8], [0.6, 0.9], [0.1, 0.5]])
+    request = Request([joint, again], tmp_path, data["classes"], relative_to=str(joint))
+    scores = [request.run(path).full_depth for path in (joint, again)]
+    assert request.reference("bert-tiny").score == np.mean(scores)
+    other = replace(request, relative_to=str(raw)).reference("bert-tiny")
+    assert other.score == request.run(raw).full_depth
+    assert other.source == f"full depth of {raw.name}, which is at chance"
+
+
 def test_findings_write_the_figure_as_png_pdf_and_svg_with_equal_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from berxit.toolkit.studies.look import drawable, looks, model_colors, not_drawn
 from berxit.toolkit.studies.reference import Reference
 from berxit.toolkit.studies.request import Request
 from berxit.toolkit.studies.runs import Group, StudyRun, grouped, read_training
+from berxit.toolkit.studies.runtime import distinct_names
 from berxit.train.checkpoint import RECORD_FILE
 from berxit.train.options import model_name_of
 from tests.toolkit.studies.hand_made_runs import hand_made_run
@@ -175,6 +176,13 @@ def test_limit_scores_connect_runs_that_differ_in_layers_and_seed_only() -> None
         "limit, mean pooling": {1: [0.5, 0.7], 2: [0.8]},
         "limit, first pooling": {2: [0.9]},
     }
+
+
+def test_distinct_names_are_as_short_as_possible() -> None:
+    names = distinct_names([Path("/a/bge/fp32"), Path("/a/minilm/fp32"), Path("/a/minilm/int8")])
+    assert names == ["bge/fp32", "minilm/fp32", "minilm/int8"]
+    assert distinct_names([Path("/a/bge"), Path("/a/minilm")]) == ["bge", "minilm"]
+    assert distinct_names([Path("/a/bge"), Path("/a/bge")]) == ["bge", "bge"]
 
 
 def test_drawable_omits_scores_above_the_limit() -> None:
