@@ -15,7 +15,7 @@ from berxit.toolkit.studies.findings import Findings
 from berxit.toolkit.sweep.ranking import Measure
 from berxit.toolkit.sweep.rows import SweepRows
 from berxit.toolkit.sweep.search import SweepRequest, Trial, describe
-from berxit.toolkit.sweep.space import SEARCHED, options_of
+from berxit.toolkit.sweep.space import options_of, searchable
 from berxit.train.options import TrainingOptions, recorded_model
 from berxit.train.tasks import TaskOptions
 
@@ -139,7 +139,7 @@ def _rates(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str) -> Non
             axes.scatter(
                 trial.setting["learning_rate"],
                 trial.area,
-                color=COLORS[SEARCHED.index(strategy) % len(COLORS)],
+                color=COLORS[searchable().index(strategy) % len(COLORS)],
                 marker=MARKERS[pooling],
                 s=34,
                 label=f"{strategy}, {pooling}",
