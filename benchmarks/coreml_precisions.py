@@ -25,7 +25,7 @@ from berxit.runtime.errors import BerxitError
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.commands.options import PATH, silence_library_logs
 
-EXIT = re.compile(r"-\[(.)] (.+): max diff (\S+) \(atol: ([^,)]+).*\), PSNR (\S+) dB \(at least: (\S+)\)")
+EXIT = re.compile(r"-\[(.)] (.+): max diff (\S+) \(.*\), PSNR (\S+) dB")
 """Line of the export's report for one exit."""
 LAYOUTS = ("tokens", "ane")
 
@@ -61,8 +61,9 @@ def command(checkpoint: Path, precisions: str | None, target_options: str, exits
                 if not any(map(EXIT.match, lines)):
                     raise
                 click.echo(str(error), err=True)
+        limits = {name: getattr(COREML.precision(precision), name) for name in ("atol", "least_psnr")}
         found = [measured(line) for line in lines if EXIT.match(line)]
-        results.append({"precision": precision, "layout": layout, "exits": found})
+        results.append({"precision": precision, "layout": layout, **limits, "exits": found})
     rows = [row(each) for each in results]
     click.echo(
         markdown_table(["precision", "layout", "largest difference", "limit", "PSNR (dB)", "at least", ""], rows)
@@ -77,15 +78,8 @@ def measured(line: str) -> dict[str, Any]:
     """One exit, from its line of the report."""
     match = EXIT.match(line)
     assert match is not None
-    mark, name, difference, limit, psnr, least = match.groups()
-    return {
-        "exit": name,
-        "within": mark == "✓",
-        "max_diff": float(difference),
-        "limit": float(limit),
-        "psnr_db": float(psnr),
-        "least_psnr_db": float(least),
-    }
+    mark, name, difference, psnr = match.groups()
+    return {"exit": name, "within": mark == "✓", "max_diff": float(difference), "psnr_db": float(psnr)}
 
 
 def row(result: dict[str, Any]) -> list[str]:
@@ -95,9 +89,9 @@ def row(result: dict[str, Any]) -> list[str]:
         result["precision"],
         result["layout"],
         f"{max(each['max_diff'] for each in exits):.1e}",
-        f"{exits[0]['limit']:.0e}",
+        f"{result['atol']:g}",
         f"{min(each['psnr_db'] for each in exits):.0f}",
-        f"{exits[0]['least_psnr_db']:.0f}",
+        f"{result['least_psnr']:.0f}",
         "within" if all(each["within"] for each in exits) else "exceeded",
     ]
 
