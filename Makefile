@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 TYPES  := build/types/berxit
 PYTHON310 ?= python3.10
 JETSON := build/jetson
-MODELS := $(CURDIR)/build/test-models
+TEST_MODELS := $(CURDIR)/build/test-models
 
-.PHONY: quickstart test test-slow test-install test-aarch64 test-jetson lint types docs links clean
+.PHONY: quickstart test test-slow test-install test-aarch64 test-jetson results lint types docs links clean
 
 quickstart: $(VENV)/quickstart.ready
 	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
@@ -29,12 +29,17 @@ test-aarch64: $(VENV)/dev.ready
 # Tests of the runtime with the packages of a Jetson (JetPack 6): Python 3.10, numpy 1, no torch. The other environment
 # builds the models for them.
 test-jetson: $(VENV)/dev.ready
-	rm -rf $(MODELS)
-	BERXIT_TEST_MODELS=$(MODELS) $(BIN)/python -m pytest tests/runtime --setup-only --quiet >/dev/null
+	rm -rf $(TEST_MODELS)
+	BERXIT_TEST_MODELS=$(TEST_MODELS) $(BIN)/python -m pytest tests/runtime --setup-only --quiet >/dev/null
 	$(PYTHON310) -m venv $(JETSON)
 	$(JETSON)/bin/python -m pip install --quiet -e '.[jetson,onnxruntime]' numpy==1.26.4 cuda-python==12.8.0 \
 		pytest pytest-xdist hypothesis onnx scipy scikit-learn
-	BERXIT_TEST_MODELS=$(MODELS) $(JETSON)/bin/python -m pytest tests/runtime -n 2 -rs
+	BERXIT_TEST_MODELS=$(TEST_MODELS) $(JETSON)/bin/python -m pytest tests/runtime -n 2 -rs
+
+# Lists the commands that generate results/, with their duration, and skips those whose data is missing.
+# DATA and MODELS are folders; RUN=ENTRY runs one entry.
+results: $(VENV)/dev.ready
+	DATA="$(DATA)" MODELS="$(MODELS)" $(BIN)/python -m benchmarks.results $(if $(RUN),--run $(RUN))
 
 lint: $(VENV)/dev.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -9,7 +9,6 @@ class becomes the rarest. For balanced data, the mix of the reference falls line
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -20,7 +19,7 @@ from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.drift import DriftDetector, Reference
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import ExitPolicy, certainties, exit_layers
-from berxit.runtime.storage import write_text
+from berxit.runtime.results import write_results
 from berxit.train.calibration import read_policy, reference_of, stored_pass
 from berxit.train.evaluation import Predictions
 
@@ -104,10 +103,9 @@ def command(checkpoint: Path, runs: int, inputs: int, output: Path) -> None:
         "median_inputs_until_report": float(np.median(found)) if found else None,
         "largest_inputs_until_report": max(found, default=None),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "drift.json", json.dumps(result, indent=1) + "\n")
-    for name, value in result.items():
-        click.echo(f"{name:30} {value}")
+    text = "\n".join(f"{name:30} {value}" for name, value in result.items())
+    write_results(output, "drift", result, text)
+    click.echo(text)
 
 
 if __name__ == "__main__":

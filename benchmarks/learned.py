@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -61,6 +62,19 @@ class TaskResult:
     population: int
     rows: int
     criteria: dict[str, Measured]
+
+    def summary(self) -> dict[str, Any]:
+        """The means of all criteria, and the differences of ``learned`` as ``difference`` returns them."""
+        others = {"best other": self.best_other, FIXED: FIXED}
+        return {
+            "name": self.name,
+            "best other": self.best_other,
+            "means": {name: [float(np.mean(v.area)), float(np.mean(v.saved))] for name, v in self.criteria.items()},
+            "minus": {
+                name: {quantity: list(self.difference(quantity, other)) for quantity in ("area", "saved")}
+                for name, other in others.items()
+            },
+        }
 
     @property
     def best_other(self) -> str:
@@ -168,7 +182,12 @@ def command(passes: Sequence[str], rows: Sequence[int], splits: int, output: Pat
                 results.append(measure(name, predictions, count, splits))
                 bar.update(1)
     text = report(results)
-    write_results(output, "learned", {"splits": splits, "tasks": [asdict(each) for each in results]}, text)
+    numbers = {
+        "splits": splits,
+        "summary": [each.summary() for each in results],
+        "tasks": [asdict(each) for each in results],
+    }
+    write_results(output, "learned", numbers, text)
     click.echo(text)
 
 

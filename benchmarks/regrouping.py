@@ -72,13 +72,9 @@ def command(bundle: Path, data: Path, rows: int, rounds: int, output: Path) -> N
                 seconds.setdefault((name, tokens), []).append(time.process_time() - start)
                 check(expected, found, f"{name}, {tokens} tokens")
     today = seconds["in order", backend.tokens_at_once]
+    ratios = {key: median(a / b for a, b in zip(found, today, strict=True)) for key, found in seconds.items()}
     table = [
-        [
-            name,
-            tokens,
-            f"{1e3 * median(found) / rows:.3f}",
-            f"{median(a / b for a, b in zip(found, today, strict=True)):.3f}",
-        ]
+        [name, tokens, f"{1e3 * median(found) / rows:.3f}", f"{ratios[name, tokens]:.3f}"]
         for (name, tokens), found in seconds.items()
     ]
     text = markdown_table(["rows", "tokens per part", "CPU ms per row", "of predict_batch's"], table)
@@ -90,7 +86,9 @@ def command(bundle: Path, data: Path, rows: int, rounds: int, output: Path) -> N
         "load": os.getloadavg()[0],
     }
     click.echo(text)
-    timings = [{"rows": name, "tokens": tokens, "seconds": found} for (name, tokens), found in seconds.items()]
+    timings = [
+        {"rows": key[0], "tokens": key[1], "seconds": found, "ratio": ratios[key]} for key, found in seconds.items()
+    ]
     lines = "\n".join(f"- {name}: {value}" for name, value in conditions.items())
     write_results(output, "regrouping", {**conditions, "timings": timings}, f"{lines}\n\n{text}")
 

@@ -10,7 +10,6 @@ options, and for comparison ``--keep --optimistic`` and the oracle, which choose
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import InputError
-from berxit.runtime.storage import write_text
+from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table
 from berxit.train.calibration import read_policy, stored_pass
 from berxit.train.evaluation import Predictions
@@ -195,11 +194,14 @@ def command(
         "command": {"delta": delta, "criterion": criterion, "rows": list(rows), "splits": splits},
         "populations": {name: len(p.labels) for name, p in loaded},
     }
-    output.mkdir(parents=True, exist_ok=True)
-    stored = json.dumps(record | {"outcomes": [asdict(each) for each in outcomes]}, indent=1)
-    write_text(output / "result.json", stored)
-    write_text(output / "result.md", table + "\n")
+    numbers = [{name: _number(value) for name, value in asdict(each).items()} for each in outcomes]
+    write_results(output, "result", record | {"outcomes": numbers}, table)
     click.echo(table)
+
+
+def _number(value: float) -> float | None:
+    """The value; None instead of NaN, which JSON does not have: a rule that chose no policy in any split."""
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def report(outcomes: Sequence[Outcome]) -> str:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from berxit.exporters.options import ExportOptions as ExportOptions
     from berxit.runtime.errors import BerxitError as BerxitError
     from berxit.runtime.errors import InputError as InputError
+    from berxit.runtime.metrics import register_metric as register_metric
     from berxit.runtime.policies import ExitPolicy as ExitPolicy
+    from berxit.runtime.policies import register_criterion as register_criterion
     from berxit.runtime.prediction import Prediction as Prediction
     from berxit.runtime.runner import EarlyExitRunner as EarlyExitRunner
     from berxit.toolkit.api import bench as bench
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from berxit.toolkit.publishing import push_to_hub as push_to_hub
     from berxit.toolkit.scoring.batch_scorer import BatchScorer as BatchScorer
     from berxit.train.options import TrainingOptions as TrainingOptions
+    from berxit.train.user_strategies import register_strategy as register_strategy
 
 _MODULES = {
     "BatchScorer": "berxit.toolkit.scoring.batch_scorer",
@@ -50,6 +53,9 @@ _MODULES = {
     "fine_tune": "berxit.toolkit.api",
     "predict": "berxit.toolkit.api",
     "push_to_hub": "berxit.toolkit.publishing",
+    "register_criterion": "berxit.runtime.policies",
+    "register_metric": "berxit.runtime.metrics",
+    "register_strategy": "berxit.train.user_strategies",
 }
 """Public name -> the module that defines it. No name equals a package of ``berxit``: ``berxit.train`` is the package,
 and ``berxit.fine_tune`` trains."""
@@ -71,6 +77,9 @@ __all__ = [
     "fine_tune",
     "predict",
     "push_to_hub",
+    "register_criterion",
+    "register_metric",
+    "register_strategy",
 ]
 
 

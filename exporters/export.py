@@ -15,6 +15,7 @@ from berxit.exporters.targets import find_target
 from berxit.exporters.writing import Written, write_files
 from berxit.runtime.bundle import Manifest, Parity, schema_version, write_manifest
 from berxit.runtime.bundle_files import MANIFEST
+from berxit.runtime.policies.registry import BUILT_IN
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.signing import SIGNATURE, private_key
 from berxit.runtime.storage import write_whole
@@ -90,6 +91,11 @@ def _manifest(
             messages.report(f"expected with this threshold: {placement.expected_ms:.2f} ms per input")
     for line in calibrated.calibration.warnings:
         messages.warn(line)
+    if calibrated.policy.criterion not in BUILT_IN:
+        messages.warn(
+            f"the bundle needs your own criterion '{calibrated.policy.criterion}': register it where the bundle is"
+            " loaded (--register FILE.py:NAME, or runtime.register_criterion). Runners in other languages reject it"
+        )
     scores = measured.scores if measured else None
     return replace(
         written.draft,

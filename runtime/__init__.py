@@ -11,8 +11,17 @@ if __name__ == "runtime":  # imported from inside the checkout: every class must
     install_alias()
 else:
     from berxit.runtime.errors import BerxitError, InputError
-    from berxit.runtime.policies import ExitPolicy
+    from berxit.runtime.metrics import register_metric
+    from berxit.runtime.policies import ExitPolicy, register_criterion
     from berxit.runtime.prediction import Prediction
     from berxit.runtime.runner import EarlyExitRunner
 
-    __all__ = ["BerxitError", "EarlyExitRunner", "ExitPolicy", "InputError", "Prediction"]
+    __all__ = [
+        "BerxitError",
+        "EarlyExitRunner",
+        "ExitPolicy",
+        "InputError",
+        "Prediction",
+        "register_criterion",
+        "register_metric",
+    ]

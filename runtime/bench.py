@@ -12,7 +12,7 @@ from berxit.runtime.backends import options_help
 from berxit.runtime.bench_report import report_text, write_result
 from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle import read_manifest
-from berxit.runtime.console import debug_option, progress_bar, run
+from berxit.runtime.console import debug_option, progress_bar, register_option, run
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.placement import device_here
@@ -61,6 +61,7 @@ from berxit.runtime.validity import PRESETS
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0), help="Minimum in total.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the results; BUNDLE-bench by default.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@register_option
 @debug_option
 def command(
     bundle: Path | None,

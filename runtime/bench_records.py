@@ -35,7 +35,11 @@ class BenchRecords:
     """(N,) number of tokens."""
 
     def write(self, path: Path) -> None:
-        """Writes queries.json, one line per operating point."""
+        """Writes queries.json."""
+        write_text(path, self.to_text())
+
+    def to_text(self) -> str:
+        """Content of queries.json, one line per operating point."""
         outputs = self.outputs
         head = {
             "schema_version": SCHEMA_VERSION,
@@ -55,7 +59,7 @@ class BenchRecords:
         }
         lines = [f"{_compact(key)}: {_compact(value)}" for key, value in head.items()]
         of_points = ",\n".join(f"{_compact(name)}: {_compact(value)}" for name, value in points.items())
-        write_text(path, "{\n" + ",\n".join([*lines, '"points": {\n' + of_points + "\n}"]) + "\n}\n")
+        return "{\n" + ",\n".join([*lines, '"points": {\n' + of_points + "\n}"]) + "\n}\n"
 
 
 def read_records(path: Path) -> BenchRecords:
@@ -80,7 +84,7 @@ def _parsed(data: dict[str, Any], where: str) -> BenchRecords:
     outputs = ExitOutputs(
         exits,
         parse(ExitPolicy, data["policy"], f"{where}: policy"),
-        np.array(data["certainty"], np.float64).reshape(shape),
+        _certainty(np.array(data["certainty"])).reshape(shape),
         np.array(data["predictions"], numbers).reshape(shape),
         None if data["labels"] is None else np.array(data["labels"], numbers).reshape(shape[:1]),
         tuple(parts[0] if len(parts) == 1 else (parts[0], parts[1]) for parts in texts),
@@ -90,6 +94,11 @@ def _parsed(data: dict[str, Any], where: str) -> BenchRecords:
         latency, taken = np.array(each["latency_ms"], np.float64), np.array(each["exit_layers"], np.int64)
         points[name] = Queries(latency.reshape(-1, shape[0]), taken.reshape(latency.shape))
     return BenchRecords(str(data["bundle"]), points, outputs, classes, np.array(data["tokens"], np.int64))
+
+
+def _certainty(values: npt.NDArray) -> npt.NDArray:
+    """A certainty is a float32, or an integer if it counts layers."""
+    return values if values.dtype.kind in "iu" else values.astype(np.float32)
 
 
 def _rounded(values: npt.NDArray, digits: int = 9) -> list[Any]:

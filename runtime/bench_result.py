@@ -88,6 +88,10 @@ class BenchResult:
     """Speed-up of the calibrated policy over another operating point: ``full depth``, ``one graph``, or the best fixed
     exit as ``layer 4``."""
     validity: Validity | None = None
+    calibration: str = ""
+    """How the thresholds were chosen, from the calibration record; empty without one."""
+    calibration_warnings: tuple[str, ...] = ()
+    """Warnings of the calibration record."""
     records: BenchRecords | None = field(default=None, metadata=NOT_STORED, repr=False, compare=False)
     """Single queries and the outputs of every exit, which queries.json contains; None for a stored result."""
 

@@ -19,6 +19,13 @@ def telemetry_lines(result: BenchResult) -> list[str]:
         *([_memory_by_layer(result.cold_start)] if result.cold_start else []),
         *([_memory(result)] if result.memory_mib is not None else []),
         *([_throughput(result)] if result.throughput else []),
+        *machine_lines(result),
+    ]
+
+
+def machine_lines(result: BenchResult) -> list[str]:
+    """The lines about energy, sensors and noise, without tables."""
+    return [
         *([_energy(result)] if result.energy else [NO_ENERGY] if result.sensors else []),
         *([_sensors(result)] if result.sensors else []),
         *([_noise(result)] if result.noise else []),

@@ -25,7 +25,7 @@ from berxit.runtime.examples import Examples
 from berxit.runtime.golden import Golden, check_tokenization, differences, read_golden
 from berxit.runtime.loop import Backend
 from berxit.runtime.measurement import Line, measure, more_rounds_for, rounds_for, spread_thresholds, stored_pass
-from berxit.runtime.metrics import METRICS
+from berxit.runtime.metrics import metric_named
 from berxit.runtime.noise import bench_problems
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.prediction import Prediction
@@ -195,6 +195,8 @@ def bench(
             sensors,
             bench_problems(measured.noise, line),
         ),
+        calibration=_calibration(manifest),
+        calibration_warnings=manifest.calibration.warnings if manifest.calibration else (),
         records=BenchRecords(
             bundle.resolve().name,
             measured.queries,
@@ -204,6 +206,15 @@ def bench(
         ),
     )
     return replace(result, speed_ups=_speed_ups(result))
+
+
+def _calibration(manifest: Manifest) -> str:
+    """The calibration record in sentences."""
+    record = manifest.calibration
+    if record is None:
+        return ""
+    parts = [record.description, record.summary(), record.comparison]
+    return ". ".join(part[0].upper() + part[1:] for part in parts if part)
 
 
 def _self_check(bundle: Path, runner: EarlyExitRunner, one_graph: Backend | None, golden: Golden) -> float:
@@ -254,7 +265,7 @@ def _characters(text: Text) -> int:
 
 def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[Prediction]], float]:
     model = runner.manifest.model
-    metric = METRICS[model.metric]
+    metric = metric_named(model.metric)
 
     def score(answers: Sequence[Prediction]) -> float:
         values = [a.label if model.regression else model.labels.index(str(a.label)) for a in answers]
@@ -271,7 +282,7 @@ def _chance(manifest: Manifest, logits: npt.NDArray, labels: npt.NDArray) -> tup
     constant = constant_prediction(metric, labels, classes)
     if not at_chance(metric, last, labels, classes):
         return constant.score, ()
-    message = chance_message("full depth", metric, METRICS[metric](last, labels), constant, len(labels))
+    message = chance_message("full depth", metric, metric_named(metric)(last, labels), constant, len(labels))
     return constant.score, (f"{message}. Scores are not meaningful here: give --data with more rows, or train again",)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.errors import DivergedError, InputError
-from berxit.runtime.metrics import METRICS, Metric
+from berxit.runtime.metrics import Metric, metric_named
 from berxit.runtime.tables import plural
 
 ONE_SIDED = 1.645
@@ -42,23 +42,23 @@ def constant_prediction(metric: str, labels: npt.NDArray, classes: int) -> Const
 
     ``classes``: C. If classes have equal scores, the one with the lowest number is used.
     """
-    if METRICS[metric].values:
+    if metric_named(metric).values:
         return Constant(float(np.mean(labels)), 0.0)
-    scores = [METRICS[metric](np.full(len(labels), number), labels) for number in range(classes)]
+    scores = [metric_named(metric)(np.full(len(labels), number), labels) for number in range(classes)]
     best = int(np.argmax(scores))
     return Constant(float(best), float(scores[best]))
 
 
 def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
     """Raises InputError for labels (N,) for which the metric is not defined. ``where``: the data, for the message."""
-    problem, least = None, 3 if METRICS[metric].values else 2
+    problem, least = None, 3 if metric_named(metric).values else 2
     if len(labels) < least:
         problem = f"{plural(len(labels), 'row')}, at least {least} are needed"
     elif not np.isfinite(labels).all():
         problem = "a label is not a finite number"
-    elif METRICS[metric].values and _constant(labels):
+    elif metric_named(metric).values and _constant(labels):
         problem = f"every label is {labels[0]:g}"
-    elif not METRICS[metric].values and _constant(labels):
+    elif not metric_named(metric).values and _constant(labels):
         problem = "all labels are of one class"
     if problem:
         raise InputError(f"{where}: {metric} cannot be measured: {problem}. Give data with different labels")
@@ -74,7 +74,7 @@ def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where
             f"{where}: {metric} cannot be measured: layer {layer} outputs NaN or infinity for {rows} of {len(logits)}"
             " rows. Train again with a lower --learning-rate"
         )
-    if METRICS[metric].values and _constant(logits[:, -1, 0]):
+    if metric_named(metric).values and _constant(logits[:, -1, 0]):
         raise DivergedError(
             f"{where}: {metric} cannot be measured: full depth predicts {logits[0, -1, 0]:g} for every row, and a"
             " correlation with a constant is not defined. Train with more --epochs or a lower --learning-rate"
@@ -87,14 +87,14 @@ def at_chance(metric: str, predictions: npt.NDArray, labels: npt.NDArray, classe
     Correlations: Fisher's z is at most the one-sided 5% quantile. Other metrics: the 5th percentile of the difference
     to the constant prediction on the same rows, over bootstrap samples of the rows, is at most zero.
     """
-    if METRICS[metric].values:
-        r = np.clip(METRICS[metric](predictions, labels), -LARGEST_CORRELATION, LARGEST_CORRELATION)
+    if metric_named(metric).values:
+        r = np.clip(metric_named(metric)(predictions, labels), -LARGEST_CORRELATION, LARGEST_CORRELATION)
         return bool(np.arctanh(r) * np.sqrt((len(labels) - 3) / SPEARMAN_VARIANCE) <= ONE_SIDED)
     constant = constant_prediction(metric, labels, classes).prediction
     if metric in _FROM_COUNTS:
         differences = _FROM_COUNTS[metric](predictions, labels, constant)
     else:
-        differences = _bootstrap(METRICS[metric], predictions, labels, constant)
+        differences = _bootstrap(metric_named(metric), predictions, labels, constant)
     return bool(np.quantile(differences, 0.05) <= 0)
 
 

@@ -5,6 +5,7 @@ A command that fails prints one line on standard error and exits with status 1 o
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from typing import Any
 import click
 
 from berxit.devices import install_command
+from berxit.runtime import provenance
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.progress import Progress, duration
+from berxit.runtime.provenance import Invocation, without_folders
 
 _DEBUG = "berxit.debug"
 
@@ -67,6 +70,60 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--debug", is_flag=True, expose_value=False, callback=remember, help="Show the traceback of a failure."
     )(command)
+
+
+def register_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --register, which makes a user's own criterion or metric known before the command reads a checkpoint or a
+    bundle that uses it."""
+
+    def register(_context: click.Context, _parameter: click.Parameter, references: tuple[str, ...]) -> None:
+        from berxit.runtime.extensions import load_object
+        from berxit.runtime.metrics import Metric, register_metric
+        from berxit.runtime.policies import register_criterion
+
+        for reference in references:
+            found = load_object(reference)
+            if isinstance(found, Metric):
+                register_metric(found)
+            else:
+                register_criterion(found)
+
+    return click.option(
+        "--register",
+        multiple=True,
+        metavar="FILE.py:NAME",
+        expose_value=False,
+        is_eager=True,
+        callback=register,
+        help="Your own criterion or metric that the input uses; executes FILE.py.",
+    )(command)
+
+
+def _invocation() -> Invocation:
+    """The click command that runs, for the provenance of its results."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return Invocation()
+    program = (
+        f"python benchmarks/{context.command_path}" if context.command_path.endswith(".py") else context.command_path
+    )
+    words: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        several = value if isinstance(value, list | tuple) else (value,)
+        if isinstance(parameter, click.Argument):
+            words += [str(without_folders(each)) for each in several]
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            words.append(parameter.opts[0] if value or not parameter.secondary_opts else parameter.secondary_opts[0])
+        else:
+            for each in several:
+                words += [max(parameter.opts, key=len), str(without_folders(each))]
+    return Invocation(f"{program} {shlex.join(words)}".strip(), context.params)
+
+
+provenance.invocation = _invocation
 
 
 def progress_bar(label: str, quiet: bool = False) -> Progress:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from berxit.runtime.arguments import MOST_THREADS
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.metrics import METRICS, positive_class
+from berxit.runtime.metrics import positive_class
 
 if TYPE_CHECKING:
     from berxit.runtime.bundle import Manifest, ModelInfo, Segment, TensorInfo
@@ -101,9 +101,9 @@ def _model(model: ModelInfo) -> Iterator[str]:
         yield f"model.labels contains '{twice}' twice"
     if not 1 <= len(model.text_columns) <= 2:
         yield f"model.text_columns has {len(model.text_columns)} entries: a model reads 1 text or a pair of 2"
-    if model.metric not in METRICS:
-        yield f"model.metric is '{model.metric}': it must be one of {', '.join(METRICS)}"
-    elif model.positive not in (None, positive_class(model.metric, model.labels)):
+    if not model.metric:
+        yield "model.metric is empty: it must be the name of a metric"
+    if model.positive not in (None, positive_class(model.metric, model.labels)):
         yield f"model.positive is '{model.positive}': it must be the second of two labels, with metric f1"
     for name in ("layers", "hidden_size", "max_length"):
         if not 1 <= (value := getattr(model, name)) <= LARGEST_INT32:

@@ -1,6 +1,7 @@
 """Metrics of classification and regression, in numpy alone. Tests compare them with scikit-learn and scipy.
 
-A new metric is one entry in METRICS. A metric of values is a correlation: 1 at best, 0 for a constant prediction.
+A new metric is one entry in METRICS; ``register_metric`` adds a user's own. A metric of values is a correlation: 1 at
+best, 0 for a constant prediction.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from berxit.runtime.errors import InputError, first_line
+from berxit.runtime.extensions import UnregisteredError, check_name, is_reference, load_object
 
 Scores = npt.NDArray[np.float64]
 
@@ -74,7 +78,7 @@ def pearson(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
 
 def spearman(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
     """Rank correlation; equal values have their mean rank."""
-    return pearson(_ranks(predictions), _ranks(labels[None])[0])
+    return pearson(mean_ranks(predictions), mean_ranks(labels[None])[0])
 
 
 def confusion_matrix(predictions: npt.NDArray, labels: npt.NDArray, classes: int) -> npt.NDArray[np.int64]:
@@ -84,8 +88,8 @@ def confusion_matrix(predictions: npt.NDArray, labels: npt.NDArray, classes: int
     return cells.reshape(classes, classes)
 
 
-def _ranks(values: npt.NDArray) -> Scores:
-    """(T, N) -> ranks within each row, from 0."""
+def mean_ranks(values: npt.NDArray) -> Scores:
+    """(T, N) -> ranks within each row, from 0; equal values have their mean rank."""
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, axis=1)
     differs = ordered[:, 1:] != ordered[:, :-1]
@@ -127,6 +131,64 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
+BUILT_IN = frozenset(METRICS)
+
+
+def metric_named(name: str) -> Metric:
+    """Metric of METRICS. Raises UnregisteredError for an unknown name."""
+    if name not in METRICS:
+        raise UnregisteredError("metric", name, METRICS)
+    return METRICS[name]
+
+
+def register_metric(metric: Metric) -> str:
+    """Adds a user's metric to METRICS and returns its name. A second one of the same name replaces the first.
+
+    Raises InputError for a built-in name, scores of a wrong shape, a metric for which lower is better, and a metric of
+    values that is no correlation.
+    """
+    if not isinstance(metric, Metric):
+        found = getattr(metric, "__name__", type(metric).__name__)
+        raise InputError(f"{found} is no metric: it must be an instance of berxit.runtime.metrics.Metric")
+    name = check_name(metric.name, "the metric", BUILT_IN)
+    if metric.second is not None and (metric.second not in METRICS or METRICS[metric.second].values != metric.values):
+        raise InputError(f"metric {name}: second is '{metric.second}', which is no metric of the same kind")
+    _check(metric)
+    METRICS[name] = metric
+    return name
+
+
+def metric_from(text: str) -> str:
+    """Name of the metric that a user chose: a name of METRICS, or FILE.py:NAME or MODULE:NAME, which is imported and
+    registered. Raises InputError as ``register_metric`` and ``load_object`` do."""
+    return register_metric(load_object(text)) if is_reference(text) else metric_named(text).name
+
+
+def _check(metric: Metric) -> None:
+    """Raises InputError unless the metric scores correct, wrong and constant predictions as its kind requires."""
+    labels = np.array([0, 1, 0, 1, 1, 0, 1, 1])
+    sets = np.stack([labels, 1 - labels, np.zeros_like(labels)])
+    if metric.values:
+        labels, sets = labels.astype(np.float64), sets.astype(np.float32)
+    try:
+        scores = np.asarray(metric.scores(sets, labels), dtype=np.float64)
+    except Exception as error:
+        raise InputError(
+            f"metric {metric.name} fails on predictions {sets.shape}, labels {labels.shape}: {first_line(error)}. Fix"
+            " its function"
+        ) from error
+    if scores.shape != (len(sets),) or not np.isfinite(scores).all():
+        raise InputError(
+            f"metric {metric.name} returns {scores.shape} for predictions {sets.shape}: it must return one finite"
+            " number per set of predictions"
+        )
+    if not scores[0] > scores[1]:
+        raise InputError(f"metric {metric.name} scores wrong predictions at least as high as correct ones: negate it")
+    if metric.values and not (abs(scores[0] - 1) < 1e-6 and abs(scores[2]) < 1e-6):
+        raise InputError(
+            f"metric {metric.name} scores correct values {scores[0]:.3g} and a constant {scores[2]:.3g}: a metric of"
+            " regression must be a correlation, 1 at best and 0 for a constant prediction"
+        )
 
 
 def metric_names(*, values: bool) -> list[str]:

@@ -9,13 +9,14 @@ from typing import Any
 from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
+from berxit.runtime.provenance import provenance
 from berxit.runtime.storage import write_text
 
 
 def write_results(
     folder: Path,
     name: str,
-    data: Any,
+    data: Mapping[str, Any],
     text: str,
     *,
     figure: Callable[[Path], object] | None = None,
@@ -25,14 +26,15 @@ def write_results(
 ) -> list[Path]:
     """Writes NAME.json, NAME.md and NAME.png to ``folder``, which is created. Returns the paths of the written files.
 
-    ``data``: the numbers, as JSON types. ``figure`` draws the figure in the format of a path's suffix, once for each of
-    ``formats``; without matplotlib there is none, and ``report`` receives the command that installs it. ``more``: file
+    ``data``: the numbers, as JSON types; the file also contains their ``provenance`` as ``made_by``. ``figure`` draws
+    the figure in the format of a path's suffix, once for each of ``formats``; without matplotlib there is none, and
+    ``report`` receives the command that installs it. ``more``: file
     name -> the function that writes it, before the report.
     Raises BerxitError if the folder cannot be written.
     """
     writers: dict[str, Callable[[Path], object]] = {
         **(more or {}),
-        f"{name}.json": lambda path: write_json(data, path),
+        f"{name}.json": lambda path: write_json({**data, "made_by": provenance()}, path),
         f"{name}.md": lambda path: write_text(path, text + "\n"),
     }
     files = []

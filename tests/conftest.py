@@ -116,6 +116,20 @@ def still(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> s
     return str(folder)
 
 
+@pytest.fixture
+def own_registries() -> Iterator[None]:
+    """Criteria, metrics and strategies that a test registers are removed after it."""
+    from berxit.runtime.metrics import METRICS
+    from berxit.runtime.policies import CRITERIA
+    from berxit.train.strategies import STRATEGIES
+
+    before = [(registry, dict(registry)) for registry in (CRITERIA, METRICS, STRATEGIES)]
+    yield
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A custom task of two classes (columns text, label): does the text contain "cat"? 96 training, 48 dev examples."""
@@ -253,3 +267,19 @@ def made(tmp_path: Path, backbone_folders: dict[str, Path]) -> MakeCheckpoint:
         return folder
 
     return make
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium. Skips the test if it is not installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()

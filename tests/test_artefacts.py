@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from berxit.runtime import EarlyExitRunner
 from berxit.runtime.benchmark import bench
 from berxit.runtime.console import status_of
 from berxit.toolkit.cli import load
-from berxit.toolkit.report import write_report
-from berxit.train.calibration import read_policy
+from berxit.toolkit.report.report_page import write_report
+from berxit.toolkit.report.sources import bench_source
 
 QUICK = ["--queries", "1", "--seconds", "0", "--thresholds", "2", "--threads", "1", "--limit", "4"]
 
@@ -65,11 +64,8 @@ def written(
         for study, paths in (("layerwise", [checkpoint]), ("runtime", [bundle]), ("flops", [checkpoint])):
             given = [] if study == "flops" else ["--data", data]
             run("study", study, *paths, *given, "--output", out / "studies")
-        calibrated = read_policy(checkpoint)
-        assert calibrated is not None
-        answers = [("the cat", EarlyExitRunner.load(bundle, threads=1).predict("the cat"))]
         result = bench(bundle, threads=1, queries=1, seconds=0, thresholds=2)
-        write_report(out / "report.html", result, calibrated.calibration, bundle, answers)
+        write_report(out / "report.html", [bench_source(result)])
     return out, inputs
 
 

@@ -1,14 +1,13 @@
-"""A new exit criterion is one class and one entry in CRITERIA: every command and the test vectors accept it."""
+"""A new exit criterion is one class and one entry in CRITERIA. test_user_files.py tests the commands."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from stored_backend import StoredBackend, batch_of
 
 from berxit.runtime.errors import BerxitError, InputError
@@ -77,41 +76,10 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Crit
     return criterion
 
 
-def invoke(command: str, *arguments: str | Path) -> Result:
-    done = CliRunner().invoke(load(command), [str(each) for each in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done
-
-
 def random_predictions(rows: int = 60, classes: int = 3) -> Predictions:
     rng = np.random.default_rng(3)
     logits = (rng.normal(size=(rows, 4, classes)) * 3).astype(np.float32)
     return Predictions(logits, None, rng.integers(0, classes, rows), "accuracy")
-
-
-def test_every_command_accepts_a_new_criterion(
-    toy: Criterion, checkpoint: Path, data_folder: Path, tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-    evaluated = invoke("eval", copy, "--data", data_folder, "--criterion", toy.name, "--quiet")
-    assert f"{toy.name} threshold" in evaluated.output
-    for rule in (("--keep", "0.95"), ("--risk", "0.3", "--delta", "0.2")):
-        assert (
-            toy.name
-            in invoke("calibrate", copy, "--data", data_folder, "--criterion", toy.name, *rule, "--quiet").output
-        )
-    bundle = tmp_path / "bundle"
-    invoke("export", copy, "--target", "onnxruntime", "--output", bundle, "--quiet")
-    side = "above" if toy.higher_is_more_certain else "below"
-    assert f"{toy.name} is {side} the layer's threshold" in invoke("inspect", bundle).output
-    arguments = ("--queries", "5", "--seconds", "0", "--threads", "1", "--quiet")
-    assert f"{toy.name} threshold" in invoke("bench", bundle, "--data", data_folder, "--limit", "8", *arguments).output
-    studied = invoke(
-        "study", "tradeoff", copy, "--data", data_folder, "--criterion", toy.name, "--output", tmp_path / "studies"
-    )
-    assert toy.name in studied.output or toy.name in (tmp_path / "studies" / "tradeoff-custom.md").read_text()
 
 
 def test_never_of_a_new_criterion_reaches_the_last_layer(toy: Criterion) -> None:

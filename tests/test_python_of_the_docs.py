@@ -6,9 +6,12 @@ import dataclasses
 import inspect
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from hub_standin import HubStandIn
 
@@ -57,18 +60,38 @@ def test_python_blocks_of_the_api_page_run_one_after_another(folder: Path, quiet
     assert (folder / "bench" / "bench.json").is_file()
 
 
+def test_python_blocks_of_the_notebook_page_run_one_after_another(
+    folder: Path, checkpoint: Path, data_folder: Path, own_registries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(checkpoint, folder / "checkpoint")
+    shutil.copytree(data_folder, folder / "data")
+    notebook = ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    for block in blocks_of("docs/notebook.md"):
+        exec(block, vars(notebook))
+    assert (folder / "another" / "config.json").is_file()
+    with np.load(folder / "eval" / "predictions.npz") as file:
+        named = first_cells("predictions.npz", "docs/notebook.md")
+        assert set(file.files) <= named
+    assert named - set(file.files) == {"unlabelled", "reference"}
+
+
 def test_api_page_lists_every_public_function() -> None:
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     functions = [name for name in berxit.__all__ if inspect.isfunction(getattr(berxit, name))]
-    assert len(functions) == 8
+    assert len(functions) == 11
     for name in functions:
+        if name.startswith("register_"):
+            assert f"`berxit.{name}`" in text
+            assert f".{name}\n" in text
+            continue
         assert f"[`berxit.{name}`](#{name})" in text
         assert any(f"berxit.{name}(" in block for block in blocks_of("docs/api.md"))
 
 
-def first_cells(section: str) -> set[str]:
-    """The names in code in the first column of the tables below a heading of docs/runtime.md."""
-    text = (ROOT / "docs/runtime.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+def first_cells(section: str, page: str = "docs/runtime.md") -> set[str]:
+    """The names in code in the first column of the tables below a heading of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     return {
         re.split(r"[=(]", name)[0].removeprefix("runner.") for cell in cells for name in re.findall("`(.+?)`", cell)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from berxit import devices
 from berxit.runtime.errors import InputError
+from berxit.runtime.policies import criterion_from
 from berxit.runtime.progress import Progress, silent
 from berxit.toolkit.rule_options import RuleOptions
 
@@ -148,8 +149,8 @@ def evaluate(
 
     Returns one evaluation per file: a split has one file, except MNLI's dev split, which has two. ``data``: as in
     ``fine_tune``; None uses the rows that training held out, or downloads the data of the checkpoint's task.
-    ``criterion``: the criterion whose thresholds are
-    listed; None selects the default for the task.
+    ``criterion``: the criterion whose thresholds are listed, a name or FILE.py:NAME; None selects the default for the
+    task.
     """
     from berxit.runtime.examples import split_files
     from berxit.toolkit.evaluation_report import evaluate as evaluation_of
@@ -159,6 +160,7 @@ def evaluate(
     from berxit.train.tasks import task_of
 
     checkpoint = Path(checkpoint)
+    criterion = criterion_from(criterion) if criterion else None
     files = split_files(_untrained_data(checkpoint, data, split, report), split)
     model, tokenizer = load_checkpoint(checkpoint, best_device())
     calibrated = read_policy(checkpoint)
@@ -214,17 +216,17 @@ def calibrate(
     - ``budget_ms`` and ``bench`` (a bench.json of a bundle of this checkpoint): the best score within a mean latency in
       milliseconds. ``accept_noise``: use a bench of a busy machine, too.
 
-    The other arguments describe the policies among which the rule chooses: the ``criterion``; ``patience``, the number
-    of consecutive exits that must pass the threshold; ``off``, layers whose exit is switched off;
-    ``full_depth_classes``, for which no input exits early; fitted temperatures and thresholds per exit. ``fixed``:
-    instead, one exit layer for all inputs; an export then has no deeper layers.
+    The other arguments describe the policies among which the rule chooses: the ``criterion``, a name or FILE.py:NAME;
+    ``patience``, the number of consecutive exits that must pass the threshold; ``off``, layers whose exit is switched
+    off; ``full_depth_classes``, for which no input exits early; fitted temperatures and thresholds per exit.
+    ``fixed``: instead, one exit layer for all inputs; an export then has no deeper layers.
 
     ``data``: data that the checkpoint was not trained on, as in ``evaluate``. Exports copy the policy to the bundle.
     """
     options = RuleOptions(keep, risk, risk_of, per, delta, optimistic, budget_ms, bench, accept_noise)
     if fixed and (criterion or patience > 1 or off or full_depth_classes or fit_temperatures or thresholds_per_exit):
         raise InputError("--fixed excludes --criterion and every other option of an adaptive policy: omit them")
-    criterion = "fixed" if fixed else criterion
+    criterion = "fixed" if fixed else criterion_from(criterion) if criterion else None
     from berxit.train.calibration import calibrate as run
     from berxit.train.configuration import MultiExitConfig
     from berxit.train.evaluation import default_criterion

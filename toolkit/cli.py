@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep": "berxit.toolkit.commands.sweep",
     "study": "berxit.toolkit.commands.study",
     "compare": "berxit.toolkit.commands.compare",
+    "report": "berxit.toolkit.commands.report",
     "inspect": "berxit.toolkit.commands.inspect",
     "devices": "berxit.toolkit.commands.devices",
     "doctor": "berxit.toolkit.commands.doctor",
@@ -78,6 +79,7 @@ score = _program("score")
 sweep = _program("sweep")
 study = _program("study")
 compare = _program("compare")
+report = _program("report")
 inspect = _program("inspect")
 devices = _program("devices")
 doctor = _program("doctor")

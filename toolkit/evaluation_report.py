@@ -10,19 +10,13 @@ import numpy as np
 
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.reliability import CertaintyQuality
 from berxit.runtime.tables import Table, markdown_table
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.policy_report import policy_text, wrong_text
 from berxit.train.chance_warnings import depth_warning, exits_warning
 from berxit.train.curves import SAVED, Curve, area_above, curve_of
-from berxit.train.diagnostics import (
-    CertaintyQuality,
-    PolicyDiagnostics,
-    WrongRows,
-    criterion_quality,
-    policy_diagnostics,
-    wrong_rows,
-)
+from berxit.train.diagnostics import PolicyDiagnostics, WrongRows, criterion_quality, policy_diagnostics, wrong_rows
 from berxit.train.evaluation import Predictions, layer_scores
 from berxit.train.families import OperatingPoint, PolicySpec, applicable_criteria, operating_points
 

@@ -35,11 +35,10 @@ STEPS = 5
 def command(output: Path, model: str | None, epochs: float, keep: float) -> None:
     """Fine-tune on the sample data, calibrate, export, measure on this CPU, and write a report."""
     silence_library_logs()
-    from berxit.runtime import EarlyExitRunner
     from berxit.runtime.bench_report import headline, report_text, write_result
-    from berxit.runtime.examples import find_split, read_examples_for
     from berxit.toolkit.api import bench, calibrate, export, fine_tune
-    from berxit.toolkit.report import write_report
+    from berxit.toolkit.report.report_page import write_report
+    from berxit.toolkit.report.sources import bench_source
     from berxit.train.options import TrainingOptions
 
     start = time.monotonic()
@@ -71,10 +70,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
         write_result(result, measured, partial(click.echo, err=True))
         click.echo("\n" + report_text(result))
     with _step(5, "report"):
-        with EarlyExitRunner.load(bundle) as runner:
-            texts = read_examples_for(runner.manifest.model, find_split(SAMPLE, "test")).texts
-            answers = [(str(text), runner.predict(str(text))) for text in texts]
-        report = write_report(output / "report.html", result, chosen, bundle, answers)
+        report = write_report(output / "report.html", [bench_source(result)])
     click.echo(f"\n{headline(result)}\nreport: {report.resolve()}\n({time.monotonic() - start:.0f} s in all)")
 
 

@@ -13,6 +13,7 @@ from berxit.runtime.calibration import Calibration, FixedExit, upgraded
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import find_split, has_column
+from berxit.runtime.extensions import UnregisteredError
 from berxit.runtime.json_data import parse, read_json, to_json, write_json
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.progress import Progress, silent
@@ -248,7 +249,10 @@ def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     data = read_json(path)
     if "calibration" in data:
         data["calibration"] = upgraded(data["calibration"])
-    found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
+    try:
+        found: CalibratedPolicy = parse(CalibratedPolicy, data, str(path))
+    except UnregisteredError as error:
+        raise error.in_file(path) from None
     parse(Rule, found.calibration.requirement, f"{path}: calibration: requirement")  # type: ignore[arg-type]
     return found
 

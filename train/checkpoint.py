@@ -10,7 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from berxit.runtime.errors import BerxitError, InputError, first_line
+from berxit.runtime.extensions import UnregisteredError
 from berxit.runtime.json_data import read_json, write_json
+from berxit.runtime.metrics import metric_named
 from berxit.runtime.storage import recover
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train import checks
@@ -95,15 +97,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if config.get("model_type") != "berxit":
         raise BerxitError(f"{folder} is a model without exits: fine-tune it with berxit-train --model {folder}")
+    try:
+        metric_named(str(config.get("metric", "accuracy")))
+    except UnregisteredError as error:
+        raise error.in_file(folder / "config.json") from None
     return config
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[MultiExitModel, TextTokenizer]:
+def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MultiExitModel, TextTokenizer]:
     """The model and its tokenizer, which truncates to the model's ``max_length``.
 
     Raises BerxitError if the folder is not a multi-exit checkpoint or is damaged, and InputError if train/checks.py
     rejects it.
     """
+    folder = Path(folder)
     read_config(folder)
     try:
         model, loading = MultiExitModel.from_pretrained(str(folder), output_loading_info=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
+from berxit.runtime.reliability import CertaintyQuality, certainty_quality
 from berxit.runtime.tokenization import Text
 from berxit.train.evaluation import Predictions
 from berxit.train.families import PolicySpec, family
@@ -18,37 +18,6 @@ FLIPS = 10
 """Number of flips that are listed."""
 WRONG = 100
 """Largest number of wrong rows that are listed."""
-BINS = 10
-"""Number of bins of a reliability curve, each with about equally many examples."""
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """Examples of one exit with similar certainties."""
-
-    certainty: float
-    """Mean certainty."""
-    accuracy: float
-    """Share of predictions that are right."""
-    examples: int
-
-
-@dataclass(frozen=True)
-class CertaintyQuality:
-    """Ability of a criterion's certainty at one exit to separate right predictions from wrong ones."""
-
-    exit_layer: int
-    auroc: float | None
-    """Probability that a right prediction has a higher certainty than a wrong one (area under the ROC curve). None if
-    all predictions are right, or all are wrong, and for regression."""
-    rank_correlation: float | None
-    """Regression: Spearman correlation of the certainty with the negative absolute error. None for classification, and
-    if all certainties or all errors are equal."""
-    ece: float | None
-    """Expected calibration error: mean of |certainty - accuracy| over the bins, weighted by examples. None unless the
-    certainty is a probability."""
-    bins: tuple[ReliabilityBin, ...] = ()
-    """The reliability curve; empty unless the certainty is a probability."""
 
 
 @dataclass(frozen=True)
@@ -208,50 +177,6 @@ def _most_certain_first(rows: npt.NDArray, certainty: npt.NDArray, policy: ExitP
 
 def _names(p: Predictions) -> tuple[str, ...]:
     return p.names or tuple(f"class {number}" for number in range(p.logits.shape[2]))
-
-
-def certainty_quality(
-    exit_layer: int, certainty: npt.NDArray, errors: npt.NDArray, *, classes: int, probability: bool
-) -> CertaintyQuality:
-    """Quality of the certainties (N,) of one exit, where a higher value is more certain.
-
-    Args:
-        errors: (N,) for classification 1 for a wrong prediction, else 0; for regression the absolute error.
-        classes: number of classes; 1 for regression.
-        probability: the certainty estimates the probability that the prediction is right.
-    """
-    if classes == 1:
-        constant = np.ptp(certainty) == 0 or np.ptp(errors) == 0
-        rank = None if constant else float(stats.spearmanr(certainty, -errors).statistic)
-        return CertaintyQuality(exit_layer, None, rank, None)
-    right = errors == 0
-    bins = reliability(certainty, right) if probability else ()
-    return CertaintyQuality(exit_layer, auroc(certainty, right), None, ece(bins) if bins else None, bins)
-
-
-def auroc(certainty: npt.NDArray, right: npt.NDArray) -> float | None:
-    """Area under the ROC curve, by the rank-sum statistic: certainties (N,), right (N,) -> probability.
-
-    None if all predictions are right, or all are wrong.
-    """
-    positives = int(right.sum())
-    negatives = len(right) - positives
-    if not positives or not negatives:
-        return None
-    ranks = stats.rankdata(certainty)
-    return float((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def reliability(certainty: npt.NDArray, right: npt.NDArray, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
-    """The reliability curve: certainties (N,) from 0 to 1, right (N,) -> bins of about equally many examples."""
-    parts = np.array_split(np.argsort(certainty, kind="stable"), min(bins, len(certainty)))
-    return tuple(ReliabilityBin(float(certainty[rows].mean()), float(right[rows].mean()), len(rows)) for rows in parts)
-
-
-def ece(bins: Sequence[ReliabilityBin]) -> float:
-    """Expected calibration error of a reliability curve (Guo et al., 2017, equation 3, with bins of equal size)."""
-    total = sum(each.examples for each in bins)
-    return sum(each.examples * abs(each.certainty - each.accuracy) for each in bins) / total
 
 
 def confusion_matrix(predicted: npt.NDArray, labels: npt.NDArray, classes: int) -> npt.NDArray[np.int64]:

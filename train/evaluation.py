@@ -143,7 +143,8 @@ class Predictions:
             np.savez_compressed(scratch, **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Predictions:
+    def load(cls, path: Path | str) -> Predictions:
+        """The pass in an .npz file that ``save`` wrote."""
         with np.load(path, allow_pickle=False) as file:
             lte, ids, reference = (file[name] if name in file.files else None for name in ("lte", "ids", "reference"))
             names = tuple(file["names"].tolist()) if "names" in file.files else ()

@@ -21,6 +21,7 @@ from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_errors, write_whole
 from berxit.train import checks
 from berxit.train.checkpoint import DEV_FILE, TrainingRecord, read_config, read_record, save_checkpoint
+from berxit.train.continuing import is_checkpoint
 from berxit.train.data_summary import summarize
 from berxit.train.encoding import EncodedExamples
 from berxit.train.options import TrainingOptions
@@ -30,11 +31,13 @@ from berxit.train.splitting import TrainingData, read_training_data
 from berxit.train.stages import class_weights, scored_rows, stages_of, train_stages
 from berxit.train.starting import start_model
 from berxit.train.tasks import Task, write_examples
-from berxit.train.tokenizing import saved_tokenizer
+from berxit.train.tokenizing import CONFIG_FILE, TOKENIZER_FILE, saved_tokenizer
 from berxit.train.trainer import processes_here
 from berxit.train.training_plan import describe_plan
 
 MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".model")
+CHECKPOINT_FILES = ("config.json", "model.safetensors", TOKENIZER_FILE, CONFIG_FILE)
+"""The files of a checkpoint on which a run that continues from it depends. A calibration changes other files."""
 
 
 def fine_tune(
@@ -73,13 +76,12 @@ def fine_tune(
         return output
     rows = read_training_data(task, data, options, report)
     set_seed(options.seed)
-    model, tokenizer = start_model(task, options, report)
+    mean_label = float(rows.train.labels.mean()) if task.regression else None
+    model, tokenizer = start_model(task, options, report, mean_label)
     text_tokenizer = saved_tokenizer(tokenizer, resolve_model(options.model), options.max_length)
     unknown = checks.unknown_tokens(options.model, tokenizer, rows.train.texts)
     report(str(summarize(task, rows.splits, text_tokenizer, train_file.suffix.lower(), options.max_length)))
     report(str(unknown))
-    if task.regression:
-        model.init_head_bias(float(rows.train.labels.mean()))
     stages = stages_of(options, model.layers, class_weights(task, rows, options))
     report(describe_plan(model, rows, options, processes.num_processes))
     with ExitStack() as alone:
@@ -150,7 +152,10 @@ def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: i
 
 def model_sha256(folder: Path) -> str:
     """sha256 over the files of a model folder that transformers reads: configuration, weights, tokenizer."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
+    if is_checkpoint(str(folder)):
+        files = [folder / name for name in CHECKPOINT_FILES]
+    else:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 

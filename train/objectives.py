@@ -13,7 +13,7 @@ from importlib import import_module
 from torch import Tensor
 from torch.nn import functional as F
 
-from berxit.runtime.errors import InputError
+from berxit.runtime.errors import InputError, first_line
 from berxit.train.losses import distillation_losses, exit_losses, lte_losses
 from berxit.train.modeling import MultiExitOutput
 from berxit.train.strategies import Strategy
@@ -122,9 +122,21 @@ class Distillation(OtherExits):
 
 
 def stages_of(strategy: Strategy) -> tuple[type[Objective], ...]:
-    """The classes of a strategy's stages in order: names in this module, or "module:name"."""
-    split = (name.rpartition(":") for name in strategy.stages)
-    return tuple(getattr(import_module(module or __name__), name) for module, _, name in split)
+    """The classes of a strategy's stages in order: names in this module, or "module:name".
+
+    Raises InputError for a stage that does not exist or is no Objective.
+    """
+    found = []
+    for stage in strategy.stages:
+        module, _, name = stage.rpartition(":")
+        try:
+            objective = getattr(import_module(module or __name__), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"strategy {strategy.name}: no stage '{stage}': {first_line(error)}") from error
+        if not (isinstance(objective, type) and issubclass(objective, Objective)):
+            raise InputError(f"strategy {strategy.name}: stage '{stage}' is no subclass of train.objectives.Objective")
+        found.append(objective)
+    return tuple(found)
 
 
 LAYER_WEIGHTS = ("uniform", "linear")

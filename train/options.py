@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.extensions import is_reference
 from berxit.train.configuration import EXIT_HEADS, POOLINGS
 from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES, strategy_named
 
@@ -51,6 +52,7 @@ class TrainingOptions:
 
     model: str
     strategy: str = "alternating"
+    """A name in STRATEGIES; FILE.py:NAME or MODULE:NAME imports and registers a strategy, and becomes its name."""
     lte: bool = True
     layers: int | None = None
     """Number of the encoder's first layers to use; None: all."""
@@ -86,6 +88,10 @@ class TrainingOptions:
     """Stop after so many epochs without a better score on held-out training rows, and keep the best epoch's weights."""
 
     def __post_init__(self) -> None:
+        if is_reference(self.strategy):
+            from berxit.train.user_strategies import strategy_from  # imports torch
+
+            object.__setattr__(self, "strategy", strategy_from(self.strategy))
         strategy = strategy_named(self.strategy)
         for name, choices in CHOICES.items():
             if (chosen := getattr(self, name)) not in choices:
@@ -111,7 +117,9 @@ class TrainingOptions:
 
     def recorded(self) -> dict[str, Any]:
         """All options for a record. A model folder is recorded by its name, so that no local path is published."""
-        return {**asdict(self), "model": recorded_model(self.model)}
+        code = strategy_named(self.strategy).code_sha256
+        own = {"strategy_code_sha256": code} if code else {}
+        return {**asdict(self), "model": recorded_model(self.model), **own}
 
 
 def recorded_model(model: str) -> str:

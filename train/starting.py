@@ -1,4 +1,4 @@
-"""The model with which a run starts: the pre-trained encoder with fresh exits, and its tokenizer."""
+"""The model with which a run starts: a pre-trained encoder with fresh exits, or a checkpoint; and its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from berxit.runtime.errors import BerxitError, first_line
 from berxit.train import checks
+from berxit.train.configuration import MultiExitConfig
+from berxit.train.continuing import continue_from, is_checkpoint
 from berxit.train.modeling import MultiExitModel
 from berxit.train.options import TrainingOptions
 from berxit.train.pretrained import read_tokenizer, resolve_model
@@ -15,31 +17,43 @@ from berxit.train.tasks import Task
 
 
 def start_model(
-    task: Task, options: TrainingOptions, report: Callable[[str], None] = lambda line: None
+    task: Task,
+    options: TrainingOptions,
+    report: Callable[[str], None] = lambda line: None,
+    mean_label: float | None = None,
 ) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """The pre-trained encoder with fresh exits for the task, and its tokenizer; both checked (train/checks.py).
+    """The pre-trained encoder with exits for the task, and its tokenizer; both checked (train/checks.py).
+
+    ``--model`` may be a checkpoint of this project (train/continuing.py). ``mean_label``: for regression, the value
+    that new exit heads predict at the start.
 
     Raises InputError for a model or tokenizer that a check rejects, BerxitError for files that cannot be read.
     """
     source = resolve_model(options.model)
     try:
-        model = MultiExitModel.from_backbone(
-            source,
-            layers=options.layers,
-            exit_head=options.exit_head,
-            pooling=options.pooling,
-            lte=options.lte,
-            strategy=options.strategy,
-            task=task.name,
-            problem_type="regression" if task.regression else "single_label_classification",
-            id2label=dict(enumerate(task.labels)) if task.labels else {0: "value"},
-            label2id={name: i for i, name in enumerate(task.labels or ("value",))},
-            metric=task.metric,
-            positive=task.positive,
-            text_columns=task.text_columns,
-            label_column=task.label_column,
-            max_length=options.max_length,
-        )
+        fields = {
+            "exit_head": options.exit_head,
+            "pooling": options.pooling,
+            "lte": options.lte,
+            "strategy": options.strategy,
+            "task": task.name,
+            "problem_type": "regression" if task.regression else "single_label_classification",
+            "id2label": dict(enumerate(task.labels)) if task.labels else {0: "value"},
+            "label2id": {name: i for i, name in enumerate(task.labels or ("value",))},
+            "metric": task.metric,
+            "positive": task.positive,
+            "text_columns": task.text_columns,
+            "label_column": task.label_column,
+            "max_length": options.max_length,
+        }
+        if is_checkpoint(source):
+            continued = continue_from(source, MultiExitConfig(**fields), options.layers)
+            model, new_heads = continued.model, not continued.heads_kept
+            report(continued.description)
+        else:
+            model, new_heads = MultiExitModel.from_backbone(source, layers=options.layers, **fields), True
+        if mean_label is not None and new_heads:
+            model.init_head_bias(mean_label)
         tokenizer = read_tokenizer(source)
     except BerxitError:
         raise

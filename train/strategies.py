@@ -1,6 +1,7 @@
 """The fine-tuning strategies by name. Imports no torch, so that help texts and options can list them.
 
 A new strategy is a class in ``train/objectives.py`` for each of its stages that does not exist yet, and an entry here.
+``train/user_strategies.py`` adds a user's own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Strategy:
     """Only the last exit is trained; its score is the 100% of relative scores."""
     first_layers_only: bool = False
     """``--layers`` is required."""
+    code_sha256: str | None = None
+    """sha256 of the user's file with the strategy; None for those of this project. A run is not continued, and not
+    recognized as finished, after the file has changed."""
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -66,8 +70,13 @@ STRATEGIES: dict[str, Strategy] = {
 """Name -> strategy, the default first."""
 
 
+BUILT_IN = frozenset(STRATEGIES)
+
+
 def strategy_named(name: str) -> Strategy:
     """The entry of STRATEGIES. Raises InputError for an unknown name."""
     if name not in STRATEGIES:
-        raise InputError(f"unknown --strategy '{name}': choose one of {', '.join(STRATEGIES)}")
+        raise InputError(
+            f"unknown --strategy '{name}': choose one of {', '.join(STRATEGIES)}, or your own (FILE.py:NAME)"
+        )
     return STRATEGIES[name]

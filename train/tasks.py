@@ -20,7 +20,7 @@ from berxit.runtime.examples import (
     read_texts,
 )
 from berxit.runtime.labels import BOOLEANS, as_number, class_name
-from berxit.runtime.metrics import METRICS, metric_names, positive_class
+from berxit.runtime.metrics import METRICS, metric_from, metric_names, positive_class
 from berxit.runtime.tables import listed
 from berxit.train.configuration import MultiExitConfig
 
@@ -168,9 +168,7 @@ def custom_task(
     """
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
-    metric = metric or ("spearman" if regression else "accuracy")
-    if metric not in METRICS:
-        raise InputError(f"unknown metric '{metric}': choose one of {', '.join(METRICS)}")
+    metric = metric_from(metric or ("spearman" if regression else "accuracy"))
     fitting, kind = metric_names(values=regression), "regression" if regression else "classification"
     if metric not in fitting:
         raise InputError(f"--metric {metric} is not a metric of {kind}: choose {' or '.join(fitting)}")

@@ -25,7 +25,7 @@ def describe_plan(model: MultiExitModel, data: TrainingData, options: TrainingOp
     million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     exits = "only the last exit" if strategy.last_exit_only else "an exit after every layer"
     lines = [
-        f"training: {model_name_of(options.model)} ({million:.0f} M parameters, {plural(model.layers, 'layer')}),"
+        f"training: {model_name_of(options.model)} ({million:.3g} M parameters, {plural(model.layers, 'layer')}),"
         f" {exits}{', with LTE' if options.lte else ''}",
         f"strategy: {options.strategy}, {strategy.description}",
         f"steps: {steps}{f' in each of {stages} stages' if stages > 1 else ''}, {epoch} per epoch, on {model.device};"

@@ -15,7 +15,7 @@ KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase")
 ADDED = (
     *("[SEP]", "<mask>", "New York", "é", "e\u0301", "ΣΑΣ", "two  blanks", "foo", "foobar", "obar", "İ", "##x", "a b"),
-    *("\uff21\uff22", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099"),
+    *("\uff21\uff22", "ﬁ", "ß", "\u1e9b\u0323", "日本", "don't", "_", "1", "👩\u200d🚀", "か\u3099", " bar", "x "),
 )
 """Contents of added tokens: some contain others, some change when they are normalized. None is empty when it is
 normalized: both sides reject such a token."""
@@ -63,7 +63,7 @@ def bytewise(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
         "added_tokens": [],
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
+        "post_processor": START,
         "decoder": None,
         "model": {
             "type": "BPE",
@@ -78,6 +78,19 @@ def bytewise(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
             "merges": merges,
         },
     }
+
+
+START = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "!", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [
+        {"SpecialToken": {"id": "!", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    ],
+    "special_tokens": {"!": {"id": "!", "ids": [33], "tokens": ["!"]}},
+}
+"""A token at the start: the runtime rejects a text without tokens."""
 
 
 def alphabet() -> list[str]:

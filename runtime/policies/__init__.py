@@ -13,7 +13,7 @@ from berxit.runtime.policies.criteria import (
     softmax,
 )
 from berxit.runtime.policies.policy import ExitPolicy, FixedDepth, certainties, exit_layers, exit_layers_at
-from berxit.runtime.policies.registry import CRITERIA, criterion_named
+from berxit.runtime.policies.registry import CRITERIA, criterion_from, criterion_named, register_criterion
 
 __all__ = [
     "CRITERIA",
@@ -29,8 +29,10 @@ __all__ = [
     "Parameters",
     "Streak",
     "certainties",
+    "criterion_from",
     "criterion_named",
     "exit_layers",
     "exit_layers_at",
+    "register_criterion",
     "softmax",
 ]

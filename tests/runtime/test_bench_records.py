@@ -28,7 +28,7 @@ def test_records_are_restored(records: BenchRecords, tmp_path: Path) -> None:
     assert (found.bundle, found.classes, found.outputs.exits) == ("my-bundle", ("no", "yes"), (1, 3, 4))
     assert found.outputs.policy == records.outputs.policy
     assert found.outputs.texts == records.outputs.texts
-    assert (found.outputs.certainty.astype(np.float32) == records.outputs.certainty).all()
+    assert (found.outputs.certainty == records.outputs.certainty).all()
     assert (found.outputs.predictions == records.outputs.predictions).all()
     assert found.outputs.labels is not None
     assert found.outputs.labels.tolist() == [0, 1, 1, 0, 1]

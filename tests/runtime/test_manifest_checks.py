@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         "a regression model must have none",
     ),
     "unknown kind": (model(kind="ranking"), "model.kind is 'ranking'"),
-    "unknown metric": (model(metric="bleu"), "model.metric is 'bleu'"),
+    "no metric": (model(metric=""), "model.metric is empty"),
     "three texts": (model(text_columns=["a", "b", "c"]), "model.text_columns has 3 entries"),
     "no tokens": (model(max_length=0), "model.max_length is 0"),
     "padding that is no int32": (model(pad_token_id=2**31), "model.pad_token_id is 2147483648"),

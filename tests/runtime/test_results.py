@@ -20,7 +20,9 @@ def test_write_results_writes_numbers_report_and_figure(tmp_path: Path) -> None:
     more = {"array.npz": lambda path: path.write_bytes(b"array")}
     files = write_results(tmp_path / "new", "bench", {"ms": 1.5}, "# Report", figure=draw, more=more)
     assert [path.name for path in files] == ["array.npz", "bench.json", "bench.md", "bench.png"]
-    assert json.loads(files[1].read_text(encoding="utf-8")) == {"ms": 1.5}
+    written = json.loads(files[1].read_text(encoding="utf-8"))
+    assert written.pop("made_by")["versions"]["berxit"]
+    assert written == {"ms": 1.5}
     assert files[2].read_text(encoding="utf-8") == "# Report\n"
     assert files[3].read_bytes() == b"figure"
 

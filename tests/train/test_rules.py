@@ -135,7 +135,7 @@ def test_keep_rejects_a_share_out_of_range(keep: float) -> None:
 
 
 def test_keep_rejects_an_unknown_criterion() -> None:
-    with pytest.raises(InputError, match="unknown exit criterion 'luck'"):
+    with pytest.raises(InputError, match="unknown criterion 'luck'"):
         chosen(Keep(0.9, optimistic=True), ten_examples(), "luck")
 
 

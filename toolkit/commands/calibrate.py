@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.extensions import is_reference
 from berxit.toolkit.api import calibrate, default_bundle
 from berxit.toolkit.commands.options import (
     PATH,
@@ -48,6 +49,7 @@ from berxit.toolkit.rule_options import RuleOptions
 @batch_size_option
 @skip_bad_rows_option
 @quiet_option
+@register_option
 @debug_option
 def command(
     checkpoint: Path,
@@ -120,4 +122,5 @@ def command(
     warn(chosen.warnings)
     exported = default_bundle(checkpoint, "onnxruntime").exists()
     force = " --force" if exported else ""
-    click.echo(f"next: berxit-export --target onnxruntime {shlex.quote(str(checkpoint))}{force}")
+    own = f" --register {shlex.quote(criterion)}" if criterion and is_reference(criterion) else ""
+    click.echo(f"next: berxit-export --target onnxruntime {shlex.quote(str(checkpoint))}{force}{own}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
 from berxit.toolkit.api import compare
@@ -29,6 +29,7 @@ from berxit.toolkit.commands.options import PATH, quiet_option, silence_library_
 )
 @click.option("--output", type=PATH, help="JSON file for all compared values.")
 @quiet_option
+@register_option
 @debug_option
 def command(
     first: Path,

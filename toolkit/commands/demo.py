@@ -9,7 +9,7 @@ import click
 
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.backend_options import parse_option_flags
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, register_option
 from berxit.runtime.golden import read_golden
 from berxit.toolkit.commands.options import PATH, runner_options, say
 from berxit.toolkit.commands.serve import warm_up
@@ -20,6 +20,7 @@ from berxit.toolkit.commands.serve import warm_up
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free port.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in a browser.")
 @runner_options
+@register_option
 @debug_option
 def command(
     bundle: Path, port: int, browser: bool, backend: str | None, option_flags: tuple[str, ...], threads: int | None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
@@ -31,6 +31,7 @@ from berxit.toolkit.commands.options import (
 @click.option("--output", type=PATH, help="Folder of the results.  [default: CHECKPOINT/eval-FILE, as eval-dev]")
 @skip_bad_rows_option
 @quiet_option
+@register_option
 @debug_option
 def command(
     checkpoint: Path,

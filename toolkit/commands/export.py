@@ -19,7 +19,7 @@ from berxit.exporters.targets import (
     variants_by_target,
     versions_by_target,
 )
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.toolkit.api import export
 from berxit.toolkit.commands.options import (
     PATH,
@@ -104,6 +104,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--sign", type=PATH, help="Private ed25519 key (PEM), which signs the bundle.")
 @force_option
 @quiet_option
+@register_option
 @debug_option
 def command(
     checkpoint: Path,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from berxit.runtime.bundle import Manifest, Segment, files_of, read_manifest
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, register_option
 from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.commands.options import PATH
@@ -15,6 +15,7 @@ from berxit.toolkit.commands.options import PATH
 
 @click.command("inspect")
 @click.argument("bundle", type=PATH)
+@register_option
 @debug_option
 def command(bundle: Path) -> None:
     """Show the contents of BUNDLE, and verify the checksum of every file."""

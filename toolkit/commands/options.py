@@ -28,7 +28,9 @@ skip_bad_rows_option = click.option(
     "--skip-bad-rows", is_flag=True, help="Skip invalid rows and report their number, instead of failing."
 )
 criterion_option = click.option(
-    "--criterion", metavar="NAME", help=f"{', '.join(CRITERIA)}.  [default: confidence; lte for regression]"
+    "--criterion",
+    metavar="NAME",
+    help=f"{', '.join(CRITERIA)}, or your own as FILE.py:NAME.  [default: confidence; lte for regression]",
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bars.")

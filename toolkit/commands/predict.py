@@ -8,7 +8,7 @@ import click
 
 from berxit.runtime import EarlyExitRunner, Prediction
 from berxit.runtime.bundle import ModelInfo
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.api import predict
@@ -41,6 +41,7 @@ CLASSES = 10
 @skip_bad_rows_option
 @force_option
 @quiet_option
+@register_option
 @debug_option
 def command(
     bundle: Path,

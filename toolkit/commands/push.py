@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, register_option
 from berxit.toolkit.commands.options import PATH, say, silence_library_logs
 from berxit.toolkit.publishing import push_to_hub
 
@@ -18,6 +18,7 @@ from berxit.toolkit.publishing import push_to_hub
 @click.option("--public", is_flag=True, help="Create a public repository.  [default: a private one]")
 @click.option("--include-data", is_flag=True, help="Checkpoints: also upload the files with texts of the data.")
 @click.option("--message", help="Commit message.")
+@register_option
 @debug_option
 def command(
     folder: Path, repository: str, bench: Path | None, public: bool, include_data: bool, message: str | None

@@ -8,7 +8,7 @@ import click
 
 from berxit.runtime import EarlyExitRunner, ExitPolicy, InputError
 from berxit.runtime.backend_options import parse_option_flags
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, register_option
 from berxit.toolkit.commands.options import PATH, runner_options, say, warn
 
 
@@ -32,6 +32,7 @@ from berxit.toolkit.commands.options import PATH, runner_options, say, warn
 @click.option("--max-texts", default=256, show_default=True, help="Most texts of a request.")
 @click.option("--max-tokens", default=16384, show_default=True, help="Most tokens of a request.")
 @click.option("--max-queued-tokens", default=65536, show_default=True, help="Most tokens that wait.")
+@register_option
 @debug_option
 def command(
     bundle: Path,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.policies import criterion_from
 from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import (
     PATH,
@@ -42,6 +43,7 @@ WITHOUT_DATA = ("runtime", "flops")
 @batch_size_option
 @click.option("--output", type=PATH, default=Path("studies"), show_default=True, help="Folder of the results.")
 @quiet_option
+@register_option
 @debug_option
 def command(
     name: str,
@@ -71,6 +73,7 @@ def command(
 
     if name not in WITHOUT_DATA:
         data = task_data(read_config(checkpoints[0])["task"], data, split, say)
+    criterion = criterion_from(criterion) if criterion else None
     request = Request(
         paths=checkpoints,
         output=output,

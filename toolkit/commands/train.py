@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.metrics import METRICS
 from berxit.toolkit.commands.options import (
     PATH,
@@ -22,12 +22,20 @@ from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 
 
 @click.command("train")
-@click.option("--model", required=True, help="Pre-trained encoder: a folder, or a name on the Hugging Face hub.")
+@click.option(
+    "--model",
+    required=True,
+    help="Pre-trained encoder: a folder, or a name on the hub. Or a checkpoint to continue from.",
+)
 @click.option("--task", "task_name", required=True, help="rte, mrpc, sst2, qnli, qqp, mnli, stsb, sick, or custom.")
 @data_option
 @click.option("--output", type=PATH, required=True, help="The checkpoint: a folder that does not exist yet.")
 @click.option(
-    "--strategy", default=next(iter(STRATEGIES)), show_default=True, metavar="NAME", help=f"{', '.join(STRATEGIES)}."
+    "--strategy",
+    default=next(iter(STRATEGIES)),
+    show_default=True,
+    metavar="NAME",
+    help=f"{', '.join(STRATEGIES)}, or your own as FILE.py:NAME.",
 )
 @click.option("--lte/--no-lte", default=True, show_default=True, help="Train the LTE module, too.")
 @click.option("--layers", type=int, help="Use only the first N layers of the encoder.")
@@ -72,11 +80,12 @@ from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 @click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs.")
 @click.option("--label-column", help="custom: column with labels.  [default: label]")
 @click.option("--regression", is_flag=True, help="custom: labels are numbers.")
-@click.option("--metric", help=f"custom: {', '.join(METRICS)}.")
+@click.option("--metric", help=f"custom: {', '.join(METRICS)}, or your own as FILE.py:NAME.")
 @click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
 @skip_bad_rows_option
 @force_option
 @quiet_option
+@register_option
 @debug_option
 def command(
     model: str,

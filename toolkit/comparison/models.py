@@ -15,7 +15,7 @@ from berxit.runtime.chance import check_labels
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.golden import read_golden
-from berxit.runtime.metrics import METRICS
+from berxit.runtime.metrics import metric_named
 from berxit.runtime.policies import certainties, exit_layers
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tables import markdown_table
@@ -205,7 +205,7 @@ def compare_models(
     scores: tuple[tuple[float, float], ...] = ()
     policy_scores = None
     if labels is not None:
-        metric = METRICS[a.model.metric]
+        metric = metric_named(a.model.metric)
         per_exit = [
             [metric(_predicted(side, rows, layer), labels) for layer in common]
             for side, rows in zip((a, b), found, strict=True)

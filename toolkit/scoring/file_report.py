@@ -13,7 +13,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.chance import check_labels
 from berxit.runtime.errors import InputError
-from berxit.runtime.metrics import METRICS, confusion_matrix
+from berxit.runtime.metrics import confusion_matrix, metric_named
 from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table, plural
 from berxit.runtime.tokenization import Text
@@ -205,7 +205,7 @@ def _label_report(
 ) -> LabelReport:
     known = has_label(labels)
     true, predicted = labels[known], outputs.labels[known]
-    metric, undefined = METRICS[model.metric], ""
+    metric, undefined = metric_named(model.metric), ""
     try:
         check_labels(model.metric, true, "")
     except InputError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,21 +16,8 @@ from berxit.runtime import EarlyExitRunner
 from berxit.toolkit.serving import demo, server
 from berxit.toolkit.serving.service import Service, Settings, application
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 EXAMPLES = ["the cat sat on the mat", "a dog"]
 LONGEST_MS = 20_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,7 @@ struct AddedTokens: Sendable {
         }
     }
 
+    /// The matches do not overlap, but blanks that one takes may belong to the next match, which is then found, too.
     private static func split(_ text: [Unicode.Scalar], at tokens: [Token]) -> [Piece] {
         guard !tokens.isEmpty else { return text.isEmpty ? [] : [.text(text)] }
         var pieces: [Piece] = []
@@ -72,7 +73,8 @@ struct AddedTokens: Sendable {
             at = end
             if token.singleWord, isWord(text, start - 1) || isWord(text, end) { continue }
             if token.takesLeftBlanks {
-                while start > done, text[start - 1].properties.isWhitespace { start -= 1 }
+                while start > 0, text[start - 1].properties.isWhitespace { start -= 1 }
+                start = max(start, done)
             }
             if token.takesRightBlanks {
                 while end < text.count, text[end].properties.isWhitespace { end += 1 }
@@ -80,7 +82,6 @@ struct AddedTokens: Sendable {
             if done < start { pieces.append(.text(Array(text[done..<start]))) }
             pieces.append(.token(token.id))
             done = end
-            at = max(at, end)
         }
         if done < text.count { pieces.append(.text(Array(text[done...]))) }
         return pieces

@@ -1,0 +1,362 @@
+"""The table of the commands behind the files in results/. ``benchmarks/results.py`` lists and runs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+OUTPUT = "build/results"
+MEAN = "--pooling mean --head-learning-rate 1e-3"
+TRAIN = "berxit-train --learning-rate 5e-5 --batch-size 16 --bf16"
+ENCODERS = {"minilm": "$MINILM", "bge": "$MODELS/bge-small-en"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The commands behind one or several stored files."""
+
+    name: str
+    files: tuple[str, ...]
+    """JSON files below results/."""
+    minutes: int
+    """Duration on two cores, estimated from the training and measuring times of the runs that were stored."""
+    commands: tuple[str, ...]
+    """Shell commands in the project's folder. $DATA and $MODELS name the inputs."""
+
+    after: tuple[str, ...] = ()
+    """Entries whose checkpoints and bundles the commands read."""
+
+    def missing(self, folders: Mapping[str, str]) -> list[str]:
+        """The inputs of the commands that do not exist, as they are named there."""
+        text = "\n".join(self.commands)
+        found = [
+            f"${variable}/{name}"
+            for variable, name in sorted(set(re.findall(r"\$(DATA|MODELS)/([\w.-]+)", text)))
+            if not folders.get(variable) or not (Path(folders[variable]) / name).exists()
+        ]
+        return [*found, *(["$MINILM"] if "$MINILM" in text and not folders.get("MINILM") else [])]
+
+
+def _checkpoint(encoder: str, task: str, folder: str, options: str = MEAN) -> str:
+    """The command that trains a checkpoint for several entries."""
+    return f"{TRAIN} --model {ENCODERS[encoder]} --task {task} {options} --data $DATA/{folder} --output"
+
+
+def _bench(name: str, folder: str, precision: str) -> tuple[str, str]:
+    """The commands that export and measure a calibrated checkpoint."""
+    checkpoint, bundle = f"{OUTPUT}/{name}", f"{OUTPUT}/{name}-{precision}"
+    return (
+        f"berxit-export --target onnxruntime {checkpoint} --precision {precision} --output {bundle}",
+        f"python -m runtime.bench {bundle} --data $DATA/{folder} --threads 2 --output {bundle}-bench",
+    )
+
+
+def _held_out() -> Iterator[str]:
+    """The commands that hold out rows, train without them, and store the passes over all rows that training has not
+    seen."""
+    for task, folder, rows in (
+        ("mrpc", "MRPC", "--rows 800"),
+        ("sst2", "SST-2", "--rows 3000 --train-rows 12000"),
+        ("stsb", "STS-B", "--rows 1000"),
+        ("sick", "SICK", "--rows 800"),
+    ):
+        data = f"{OUTPUT}/{folder}"
+        yield f"python benchmarks/holdout.py $DATA/{folder} {rows} --output {data}"
+        yield f"(cat {data}/held-out.tsv; tail -n +2 {data}/dev.tsv) > {data}/unseen.tsv"
+        for encoder, model in ENCODERS.items():
+            epochs = "--epochs 2 " if task == "sst2" else ""
+            name = f"{OUTPUT}/{task}-{encoder}"
+            yield f"{TRAIN} --model {model} --task {task} {MEAN} {epochs}--data {data} --output {name}"
+            yield f"berxit-calibrate {name} --data {data}/unseen.tsv"
+
+
+def _study_runs(task: str, folder: str, lte: str, options: str = "--bf16") -> Iterator[str]:
+    """The commands that train the checkpoints of the studies on one task."""
+    common = f"berxit-train --learning-rate 5e-5 --batch-size 16 {options} --task {task} {lte} --data $DATA/{folder}"
+    for encoder, seeds in (("minilm", (42, 43, 44)), ("bge", (42,))):
+        for strategy in ("two-stage", "joint", "alternating"):
+            start = f"{common} --model {ENCODERS[encoder]} --strategy {strategy}"
+            for seed in seeds:
+                yield f"{start} --seed {seed} --output {OUTPUT}/study-{task}-{encoder}-{strategy}-{seed}"
+            if strategy != "two-stage":
+                yield f"{start} {MEAN} --output {OUTPUT}/study-{task}-{encoder}-{strategy}-mean"
+
+
+def _study(task: str, folder: str, studies: tuple[str, ...], lte: str = "--no-lte", options: str = "--bf16") -> Entry:
+    """The entry of the studies on one task."""
+    output = f"--data $DATA/{folder} --output {OUTPUT}/studies"
+    every, alternating = f"{OUTPUT}/study-{task}-*", f"{OUTPUT}/study-{task}-*-alternating-*"
+    return Entry(
+        f"studies-{task}",
+        tuple(f"studies/{name}-{task}.json" for name in studies),
+        150,
+        (
+            *_study_runs(task, folder, lte, options),
+            *(
+                f"berxit-study {name} {alternating if name in ('lte', 'certainty') else every} {output}"
+                for name in studies
+            ),
+        ),
+    )
+
+
+SIDE = "python -m benchmarks.side_by_side"
+UNSEEN = tuple(f"{task}={OUTPUT}/{task}-bge" for task in ("mrpc", "sst2", "stsb", "sick"))
+CLASSIFICATION, REGRESSION = ("layerwise", "tradeoff"), ("layerwise", "tradeoff", "lte", "certainty")
+HELD_OUT_ROWS = {"mrpc": 800, "sst2": 3000, "stsb": 1000, "sick": 800}
+
+ENTRIES = (
+    Entry("quickstart", ("quickstart/bench.json",), 3, ("make quickstart",)),
+    Entry(
+        "mrpc-minilm",
+        ("mrpc-minilm/bench.json",),
+        12,
+        (
+            f"berxit-train --model $MINILM --task mrpc --learning-rate 5e-5 --data $DATA/MRPC --output {OUTPUT}/first",
+            f"berxit-calibrate {OUTPUT}/first --data $DATA/MRPC --optimistic",
+            *_bench("first", "MRPC", "fp32"),
+        ),
+    ),
+    Entry(
+        "mrpc-minilm-mean",
+        ("mrpc-minilm/bench-mean.json",),
+        12,
+        (
+            f"berxit-train --model $MINILM --task mrpc --learning-rate 5e-5 {MEAN} --data $DATA/MRPC --output"
+            f" {OUTPUT}/mean",
+            f"berxit-calibrate {OUTPUT}/mean --data $DATA/MRPC --optimistic",
+            *_bench("mean", "MRPC", "fp32"),
+        ),
+    ),
+    Entry(
+        "mrpc-vnni",
+        tuple(f"mrpc-vnni/{name}.json" for name in ("bge-fp32", "bge-int8", "minilm-fp32", "minilm-int8")),
+        30,
+        tuple(
+            command
+            for encoder in ENCODERS
+            for command in (
+                f"{_checkpoint(encoder, 'mrpc', 'MRPC')} {OUTPUT}/vnni-{encoder}",
+                f"berxit-calibrate {OUTPUT}/vnni-{encoder} --data $DATA/MRPC --optimistic",
+                *_bench(f"vnni-{encoder}", "MRPC", "fp32"),
+                *_bench(f"vnni-{encoder}", "MRPC", "int8"),
+            )
+        ),
+    ),
+    Entry(
+        "sst2",
+        ("sst2/fp32.json", "sst2/int8.json", "sst2/layerwise-sst2.json", "sst2/tradeoff-sst2.json"),
+        45,
+        (
+            f"{_checkpoint('bge', 'sst2', 'SST-2', f'--no-lte {MEAN} --epochs 1')} {OUTPUT}/sst2",
+            f"berxit-calibrate {OUTPUT}/sst2 --data $DATA/SST-2 --optimistic",
+            *_bench("sst2", "SST-2", "fp32"),
+            *_bench("sst2", "SST-2", "int8"),
+            f"berxit-study layerwise {OUTPUT}/sst2 --data $DATA/SST-2 --output {OUTPUT}/sst2-studies",
+            f"berxit-study tradeoff {OUTPUT}/sst2 --data $DATA/SST-2 --output {OUTPUT}/sst2-studies",
+        ),
+    ),
+    _study("rte", "RTE", CLASSIFICATION),
+    _study("mrpc", "MRPC", CLASSIFICATION),
+    _study("sst2", "SST-2", CLASSIFICATION, options="--limit-train 6000"),
+    _study("stsb", "STS-B", REGRESSION, lte="--lte"),
+    _study("sick", "SICK", REGRESSION, lte="--lte"),
+    Entry(
+        "limit",
+        ("studies/limit-mrpc.json",),
+        30,
+        (
+            *(
+                f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--strategy limit --layers {n} --no-lte {MEAN}')}"
+                f" {OUTPUT}/limit-{n}"
+                for n in range(1, 7)
+            ),
+            f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--no-lte {MEAN}')} {OUTPUT}/limit-alternating",
+            f"berxit-study limit {OUTPUT}/limit-* --data $DATA/MRPC --output {OUTPUT}/studies",
+        ),
+    ),
+    Entry(
+        "probe",
+        ("studies/probe-mrpc.json",),
+        20,
+        (
+            *(
+                f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--strategy {name} --no-lte')} {OUTPUT}/probe-{name}"
+                for name in ("joint", "alternating")
+            ),
+            f"berxit-study probe {OUTPUT}/probe-* --data $DATA/MRPC --output {OUTPUT}/studies",
+        ),
+    ),
+    Entry(
+        "runtime",
+        ("studies/runtime-mrpc.json",),
+        1,
+        (
+            f"berxit-study runtime {OUTPUT}/vnni-*-fp32 {OUTPUT}/vnni-*-int8 --data $DATA/MRPC"
+            f" --output {OUTPUT}/studies",
+        ),
+        after=("mrpc-vnni",),
+    ),
+    Entry(
+        "flops",
+        ("studies/flops.json",),
+        1,
+        (f"berxit-study flops {OUTPUT}/mrpc-bge {OUTPUT}/mrpc-minilm --output {OUTPUT}/studies",),
+        after=("held-out",),
+    ),
+    Entry(
+        "claims",
+        ("studies/claims.json",),
+        1,
+        (f"python benchmarks/stored_claims.py results/studies --output {OUTPUT}/claims",),
+    ),
+    Entry(
+        "held-out",
+        ("thresholds/unseen-rows.json", "learned/learned.json"),
+        240,
+        (
+            *_held_out(),
+            f"python benchmarks/thresholds.py synthetic {' '.join(UNSEEN)} --rows 400 --rows 800 --splits 500 --output"
+            f" {OUTPUT}/thresholds",
+            "python benchmarks/learned.py "
+            + " ".join(
+                f"{task}-{layers}={OUTPUT}/{task}-{encoder}/calibration_pass.npz"
+                for encoder, layers in (("minilm", 6), ("bge", 12))
+                for task in HELD_OUT_ROWS
+            )
+            + f" --rows 400 --splits 40 --output {OUTPUT}/learned",
+        ),
+    ),
+    Entry(
+        "new-rows",
+        ("new-rows/new-rows.json",),
+        2,
+        (
+            f"python benchmarks/new_rows.py mrpc-6={OUTPUT}/mrpc-minilm=800 mrpc-12={OUTPUT}/mrpc-bge=800"
+            f" --output {OUTPUT}/new-rows",
+        ),
+        after=("held-out",),
+    ),
+    Entry(
+        "learned-guarantee",
+        tuple(f"learned/thresholds-{t}-{c}.json" for t in ("mrpc", "sst2") for c in ("confidence", "learned")),
+        60,
+        tuple(
+            f"python benchmarks/thresholds.py {task}={OUTPUT}/{task}-minilm --criterion {criterion} --rows 400"
+            f" --splits 100 --output {OUTPUT}/thresholds-{task}-{criterion}"
+            for task in ("mrpc", "sst2")
+            for criterion in ("confidence", "learned")
+        ),
+        after=("held-out",),
+    ),
+    Entry(
+        "policy-cost",
+        ("learned/policy-cost.json",),
+        2,
+        (f"python benchmarks/policy_cost.py --output {OUTPUT}/policy-cost",),
+    ),
+    Entry(
+        "side-by-side",
+        ("side-by-side/large.json", "side-by-side/small.json", "side-by-side/real.json"),
+        90,
+        (
+            f"{SIDE} --seconds 45 --output {OUTPUT}/large",
+            f"{SIDE} --layers 6 --hidden 384 --lengths 32 --seconds 20 --no-memory --output {OUTPUT}/small",
+            f"{SIDE} --checkpoint {OUTPUT}/vnni-bge --data $DATA/MRPC --threads 2 --keep 0.995 --seconds 20 --no-memory"
+            f" --output {OUTPUT}/real",
+        ),
+        after=("mrpc-vnni",),
+    ),
+    Entry(
+        "deadline",
+        ("side-by-side/deadline.json",),
+        2,
+        (f"python benchmarks/deadline.py {OUTPUT}/mean-fp32 --data $DATA/MRPC --threads 2 --output {OUTPUT}/deadline",),
+        after=("mrpc-minilm-mean",),
+    ),
+    Entry(
+        "kills",
+        ("reliability/kills.json",),
+        60,
+        (f"python benchmarks/kills.py $MINILM toolkit/sample --kills 200 --output {OUTPUT}/kills",),
+    ),
+    Entry(
+        "swaps",
+        ("reliability/swaps.json",),
+        8,
+        (
+            "python benchmarks/swaps.py quickstart/bundle --swaps 1000 --threads 4 --minutes 0.4"
+            f" --output {OUTPUT}/swaps",
+        ),
+        after=("quickstart",),
+    ),
+    Entry(
+        "int8-rows",
+        ("reliability/int8-rows-mrpc.json", "reliability/int8-rows-sst2.json"),
+        20,
+        (
+            f"python benchmarks/int8_rows.py {OUTPUT}/vnni-minilm-int8 OLD --data $DATA/MRPC --threads 1 --threads 2"
+            f" --output {OUTPUT}/int8-rows",
+        ),
+        after=("mrpc-vnni",),
+    ),
+    Entry(
+        "serving",
+        ("serving/mrpc-int8.json",),
+        15,
+        (
+            f"python benchmarks/serving_load.py {OUTPUT}/vnni-minilm-int8 --data $DATA/MRPC --limit 500 --threads 1"
+            f" --seconds 2 --output {OUTPUT}/serving",
+        ),
+        after=("mrpc-vnni",),
+    ),
+    Entry(
+        "corpora",
+        ("corpora/kills.json", "corpora/regrouping-mrpc.json", "corpora/regrouping-sst2.json"),
+        40,
+        (
+            f"python benchmarks/corpus.py quickstart/bundle --data toolkit/sample/test.tsv --rows 100000 --kill"
+            f" --output {OUTPUT}/corpus-kill",
+            f"python benchmarks/regrouping.py {OUTPUT}/mean-fp32 --data $DATA/MRPC --rows 800 --rounds 3 --output"
+            f" {OUTPUT}/regrouping-mrpc",
+            f"python benchmarks/regrouping.py {OUTPUT}/sst2-fp32 --data $DATA/SST-2 --rows 2000 --rounds 3"
+            f" --output {OUTPUT}/regrouping-sst2",
+        ),
+        after=("quickstart", "mrpc-minilm-mean"),
+    ),
+    Entry(
+        "monitoring",
+        ("monitoring/sample.json", "monitoring/mrpc.json", "monitoring/sst2.json"),
+        10,
+        tuple(
+            f"python benchmarks/drift.py {checkpoint} --output {OUTPUT}/drift-{name}"
+            for name, checkpoint in (
+                ("sample", "quickstart/checkpoint"),
+                ("mrpc", f"{OUTPUT}/mrpc-bge"),
+                ("sst2", f"{OUTPUT}/sst2-bge"),
+            )
+        ),
+        after=("quickstart", "held-out"),
+    ),
+    Entry(
+        "coreml",
+        tuple(
+            f"coreml/{name}.json"
+            for name in ("minilm-compressed", "minilm-fp", "pre-trained-bge", "pre-trained-minilm")
+        ),
+        30,
+        tuple(
+            command
+            for precision in ("fp32", "fp16", "int8", "palette6")
+            for command in (
+                f"berxit-export --target coreml {OUTPUT}/vnni-minilm --precision {precision}"
+                f" --output {OUTPUT}/{precision}",
+                f"berxit compare {OUTPUT}/vnni-minilm {OUTPUT}/{precision} --data $DATA/MRPC --output"
+                f" {OUTPUT}/agreement-{precision}.json",
+            )
+        ),
+        after=("mrpc-vnni",),
+    ),
+)

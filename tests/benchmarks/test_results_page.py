@@ -1,0 +1,123 @@
+"""The numbers of README.md and results/README.md equal the stored results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results_page import COMMENT, PAGES, ROOT, problems
+
+STORED = {
+    "layers": 6,
+    "policy": {"latency": {"mean": 2.1}, "score": 0.8952, "histogram": [1, 3, 0]},
+    "by_layer": {"1": {"score": 0.81234}, "2": {"score": 0.9}},
+    "outcomes": [
+        {"rule": "keep 0.99", "rows": 400, "kept": 0.972, "saved": 0.4},
+        {"rule": "keep 0.99", "rows": 800, "kept": 0.5, "saved": None},
+        {"rule": "risk", "rows": 400, "kept": 0.125, "saved": 0.1},
+    ],
+    "seconds": [1.0, 2.0, 9.0],
+}
+NUMBERS = """<!-- numbers: stored.json
+policy/latency/mean
+policy/score
+1 - policy/score
+by_layer/2/score / policy/score
+seconds/@mean
+seconds/@median
+given: 99%
+-->
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    (tmp_path / "stored.json").write_text(json.dumps(STORED), encoding="utf-8")
+    return tmp_path
+
+
+def found(results: Path, text: str) -> list[str]:
+    page = results / "page.md"
+    page.write_text(text, encoding="utf-8")
+    return [problem.what for problem in problems(page, results)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_number_of_the_page_equals_its_stored_value(page: Path) -> None:
+    assert [str(problem) for problem in problems(page)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_number_that_is_changed_by_hand_is_detected(page: Path, tmp_path: Path) -> None:
+    """A digit of the first number with four digits below each comment of the page."""
+    text = page.read_text(encoding="utf-8")
+    changed = 0
+    for comment in COMMENT.finditer(text):
+        number = re.compile(r"(?<![\w.`])\d\.\d{3}\d(?![\w`])").search(text, comment.end())
+        if number is None or text.find("<!-- numbers", comment.end(), number.start()) >= 0:
+            continue
+        value = number[0][:-2] + str((int(number[0][-2]) + 5) % 10) + number[0][-1]
+        copy = tmp_path / "page.md"
+        copy.write_text(f"{text[: number.start()]}{value}{text[number.end() :]}", encoding="utf-8")
+        assert any(value in problem.what for problem in problems(copy)), number[0]
+        changed += 1
+    assert changed >= (1 if page.parent == ROOT else 8)
+
+
+def test_printed_numbers_are_compared_after_rounding(results: Path) -> None:
+    text = (
+        NUMBERS + "It takes 2.1 ms, scores 0.8952 (89.5%), and is 1.01x of it; 10% or 0.10 are lost, 4.00 and 2.0 s.\n"
+    )
+    assert found(results, text) == []
+    assert found(results, text.replace("0.8952", "0.8953")) == ["0.8953 is no value of its annotation"]
+    assert found(results, text.replace("1.01x", "1.02x")) == ["1.02x is no value of its annotation"]
+    assert found(results, NUMBERS + "99% of `0.5` in [a page](0.7), layer 12, version 1.2.3") == []
+
+
+def test_columns_and_rows_are_compared_in_order(results: Path) -> None:
+    comment = "<!-- numbers: stored.json\ncolumn 2: outcomes[rule=keep 0.99]/kept\n{}-->\n"
+    table = "| rows | kept |\n|---|---|\n| 400 | 97.2% |\n| 800 | 50% |\n"
+    assert found(results, comment.format("") + table) == []
+    swapped = table.replace("97.2%", "x").replace("50%", "97.2%").replace("| x", "| 50%")
+    assert found(results, comment.format("") + swapped) == [
+        "column 2: 50% is printed, 0.972 is stored",
+        "column 2: 97.2% is printed, 0.5 is stored",
+    ]
+    assert found(results, comment.format("") + table.rsplit("|", 4)[0]) == [
+        "column 2 has 1 numbers, the results have 2"
+    ]
+    row = "<!-- numbers: stored.json\nrow 1: by_layer/*/score\n-->\n| layer | 1 | 2 |\n|-|-|-|\n| F1 | 0.8123 | 0.9 |\n"
+    assert found(results, row) == []
+    assert found(results, row.replace("0.8123", "0.8124")) == ["row 1: 0.8124 is printed, 0.81234 is stored"]
+
+
+def test_two_lists_of_a_column_take_turns(results: Path) -> None:
+    comment = "<!-- numbers: stored.json\ncolumn 2: outcomes[rows=400]/kept ; outcomes[rows=400]/saved\n-->\n"
+    table = "| rule | kept, saved |\n|---|---|\n| keep | 97.2%, 40% |\n| risk | 12.5%, 10% |\n"
+    assert found(results, comment + table) == []
+    assert found(results, comment + table.replace("40%", "41%")) == ["column 2: 41% is printed, 0.4 is stored"]
+
+
+def test_number_without_annotation_is_a_problem_unless_the_page_says_that_it_is_not_stored(results: Path) -> None:
+    assert found(results, "# A\n\nIt takes 2.1 ms.\n") == ["2.1 has no annotation"]
+    assert found(results, "# A\n\nNot stored: the output of the command.\n\nIt takes 2.1 ms.\n") == []
+    assert found(results, "# A\n\nNot stored: x.\n\n# B\n\nIt takes 2.1 ms.\n") == ["2.1 has no annotation"]
+    items = "- Not stored: it took 7.7 s,\n  or 8.8 s.\n- It takes 6.6 ms.\n"
+    assert found(results, NUMBERS + items) == ["6.6 is no value of its annotation"]
+    assert found(results, "| condition | value |\n|---|---|\n| rate | 5e-5 |\n") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("policy/nothing", "'nothing' of 'nothing' is not in the results"),
+        ("outcomes[rule=other]/kept", "'outcomes[rule=other]/kept' names no number"),
+        ("missing.json", "there is no results/missing.json"),
+        ("column 1: outcomes/*/kept ; outcomes/*/saved", "'column 1: outcomes/*/kept ; outcomes/*/saved': the lists"),
+    ],
+)
+def test_annotation_that_does_not_fit_is_a_problem(line: str, problem: str, results: Path) -> None:
+    assert found(results, f"<!-- numbers: stored.json\n{line}\n-->\n1.5\n")[0].startswith(problem)

@@ -1,0 +1,28 @@
+"""``berxit report``: one self-contained HTML page for benches and evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from berxit.runtime.console import debug_option
+from berxit.toolkit.commands.options import PATH
+
+
+@click.command("report")
+@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="PATH...")
+@click.option("--output", type=PATH, default=Path("report.html"), show_default=True, help="The HTML file; replaced.")
+@click.option("--texts/--no-texts", default=True, show_default=True, help="Include the texts of the inputs.")
+@debug_option
+def command(paths: tuple[Path, ...], output: Path, texts: bool) -> None:
+    """Write one HTML page for each PATH: a folder or JSON file of berxit-bench or berxit-eval.
+
+    Give a bench, a bench and its evaluation, or two benches to compare side by side. The page opens offline, and
+    contains no path of this machine. It contains the inputs' texts unless --no-texts.
+    """
+    from berxit.toolkit.report.report_page import write_report
+    from berxit.toolkit.report.sources import read_source
+
+    write_report(output, [read_source(path) for path in paths], texts=texts)
+    click.echo(f"written: {output} ({output.stat().st_size / 1e3:.0f} kB)")
