@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import blended_transform_factory
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from berxit.runtime.bench_result import CALIBRATED, ONE_GRAPH
 from berxit.runtime.policies import CRITERIA
@@ -51,10 +51,10 @@ STYLE = {
 }
 
 
-KEY_WIDTH = 30
+KEY_WIDTH = 36
 """Characters per line of a key."""
-KEY_LINE, KEY_GAP = 0.042, 0.025
-"""Height of a line of a key, and space between two labels, as shares of the axes' height."""
+KEY_LINE, KEY_GAP = 8.1, 4.5
+"""Height of a line of a key, and space between two labels, in points."""
 
 
 @dataclass
@@ -70,14 +70,22 @@ class Key:
 
     def draw(self, axes: Axes) -> None:
         """Writes the labels to the right of the axes, the highest line first."""
-        y = 1.0
+        down, figure = 0.0, axes.figure
         for _, label, style in sorted(self.entries, key=lambda entry: -entry[0]):
             text = wrap(label, KEY_WIDTH)
-            line = Line2D([1.03, 1.065, 1.10], [y - KEY_LINE / 2] * 3, transform=axes.transAxes, clip_on=False, **style)
+            place = axes.transAxes + ScaledTranslation(0, -down / 72, figure.dpi_scale_trans)
+            middle = axes.transAxes + ScaledTranslation(0, -(down + KEY_LINE / 2) / 72, figure.dpi_scale_trans)
+            line = Line2D([1.03, 1.065, 1.10], [1, 1, 1], transform=middle, clip_on=False, **style)
             line.set_markevery([1])
             axes.add_line(line)
-            axes.text(1.12, y, "\n".join(text), transform=axes.transAxes, va="top", fontsize=7, linespacing=1.15)
-            y -= KEY_LINE * len(text) + KEY_GAP
+            axes.text(1.12, 1, "\n".join(text), transform=place, va="top", fontsize=7, linespacing=1.15, gid="key")
+            down += KEY_LINE * len(text) + KEY_GAP
+
+
+def key_inches(axes: Axes) -> float:
+    """Height of the keys of a panel, in inches."""
+    lines = [text.get_text().count("\n") + 1 for text in axes.texts if text.get_gid() == "key"]
+    return (KEY_LINE * sum(lines) + KEY_GAP * len(lines)) / 72
 
 
 def bench_figure(result: BenchResult, path: Path) -> Path:

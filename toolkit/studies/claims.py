@@ -23,7 +23,7 @@ from scipy import stats
 
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.reference import Reference, floor_resampled
-from berxit.toolkit.studies.runs import StudyRun, differing
+from berxit.toolkit.studies.runs import Group, StudyRun, differing
 from berxit.train.curves import Curve, area_above, mean_curve
 from berxit.train.resampling import Floats, RowBootstrap
 from berxit.train.sweeps import Sweep
@@ -130,15 +130,22 @@ class Side:
         return np.asarray(100 * np.mean(parts, axis=0) / hundred)
 
 
-def judge(first: Side, second: Side, model: str, until: float = np.inf, *, paired: bool = False) -> Claim:
+def judge(
+    first: Side,
+    second: Side,
+    model: str,
+    until: float = np.inf,
+    *,
+    paired: bool = False,
+    differ_in: tuple[str, ...] = (),
+) -> Claim:
     """The verdict on "first is above second", for average exit layers up to ``until``.
 
-    ``paired``: both sides come from the same runs, in the same order.
+    ``paired``: both sides come from the same runs, in the same order. ``differ_in``: see Claim.
     """
     seeds = len(first.runs), len(second.runs)
     start = (first.name, second.name, model, first.reference.relative_floor)
-    differ = () if paired else choices_that_differ(first.runs, second.runs)
-    nothing = Claim(*start, 0.0, 0.0, Interval(0.0, 0.0, 0.0), seeds, differ, UNDECIDED)
+    nothing = Claim(*start, 0.0, 0.0, Interval(0.0, 0.0, 0.0), seeds, differ_in, UNDECIDED)
     if not min(seeds):  # no run of a side is better than the constant prediction
         return nothing
     a, b = mean_curve(first.curves), mean_curve(second.curves)
@@ -153,15 +160,14 @@ def judge(first: Side, second: Side, model: str, until: float = np.inf, *, paire
         for side in (first, second)
     ]
     found = interval(above.mean - below.mean, rows, [means[0] - means[1]] if paired else means)
-    return Claim(*start, above.area, below.area, found, seeds, differ, verdict_on(found, min(seeds)))
+    return Claim(*start, above.area, below.area, found, seeds, differ_in, verdict_on(found, min(seeds)))
 
 
-def choices_that_differ(first: Sequence[StudyRun], second: Sequence[StudyRun]) -> tuple[str, ...]:
-    """Names of the choices that differ between two groups of a model; empty if a group is empty."""
-    if not (first and second):
-        return ()
-    strategy = ["strategy"] if first[0].strategy != second[0].strategy else []
-    return (*strategy, *(name.replace("_", " ") for name in differing(first[0].model, [first[0], second[0]])))
+def choices_that_differ(first: Group, second: Group) -> tuple[str, ...]:
+    """Names of the choices that differ between the trainings of two groups of a model."""
+    strategy = ["strategy"] if first.strategy != second.strategy else []
+    names = differing(first.model, [first.runs[0], second.runs[0]])
+    return (*strategy, *(name.replace("_", " ") for name in names))
 
 
 def interval(value: float, rows: Floats, seeds: Sequence[Floats]) -> Interval:

@@ -16,14 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
 from berxit.runtime.storage import replacing
-from berxit.toolkit.figures import STYLE, Key
+from berxit.toolkit.figures import STYLE, Key, key_inches
 from berxit.toolkit.studies.look import GRAY, HIGHEST, drawable
 
-WIDTH, HEIGHT = 5.8, 3.4
-"""Inches of a panel with its key."""
+WIDTH, HEIGHT = 6.2, 3.4
+"""Inches of a panel with its key. A long key makes all panels higher."""
+FRAME = 1.5
+"""Inches of a panel's title and axis labels."""
 DPI = 150
 """Of the PNG file. The layout uses it, too, because the width of a text depends on it."""
-TITLE_WIDTH = 80
+TITLE_WIDTH = 64
 """Characters per line of a panel's title."""
 MARKERS = 12
 """About this many markers per line."""
@@ -115,12 +117,13 @@ def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, notes: S
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with plt.rc_context({**STYLE, "axes.titlesize": 8, "figure.titlesize": 11, **EMBEDDED}):
-        size = (WIDTH * columns, HEIGHT * rows + 0.4 + 0.16 * len(notes))
-        figure, grid = plt.subplots(rows, columns, figsize=size, dpi=DPI, squeeze=False)
+        figure, grid = plt.subplots(rows, columns, dpi=DPI, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
             panel(axes)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
+        high = max(HEIGHT, *(key_inches(axes) + FRAME for axes in grid.flat))
+        figure.set_size_inches(WIDTH * columns, high * rows + 0.4 + 0.16 * len(notes))
         figure.suptitle(title)
         if notes:
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")

@@ -132,7 +132,7 @@ def read_training(folder: Path, layers: int) -> Training:
     if recorded:
         options = {**DEFAULTS, **recorded, **options}
         steps, epochs = options["max_steps"], options["epochs"]
-        options["training"] = f"{epochs:g} epochs" if steps is None else f"{steps} steps"
+        options["training"] = f"{epochs:g} epoch{'s' * (epochs != 1)}" if steps is None else plural(steps, "step")
         options["head_learning_rate"] = options["head_learning_rate"] or options["learning_rate"]
         options["processes"] = record.get("processes", 1)
         digest = str(record.get("train_sha256") or "")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies import claims
-from berxit.toolkit.studies.claims import Claim, Side, judge
+from berxit.toolkit.studies.claims import Claim, Side, choices_that_differ, judge
 from berxit.toolkit.studies.findings import Findings, Panel
 from berxit.toolkit.studies.look import looks, model_colors, not_drawn, percent, plain
 from berxit.toolkit.studies.operating import DEFINITION, GAIN, GAIN_HEADER, Operating, operating
@@ -107,8 +107,12 @@ def _claims(
     """Every pair of groups with equal depth. The paper's claim is about alternating, so alternating is A."""
     first = next(iter(STRATEGIES))
     ordered = sorted(groups, key=lambda group: group.strategy != first)
-    sides = [(side_of(request, group, sweeps[group.label], reference), group.depth) for group in ordered]
-    return [judge(a, b, groups[0].model) for (a, deep), (b, other) in combinations(sides, 2) if deep == other]
+    sides = {group.label: side_of(request, group, sweeps[group.label], reference) for group in groups}
+    return [
+        judge(sides[a.label], sides[b.label], a.model, differ_in=choices_that_differ(a, b))
+        for a, b in combinations(ordered, 2)
+        if a.depth == b.depth
+    ]
 
 
 def side_of(request: Request, group: Group, sweeps: Sequence[Sweep], reference: Reference, name: str = "") -> Side:
