@@ -142,6 +142,11 @@ def test_verdict_names_the_best_fixed_exit() -> None:
     fixed = verdicts(result)[1]
     assert f"Layer {layer} for all inputs" in fixed["text"]
     assert verdicts(made_bench(labelled=False))[1]["value"] == "not measured"
+    assert result.policy is not None
+    better = replace(result, policy=replace(result.policy, score=1.01))
+    best = max(point.score or 0.0 for point in result.by_layer.values())
+    assert verdicts(better)[1]["value"] == "no competitor"
+    assert f"The best is layer 4 with {best:.4f}" in verdicts(better)[1]["text"]
 
 
 def test_evaluation_is_added_to_its_bench(folder: Path, tmp_path: Path) -> None:
