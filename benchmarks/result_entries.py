@@ -207,6 +207,12 @@ ENTRIES = (
         after=("held-out",),
     ),
     Entry(
+        "claims",
+        ("studies/claims.json",),
+        1,
+        (f"python benchmarks/stored_claims.py results/studies --output {OUTPUT}/claims",),
+    ),
+    Entry(
         "held-out",
         ("thresholds/unseen-rows.json", "learned/learned.json"),
         240,
@@ -226,15 +232,10 @@ ENTRIES = (
     Entry(
         "new-rows",
         ("new-rows/new-rows.json",),
-        3,
+        2,
         (
-            "python benchmarks/new_rows.py "
-            + " ".join(
-                f"{task}-{layers}={OUTPUT}/{task}-{encoder}={rows}"
-                for encoder, layers in (("minilm", 6), ("bge", 12))
-                for task, rows in HELD_OUT_ROWS.items()
-            )
-            + f" --output {OUTPUT}/new-rows",
+            f"python benchmarks/new_rows.py mrpc-6={OUTPUT}/mrpc-minilm=800 mrpc-12={OUTPUT}/mrpc-bge=800"
+            f" --output {OUTPUT}/new-rows",
         ),
         after=("held-out",),
     ),

@@ -283,39 +283,48 @@ def _checked_manifest(folder: Path, opened: BundleFolder, key: Ed25519PublicKey 
     content = opened.manifest().read_bytes()
     if key is not None:
         check_signature(content, opened.signature(), key, str(folder))
-    data = decode_json(content, folder / MANIFEST)
-    version = data.get("schema_version")
-    if not isinstance(version, int):
-        raise BerxitError(f"{folder / MANIFEST}: no schema_version. This is not a bundle of berxit-export")
-    if version > SCHEMA_VERSION:
-        raise BerxitError(
-            f"{folder / MANIFEST}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this berxit"
-            " reads: upgrade berxit here, or export again with this version"
-        )
-    try:
-        if data.get("calibration") is not None:
-            data["calibration"] = upgraded(data["calibration"])
-        manifest: Manifest = parse(Manifest, data, str(folder / MANIFEST))
-        manifest.policy.check(outputs=manifest.model.outputs, lte=manifest.model.lte)
-    except UnregisteredError as error:  # The bundle is whole. Its criterion is a user's own.
-        raise error.in_file(folder / MANIFEST) from None
-    except InputError as error:  # The policy's own check does not know the file.
-        raise BerxitError(f"{folder / MANIFEST}: policy: {error}. Export the bundle again") from None
-    needed = schema_version(manifest)
-    if version < needed:
-        raise BerxitError(
-            f"{folder / MANIFEST}: schema_version is {version}, but it has keys or a policy of version {needed}."
-            f" Export the bundle again"
-        )
-    check_manifest(manifest, str(folder / MANIFEST))
-    if manifest.calibration is not None:
-        manifest.calibration.check(manifest.model.layers, f"{folder / MANIFEST}: calibration")
+    manifest = parse_manifest(content, folder / MANIFEST)
     for file, digest in sorted(files_of(manifest).items()):
         _open_file(opened, DataFile(file, digest))
     if manifest.target != "coreml":
         for entry in {segment.loaded.file: segment.loaded for segment in manifest.segments}.values():
             segment = opened.file(entry)
             check_onnx(segment.map() if segment.size else b"", str(segment))
+    return manifest
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """The checked manifest in the bytes of a manifest.json, without its files. ``path``: for messages.
+
+    Raises BerxitError for content that is damaged, newer than this reader or inconsistent.
+    """
+    data = decode_json(content, path)
+    version = data.get("schema_version")
+    if not isinstance(version, int):
+        raise BerxitError(f"{path}: no schema_version. This is not a bundle of berxit-export")
+    if version > SCHEMA_VERSION:
+        raise BerxitError(
+            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this berxit"
+            " reads: upgrade berxit here, or export again with this version"
+        )
+    try:
+        if data.get("calibration") is not None:
+            data["calibration"] = upgraded(data["calibration"])
+        manifest: Manifest = parse(Manifest, data, str(path))
+        manifest.policy.check(outputs=manifest.model.outputs, lte=manifest.model.lte)
+    except UnregisteredError as error:  # The bundle is whole. Its criterion is a user's own.
+        raise error.in_file(path) from None
+    except InputError as error:  # The policy's own check does not know the file.
+        raise BerxitError(f"{path}: policy: {error}. Export the bundle again") from None
+    needed = schema_version(manifest)
+    if version < needed:
+        raise BerxitError(
+            f"{path}: schema_version is {version}, but it has keys or a policy of version {needed}."
+            f" Export the bundle again"
+        )
+    check_manifest(manifest, str(path))
+    if manifest.calibration is not None:
+        manifest.calibration.check(manifest.model.layers, f"{path}: calibration")
     return dataclasses.replace(manifest, digest=hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH])
 
 

@@ -85,7 +85,12 @@ class Golden:
 def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
     """Reads golden.json. Raises BerxitError if it differs from its checksum, is damaged, or does not fit the model."""
     file = BundleFolder.at(bundle).file(manifest.golden)
-    golden: Golden = parse(Golden, decode_json(file.read_bytes(), file.path), str(file))
+    return parse_golden(file.read_bytes(), file.path, manifest)
+
+
+def parse_golden(content: bytes, file: Path, manifest: Manifest) -> Golden:
+    """The golden inputs in the bytes of a golden.json. ``file``: for messages. Raises as ``read_golden`` does."""
+    golden: Golden = parse(Golden, decode_json(content, file), str(file))
     rows, layers, outputs = len(golden.texts), manifest.model.layers, len(manifest.model.labels) or 1
     sizes = [len(golden.input_ids), len(golden.token_type_ids), len(golden.logits), len(golden.lte or golden.texts)]
     per_row = [len(row) for row in (*golden.logits, *(golden.lte or ()))]

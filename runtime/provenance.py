@@ -78,8 +78,7 @@ def commit() -> str | None:
     if not (ROOT / ".git").exists():
         return None
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return _git("rev-parse", "HEAD")[:12] + ("+" if _git("status", "-s", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -221,10 +221,12 @@ class TextTokenizer:
                 if len(part) > characters and not self._settled(encoding, of_part, part[:characters], room):
                     return None
         counts = [len(of_part) for of_part in places]
-        if len(parts) == 2 and not whole and min(counts) > room:
-            if max(map(len, parts)) <= COUNTED_CHARACTERS_PER_TOKEN * self._max_length and not out_of_time:
+        if len(parts) == 2 and min(counts) > room:
+            countable = max(map(len, parts)) <= COUNTED_CHARACTERS_PER_TOKEN * self._max_length
+            if countable and not whole and not out_of_time:
                 return None
-            counts = [room + 1 + (len(parts[0]) > len(parts[1])), room + 1]
+            if not (countable and whole):
+                counts = [room + 1 + (len(parts[0]) > len(parts[1])), room + 1]
         kept = [of_part[:n] for of_part, n in zip(places, longest_first(*counts, room=room), strict=False)]
         stay = {place for of_part in kept for place in of_part}
         order = [place for place, s in enumerate(sequences) if s is None or place in stay]

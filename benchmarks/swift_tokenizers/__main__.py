@@ -99,7 +99,7 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
     click.echo(f"{len(characters())} characters, {len(reasons)} differ in a Unicode table", err=True)
 
     rng = random.Random(seed)
-    texts, seconds, panics, failures, tokenizers = 0, 0.0, 0, list[Failure](), 0
+    texts, seconds, failed, failures, tokenizers = 0, 0.0, 0, list[Failure](), 0
     while texts < count:
         part = folder / str(texts)
         part.mkdir()
@@ -112,7 +112,7 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
         found, compared, time = differing(swift, part, [(encoder, random_texts(rng, each)) for encoder in encoders])
         failures += [(encoder, text) for encoder, job in zip(encoders, found, strict=True) for text, _ in job]
         texts, seconds, tokenizers = texts + compared, seconds + time, tokenizers + len(encoders) // len(LENGTHS)
-        panics += sum(encoder.panics for encoder in encoders)
+        failed += sum(encoder.failures for encoder in encoders)
         for file in part.glob("*.cases"):
             file.unlink()
         click.echo(f"{texts} of {count} texts, {len(failures)} differ", err=True)
@@ -127,7 +127,7 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
         "texts": texts,
         "tokenizers": tokenizers,
         "differing": len(failures),
-        "panics": panics,
+        "library_failures": failed,
         "swift_microseconds_per_text": seconds / texts * 1e6,
         "swift_tables": f"{version[0]}.{version[1]}",
         "explained_by": causes(

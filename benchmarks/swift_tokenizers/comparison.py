@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from berxit.runtime.errors import BerxitError
 from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,8 +42,8 @@ class Encoder:
     def __init__(self, file: Path, max_length: int) -> None:
         self.file, self.max_length = file, max_length
         self._python = TextTokenizer(file, max_length, 0)
-        self.panics = 0
-        """Number of texts on which the tokenizers library panics."""
+        self.failures = 0
+        """Number of texts on which the tokenizers library fails."""
 
     def ids(self, text: Text) -> list[int]:
         batch = self._python([text])
@@ -61,14 +62,12 @@ class Encoder:
         return written
 
     def _encode(self, texts: Sequence[Text]) -> Iterator[tuple[Sequence[Text], TokenBatch]]:
-        """Encodes texts in parts. Skips and counts the texts on which the tokenizers library panics."""
+        """Encodes texts in parts. Skips and counts the texts on which the tokenizers library fails."""
         try:
             yield texts, self._python(texts)
-        except BaseException as error:  # the library's panics are no Exceptions
-            if type(error).__name__ != "PanicException":
-                raise
+        except BerxitError:
             if len(texts) == 1:
-                self.panics += 1
+                self.failures += 1
                 return
             yield from self._encode(texts[: len(texts) // 2])
             yield from self._encode(texts[len(texts) // 2 :])

@@ -63,7 +63,7 @@ def bytewise(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
         "added_tokens": [],
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
+        "post_processor": START,
         "decoder": None,
         "model": {
             "type": "BPE",
@@ -78,6 +78,19 @@ def bytewise(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
             "merges": merges,
         },
     }
+
+
+START = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "!", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [
+        {"SpecialToken": {"id": "!", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    ],
+    "special_tokens": {"!": {"id": "!", "ids": [33], "tokens": ["!"]}},
+}
+"""A token at the start: the runtime rejects a text without tokens."""
 
 
 def alphabet() -> list[str]:

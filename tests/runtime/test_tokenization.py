@@ -224,6 +224,14 @@ def test_token_ids_of_random_pairs_equal_library_truncation(kind: str) -> None:
             assert_as_library(ours, theirs, (random_text(rng)[1 - size :] + "x", random_text(rng)[-500:] + "x"))
 
 
+def test_text_of_more_characters_counts_as_the_longer_if_one_is_too_long_to_count(tokenizer_folder: Path) -> None:
+    """Three tokens fit, and the odd one goes to the longer text: by tokens up to 192 characters, then by characters."""
+    tokenizer, blanks = TextTokenizer(tokenizer_folder / "tokenizer.json", 6, 0), " " * 100
+    short, long = (f"the{blanks}the the the", f"the{blanks}the{blanks}the the")
+    batch = tokenizer([("the " * 10, short), ("the " * 10, long)])
+    assert batch.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "text",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar
+from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.metrics import METRICS
 from berxit.toolkit.commands.options import (
     PATH,
@@ -63,6 +63,7 @@ _SEARCHED = ", ".join(name for name, each in STRATEGIES.items() if not each.last
 @click.option("--metric", help=f"custom: {', '.join(METRICS)}.")
 @click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
 @skip_bad_rows_option
+@register_option
 @force_option
 @quiet_option
 @debug_option
@@ -107,15 +108,21 @@ def command(
     silence_library_logs()
     from berxit.toolkit.sweep.findings import best_of, sweep_findings, train_command
     from berxit.toolkit.sweep.search import Budget, SweepRequest, search
-    from berxit.toolkit.sweep.space import SEARCHED, Space
+    from berxit.toolkit.sweep.space import Space, searchable
     from berxit.train.configuration import POOLINGS
     from berxit.train.hub import task_data
     from berxit.train.options import TrainingOptions
     from berxit.train.tasks import TaskOptions
+    from berxit.train.user_strategies import strategy_from
 
     described = TaskOptions(text_columns, label_column, regression, metric, positive)
     described.check(task_name)
-    space = Space(strategies or SEARCHED, poolings or tuple(POOLINGS), learning_rate, head_learning_rate)
+    space = Space(
+        tuple(map(strategy_from, strategies)) or searchable(),
+        poolings or tuple(POOLINGS),
+        learning_rate,
+        head_learning_rate,
+    )
     base = TrainingOptions(
         model=model,
         lte=lte,

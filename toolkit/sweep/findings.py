@@ -15,7 +15,7 @@ from berxit.toolkit.studies.findings import Findings
 from berxit.toolkit.sweep.ranking import Measure
 from berxit.toolkit.sweep.rows import SweepRows
 from berxit.toolkit.sweep.search import SweepRequest, Trial, describe
-from berxit.toolkit.sweep.space import SEARCHED, options_of
+from berxit.toolkit.sweep.space import options_of, searchable
 from berxit.train.options import TrainingOptions, recorded_model
 from berxit.train.tasks import TaskOptions
 
@@ -45,11 +45,11 @@ def train_command(sweep: SweepRequest, trial: Trial, task: TaskOptions, data: Pa
         value = sweep.base.dev_fraction if name == "dev_fraction" else getattr(options, name)
         if name == "model" or value == default:
             continue
-        flag = "--" + name.replace("_", "-")
+        option = name.replace("_", "-")
         if isinstance(value, bool):
-            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+            arguments.append("--" + ("" if value else "no-") + option)
         else:
-            arguments += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            arguments += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
     return f"berxit-train {shlex.join([*arguments, '--output', str(output)])}"
 
 
@@ -139,7 +139,7 @@ def _rates(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str) -> Non
             axes.scatter(
                 trial.setting["learning_rate"],
                 trial.area,
-                color=COLORS[SEARCHED.index(strategy) % len(COLORS)],
+                color=COLORS[searchable().index(strategy) % len(COLORS)],
                 marker=MARKERS[pooling],
                 s=34,
                 label=f"{strategy}, {pooling}",

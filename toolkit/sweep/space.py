@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from berxit.runtime.errors import InputError
@@ -15,10 +15,13 @@ from berxit.train.strategies import STRATEGIES
 if TYPE_CHECKING:
     from optuna import Trial
 
-SEARCHED = tuple(name for name, each in STRATEGIES.items() if not each.last_exit_only)
-"""Strategies that train all exits, without which there is no trade-off curve."""
 Setting = dict[str, Any]
 """Name of a training option -> its value."""
+
+
+def searchable() -> tuple[str, ...]:
+    """The strategies that train all exits, without which there is no trade-off curve; the user's own included."""
+    return tuple(name for name, each in STRATEGIES.items() if not each.last_exit_only)
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,21 @@ class Space:
     Raises InputError for a strategy that trains only the last exit, an unknown name, or a range that is not ascending.
     """
 
-    strategy: Sequence[str] = SEARCHED
+    strategy: Sequence[str] = field(default_factory=searchable)
     pooling: Sequence[str] = tuple(POOLINGS)
     learning_rate: tuple[float, float] = (1e-5, 5e-4)
     head_learning_rate: tuple[float, float] = (1e-5, 1e-2)
     """Learning rate of exits and LTE module."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("strategy", SEARCHED), ("pooling", tuple(POOLINGS))):
-            for value in getattr(self, name):
-                if value not in allowed:
-                    only = " that trains all exits" if value in STRATEGIES else ""
-                    raise InputError(f"--{name} {value}: choose one{only} of {', '.join(allowed)}")
+        allowed = searchable()
+        for strategy in self.strategy:
+            if strategy not in allowed:
+                only = " that trains all exits" if strategy in STRATEGIES else ""
+                raise InputError(f"--strategy {strategy}: choose one{only} of {', '.join(allowed)}")
+        for pooling in self.pooling:
+            if pooling not in POOLINGS:
+                raise InputError(f"--pooling {pooling}: choose one of {', '.join(POOLINGS)}")
         for name in ("learning_rate", "head_learning_rate"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:

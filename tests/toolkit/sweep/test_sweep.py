@@ -181,7 +181,7 @@ def test_space_keeps_given_values_and_rounds_rates_to_what_the_command_line_repe
         (["--data", "nowhere"], "no data at nowhere"),
         (["--label-column", "class"], "no column 'class'. Columns: text, label"),
         (["--task", "sst2", "--regression"], "go with --task custom, not sst2"),
-        (["--criterion", "sharpness"], "unknown exit criterion 'sharpness': choose one of"),
+        (["--criterion", "sharpness"], "unknown criterion 'sharpness': choose one of"),
         (["--criterion", "lte", "--no-lte"], "--criterion lte needs the LTE module"),
         (["--criterion", "fixed"], "--criterion fixed has no thresholds"),
         (["--epochs", "-1"], "--epochs is -1"),

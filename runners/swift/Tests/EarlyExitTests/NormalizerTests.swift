@@ -31,46 +31,6 @@ final class NormalizerTests: XCTestCase {
         XCTAssertEqual(try normalized("NFC", [0x958, 0x2126, 0x1D15E]), [0x915, 0x93C, 0x3A9, 0x1D157, 0x1D165])
     }
 
-    func testAddedTokensWithArbitraryIdsAreRejected() throws {
-        let normalizer = try Normalizer(Vectors.json("bert.json")["normalizer"])
-        func tokens(_ contents: [String], normalized: Bool) throws -> AddedTokens {
-            let tokens = contents.enumerated().map { number, content in
-                JSON.object([
-                    (key: "id", value: .int(7 + number)), (key: "content", value: .string(content)),
-                    (key: "normalized", value: .bool(normalized)),
-                ])
-            }
-            return try AddedTokens(.array(tokens), normalizer: normalizer)
-        }
-        // An empty token once made the search for it endless.
-        assertFails(try tokens(["\u{301}"], normalized: true), "the added token with id 7 is empty after normalization")
-        assertFails(
-            try tokens(["e\u{301}", "É"], normalized: true),
-            "the added tokens with ids 7 and 8 are equal after normalization")
-        let pieces = try tokens(["\u{301}", "É"], normalized: false)
-            .split(Array("a\u{301}b".unicodeScalars), normalizer: normalizer)
-        XCTAssertEqual(pieces.count, 3)
-    }
-
-    func testAddedTokenIsFoundInTheBlanksOfThePreviousOne() throws {
-        func token(_ id: Int, _ content: String, rstrip: Bool) -> JSON {
-            .object([
-                (key: "id", value: .int(id)), (key: "content", value: .string(content)),
-                (key: "rstrip", value: .bool(rstrip)),
-            ])
-        }
-        let tokens = try AddedTokens(
-            .array([token(7, "ab", rstrip: true), token(8, " cd", rstrip: false)]), normalizer: Normalizer(.null))
-        let pieces = tokens.split(Array("ab cd ab  e".unicodeScalars), normalizer: try Normalizer(.null))
-        let found = pieces.map { piece -> String in
-            switch piece {
-            case .token(let id): return "\(id)"
-            case .text(let scalars): return String(String.UnicodeScalarView(scalars))
-            }
-        }
-        XCTAssertEqual(found, ["7", "8", " ", "7", "e"])
-    }
-
     private func normalized(_ form: String, _ scalars: [UInt32]) throws -> [UInt32] {
         let normalizer = try Normalizer(.object([(key: "type", value: .string(form))]))
         return normalizer.apply(scalars.compactMap(Unicode.Scalar.init)).map(\.value)

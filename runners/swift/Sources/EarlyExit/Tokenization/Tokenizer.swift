@@ -59,12 +59,14 @@ public struct Tokenizer: Sendable {
         let secondFound = pair.map { ids(of: $0, room: room, end: end, clock: clock) } ?? (ids: [], whole: true)
         var (first, second) = (firstFound.ids, secondFound.ids)
         var counts = (first.count, second.count)
-        if let pair, min(counts.0, counts.1) > room, !(firstFound.whole && secondFound.whole) {
+        if let pair, min(counts.0, counts.1) > room {
             let characters = (text.unicodeScalars.count, pair.unicodeScalars.count)
-            if max(characters.0, characters.1) <= Tokenizer.countedCharactersPerToken * maxLength && clock() < end {
+            let countable = max(characters.0, characters.1) <= Tokenizer.countedCharactersPerToken * maxLength
+            let whole = firstFound.whole && secondFound.whole
+            if countable, !whole, clock() < end {
                 counts.0 = ids(of: text, room: .max, end: end, clock: clock).ids.count
                 counts.1 = ids(of: pair, room: .max, end: end, clock: clock).ids.count
-            } else {  // too long to count the tokens: the number of characters decides
+            } else if !(countable && whole) {  // too long to count the tokens: the number of characters decides
                 counts = (room + (characters.0 > characters.1 ? 2 : 1), room + 1)
             }
         }
