@@ -89,7 +89,7 @@ class BenchResult:
     exit as ``layer 4``."""
     validity: Validity | None = None
     calibration: str = ""
-    """How the thresholds were chosen, from the calibration record; empty without one."""
+    """Rule and result of the calibration, in sentences; empty without a calibration record."""
     calibration_warnings: tuple[str, ...] = ()
     """Warnings of the calibration record."""
     records: BenchRecords | None = field(default=None, metadata=NOT_STORED, repr=False, compare=False)

@@ -94,7 +94,9 @@ def test_docs_list_the_metrics_of_the_registry() -> None:
         (m.name, "two classes" if m.needs_positive else kinds[m.values], m.description) for m in METRICS.values()
     ]
     names = ", ".join(f"`{name}`" for name in METRICS)
-    assert f"| `model.metric` | string | {names}, or the name of a user's own metric" in (docs / "bundle.md").read_text(encoding="utf-8")
+    assert f"| `model.metric` | string | {names}, or the name of a user's own metric" in (docs / "bundle.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -147,7 +147,7 @@ def _bench_side(source: BenchSource, *, texts: bool) -> dict[str, Any]:
         "telemetry": _telemetry(result),
         "conditions": _conditions(result),
         "notes": machine_lines(result),
-        "reproduce": _bench_commands(result),
+        "reproduce": _commands(source.data, _bench_command(result), f"{result.bundle}-bench"),
         "raw": {name: _compressed(text) for name, text in raw.items()},
     }
 
@@ -189,7 +189,7 @@ def _evaluation_side(source: EvaluationSource) -> dict[str, Any]:
         "telemetry": {},
         "conditions": [["examples", str(data["examples"])], ["metric", data["metric"]]],
         "notes": [],
-        "reproduce": ["berxit eval CHECKPOINT --data DATA", f"berxit report {source.name}"],
+        "reproduce": _commands(data, "berxit eval CHECKPOINT --data DATA", source.name),
         "raw": {"eval.json": _compressed(json.dumps(data, ensure_ascii=False))},
     }
     _add_evaluation(side, source)
@@ -266,14 +266,16 @@ def _conditions(result: BenchResult) -> list[list[str]]:
     return rows
 
 
-def _bench_commands(result: BenchResult) -> list[str]:
+def _commands(data: dict[str, Any], default: str, folder: str) -> list[str]:
+    """The commands that repeat a result: the recorded one, or ``default``; then the report."""
+    return [(data.get("made_by") or {}).get("command") or default, f"berxit report {folder}"]
+
+
+def _bench_command(result: BenchResult) -> str:
     options = [f"--threads {result.threads}", f"--backend {result.backend}"]
     options += ["--data DATA"] if result.metric else []
     options += [f"--preset {result.validity.preset}"] if result.validity else []
-    return [
-        f"berxit bench {result.bundle} --device {result.device} {' '.join(options)}",
-        f"berxit report {result.bundle}-bench",
-    ]
+    return f"berxit bench {result.bundle} --device {result.device} {' '.join(options)}"
 
 
 def _compressed(text: str) -> str:

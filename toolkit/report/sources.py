@@ -68,7 +68,7 @@ def bench_source(result: BenchResult) -> BenchSource:
 
 def _bench(file: Path, data: dict[str, Any]) -> BenchSource:
     known = {name: _numbered(value) if name in ("by_layer", "cold_start") else value for name, value in data.items()}
-    known.pop("made_by", None)
+    known.pop("made_by", None)  # the provenance, which every file of results has
     known["by_threshold"] = {float(key): value for key, value in data["by_threshold"].items()}
     result: BenchResult = parse(BenchResult, known, str(file))
     records = file.with_name(QUERIES)

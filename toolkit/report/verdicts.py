@@ -37,13 +37,25 @@ def _fixed(result: BenchResult) -> dict[str, Any]:
         return _verdict(title, OPEN, "not measured", text)
     layer = result.best_fixed
     if layer is None:
-        return _verdict(title, GOOD, "no competitor", "No single exit layer has the policy's score.")
+        best, score = _best_layer(result)
+        text = (
+            f"No single exit layer has the policy's {result.metric} of {policy.score:.4f}."
+            f" The best is layer {best} with {score:.4f}."
+        )
+        return _verdict(title, GOOD, "no competitor", text)
     fixed = result.by_layer[layer]
     text = (
         f"Layer {layer} for all inputs has {result.metric} {fixed.score:.4f} in {fixed.latency.mean:.2f} ms. It is the"
         f" fastest with at least the policy's score ({policy.score:.4f})."
     )
     return _compared(title, result, f"layer {layer}", fixed.latency.mean, text)
+
+
+def _best_layer(result: BenchResult) -> tuple[int, float]:
+    """The shallowest exit layer with the highest score, and that score."""
+    scores = {layer: point.score for layer, point in result.by_layer.items() if point.score is not None}
+    best = max(scores, key=lambda layer: (scores[layer], -layer))
+    return best, scores[best]
 
 
 def _one_graph(result: BenchResult) -> dict[str, Any]:

@@ -63,6 +63,14 @@ def test_page_contains_the_raw_files(folder: Path) -> None:
     assert stored(side["raw"]["queries.json"]) == (folder / "queries.json").read_text("utf-8")
 
 
+def test_page_contains_the_recorded_command(folder: Path, tmp_path: Path) -> None:
+    data = json.loads((folder / "bench.json").read_text("utf-8"))
+    data["made_by"] = {"command": "berxit bench my-bundle --threads 2"}
+    (tmp_path / "bench.json").write_text(json.dumps(data), encoding="utf-8")
+    (side,) = sides_of(page_of([read_source(tmp_path)]))
+    assert side["reproduce"] == ["berxit bench my-bundle --threads 2", "berxit report my-bundle-bench"]
+
+
 def test_page_without_texts_contains_none(folder: Path) -> None:
     page = page_of([read_source(folder)], texts=False)
     (side,) = sides_of(page)
@@ -142,6 +150,12 @@ def test_verdict_names_the_best_fixed_exit() -> None:
     fixed = verdicts(result)[1]
     assert f"Layer {layer} for all inputs" in fixed["text"]
     assert verdicts(made_bench(labelled=False))[1]["value"] == "not measured"
+    assert result.policy is not None
+    better = replace(result, policy=replace(result.policy, score=1.01))
+    scores = {layer: point.score or 0.0 for layer, point in result.by_layer.items()}
+    best = max(scores, key=lambda layer: scores[layer])
+    assert verdicts(better)[1]["value"] == "no competitor"
+    assert f"The best is layer {best} with {scores[best]:.4f}" in verdicts(better)[1]["text"]
 
 
 def test_evaluation_is_added_to_its_bench(folder: Path, tmp_path: Path) -> None:

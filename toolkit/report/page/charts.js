@@ -75,8 +75,8 @@ function draw(container, chart) {
   for (const each of chart.markers ?? []) {
     const [x, y] = [px(Math.min(each.x, chart.x.high)), py(each.y)];
     root.append(svg("circle", { class: "marker", cx: x, cy: y, r: 7, style: `fill:${each.color}` }));
-    const after = x < (left + right) / 2;
-    root.append(svg("text", { class: "markerlabel", x: x + (after ? 12 : -12), y: y + (y > bottom - 30 ? -10 : 20), "text-anchor": after ? "start" : "end" }, each.label));
+    const middle = Math.min(right - 30, Math.max(left + 30, x));
+    root.append(svg("text", { class: "markerlabel", x: middle, y: y + (y > bottom - 34 ? -14 : 24), "text-anchor": "middle" }, each.label));
   }
 
   const readout = element("p", "readout");

@@ -194,7 +194,7 @@ function radios(fieldset, name, options, checked, onChange) {
 
 function drawHead() {
   document.querySelector("#name").textContent = SIDES.map((each) => each.name).join(" and ");
-  $("headline").textContent = `${side.headline}.`;
+  $("headline").replaceChildren(...SIDES.map((each) => element("span", "", `${SIDES.length > 1 ? `${each.name}: ` : ""}${each.headline}.`)));
   const chips = [];
   for (const each of SIDES.filter((one) => one.validity)) {
     const of = SIDES.length > 1 ? ` (${each.name})` : "";
@@ -563,10 +563,10 @@ function drawComparison() {
   if (SIDES.length < 2) return;
   const [a, b] = SIDES;
   if (a.kind === "bench") {
-    const others = comparedValues(b);
+    const second = comparedValues(b);
     const shown = (value, digits) => (value === null || value === undefined ? "not measured" : value.toFixed(digits));
     const rows = comparedValues(a).map(([name, value, digits], place) => {
-      const other = others[place][1];
+      const other = second[place][1];
       const both = value !== null && value !== undefined && other !== null && other !== undefined && value !== 0;
       return [name, shown(value, digits), shown(other, digits), both ? `${(other / value).toFixed(3)}x` : "–"];
     });
@@ -575,9 +575,10 @@ function drawComparison() {
     const rows = a.pass && b.pass ? [a, b].map((each) => [each.name, each.metric, ...[0, -1].map((i) => fixed(each.pass.layer_scores.at(i), 4))]) : [];
     table($("compare-table"), ["evaluation", "metric", "first layer", "last layer"], rows);
   }
-  const differences = a.conditions.flatMap(([name, value], place) => {
-    const other = b.conditions[place]?.[1];
-    return name !== "self-check" && other !== value ? [`${name} differs: ${value}; ${other}`] : [];
+  const others = new Map(b.conditions);
+  const differences = a.conditions.flatMap(([name, value]) => {
+    const other = others.get(name);
+    return !["self-check", "thresholds"].includes(name) && other !== value ? [`${name} differs: ${value}; ${other}`] : [];
   });
   $("compare-differences").replaceChildren(...differences.map((text) => element("li", "note", text)));
   const lines = SIDES.flatMap((each, place) => {
