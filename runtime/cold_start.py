@@ -116,7 +116,8 @@ def _last_line(error: Exception) -> str:
 
 
 def main(start: float) -> None:
-    """Reads a request from standard input, and writes the measurement to standard output as JSON. ``start``: before the import."""
+    """Reads a request from standard input, and writes the measurement to standard output, both as JSON. ``start``:
+    before the import."""
     imported = time.perf_counter()
     request = json.load(sys.stdin)
     before = devices.peak_resident_mib()
