@@ -15,7 +15,8 @@ from berxit.runtime.errors import BerxitError
 # fmt: off
 OPERATORS = frozenset({
     "Abs", "Add", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Cos", "DequantizeLinear", "Div",
-    "DynamicQuantizeLinear", "Equal", "Erf", "Exp", "Expand", "Gather", "GatherElements", "Gelu", "Gemm", "Greater", "Identity",
+    "DynamicQuantizeLinear",
+    "Equal", "Erf", "Exp", "Expand", "Gather", "GatherElements", "Gelu", "Gemm", "Greater", "Identity",
     "LayerNormalization", "Less", "Log", "MatMul", "MatMulInteger", "Max", "Min", "Mul", "Neg", "Not", "Pow",
     "QuantizeLinear", "Range", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
     "Sign", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
