@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -108,18 +109,26 @@ def measure(task: Scored, rows: int, splits: int) -> dict[str, npt.NDArray]:
     return {name: np.array(values) for name, values in found.items()}
 
 
-def report(results: dict[str, dict[str, npt.NDArray]]) -> str:
-    """A Markdown table: means, and differences of CAP with the 5th to the 95th percentile over the splits."""
+def summary_of(found: dict[str, npt.NDArray]) -> dict[str, Any]:
+    """Means of one task, and CAP's area minus the others', with the 5th to the 95th percentile over the splits."""
+    means = {
+        name: dict(zip(("area", "saved"), values.mean(axis=0).tolist(), strict=True)) for name, values in found.items()
+    }
+    minus = {}
+    for other in (CONFIDENCE, LEARNED):
+        difference = found[CAP][:, 0] - found[other][:, 0]
+        minus[other] = [float(difference.mean()), *np.quantile(difference, [0.05, 0.95]).tolist()]
+    return {"means": means, "minus": minus}
+
+
+def report(summaries: dict[str, dict[str, Any]]) -> str:
+    """The summaries as a Markdown table."""
     rows = []
-    for task, found in results.items():
-        cells = [f"{area:.2f} / {saved:.0%}" for area, saved in (found[name].mean(axis=0) for name in found)]
-        for other in (CONFIDENCE, LEARNED):
-            difference = found[CAP][:, 0] - found[other][:, 0]
-            low, high = np.quantile(difference, [0.05, 0.95])
-            cells.append(f"{difference.mean():+.2f} ({low:+.2f} to {high:+.2f})")
+    for task, found in summaries.items():
+        cells = [f"{each['area']:.2f} / {each['saved']:.0%}" for each in found["means"].values()]
+        cells += [f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in found["minus"].values()]
         rows.append([task, *cells])
-    names = list(next(iter(results.values())))
-    header = ["task", *(f"{name}: area / saved" for name in names)]
+    header = ["task", *(f"{name}: area / saved" for name in (CONFIDENCE, CAP, LEARNED))]
     return markdown_table([*header, "CAP's area minus confidence's", "minus learned's"], rows)
 
 
@@ -137,9 +146,11 @@ def command(tasks: Sequence[str], rows: int, splits: int, output: Path) -> None:
         if not checkpoint or not Path(file).is_file():
             raise InputError(f"'{given}': give NAME=CKPT:FILE with a checkpoint and a data file")
         results[name] = measure(scored(Path(checkpoint), Path(file)), rows, splits)
-    text = report(results)
+    summaries = {name: summary_of(found) for name, found in results.items()}
+    text = report(summaries)
     data = {name: {each: values.tolist() for each, values in found.items()} for name, found in results.items()}
-    write_results(output, "null-space", {"rows": rows, "splits": splits, "alphas": ALPHAS, "tasks": data}, text)
+    stored = {"rows": rows, "splits": splits, "alphas": ALPHAS, "summary": summaries, "tasks": data}
+    write_results(output, "null-space", stored, text)
     click.echo(text)
 
 

@@ -252,6 +252,20 @@ ENTRIES = (
         after=("held-out",),
     ),
     Entry(
+        "null-space",
+        ("learned/null-space.json",),
+        8,
+        (
+            "python -m benchmarks.null_space "
+            + " ".join(
+                f"{task}-12={OUTPUT}/{task}-bge:{OUTPUT}/{folder}/unseen.tsv"
+                for task, folder in (("mrpc", "MRPC"), ("sst2", "SST-2"))
+            )
+            + f" --splits 40 --output {OUTPUT}/learned",
+        ),
+        after=("held-out",),
+    ),
+    Entry(
         "policy-cost",
         ("learned/policy-cost.json",),
         2,
@@ -358,5 +372,39 @@ ENTRIES = (
             )
         ),
         after=("mrpc-vnni",),
+    ),
+    Entry(
+        "coreml-albert",
+        ("coreml/albert-precisions.json", "coreml/albert-precisions-options.json"),
+        40,
+        (
+            "python benchmarks/albert_base.py $MODELS/rxnmapper-albert $DATA/SST-2/train.tsv --output"
+            f" {OUTPUT}/albert-base",
+            f"berxit-train --model {OUTPUT}/albert-base --task sst2 --data $DATA/SST-2 --strategy joint"
+            " --pooling mean --learning-rate 2e-4 --head-learning-rate 1e-3 --limit-train 32000 --epochs 2 --batch-size 32"
+            f" --max-length 64 --output {OUTPUT}/albert-sst2",
+            f"python benchmarks/coreml_precisions.py {OUTPUT}/albert-sst2 --output {OUTPUT}/albert-precisions.json",
+            f"python benchmarks/coreml_precisions.py {OUTPUT}/albert-sst2 --target-options float16-exits,shared-body"
+            f" --output {OUTPUT}/albert-precisions-options.json",
+        ),
+    ),
+    Entry(
+        "swift-tokenizers",
+        ("coreml/swift-tokenizers.json",),
+        12,
+        (
+            "python -m benchmarks.swift_tokenizers --texts 1000000 --seed 0 --swift tools/swift_on_linux.sh --output"
+            f" {OUTPUT}/swift-tokenizers.json",
+        ),
+    ),
+    Entry(
+        "studies-of-one-seed",
+        ("studies/certainty-mrpc.json", "studies/lte-mrpc.json"),
+        3,
+        tuple(
+            f"berxit-study {name} {OUTPUT}/mrpc-bge {OUTPUT}/mrpc-minilm --data $DATA/MRPC --output {OUTPUT}/studies"
+            for name in ("certainty", "lte")
+        ),
+        after=("held-out",),
     ),
 )

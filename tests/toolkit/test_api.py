@@ -99,8 +99,8 @@ def test_functions_run_from_data_in_memory_to_a_bench(
     assert len([line for line in exported.report if line.startswith("-[✓] layer")]) == 3
     result = berxit.bench(exported.bundle, tables["dev"], limit=4, **QUICK)
     assert (result.inputs, result.metric) == (4, "accuracy")
-    files = write_result(result, tmp_path / "bench")
-    benches = berxit.compare(files[0], str(tmp_path / "bench"))
+    write_result(result, tmp_path / "bench")
+    benches = berxit.compare(tmp_path / "bench" / "bench.json", str(tmp_path / "bench"))
     assert benches.regressions(0) == []
     models = berxit.compare(str(trained.checkpoint), exported.bundle, tables["dev"], limit=4)
     assert "4 of 4 rows agree" in models.text()
