@@ -381,8 +381,8 @@ ENTRIES = (
             "python benchmarks/albert_base.py $MODELS/rxnmapper-albert $DATA/SST-2/train.tsv --output"
             f" {OUTPUT}/albert-base",
             f"berxit-train --model {OUTPUT}/albert-base --task sst2 --data $DATA/SST-2 --strategy joint"
-            " --pooling mean --learning-rate 2e-4 --head-learning-rate 1e-3 --limit-train 32000 --epochs 2 --batch-size 32"
-            f" --max-length 64 --output {OUTPUT}/albert-sst2",
+            " --pooling mean --learning-rate 2e-4 --head-learning-rate 1e-3 --limit-train 32000 --epochs 2"
+            f" --batch-size 32 --max-length 64 --output {OUTPUT}/albert-sst2",
             f"python benchmarks/coreml_precisions.py {OUTPUT}/albert-sst2 --output {OUTPUT}/albert-precisions.json",
             f"python benchmarks/coreml_precisions.py {OUTPUT}/albert-sst2 --target-options float16-exits,shared-body"
             f" --output {OUTPUT}/albert-precisions-options.json",
