@@ -60,7 +60,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Predict one text, one pair of texts, or every row of FILE (.tsv, .csv, .jsonl, .parquet) with BUNDLE.
+    """Predict one text, one pair of texts, or every row of FILE (.tsv, .csv, .json, .jsonl, .parquet) with BUNDLE.
 
     If FILE contains labels, also report the score, the confusion matrix and the wrong rows. An interrupted run with
     --output continues with the same command.

@@ -64,7 +64,6 @@ _SEARCHED = ", ".join(name for name, each in STRATEGIES.items() if not each.last
 @click.option("--metric", help=f"custom: {', '.join(METRICS)}, or your own as FILE.py:NAME.")
 @click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
 @skip_bad_rows_option
-@register_option
 @force_option
 @quiet_option
 @register_option
