@@ -284,6 +284,26 @@ ENTRIES = (
         after=("mrpc-vnni",),
     ),
     Entry(
+        "side-by-side-unseen",
+        ("side-by-side/unseen.json", *(f"side-by-side/unseen-{task}.json" for task in HELD_OUT_ROWS)),
+        25,
+        (
+            *(
+                command
+                for task, folder in (("mrpc", "MRPC"), ("sst2", "SST-2"), ("stsb", "STS-B"), ("sick", "SICK"))
+                for command in (
+                    f"berxit-calibrate {OUTPUT}/{task}-bge --data {OUTPUT}/{folder}/unseen.tsv --criterion learned",
+                    f"{SIDE} --checkpoint {OUTPUT}/{task}-bge --data {OUTPUT}/{folder}/unseen.tsv --threads 1,2"
+                    f" --seconds 20 --no-memory --output {OUTPUT}/unseen-{task}",
+                )
+            ),
+            f"{SIDE}.summary "
+            + " ".join(f"{task}={OUTPUT}/unseen-{task}/side_by_side.json" for task in HELD_OUT_ROWS)
+            + f" --output {OUTPUT}/unseen",
+        ),
+        after=("held-out",),
+    ),
+    Entry(
         "deadline",
         ("side-by-side/deadline.json",),
         2,
