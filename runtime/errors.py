@@ -10,9 +10,15 @@ ANOTHER_BACKEND = "Rerun with --debug to see more, export again, or use another 
 
 
 class BerxitError(Exception):
-    """Failure of a file, a backend or a device. Commands exit with status 1."""
+    """Failure of a file, a backend or a device. Commands exit with status 1.
+
+    The message is one line, even if it quotes a name or a value of a file that contains line breaks.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class NoisyError(BerxitError):
@@ -31,6 +37,13 @@ class InputError(BerxitError, ValueError):
     """Invalid input of the caller: an option, an argument, a file or a row. Commands exit with status 2."""
 
     exit_status = 2
+
+
+def one_line(text: str) -> str:
+    """The text with escapes for line breaks, other control characters and lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -56,7 +56,7 @@ def test_run_uses_exit_status_of_command() -> None:
     [
         (BerxitError("no bundle at x: make one"), 1, "no bundle at x: make one"),
         (InputError("threshold 7 is out of range"), 2, "threshold 7 is out of range"),
-        (BerxitError("two\nlines  in one"), 1, "two lines in one"),
+        (BerxitError("two\nlines  in one"), 1, "two\\nlines in one"),
         (click.BadParameter("it is bad"), 2, "it is bad"),
         (click.FileError("a.txt", "not there"), 2, "a.txt"),
         (KeyboardInterrupt(), 130, "interrupted: no partial output was written"),

@@ -130,6 +130,7 @@ MANIFESTS: dict[str, Callable[[str], str]] = {
         '"calibration": {', '"calibration": {"z":' + "[" * 10**5 + "]" * 10**5 + ",", 1
     ),
     "5000 digits": lambda text: text.replace('"layers": 3', '"layers": ' + "9" * 5000, 1),
+    "line break in a key": lambda text: text.replace('"policy"', '"pol\\nicy"', 1),
     "pad_token_id": lambda text: text.replace('"pad_token_id": 0', '"pad_token_id": 1000', 1),
 }
 
