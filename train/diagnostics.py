@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.metrics import confusion_matrix
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.reliability import CertaintyQuality, certainty_quality
 from berxit.runtime.tokenization import Text
@@ -177,11 +178,6 @@ def _most_certain_first(rows: npt.NDArray, certainty: npt.NDArray, policy: ExitP
 
 def _names(p: Predictions) -> tuple[str, ...]:
     return p.names or tuple(f"class {number}" for number in range(p.logits.shape[2]))
-
-
-def confusion_matrix(predicted: npt.NDArray, labels: npt.NDArray, classes: int) -> npt.NDArray[np.int64]:
-    """(C, C) number of examples: rows are labels, columns are predictions. Class numbers (N,), (N,)."""
-    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def class_scores(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> list[ClassScore]:

@@ -9,9 +9,10 @@ import pytest
 from hand_made_passes import hand_made, regression
 from sklearn import metrics
 
+from berxit.runtime.metrics import confusion_matrix
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.reliability import auroc, certainty_quality, ece, reliability
-from berxit.train.diagnostics import class_scores, confusion_matrix, wrong_rows
+from berxit.train.diagnostics import class_scores, wrong_rows
 
 RNG = np.random.default_rng(0)
 CERTAINTY = np.round(RNG.random(500), 2)  # with ties

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, progress_bar, register_option
-from berxit.runtime.metrics import METRICS
 from berxit.toolkit.commands.options import (
     PATH,
     data_option,
@@ -16,7 +15,7 @@ from berxit.toolkit.commands.options import (
     quiet_option,
     say,
     silence_library_logs,
-    skip_bad_rows_option,
+    task_options,
 )
 from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 
@@ -77,12 +76,7 @@ from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 )
 @click.option("--early-stopping", type=int, metavar="N", help="Stop after N epochs without a better score.")
 @click.option("--class-weights", default="none", show_default=True, metavar="NAME", help=f"{', '.join(CLASS_WEIGHTS)}.")
-@click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs.")
-@click.option("--label-column", help="custom: column with labels.  [default: label]")
-@click.option("--regression", is_flag=True, help="custom: labels are numbers.")
-@click.option("--metric", help=f"custom: {', '.join(METRICS)}, or your own as FILE.py:NAME.")
-@click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it.")
-@skip_bad_rows_option
+@task_options
 @force_option
 @quiet_option
 @register_option
