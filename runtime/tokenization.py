@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,18 +103,19 @@ class TextTokenizer:
 
         Raises BerxitError for a file that is damaged or whose normalizer makes texts grow without bound.
         """
-        with _library_errors(f"cannot read tokenizer {path}", "Export the bundle again"):
+        try:
             self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
             normalizer = self._tokenizer.normalizer
-            factor = 1.0 if normalizer is None else growth(json.loads(normalizer.__getstate__()))
-        if factor > LARGEST_GROWTH:
-            raise BerxitError(f"tokenizer {path}: its normalizer makes texts grow. Do not use this bundle")
+            if normalizer is not None and growth(json.loads(normalizer.__getstate__())) > LARGEST_GROWTH:
+                raise BerxitError(f"tokenizer {path}: its normalizer makes texts grow. Do not use this bundle")
+            self._check_added_tokens(path)
+        except BaseException as error:
+            raise _converted(error, f"cannot read tokenizer {path}") from None
         self._path, self._table_rows = str(path), table_rows
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.pad_token_id = pad_token_id
         self._max_length = max_length
-        self._check_added_tokens(path)
         added = (len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values())
         longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
         self._margin = 2 * max(longest_word, *added, 32)
@@ -175,17 +175,19 @@ class TextTokenizer:
                 )
             seen[content] = token.content
 
-    def _encode(self, texts: list[Text]) -> list[Encoding]:
-        """Encodes texts with the tokenizers library.
+    def _encode(self, texts: Sequence[Text], *, special: bool = True) -> list[Encoding]:
+        """Encodes texts with the tokenizers library, with or without special tokens.
 
         The library's ``encode`` holds Python's global interpreter lock. ``encode_batch`` releases it, but takes some
         microseconds more; it is used for batches and long texts.
         """
-        with _library_errors(f"tokenizer {self._path} failed", "Export the bundle again"):
+        try:
             if len(texts) == 1 and sum(map(len, _parts(texts[0]))) <= 2 * self._prefix:
                 first, second = (*_parts(texts[0]), None)[:2]
-                return [self._tokenizer.encode(first, second)]
-            return self._tokenizer.encode_batch(texts)
+                return [self._tokenizer.encode(first, second, add_special_tokens=special)]
+            return self._tokenizer.encode_batch(texts, add_special_tokens=special)
+        except BaseException as error:
+            raise _converted(error, f"tokenizer {self._path} failed") from None
 
     def _check_ids(self, ids: Sequence[list[int]], types: Sequence[list[int]]) -> None:
         """Raises BerxitError for a row without tokens, and for an id beyond the model's tables."""
@@ -250,19 +252,15 @@ class TextTokenizer:
         if end > len(prefix.rstrip()) - self._margin:  # an added token may include the blanks before it
             return False
         ids = [encoding.ids[place] for place in places[: room + 1]]
-        shorter = self._tokenizer.encode_batch([prefix[:-cut] for cut in FURTHER_CUTS], add_special_tokens=False)
+        shorter = self._encode([prefix[:-cut] for cut in FURTHER_CUTS], special=False)
         return all(each.ids[: room + 1] == ids for each in shorter)
 
 
-@contextmanager
-def _library_errors(what: str, remedy: str) -> Iterator[None]:
-    """Converts the errors of the tokenizers library to BerxitError. A panic in it is no Exception in Python."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise failure(what, error, remedy) from None
-        raise
+def _converted(error: BaseException, what: str) -> BaseException:
+    """An error of the tokenizers library as a BerxitError. A panic in it is no Exception in Python; other exceptions of
+    that kind, such as a Ctrl-C, are returned unchanged."""
+    panic = type(error).__name__ == "PanicException"
+    return failure(what, error, "Export the bundle again") if panic or isinstance(error, Exception) else error
 
 
 def growth(normalizer: dict[str, Any]) -> float:

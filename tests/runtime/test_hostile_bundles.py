@@ -159,6 +159,16 @@ TOKENIZERS: dict[str, tuple[Callable[[Data], object], str]] = {
         lambda data: data.update(normalizer=replacement({"Regex": "(a+)+$"}, "x")),
         "retry-limit-in-match",
     ),
+    "added token on which the regex backtracks": (
+        lambda data: data.update(
+            normalizer=replacement({"Regex": "(a+)+$"}, "x"),
+            added_tokens=[
+                *data["added_tokens"],
+                {**data["added_tokens"][0], "content": "a" * 40 + "!", "id": 6, "normalized": True, "special": False},
+            ],
+        ),
+        "retry-limit-in-match",
+    ),
     "text that doubles": (lambda data: data.update(normalizer=DOUBLING), "makes texts grow"),
     "no token": (
         lambda data: data.update(post_processor=None, normalizer=replacement({"Regex": "."}, "")),
