@@ -1,4 +1,5 @@
-# `make quickstart` and `make test` need only Python 3.10-3.13 and make.
+# `make quickstart` and `make test` need only Python 3.10-3.13 and make. They install the versions in requirements/;
+# with NEWEST=1, the newest that pyproject.toml accepts. `make lock` writes requirements/; it needs uv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +8,7 @@ PYTHON310 ?= python3.10
 JETSON := build/jetson
 TEST_MODELS := $(CURDIR)/build/test-models
 
-.PHONY: quickstart test test-slow test-install test-aarch64 test-jetson results lint types docs links clean
+.PHONY: quickstart test test-slow test-install test-aarch64 test-jetson results lint types docs links lock clean
 
 quickstart: $(VENV)/quickstart.ready
 	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
@@ -57,13 +58,16 @@ links:
 	mkdir -p $(TYPES) && ln -sfn $(CURDIR)/berxit/*.* $(CURDIR)/devices $(CURDIR)/exporters $(CURDIR)/runtime \
 		$(CURDIR)/toolkit $(CURDIR)/train $(TYPES)/
 
-$(VENV)/quickstart.ready: pyproject.toml install.py
-	$(PYTHON) install.py $(VENV) demo
+$(VENV)/quickstart.ready: pyproject.toml install.py requirements/quickstart.txt
+	$(PYTHON) install.py $(VENV) demo $(if $(NEWEST),--newest)
 	@touch $@
 
-$(VENV)/dev.ready: $(VENV)/quickstart.ready
-	$(PYTHON) install.py $(VENV) dev
+$(VENV)/dev.ready: $(VENV)/quickstart.ready requirements/dev.txt
+	$(PYTHON) install.py $(VENV) dev $(if $(NEWEST),--newest)
 	@touch $@
+
+lock:
+	$(PYTHON) tools/lock.py
 
 clean:
 	rm -rf $(VENV) quickstart build *.egg-info .pytest_cache .mypy_cache .ruff_cache
