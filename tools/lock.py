@@ -1,8 +1,7 @@
 """Writes requirements/*.txt: the exact versions and sha256 sums of all packages that make installs.
 
     pip install uv
-    python tools/lock.py                  # the newest versions that pyproject.toml accepts
-    python tools/lock.py --lowest FOLDER  # the lowest ones, to test them
+    python tools/lock.py
 
 ``install.py`` installs these files with ``--require-hashes``.
 """
@@ -49,61 +48,36 @@ FILES = (
 )
 
 
-def lock(file: File, folder: Path, lowest: bool = False) -> None:
-    """Resolves a file and writes it to ``folder``."""
+def lock(file: File) -> None:
+    """Resolves a file and writes it."""
     text = "# Written by tools/lock.py.\n"
     constraints = [f"torch=={install.TORCH}", *file.constraints]
     if file.same_as:
-        constraints.append(f"-r {folder / file.same_as}.txt")
-    limits = folder / ".constraints"
+        constraints.append(f"-r {FOLDER / file.same_as}.txt")
+    limits = FOLDER / ".constraints"
     limits.write_text("\n".join(constraints), encoding="utf-8")
     try:
         if file.extras:
             extras = [word for extra in file.extras for word in ("--extra", extra)]
-            resolution = ["--resolution", "lowest-direct"] if lowest else []
-            text += resolved("pyproject.toml", *extras, *resolution, "-c", str(limits))
+            text += resolved("pyproject.toml", *extras, "-c", str(limits))
         if file.alone:
-            source = folder / ".in"
+            source = FOLDER / ".in"
             source.write_text("\n".join(file.alone), encoding="utf-8")
             text += resolved(str(source), "--no-deps")
             source.unlink()
     finally:
         limits.unlink()
-    (folder / file.path.name).write_text(text, encoding="utf-8")
+    file.path.write_text(text, encoding="utf-8")
     print(f"{file.path.name}: {text.count('==')} versions")
 
 
 def resolved(*arguments: str) -> str:
     """The requirements with their hashes. uv reports what cannot be resolved."""
-    command = [
-        "uv",
-        "pip",
-        "compile",
-        *arguments,
-        "--config-file",
-        str(FOLDER / "uv.toml"),
-        "--no-emit-package",
-        "torch",
-    ]
-    command += [
-        "--universal",
-        "--python-version",
-        "3.10",
-        "--generate-hashes",
-        "--no-header",
-        "--no-annotate",
-        "--quiet",
-    ]
+    options = "--universal --python-version 3.10 --generate-hashes --no-emit-package torch --no-header --no-annotate -q"
+    command = ["uv", "pip", "compile", *arguments, "--config-file", str(FOLDER / "uv.toml"), *options.split()]
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def main() -> None:
-    lowest = "--lowest" in sys.argv
-    folder = Path(sys.argv[-1]) if lowest else FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in FILES:
-        lock(file, folder, lowest)
-
-
 if __name__ == "__main__":
-    main()
+    for each in FILES:
+        lock(each)
