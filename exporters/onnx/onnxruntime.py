@@ -56,7 +56,7 @@ def _int8_graphs(segments: Segments, samples: Sequence[TokenBatch]) -> Iterator[
 
 def _with_external_tables(graphs: Iterator[OnnxSegment]) -> Iterator[OnnxSegment]:
     """Stores the word embedding table in a separate file (int8: two, rows and scales), which a device memory-maps: only
-    the rows that are looked up take memory. From the graph, ONNX Runtime would read the whole table (90 MiB at d = 768).
+    the rows that are looked up take memory. From the graph, ONNX Runtime would read the whole table, 90 MiB at d = 768.
     """
     yield externalize_tables(next(graphs))
     yield from graphs
