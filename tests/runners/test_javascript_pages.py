@@ -103,6 +103,7 @@ def test_demo_page_shows_every_layer_until_the_exit(site: Path, bundle: Path, br
     assert deeper & {name for _, name in fetched} == set()
 
 
+@pytest.mark.slow
 def test_page_of_the_docs_predicts_without_byte_ranges(site: Path, bundle: Path, browser: Any) -> None:
     expected = python(bundle)
     assert len(block("html").splitlines()) <= 20
