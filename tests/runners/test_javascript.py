@@ -11,9 +11,9 @@ from pathlib import Path
 import javascript
 import numpy as np
 import pytest
-from agreement import compare
 from conftest import WORDS, MakeCheckpoint, shared
 
+from benchmarks.agreement import compare
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import SCHEMA_VERSION, read_manifest, write_manifest
 from berxit.runtime.tokenization import Text
