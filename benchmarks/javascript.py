@@ -4,8 +4,8 @@
 
 The package must be built (npm ci and npm run build in runners/js). The texts are the first columns of the files, which
 have a header. Every bundle predicts all texts in Node (onnxruntime-node, one thread) and in Chromium (wasm, with the
-threads that the page gets). Chromium fetches the demo page's files from a local server, the layers and the rows of the
-word embedding table when the first text needs them, and then everything else. Latencies are those of single texts at the
+threads that the page gets). Chromium fetches the files from a local server: the layers and the rows of the word
+embedding table when the first text needs them, and then everything else. Latencies are those of single texts at the
 bundle's own thresholds, tokenization included; the first 10 texts are not counted.
 """
 

@@ -21,8 +21,9 @@ from berxit.runtime.tokenization import Text
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_javascript_runner_passes_the_vectors() -> None:
-    output = javascript.run("node", "--test", "tests/", cwd=javascript.built())
+@pytest.mark.parametrize("bundles", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_javascript_runner_passes_the_vectors(bundles: str) -> None:
+    output = javascript.run("node", "--test", "tests/", cwd=javascript.built(), VECTORS=bundles)
     assert int(re.findall(r"^# pass (\d+)", output, re.MULTILINE)[0]) >= 6
 
 
