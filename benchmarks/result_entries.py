@@ -418,6 +418,15 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "javascript-tokenizers",
+        ("runners/javascript-tokenizers.json",),
+        15,
+        (
+            "python -m benchmarks.swift_tokenizers --javascript --texts 300000 --seed 0 --output"
+            f" {OUTPUT}/javascript-tokenizers.json",
+        ),
+    ),
+    Entry(
         "studies-of-one-seed",
         ("studies/certainty-mrpc.json", "studies/lte-mrpc.json"),
         3,
