@@ -107,12 +107,12 @@ def bundle_pass(
     backend: Backend, tokenizer: TextTokenizer, texts: Sequence[Text], expected: Predictions, progress: Progress
 ) -> Predictions:
     """The bundle's outputs for the same texts at the same exits. Batch size 1, as on a device."""
-    logits = np.empty_like(expected.logits)
+    logits, kind = np.empty_like(expected.logits), expected.task_kind
     lte = None if expected.lte is None else np.empty_like(expected.lte)
     with progress(len(texts)) as bar:
         for row, text in enumerate(texts):
             for place, found in enumerate(every_exit(backend, tokenizer([text]))):
-                logits[row, place] = found.logits[0]
+                logits[row, place] = kind.decisions(found.logits)[0]
                 if lte is not None and found.lte is not None:
                     lte[row, place] = found.lte[0]
             bar.update(1)

@@ -97,7 +97,7 @@ def model_info(model: MultiExitModel, pad_token_id: int, max_length: int) -> Mod
     return ModelInfo(
         family=config.backbone.model_type,
         task=config.task,
-        kind="regression" if config.regression else "classification",
+        kind=config.kind,
         labels=config.labels,
         metric=config.metric,
         text_columns=config.text_columns,

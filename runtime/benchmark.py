@@ -200,8 +200,16 @@ def bench(
         records=BenchRecords(
             bundle.resolve().name,
             measured.queries,
-            ExitOutputs.of(runner.policy, manifest.exits, logits, lte, examples.labels if examples else None, inputs),
-            () if manifest.model.regression else manifest.model.labels,
+            ExitOutputs.of(
+                runner.policy,
+                manifest.exits,
+                logits,
+                lte,
+                examples.labels if examples else None,
+                inputs,
+                manifest.model.task_kind,
+            ),
+            manifest.model.labels,
             runner.tokenizer(list(inputs)).lengths,
         ),
     )
@@ -268,17 +276,17 @@ def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[P
     metric = metric_named(model.metric)
 
     def score(answers: Sequence[Prediction]) -> float:
-        values = [a.label if model.regression else model.labels.index(str(a.label)) for a in answers]
-        return metric(np.array(values), examples.labels)
+        return metric(np.array([model.task_kind.number(answer, model.labels) for answer in answers]), examples.labels)
 
     return score
 
 
 def _chance(manifest: Manifest, logits: npt.NDArray, labels: npt.NDArray) -> tuple[float, tuple[str, ...]]:
-    """The constant prediction's score, and a warning if full depth scores no better: logits (N, E, C), labels (N,)."""
-    metric, classes = manifest.model.metric, logits.shape[2]
+    """The constant prediction's score, and a warning if full depth scores no better: logits (N, E, ...), labels
+    (N,)."""
+    metric, classes = manifest.model.metric, len(manifest.model.labels)
     check_outputs(metric, logits, manifest.exits, "the labelled inputs")
-    last = logits[:, -1, 0] if manifest.model.regression else logits[:, -1].argmax(axis=1)
+    last = manifest.model.task_kind.numbers(logits[:, -1])
     constant = constant_prediction(metric, labels, classes)
     if not at_chance(metric, last, labels, classes):
         return constant.score, ()

@@ -91,7 +91,7 @@ def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
 def parse_golden(content: bytes, file: Path, manifest: Manifest) -> Golden:
     """The golden inputs in the bytes of a golden.json. ``file``: for messages. Raises as ``read_golden`` does."""
     golden: Golden = parse(Golden, decode_json(content, file), str(file))
-    rows, layers, outputs = len(golden.texts), manifest.model.layers, len(manifest.model.labels) or 1
+    rows, layers, outputs = len(golden.texts), manifest.model.layers, manifest.model.outputs
     sizes = [len(golden.input_ids), len(golden.token_type_ids), len(golden.logits), len(golden.lte or golden.texts)]
     per_row = [len(row) for row in (*golden.logits, *(golden.lte or ()))]
     per_exit = [len(exit_) for row in golden.logits for exit_ in row]

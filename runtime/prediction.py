@@ -13,9 +13,9 @@ class Prediction:
     """The model's prediction for one text, with its latency and the reason why it exited."""
 
     label: str | float
-    """The class name; for regression the value."""
+    """The class name; for regression the value; for multilabel the labels, joined by "|" (empty without a label)."""
     scores: dict[str, float]
-    """Class name -> probability, in the model's order; for regression {"value": ...}."""
+    """Class or label -> probability, in the model's order; for regression {"value": ...}."""
     exit_layer: int
     """Number of layers that were executed, from 1."""
     certainty: float
@@ -33,3 +33,5 @@ class Prediction:
     """True if ``latency_ms`` exceeded the deadline; None without a deadline."""
     model: str = ""
     """Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json."""
+    labels: tuple[str, ...] | None = None
+    """Multilabel: the labels of the text, in the model's order. None for another kind."""

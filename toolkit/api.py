@@ -94,6 +94,7 @@ def fine_tune(
     task: str = "custom",
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
+    kind: str | None = None,
     regression: bool = False,
     metric: str | None = None,
     positive: str | None = None,
@@ -107,7 +108,8 @@ def fine_tune(
     ``data``: a file, a folder with train and dev files, a table (data frame, datasets.Dataset, list of dictionaries,
     dictionary of columns), or a dictionary of such tables by split. None downloads the data of a built-in ``task``. Of
     data without a dev split, a tenth of the rows is held out and stored in the checkpoint.
-    ``text_columns`` to ``positive`` describe a custom task; by default its columns are ``text`` and ``label``.
+    ``text_columns`` to ``positive`` describe a custom task; by default its columns are ``text`` and ``label``, and its
+    kind is classification. ``regression=True`` is the same as ``kind="regression"``.
     ``tensorboard``: folder for TensorBoard logs. ``force``: replace an existing ``output``. The same call continues an
     interrupted run.
     """
@@ -116,11 +118,11 @@ def fine_tune(
     from berxit.train.fine_tuning import refuse_other_than_checkpoint
     from berxit.train.hub import task_data
     from berxit.train.splitting import has_dev
-    from berxit.train.tasks import TaskOptions
+    from berxit.train.tasks import TaskOptions, kind_of
     from berxit.train.trainer import processes_here
 
     output = Path(output)
-    described = TaskOptions(text_columns, label_column, regression, metric, positive)
+    described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive)
     described.check(task)
     refuse_other_than_checkpoint(output, force)
     processes = processes_here()

@@ -152,9 +152,8 @@ def reference_of(predictions: Predictions, policy: ExitPolicy) -> Reference:
     return Reference.of(
         predictions.exit_layers[taken - 1],
         certainty[rows, taken - 1],
-        predictions.predicted()[rows, taken - 1],
+        *predictions.task_kind.bins(predictions.predicted()[rows, taken - 1], predictions.class_names),
         depth=policy.layers,
-        classes=predictions.logits.shape[2],
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from berxit.runtime.examples import Examples
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.labels import as_number
 from berxit.runtime.tables import listed, markdown_table, plural
 from berxit.runtime.tokenization import Text, TextTokenizer
@@ -39,7 +40,7 @@ class SplitSummary:
     name: str
     rows: int
     classes: dict[str, int]
-    """Class name, or regression value -> number of rows."""
+    """Class or label name, or regression value -> number of rows."""
     values: tuple[float, float, float] | None
     """Regression: the smallest, mean and largest label."""
     repeated: int
@@ -95,7 +96,7 @@ class DataSummary:
             names = [*ordered[: CLASSES // 2], *ordered[-CLASSES // 2 :]]
         rows: list[list[object]] = [
             [
-                f"class {name}",
+                f"{'label' if self.task.kind == 'multilabel' else 'class'} {name}",
                 *(each.share_of(name) for each in self.splits),
             ]
             for name in names
@@ -181,11 +182,15 @@ def _split(task: Task, name: str, examples: Examples, train: set[Text], tokenize
     for text, label in zip(examples.texts, labels.tolist(), strict=True):
         of_text[text].add(label)
     batch = tokenizer(examples.texts[:: -(-len(examples) // TEXTS)])
-    counts = Counter(f"{value:g}" if task.regression else task.labels[value] for value in labels.tolist())
+    kind = KINDS[task.kind]
+    if task.regression:
+        counts = dict(Counter(f"{value:g}" for value in labels.tolist()))
+    else:
+        counts = {each.name: each.rows for each in kind.counts(labels, labels, task.labels)}
     return SplitSummary(
         name=name,
         rows=len(examples),
-        classes=dict(counts),
+        classes=counts,
         values=(float(labels.min()), float(labels.mean()), float(labels.max())) if task.regression else None,
         repeated=len(examples) - len(of_text),
         contradictory=sum(len(found) > 1 for found in of_text.values()),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from berxit.runtime.examples import Examples
+from berxit.runtime.kinds import from_bits
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.tokenization import TextTokenizer, TokenBatch
 
@@ -24,6 +25,9 @@ class EncodedExamples(Dataset):
 
     def __init__(self, examples: Examples, tokenizer: TextTokenizer, progress: Progress = silent) -> None:
         self.labels = examples.labels
+        self._targets = self.labels
+        if examples.kind == "multilabel":
+            self._targets = from_bits(self.labels, len(examples.names)).astype(np.float64)
         self.pad_token_id = tokenizer.pad_token_id
         self.input_ids: list[npt.NDArray[np.int32]] = []
         self.token_type_ids: list[npt.NDArray[np.int32]] = []
@@ -43,11 +47,12 @@ class EncodedExamples(Dataset):
         return {
             "input_ids": self.input_ids[index],
             "token_type_ids": self.token_type_ids[index],
-            "labels": self.labels[index],
+            "labels": self._targets[index],
         }
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """The model's inputs for B rows: ids, types and mask (B, S), padded as in every runner, and labels (B,)."""
+        """The model's inputs for B rows: ids, types and mask (B, S), padded as in every runner, and labels (B,), or
+        (B, C) of a multilabel model."""
         batch = TokenBatch.pad(
             [row["input_ids"] for row in rows], [row["token_type_ids"] for row in rows], self.pad_token_id
         )

@@ -13,6 +13,7 @@ import torch
 
 from berxit.runtime.chance import Constant, at_chance, check_labels, check_outputs, constant_prediction
 from berxit.runtime.examples import Examples
+from berxit.runtime.kinds import KINDS, Kind
 from berxit.runtime.metrics import METRICS, positive_class
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
@@ -26,11 +27,11 @@ class Predictions:
     """Outputs of n exits for N examples, in the order of the file."""
 
     logits: npt.NDArray[np.float32]
-    """(N, n, C)"""
+    """Of the decisions: (N, n, K), or (N, n, D, K) if a text has several (``runtime.kinds``)."""
     lte: npt.NDArray[np.float32] | None
     """(N, n) learned certainties; None without LTE."""
     labels: npt.NDArray
-    """(N,)"""
+    """(N,) as numbers (``runtime.kinds``)."""
     metric: str
     ids: npt.NDArray | None = None
     """(N,) row number of each example in its file, from 0, without skipped rows. None if the pass has no file."""
@@ -44,6 +45,24 @@ class Predictions:
     reference: npt.NDArray | None = None
     """(N,) predictions at full depth that rules compare with, if they are not the last exit's. For a bundle in another
     precision these are the checkpoint's."""
+    kind: str = ""
+    """Name in runtime.kinds.KINDS. Empty in passes that older versions stored: regression for one output, else
+    classification."""
+
+    @property
+    def task_kind(self) -> Kind:
+        """The kind as an object."""
+        return KINDS[self.kind or ("regression" if self.logits.shape[2] == 1 else "classification")]
+
+    @property
+    def outputs(self) -> int:
+        """K, the number of classes of a decision; 1 for regression."""
+        return self.logits.shape[-1]
+
+    @property
+    def label_count(self) -> int:
+        """Number of class or label names; 1 for regression."""
+        return len(self.names) or self.outputs
 
     @property
     def layers(self) -> int:
@@ -83,11 +102,20 @@ class Predictions:
 
     @property
     def regression(self) -> bool:
-        return self.logits.shape[2] == 1
+        return self.task_kind.name == "regression"
 
     def predicted(self) -> npt.NDArray:
-        """(N, n) predictions of every exit: class numbers, or values for regression."""
-        return self.logits[..., 0] if self.regression else self.logits.argmax(axis=-1)
+        """(N, n) predictions of every exit as numbers: class numbers, values, or sets of labels."""
+        return self.task_kind.numbers(self.logits)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """(C,) class or label names; numbered ones if the names are unknown."""
+        return self.names or tuple(f"class {number}" for number in range(self.outputs))
+
+    def text(self, number: float) -> str | float:
+        """A prediction or label as text; for regression the value."""
+        return self.task_kind.text(number, self.class_names)
 
     @property
     def default_criterion(self) -> str:
@@ -113,11 +141,11 @@ class Predictions:
     @property
     def constant(self) -> Constant:
         """The best constant prediction (the same for every example), and its score."""
-        return constant_prediction(self.metric, self.labels, self.logits.shape[2])
+        return constant_prediction(self.metric, self.labels, self.label_count)
 
     def at_chance(self, predicted: npt.NDArray) -> bool:
         """True if predictions (N,) score no better than ``constant``, within sampling error."""
-        return at_chance(self.metric, predicted, self.labels, self.logits.shape[2])
+        return at_chance(self.metric, predicted, self.labels, self.label_count)
 
     def check(self, where: str = "the stored pass") -> None:
         """Raises InputError for labels on which the metric is not defined, BerxitError for outputs without a score,
@@ -134,6 +162,7 @@ class Predictions:
         """Writes the pass to an .npz file. The file is replaced as a whole, so an interruption keeps the old one."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         arrays["names"] = np.array(self.names, dtype=np.str_)
+        arrays["kind"] = np.array(self.task_kind.name)
         if self.unlabelled:
             arrays["unlabelled"] = np.array(True)
         for name in ("lte", "ids", "reference"):
@@ -157,6 +186,7 @@ class Predictions:
                 names=names,
                 unlabelled="unlabelled" in file.files,
                 reference=reference,
+                kind=str(file["kind"]) if "kind" in file.files else "",
             )
 
 
@@ -184,7 +214,16 @@ def predict(
         check_labels(model.config.metric, examples.labels, source)
     logits, lte = run_all_layers(model, EncodedExamples(examples, tokenizer, progress), batch_size, progress)
     rows = np.arange(len(examples))
-    found = Predictions(logits, lte, examples.labels, model.config.metric, rows, names=model.config.labels)
+    kind = model.config.task_kind
+    found = Predictions(
+        kind.decisions(logits),
+        lte,
+        examples.labels,
+        model.config.metric,
+        rows,
+        names=model.config.labels,
+        kind=kind.name,
+    )
     if examples.unlabelled:
         found = replace(found, labels=found.full_depth, unlabelled=True)
     found.check(source)

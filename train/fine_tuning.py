@@ -141,7 +141,7 @@ def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: i
     model = Path(resolve_model(options.model))
     key = {
         "options": options.recorded(),
-        "task": asdict(task),
+        "task": {name: value for name, value in asdict(task).items() if name != "kind" or task.is_new_kind},
         "model_sha256": model_sha256(model) if model.is_dir() else None,
         "train_sha256": sha256(train_file),
         "processes": processes,

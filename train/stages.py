@@ -39,11 +39,11 @@ SCORED = 2000
 
 
 def class_weights(task: Task, data: TrainingData, options: TrainingOptions) -> tuple[float, ...]:
-    """(C,) the weights of ``class_weights``; empty for none. Raises InputError for weights of a regression."""
+    """(C,) the weights of ``class_weights``; empty for none. Raises InputError for a task without classes."""
     if options.class_weights == "none":
         return ()
-    if task.regression:
-        raise InputError(f"--class-weights {options.class_weights} needs classes, and the labels are numbers: omit it")
+    if task.kind != "classification":
+        raise InputError(f"--class-weights {options.class_weights} needs one class per text: omit it for {task.kind}")
     return balanced_weights(data.train.labels, len(task.labels))
 
 

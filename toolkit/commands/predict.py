@@ -111,7 +111,7 @@ def command(
 
 def one_text(prediction: Prediction, model: ModelInfo) -> str:
     """A prediction, with the scores of the classes, the highest first."""
-    label = f"{prediction.label:.4g}" if isinstance(prediction.label, float) else prediction.label
+    label = f"{prediction.label:.4g}" if isinstance(prediction.label, float) else prediction.label or "no label"
     lines = [
         f"{label}: exit layer {prediction.exit_layer} of {model.layers}, certainty {prediction.certainty:.4f}"
         + (f" (the text was truncated to {model.max_length} tokens)" if prediction.truncated else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.data_files import SUFFIXES, Record, read_records, value_text
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import CUSTOM, text_of
-from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
+from berxit.runtime.labels import checked_label, label_reader
 from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text
 
@@ -66,14 +66,15 @@ def read_input(
     """
     texts = input_columns(model, text_columns)
     column = label_column or model.label_column
-    numbers = None if model.regression else label_numbers(model.labels, model.task != CUSTOM)
+    number_of = label_reader(model.kind, model.labels, column, glue_numbers=model.task != CUSTOM)
+    no_label = np.nan if model.regression else NO_LABEL
     skipped: list[str] | None = [] if skip_bad_rows else None
     columns: dict[str, None] = {}
     labels: list[float] = []
     for row in _rows(path, texts, skipped):
         columns.update(dict.fromkeys(row.record))
-        label = value_text(row.record.get(column)) if use_labels else ""
-        labels.append(_label(label, column, numbers, model, f"{path}, line {row.line}"))
+        has = use_labels and column in row.record
+        labels.append(_label(value_text(row.record[column]), column, number_of, model, row, path) if has else no_label)
     if label_column and label_column not in columns:
         raise InputError(f"{path} has no column '{label_column}'. Columns: {listed(columns)}")
     values = np.array(labels, dtype=np.float64 if model.regression else np.int64)
@@ -124,13 +125,17 @@ def _rows(path: Path, text_columns: Sequence[str], skipped: list[str] | None) ->
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
 
 
-def _label(text: str, column: str, numbers: dict[str, int] | None, model: ModelInfo, where: str) -> float:
+def _label(
+    text: str, column: str, number_of: Callable[[str, str], float], model: ModelInfo, row: InputRow, path: Path
+) -> float:
     """The label as a number; NO_LABEL or NaN if it is missing. Raises InputError for one that is not of the model."""
+    where = f"{path}, line {row.line}"
+    if not model.task_kind.several:  # an empty text is the empty set of labels
+        try:
+            checked_label(text, column, where)
+        except InputError:
+            return np.nan if model.regression else NO_LABEL
     try:
-        label = checked_label(text, column, where)
-    except InputError:
-        return np.nan if model.regression else NO_LABEL
-    try:
-        return regression_value(label, where) if numbers is None else class_number(label, numbers, model.labels, where)
+        return number_of(text, where)
     except InputError as error:
         raise InputError(f"{error}. To ignore the labels, add --no-labels") from None

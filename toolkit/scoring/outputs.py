@@ -37,7 +37,7 @@ class Outputs:
     """Predictions for N rows as arrays."""
 
     labels: npt.NDArray
-    """(N,) class numbers (int64), or values (float64) for regression."""
+    """(N,) predictions as numbers (``runtime.kinds``): int64, or float64 for regression."""
     exit_layers: npt.NDArray[np.int64]
     """(N,)"""
     certainty: npt.NDArray[np.float64]
@@ -52,12 +52,10 @@ class Outputs:
     @classmethod
     def of(cls, predictions: Sequence[Prediction], model: ModelInfo, full_depth: Sequence[Prediction] = ()) -> Outputs:
         """Arrays of a runner's predictions."""
-        numbers = {name: number for number, name in enumerate(model.labels)}
 
         def labels(found: Sequence[Prediction]) -> npt.NDArray:
-            if model.regression:
-                return np.array([prediction.label for prediction in found], dtype=np.float64)
-            return np.array([numbers[str(prediction.label)] for prediction in found], dtype=np.int64)
+            numbers = [model.task_kind.number(prediction, model.labels) for prediction in found]
+            return np.array(numbers, dtype=np.float64 if model.regression else np.int64)
 
         classes = [] if model.regression else model.labels
         scores = [[prediction.scores[name] for name in classes] for prediction in predictions]
@@ -95,7 +93,7 @@ class Outputs:
 
     def columns(self, model: ModelInfo, *, scores: bool) -> dict[str, list[Any]]:
         """Name of each added column -> its N values, rounded to the seven digits of float32."""
-        labels = _rounded(self.labels) if model.regression else [model.labels[number] for number in self.labels]
+        labels = _rounded(self.labels) if model.regression else self._texts(model)
         found: list[list[Any]] = [
             labels,
             self.exit_layers.tolist(),
@@ -104,6 +102,9 @@ class Outputs:
             *(_rounded(column) for column in self.scores.T),
         ]
         return dict(zip(column_names(model, scores=scores), found, strict=False))
+
+    def _texts(self, model: ModelInfo) -> list[str]:
+        return [str(model.task_kind.text(number, model.labels)) for number in self.labels.tolist()]
 
 
 def _rounded(values: npt.NDArray) -> list[float]:

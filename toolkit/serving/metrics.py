@@ -87,8 +87,9 @@ class Metrics:
         for prediction in predictions:
             self._exit_layer.observe(prediction.exit_layer)
             self._text_seconds.observe(prediction.latency_ms / 1e3)
-            label = "" if self._regression else str(prediction.label)
-            self._predictions.labels(label, str(prediction.stopped_by)).inc()
+            labels = ("" if self._regression else str(prediction.label),)
+            for label in labels if prediction.labels is None else prediction.labels or ("",):
+                self._predictions.labels(label, str(prediction.stopped_by)).inc()
             self._late.inc(bool(prediction.late))
             self._truncated.inc(prediction.truncated)
         if self._monitor is not None and policy == self._monitored:
