@@ -31,6 +31,7 @@ from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.queries import ExitOutputs
+from berxit.runtime.recalibration import text_words
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.speed_up import SpeedUp, speed_up
 from berxit.runtime.throughput import measure_throughput
@@ -100,6 +101,10 @@ def bench(
     layers = manifest.model.layers
     before = devices.read_sensors()
     logits, lte = stored_pass(runner, inputs)
+    kind, words = manifest.model.task_kind, ()
+    if kind.words:
+        words = text_words(runner.tokenizer, inputs, examples.spans if examples else ())
+    numbers = kind.numbers(logits, manifest.model.labels, words)
     tried = spread_thresholds(runner.policy, manifest.exits, logits, lte, thresholds)
     policies = _operating_points(runner, tried, one_graph)
     others = {}
@@ -120,7 +125,7 @@ def bench(
         seconds=rules.compared_seconds,
     )
     score = _scorer(runner, examples) if examples else None
-    constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
+    constant, warnings = _chance(manifest, logits, numbers[:, -1], examples.labels) if examples else (None, ())
     total = len(inputs) * (rounds * len(policies) + sum(more_rounds.values()))
     with progress(total) as bar, devices.Sampler() as sampler:
         measured = measure(
@@ -207,7 +212,8 @@ def bench(
                 lte,
                 examples.labels if examples else None,
                 inputs,
-                manifest.model.task_kind,
+                kind,
+                numbers,
             ),
             manifest.model.labels,
             runner.tokenizer(list(inputs)).lengths,
@@ -276,17 +282,20 @@ def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[P
     metric = metric_named(model.metric)
 
     def score(answers: Sequence[Prediction]) -> float:
-        return metric(np.array([model.task_kind.number(answer, model.labels) for answer in answers]), examples.labels)
+        truth = examples.spans or [()] * len(answers)
+        pairs = zip(answers, truth, strict=True)
+        return metric(np.array([model.task_kind.number(a, model.labels, spans) for a, spans in pairs]), examples.labels)
 
     return score
 
 
-def _chance(manifest: Manifest, logits: npt.NDArray, labels: npt.NDArray) -> tuple[float, tuple[str, ...]]:
-    """The constant prediction's score, and a warning if full depth scores no better: logits (N, E, ...), labels
-    (N,)."""
+def _chance(
+    manifest: Manifest, logits: npt.NDArray, last: npt.NDArray, labels: npt.NDArray
+) -> tuple[float, tuple[str, ...]]:
+    """The constant prediction's score, and a warning if full depth scores no better: logits (N, E, ...), full depth's
+    predictions ``last`` (N,), labels (N,)."""
     metric, classes = manifest.model.metric, len(manifest.model.labels)
     check_outputs(metric, logits, manifest.exits, "the labelled inputs")
-    last = manifest.model.task_kind.numbers(logits[:, -1])
     constant = constant_prediction(metric, labels, classes)
     if not at_chance(metric, last, labels, classes):
         return constant.score, ()

@@ -148,6 +148,38 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row
         raise InputError(f"{path}: not a Parquet file ({first_line(error)}). Write it again") from None
 
 
+def _read_conll(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """Reads words with IOB2 tags: one word per line, its tag in the last column, a blank line after each text. The
+    columns of the rows are ``text``, the words separated by blanks, and ``spans``."""
+    with path.open(encoding="utf-8-sig") as stream:
+        first, words = 1, []
+        for line, content in enumerate([*stream, "\n"], start=1):
+            cells = content.split()
+            if cells and cells[0] != "-DOCSTART-":
+                words.append((line, cells))
+            elif words:
+                yield first, _conll_row(words)
+                words = []
+            if not words:
+                first = line + 1
+
+
+def _conll_row(words: list[tuple[int, list[str]]]) -> Row:
+    spans: list[list[Any]] = []
+    start, before = 0, ""
+    for line, (word, *_, tag) in ((line, cells if len(cells) > 1 else [*cells, ""]) for line, cells in words):
+        kind, _, label = tag.partition("-")
+        if (kind, label) != ("O", "") and not (kind in ("B", "I") and label):
+            return f"line {line} has the tag '{tag}', which is not O, B-LABEL or I-LABEL"
+        end = start + len(word)
+        if kind == "I" and label == before:
+            spans[-1][1] = end
+        elif label:
+            spans.append([start, end, label])
+        start, before = end + 1, label
+    return {"text": " ".join(cells[0] for _, cells in words), "spans": spans}
+
+
 def header_problem(names: Sequence[str], suffix: str) -> str:
     """Reason why a header is probably not the file's header, and the next step; empty if it looks like one."""
     only = names[0] if len(names) == 1 else ""
@@ -225,6 +257,8 @@ READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[int, Row]]]] =
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".iob2": _read_conll,
 }
 """Suffix in lower case -> reader of the format. The case of a file's suffix is ignored."""
 SUFFIXES = tuple(READERS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from berxit.runtime.data_files import SUFFIXES, read_records, value_text
 from berxit.runtime.errors import InputError
 from berxit.runtime.labels import checked_label, label_reader
-from berxit.runtime.tables import plural
+from berxit.runtime.spans import BEGIN, Span, read_spans, span_number
+from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text, checked_text
 
 CUSTOM = "custom"
@@ -55,14 +56,22 @@ class Examples:
     kind: str = "classification"
     """Name in runtime.kinds.KINDS."""
     names: tuple[str, ...] = ()
-    """Class or label names, in the order of the logits; empty for regression and unlabelled examples."""
+    """Class, label or tag names, in the order of the logits; empty for regression and unlabelled examples."""
+    spans: tuple[tuple[Span, ...], ...] = ()
+    """(N,) the spans of each text; empty unless the kind is tokens."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def head(self, count: int | None) -> Examples:
         """The first ``count`` examples; all for None."""
-        return self if count is None else replace(self, texts=self.texts[:count], labels=self.labels[:count])
+        return self if count is None else self.rows(range(min(count, len(self))))
+
+    def rows(self, rows: Iterable[int]) -> Examples:
+        """The examples of these row numbers."""
+        rows = list(rows)
+        spans = tuple(self.spans[row] for row in rows) if self.spans else ()
+        return replace(self, texts=[self.texts[row] for row in rows], labels=self.labels[rows], spans=spans)
 
     def skipped_line(self, path: Path) -> str:
         """Message about the skipped rows, in one line."""
@@ -94,6 +103,8 @@ def read_examples(
     or a missing or unknown label.
     """
     kind = kind or ("regression" if labels is None else "classification")
+    if kind == "tokens":
+        return _read_tokens(path, text_columns, label_column, labels or (), skip_bad_rows=skip_bad_rows)
     number_of = label_reader(kind, labels or (), label_column, glue_numbers=glue_numbers)
     texts: list[Text] = []
     values: list[float] = []
@@ -112,6 +123,56 @@ def read_examples(
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
     dtype = np.float64 if kind == "regression" else np.int64
     return Examples(texts, np.array(values, dtype=dtype), tuple(skipped or ()), kind=kind, names=tuple(labels or ()))
+
+
+def _read_tokens(
+    path: Path, text_columns: Sequence[str], label_column: str, tags: Sequence[str], *, skip_bad_rows: bool
+) -> Examples:
+    skipped: list[str] | None = [] if skip_bad_rows else None
+    rows = []
+    for where, text, spans in span_rows(path, text_columns, label_column, skipped):
+        try:
+            check_span_labels(spans, tags, where)
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        rows.append((text, spans))
+    if not rows:
+        raise InputError(f"{path} has no valid row. First problem: {skipped[0] if skipped else 'no rows'}")
+    texts, spans_of_texts = zip(*rows, strict=True)
+    numbers = np.array([span_number(spans, spans) for spans in spans_of_texts], dtype=np.int64)
+    return Examples(list(texts), numbers, tuple(skipped or ()), kind="tokens", names=tuple(tags), spans=spans_of_texts)
+
+
+def check_span_labels(spans: Sequence[Span], tags: Sequence[str], where: str) -> None:
+    """Raises InputError for a span whose label has no tag."""
+    if unknown := [span.label for span in spans if BEGIN + span.label not in tags]:
+        names = [tag.removeprefix(BEGIN) for tag in tags if tag.startswith(BEGIN)]
+        raise InputError(f"{where}: unknown label '{unknown[0]}'. Known labels: {listed(names)}")
+
+
+def span_rows(
+    path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None = None
+) -> Iterator[tuple[str, str, tuple[Span, ...]]]:
+    """Yields ("FILE, line N", text, spans) for each row of a file with labelled spans.
+
+    An invalid row raises InputError; with ``skipped``, its message is appended there instead.
+    """
+    if len(text_columns) != 1:
+        raise InputError(f"{path}: spans are those of one text, and {len(text_columns)} text columns are given")
+    for line, row in read_rows(path, text_columns, skipped, lists=(label_column,)):
+        where, raw = f"{path}, line {line}", row[text_columns[0]]
+        try:
+            text = text_of(row, text_columns, where)
+            found = where, str(text), read_spans(row[label_column], raw, label_column, where)
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        yield found
 
 
 def read_texts(path: Path, text_columns: Sequence[str], *, skip_bad_rows: bool = False) -> Examples:

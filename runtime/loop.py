@@ -130,10 +130,11 @@ def exit_loop(
     """
     rows = np.arange(len(batch))
     memory: Memory | None = None
+    places = batch.places
     state = run_embeddings(backend, batch)
     for layer in backend.exits:
         state, logits, lte = run_layer(backend, layer, state)
-        logits = kind.decisions(logits)
+        logits = kind.decisions(logits, None if places is None else places[rows])
         certainty, memory = policy.certainty(layer, logits, lte, memory)
         exits = policy.exits(layer, certainty, logits)
         yield LayerResult(layer, rows, logits, certainty, exits)

@@ -219,7 +219,7 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
         "hidden": ((batch, length, size), (batch, size, 1, length)),  # the second is CoreML's layout "ane"
         "attention_bias": ((batch, 1, 1, length), *((batch, h, length, length) for h in heads if isinstance(h, int))),
         "token_weights": ((batch, 1, length),),
-        "logits": ((batch, outputs),),
+        "logits": ((batch, length, outputs) if manifest.model.task_kind.words else (batch, outputs),),
         "lte": ((batch,),),
         **({"lte_logit": ((batch,),)} if manifest.target == "coreml" else {}),
     }

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from berxit.runtime.errors import InputError, first_line
 from berxit.runtime.extensions import UnregisteredError, check_name, is_reference, load_object
+from berxit.runtime.spans import count_spans, right_spans
 
 Scores = npt.NDArray[np.float64]
 
@@ -82,9 +83,9 @@ def macro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
 
 def micro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
     """F1 over all labels of all texts, for sets of labels as bits (``runtime.kinds``); 0 without any label."""
-    named, true = (_set_sizes(numbers) for numbers in (predictions, labels))
+    named, true = (set_sizes(numbers) for numbers in (predictions, labels))
     total = named.sum(axis=1) + true.sum()
-    return np.asarray(2 * _set_sizes(predictions & labels).sum(axis=1) / np.where(total == 0, 1, total), np.float64)
+    return np.asarray(2 * set_sizes(predictions & labels).sum(axis=1) / np.where(total == 0, 1, total), np.float64)
 
 
 def multilabel_macro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
@@ -97,7 +98,18 @@ def multilabel_macro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores
     return np.mean(found, axis=0) if found else np.zeros(len(predictions))
 
 
-def _set_sizes(numbers: npt.NDArray) -> npt.NDArray[np.int64]:
+def span_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
+    """F1 over all spans of all texts, for numbers of spans (``runtime.spans``), as seqeval's f1_score: a span is right
+    if its words and its label are right. 0 without any span."""
+    total = count_spans(predictions).sum(axis=1) + count_spans(labels).sum()
+    return np.asarray(2 * right_spans(predictions).sum(axis=1) / np.where(total == 0, 1, total), np.float64)
+
+
+def _no_span(labels: npt.NDArray, classes: int) -> list[float]:
+    return [0]
+
+
+def set_sizes(numbers: npt.NDArray) -> npt.NDArray[np.int64]:
     """Number of labels of each set: (...,) -> (...,)."""
     return sum(
         (numbers >> place & 1 for place in range(int(numbers.max(initial=0)).bit_length())), np.zeros_like(numbers)
@@ -193,6 +205,15 @@ METRICS: dict[str, Metric] = {
             since=3,
             of="multilabel",
             constants=_frequent_sets,
+        ),
+        Metric(
+            "span-f1",
+            "F1 over all spans of all texts, as seqeval",
+            span_f1,
+            second="accuracy",
+            since=3,
+            of="tokens",
+            constants=_no_span,
         ),
         Metric(
             "pearson",

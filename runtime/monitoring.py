@@ -12,6 +12,7 @@ import numpy as np
 
 from berxit.runtime.drift import DriftDetector, Reference
 from berxit.runtime.errors import InputError
+from berxit.runtime.kinds import SPAN_BINS
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.tokenization import Text
 
@@ -162,6 +163,8 @@ class Monitor:
         """The bin of a prediction, or its value: class number, or number of labels."""
         if prediction.labels is not None:
             return len(prediction.labels)
+        if prediction.spans is not None:
+            return min(len(prediction.spans), SPAN_BINS - 1)
         return self._numbers[prediction.label] if isinstance(prediction.label, str) else prediction.label
 
     def _count(self, prediction: Prediction) -> bool:

@@ -63,10 +63,20 @@ class ExitOutputs:
         labels: npt.NDArray | None,
         texts: Sequence[Text],
         kind: Kind,
+        numbers: npt.NDArray | None = None,
     ) -> ExitOutputs:
-        """From a stored pass: logits (N, E, K) or (N, E, D, K), lte (N, E) or None."""
+        """From a stored pass: logits (N, E, K) or (N, E, D, K), lte (N, E) or None. ``numbers`` (N, E): the
+        predictions, if logits do not determine them."""
         certainty = certainties(policy.at_exits(exits), logits, lte)
-        return cls(tuple(exits), policy, certainty, kind.numbers(logits), labels, tuple(texts), kind.name)
+        return cls(
+            tuple(exits),
+            policy,
+            certainty,
+            kind.numbers(logits) if numbers is None else numbers,
+            labels,
+            tuple(texts),
+            kind.name,
+        )
 
     @property
     def criterion(self) -> Criterion:

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import InputError
-from berxit.runtime.kinds import Kind
+from berxit.runtime.kinds import Kind, TextWords, stack_decisions
 from berxit.runtime.loop import Backend, every_exit
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers_at
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.risk import hoeffding_bentkus, rows_needed
+from berxit.runtime.spans import Span
 from berxit.runtime.tokenization import Text, TextTokenizer
 
 
@@ -84,7 +85,7 @@ def recalibrate(
     certainty = certainties(of_exits, logits, lte)
     thresholds = criterion.grid(policy.layers, logits.shape[-1])
     taken = exit_layers_at(criterion, certainty, thresholds, off=of_exits.off)
-    predicted = kind.numbers(logits)
+    predicted = kind.numbers(logits, model.labels, text_words(tokenizer, texts) if kind.words else ())
     rows = np.arange(len(texts))
     losses = [float(_losses(predicted[rows, one - 1], predicted[:, -1], model.regression).mean()) for one in taken]
     passed = 1  # full depth
@@ -112,11 +113,20 @@ def every_output(
     logits, lte = [], []
     with progress(len(texts)) as bar:
         for text in texts:
-            outputs = list(every_exit(backend, tokenizer([text])))
-            logits.append([kind.decisions(output.logits)[0] for output in outputs])
+            batch = tokenizer([text])
+            outputs = list(every_exit(backend, batch))
+            logits.append(np.stack([kind.decisions(output.logits, batch.places)[0] for output in outputs]))
             lte.append([output.lte[0] for output in outputs if output.lte is not None])
             bar.update(1)
-    return np.array(logits, dtype=np.float32), np.array(lte, dtype=np.float32) if lte[0] else None
+    return stack_decisions(logits), np.array(lte, dtype=np.float32) if lte[0] else None
+
+
+def text_words(
+    tokenizer: TextTokenizer, texts: Sequence[Text], spans: Sequence[tuple[Span, ...]] = ()
+) -> list[TextWords]:
+    """The words of N texts, with their true spans if they are known."""
+    words = tokenizer(texts).words
+    return [TextWords(each, truth) for each, truth in zip(words, spans or ((),) * len(words), strict=True)]
 
 
 def _losses(early: npt.NDArray, deep: npt.NDArray, regression: bool) -> npt.NDArray:

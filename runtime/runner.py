@@ -137,7 +137,11 @@ class EarlyExitRunner:
         profile = choose_device(device, manifest.target)
         model = manifest.model
         tokenizer = TextTokenizer(
-            folder.file(manifest.tokenizer), model.max_length, model.pad_token_id, manifest.table_rows
+            folder.file(manifest.tokenizer),
+            model.max_length,
+            model.pad_token_id,
+            manifest.table_rows,
+            words=model.task_kind.words,
         )
         if tune:
             try:
@@ -437,7 +441,8 @@ class EarlyExitRunner:
         temperature = policy.temperatures[result.layer - 1]
         if temperature != 1.0 and not model.regression:
             decisions = decisions / np.float32(temperature)
-        described = model.task_kind.describe(decisions, model.labels)
+        words = [batch.words[row] for row in places.tolist()] if batch.words else ()
+        described = model.task_kind.describe(decisions, model.labels, words)
         reasons = self._reasons(policy, result, which)
         found = []
         for row, each, certainty, reason, elapsed, limit in zip(
@@ -455,6 +460,7 @@ class EarlyExitRunner:
                     elapsed > limit if limit < math.inf else None,
                     self.manifest.digest,
                     each.labels,
+                    each.spans,
                 )
             )
         return found

@@ -27,7 +27,7 @@ LABELS = ("cat", "dog", "tree")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Which of LABELS does the text contain? Two formats of the labels, with empty sets."""
+    """Texts with the words of LABELS that they contain, in two formats, with empty sets."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("sets")
     others = [word for word in WORDS if word not in LABELS]
     for split, count in (("train", 160), ("dev", 64)):

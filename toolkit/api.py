@@ -286,6 +286,7 @@ def export(
     options: ExportOptions | None = None,
     data: Data | None = None,
     scores: bool = True,
+    most_flips: float | None = None,
     accept_noise: bool = False,
     sign: Path | str | None = None,
     force: bool = False,
@@ -296,8 +297,9 @@ def export(
     ``target``: onnxruntime, tensorrt or coreml. ``device``: a name from ``berxit devices``, which selects the target
     and the defaults of ``options``. ``output``: by default CHECKPOINT-TARGET. ``data``: the calibration data; None uses
     the texts that ``calibrate`` stored. ``scores``: for a precision that may change predictions, run the calibration
-    data through the bundle and choose the threshold from its outputs. ``accept_noise``: with exits="auto", choose on a
-    busy machine, too. ``sign``: PEM file of a private ed25519 key, which signs the bundle. ``force``: replace an
+    data through the bundle and choose the threshold from its outputs. ``most_flips``: write nothing if more than this
+    percentage of these predictions differ from the checkpoint's full depth. ``accept_noise``: with exits="auto", choose
+    on a busy machine, too. ``sign``: PEM file of a private ed25519 key, which signs the bundle. ``force``: replace an
     existing ``output``.
     """
     from berxit.exporters.export import export as run
@@ -326,6 +328,7 @@ def export(
         force=force,
         accept_noise=accept_noise,
         scores=scores,
+        most_flips=most_flips,
         data=None if data is None else _files(data, "dev"),
         sign=None if sign is None else Path(sign),
         progress=progress,

@@ -124,7 +124,11 @@ def model_card(facts: CardFacts, repository: str, bench: Path | None = None) -> 
     Raises InputError for a bench of another model, BerxitError for a file that is not a bench.
     """
     name = repository.partition("/")[2]
-    kinds = {"classification": "classification into", "multilabel": "any number of the labels"}
+    kinds = {
+        "classification": "classification into",
+        "multilabel": "any number of the labels",
+        "tokens": "tags of the words:",
+    }
     kind = f"{kinds[facts.kind]} {', '.join(facts.labels)}" if facts.labels else facts.kind
     run_by = f" for {facts.target}, {facts.precision}" if facts.target else ""
     blocks = [

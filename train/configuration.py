@@ -16,8 +16,9 @@ PROBLEM_TYPES = {
     "single_label_classification": "classification",
     "regression": "regression",
     "multi_label_classification": "multilabel",
+    "token_classification": "tokens",
 }
-"""transformers' name of a kind of task -> name in runtime.kinds.KINDS."""
+"""transformers' name of a kind of task -> name in runtime.kinds.KINDS; transformers has no name for the last one."""
 
 
 class MultiExitConfig(PreTrainedConfig):

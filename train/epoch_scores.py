@@ -109,8 +109,8 @@ class EpochScores(TrainerCallback):
     def _score(self, step: int) -> EpochScore:
         logits, _ = run_all_layers(self._model, self._rows.encoded, BATCH_ROWS)
         self._model.train()
-        kind = self._model.config.task_kind
-        predicted = kind.numbers(kind.decisions(logits))
+        encoded, config = self._rows.encoded, self._model.config
+        predicted = config.task_kind.numbers(logits, config.labels, encoded.texts)
         exits = METRICS[self._rows.metric].scores(predicted.T, self._rows.encoded.labels)
         epoch = round(step / self._epoch_steps, 2)
         return EpochScore(step, epoch, tuple(exits.tolist()), float(exits[self._exits].mean()))

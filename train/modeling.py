@@ -26,9 +26,9 @@ class MultiExitOutput(ModelOutput):
     loss: Tensor | None = None
     """The sum of all exits' losses (equation 3); only with labels."""
     logits: Tensor | None = None
-    """(B, C) logits of the last exit, for transformers' pipelines and Trainer."""
+    """(B, C) or (B, S, C) logits of the last exit, for transformers' pipelines and Trainer."""
     exit_logits: Tensor | None = None
-    """(B, n, C) logits of every exit."""
+    """(B, n, C) logits of every exit; (B, n, S, C) of a model that labels words."""
     certainties: Tensor | None = None
     """(B, n) learned certainty u_i in [0, 1] of every exit (equation 8); None without LTE."""
     hidden_states: tuple[Tensor, ...] | None = None
@@ -36,7 +36,8 @@ class MultiExitOutput(ModelOutput):
 
 
 class ExitHead(nn.Module):
-    """The classifier g_i of one layer: pooled hidden state h_i (B, d) -> logits (B, C)."""
+    """The classifier g_i of one layer: pooled hidden state h_i (B, d) -> logits (B, C). A model that labels words
+    applies it to every token: (B, S, d) -> (B, S, C)."""
 
     def __init__(self, hidden_size: int, outputs: int, dropout: float, pooler: bool) -> None:
         super().__init__()
@@ -135,8 +136,9 @@ class MultiExitModel(PreTrainedModel):
     ) -> MultiExitOutput:
         """Runs all layers and exits on B rows of S tokens: ids (B, S), mask (B, S) with 1 for a token, types (B, S).
 
-        ``labels`` (B,): class numbers, or values for regression; with them, the output contains the loss. Raises
-        ValueError for ``return_dict=False`` (there is no tuple output), and TypeError for an unknown argument.
+        ``labels``: class numbers or values (B,), labels (B, C) or tags (B, S), as in ``exit_losses``; with them, the
+        output contains the loss. Raises ValueError for ``return_dict=False`` (there is no tuple output), and TypeError
+        for an unknown argument.
         """
         if return_dict is False:
             raise ValueError("return_dict=False is not supported: read the fields of the output")
@@ -145,7 +147,8 @@ class MultiExitModel(PreTrainedModel):
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types
         ).hidden_states
         states = self._pool(hidden_states[1:], attention_mask)
-        logits = torch.stack([head(states[:, i]) for i, head in enumerate(self.heads)], dim=1)
+        of_exits = hidden_states[1:] if self.config.task_kind.words else states.unbind(dim=1)
+        logits = torch.stack([head(state) for head, state in zip(self.heads, of_exits, strict=True)], dim=1)
         certainties = torch.sigmoid(self.lte(states).squeeze(-1)) if self.lte is not None else None
         return MultiExitOutput(
             loss=None if labels is None else self._loss(logits, certainties, labels),

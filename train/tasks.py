@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from berxit.runtime.examples import (
     labelled_rows,
     read_examples,
     read_texts,
+    span_rows,
 )
 from berxit.runtime.kinds import KINDS, MOST_LABELS
 from berxit.runtime.labels import BOOLEANS, as_number, class_name, set_names
 from berxit.runtime.metrics import METRICS, metric_from, metric_names, positive_class
+from berxit.runtime.spans import tags_of
 from berxit.runtime.tables import listed
 from berxit.train.configuration import MultiExitConfig
 
@@ -74,9 +77,12 @@ class Task:
 def write_examples(examples: Examples, task: Task, path: Path) -> None:
     """Writes a JSONL file in the task's columns, from which ``task.read`` reads the same examples."""
     with path.open("w", encoding="utf-8") as stream:
-        for text, label in zip(examples.texts, examples.labels, strict=True):
+        all_spans = examples.spans or [()] * len(examples)
+        for text, label, spans in zip(examples.texts, examples.labels, all_spans, strict=True):
             texts = dict(zip(task.text_columns, (text,) if isinstance(text, str) else text, strict=True))
-            value = KINDS[task.kind].text(label, task.labels)
+            value: Any = KINDS[task.kind].text(label, task.labels)
+            if task.kind == "tokens":
+                value = [span[:3] for span in spans]
             stream.write(json.dumps({**texts, task.label_column: value}, ensure_ascii=False) + "\n")
 
 
@@ -109,7 +115,7 @@ class TaskOptions:
     text_columns: Sequence[str] = ()
     """Empty: ``text``."""
     label_column: str | None = None
-    """None: ``label``."""
+    """None: ``label``, or ``spans`` for tokens."""
     kind: str | None = None
     """A name in runtime.kinds.KINDS; None: classification."""
     metric: str | None = None
@@ -137,7 +143,7 @@ class TaskOptions:
         return custom_task(
             data,
             self.text_columns or ("text",),
-            self.label_column or "label",
+            self.label_column or KINDS[self.kind or "classification"].label_column,
             kind=self.kind or "classification",
             metric=self.metric,
             positive=self.positive,
@@ -202,6 +208,8 @@ def custom_task(
         return task
     path = find_split(data, "train")
     skipped: list[str] | None = [] if skip_bad_rows else None
+    if kind == "tokens":
+        return replace(task, labels=_tags(path, text_columns, label_column, skipped))
     if kind == "multilabel":
         return replace(task, labels=tuple(_labels_of_sets(path, text_columns, label_column, skipped)))
     labels = _classes(path, text_columns, label_column, skipped)
@@ -248,6 +256,14 @@ def _classes(path: Path, text_columns: Sequence[str], label_column: str, skipped
             " Set --label-column to the column with the classes"
         )
     return labels
+
+
+def _tags(path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None) -> tuple[str, ...]:
+    """The tags of the span labels in a training file, in alphabetical order. Raises InputError for no spans."""
+    labels = {span.label for _, _, spans in span_rows(path, text_columns, label_column, skipped) for span in spans}
+    if not labels:
+        raise InputError(f"{path}: column '{label_column}' has no spans: add rows with [start, end, label]")
+    return tags_of(sorted(labels))
 
 
 def _labels_of_sets(path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None) -> list[str]:

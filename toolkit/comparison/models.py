@@ -192,6 +192,8 @@ def compare_models(
     described = [(side.model.kind, side.model.labels, len(side.model.text_columns)) for side in (a, b)]
     if described[0] != described[1]:
         raise InputError(f"{first} predicts {_labels(a)}, {second} predicts {_labels(b)}: compare models of one task")
+    if a.model.task_kind.words:
+        raise InputError(f"{first} labels words: compare benches of such models with berxit compare BENCH BENCH")
     if a.manifest is None and b.manifest is not None:
         a = replace(a, policy=b.policy, exits=b.exits)
     elif b.manifest is None and a.manifest is not None:

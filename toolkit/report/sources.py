@@ -99,6 +99,7 @@ def _evaluation(file: Path, data: dict[str, Any]) -> EvaluationSource:
             lte = arrays.get("lte")
             names = tuple(map(str, arrays["names"])) if "names" in arrays else ()
             kind = str(arrays["kind"]) if "kind" in arrays else ""
+            numbers = arrays.get("numbers")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BerxitError(f"{stored} is damaged ({error}). Rerun berxit-eval") from None
     layers, outputs = logits.shape[1], logits.shape[-1]
@@ -109,5 +110,5 @@ def _evaluation(file: Path, data: dict[str, Any]) -> EvaluationSource:
     policy = ExitPolicy.uniform(criterion, CRITERIA[criterion].never(layers, outputs), layers)
     classes = () if outputs == 1 else names or tuple(f"class {number}" for number in range(outputs))
     texts = [f"row {row}" for row in range(1, len(labels) + 1)]
-    found = ExitOutputs.of(policy, range(1, layers + 1), logits, lte, labels, texts, kind)
+    found = ExitOutputs.of(policy, range(1, layers + 1), logits, lte, labels, texts, kind, numbers)
     return EvaluationSource(name, data, found, classes)
