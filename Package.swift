@@ -9,8 +9,7 @@ let package = Package(
     targets: [
         .target(name: "EarlyExit", path: "runners/swift/Sources/EarlyExit"),
         .testTarget(
-            name: "EarlyExitTests", dependencies: ["EarlyExit"], path: "runners/swift/Tests/EarlyExitTests",
-            resources: [.copy("Vectors")]),
+            name: "EarlyExitTests", dependencies: ["EarlyExit"], path: "runners/swift/Tests/EarlyExitTests"),
     ],
     swiftLanguageModes: [.v6]
 )

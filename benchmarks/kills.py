@@ -3,13 +3,15 @@
     python benchmarks/kills.py MODEL DATA [--kills 200] [--minutes 60] --output kills
 
 MODEL is the folder of a pre-trained encoder, DATA a custom task with the columns text and label. A tiny model is
-enough, because the test is about the order of file operations. ``train``, ``calibrate`` and ``export`` run in forked
-child processes, with and without --force, and are killed by SIGKILL. Half of the kills occur at a random moment, the
-others before one of the last moves (rename, replace, exchange, removal) that put the artifact in place. Half of the
-latter replace folders by two renames.
+enough, because the test is about the order of file operations. ``train``, ``calibrate``, ``export``, ``score`` and
+``build`` run in forked child processes, with and without --force, and are killed by SIGKILL. Half of the kills occur at
+a random moment, the others before one of the last moves (rename, replace, exchange, removal) that put the artifact in
+place. Half of the latter replace folders by two renames.
 
-After a kill, ``recover`` runs as at the next start. Then the artifact must be complete, either the old or the new one.
-The same command, run again, must create the new artifact and leave no other files.
+- ``score`` runs on an engine in its own process, which reads and writes the files as Ray and Spark do.
+  ``benchmarks/corpus.py`` kills the workers of Ray and Spark.
+- ``build`` builds engines with TensorRT for RTX, which needs no GPU. Its artifact is the cache folder: every engine in
+  it must be complete. It is left out if TensorRT for RTX is not installed.
 """
 
 from __future__ import annotations
@@ -24,23 +26,33 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow
+from pyarrow import dataset, parquet
 from transformers.utils.logging import disable_progress_bar
 
 from berxit.runtime import storage
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import debug_option, progress_bar, run, status_of
+from berxit.runtime.data_files import read_records
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.cli import load
+from berxit.toolkit.scoring.engines import ENGINES, Job
 from berxit.train.calibration import PASS_FILE, read_policy
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.evaluation import Predictions
 
+FEW_ROWS = 8
+"""Rows of the corpus of ``score`` whose output is the old artifact, and of each of its files."""
+TENSORRT_RTX = "tensorrt_rtx_bindings"
 LAST = 8
 """Number of moves at the end of a command before which kills occur."""
 MISUSE = 2
@@ -107,6 +119,30 @@ def which_bundle(bundle: Path) -> str:
     return "old" if len(read_manifest(bundle).exits) == 1 else "new"
 
 
+def which_output(output: Path) -> str:
+    """An output of ``berxit score`` is complete if its rows can be counted: the old corpus has fewer."""
+    return "old" if dataset.dataset(output, format="parquet").count_rows() == FEW_ROWS else "new"
+
+
+def score_here(job: Job) -> int:
+    """An engine in this process: scores a corpus in batches, and writes a Parquet file after each."""
+    columns = job.scorer.text_columns
+    records = [record for path in job.files for _, record in read_records(path, columns)]
+    for start in range(0, len(records), FEW_ROWS):
+        table = pyarrow.Table.from_pylist(records[start : start + FEW_ROWS])
+        parquet.write_table(job.scorer(table), job.output / f"{start:08}.parquet")
+    return len(records)
+
+
+def which_engines(size: dict[str, int], cache: Path) -> str:
+    """``size``: name of an engine -> its size. An incomplete engine is an error, a missing one is built later."""
+    found = {path.name: path.stat().st_size for path in cache.rglob("*.engine")}
+    for name, each in found.items():
+        if each != size[name]:
+            raise BerxitError(f"{name} has {each} bytes of {size[name]}")
+    return "new" if found == size else "old"
+
+
 def cases(place: Path, model: Path, data: Path) -> list[Case]:
     """Cases that write below ``place``. Trains the checkpoint that calibrate and export need first."""
     sizes = ("--max-steps", 4, "--batch-size", 8, "--max-length", 16, "--limit-train", 32, "--quiet")
@@ -121,6 +157,12 @@ def cases(place: Path, model: Path, data: Path) -> list[Case]:
     calibrating = (output, "--criterion", "entropy", "--data", short, "--quiet")
     exporting = ("--target", "onnxruntime", ready, "--output", output, "--quiet")
     layers = int(json.loads((ready / "config.json").read_text(encoding="utf-8"))["backbone"]["num_hidden_layers"])
+    bundle = place / "bundle"
+    finish(forked("export", ("--target", "onnxruntime", ready, "--output", bundle, "--quiet")))
+    ENGINES["here"] = score_here
+    few = place / "few.tsv"
+    few.write_text("".join(f"{line}\n" for line in lines[: FEW_ROWS + 1]), encoding="utf-8")
+    scoring = ("--engine", "here", "--output", output, "--text-column", "text", "--quiet")
     return [
         Case("train", "train", None, (*training, "--seed", 2), which_checkpoint, "artifact"),
         Case(
@@ -141,7 +183,30 @@ def cases(place: Path, model: Path, data: Path) -> list[Case]:
             which_bundle,
             "artifact",
         ),
+        Case("score", "score", None, (bundle, data / "dev.tsv", *scoring), which_output, "artifact"),
+        Case(
+            "score --force",
+            "score",
+            (bundle, few, *scoring),
+            (bundle, data / "dev.tsv", *scoring, "--force"),
+            which_output,
+            "artifact",
+        ),
+        *_build_case(place, ready, output),
     ]
+
+
+def _build_case(place: Path, checkpoint: Path, output: Path) -> list[Case]:
+    """The case of ``build``, if TensorRT for RTX is installed."""
+    if find_spec(TENSORRT_RTX) is None:
+        return []
+    import_module(TENSORRT_RTX)  # once, not in every fork
+    bundle, whole = place / "tensorrt", place / "engines"
+    finish(forked("export", ("--target", "tensorrt", checkpoint, "--output", bundle, "--quiet")))
+    building = (bundle, "--builder", "tensorrt-rtx", "--sm", "86", "--quiet", "--output")
+    finish(forked("build", (*building, whole)))
+    size = {path.name: path.stat().st_size for path in whole.rglob("*.engine")}
+    return [Case("build", "build", None, (*building, output), partial(which_engines, size), "artifact")]
 
 
 def forked(command: str, arguments: Sequence[object], *, at: int | None = None, two_renames: bool = False) -> int:
@@ -239,7 +304,7 @@ def kill_once(case: Case, place: Path, rng: random.Random, seconds: float, moves
             raise BerxitError(f"the rerun ended with status {status}")
         if case.which(artifact) != "new":
             raise BerxitError("the rerun did not create the new artifact")
-        inside = [path.name for path in artifact.iterdir() if path.name.startswith(".")]
+        inside = [path.name for path in artifact.rglob(".*")]
         left = [path.name for path in artifact.parent.iterdir() if path.name != case.artifact]
         if status == 0 and (left or inside):
             raise BerxitError(f"the rerun did not remove the scratch files {left + inside}")

@@ -24,7 +24,15 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples
 from berxit.runtime.golden import Golden, check_tokenization, differences, read_golden
 from berxit.runtime.loop import Backend
-from berxit.runtime.measurement import Line, measure, more_rounds_for, rounds_for, spread_thresholds, stored_pass
+from berxit.runtime.measurement import (
+    Line,
+    Minimum,
+    measure,
+    queries_for,
+    rounds_for,
+    spread_thresholds,
+    stored_pass,
+)
 from berxit.runtime.metrics import metric_named
 from berxit.runtime.noise import bench_problems
 from berxit.runtime.policies import ExitPolicy
@@ -116,25 +124,19 @@ def bench(
     points = {name: point for name, point in points.items() if point in policies}
     least = rules.queries if queries is None else queries
     rounds = rounds_for(runner, inputs, len(policies), queries=least, seconds=seconds)
-    more_rounds = more_rounds_for(
-        inputs,
-        {point: policies[point] for point in points.values()},
-        {point: others.get(point, runner) for point in points.values()},
-        rounds=rounds,
-        queries=rules.compared_queries if queries is None else queries,
-        seconds=rules.compared_seconds,
-    )
+    smallest = Minimum(rules.compared_queries if queries is None else queries, rules.compared_seconds)
+    minima = dict.fromkeys(points.values(), smallest)
+    more = queries_for(inputs, policies, {name: others.get(name, runner) for name in minima}, minima, rounds=rounds)
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, numbers[:, -1], examples.labels) if examples else (None, ())
-    total = len(inputs) * (rounds * len(policies) + sum(more_rounds.values()))
-    with progress(total) as bar, devices.Sampler() as sampler:
+    with progress(rounds * len(inputs) * len(policies) + more) as bar, devices.Sampler() as sampler:
         measured = measure(
             runner,
             inputs,
             policies,
             rounds=rounds,
             warmup=warmup,
-            more_rounds=more_rounds,
+            minima=minima,
             others=others,
             score=score,
             advance=bar.update,

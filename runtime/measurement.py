@@ -28,8 +28,6 @@ from berxit.runtime.tokenization import Text
 
 PROBE = 20
 """Number of inputs that run before the measurement, to estimate its duration."""
-PROBE_MARGIN = 1.2
-"""Factor on the estimated duration, because later queries are faster than those of a probe."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,19 @@ class Measured:
     queries: int
     score: float | None
     """Metric of the task; None without labels."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Minimum size of an operating point's measurement."""
+
+    queries: int
+    seconds: float
+    """Sum of the latencies."""
+
+    def reached(self, answers: Sequence[Prediction]) -> bool:
+        """Are these queries enough?"""
+        return len(answers) >= self.queries and sum(each.latency_ms for each in answers) >= self.seconds * 1e3
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ def measure(
     *,
     rounds: int,
     warmup: int,
-    more_rounds: Mapping[str, int] = MappingProxyType({}),
+    minima: Mapping[str, Minimum] = MappingProxyType({}),
     others: Mapping[str, EarlyExitRunner] = MappingProxyType({}),
     score: Callable[[Sequence[Prediction]], float] | None = None,
     advance: Callable[[int], None] = lambda queries: None,
@@ -137,7 +148,7 @@ def measure(
 ) -> Measurement:
     """Measures every policy on every input, ``rounds`` times, one query at a time.
 
-    ``more_rounds``: name of a policy -> its rounds after those of all policies.
+    ``minima``: name of a policy -> its minimum, for which further rounds run after those of all policies.
     ``others``: name of a policy -> the runner that it runs on, instead of ``runner``.
     After each input, the first input is repeated at full depth; the spread of these latencies is the noise.
     ``score``: computes the metric of the task from the predictions of the first round, in the order of ``inputs``.
@@ -151,13 +162,16 @@ def measure(
     repeated: list[float] = []
     meter = CpuMeter()
     found: dict[str, list[Prediction]] = {name: [] for name in policies}
-    for number in range(rounds + max(more_rounds.values(), default=0)):
-        names = [name for name in policies if number < rounds + more_rounds.get(name, 0)]
+    names, number = list(policies), 0
+    while names:
         for text in inputs:
             for name in order.sample(names, len(names)):
                 found[name].append(others.get(name, runner).answer([text], policies[name])[0])
             repeated.append(runner.answer([inputs[0]], full_depth)[0].latency_ms)
             advance(len(names))
+        number += 1
+        if number >= rounds:
+            names = [name for name, minimum in minima.items() if not minimum.reached(found[name])]
     noise = Noise.of([repeated], meter, runner.backend.threads)
     layers = runner.backend.layers
     return Measurement(
@@ -177,22 +191,21 @@ def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *
     return max(1, -(-queries // len(inputs)), round(seconds / round_seconds))
 
 
-def more_rounds_for(
+def queries_for(
     inputs: Sequence[Text],
     policies: Mapping[str, ExitPolicy],
     runners: Mapping[str, EarlyExitRunner],
+    minima: Mapping[str, Minimum],
     *,
     rounds: int,
-    queries: int,
-    seconds: float,
-) -> dict[str, int]:
-    """Policy -> rounds after ``rounds``, until it ran at least ``queries`` queries, which took at least ``seconds``."""
-    found = {}
+) -> int:
+    """Number of queries after ``rounds`` until every policy reaches its minimum, estimated for the progress bar."""
+    found = 0
     probe = inputs[:: max(1, len(inputs) // PROBE)]
-    for name, policy in policies.items():
-        round_s = sum(runners[name].answer([text], policy)[0].latency_ms for text in probe) / 1e3 / len(probe)
-        by_time = math.ceil(PROBE_MARGIN * seconds / (round_s * len(inputs)))
-        found[name] = max(0, by_time - rounds, -(-queries // len(inputs)) - rounds)
+    for name, minimum in minima.items():
+        query_s = sum(runners[name].answer([text], policies[name])[0].latency_ms for text in probe) / 1e3 / len(probe)
+        needed = max(minimum.queries, math.ceil(minimum.seconds / query_s))
+        found += max(0, -(-needed // len(inputs)) - rounds) * len(inputs)
     return found
 
 

@@ -36,7 +36,7 @@ from benchmarks.swift_tokenizers.properties import STAND_INS, compare_properties
 from benchmarks.swift_tokenizers.texts import characters, random_text
 from berxit.runtime.tokenization import Text
 
-VECTORS = ROOT / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
+VECTORS = ROOT / "tests" / "runners" / "vectors"
 LENGTHS = (6, 16, 33, 128)
 """Maximum numbers of tokens; most texts are truncated at the shorter ones."""
 PAIRS = 0.2

@@ -139,17 +139,23 @@ class OnnxSegment:
     constants: dict[str, npt.NDArray]
 
 
-def externalize_weight(graph: OnnxSegment, weight: str) -> OnnxSegment:
-    """The segment with one of its weights as a constant input, which is stored in a separate file."""
-    model = onnx.ModelProto()
+def externalize_tables(graph: OnnxSegment) -> OnnxSegment:
+    """The embeddings segment with the tables that ``input_ids`` indexes as constant inputs, which are stored in
+    separate files. The graph accepts any number of rows (``vocabulary``)."""
+    model, inputs, constants = onnx.ModelProto(), list(graph.inputs), dict(graph.constants)
     model.CopyFrom(graph.model)
-    [stored] = [tensor for tensor in model.graph.initializer if tensor.name == weight]
-    value = numpy_helper.to_array(stored)
-    info = TensorInfo(weight, "constant", str(value.dtype), value.shape)
-    model.graph.initializer.remove(stored)
-    model.graph.input.append(helper.make_tensor_value_info(weight, stored.data_type, value.shape))
+    looked_up = {
+        node.input[0] for node in model.graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"
+    }
+    for stored in [tensor for tensor in model.graph.initializer if tensor.name in looked_up]:
+        value = numpy_helper.to_array(stored)
+        inputs.append(TensorInfo(stored.name, "constant", str(value.dtype), value.shape))
+        constants[stored.name] = value
+        shape = ("vocabulary", *value.shape[1:])
+        model.graph.input.append(helper.make_tensor_value_info(stored.name, stored.data_type, shape))
+        model.graph.initializer.remove(stored)
     onnx.checker.check_model(model, full_check=True)
-    return OnnxSegment(model, (*graph.inputs, info), graph.outputs, {**graph.constants, weight: value})
+    return OnnxSegment(model, tuple(inputs), graph.outputs, constants)
 
 
 def embeddings_graph(segments: Segments, *, opset: int = OPSET, dtype: str = "float32") -> OnnxSegment:

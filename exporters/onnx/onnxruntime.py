@@ -11,7 +11,7 @@ import onnx
 
 from berxit.exporters.onnx.activations import EMBEDDINGS, matmul_inputs
 from berxit.exporters.onnx.fp16_weights import store_weights_fp16
-from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, externalize_weight, layer_graph
+from berxit.exporters.onnx.graph import OnnxSegment, embeddings_graph, externalize_tables, layer_graph
 from berxit.exporters.onnx.int8_cpu import QUANTIZED_WEIGHTS, quantized
 from berxit.exporters.segments import Segments
 from berxit.exporters.targets import Settings, WrittenSegments
@@ -30,7 +30,7 @@ def write_segments(
     graphs = _int8_graphs(segments, samples) if precision == "int8" else _graphs(segments)
     if precision == "fp16":
         graphs = map(store_weights_fp16, graphs)
-    return WrittenSegments(write_graphs(segments, _with_external_table(graphs), folder, bar))
+    return WrittenSegments(write_graphs(segments, _with_external_tables(graphs), folder, bar))
 
 
 def checking_backend(folder: Path, manifest: Manifest, threads: int | None) -> Backend:
@@ -54,10 +54,11 @@ def _int8_graphs(segments: Segments, samples: Sequence[TokenBatch]) -> Iterator[
         yield quantized(graph, inputs[segment.body])
 
 
-def _with_external_table(graphs: Iterator[OnnxSegment]) -> Iterator[OnnxSegment]:
-    """Stores the word embedding table in a separate file, which a device memory-maps: only the rows that are looked up
-    take memory. From the graph, ONNX Runtime would read the whole table (90 MiB at d = 768)."""
-    yield externalize_weight(next(graphs), "words")
+def _with_external_tables(graphs: Iterator[OnnxSegment]) -> Iterator[OnnxSegment]:
+    """Stores the word embedding table in a separate file (int8: two, rows and scales), which a device memory-maps: only
+    the rows that are looked up take memory. From the graph, ONNX Runtime would read the whole table, 90 MiB at d = 768.
+    """
+    yield externalize_tables(next(graphs))
     yield from graphs
 
 

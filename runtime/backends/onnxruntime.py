@@ -170,9 +170,9 @@ def open_session(file: Path | BundleFile, threads: int | None, providers: Provid
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
     if providers is CPU:
-        shared_arena(forking.generation)
         options.enable_mem_pattern = False
-        options.add_session_config_entry("session.use_env_allocators", "1")
+        if shared_arena(forking.generation):
+            options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry(
             "session.use_device_allocator_for_initializers", "1"
         )  # Weights are outside the arena.
@@ -205,16 +205,23 @@ def ports_of(session: ort.InferenceSession) -> tuple[list[Port], list[Port]]:
 
 
 @cache
-def shared_arena(generation: int) -> None:
-    """Registers the memory arena of our sessions; the app's sessions do not use it. A forked child, which has another
-    ``generation``, replaces it, because a thread that does not exist there may have locked it.
+def shared_arena(generation: int) -> bool:
+    """Registers the memory arena of our sessions; the app's sessions do not use it, unless it registered its own. A
+    forked child, which has another ``generation``, replaces it, because a thread that does not exist there may have
+    locked it. Older versions of ONNX Runtime cannot replace it: False, each session then has an arena of its own.
 
     The arena grows in powers of two. With exact growth it keeps one block per length: 1,294 MiB instead of 229 for 16
     lengths at batch 64 (MiniLM-L6).
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     no_limit, powers_of_two, default = 0, 0, -1
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, powers_of_two, default, default))
+    try:
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, powers_of_two, default, default))
+    except Exception as error:  # ONNX Runtime has many unrelated exception types.
+        if "already been registered" not in str(error):
+            raise
+        return generation == 0  # the app's arena
+    return True
 
 
 _pool: list[tuple[int, int | None]] = []
@@ -234,8 +241,8 @@ def start_pool(threads: int) -> None:
                 ort.set_global_thread_pool_sizes(threads, 1)
             except AttributeError as error:
                 raise BerxitError(
-                    f"onnxruntime {ort.__version__} has no thread pool for the process: upgrade it, or omit"
-                    " the backend option shared-pool"
+                    f"onnxruntime {ort.__version__} has no thread pool for the process: upgrade it to 1.23 or"
+                    " newer, or omit the backend option shared-pool"
                 ) from error
             except Exception as error:  # ONNX Runtime has many unrelated exception types.
                 if "already been created" not in str(error):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from conftest import WORDS, shared
@@ -119,6 +120,22 @@ def test_word_embedding_table_is_stored_in_a_separate_file(
     if precision != "int8":
         np.testing.assert_array_equal(table, words.astype(dtype))
     assert (tmp_path / "bundle" / manifest.segments[0].file).stat().st_size < 40_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_embeddings_segment_accepts_only_the_rows_of_a_text(checkpoint: Path, tmp_path: Path, precision: str) -> None:
+    bundle, options = tmp_path / "bundle", ExportOptions(precision=precision)
+    first = export(checkpoint, "onnxruntime", bundle, options=options).segments[0]
+    tables = {name: read_tensor(bundle, tensor) for name, tensor in first.constants.items()}
+    ids = np.array([[2, 9, 5, 9], [2, 7, 3, 0]], np.int32)
+    known, renumbered = np.unique(ids, return_inverse=True)
+    other = {"token_type_ids": np.zeros_like(ids), "attention_mask": np.ones_like(ids)}
+    session = ort.InferenceSession(str(bundle / first.file))
+    whole = session.run(None, {"input_ids": ids, **other, **tables})
+    rows = {name: np.ascontiguousarray(table[known]) for name, table in tables.items()}
+    found = session.run(None, {"input_ids": renumbered.reshape(ids.shape).astype(np.int32), **other, **rows})
+    for expected, output in zip(whole, found, strict=True):
+        np.testing.assert_array_equal(output, expected)
 
 
 def test_export_stores_albert_body_once(backbone_folders: dict, tmp_path: Path) -> None:

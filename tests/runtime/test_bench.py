@@ -471,14 +471,13 @@ def test_bench_of_the_single_stream_preset_runs_longer(bundle: Path, monkeypatch
     assert result.by_layer[1].queries == result.inputs  # one round
     assert result.policy is not None
     assert result.records is not None
-    for point in (result.policy, result.full_depth):
-        assert point.queries >= 20
     assert result.validity is not None
-    problems = result.validity.problems
-    assert not any("too few" in problem for problem in problems)
-    taken_s = [result.records.queries[name].latency_ms.sum() / 1e3 for name in ("calibrated", f"layer {result.layers}")]
-    assert min(taken_s) > 0.5 * rules.compared_seconds  # the number of rounds is estimated from a few queries
-    assert any("too short" in problem for problem in problems) == (min(taken_s) < rules.compared_seconds)
+    assert not any("too" in problem for problem in result.validity.problems)
+    for name in ("calibrated", f"layer {result.layers}"):
+        latencies = result.records.queries[name].latency_ms
+        assert latencies.size >= 20
+        # the measurement stops after the round that is enough
+        assert 0.05 <= latencies.sum() / 1e3 < 0.05 + latencies[-1].sum() / 1e3
 
 
 def test_bench_rejects_unknown_preset(bundle: Path) -> None:

@@ -12,7 +12,14 @@ from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.errors import InputError
 from berxit.runtime.tuning import tune
 
+ort = pytest.importorskip("onnxruntime")
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+needs_pool = pytest.mark.skipif(
+    not hasattr(ort, "set_global_thread_pool_sizes"), reason="ONNX Runtime has no process-wide thread pool before 1.23"
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,7 @@ told(EarlyExitRunner.load, folder, tune=True)
 """
 
 
+@needs_pool
 @pytest.mark.parametrize("who", ["us", "app"])
 def test_shared_pool_serves_all_sessions(
     bundle: Path, manifest: Manifest, who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

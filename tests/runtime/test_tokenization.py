@@ -155,7 +155,7 @@ def test_take_removes_unneeded_padding() -> None:
 
 # Long texts: only a prefix is tokenized, and the ids equal those of the library's truncation.
 
-VECTORS = Path(__file__).resolve().parents[2] / "runners" / "swift" / "Tests" / "EarlyExitTests" / "Vectors"
+VECTORS = Path(__file__).resolve().parents[2] / "tests" / "runners" / "vectors"
 KINDS = (
     "bert",
     "mpnet",

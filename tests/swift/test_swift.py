@@ -1,63 +1,29 @@
-"""Swift package: its test vectors equal the outputs of the Python runtime, and its sources have no syntax errors."""
+"""Swift package: its sources have no syntax errors, and its tests pass. test_vectors.py checks its test vectors."""
 
 from __future__ import annotations
 
 import dataclasses
-import filecmp
 import json
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from make_vectors import ROOT, VECTORS, copy_tokenizers, write_vectors
 
 from berxit.runtime.bench_result import BenchResult
 from berxit.runtime.bundle import SCHEMA_VERSION
 from berxit.runtime.json_data import parse
 from berxit.toolkit.comparison.benches import compare_benches
 
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
     ROOT / "Package.swift",
     *sorted((ROOT / "runners" / "swift").rglob("*.swift")),
     *sorted(file for file in (ROOT / "tests" / "swift").rglob("*.swift") if ".build" not in file.parts),
     *sorted(file for file in (ROOT / "benchmarks").rglob("*.swift") if ".build" not in file.parts),
 ]
-
-
-@pytest.fixture(scope="module")
-def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Newly computed test vectors, from the committed tokenizers; newly trained ones may differ between versions."""
-    folder = tmp_path_factory.mktemp("vectors")
-    copy_tokenizers(VECTORS, folder)
-    write_vectors(folder)
-    return folder
-
-
-def test_vectors_equal_runtime_outputs(today: Path) -> None:
-    files = sorted(path.relative_to(VECTORS) for path in VECTORS.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(today) for path in today.rglob("*") if path.is_file())
-    assert len(files) > 10
-    different = [str(file) for file in files if not same(VECTORS / file, today / file)]
-    assert different == [], "run tests/swift/make_vectors.py, then run the tests of the Swift package"
-
-
-def same(a: Path, b: Path) -> bool:
-    """Compares files byte by byte; computed numbers to six digits, because exp differs between CPUs in the last one."""
-    if a.name not in ("policies.json", "newer_policies.json", "answers.json", "deadlines.json"):
-        return filecmp.cmp(a, b, shallow=False)
-    return alike(*(json.loads(path.read_text(encoding="utf-8")) for path in (a, b)))
-
-
-def alike(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(alike, a, b))
-    return bool(a == pytest.approx(b, rel=1e-6)) if isinstance(a, float) else bool(a == b)
 
 
 def test_swift_sources_have_no_syntax_errors() -> None:

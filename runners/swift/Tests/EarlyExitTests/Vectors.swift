@@ -3,8 +3,15 @@ import XCTest
 
 @testable import EarlyExit
 
-/// Test vectors from the Python runtime (`PYTHONPATH=.:tests/runtime python tests/swift/make_vectors.py`).
+/// Test vectors from the Python runtime (`tests/runners/make_vectors.py`).
 enum Vectors {
+    /// Path of a test vector in the repository. All runners read the same files.
+    static func url(_ name: String) -> URL {
+        var folder = URL(fileURLWithPath: #filePath).resolvingSymlinksInPath()
+        for _ in 0..<5 { folder.deleteLastPathComponent() }
+        return folder.appendingPathComponent("tests/runners/vectors/\(name)")
+    }
+
     /// Names of the bundles in models/, whose segments are replaced by stored outputs.
     static func models() throws -> [String] {
         try FileManager.default.contentsOfDirectory(atPath: url("models").path).sorted()

@@ -1,0 +1,94 @@
+"""Test vectors of all runners: they equal the outputs of the Python runtime, which also passes them itself."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_vectors import VECTORS, copy_tokenizers, write_vectors
+from rejected import changed_bundle
+
+from berxit.runtime import EarlyExitRunner
+from berxit.runtime.bundle import read_manifest
+from berxit.runtime.errors import BerxitError
+from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.prediction import Prediction
+from berxit.runtime.tokenization import Text
+
+MODELS = sorted(path.name for path in (VECTORS / "onnx").iterdir())
+ERRORS = json.loads((VECTORS / "errors.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Newly computed test vectors, from the committed tokenizers; newly trained ones may differ between versions."""
+    folder = tmp_path_factory.mktemp("vectors")
+    copy_tokenizers(VECTORS, folder)
+    write_vectors(folder)
+    return folder
+
+
+def test_vectors_equal_runtime_outputs(today: Path) -> None:
+    files = sorted(path.relative_to(VECTORS) for path in VECTORS.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(today) for path in today.rglob("*") if path.is_file())
+    assert len(files) > 100
+    different = [str(file) for file in files if not same(VECTORS / file, today / file)]
+    assert different == [], "run tests/runners/make_vectors.py, then run the tests of all runners"
+
+
+def same(a: Path, b: Path) -> bool:
+    """Compares files byte by byte; computed numbers to six digits, because exp differs between CPUs in the last one."""
+    if a.name not in ("policies.json", "newer_policies.json", "answers.json", "deadlines.json"):
+        return filecmp.cmp(a, b, shallow=False)
+    return alike(*(json.loads(path.read_text(encoding="utf-8")) for path in (a, b)))
+
+
+def alike(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return bool(a == pytest.approx(b, rel=1e-6)) if isinstance(a, float) else bool(a == b)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_runtime_passes_the_vectors_of_a_bundle(name: str) -> None:
+    cases = json.loads((VECTORS / "onnx" / name / "answers.json").read_text(encoding="utf-8"))
+    texts: list[Text] = [tuple(text) if len(text) == 2 else text[0] for text in cases["texts"]]
+    with EarlyExitRunner.load(VECTORS / "onnx" / name, backend="onnxruntime", threads=1) as runner:
+        for batch in cases["batches"]:
+            together = runner.predict_batch(texts, threshold=batch["threshold"])
+            assert alike([plain(answer) for answer in together], batch["answers"])
+        for text, expected in zip(cases["texts"], cases["streams"], strict=True):
+            assert alike([plain(answer) for answer in runner.stream(*text)], expected)
+
+
+def plain(answer: Prediction) -> dict[str, Any]:
+    keys = ("label", "scores", "exit_layer", "certainty", "truncated", "stopped_by", "model")
+    return {key: getattr(answer, key) for key in keys}
+
+
+def test_bundles_of_the_vectors_return_the_golden_outputs() -> None:
+    for name in MODELS:
+        manifest = read_manifest(VECTORS / "onnx" / name)
+        with EarlyExitRunner.load(VECTORS / "onnx" / name, backend="onnxruntime", threads=1) as runner:
+            golden = read_golden(VECTORS / "onnx" / name, manifest)
+            assert max(differences(runner.backend, golden, manifest.model.pad_token_id)) == 0
+
+
+@pytest.mark.parametrize("case", ERRORS, ids=lambda case: "-".join(case["names"]))
+def test_runtime_rejects_the_cases_of_errors(case: dict[str, Any], tmp_path: Path) -> None:
+    source = VECTORS / "onnx" / case["model"]
+    with pytest.raises(BerxitError) as caught:
+        if "at" in case:
+            EarlyExitRunner.load(changed_bundle(source, tmp_path / "bundle", case["at"], case["value"]))
+        else:
+            texts: list[Text] = [tuple(text) if len(text) == 2 else text[0] for text in case["texts"]]
+            runner = EarlyExitRunner.load(source, backend="onnxruntime", threads=1)
+            runner.predict_batch(texts, threshold=case["threshold"], deadline_ms=case["deadline_ms"])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [name for name in case["names"] if name not in message] == []

@@ -1,1 +1,0 @@
-../CoreMLTests/VectorsFolder.swift
