@@ -131,12 +131,12 @@ def make_golden(model: MultiExitModel, tokenizer: TextTokenizer, samples: Sequen
     )
 
 
-def _nested(logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64] | None) -> list[Any]:
+def _nested(logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64] | None) -> tuple[Any, ...]:
     """Logits (B, n, C) as lists. With the numbers of tokens ``lengths``, logits (B, n, S, C) without padding."""
     values = shortest(logits)
     if lengths is None:
-        return values.tolist()
-    return [row[:, :length].tolist() for row, length in zip(values, lengths.tolist(), strict=True)]
+        return tuple(values.tolist())
+    return tuple(row[:, :length].tolist() for row, length in zip(values, lengths.tolist(), strict=True))
 
 
 def shortest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

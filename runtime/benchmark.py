@@ -23,6 +23,7 @@ from berxit.runtime.energy import measure_energy
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples
 from berxit.runtime.golden import Golden, check_tokenization, differences, read_golden
+from berxit.runtime.kinds import TextWords
 from berxit.runtime.loop import Backend
 from berxit.runtime.measurement import (
     Line,
@@ -109,7 +110,7 @@ def bench(
     layers = manifest.model.layers
     before = devices.read_sensors()
     logits, lte = stored_pass(runner, inputs)
-    kind, words = manifest.model.task_kind, ()
+    kind, words = manifest.model.task_kind, list[TextWords]()
     if kind.words:
         words = text_words(runner.tokenizer, inputs, examples.spans if examples else ())
     numbers = kind.numbers(logits, manifest.model.labels, words)

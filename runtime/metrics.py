@@ -208,7 +208,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "span-f1",
-            "F1 over all spans of all texts, as seqeval",
+            "F1 over all spans of all texts, as seqeval's f1_score",
             span_f1,
             second="accuracy",
             since=3,

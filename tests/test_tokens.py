@@ -88,11 +88,14 @@ def test_tokens_runner_predicts_as_the_evaluation(bundle: Path, checkpoint: Path
     numbers = [span_number(each.spans or (), spans) for each, spans in zip(full, truth, strict=True)]
     assert numbers == found.predictions.predicted()[:, -1].tolist()
     assert found.evaluation.layer_scores[-1] > 0.8
-    early, one_by_one = runner.predict_batch(texts), [runner.predict(text) for text in texts]
+    middle = float(np.median([each.certainty for each in runner.answer(texts, runner.policy.at_depth(1))]))
+    early = runner.predict_batch(texts, threshold=middle)
+    one_by_one = [runner.predict(text, threshold=middle) for text in texts]
     assert [each.exit_layer for each in early] == [each.exit_layer for each in one_by_one]
-    assert [each.spans for each in early] == pytest.approx([each.spans for each in one_by_one])
-    assert min(each.exit_layer for each in early) < 3
-    assert max(each.exit_layer for each in early) == 3
+    for batched, single in zip(early, one_by_one, strict=True):
+        assert [span[:3] for span in batched.spans or ()] == [span[:3] for span in single.spans or ()]
+        assert [span.score for span in batched.spans or ()] == pytest.approx([s.score for s in single.spans or ()])
+    assert len({each.exit_layer for each in early}) > 1
 
 
 def test_tokens_certainty_is_that_of_the_least_certain_word(bundle: Path) -> None:
@@ -124,7 +127,8 @@ def test_tokens_predict_bench_and_report(
 
 
 def test_tokens_int8_export_is_scored_on_spans(checkpoint: Path, tmp_path: Path) -> None:
-    exported = berxit.export(checkpoint, tmp_path / "int8", target="onnxruntime", precision="int8")
+    options = berxit.ExportOptions(precision="int8")
+    exported = berxit.export(checkpoint, tmp_path / "int8", target="onnxruntime", options=options)
     assert exported.manifest.scores is not None
     assert exported.manifest.scores.metric == "span-f1"
     assert exported.manifest.scores.bundle[-1] == pytest.approx(exported.manifest.scores.checkpoint[-1], abs=0.1)
@@ -155,9 +159,12 @@ def test_training_on_held_out_rows_keeps_their_spans(
     assert found.evaluation.examples == 16
 
 
-def test_span_f1_equals_seqeval() -> None:
-    seqeval = pytest.importorskip("seqeval.metrics")
-    rng, tags = np.random.default_rng(0), tags_of(["a", "b"])
+@pytest.mark.parametrize(
+    ("seed", "expected"), [(0, 0.6985074626865672), (1, 0.70404984423676), (2, 0.7037037037037037)]
+)
+def test_span_f1_equals_seqeval(seed: int, expected: float) -> None:
+    """Values of f1_score(gold, found) of seqeval 1.2.2, which is no dependency because PyPI has no wheel of it."""
+    rng, tags = np.random.default_rng(seed), tags_of(["a", "b"])
     gold, found = [], []
     for _ in range(50):
         length = int(rng.integers(1, 9))
@@ -168,7 +175,7 @@ def test_span_f1_equals_seqeval() -> None:
     named = [spans_of(row, each) for row, each in zip(found, words, strict=True)]
     numbers = np.array([span_number(a, b) for a, b in zip(named, truth, strict=True)])
     labels = np.array([span_number(b, b) for b in truth])
-    assert METRICS["span-f1"](numbers, labels) == pytest.approx(seqeval.f1_score(gold, found))
+    assert METRICS["span-f1"](numbers, labels) == pytest.approx(expected, abs=1e-12)
 
 
 def test_words_join_tokens_of_one_word_only() -> None:

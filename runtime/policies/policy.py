@@ -52,12 +52,12 @@ class Decisions(NamedTuple):
     """Memory of a criterion for texts with several decisions: that of all decisions of all rows."""
 
     criterion: Memory
-    count: int
+    per_row: int
     """D, the number of decisions per row."""
 
     def keep(self, rows: Bools) -> Decisions:
         """State of the rows that continue."""
-        return Decisions(self.criterion.keep(np.repeat(rows, self.count)), self.count)
+        return Decisions(self.criterion.keep(np.repeat(rows, self.per_row)), self.per_row)
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,12 @@ def _evaluation(file: Path, data: dict[str, Any]) -> EvaluationSource:
             logits, labels = arrays["logits"], arrays["labels"]
             lte = arrays.get("lte")
             names = tuple(map(str, arrays["names"])) if "names" in arrays else ()
-            kind = str(arrays["kind"]) if "kind" in arrays else ""
+            name_of_kind = str(arrays["kind"]) if "kind" in arrays else ""
             numbers = arrays.get("numbers")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BerxitError(f"{stored} is damaged ({error}). Rerun berxit-eval") from None
     layers, outputs = logits.shape[1], logits.shape[-1]
-    kind = KINDS[kind or ("regression" if outputs == 1 else "classification")]
+    kind = KINDS[name_of_kind or ("regression" if outputs == 1 else "classification")]
     criterion = data["criterion"]
     if criterion not in CRITERIA or CRITERIA[criterion].fitted:  # Its weights are not in eval.json.
         criterion = "confidence" if outputs > 1 else "lte" if lte is not None else "patience"
