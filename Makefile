@@ -52,7 +52,7 @@ types: $(VENV)/dev.ready links
 	$(BIN)/mypy
 
 docs: $(VENV)/dev.ready links
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # mypy and mkdocs do not support setuptools' package-dir. For them, links form the layout of an installed berxit.
 links:

@@ -1,0 +1,27 @@
+/**
+ * Reason for an exit: the certainty passed the threshold, the next exit was not expected before the deadline, or no
+ * deeper layer follows.
+ */
+export type StoppedBy = "certainty" | "deadline" | "last_layer";
+
+/** The model's prediction for one text, with its latency and the reason why it exited. */
+export interface Prediction {
+  /** The class name; for regression the value. */
+  label: string | number;
+  /** Class name -> probability, in the model's order; for regression `{ value }`. */
+  scores: Record<string, number>;
+  /** Number of layers that were run, from 1. */
+  exitLayer: number;
+  /** The exit criterion's certainty at that layer. */
+  certainty: number;
+  /** Milliseconds from the call to this prediction, tokenization included; in a batch until this row exited. */
+  latencyMs: number;
+  /** True if the text had more tokens than the model accepts, or than could be read before the deadline. */
+  truncated: boolean;
+  /** null in `stream` before the last layer. */
+  stoppedBy: StoppedBy | null;
+  /** True if `latencyMs` exceeded the deadline; null without a deadline. */
+  late: boolean | null;
+  /** Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json. */
+  model: string;
+}

@@ -1,0 +1,147 @@
+import { BPE, Unigram, WordPiece } from "@huggingface/tokenizers";
+import { BerxitError, failure } from "../errors.js";
+import { AddedTokens, type Piece } from "./added_tokens.js";
+import { type Component, normalizer } from "./normalizer.js";
+import { type Template, template } from "./template.js";
+import { characters, prefix, stripped } from "./unicode.js";
+import { preTokenizer, type Splitter } from "./words.js";
+
+/** One text, or a pair. */
+export type Text = string | readonly [string, string];
+
+/** Token ids of one input, without padding. */
+export interface Encoding {
+  inputIds: number[];
+  tokenTypeIds: number[];
+  /** True if the text was truncated. */
+  truncated: boolean;
+}
+
+/** Length of the first prefix of a long text, in characters per token of `maxLength`. */
+const CHARACTERS_PER_TOKEN = 6;
+/** Largest length of the texts of a pair whose tokens are all counted, in characters per token of `maxLength`. */
+const COUNTED_CHARACTERS_PER_TOKEN = 32;
+/** Growth factor of the prefix of a long text. */
+const GROWTH = 2;
+
+/**
+ * Tokenizer defined by tokenizer.json. The token ids equal those of training: the models WordPiece, byte-level BPE and
+ * Unigram are those of @huggingface/tokenizers; added tokens, normalizer, pre-tokenizer, template and truncation follow
+ * docs/bundle.md. Any other content of the file is an error.
+ */
+export class Tokenizer {
+  private readonly addedTokens: AddedTokens;
+  private readonly words: Splitter;
+  private readonly model: (word: string) => number[];
+  private readonly template: Template;
+  /** Words at the end of a prefix that may depend on the rest of the text: two, or the most that a token may span. */
+  private readonly openWords: number;
+
+  /** `json`: content of tokenizer.json. `place`: for messages. */
+  constructor(json: any, readonly maxLength: number, place = "tokenizer.json") {
+    try {
+      this.words = preTokenizer(json.pre_tokenizer);
+      this.model = model(json.model);
+      this.template = template(json.post_processor);
+      this.addedTokens = new AddedTokens(json.added_tokens ?? [], normalizer(json.normalizer));
+    } catch (error) {
+      const found = error instanceof BerxitError ? new Error(error.message) : error;
+      throw failure(`${place}: this runner does not support`, found, "Upgrade this package, or train with another tokenizer");
+    }
+    this.openWords = Math.max(2, this.addedTokens.longest);
+  }
+
+  /**
+   * Ids and types of a text or pair, truncated to `maxLength` tokens, the longer text of a pair first. Of a long text,
+   * only the necessary prefix is tokenized. `end`: deadline in seconds on `clock`; the prefix does not grow any further
+   * if that would miss it.
+   */
+  encode(text: Text, end = Infinity, clock = () => performance.now() / 1e3): Encoding {
+    const texts = (typeof text === "string" ? [text] : text).map(stripped);
+    const parts = texts.length > 1 ? this.template.pair : this.template.single;
+    const room = Math.max(this.maxLength - parts.filter((part) => "id" in part).length, 0);
+    const found = texts.map((each) => this.ids(each, room, end, clock));
+    let counts = found.map((each) => each.ids.length);
+    if (texts.length > 1 && Math.min(...counts) > room) {
+      const sizes = texts.map(characters);
+      const countable = Math.max(...sizes) <= COUNTED_CHARACTERS_PER_TOKEN * this.maxLength;
+      const whole = found.every((each) => each.whole);
+      if (countable && !whole && clock() < end) {
+        counts = texts.map((each) => this.ids(each, Infinity, end, clock).ids.length);
+      } else if (!(countable && whole)) { // too long to count the tokens: the number of characters decides
+        counts = [room + (sizes[0] > sizes[1] ? 2 : 1), room + 1];
+      }
+    }
+    const kept = longestFirst(counts[0], counts[1] ?? 0, room);
+    const encoding: Encoding = {
+      inputIds: [], tokenTypeIds: [],
+      truncated: found.some((each, place) => !each.whole || kept[place] < each.ids.length),
+    };
+    for (const part of parts) {
+      const ids: number[] = "id" in part ? [part.id] : found[part.text].ids.slice(0, kept[part.text]);
+      for (const id of ids) {
+        encoding.inputIds.push(id);
+        encoding.tokenTypeIds.push(part.type);
+      }
+    }
+    return encoding;
+  }
+
+  /**
+   * Ids of a text, or of a prefix with more than `room` tokens. Normalization and pre-tokenization look ahead at most one
+   * word, and the model tokenizes one word at a time: the ids of a prefix without its last words are the first ids of
+   * the text.
+   */
+  private ids(text: string, room: number, end: number, clock: () => number): { ids: number[]; whole: boolean } {
+    for (let length = CHARACTERS_PER_TOKEN * this.maxLength; ; length *= GROWTH) {
+      const start = prefix(text, length);
+      if (start.length === text.length) break;
+      const begin = clock();
+      const words = this.split(start);
+      const found = words.slice(0, -this.openWords).flatMap(this.idsOf);
+      const now = clock();
+      if (found.length > room) return { ids: found, whole: false };
+      if (now + GROWTH * (now - begin) > end) return { ids: words.flatMap(this.idsOf), whole: false };
+    }
+    return { ids: this.split(text).flatMap(this.idsOf), whole: true };
+  }
+
+  private split(text: string): Piece[] {
+    return this.addedTokens.split(text).flatMap((piece): Piece[] => (typeof piece === "number" ? [piece] : this.words(piece)));
+  }
+
+  private readonly idsOf = (piece: Piece): number[] => (typeof piece === "number" ? [piece] : this.model(piece));
+}
+
+/** Token ids of one word. */
+function model(component: Component): (word: string) => number[] {
+  const differs = component.type === "BPE"
+    && (component.dropout || component.ignore_merges || component.continuing_subword_prefix || component.end_of_word_suffix);
+  if (differs || component.byte_fallback) throw new BerxitError(`a ${component.type} model of another kind than RoBERTa's or ALBERT's`);
+  let found: WordPiece | BPE | Unigram;
+  switch (component.type) {
+    case "WordPiece":
+      found = new WordPiece(component as any);
+      break;
+    case "BPE":
+      found = new BPE({ unk_token: undefined, ...component } as any);
+      break;
+    case "Unigram":
+      found = new Unigram(component as any, "");
+      break;
+    default:
+      throw new BerxitError(`the model '${component.type}'`);
+  }
+  const { tokens_to_ids: ids, unk_token_id: unknown } = found;
+  return (word) => found._call([word]).map((token) => ids.get(token) ?? (unknown as number));
+}
+
+/** Numbers of tokens kept of each text of a pair, at most `room` in total. An odd token goes to the longer text, or to
+ * the second if both are equally long. */
+export function longestFirst(first: number, second: number, room: number): [number, number] {
+  if (first + second <= room) return [first, second];
+  let [shorter, longer] = [Math.min(first, second), 0];
+  if (shorter > Math.floor(room / 2)) shorter = Math.floor(room / 2);
+  longer = room - shorter;
+  return first > second ? [longer, shorter] : [shorter, longer];
+}
