@@ -101,7 +101,7 @@ def test_custom_task_of_regression_reads_numbers(tmp_path: Path) -> None:
 def test_custom_task_rejects_an_unknown_metric(tmp_path: Path) -> None:
     write(tmp_path, "text\tlabel\nx\ta\ny\tb\n")
     assert custom_task(tmp_path, ("text",), "label", metric="f1", positive="a").metric == "f1"
-    with pytest.raises(InputError, match="unknown metric 'bleu': choose one of accuracy, f1, macro-f1, pearson"):
+    with pytest.raises(InputError, match="unknown metric 'bleu': choose one of accuracy, f1, macro-f1, micro-f1"):
         custom_task(tmp_path, ("text",), "label", metric="bleu")
 
 
