@@ -1,6 +1,7 @@
-"""Comparison of the Swift tokenizers with those of the Python runtime, on random texts.
+"""Comparison of the tokenizers of another runner (Swift, JavaScript) with those of the Python runtime, on random texts.
 
     python -m benchmarks.swift_tokenizers [--texts 1000000] [--swift tools/swift_on_linux.sh] [--output REPORT.json]
+    python -m benchmarks.swift_tokenizers --javascript
 
 Every difference must be due to the Unicode tables of the two sides, which have different versions (``properties.py``).
 For each text that differs:
@@ -30,7 +31,7 @@ from typing import Any
 
 import click
 
-from benchmarks.swift_tokenizers.comparison import ROOT, Encoder, Swift, differing
+from benchmarks.swift_tokenizers.comparison import ROOT, Encoder, JavaScript, Program, Swift, differing
 from benchmarks.swift_tokenizers.pipelines import many_pieces, pipelines
 from benchmarks.swift_tokenizers.properties import STAND_INS, compare_properties, summary
 from benchmarks.swift_tokenizers.texts import characters, random_text
@@ -69,12 +70,13 @@ def replaced(text: Text, unwanted: set[str]) -> Text:
 @click.option("--texts", default=1_000_000, show_default=True, help="Number of random texts, over all tokenizers.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--swift", default=os.environ.get("SWIFT", "swift"), show_default=True, help="The Swift compiler.")
+@click.option("--javascript", is_flag=True, help="Compare the runner for JavaScript instead.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON report.")
 @click.option("--read", is_flag=True, help="Only measure the reading of a tokenizer.json.")
 @click.option("--pieces", default=250_000, show_default=True, help="With --read: size of the vocabulary.")
-def command(texts: int, seed: int, swift: str, output: Path | None, read: bool, pieces: int) -> None:
-    """Compare the Swift tokenizers with the Python runtime's."""
-    program = Swift(str(ROOT / swift) if (ROOT / swift).exists() else swift)
+def command(texts: int, seed: int, swift: str, javascript: bool, output: Path | None, read: bool, pieces: int) -> None:
+    """Compare the tokenizers of another runner with the Python runtime's."""
+    program: Program = JavaScript() if javascript else Swift(str(ROOT / swift) if (ROOT / swift).exists() else swift)
     with tempfile.TemporaryDirectory() as folder:
         report = measure_read(program, Path(folder), pieces) if read else compare(program, Path(folder), texts, seed)
     click.echo(json.dumps(report, indent=1, ensure_ascii=True))
@@ -83,15 +85,15 @@ def command(texts: int, seed: int, swift: str, output: Path | None, read: bool, 
     sys.exit(1 if report.get("unexplained") or report.get("unexplained_characters") else 0)
 
 
-def measure_read(swift: Swift, folder: Path, pieces: int) -> dict[str, Any]:
+def measure_read(program: Program, folder: Path, pieces: int) -> dict[str, Any]:
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(many_pieces(pieces), ensure_ascii=False), encoding="utf-8")
-    milliseconds = [float(line) for line in swift.run("read", str(file))]
+    milliseconds = [float(line) for line in program.run("read", str(file))]
     return {"pieces": pieces, "mib": file.stat().st_size / 2**20, "median_ms": statistics.median(milliseconds)}
 
 
-def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]:
-    tables = compare_properties(swift, folder, VECTORS, characters())
+def compare(program: Program, folder: Path, count: int, seed: int) -> dict[str, Any]:
+    tables = compare_properties(program, folder, VECTORS, characters())
     reasons: dict[str, set[str]] = {}
     for explained in tables.explained.values():
         for character, reason in explained.items():
@@ -109,7 +111,7 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
             file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
             encoders += [Encoder(file, max_length) for max_length in LENGTHS]
         each = -(-min(PART, count - texts) // len(encoders))
-        found, compared, time = differing(swift, part, [(encoder, random_texts(rng, each)) for encoder in encoders])
+        found, compared, time = differing(program, part, [(encoder, random_texts(rng, each)) for encoder in encoders])
         failures += [(encoder, text) for encoder, job in zip(encoders, found, strict=True) for text, _ in job]
         texts, seconds, tokenizers = texts + compared, seconds + time, tokenizers + len(encoders) // len(LENGTHS)
         failed += sum(encoder.failures for encoder in encoders)
@@ -118,43 +120,47 @@ def compare(swift: Swift, folder: Path, count: int, seed: int) -> dict[str, Any]
         click.echo(f"{texts} of {count} texts, {len(failures)} differ", err=True)
 
     click.echo("looking for the cause of each difference", err=True)
-    unexplained = still_differing(swift, folder, [(encoder, replaced(text, {*reasons})) for encoder, text in failures])
+    unexplained = still_differing(
+        program, folder, [(encoder, replaced(text, {*reasons})) for encoder, text in failures]
+    )
     rules = [failure for failure, still in zip(failures, unexplained, strict=True) if still]
     click.echo(f"{len(rules)} differences are not explained by a Unicode version", err=True)
-    version = tables.swift
+    version, name = tables.version, program.name.lower()
     return {
         "seed": seed,
         "texts": texts,
         "tokenizers": tokenizers,
         "differing": len(failures),
         "library_failures": failed,
-        "swift_microseconds_per_text": seconds / texts * 1e6,
-        "swift_tables": f"{version[0]}.{version[1]}",
+        f"{name}_microseconds_per_text": seconds / texts * 1e6,
+        f"{name}_tables": f"{version[0]}.{version[1]}",
         "explained_by": causes(
-            swift, folder, [f for f, still in zip(failures, unexplained, strict=True) if not still], reasons
+            program, folder, [f for f, still in zip(failures, unexplained, strict=True) if not still], reasons
         ),
         "unexplained": len(rules),
         "unexplained_texts": [
             {"tokenizer": encoder.file.stem, "max_length": encoder.max_length, "text": text}
-            for encoder, text in shortest(swift, folder, [(e, replaced(text, {*reasons})) for e, text in rules[:SHOWN]])
+            for encoder, text in shortest(
+                program, folder, [(e, replaced(text, {*reasons})) for e, text in rules[:SHOWN]]
+            )
         ],
         "unexplained_characters": sum(map(len, tables.unexplained.values())),
         "properties": summary(tables, VECTORS),
     }
 
 
-def still_differing(swift: Swift, folder: Path, failures: Sequence[Failure]) -> list[bool]:
+def still_differing(program: Program, folder: Path, failures: Sequence[Failure]) -> list[bool]:
     """True for each of these texts that differs."""
     jobs: dict[Encoder, list[Text]] = {}
     for encoder, text in failures:
         jobs.setdefault(encoder, []).append(text)
-    found, _, _ = differing(swift, folder, list(jobs.items()))
+    found, _, _ = differing(program, folder, list(jobs.items()))
     different = {(encoder, text) for encoder, texts in zip(jobs, found, strict=True) for text, _ in texts}
     return [failure in different for failure in failures]
 
 
 def causes(
-    swift: Swift, folder: Path, failures: Sequence[Failure], reasons: Mapping[str, set[str]]
+    program: Program, folder: Path, failures: Sequence[Failure], reasons: Mapping[str, set[str]]
 ) -> dict[str, dict[str, int]]:
     """Texts that differ because of one character, and because of several only, by the version that explains these.
 
@@ -171,7 +177,7 @@ def causes(
             )
             for number in tried
         ]
-        for number, differs in zip(tried, still_differing(swift, folder, without), strict=True):
+        for number, differs in zip(tried, still_differing(program, folder, without), strict=True):
             if differs:
                 needed[number].discard(sets[number][place])
     one: Counter[str] = Counter()
@@ -183,7 +189,7 @@ def causes(
     return {"one character": dict(one.most_common()), "several characters": dict(several.most_common())}
 
 
-def shortest(swift: Swift, folder: Path, failures: Sequence[Failure]) -> list[Failure]:
+def shortest(program: Program, folder: Path, failures: Sequence[Failure]) -> list[Failure]:
     """Removes characters from these texts, as many at once as possible, as long as the rest differs."""
     found = list[Failure]()
     for encoder, text in failures:
@@ -197,7 +203,7 @@ def shortest(swift: Swift, folder: Path, failures: Sequence[Failure]) -> list[Fa
             ]
             tried = [each for each in tried if all(part.strip() for part in each)]
             texts: list[Text] = [(each[0], each[1]) if len(each) == 2 else each[0] for each in tried]
-            differ = still_differing(swift, folder, [(encoder, each) for each in texts])
+            differ = still_differing(program, folder, [(encoder, each) for each in texts])
             if any(differ):
                 parts = tried[differ.index(True)]
             else:

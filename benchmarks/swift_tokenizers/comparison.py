@@ -1,4 +1,4 @@
-"""Token ids of the Swift tokenizers and of the Python runtime, for many texts at once."""
+"""Token ids of another runner's tokenizers and of the Python runtime, for many texts at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import click
 
@@ -18,11 +19,35 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 2000
 
 Differences = list[list[tuple[Text, list[int]]]]
-"""Per job: texts that differ, with Swift's ids."""
+"""Per job: texts that differ, with the other runner's ids."""
+
+
+class Program(Protocol):
+    """The tokenizers of another runner, as a program with the commands of TokenizerCheck."""
+
+    name: str
+    states_ages: bool
+    """True if ``describe`` prints the version that assigned a character; False if it prints that of the tables."""
+
+    def run(self, *arguments: str) -> list[str]:
+        """Lines of the standard output."""
+
+
+class JavaScript:
+    """The program of runners/js, which must be built (npm ci, npm run build)."""
+
+    name = "JavaScript"
+    states_ages = False
+
+    def run(self, *arguments: str) -> list[str]:
+        return _lines(["node", "runners/js/tests/tokenizer_check.mjs", *arguments])
 
 
 class Swift:
     """The program TokenizerCheck, built with optimization."""
+
+    name = "Swift"
+    states_ages = True
 
     def __init__(self, command: str) -> None:
         self._command = [command]
@@ -31,9 +56,12 @@ class Swift:
             raise click.ClickException(f"{command} cannot build benchmarks/swift_tokenizers: see its messages above")
 
     def run(self, *arguments: str) -> list[str]:
-        command = [*self._command, "run", "--skip-build", *self._package, "TokenizerCheck", *arguments]
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-        return done.stdout.splitlines()
+        return _lines([*self._command, "run", "--skip-build", *self._package, "TokenizerCheck", *arguments])
+
+
+def _lines(command: Sequence[str]) -> list[str]:
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    return done.stdout.splitlines()
 
 
 class Encoder:
@@ -74,9 +102,9 @@ class Encoder:
 
 
 def differing(
-    swift: Swift, folder: Path, jobs: Sequence[tuple[Encoder, Sequence[Text]]]
+    program: Program, folder: Path, jobs: Sequence[tuple[Encoder, Sequence[Text]]]
 ) -> tuple[Differences, int, float]:
-    """Per job, the texts whose ids, types or truncation differ; the number of all texts; seconds of the Swift side."""
+    """Per job, the texts whose ids, types or truncation differ; the number of all texts; seconds of the program."""
     lines, written = [], []
     for number, (encoder, texts) in enumerate(jobs):
         cases = folder / f"{number}.cases"
@@ -84,10 +112,10 @@ def differing(
         lines.append(f"{encoder.file}\t{encoder.max_length}\t{cases}\n")
     (folder / "jobs").write_text("".join(lines), encoding="utf-8")
     found: Differences = [[] for _ in jobs]
-    *differences, last = map(json.loads, swift.run("compare", str(folder / "jobs")))
+    *differences, last = map(json.loads, program.run("compare", str(folder / "jobs")))
     count = sum(map(len, written))
     if last["cases"] != count:
-        raise RuntimeError(f"Swift read {last['cases']} of {count} texts")
+        raise RuntimeError(f"{program.name} read {last['cases']} of {count} texts")
     for each in differences:
         found[each["job"]].append((written[each["job"]][each["number"]], each["ids"]))
     return found, count, last["seconds"]

@@ -4,7 +4,7 @@ Both sides read the same properties from tables of different Unicode versions. F
 its value in the token ids. A difference is explained by a version in one of three cases only:
 
 - The library treats the character as one that no version assigns, and its age is newer than the library's table.
-- Swift's table does not contain the character yet.
+- The other runner's table does not contain the character yet.
 - The property of the character changed between the versions of the two tables (CHANGED).
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.swift_tokenizers.comparison import Encoder, Swift, differing
+from benchmarks.swift_tokenizers.comparison import Encoder, Program, differing
 from benchmarks.swift_tokenizers.pipelines import bytewise, token
 
 Version = tuple[int, int]
@@ -86,6 +86,7 @@ CHANGED = {
     "\u1cf3": Change((12, 0), "spacingMark", "otherLetter"),
     "\ua9bd": Change((12, 0), "spacingMark", "nonspacingMark"),
     "\u1734": Change((14, 0), "nonspacingMark", "spacingMark"),
+    "\U0001171e": Change((16, 0), "nonspacingMark", "spacingMark"),
 }
 """Characters whose general category changed after they were assigned: DerivedGeneralCategory.txt of each version. The
 names are Swift's."""
@@ -103,11 +104,11 @@ class Found:
     """Property -> character -> version that explains it."""
     unexplained: Mapping[str, list[str]]
     """Property -> characters."""
-    swift: Version
-    """Of Swift's table of general categories."""
+    version: Version
+    """Of the other runner's table of general categories."""
 
 
-def compare_properties(swift: Swift, folder: Path, vectors: Path, characters: Sequence[str]) -> Found:
+def compare_properties(program: Program, folder: Path, vectors: Path, characters: Sequence[str]) -> Found:
     """Compares the properties of these characters."""
     encoders: list[tuple[Property, Encoder]] = []
     for number, each in enumerate(properties(vectors)):
@@ -116,16 +117,16 @@ def compare_properties(swift: Swift, folder: Path, vectors: Path, characters: Se
         encoders.append((each, Encoder(file, 512)))
     texts = [{each.text(character): character for character in characters} for each, _ in encoders]
     jobs = [(encoder, list(each)) for (_, encoder), each in zip(encoders, texts, strict=True)]
-    differences, _, _ = differing(swift, folder, jobs)
+    differences, _, _ = differing(program, folder, jobs)
     (folder / "characters").write_text("".join(characters), encoding="utf-8")
-    ages = dict(zip(characters, map(age, swift.run("describe", str(folder / "characters"))), strict=True))
+    ages = dict(zip(characters, map(age, program.run("describe", str(folder / "characters"))), strict=True))
     version = max(version for version, _ in ages.values() if version)
     explained: dict[str, dict[str, str]] = {}
     unexplained: dict[str, list[str]] = {}
     for (each, encoder), shown, found in zip(encoders, texts, differences, strict=True):
         for text, _ in found:
             character = shown[str(text)]
-            reason = explanation(each, encoder, character, ages[character], version)
+            reason = explanation(each, encoder, character, ages[character], version, program)
             if reason:
                 explained.setdefault(each.name, {})[character] = reason
             else:
@@ -134,27 +135,32 @@ def compare_properties(swift: Swift, folder: Path, vectors: Path, characters: Se
 
 
 def age(line: str) -> tuple[Version | None, str]:
-    """Version in which the character was assigned (None: not in Swift's table), and its general category."""
+    """Version in which the character was assigned (None: not in the other runner's table), and its general category."""
     major, minor, category = line.split()
     return ((int(major), int(minor)) if major != "-" else None), category
 
 
 def explanation(
-    each: Property, encoder: Encoder, character: str, described: tuple[Version | None, str], swift: Version
+    each: Property,
+    encoder: Encoder,
+    character: str,
+    described: tuple[Version | None, str],
+    own: Version,
+    program: Program,
 ) -> str | None:
-    """Reason of a difference; None if no Unicode version explains it. ``swift``: version of Swift's tables."""
+    """Reason of a difference; None if no Unicode version explains it. ``own``: version of the program's tables."""
     assigned, category = described
     if assigned is None:
-        return "not in Swift's tables"
+        return f"not in {program.name}'s tables"
     if assigned > each.version and unassigned(each, encoder, character):
-        return f"assigned in {assigned[0]}.{assigned[1]}"
+        return f"assigned {'in' if program.states_ages else 'up to'} {assigned[0]}.{assigned[1]}"
     if each.name == "grapheme":
         change = CHANGED_BREAK.get(character)
     else:
         change = CHANGED.get(character)
-        if change and category != (change.after if swift >= change.version else change.before):
+        if change and category != (change.after if own >= change.version else change.before):
             return None
-    if change and min(each.version, swift) < change.version <= max(each.version, swift):
+    if change and min(each.version, own) < change.version <= max(each.version, own):
         return f"changed in {change.version[0]}.{change.version[1]}"
     return None
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import javascript
 import numpy as np
 import pytest
-from agreement import compare
 from conftest import WORDS, MakeCheckpoint, shared
 
+from benchmarks.agreement import compare
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import SCHEMA_VERSION, read_manifest, write_manifest
 from berxit.runtime.tokenization import Text
@@ -21,8 +21,9 @@ from berxit.runtime.tokenization import Text
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_javascript_runner_passes_the_vectors() -> None:
-    output = javascript.run("node", "--test", "tests/", cwd=javascript.built())
+@pytest.mark.parametrize("bundles", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_javascript_runner_passes_the_vectors(bundles: str) -> None:
+    output = javascript.run("node", "--test", "tests/", cwd=javascript.built(), VECTORS=bundles)
     assert int(re.findall(r"^# pass (\d+)", output, re.MULTILINE)[0]) >= 6
 
 

@@ -28,6 +28,11 @@ export async function importOrt(name: BackendName): Promise<Ort> {
   throw new BerxitError(`backend is '${String(name)}': give node, wasm or webgpu`);
 }
 
+/** The number of cores, at most four. Only for Node. */
+export async function defaultThreads(): Promise<number> {
+  return Math.min(4, (await import("node:os")).availableParallelism());
+}
+
 /** Options of a session. `threads` is ignored by onnxruntime-web, whose threads are a setting of the page. */
 export function sessionOptions(name: BackendName, threads: number): ORT.InferenceSession.SessionOptions {
   if (name === "node") {

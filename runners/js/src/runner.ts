@@ -6,7 +6,7 @@ import { parseJson } from "./fields.js";
 import { verify } from "./golden.js";
 import { type LayerResult, exitLoop } from "./loop.js";
 import { type Bundle, type Manifest, openBundle } from "./manifest.js";
-import { type BackendName, defaultBackend, importOrt, type Ort } from "./onnxruntime.js";
+import { type BackendName, defaultBackend, defaultThreads, importOrt, type Ort } from "./onnxruntime.js";
 import { type ExitPolicy, largest } from "./policies.js";
 import type { Prediction, StoppedBy } from "./prediction.js";
 import { Segments } from "./segments.js";
@@ -81,7 +81,7 @@ export class EarlyExitRunner {
     const segments = await Segments.open(opened, {
       name,
       ort: options.ort ?? (await importOrt(name)),
-      threads: options.threads ?? manifest.threads ?? Math.min(4, globalThis.navigator?.hardwareConcurrency ?? 1),
+      threads: options.threads ?? manifest.threads ?? (name === "node" ? await defaultThreads() : 1),
       lazy: options.lazy ?? false,
       tableByRows: (options.table ?? (/^https?:/.test(files.place) ? "rows" : "whole")) === "rows",
     });
