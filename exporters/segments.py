@@ -16,7 +16,7 @@ from math import gcd
 import numpy as np
 
 from berxit.train.backbones import EmbeddingWeights, LayerWeights
-from berxit.train.backbones.weights import Linear
+from berxit.train.backbones.weights import Array, Linear, Norm, RelativeTerms
 from berxit.train.modeling import MultiExitModel
 
 MASKED = -30000.0
@@ -34,6 +34,8 @@ class ExitWeights:
     """(d, C)"""
     lte: Linear | None
     """(d, 1), followed by a sigmoid; the same object for all layers."""
+    norm: Norm | None = None
+    """Norm of the hidden states before pooling (encoders whose layers do not normalize their outputs); None: none."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,15 @@ def split_segments(model: MultiExitModel) -> Segments:
     """The segments of a model, with an exit after every layer. Arrays are views of its weights if possible."""
     lte = Linear.of(model.lte) if model.lte is not None else None
     exits = [
-        ExitWeights(Linear.of(head.pooler) if head.pooler is not None else None, Linear.of(head.classifier), lte)
+        ExitWeights(
+            Linear.of(head.pooler) if head.pooler is not None else None,
+            Linear.of(head.classifier),
+            lte,
+            Norm.of(head.norm) if head.norm is not None else None,
+        )
         for head in model.heads
     ]
-    layers = model.adapter.encoder_layers(model.backbone)
+    layers = [_shortened(layer, model.config.max_length) for layer in model.adapter.encoder_layers(model.backbone)]
     return Segments(
         model.config.pooling,
         model.adapter.embeddings(model.backbone),
@@ -118,9 +125,30 @@ def split_segments(model: MultiExitModel) -> Segments:
     )
 
 
+def _shortened(layer: LayerWeights, longest: int) -> LayerWeights:
+    """The layer for inputs of at most ``longest`` tokens: without a window that contains every input, and with the
+    relative terms of the distances that occur."""
+    if layer.window is not None and layer.window >= longest - 1:
+        layer = replace(layer, window=None)
+    if layer.relative is not None:
+        unused = max(0, (layer.relative.keys.shape[1] + 1) // 2 - longest)
+        rows = slice(unused, layer.relative.keys.shape[1] - unused)
+        layer = replace(layer, relative=RelativeTerms(layer.relative.keys[:, rows], layer.relative.queries[:, rows]))
+    return layer
+
+
 def scaled_queries(layer: LayerWeights, hidden_size: int) -> Linear:
-    """The fused (d, 3d) matrix with attention's 1 / sqrt(head size) folded into the queries. This saves one operator on
+    """The fused (d, 3d) matrix with the scale of the attention folded into the queries. This saves one operator on
     (B, heads, S, S)."""
     factors = np.ones(3 * hidden_size, dtype=np.float32)
-    factors[:hidden_size] = (hidden_size // layer.heads) ** -0.5
-    return Linear(layer.qkv.weight * factors, layer.qkv.bias * factors)
+    factors[:hidden_size] = layer.scale
+    return layer.qkv.scaled(factors)
+
+
+def rotations(layer: LayerWeights, longest: int) -> tuple[Array, Array]:
+    """Cosine and sine (longest, d / heads) of every position: values rotate to x cos + swapped(x) sin, where
+    ``swapped`` exchanges the halves of a head. The sine of the first half is negative."""
+    assert layer.rotary is not None
+    angles = np.outer(np.arange(longest, dtype=np.float32), layer.rotary)
+    sine = np.sin(angles)
+    return np.tile(np.cos(angles), 2), np.concatenate([-sine, sine], axis=1)

@@ -56,7 +56,7 @@ class ModelInfo:
     """Description of the model and of its outputs."""
 
     family: str
-    """The backbone's architecture: bert, roberta, albert, distilbert."""
+    """The backbone's architecture, as transformers' ``model_type``: bert, for example."""
     task: str
     """The task's name: rte, mrpc, ..., custom."""
     kind: str

@@ -28,8 +28,9 @@ the a cat dog sat ran on under mat tree big small red blue not and is was it pla
 """
 WORDS = VOCABULARY.split()
 FAMILIES = ("bert", "roberta", "albert", "distilbert")
-ENCODERS = (*FAMILIES, "mpnet")
-"""The families above and MPNet, which has a relative position bias."""
+ENCODERS = (*FAMILIES, "mpnet", "electra", "modernbert", "deberta-v2")
+"""The families above, and families whose layers differ: a relative position bias, projected embeddings, pre-norm layers
+with rotary positions and a local window, relative terms in the attention scores."""
 
 
 def prepared(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
@@ -63,10 +64,25 @@ def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
 
 def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[no-untyped-def]
     """Configuration of a tiny model of any family: 3 layers, d = 32, 4 heads."""
-    from transformers import AlbertConfig, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
+    from transformers import (
+        AlbertConfig,
+        BertConfig,
+        DebertaV2Config,
+        DistilBertConfig,
+        ElectraConfig,
+        ModernBertConfig,
+        MPNetConfig,
+        RobertaConfig,
+    )
 
     sizes = {"vocab_size": vocabulary, "max_position_embeddings": 40, "pad_token_id": 0}
-    bert_like = {**sizes, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    bert_like: dict[str, Any] = {
+        **sizes,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     if family == "bert":
         return BertConfig(**bert_like)
     if family == "roberta":
@@ -75,6 +91,16 @@ def tiny_config(family: str, vocabulary: int = 5 + len(WORDS)):  # type: ignore[
         return AlbertConfig(**bert_like, embedding_size=16, hidden_act="gelu_new")
     if family == "mpnet":
         return MPNetConfig(**{**bert_like, "pad_token_id": 1}, relative_attention_num_buckets=32)
+    if family == "electra":
+        return ElectraConfig(**bert_like, embedding_size=16)
+    if family == "modernbert":
+        special = {f"{role}_token_id": None for role in ("bos", "eos", "cls", "sep")}
+        return ModernBertConfig(**bert_like, **special, local_attention=8)
+    if family == "deberta-v2":
+        options = {"relative_attention": True, "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 8}
+        return DebertaV2Config(
+            **bert_like, **options, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0
+        )
     return DistilBertConfig(**sizes, dim=32, n_layers=3, n_heads=4, hidden_dim=64)
 
 

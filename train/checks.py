@@ -75,6 +75,8 @@ def check_config(model: str, config: PreTrainedConfig) -> Adapter:
             raise InputError(
                 f"{model}: config.json has {option} {value!r}, only {choices} is supported: choose another model"
             )
+    if reason := adapter.unsupported():
+        raise InputError(f"{model}: config.json has {reason}: choose another model")
     heads = config.num_attention_heads
     if heads < 1 or adapter.hidden_size % heads:
         raise InputError(
@@ -118,6 +120,7 @@ def match_weights(
             found[ours] = name
         elif not (
             ours in BUFFERS
+            or (adapter.ignored and ours.startswith(adapter.ignored))
             or _is_dropped(ours, adapter, expected, file_layers)
             or (name.startswith(outer) and name.removeprefix(outer).startswith(adapter.task_heads))
         ):
@@ -237,9 +240,9 @@ def _prefixes(model: str, weights: Mapping[str, Any], skeleton: PreTrainedModel)
     candidates = [name for name in weights if name == anchor or name.endswith(f".{anchor}")]
     for name in candidates:
         prefix = name.removesuffix(anchor)
-        outer = prefix.removesuffix(f"{skeleton.base_model_prefix}.")
-        if re.fullmatch(f"({'|'.join(re.escape(wrapper) for wrapper in WRAPPERS)})*", outer):
-            return outer, prefix
+        for outer in (prefix.removesuffix(f"{skeleton.base_model_prefix}."), prefix):
+            if re.fullmatch(f"({'|'.join(re.escape(wrapper) for wrapper in WRAPPERS)})*", outer):
+                return outer, prefix
     known = ", ".join((f"{skeleton.base_model_prefix}.", *WRAPPERS))
     first = next(iter(candidates or weights), None)
     raise InputError(

@@ -37,13 +37,22 @@ class MultiExitOutput(ModelOutput):
 
 class ExitHead(nn.Module):
     """The classifier g_i of one layer: pooled hidden state h_i (B, d) -> logits (B, C). A model that labels words
-    applies it to every token: (B, S, d) -> (B, S, C)."""
+    applies it to every token: (B, S, d) -> (B, S, C).
 
-    def __init__(self, hidden_size: int, outputs: int, dropout: float, pooler: bool) -> None:
+    ``norm``: the exit's own norm of the hidden states, which is applied before pooling; None for an encoder whose
+    layers normalize their own outputs.
+    """
+
+    def __init__(self, hidden_size: int, outputs: int, dropout: float, pooler: bool, norm: nn.Module | None) -> None:
         super().__init__()
+        self.norm = norm
         self.pooler = nn.Linear(hidden_size, hidden_size) if pooler else None
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, outputs)
+
+    def normalized(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, S, d) after the exit's norm."""
+        return hidden if self.norm is None else self.norm(hidden)
 
     def forward(self, state: Tensor) -> Tensor:
         if self.pooler is not None:
@@ -68,9 +77,10 @@ class MultiExitModel(PreTrainedModel):
         super().__init__(config)
         self.adapter: Adapter = adapter_for(config.backbone)
         self.backbone = AutoModel.from_config(config.backbone)
+        norm, pooler = self.adapter.final_norm(self.backbone), config.exit_head == "pooler"
         self.adapter.remove_pooler(self.backbone)
         self.heads = nn.ModuleList(
-            ExitHead(self.hidden_size, config.num_labels, self.adapter.dropout, config.exit_head == "pooler")
+            ExitHead(self.hidden_size, config.num_labels, self.adapter.dropout, pooler, copy.deepcopy(norm))
             for _ in range(self.layers)
         )
         self.lte = nn.Linear(self.hidden_size, 1) if config.lte else None
@@ -80,21 +90,25 @@ class MultiExitModel(PreTrainedModel):
     def from_backbone(cls, model: Path | str, *, layers: int | None = None, **options: Any) -> MultiExitModel:
         """A new multi-exit model on the pre-trained encoder ``model`` (a folder, or a name on the hub).
 
-        ``layers``: use only the first ``layers`` layers. ``options``: fields of MultiExitConfig. The backbone's weights
-        are copied. Exit heads are initialized randomly; the dense layer of pooler heads is copied from the pre-trained
-        pooler if there is one. Raises InputError for an encoder that train/checks.py rejects, BerxitError for files
+        ``layers``: use only the first ``layers`` layers. ``options``: fields of MultiExitConfig; without ``pooling``,
+        that of the family. The backbone's weights are copied. Exit heads are initialized randomly; the dense layer of
+        pooler heads is copied from the pre-trained pooler if there is one, the norm of the exits from a pre-norm
+        encoder's final norm. Raises InputError for an encoder that train/checks.py rejects, BerxitError for files
         that cannot be read.
         """
         backbone, has_pooler = load_encoder(resolve_model(model), layers)
         adapter = adapter_for(backbone.config)
-        pooler = adapter.pooler(backbone) if has_pooler else None
+        pooler, norm = adapter.pooler(backbone) if has_pooler else None, adapter.final_norm(backbone)
+        if options.get("pooling") is None:
+            options["pooling"] = adapter.default_pooling
         multi_exit = cls(MultiExitConfig(backbone=backbone.config, **options))
         adapter.remove_pooler(backbone)
         multi_exit.backbone.load_state_dict(backbone.state_dict())
-        if pooler is not None:
-            for head in multi_exit.heads:
-                if head.pooler is not None:
-                    head.pooler.load_state_dict(pooler.state_dict())
+        for head in multi_exit.heads:
+            if pooler is not None and head.pooler is not None:
+                head.pooler.load_state_dict(pooler.state_dict())
+            if norm is not None:
+                head.norm.load_state_dict(norm.state_dict())
         return multi_exit
 
     def first_layers(self, layers: int) -> MultiExitModel:
@@ -147,7 +161,11 @@ class MultiExitModel(PreTrainedModel):
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types
         ).hidden_states
         states = self._pool(hidden_states[1:], attention_mask)
-        of_exits = hidden_states[1:] if self.config.task_kind.words else states.unbind(dim=1)
+        of_exits = states.unbind(dim=1)
+        if self.config.task_kind.words:
+            of_exits = tuple(
+                head.normalized(hidden) for head, hidden in zip(self.heads, hidden_states[1:], strict=True)
+            )
         logits = torch.stack([head(state) for head, state in zip(self.heads, of_exits, strict=True)], dim=1)
         certainties = torch.sigmoid(self.lte(states).squeeze(-1)) if self.lte is not None else None
         return MultiExitOutput(
@@ -167,12 +185,16 @@ class MultiExitModel(PreTrainedModel):
 
     def _pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor:
         """h_i of every layer: n hidden states (B, S, d) -> (B, n, d). Pools layer by layer, which needs less memory."""
-        if self.config.pooling == "first":
-            return torch.stack([hidden[:, 0] for hidden in hidden_states], dim=1)
-        if attention_mask is None:
-            return torch.stack([hidden.mean(dim=1) for hidden in hidden_states], dim=1)
-        weights = (attention_mask / attention_mask.sum(dim=1, keepdim=True)).to(hidden_states[0].dtype)
-        return torch.stack([torch.einsum("bsd,bs->bd", hidden, weights) for hidden in hidden_states], dim=1)
+        first = self.config.pooling == "first"
+        weights = None
+        if attention_mask is not None and not first:
+            weights = (attention_mask / attention_mask.sum(dim=1, keepdim=True)).to(hidden_states[0].dtype)
+        pooled = []
+        for hidden, head in zip(hidden_states, self.heads, strict=True):
+            normalized = head.normalized(hidden[:, :1] if first else hidden)
+            mean = normalized.mean(dim=1) if weights is None else torch.einsum("bsd,bs->bd", normalized, weights)
+            pooled.append(normalized[:, 0] if first else mean)
+        return torch.stack(pooled, dim=1)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initializes exit heads like BERT's classifiers: normal weights, zero biases."""

@@ -57,7 +57,9 @@ class TrainingOptions:
     layers: int | None = None
     """Number of the encoder's first layers to use; None: all."""
     exit_head: str = "linear"
-    pooling: str = "first"
+    pooling: str | None = None
+    """Input of the exits; None: the family's, which is the first token, as in the paper, or for ModernBERT the mean. A
+    checkpoint that is continued keeps its own."""
     epochs: float = 3
     max_steps: int | None = None
     batch_size: int = 8
@@ -94,7 +96,7 @@ class TrainingOptions:
             object.__setattr__(self, "strategy", strategy_from(self.strategy))
         strategy = strategy_named(self.strategy)
         for name, choices in CHOICES.items():
-            if (chosen := getattr(self, name)) not in choices:
+            if (chosen := getattr(self, name)) is not None and chosen not in choices:
                 raise InputError(f"unknown {_flag(name)} '{chosen}': choose one of {', '.join(choices)}")
         for name, bound in BOUNDS.items():
             value = getattr(self, name)

@@ -12,7 +12,7 @@ from berxit.train.configuration import PROBLEM_TYPES, MultiExitConfig
 from berxit.train.continuing import continue_from, is_checkpoint
 from berxit.train.modeling import MultiExitModel
 from berxit.train.options import TrainingOptions
-from berxit.train.pretrained import read_tokenizer, resolve_model
+from berxit.train.pretrained import read_config, read_tokenizer, resolve_model
 from berxit.train.tasks import Task
 
 
@@ -47,6 +47,7 @@ def start_model(
             "max_length": options.max_length,
         }
         if is_checkpoint(source):
+            fields["pooling"] = options.pooling or read_config(source).pooling
             continued = continue_from(source, MultiExitConfig(**fields), options.layers)
             model, new_heads = continued.model, not continued.heads_kept
             report(continued.description)
@@ -62,9 +63,8 @@ def start_model(
             f"cannot load --model {options.model}: {first_line(error)}. Give a model folder or a hub name"
         ) from error
     checks.check_max_length(source, model.adapter, options.max_length)
-    checks.check_tokenizer(
-        source, tokenizer, model.backbone, pairs=len(task.text_columns) == 2, pooling=options.pooling
-    )
+    pairs = len(task.text_columns) == 2
+    checks.check_tokenizer(source, tokenizer, model.backbone, pairs=pairs, pooling=model.config.pooling)
     if stated := take_padding_id(model, tokenizer):
         report(stated)
     return model, tokenizer

@@ -194,10 +194,11 @@ def _layer_norm(x: Array, axes: Array, gamma: Array, beta: Array, epsilon: Any) 
     return centred / deviation * gamma.reshape(shape) + beta.reshape(shape)
 
 
-def _conv(x: Array, weight: Array, bias: Array, groups: Any = 1, **_: Any) -> Array:
+def _conv(x: Array, weight: Array, bias: Array | None = None, groups: Any = 1, **_: Any) -> Array:
     """A linear layer as a 1x1 convolution: x (1, C, 1, S)."""
     if weight.shape[2:] != (1, 1) or groups != 1:
         raise BerxitError(f"cannot verify the package: no numpy for a convolution of shape {weight.shape}")
+    bias = np.zeros(len(weight), np.float32) if bias is None else bias
     return (weight[:, :, 0, 0] @ x[0, :, 0] + bias[:, None])[None, :, None]
 
 
@@ -246,7 +247,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "softmax": _softmax,
     "layer_norm": _layer_norm,
-    "linear": lambda x, weight, bias: x @ weight.T + bias,
+    "linear": lambda x, weight, bias=0: x @ weight.T + bias,
     "conv": _conv,
     "matmul": _matmul,
     "gather": lambda x, indices, axis, **_: x.take(indices, axis=int(axis)),
@@ -300,8 +301,10 @@ def _softmax_in_float16(x: Array, axis: Any) -> Array:
 
 
 FLOAT16_SUMS: dict[str, Callable[..., Any]] = {
-    "linear": lambda x, weight, bias: _product(np.atleast_2d(x), weight.T).reshape(*x.shape[:-1], -1) + bias,
-    "conv": lambda x, weight, bias, **_: (_product(weight[:, :, 0, 0], x[0, :, 0]) + bias[:, None])[None, :, None],
+    "linear": lambda x, weight, bias=0: _product(np.atleast_2d(x), weight.T).reshape(*x.shape[:-1], -1) + bias,
+    "conv": lambda x, weight, bias=np.zeros(1), **_: (  # noqa: B008 - an array that nothing changes
+        (_product(weight[:, :, 0, 0], x[0, :, 0]) + bias[:, None])[None, :, None]
+    ),
     "matmul": lambda x, y, transpose_x=False, transpose_y=False: _product(
         x.swapaxes(-1, -2) if transpose_x else x, y.swapaxes(-1, -2) if transpose_y else y
     ),

@@ -16,13 +16,14 @@ import numpy.typing as npt
 from berxit.exporters.coreml.int8_activations import Int8Activation
 from berxit.exporters.coreml.layouts import ChannelsFirst, Layout, TokensFirst, Var, cast
 from berxit.exporters.coreml.package import new_function
+from berxit.exporters.coreml.positions import LayerPositions, Length
 from berxit.exporters.coreml.silenced_coremltools import Function, ct, get_new_symbol, mb, types
 from berxit.exporters.coreml.weights import Weights
 from berxit.exporters.segments import MASKED, ExitWeights, LayerSegment, Segments, scaled_queries
 from berxit.runtime.bundle import TensorInfo
 from berxit.runtime.errors import InputError
 from berxit.train.backbones import LayerWeights
-from berxit.train.backbones.weights import Linear
+from berxit.train.backbones.weights import Linear, Norm
 
 LARGEST_WEIGHT = 64.0
 """With larger weights or biases, the outputs of an exit may exceed float16's 65504 at d = 768."""
@@ -104,9 +105,10 @@ def layer_function(
     outputs = (layout.hidden("hidden_out", segments.hidden_size), *_exit_tensors(segments, head, form))
 
     def write(given: dict[str, Var]) -> list[Var]:
-        hidden = _encode(segments, segment, form, given["hidden_in"], given["attention_bias"])
+        length = _length(form, given["hidden_in"], form.layout.tokens)
+        hidden = _encode(segments, segment, form, given["hidden_in"], given["attention_bias"], length)
         hidden = mb.identity(x=hidden, name="hidden_out")
-        pooled = cast(layout.pool(hidden, given.get("token_weights")), form.dtype)
+        pooled = _pool(head, form, hidden, given.get("token_weights"))
         return [hidden, *(_external_exit(head, form, pooled, given) if external_head else _exit(head, form, pooled))]
 
     return _function(inputs, outputs, write, form)
@@ -118,9 +120,10 @@ def full_function(segments: Segments, form: Form) -> SegmentFunction:
 
     def write(given: dict[str, Var]) -> list[Var]:
         hidden, bias, *rest = _embed(segments, form, given)
+        length = _length(form, given["input_ids"], 1)
         for segment in segments.layers:
-            hidden = _encode(segments, segment, form, hidden, bias)
-        return _exit(last, form, cast(form.layout.pool(hidden, rest[0] if rest else None), form.dtype))
+            hidden = _encode(segments, segment, form, hidden, bias, length)
+        return _exit(last, form, _pool(last, form, hidden, rest[0] if rest else None))
 
     return _function(_token_inputs(segments), _exit_tensors(segments, last, form), write, form)
 
@@ -134,12 +137,12 @@ def head_tensors(head: ExitWeights, form: Form) -> dict[str, npt.NDArray]:
     found: dict[str, npt.NDArray] = {}
     if head.pooler is not None:
         found["pooler_weight"] = form.weights.plain(head.pooler.weight)
-        found["pooler_bias"] = form.weights.plain(head.pooler.bias)
+        found["pooler_bias"] = form.weights.plain(head.pooler.shift)
     for name, linear in _outputs(head):
         scale = _scale(linear, form.dtype)
         found[f"{name}_weight"] = form.weights.plain(linear.weight / scale)
         found[f"{name}_scale"] = np.array([scale], form.exit_dtype)
-        found[f"{name}_bias"] = linear.bias.astype(form.exit_dtype)
+        found[f"{name}_bias"] = linear.shift.astype(form.exit_dtype)
     return found
 
 
@@ -189,8 +192,11 @@ def _embed(segments: Segments, form: Form, given: dict[str, Var]) -> list[Var]:
     if weights.types is not None:
         kinds = mb.gather(x=form.weights.matrix(weights.types), indices=given["token_type_ids"], axis=0)
         total = mb.add(x=total, y=cast(kinds, np.float32))
-    positions = _first(weights.positions[: form.max_length], (0,), given, form)
-    total = mb.add(x=total, y=cast(positions, np.float32))
+    length = _length(form, given["input_ids"], 1)
+    if weights.positions is not None:
+        positions = weights.positions[: form.max_length]
+        rows_of_tokens = length.first(positions, (0,), form.weights.matrix(positions))
+        total = mb.add(x=total, y=cast(rows_of_tokens, np.float32))
     hidden = rows.norm("norm", total, weights.norm)
     if weights.projection is not None:
         hidden = rows.linear("projection", cast(hidden, dtype), weights.projection)
@@ -200,7 +206,7 @@ def _embed(segments: Segments, form: Form, given: dict[str, Var]) -> list[Var]:
     bias = mb.expand_dims(x=masked, axes=[1, 2], name="attention_bias" if relative is None else "padding_bias")
     if relative is not None:
         table = _by_query_and_key(relative, form.max_length)
-        bias = mb.add(x=bias, y=_first(table, (1, 2), given, form), name="attention_bias")
+        bias = mb.add(x=bias, y=length.first(table, (1, 2), form.weights.matrix(table)), name="attention_bias")
     found = [layout.enter("hidden", cast(hidden, layout.residual)), bias]
     if segments.pooling == "mean":
         counted = cast(given["attention_mask"], layout.residual)
@@ -209,31 +215,61 @@ def _embed(segments: Segments, form: Form, given: dict[str, Var]) -> list[Var]:
     return found
 
 
-def _encode(segments: Segments, segment: LayerSegment, form: Form, hidden: Var, bias: Var) -> Var:
+def _encode(segments: Segments, segment: LayerSegment, form: Form, hidden: Var, bias: Var, length: Length) -> Var:
     """All encoder layers of a segment."""
     encoders = (*segment.before, segment.encoder)
     for i, weights in enumerate(encoders, start=segment.layer - len(encoders) + 1):
-        hidden = _encoder_layer(f"layer_{i:02d}", form.layout, hidden, bias, weights, segments.hidden_size)
+        positions = LayerPositions(weights, form.layout, length)
+        hidden = _encoder_layer(f"layer_{i:02d}", form.layout, hidden, bias, weights, segments.hidden_size, positions)
     return hidden
 
 
-def _encoder_layer(name: str, layout: Layout, x: Var, bias: Var, layer: LayerWeights, hidden_size: int) -> Var:
+def _encoder_layer(
+    name: str, layout: Layout, x: Var, bias: Var, layer: LayerWeights, hidden_size: int, positions: LayerPositions
+) -> Var:
     """From hidden state to hidden state."""
     dtype = layout.weights.dtype
 
-    def add_and_norm(kind: str, new: Var, old: Var, norm: Any) -> Var:
-        total = mb.add(x=cast(new, layout.residual), y=old)
-        return layout.norm(f"{name}_{kind}", total, norm)
+    def norm(kind: str, value: Var, weights: Norm | None, *, before: bool) -> Var:
+        """The norm of attention or feed-forward if it is ``before``, or after, them."""
+        if weights is None or before != layer.pre_norm:
+            return value
+        return layout.norm(f"{name}_{kind}", value, weights)
 
-    size = hidden_size // layer.heads
-    qkv = layout.linear(f"{name}_qkv", cast(x, dtype), scaled_queries(layer, hidden_size))
-    context = layout.attend(qkv, bias, layer.heads, size)
-    attended = add_and_norm(
-        "attention_norm", layout.linear(f"{name}_output", context, layer.output), x, layer.attention_norm
-    )
-    up = layout.linear(f"{name}_up", cast(attended, dtype), layer.up)
-    down = layout.linear(f"{name}_down", _activation(layer.activation, up), layer.down)
-    return add_and_norm("output_norm", down, attended, layer.output_norm)
+    def add(new: Var, old: Var) -> Var:
+        return mb.add(x=cast(new, layout.residual), y=old)
+
+    read = cast(norm("attention_norm", x, layer.attention_norm, before=True), dtype)
+    qkv = layout.linear(f"{name}_qkv", read, scaled_queries(layer, hidden_size))
+    context = layout.attend(qkv, positions.window(bias), layer.heads, hidden_size // layer.heads, positions)
+    attended = add(layout.linear(f"{name}_output", context, layer.output), x)
+    attended = norm("attention_norm", attended, layer.attention_norm, before=False)
+    wide = cast(norm("output_norm", attended, layer.output_norm, before=True), dtype)
+    inner = _inner(layer, layout, layout.linear(f"{name}_up", wide, layer.up))
+    total = add(layout.linear(f"{name}_down", inner, layer.down), attended)
+    return norm("output_norm", total, layer.output_norm, before=False)
+
+
+def _inner(layer: LayerWeights, layout: Layout, wide: Var) -> Var:
+    """The activation of the feed-forward, with its gate."""
+    if not layer.gated:
+        return _activation(layer.activation, wide)
+    value, gate = mb.split(x=wide, num_splits=2, axis=layout.channels)
+    return mb.mul(x=_activation(layer.activation, value), y=gate)
+
+
+def _pool(head: ExitWeights, form: Form, hidden: Var, token_weights: Var | None) -> Var:
+    """Input of an exit, in the dtype of the weights."""
+    if head.norm is not None:
+        hidden = form.layout.norm("exit_norm", hidden, head.norm)
+    return cast(form.layout.pool(hidden, token_weights), form.dtype)
+
+
+def _length(form: Form, x: Var, axis: int) -> Length:
+    """The number of tokens of a function's inputs, which is a size of ``x``."""
+    if form.static_length is not None:
+        return Length(form.static_length, form.max_length)
+    return Length(mb.slice_by_index(x=mb.shape(x=x), begin=[axis], end=[axis + 1]), form.max_length)
 
 
 def _activation(name: str, x: Var) -> Var:
@@ -264,9 +300,9 @@ def _exit(head: ExitWeights, form: Form, pooled: Var) -> list[Var]:
         if layout.weights.dtype is np.float32 or _in_range(linear):
             return _as_output(name, layout.linear(op, x, linear), shape, form)
         scale = np.float32(_scale(linear, form.dtype))
-        near_one = Linear(linear.weight / scale, np.zeros_like(linear.bias))
+        near_one = Linear(linear.weight / scale, None)
         found = _as_output(f"{name}_scaled", layout.linear(op, x, near_one), shape, form)
-        return mb.add(x=mb.mul(x=found, y=scale), y=linear.bias.astype(np.float32), name=name)
+        return mb.add(x=mb.mul(x=found, y=scale), y=linear.shift.astype(np.float32), name=name)
 
     found = [output("logits", "classifier", features, head.classifier, (1, -1))]
     if head.lte is not None:
@@ -315,24 +351,11 @@ def _scale(linear: Linear, dtype: type[np.floating]) -> float:
 
 def _largest(linear: Linear) -> tuple[float, float]:
     """Largest absolute weight and bias."""
-    return float(np.abs(linear.weight).max()), float(np.abs(linear.bias).max())
+    return float(np.abs(linear.weight).max()), float(np.abs(linear.shift).max())
 
 
 def _weight_in_range(weight: float) -> bool:
     return SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT or weight == 0
-
-
-def _first(table: npt.NDArray, axes: tuple[int, ...], given: dict[str, Var], form: Form) -> Var:
-    """The first S entries of a table along ``axes``. The whole table is stored, so that all lengths share it."""
-    weight = form.weights.matrix(table)
-    if form.static_length == form.max_length:
-        return mb.const(val=weight) if isinstance(weight, np.ndarray) else weight
-    if form.static_length is not None:
-        sizes = [form.static_length if axis in axes else size for axis, size in enumerate(table.shape)]
-        return mb.slice_by_size(x=weight, begin=[0] * table.ndim, size=sizes)
-    length = mb.slice_by_index(x=mb.shape(x=given["input_ids"]), begin=[1], end=[2])
-    parts = [length if axis in axes else np.array([size], np.int32) for axis, size in enumerate(table.shape)]
-    return mb.slice_by_size(x=weight, begin=[0] * table.ndim, size=mb.concat(values=parts, axis=0))
 
 
 def _by_query_and_key(relative_bias: npt.NDArray, longest: int) -> npt.NDArray:

@@ -49,11 +49,30 @@ class Layout(Protocol):
     def norm(self, name: str, x: Var, norm: Norm) -> Var:
         """Layer normalization in the dtype of ``residual``, which ``x`` has."""
 
-    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
-        """Fused queries, keys and values, and the bias (1, 1, 1, S) -> output of the attention, heads joined."""
+    @property
+    def channels(self) -> int:
+        """Axis of the channels."""
+
+    @property
+    def tokens(self) -> int:
+        """Axis of the tokens."""
+
+    def attend(self, qkv: Var, bias: Var, heads: int, size: int, positions: Positions) -> Var:
+        """Fused queries, keys and values, and the bias (1, 1 or heads, 1 or S, S) -> output of the attention, heads
+        joined."""
 
     def pool(self, hidden: Var, token_weights: Var | None) -> Var:
         """Input of the exits: the mean with ``token_weights``, or the first token if they are None."""
+
+
+class Positions(Protocol):
+    """Positions in the attention of a layer; ``exporters/coreml/positions.py`` implements them."""
+
+    def rotate(self, x: Var) -> Var:
+        """Queries or keys by head, with rotary positions."""
+
+    def add_terms(self, scores: Var, queries: Var, keys: Var) -> Var:
+        """The scores (1, heads, S, S) with relative terms."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,8 @@ class TokensFirst:
     """Name of a linear layer -> quantization of its input."""
     residual: ClassVar[type[np.floating]] = np.float32
     """float32 for every weight dtype: hidden states are as large as 10, where the spacing of float16 is 8e-3."""
+    channels: ClassVar[int] = -1
+    tokens: ClassVar[int] = 1
 
     def hidden(self, name: str, hidden_size: int) -> TensorInfo:
         return TensorInfo(name, "hidden", np.dtype(self.residual).name, (1, "length", hidden_size))
@@ -75,17 +96,19 @@ class TokensFirst:
     def linear(self, name: str, x: Var, linear: Linear) -> Var:
         x, matrix = _int8_input(self.int8.get(name), x, linear.weight, (-1,), self.weights)
         weight = self.weights.matrix(matrix.T)
-        return mb.linear(x=x, weight=weight, bias=self.weights.plain(linear.bias), name=name)
+        return mb.linear(x=x, weight=weight, name=name, **_bias(linear, self.weights))
 
     def norm(self, name: str, x: Var, norm: Norm) -> Var:
         return _norm(name, x, norm, self.residual, axis=-1)
 
-    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
+    def attend(self, qkv: Var, bias: Var, heads: int, size: int, positions: Positions) -> Var:
         queries, keys, values = (
             mb.transpose(x=mb.reshape(x=part, shape=[1, -1, heads, size]), perm=[0, 2, 1, 3])
             for part in mb.split(x=qkv, num_splits=3, axis=-1)
         )
-        scores = mb.add(x=mb.matmul(x=queries, y=keys, transpose_y=True), y=bias)
+        queries, keys = positions.rotate(queries), positions.rotate(keys)
+        scores = positions.add_terms(mb.matmul(x=queries, y=keys, transpose_y=True), queries, keys)
+        scores = mb.add(x=scores, y=bias)
         context = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=values)
         return mb.reshape(x=mb.transpose(x=context, perm=[0, 2, 1, 3]), shape=[1, -1, heads * size])
 
@@ -103,6 +126,8 @@ class ChannelsFirst:
     weights: Weights
     int8: Mapping[str, Int8Activation] = field(default_factory=dict)
     """As in TokensFirst."""
+    channels: ClassVar[int] = 1
+    tokens: ClassVar[int] = 3
 
     @property
     def residual(self) -> type[np.floating]:
@@ -118,16 +143,18 @@ class ChannelsFirst:
     def linear(self, name: str, x: Var, linear: Linear) -> Var:
         x, matrix = _int8_input(self.int8.get(name), x, linear.weight, (1, -1, 1, 1), self.weights)
         weight = self.weights.matrix(matrix.T[:, :, None, None])
-        return mb.conv(x=x, weight=weight, bias=self.weights.plain(linear.bias), pad_type="valid", name=name)
+        return mb.conv(x=x, weight=weight, pad_type="valid", name=name, **_bias(linear, self.weights))
 
     def norm(self, name: str, x: Var, norm: Norm) -> Var:
         return _norm(name, x, norm, self.residual, axis=1)
 
-    def attend(self, qkv: Var, bias: Var, heads: int, size: int) -> Var:
+    def attend(self, qkv: Var, bias: Var, heads: int, size: int, positions: Positions) -> Var:
         queries, keys, values = (
             mb.reshape(x=part, shape=[1, heads, size, -1]) for part in mb.split(x=qkv, num_splits=3, axis=1)
         )
-        scores = mb.add(x=mb.matmul(x=queries, y=keys, transpose_x=True), y=bias)
+        queries, keys = positions.rotate(queries), positions.rotate(keys)
+        scores = positions.add_terms(mb.matmul(x=queries, y=keys, transpose_x=True), queries, keys)
+        scores = mb.add(x=scores, y=bias)
         context = mb.matmul(x=values, y=mb.softmax(x=scores, axis=-1), transpose_y=True)
         return mb.reshape(x=context, shape=[1, heads * size, 1, -1])
 
@@ -160,6 +187,11 @@ def _int8_input(
 
 
 def _norm(name: str, x: Var, norm: Norm, dtype: type[np.floating], *, axis: int) -> Var:
-    gamma, beta = np.asarray(norm.scale, dtype), np.asarray(norm.shift, dtype)
+    gamma = np.asarray(norm.scale, dtype)
+    beta = np.zeros_like(gamma) if norm.shift is None else np.asarray(norm.shift, dtype)
     epsilon = dtype(max(norm.epsilon, SMALLEST_EPSILON) if dtype is np.float16 else norm.epsilon)
     return mb.layer_norm(x=x, axes=[axis], gamma=gamma, beta=beta, epsilon=epsilon, name=name)
+
+
+def _bias(linear: Linear, weights: Weights) -> dict[str, npt.NDArray]:
+    return {} if linear.bias is None else {"bias": weights.plain(linear.bias)}

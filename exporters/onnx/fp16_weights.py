@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from berxit.exporters.onnx.graph import OnnxSegment
 from berxit.runtime.errors import BerxitError
 
-EXITS = ("classifier.weight", "lte.weight")
-"""Weights that stay float32: they are few, and their values depend on the unit of a regression."""
+FLOAT32_WEIGHTS = ("classifier.weight", "lte.weight", "cosine", "sine")
+"""Weights that stay float32: they are few. The values of exits depend on the unit of a regression."""
 
 
 def store_weights_fp16(graph: OnnxSegment) -> OnnxSegment:
@@ -28,7 +28,11 @@ def store_weights_fp16(graph: OnnxSegment) -> OnnxSegment:
     casts: list[onnx.NodeProto] = []
     looked_up: set[str] = set()
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or tensor.name in EXITS:
+        if (
+            tensor.data_type != TensorProto.FLOAT
+            or len(tensor.dims) < 2
+            or tensor.name.rpartition("/")[2] in FLOAT32_WEIGHTS
+        ):
             continue
         name = tensor.name
         with np.errstate(over="ignore"):

@@ -31,6 +31,7 @@ QUANTIZED_WEIGHTS = (
     "output.weight",
     "up.weight",
     "down.weight",
+    "gated_down.weight",
     "projection.weight",
     "pooler.weight",
 )

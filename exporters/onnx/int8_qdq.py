@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from berxit.exporters.onnx.activations import Activations
 from berxit.exporters.onnx.graph import OnnxSegment
 
-QDQ_WEIGHTS = ("qkv.weight", "output.weight", "up.weight", "down.weight")
+QDQ_WEIGHTS = ("qkv.weight", "output.weight", "up.weight", "down.weight", "gated_down.weight")
 """Weights whose matmuls run in int8: all matrices of a layer. The matmuls of the attention itself have no weights."""
 
 MIGRATION_STRENGTH = 0.85
@@ -107,6 +107,8 @@ def _fold(factor: npt.NDArray, name: str, sources: list[onnx.NodeProto | None], 
     before, kind = name[: name.rfind("/") + 1], name.rpartition("/")[2]
     if kind == "output.weight":  # Attention averages the values channel by channel.
         columns, changed = slice(-len(factor), None), ("qkv.weight", "qkv.bias")
+    elif kind == "gated_down.weight":  # The activation is multiplied by the second half.
+        columns, changed = slice(-len(factor), None), ("up.weight", "up.bias")
     elif kind == "down.weight" and all(node and node.op_type == "Relu" for node in sources):
         columns, changed = slice(None), ("up.weight", "up.bias")
     elif kind == "down.weight" and all(node and node.op_type == "Mul" for node in sources):  # GELU ends in "times 0.5"
@@ -116,7 +118,7 @@ def _fold(factor: npt.NDArray, name: str, sources: list[onnx.NodeProto | None], 
         return True
     else:
         return False
-    for array in (before + each for each in changed):
+    for array in (before + each for each in changed if before + each in arrays):
         arrays[array] = arrays[array].copy()
         arrays[array][..., columns] *= factor.astype(arrays[array].dtype)
     return True

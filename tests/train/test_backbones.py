@@ -45,12 +45,14 @@ def multi_exit_of(backbone: torch.nn.Module, folder: object, **options: object) 
 
 
 def apply(linear: Linear, x: Array) -> Array:
-    return x @ linear.weight + linear.bias
+    return x @ linear.weight + (0 if linear.bias is None else linear.bias)
 
 
 def normalise(norm: Norm, x: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + norm.epsilon) * norm.scale + norm.shift
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + norm.epsilon) * norm.scale + (
+        0 if norm.shift is None else norm.shift
+    )
 
 
 def activate(name: str, x: Array) -> Array:
@@ -63,7 +65,9 @@ def activate(name: str, x: Array) -> Array:
 
 
 def embed(weights: EmbeddingWeights, ids: Array, types: Array) -> Array:
-    total = weights.word_embeddings[ids] + weights.positions[: ids.shape[1]]
+    total = weights.word_embeddings[ids]
+    if weights.positions is not None:
+        total = total + weights.positions[: ids.shape[1]]
     if weights.types is not None:
         total = total + weights.types[types]
     hidden = normalise(weights.norm, total.astype(np.float64))
@@ -72,19 +76,41 @@ def embed(weights: EmbeddingWeights, ids: Array, types: Array) -> Array:
 
 def run_layer(layer: LayerWeights, hidden: Array, mask: Array, relative_bias: Array | None = None) -> Array:
     rows, length, size = hidden.shape
-    parts = np.split(apply(layer.qkv, hidden), 3, axis=-1)
+    normed = layer.attention_norm is not None
+    read = normalise(layer.attention_norm, hidden) if layer.pre_norm and normed else hidden
+    parts = np.split(apply(layer.qkv, read), 3, axis=-1)
     queries, keys, values = (p.reshape(rows, length, layer.heads, -1).transpose(0, 2, 1, 3) for p in parts)
-    scores = queries @ keys.transpose(0, 1, 3, 2) / np.sqrt(size // layer.heads)
+    place = np.arange(length)
+    distances = place[None] - place[:, None]
+    if layer.rotary is not None:
+        queries, keys = (rotate(x, np.outer(place, layer.rotary)) for x in (queries, keys))
+    scores = queries @ keys.transpose(0, 1, 3, 2)
+    if layer.relative is not None:
+        near = distances + layer.relative.keys.shape[1] // 2
+        scores = scores + np.einsum("bhid,hijd->bhij", queries, layer.relative.keys[:, near])
+        scores = scores + np.einsum("bhjd,hijd->bhij", keys, layer.relative.queries[:, near])
+    scores = scores / np.sqrt(size // layer.heads * (1 if layer.relative is None else 3))
     if relative_bias is not None:
-        place, longest = np.arange(length), (relative_bias.shape[1] + 1) // 2
-        scores = scores + relative_bias[:, place[None] - place[:, None] + longest - 1]
-    scores = np.where(mask[:, None, None] == 1, scores, -np.inf)
+        scores = scores + relative_bias[:, distances + relative_bias.shape[1] // 2]
+    seen = (mask[:, None, None] == 1) & (np.abs(distances) <= (layer.window or length))
+    scores = np.where(seen, scores, -1e9)
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = (powers / powers.sum(axis=-1, keepdims=True)) @ values
     context = context.transpose(0, 2, 1, 3).reshape(rows, length, size)
-    attended = normalise(layer.attention_norm, apply(layer.output, context) + hidden)
-    wide = activate(layer.activation, apply(layer.up, attended))
-    return normalise(layer.output_norm, apply(layer.down, wide) + attended)
+    attended = apply(layer.output, context) + hidden
+    if not layer.pre_norm:
+        attended = normalise(layer.attention_norm, attended)
+    wide = apply(layer.up, normalise(layer.output_norm, attended) if layer.pre_norm else attended)
+    value, gate = np.split(wide, 2, axis=-1) if layer.gated else (wide, 1)
+    total = apply(layer.down, activate(layer.activation, value) * gate) + attended
+    return total if layer.pre_norm else normalise(layer.output_norm, total)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Rotary positions: pairs of x (..., S, size) as complex numbers, times e^(i angle)."""
+    first, second = np.split(x, 2, axis=-1)
+    turned = (first + 1j * second) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 def largest_gap(found: object, expected: Tensor, mask: Tensor) -> float:
@@ -98,7 +124,9 @@ def test_forward_returns_the_hidden_states_of_the_pretrained_model(family: str, 
     expected = plain_hidden_states(AutoModel.from_pretrained(backbone_folders[family]).eval(), batch)
     model = MultiExitModel.from_backbone(backbone_folders[family]).eval()
     with torch.no_grad():
-        found = model(**batch, output_hidden_states=True).hidden_states
+        *found, last = model(**batch, output_hidden_states=True).hidden_states
+        final_norm = model.heads[-1].norm
+        found.append(last if final_norm is None else final_norm(last))
     assert len(found) == len(expected) == 4
     gaps = [largest_gap(f, e, batch["attention_mask"]) for f, e in zip(found, expected, strict=True)]
     assert max(gaps) <= 1e-6
@@ -108,6 +136,7 @@ def test_forward_returns_the_hidden_states_of_the_pretrained_model(family: str, 
 def test_canonical_weights_compute_the_same_hidden_states(family: str) -> None:
     backbone, batch = tiny_backbone(family), padded_batch()
     adapter, mask = adapter_for(backbone.config), batch["attention_mask"]
+    adapter.remove_pooler(backbone)  # a final norm, too
     expected = plain_hidden_states(backbone, batch)
     weights = adapter.embeddings(backbone)
     hidden = embed(weights, batch["input_ids"].numpy(), batch["token_type_ids"].numpy())
@@ -215,7 +244,7 @@ def test_roberta_counts_positions_from_the_padding_id(padding: int) -> None:
 
 
 def test_adapter_for_rejects_an_unsupported_family() -> None:
-    with pytest.raises(InputError, match="'gpt2' is not supported: choose one of bert, roberta, albert, distilbert"):
+    with pytest.raises(InputError, match=r"'gpt2' is not supported, because .*: choose one of bert, roberta"):
         adapter_for(GPT2Config())
 
 

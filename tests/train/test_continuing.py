@@ -53,8 +53,8 @@ def test_start_model_keeps_encoder_heads_and_lte_of_a_checkpoint(
 ) -> None:
     model, line = started(task, options)
     expected, found = before(**TOKENS), model(**TOKENS)
-    assert torch.equal(found.exit_logits, expected.exit_logits)
-    assert torch.equal(found.certainties, expected.certainties)
+    assert torch.allclose(found.exit_logits, expected.exit_logits, atol=1e-6)  # the last bits depend on alignment
+    assert torch.allclose(found.certainties, expected.certainties, atol=1e-6)
     assert line == "continues from checkpoint: encoder, 3 exit heads, LTE"
 
 
@@ -64,7 +64,7 @@ def test_start_model_reorders_the_heads_of_a_checkpoint_by_label(
 ) -> None:
     model, _ = started(replace(task, labels=task.labels[::-1]), options)
     assert model.config.labels == before.config.labels[::-1]
-    assert torch.equal(model(**TOKENS).exit_logits, before(**TOKENS).exit_logits.flip(-1))
+    assert torch.allclose(model(**TOKENS).exit_logits, before(**TOKENS).exit_logits.flip(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_from_backbone_removes_the_pooler_of_the_backbone(backbone_folders: dict
         assert not any("pooler" in name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "modernbert"])
 @pytest.mark.parametrize(("exit_head", "pooling"), [("linear", "mean"), ("pooler", "first")])
 def test_from_pretrained_returns_the_saved_model(
     family: str, exit_head: str, pooling: str, backbone_folders: dict, tmp_path: Path
@@ -143,6 +143,20 @@ def test_mean_pooling_without_a_mask_uses_all_tokens(pooling: str, backbone_fold
     ids = batch()["input_ids"][:1]
     with torch.no_grad():
         assert torch.allclose(model(ids).exit_logits, model(ids, torch.ones_like(ids)).exit_logits, atol=1e-6)
+
+
+def test_exits_of_a_pre_norm_encoder_start_with_its_final_norm_and_read_the_mean(backbone_folders: dict) -> None:
+    backbone = AutoModel.from_pretrained(backbone_folders["modernbert"]).eval()
+    model = build(backbone_folders["modernbert"])
+    assert model.config.pooling == "mean"
+    assert all(torch.equal(head.norm.weight, backbone.final_norm.weight) for head in model.heads)
+    assert len({id(head.norm) for head in model.heads}) == 3
+    inputs = {name: value for name, value in batch().items() if name != "token_type_ids"}
+    with torch.no_grad():
+        last = backbone(**inputs).last_hidden_state
+        weights = inputs["attention_mask"][..., None] / inputs["attention_mask"].sum(dim=1)[:, None, None]
+        expected = model.heads[-1]((last * weights).sum(dim=1))
+    assert torch.allclose(run(model)[:, -1], expected, atol=1e-5)
 
 
 def test_lte_module_is_shared_by_all_layers(backbone_folders: dict) -> None:

@@ -40,7 +40,8 @@ from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 @click.option("--layers", type=int, help="Use only the first N layers of the encoder.")
 @click.option("--exit-head", default="linear", show_default=True, help="linear (the paper), or pooler (dense + tanh).")
 @click.option(
-    "--pooling", default="first", show_default=True, help="Input of the exits: first token (the paper), or mean."
+    "--pooling",
+    help="Input of the exits: first token, or mean.  [default: first, as in the paper; for ModernBERT mean]",
 )
 @click.option("--epochs", default=3.0, show_default=True, type=float)
 @click.option("--max-steps", type=int, help="Stop after N optimizer steps; overrides --epochs.")
@@ -90,7 +91,7 @@ def command(
     lte: bool,
     layers: int | None,
     exit_head: str,
-    pooling: str,
+    pooling: str | None,
     epochs: float,
     max_steps: int | None,
     batch_size: int,

@@ -67,9 +67,9 @@ class Space:
             **{name: min(max(value, getattr(self, name)[0]), getattr(self, name)[1]) for name, value in rates.items()},
         }
 
-    def _nearest_choice(self, name: str, value: str) -> str:
+    def _nearest_choice(self, name: str, value: str | None) -> str:
         choices: Sequence[str] = getattr(self, name)
-        return value if value in choices else choices[0]
+        return value if value is not None and value in choices else choices[0]
 
     def suggest(self, trial: Trial) -> Setting:
         """The setting of a trial: Optuna's suggestions."""

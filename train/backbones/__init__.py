@@ -8,7 +8,10 @@ from berxit.runtime.errors import InputError
 from berxit.train.backbones.adapter import Adapter
 from berxit.train.backbones.albert import AlbertAdapter
 from berxit.train.backbones.bert import BertAdapter, RobertaAdapter
+from berxit.train.backbones.deberta import DebertaV2Adapter
 from berxit.train.backbones.distilbert import DistilBertAdapter
+from berxit.train.backbones.electra import ElectraAdapter
+from berxit.train.backbones.modernbert import ModernBertAdapter
 from berxit.train.backbones.mpnet import MPNetAdapter
 from berxit.train.backbones.weights import EmbeddingWeights, LayerWeights
 
@@ -17,9 +20,14 @@ __all__ = ["ADAPTERS", "Adapter", "EmbeddingWeights", "LayerWeights", "adapter_f
 ADAPTERS: dict[str, type[Adapter]] = {
     "bert": BertAdapter,
     "roberta": RobertaAdapter,
+    "xlm-roberta": RobertaAdapter,
+    "camembert": RobertaAdapter,
     "albert": AlbertAdapter,
     "distilbert": DistilBertAdapter,
     "mpnet": MPNetAdapter,
+    "electra": ElectraAdapter,
+    "modernbert": ModernBertAdapter,
+    "deberta-v2": DebertaV2Adapter,
 }
 """transformers' model_type -> the family's adapter."""
 
@@ -28,5 +36,17 @@ def adapter_for(config: PreTrainedConfig) -> Adapter:
     """The adapter for a backbone's configuration. Raises InputError for a family that is not supported."""
     adapter = ADAPTERS.get(config.model_type)
     if adapter is None:
-        raise InputError(f"model type '{config.model_type}' is not supported: choose one of {', '.join(ADAPTERS)}")
+        raise InputError(
+            f"model type '{config.model_type}' is not supported, because {_reason(config)}: choose one of"
+            f" {', '.join(ADAPTERS)}"
+        )
     return adapter(config)
+
+
+def _reason(config: PreTrainedConfig) -> str:
+    """The reason why a family is not supported."""
+    if config.is_encoder_decoder:
+        return "it has a decoder, and a segment is an encoder layer"
+    if any(name.endswith(("CausalLM", "LMHeadModel")) for name in config.architectures or ()):
+        return "its tokens do not attend to later tokens, and a segment is an encoder layer"
+    return "no adapter converts its parameters to the canonical encoder layer"

@@ -22,6 +22,12 @@ class Adapter(ABC):
     layer_list: str | None = "encoder.layer."
     """Prefix of the numbered layers in the encoder's parameter names; None if all layers are needed (ALBERT)."""
 
+    default_pooling = "first"
+    """Input of the exits if none was chosen: "first", as in the paper, or "mean"."""
+
+    ignored: tuple[str, ...] = ()
+    """Prefixes of encoder weights that some files contain and the model does not use."""
+
     task_heads: tuple[str, ...] = ("classifier.", "qa_outputs.")
     """Prefixes of task heads in transformers' weight files. Training ignores them."""
 
@@ -41,6 +47,10 @@ class Adapter(ABC):
         sizes = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
         self.hidden_size: int = sizes.hidden_size
         self.layers: int = sizes.num_layers
+
+    def unsupported(self) -> str | None:
+        """The part of config.json that the canonical layer does not implement, beyond ``implemented``; None: none."""
+        return None
 
     def keep_layers(self, layers: int) -> None:
         """Reduces the configuration to the first ``layers`` layers."""
@@ -66,8 +76,15 @@ class Adapter(ABC):
         """The dense layer of the pre-trained pooler; None if the family has no pooler."""
         return None
 
+    def final_norm(self, backbone: PreTrainedModel) -> nn.Module | None:
+        """The norm after the last layer of a pre-norm encoder; None if the layers normalize their own outputs.
+
+        Every exit then has a norm of its own, with these weights at the start.
+        """
+        return None
+
     def remove_pooler(self, backbone: PreTrainedModel) -> None:  # noqa: B027 - most families have none
-        """Removes the backbone's pooler, because every exit has its own head."""
+        """Removes the backbone's pooler and final norm, because every exit has its own."""
 
     @abstractmethod
     def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights: ...

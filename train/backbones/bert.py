@@ -1,4 +1,4 @@
-"""BERT and RoBERTa, which have the same parameter names and different position ids."""
+"""BERT and RoBERTa (XLM-R, CamemBERT), which have the same parameter names and different position ids."""
 
 from __future__ import annotations
 
@@ -63,5 +63,6 @@ class RobertaAdapter(BertAdapter):
     def embeddings(self, backbone: PreTrainedModel) -> EmbeddingWeights:
         weights = super().embeddings(backbone)
         assert weights.types is not None
+        assert weights.positions is not None
         positions = weights.positions[self.config.pad_token_id + 1 :] + weights.types[0]
         return replace(weights, positions=positions, types=None)

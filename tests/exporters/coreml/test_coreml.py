@@ -29,14 +29,16 @@ from berxit.train.calibration import read_policy
 from berxit.train.checkpoint import load_checkpoint
 from berxit.train.modeling import MultiExitModel
 
+TOKENS = [(family, "fp32", "ios18", "tokens", ()) for family in ENCODERS]
+ANE = [(family, "fp16", "ios18", "ane", (8, 32)) for family in ("bert", "albert", "mpnet", "modernbert", "deberta-v2")]
+OLDER = [(family, "fp32", "ios16", "ane", (24,)) for family in ("roberta", "distilbert")]
+CASES = [*TOKENS, *ANE, *OLDER]
+SLOW = {("electra", "tokens"), ("deberta-v2", "tokens"), ("modernbert", "ane")}
+
 
 @pytest.mark.parametrize(
     ("family", "precision", "version", "layout", "lengths"),
-    [
-        *((family, "fp32", "ios18", "tokens", ()) for family in ENCODERS),
-        *((family, "fp16", "ios18", "ane", (8, 32)) for family in ("bert", "albert", "mpnet")),
-        *((family, "fp32", "ios16", "ane", (24,)) for family in ("roberta", "distilbert")),
-    ],
+    quick_and_slow(CASES, quick=[case for case in CASES if (case[0], case[3]) not in SLOW]),
 )
 def test_every_layer_equals_pytorch(
     family: str,

@@ -49,9 +49,9 @@ def test_weights_are_bfloat16_and_inputs_outputs_and_exits_float32(segments: Seg
         assert {tensor.dtype for tensor in (*graph.inputs, *graph.outputs)} <= {"float32", "int32"}
         types = {tensor.name: tensor.data_type for tensor in graph.model.graph.initializer}
         for name, kind in types.items():
-            exits = name.startswith(("classifier", "lte", "pooler"))
+            wide = name.startswith(("classifier", "lte", "pooler", "numbers", "window"))
             if kind not in (TensorProto.INT64, TensorProto.INT32):
-                assert kind == (TensorProto.FLOAT if exits else TensorProto.BFLOAT16), name
+                assert kind == (TensorProto.FLOAT if wide else TensorProto.BFLOAT16), name
         onnx.checker.check_model(graph.model, full_check=True)
         names = [node.name for node in rounded_in_float32(graph.model).graph.node]
         assert len(names) == len(set(names))

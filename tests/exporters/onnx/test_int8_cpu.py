@@ -289,7 +289,7 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
 
     def make(name: str) -> Path:
         if name not in made:
-            family, _, exits = name.partition("-")
+            family, exits = name.removesuffix("-exits"), name.endswith("-exits")
             folder = tmp_path_factory.mktemp(name)
             options = TrainingOptions(
                 str(backbone_folders[family]),
@@ -310,8 +310,11 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folders: di
 
 
 BUNDLES = quick_and_slow(
-    [(name,) for name in ("bert", "albert", "mpnet", "distilbert", "bert-exits", "albert-exits")],
-    quick=[("bert",), ("albert-exits",), ("mpnet",)],
+    [
+        (name,)
+        for name in ("bert", "albert", "mpnet", "distilbert", "modernbert", "deberta-v2", "bert-exits", "albert-exits")
+    ],
+    quick=[("bert",), ("albert-exits",), ("mpnet",), ("modernbert",)],
 )
 
 

@@ -17,7 +17,17 @@ import pytest
 import torch
 from conftest import ENCODERS, quick_and_slow, tiny_backbone
 from tensorrt_parser import Parser, UndefinedError
-from transformers import AlbertConfig, AutoModel, BertConfig, DistilBertConfig, MPNetConfig, RobertaConfig
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
 
 from berxit.exporters.export import export
 from berxit.exporters.onnx.graph import OnnxSegment
@@ -46,6 +56,9 @@ WRITTEN = [
 ]
 
 
+DEBERTA = {"relative_attention": True, "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 256}
+
+
 def multi_exit(backbone: torch.nn.Module, folder: Path, **options: object) -> MultiExitModel:
     backbone.save_pretrained(folder)
     torch.manual_seed(1)
@@ -65,6 +78,9 @@ def base_backbone(family: str, layers: int) -> torch.nn.Module:
         "albert": lambda: AlbertConfig(**words, **wide, embedding_size=128),
         "mpnet": lambda: MPNetConfig(**{**words, "pad_token_id": 1}, **wide),
         "distilbert": lambda: DistilBertConfig(**words, n_layers=layers),
+        "electra": lambda: ElectraConfig(**words, **wide),
+        "modernbert": lambda: ModernBertConfig(**words, **{**wide, "intermediate_size": 1152}),
+        "deberta-v2": lambda: DebertaV2Config(**words, **wide, **DEBERTA),
     }[family]()
     return AutoModel.from_config(config)
 
@@ -136,7 +152,7 @@ EACH_ONCE = [
     ("distilbert", "bf16"),
     ("mpnet", "fp16"),
 ]
-"""Every family and every precision once; the rules of the parser cover more combinations."""
+"""Every precision and five families once; the rules of the parser cover all families."""
 
 
 @pytest.mark.parametrize(
