@@ -115,7 +115,8 @@ ENTRIES = (
         5,
         (
             "berxit-train --model $MINILM --task custom --kind tokens --data toolkit/sample/slots --pooling mean"
-            f" --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3 --max-length 48 --output {OUTPUT}/slots",
+            f" --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3 --max-length 48"
+            f" --output {OUTPUT}/slots",
             f"berxit-calibrate {OUTPUT}/slots --data toolkit/sample/slots",
             f"berxit-eval {OUTPUT}/slots --data toolkit/sample/slots --split test --output {OUTPUT}/slots-eval",
         ),
