@@ -71,7 +71,7 @@ def test_start_model_reorders_the_heads_of_a_checkpoint_by_label(
     ("changes", "labels", "reason"),
     [
         ({}, ("cat", "dog", "other"), "its labels are cat, other"),
-        ({}, (), "its labels are cat, other"),
+        ({}, (), "its kind is classification"),
         ({"pooling": "first"}, None, "its --pooling is mean"),
         ({"exit_head": "pooler"}, None, "its --exit-head is linear"),
     ],
@@ -86,7 +86,8 @@ def test_start_model_has_new_heads_if_those_of_the_checkpoint_do_not_fit(
     before: MultiExitModel,
 ) -> None:
     if labels is not None:
-        task = replace(task, labels=labels, metric="accuracy" if labels else "spearman")
+        kind = "classification" if labels else "regression"
+        task = replace(task, labels=labels, metric="accuracy" if labels else "spearman", kind=kind)
     model, line = started(task, replace(options, **changes), None if labels != () else 3.5)
     assert equal_encoders(model, before)
     assert line == f"continues from checkpoint: encoder; new exit heads, because {reason}"
