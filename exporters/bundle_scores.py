@@ -17,12 +17,14 @@ from berxit.exporters.writing import Written
 from berxit.runtime.bundle import Scores, sha256
 from berxit.runtime.calibration import Calibration
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.loop import Backend, every_exit
+from berxit.runtime.examples import Examples
+from berxit.runtime.loop import Backend
 from berxit.runtime.progress import Progress
-from berxit.runtime.tokenization import Text, TextTokenizer
+from berxit.runtime.recalibration import every_output, text_words
+from berxit.runtime.tokenization import TextTokenizer
 from berxit.train.calibration import PASS_FILE, TEXTS_FILE, CalibratedPolicy, choose, rule_of, stored_texts
 from berxit.train.evaluation import Predictions, layer_scores
-from berxit.train.families import PolicySpec
+from berxit.train.families import PolicySpec, predicted_under
 from berxit.train.tasks import Task, task_of
 
 NOTABLE = 0.005
@@ -38,12 +40,18 @@ class Recalibrated:
 
 
 def recalibrate(
-    checkpoint: LoadedCheckpoint, written: Written, backend: Backend, data_file: Path | None, messages: Messages
+    checkpoint: LoadedCheckpoint,
+    written: Written,
+    backend: Backend,
+    data_file: Path | None,
+    messages: Messages,
+    most_flips: float | None = None,
 ) -> Recalibrated | None:
     """Runs the calibration data through the bundle, scores every exit, and chooses the thresholds again.
 
     ``data_file``: the calibration data; None reads the texts that the calibration stored. Returns None if that data is
-    not available; ``messages.warn`` then receives the reason.
+    not available; ``messages.warn`` then receives the reason. Raises BerxitError for that if there is a limit
+    ``most_flips`` (in percent), and if the new policy has more flips.
     """
     assert checkpoint.calibrated is not None
     calibration, exits, precision = checkpoint.calibrated.calibration, written.draft.exits, written.draft.precision
@@ -51,6 +59,8 @@ def recalibrate(
         expected = checkpoint.calibration_pass.select_exits(exits)
         texts = calibration_texts(checkpoint.path, expected, calibration, task_of(checkpoint.model.config), data_file)
     except BerxitError as error:
+        if most_flips is not None:
+            raise
         messages.warn(f"the cost of {precision} was not measured, the thresholds are the checkpoint's: {error}")
         return None
     found = bundle_pass(backend, written.tokenizer, texts, expected, messages.progress)
@@ -58,6 +68,13 @@ def recalibrate(
     chosen = choose(found, PolicySpec.of(calibration), rule_of(calibration), calibration.data, calibration.data_sha256)
     messages.report(describe_scores(scores, exits, chosen.calibration.histogram, precision))
     messages.report(f"calibrated on the bundle's own outputs: {chosen.calibration.summary()}")
+    flips = 100 * float((predicted_under(found, chosen.policy) != expected.full_depth).mean())
+    messages.report(f"flips: {flips:.2f}% of its predictions differ from the checkpoint's full depth, on the same data")
+    if most_flips is not None and flips > most_flips:
+        raise BerxitError(
+            f"{precision}: {flips:.2f}% of the predictions differ from the checkpoint's full depth, more than"
+            f" --most-flips {most_flips:g}. Nothing was written: calibrate with a lower --risk, or export in fp32"
+        )
     return Recalibrated(chosen, scores)
 
 
@@ -81,8 +98,8 @@ def calibration_file(data: Path, checkpoint: Path, calibration: Calibration) -> 
 
 def calibration_texts(
     checkpoint: Path, expected: Predictions, calibration: Calibration, task: Task, path: Path | None
-) -> list[Text]:
-    """The texts of the pass, in its order: from ``path``, or those that the calibration stored.
+) -> Examples:
+    """The texts of the pass, in its order, and their spans: from ``path``, or those that the calibration stored.
 
     Raises BerxitError if they are not stored, or do not match the pass.
     """
@@ -100,23 +117,19 @@ def calibration_texts(
     rows = np.arange(len(expected.labels)) if expected.ids is None else expected.ids
     if rows.max(initial=-1) >= len(examples) or not np.array_equal(examples.labels[rows], expected.labels):
         raise BerxitError(f"{path} does not fit {PASS_FILE}: run berxit-calibrate again")
-    return [examples.texts[row] for row in rows]
+    return examples.rows(rows.tolist())
 
 
 def bundle_pass(
-    backend: Backend, tokenizer: TextTokenizer, texts: Sequence[Text], expected: Predictions, progress: Progress
+    backend: Backend, tokenizer: TextTokenizer, examples: Examples, expected: Predictions, progress: Progress
 ) -> Predictions:
     """The bundle's outputs for the same texts at the same exits. Batch size 1, as on a device."""
-    logits = np.empty_like(expected.logits)
-    lte = None if expected.lte is None else np.empty_like(expected.lte)
-    with progress(len(texts)) as bar:
-        for row, text in enumerate(texts):
-            for place, found in enumerate(every_exit(backend, tokenizer([text]))):
-                logits[row, place] = found.logits[0]
-                if lte is not None and found.lte is not None:
-                    lte[row, place] = found.lte[0]
-            bar.update(1)
-    return replace(expected, logits=logits, lte=lte, reference=expected.full_depth)
+    kind = expected.task_kind
+    logits, lte = every_output(backend, tokenizer, examples.texts, kind, progress)
+    numbers = None
+    if kind.words:
+        numbers = kind.numbers(logits, expected.names, text_words(tokenizer, examples.texts, examples.spans))
+    return replace(expected, logits=logits, lte=lte, numbers=numbers, reference=expected.full_depth)
 
 
 def compare(expected: Predictions, found: Predictions, calibration: Calibration) -> Scores:

@@ -15,6 +15,7 @@ from berxit.exporters.targets import find_target
 from berxit.exporters.writing import Written, write_files
 from berxit.runtime.bundle import Manifest, Parity, schema_version, write_manifest
 from berxit.runtime.bundle_files import MANIFEST
+from berxit.runtime.errors import InputError
 from berxit.runtime.policies.registry import BUILT_IN
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.signing import SIGNATURE, private_key
@@ -32,6 +33,7 @@ def export(
     accept_noise: bool = False,
     scores: bool = True,
     data: Path | None = None,
+    most_flips: float | None = None,
     sign: Path | None = None,
     progress: Progress = silent,
     report: Callable[[str], None] = lambda line: None,
@@ -42,23 +44,32 @@ def export(
     ``scores``: for a precision that may change predictions, run the calibration data through the bundle, measure the
     scores, and choose the thresholds from the bundle's outputs. ``data``: the calibration data, a file or its folder;
     default: the texts that the calibration stored. It also provides the golden inputs if the checkpoint has no samples.
-    ``accept_noise``: place exits automatically on a busy machine, too. ``sign``: PEM file of a private ed25519 key,
-    which signs the manifest. ``report`` receives the lines of the report, ``warn`` (default: ``report``) what was not
-    measured, and why scores or golden inputs may mean little.
+    ``most_flips``: write nothing if more than this percentage of the bundle's predictions on this data differ from full
+    depth of the checkpoint. ``accept_noise``: place exits automatically on a busy machine, too. ``sign``: PEM file of a
+    private ed25519 key, which signs the manifest. ``report`` receives the lines of the report, ``warn`` (default:
+    ``report``) what was not measured, and why scores or golden inputs may mean little.
 
     Raises InputError for an unknown target or precision, an output that exists, or a precision that needs texts of the
-    task if there are none; BerxitError for a checkpoint that cannot be read or an exit that differs from it.
+    task if there are none; BerxitError for a checkpoint that cannot be read, an exit that differs from it,
+    or too many flips.
     """
     messages = Messages(progress, report, warn or report)
     settings = find_target(target).settings(options)
     key = None if sign is None else private_key(sign)
     loaded = load(checkpoint)
     plan = make_plan(loaded, settings, options.exits, data, messages, scores=scores, accept_noise=accept_noise)
+    if most_flips is not None and not plan.scored:
+        raise InputError(
+            f"--most-flips needs a calibrated checkpoint and a precision whose predictions the export measures:"
+            f" {settings.precision.name} of {target} is not measured here. Omit it, or choose another --precision"
+        )
     with write_whole(output, force=force) as folder:
         written = write_files(loaded, plan.settings, plan.segments, plan.samples, folder, progress)
         backend = settings.target.load_writer().checking_backend(folder, written.draft, None)
         parity = verify(written, backend, settings.precision, settings.target.proof, checkpoint, report)
-        measured = recalibrate(loaded, written, backend, plan.data_file, messages) if plan.scored else None
+        measured = None
+        if plan.scored:
+            measured = recalibrate(loaded, written, backend, plan.data_file, messages, most_flips)
         del backend  # it maps files of the folder, which is renamed below
         manifest = finish_manifest(written, plan, parity, measured, messages)
         write_manifest(manifest, folder)

@@ -25,7 +25,8 @@ MASKED = -30000.0
 
 @dataclass(frozen=True)
 class ExitWeights:
-    """Exit of a layer: from its pooled hidden state (B, d) to logits and LTE certainty."""
+    """Exit of a layer: from its pooled hidden state (B, d) to logits and LTE certainty. The classifier of a tokens
+    model reads the hidden states of all tokens."""
 
     pooler: Linear | None
     """(d, d), followed by tanh; None if the classifier reads the pooled hidden state directly."""
@@ -62,6 +63,8 @@ class Segments:
     layers: tuple[LayerSegment, ...]
     outputs: int
     """C: classes, or 1 for regression."""
+    words: bool
+    """True if the exit heads read every token, not the pooled state: a tokens model."""
     hidden_size: int
     max_length: int
     """Tokens of the longest input in training; the position table may have more rows."""
@@ -116,6 +119,7 @@ def split_segments(model: MultiExitModel) -> Segments:
         model.adapter.embeddings(model.backbone),
         tuple(LayerSegment(i, *pair) for i, pair in enumerate(zip(layers, exits, strict=True), start=1)),
         model.config.num_labels,
+        model.config.task_kind.words,
         model.hidden_size,
         model.config.max_length,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,8 @@ def write_files(
     target, model = settings.target, checkpoint.model
     max_length = settings.max_length(model.config.max_length)
     shutil.copyfile(checkpoint.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    tokenizer = TextTokenizer(folder / TOKENIZER_FILE, max_length, checkpoint.tokenizer.pad_token_id)
+    words = model.config.task_kind.words
+    tokenizer = TextTokenizer(folder / TOKENIZER_FILE, max_length, checkpoint.tokenizer.pad_token_id, words=words)
     if target.every_length:
         samples = of_every_length(samples, settings.lengths, tokenizer)
     golden = make_golden(model, tokenizer, samples, max_length)
@@ -97,7 +99,7 @@ def model_info(model: MultiExitModel, pad_token_id: int, max_length: int) -> Mod
     return ModelInfo(
         family=config.backbone.model_type,
         task=config.task,
-        kind="regression" if config.regression else "classification",
+        kind=config.kind,
         labels=config.labels,
         metric=config.metric,
         text_columns=config.text_columns,
@@ -124,9 +126,17 @@ def make_golden(model: MultiExitModel, tokenizer: TextTokenizer, samples: Sequen
         input_ids=tuple(case.input_ids for case in cases),
         token_type_ids=tuple(case.token_type_ids for case in cases),
         tokenization=tokenized(revealing, tokenizer(revealing)),
-        logits=shortest(outputs.exit_logits.numpy()).tolist(),
+        logits=_nested(outputs.exit_logits.numpy(), batch.lengths if model.config.task_kind.words else None),
         lte=None if outputs.certainties is None else shortest(outputs.certainties.numpy()).tolist(),
     )
+
+
+def _nested(logits: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64] | None) -> tuple[Any, ...]:
+    """Logits (B, n, C) as lists. With the numbers of tokens ``lengths``, logits (B, n, S, C) without padding."""
+    values = shortest(logits)
+    if lengths is None:
+        return tuple(values.tolist())
+    return tuple(row[:, :length].tolist() for row, length in zip(values, lengths.tolist(), strict=True))
 
 
 def shortest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -30,7 +30,7 @@ class BenchRecords:
     """Operating point, such as ``layer 4``, ``threshold 0.9``, ``calibrated``, ``one graph`` -> its queries."""
     outputs: ExitOutputs
     classes: tuple[str, ...]
-    """Class names; empty for regression."""
+    """Class or label names; empty for regression."""
     tokens: npt.NDArray[np.int64]
     """(N,) number of tokens."""
 
@@ -45,6 +45,7 @@ class BenchRecords:
             "schema_version": SCHEMA_VERSION,
             "bundle": self.bundle,
             "classes": list(self.classes),
+            "kind": outputs.kind,
             "exits": list(outputs.exits),
             "policy": to_json(outputs.policy),
             "texts": [[text] if isinstance(text, str) else list(text) for text in outputs.texts],
@@ -88,6 +89,7 @@ def _parsed(data: dict[str, Any], where: str) -> BenchRecords:
         np.array(data["predictions"], numbers).reshape(shape),
         None if data["labels"] is None else np.array(data["labels"], numbers).reshape(shape[:1]),
         tuple(parts[0] if len(parts) == 1 else (parts[0], parts[1]) for parts in texts),
+        str(data.get("kind", "classification" if classes else "regression")),
     )
     points = {}
     for name, each in data["points"].items():

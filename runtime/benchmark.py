@@ -23,6 +23,7 @@ from berxit.runtime.energy import measure_energy
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.examples import Examples
 from berxit.runtime.golden import Golden, check_tokenization, differences, read_golden
+from berxit.runtime.kinds import TextWords
 from berxit.runtime.loop import Backend
 from berxit.runtime.measurement import (
     Line,
@@ -39,6 +40,7 @@ from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.queries import ExitOutputs
+from berxit.runtime.recalibration import text_words
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.speed_up import SpeedUp, speed_up
 from berxit.runtime.throughput import measure_throughput
@@ -108,6 +110,10 @@ def bench(
     layers = manifest.model.layers
     before = devices.read_sensors()
     logits, lte = stored_pass(runner, inputs)
+    kind, words = manifest.model.task_kind, list[TextWords]()
+    if kind.words:
+        words = text_words(runner.tokenizer, inputs, examples.spans if examples else ())
+    numbers = kind.numbers(logits, manifest.model.labels, words)
     tried = spread_thresholds(runner.policy, manifest.exits, logits, lte, thresholds)
     policies = _operating_points(runner, tried, one_graph)
     others = {}
@@ -123,7 +129,7 @@ def bench(
     minima = dict.fromkeys(points.values(), smallest)
     more = queries_for(inputs, policies, {name: others.get(name, runner) for name in minima}, minima, rounds=rounds)
     score = _scorer(runner, examples) if examples else None
-    constant, warnings = _chance(manifest, logits, examples.labels) if examples else (None, ())
+    constant, warnings = _chance(manifest, logits, numbers[:, -1], examples.labels) if examples else (None, ())
     with progress(rounds * len(inputs) * len(policies) + more) as bar, devices.Sampler() as sampler:
         measured = measure(
             runner,
@@ -202,8 +208,17 @@ def bench(
         records=BenchRecords(
             bundle.resolve().name,
             measured.queries,
-            ExitOutputs.of(runner.policy, manifest.exits, logits, lte, examples.labels if examples else None, inputs),
-            () if manifest.model.regression else manifest.model.labels,
+            ExitOutputs.of(
+                runner.policy,
+                manifest.exits,
+                logits,
+                lte,
+                examples.labels if examples else None,
+                inputs,
+                kind,
+                numbers,
+            ),
+            manifest.model.labels,
             runner.tokenizer(list(inputs)).lengths,
         ),
     )
@@ -270,17 +285,20 @@ def _scorer(runner: EarlyExitRunner, examples: Examples) -> Callable[[Sequence[P
     metric = metric_named(model.metric)
 
     def score(answers: Sequence[Prediction]) -> float:
-        values = [a.label if model.regression else model.labels.index(str(a.label)) for a in answers]
-        return metric(np.array(values), examples.labels)
+        truth = examples.spans or [()] * len(answers)
+        pairs = zip(answers, truth, strict=True)
+        return metric(np.array([model.task_kind.number(a, model.labels, spans) for a, spans in pairs]), examples.labels)
 
     return score
 
 
-def _chance(manifest: Manifest, logits: npt.NDArray, labels: npt.NDArray) -> tuple[float, tuple[str, ...]]:
-    """The constant prediction's score, and a warning if full depth scores no better: logits (N, E, C), labels (N,)."""
-    metric, classes = manifest.model.metric, logits.shape[2]
+def _chance(
+    manifest: Manifest, logits: npt.NDArray, last: npt.NDArray, labels: npt.NDArray
+) -> tuple[float, tuple[str, ...]]:
+    """The constant prediction's score, and a warning if full depth scores no better: logits (N, E, ...), full depth's
+    predictions ``last`` (N,), labels (N,)."""
+    metric, classes = manifest.model.metric, len(manifest.model.labels)
     check_outputs(metric, logits, manifest.exits, "the labelled inputs")
-    last = logits[:, -1, 0] if manifest.model.regression else logits[:, -1].argmax(axis=1)
     constant = constant_prediction(metric, labels, classes)
     if not at_chance(metric, last, labels, classes):
         return constant.score, ()

@@ -30,7 +30,8 @@ from berxit.runtime.json_data import (
     to_json,
     write_json,
 )
-from berxit.runtime.manifest_checks import check_manifest
+from berxit.runtime.kinds import KINDS, Kind
+from berxit.runtime.manifest_checks import check_kind, check_manifest
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.onnx_files import check_onnx
 from berxit.runtime.policies import ExitPolicy
@@ -40,7 +41,7 @@ from berxit.runtime.storage import recover
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The newest version that this reader knows."""
 DIGEST_LENGTH = 12
 FLOAT32_NODES = "float32/"
@@ -59,9 +60,9 @@ class ModelInfo:
     task: str
     """The task's name: rte, mrpc, ..., custom."""
     kind: str
-    """classification or regression."""
+    """A name in runtime.kinds.KINDS."""
     labels: tuple[str, ...]
-    """Class names in the order of the logits; empty for regression."""
+    """Class or label names in the order of the logits; empty for regression."""
     metric: str
     """The task's score, a name in runtime.metrics.METRICS."""
     text_columns: tuple[str, ...]
@@ -82,9 +83,19 @@ class ModelInfo:
         return self.kind == "regression"
 
     @property
+    def task_kind(self) -> Kind:
+        """The kind as an object."""
+        return KINDS[self.kind]
+
+    @property
     def outputs(self) -> int:
         """C, the number of logits; 1 for regression."""
-        return 1 if self.regression else len(self.labels)
+        return self.task_kind.outputs(self.labels)
+
+    def check_policy(self, policy: ExitPolicy) -> None:
+        """Raises InputError for a policy that does not work for this model."""
+        kind = self.task_kind
+        policy.check(outputs=kind.classes(self.labels), lte=self.lte, several=kind.several)
 
 
 @dataclass(frozen=True)
@@ -311,7 +322,8 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         if data.get("calibration") is not None:
             data["calibration"] = upgraded(data["calibration"])
         manifest: Manifest = parse(Manifest, data, str(path))
-        manifest.policy.check(outputs=manifest.model.outputs, lte=manifest.model.lte)
+        check_kind(manifest.model, str(path))
+        manifest.model.check_policy(manifest.policy)
     except UnregisteredError as error:  # The bundle is whole. Its criterion is a user's own.
         raise error.in_file(path) from None
     except InputError as error:  # The policy's own check does not know the file.
@@ -331,7 +343,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
 def schema_version(manifest: Manifest) -> int:
     """The smallest schema version whose readers know every part of the manifest."""
     metric = METRICS[manifest.model.metric].since if manifest.model.metric in METRICS else 1
-    return max(manifest.policy.schema_version, required_version(manifest), metric)
+    return max(manifest.policy.schema_version, required_version(manifest), metric, manifest.model.task_kind.since)
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:

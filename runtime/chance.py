@@ -33,20 +33,22 @@ class Constant:
     """The best prediction that is the same for every input."""
 
     prediction: float
-    """Class number; for regression the mean label."""
+    """Number of the class or set of labels; for regression the mean label."""
     score: float
 
 
 def constant_prediction(metric: str, labels: npt.NDArray, classes: int) -> Constant:
-    """The class with the best score: for accuracy the majority class. For regression, the mean label with score 0.
+    """The class with the best score: for accuracy the majority class. For regression, the mean label with score 0. For
+    sets of labels, the best set of the most frequent labels.
 
-    ``classes``: C. If classes have equal scores, the one with the lowest number is used.
+    ``classes``: C, the number of class or label names. Of equal scores, the one with the lowest number is used.
     """
     if metric_named(metric).values:
         return Constant(float(np.mean(labels)), 0.0)
-    scores = [metric_named(metric)(np.full(len(labels), number), labels) for number in range(classes)]
+    tried = metric_named(metric).constants(labels, classes)
+    scores = [metric_named(metric)(np.full(len(labels), number), labels) for number in tried]
     best = int(np.argmax(scores))
-    return Constant(float(best), float(scores[best]))
+    return Constant(tried[best], float(scores[best]))
 
 
 def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
@@ -59,17 +61,19 @@ def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
     elif metric_named(metric).values and _constant(labels):
         problem = f"every label is {labels[0]:g}"
     elif not metric_named(metric).values and _constant(labels):
-        problem = "all labels are of one class"
+        one_class = metric_named(metric).kind == "classification"
+        problem = "all labels are of one class" if one_class else "all texts have the same labels"
     if problem:
         raise InputError(f"{where}: {metric} cannot be measured: {problem}. Give data with different labels")
 
 
 def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where: str) -> None:
-    """Raises DivergedError for outputs (N, E, C) without a defined score. ``layers`` (E,): the layers of the exits."""
-    finite = np.isfinite(logits).all(axis=(0, 2))
+    """Raises DivergedError for outputs (N, E, ...) without a defined score. ``layers`` (E,): layers of the exits."""
+    finite = np.isfinite(logits).all(axis=(0, *range(2, logits.ndim)))
     if not finite.all():
         layer = layers[int(np.argmin(finite))]
-        rows = int((~np.isfinite(logits[:, int(np.argmin(finite))]).all(axis=1)).sum())
+        broken = ~np.isfinite(logits[:, int(np.argmin(finite))])
+        rows = int(broken.reshape(len(logits), -1).any(axis=1).sum())
         raise DivergedError(
             f"{where}: {metric} cannot be measured: layer {layer} outputs NaN or infinity for {rows} of {len(logits)}"
             " rows. Train again with a lower --learning-rate"

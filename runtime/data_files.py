@@ -26,10 +26,13 @@ _NO_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 """Type of a value that is neither a text nor a label -> its name in messages."""
 
 
-def read_records(path: Path, columns: Sequence[str], skipped: list[str] | None = None) -> Iterator[tuple[int, Record]]:
+def read_records(
+    path: Path, columns: Sequence[str], skipped: list[str] | None = None, *, lists: Sequence[str] = ()
+) -> Iterator[tuple[int, Record]]:
     """Yields (line number, record) for each row of a file that must have ``columns``. In Parquet and in a JSON
     array, row 1 is line 1.
 
+    ``lists``: further columns that the file must have, whose values may be lists.
     A row that does not match the header raises InputError; with ``skipped``, its message is appended there instead.
     Raises InputError for a file without a valid row, and ModuleNotFoundError for Parquet without pyarrow.
     """
@@ -41,14 +44,15 @@ def read_records(path: Path, columns: Sequence[str], skipped: list[str] | None =
     reader = READERS[suffix]
     rows = 0
     try:
-        for line, row in reader(path, columns):
+        for line, found in reader(path, (*columns, *lists)):
+            row = found if isinstance(found, str) else _checked_values(found, columns)
             if isinstance(row, str):
                 problem = f"{path}, line {line}: {row}"
                 if skipped is None:
                     raise InputError(f"{problem}. Fix or delete it")
                 skipped.append(problem)
                 continue
-            if missing := [column for column in columns if column not in row]:
+            if missing := [column for column in (*columns, *lists) if column not in row]:
                 hint = header_problem(list(row), suffix)
                 problem = f"{path}, line {line}: no column '{missing[0]}'. {hint or f'Columns: {listed(row)}'}"
                 if skipped is None or suffix in WITH_HEADER:  # the column is missing in every row
@@ -101,7 +105,7 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]
             except (ValueError, RecursionError) as error:
                 yield line, f"not JSON ({getattr(error, 'msg', error)})"
                 continue
-            yield line, _checked_record(row, columns)
+            yield line, _checked_record(row)
 
 
 def _read_json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -125,7 +129,7 @@ def _read_json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
     if not isinstance(rows, list):
         raise InputError(f"{path}: not an array of objects. Save it as JSONL, with one object per line")
     for line, row in enumerate(rows, start=1):
-        yield line, _checked_record(row, columns)
+        yield line, _checked_record(row)
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -139,9 +143,41 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     line += 1
-                    yield line, _checked_record(row, columns)
+                    yield line, _checked_record(row)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({first_line(error)}). Write it again") from None
+
+
+def _read_conll(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """Reads words with IOB2 tags: one word per line, its tag in the last column, a blank line after each text. The
+    columns of the rows are ``text``, the words separated by blanks, and ``spans``."""
+    with path.open(encoding="utf-8-sig") as stream:
+        first, words = 1, []
+        for line, content in enumerate([*stream, "\n"], start=1):
+            cells = content.split()
+            if cells and cells[0] != "-DOCSTART-":
+                words.append((line, cells))
+            elif words:
+                yield first, _conll_row(words)
+                words = []
+            if not words:
+                first = line + 1
+
+
+def _conll_row(words: list[tuple[int, list[str]]]) -> Row:
+    spans: list[list[Any]] = []
+    start, before = 0, ""
+    for line, (word, *_, tag) in ((line, cells if len(cells) > 1 else [*cells, ""]) for line, cells in words):
+        kind, _, label = tag.partition("-")
+        if (kind, label) != ("O", "") and not (kind in ("B", "I") and label):
+            return f"line {line} has the tag '{tag}', which is not O, B-LABEL or I-LABEL"
+        end = start + len(word)
+        if kind == "I" and label == before:
+            spans[-1][1] = end
+        elif label:
+            spans.append([start, end, label])
+        start, before = end + 1, label
+    return {"text": " ".join(cells[0] for _, cells in words), "spans": spans}
 
 
 def header_problem(names: Sequence[str], suffix: str) -> str:
@@ -180,9 +216,11 @@ def _row(header: list[str], values: list[str]) -> Row:
     return dict(zip(header, values, strict=True))
 
 
-def _checked_record(row: object, columns: Sequence[str]) -> Row:
-    if not isinstance(row, dict):
-        return "not a JSON object"
+def _checked_record(row: object) -> Row:
+    return row if isinstance(row, dict) else "not a JSON object"
+
+
+def _checked_values(row: Record, columns: Sequence[str]) -> Row:
     for column in columns:
         if kind := _NO_TEXT.get(type(row.get(column))):
             return f"column '{column}' is {kind}, not one value"
@@ -219,6 +257,8 @@ READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[int, Row]]]] =
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".iob2": _read_conll,
 }
 """Suffix in lower case -> reader of the format. The case of a file's suffix is ignored."""
 SUFFIXES = tuple(READERS)

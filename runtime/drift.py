@@ -64,18 +64,19 @@ class Reference:
     certainties: Histogram
     """Certainties at the exit."""
     predictions: Histogram
-    """One bin per class, or bins of the values of a regression model."""
+    """One bin per class, bins of the values of a regression model, or one bin per number of labels of a set."""
 
     @classmethod
     def of(
-        cls, layers: npt.NDArray, certainty: npt.NDArray, predicted: npt.NDArray, *, depth: int, classes: int
+        cls, layers: npt.NDArray, certainty: npt.NDArray, predicted: npt.NDArray, classes: int, *, depth: int
     ) -> Reference:
         """The reference of N examples.
 
         Args:
             layers: (N,) exit layers, from 1.
             certainty: (N,) certainties at these exits.
-            predicted: (N,) class numbers there, or values for regression (``classes`` is 1).
+            predicted: (N,) bins of the predictions there (``Kind.bins``), or values for regression.
+            classes: number of bins; 1 for values.
             depth: number of layers of the model.
         """
         named = Histogram.of_numbers(predicted) if classes == 1 else Histogram.of_classes(predicted, classes)

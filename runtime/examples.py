@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from berxit.runtime.data_files import SUFFIXES, read_records, value_text
 from berxit.runtime.errors import InputError
-from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
-from berxit.runtime.tables import plural
+from berxit.runtime.labels import checked_label, label_reader
+from berxit.runtime.spans import BEGIN, Span, read_spans, span_number
+from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text, checked_text
 
 CUSTOM = "custom"
@@ -25,6 +26,10 @@ class ReadsExamples(Protocol):
 
     @property
     def task(self) -> str: ...
+
+    @property
+    def kind(self) -> str:
+        """Name in runtime.kinds.KINDS."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -43,18 +48,30 @@ class Examples:
 
     texts: list[Text]
     labels: npt.NDArray
-    """(N,) class numbers (int64), or values (float64) for regression. Zeros for unlabelled examples."""
+    """(N,) labels as numbers (``runtime.kinds``): int64, or float64 for regression. Zeros for unlabelled examples."""
     skipped: tuple[str, ...] = ()
     """Error messages of the skipped rows."""
     unlabelled: bool = False
     """True if the file has no labels."""
+    kind: str = "classification"
+    """Name in runtime.kinds.KINDS."""
+    names: tuple[str, ...] = ()
+    """Class, label or tag names, in the order of the logits; empty for regression and unlabelled examples."""
+    spans: tuple[tuple[Span, ...], ...] = ()
+    """(N,) the spans of each text; empty unless the kind is tokens."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def head(self, count: int | None) -> Examples:
         """The first ``count`` examples; all for None."""
-        return self if count is None else replace(self, texts=self.texts[:count], labels=self.labels[:count])
+        return self if count is None else self.rows(range(min(count, len(self))))
+
+    def rows(self, rows: Iterable[int]) -> Examples:
+        """The examples of these row numbers."""
+        rows = list(rows)
+        spans = tuple(self.spans[row] for row in rows) if self.spans else ()
+        return replace(self, texts=[self.texts[row] for row in rows], labels=self.labels[rows], spans=spans)
 
     def skipped_line(self, path: Path) -> str:
         """Message about the skipped rows, in one line."""
@@ -72,27 +89,29 @@ def read_examples(
     label_column: str,
     labels: Sequence[str] | None,
     *,
+    kind: str | None = None,
     glue_numbers: bool = False,
     skip_bad_rows: bool = False,
 ) -> Examples:
-    """Reads a file of examples. ``labels``: the class names, in order; None for regression.
+    """Reads a file of examples. ``labels``: the class or label names, in order; None for regression. ``kind``: a name
+    in runtime.kinds.KINDS; None: classification, or regression without labels.
 
     A label is the name of a class, normalized by ``class_name``. With ``glue_numbers`` (the built-in tasks) it may also
-    be the number of a class, as in the GLUE files.
+    be the number of a class, as in the GLUE files. For the kind multilabel, it is a set of names (``set_names``).
     Raises InputError for a missing file, column or value, a row whose number of columns differs from the header, text
     that is not UTF-8, or an unknown label. ``skip_bad_rows`` skips rows with a wrong number of columns, an empty text,
     or a missing or unknown label.
     """
-    numbers = None if labels is None else label_numbers(labels, glue_numbers)
+    kind = kind or ("regression" if labels is None else "classification")
+    if kind == "tokens":
+        return _read_tokens(path, text_columns, label_column, labels or (), skip_bad_rows=skip_bad_rows)
+    number_of = label_reader(kind, labels or (), label_column, glue_numbers=glue_numbers)
     texts: list[Text] = []
     values: list[float] = []
     skipped: list[str] | None = [] if skip_bad_rows else None
-    for where, text, label in labelled_rows(path, text_columns, label_column, skipped):
+    for where, text, label in labelled_rows(path, text_columns, label_column, skipped, sets=kind == "multilabel"):
         try:
-            if numbers is None:
-                value = regression_value(label, where)
-            else:
-                value = class_number(label, numbers, labels or (), where)
+            value = number_of(label, where)
         except InputError as error:
             if skipped is None:
                 raise
@@ -102,8 +121,58 @@ def read_examples(
         values.append(value)
     if not texts and skipped:
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
-    dtype = np.float64 if labels is None else np.int64
-    return Examples(texts, np.array(values, dtype=dtype), tuple(skipped or ()))
+    dtype = np.float64 if kind == "regression" else np.int64
+    return Examples(texts, np.array(values, dtype=dtype), tuple(skipped or ()), kind=kind, names=tuple(labels or ()))
+
+
+def _read_tokens(
+    path: Path, text_columns: Sequence[str], label_column: str, tags: Sequence[str], *, skip_bad_rows: bool
+) -> Examples:
+    skipped: list[str] | None = [] if skip_bad_rows else None
+    rows = []
+    for where, text, spans in span_rows(path, text_columns, label_column, skipped):
+        try:
+            check_span_labels(spans, tags, where)
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        rows.append((text, spans))
+    if not rows:
+        raise InputError(f"{path} has no valid row. First problem: {skipped[0] if skipped else 'no rows'}")
+    texts, spans_of_texts = zip(*rows, strict=True)
+    numbers = np.array([span_number(spans, spans) for spans in spans_of_texts], dtype=np.int64)
+    return Examples(list(texts), numbers, tuple(skipped or ()), kind="tokens", names=tuple(tags), spans=spans_of_texts)
+
+
+def check_span_labels(spans: Sequence[Span], tags: Sequence[str], where: str) -> None:
+    """Raises InputError for a span whose label has no tag."""
+    if unknown := [span.label for span in spans if BEGIN + span.label not in tags]:
+        names = [tag.removeprefix(BEGIN) for tag in tags if tag.startswith(BEGIN)]
+        raise InputError(f"{where}: unknown label '{unknown[0]}'. Known labels: {listed(names)}")
+
+
+def span_rows(
+    path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None = None
+) -> Iterator[tuple[str, str, tuple[Span, ...]]]:
+    """Yields ("FILE, line N", text, spans) for each row of a file with labelled spans.
+
+    An invalid row raises InputError; with ``skipped``, its message is appended there instead.
+    """
+    if len(text_columns) != 1:
+        raise InputError(f"{path}: spans are those of one text, and {len(text_columns)} text columns are given")
+    for line, row in read_rows(path, text_columns, skipped, lists=(label_column,)):
+        where, raw = f"{path}, line {line}", row[text_columns[0]]
+        try:
+            text = text_of(row, text_columns, where)
+            found = where, str(text), read_spans(row[label_column], raw, label_column, where)
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        yield found
 
 
 def read_texts(path: Path, text_columns: Sequence[str], *, skip_bad_rows: bool = False) -> Examples:
@@ -130,21 +199,33 @@ def has_column(path: Path, column: str) -> bool:
 def read_examples_for(model: ReadsExamples, path: Path) -> Examples:
     """Reads a file of examples with the columns and labels of ``model``. Raises the errors of ``read_examples``."""
     return read_examples(
-        path, model.text_columns, model.label_column, model.labels or None, glue_numbers=model.task != CUSTOM
+        path,
+        model.text_columns,
+        model.label_column,
+        model.labels,
+        kind=model.kind,
+        glue_numbers=model.task != CUSTOM,
     )
 
 
 def labelled_rows(
-    path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None = None
+    path: Path,
+    text_columns: Sequence[str],
+    label_column: str,
+    skipped: list[str] | None = None,
+    *,
+    sets: bool = False,
 ) -> Iterator[tuple[str, Text, str]]:
-    """Yields ("FILE, line N", text, label) for each row.
+    """Yields ("FILE, line N", text, text of the label) for each row. ``sets``: labels may be lists, and empty.
 
     A row without a text or label raises InputError; with ``skipped``, its message is appended there instead.
     """
-    for line, row in read_rows(path, (*text_columns, label_column), skipped):
+    columns, lists = (text_columns, (label_column,)) if sets else ((*text_columns, label_column), ())
+    for line, row in read_rows(path, columns, skipped, lists=lists):
         where = f"{path}, line {line}"
         try:
-            found = where, text_of(row, text_columns, where), checked_label(row[label_column], label_column, where)
+            text, label = text_of(row, text_columns, where), row[label_column]
+            found = where, text, label if sets else checked_label(label, label_column, where)
         except InputError as error:
             if skipped is None:
                 raise
@@ -154,10 +235,10 @@ def labelled_rows(
 
 
 def read_rows(
-    path: Path, columns: Sequence[str], skipped: list[str] | None = None
+    path: Path, columns: Sequence[str], skipped: list[str] | None = None, *, lists: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """``read_records`` with every value as text."""
-    for line, record in read_records(path, columns, skipped):
+    for line, record in read_records(path, columns, skipped, lists=lists):
         yield line, {column: value_text(value) for column, value in record.items()}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +47,8 @@ class Golden:
     input_ids: tuple[tuple[int, ...], ...]
     """(B,) token ids of each sample, without padding."""
     token_type_ids: tuple[tuple[int, ...], ...]
-    logits: tuple[tuple[tuple[float, ...], ...], ...]
-    """(B, n, C)"""
+    logits: tuple[tuple[tuple[Any, ...], ...], ...]
+    """(B, n, C); for tokens (B, n, S, C) with the S tokens of each sample, without padding."""
     lte: tuple[tuple[float, ...], ...] | None
     """(B, n) LTE certainty; None if the model has no LTE module."""
     tokenization: tuple[TokenizedText, ...] = ()
@@ -78,7 +79,7 @@ class Golden:
 
         At least 1 for classification, whose logits have no unit.
         """
-        scale = float(np.abs(np.array(self.logits)).max(initial=0.0)) / TYPICAL_LOGIT
+        scale = max(float(np.abs(np.array(row)).max(initial=0.0)) for row in self.logits) / TYPICAL_LOGIT
         return (scale or 1.0) if regression else max(1.0, scale)
 
 
@@ -91,16 +92,29 @@ def read_golden(bundle: Path | BundleFolder, manifest: Manifest) -> Golden:
 def parse_golden(content: bytes, file: Path, manifest: Manifest) -> Golden:
     """The golden inputs in the bytes of a golden.json. ``file``: for messages. Raises as ``read_golden`` does."""
     golden: Golden = parse(Golden, decode_json(content, file), str(file))
-    rows, layers, outputs = len(golden.texts), manifest.model.layers, len(manifest.model.labels) or 1
+    rows, layers, outputs = len(golden.texts), manifest.model.layers, manifest.model.outputs
     sizes = [len(golden.input_ids), len(golden.token_type_ids), len(golden.logits), len(golden.lte or golden.texts)]
     per_row = [len(row) for row in (*golden.logits, *(golden.lte or ()))]
-    per_exit = [len(exit_) for row in golden.logits for exit_ in row]
-    if not rows or {*sizes} != {rows} or {*per_row} != {layers} or {*per_exit} != {outputs}:
+    if manifest.model.task_kind.words:
+        pairs = zip(golden.logits, golden.input_ids, strict=False)
+        shapes = {_shape(exit_) == (len(ids), outputs) for row, ids in pairs for exit_ in row}
+    else:
+        shapes = {_shape(exit_) == (outputs,) for row in golden.logits for exit_ in row}
+    if not rows or {*sizes} != {rows} or {*per_row} != {layers} or shapes != {True}:
         raise BerxitError(
             f"{file}: the entries do not match {rows} samples, and {layers} layers and {outputs} outputs of the"
             " manifest. Export the bundle again"
         )
     return golden
+
+
+def _shape(values: Sequence[Any]) -> tuple[int, ...] | None:
+    """Shape of nested sequences of numbers; None if they are ragged or contain something else."""
+    try:
+        found = np.array(values)
+    except ValueError:
+        return None
+    return found.shape if found.dtype.kind in "iuf" else None
 
 
 def tokenized(texts: Sequence[Text], batch: TokenBatch) -> tuple[TokenizedText, ...]:
@@ -142,10 +156,12 @@ def deviations(backend: Backend, golden: Golden, pad_token_id: int, scale: float
     ``scale``: divisor of the differences of logits, ``Manifest.parity.scale``. Raises BerxitError for outputs that are
     not finite.
     """
-    logits_expected = np.array(golden.logits)
-    found = []
-    for layer, logits, lte, _ in every_exit(backend, golden.batch(pad_token_id)):
-        expected = logits_expected[:, layer - 1]
+    found, lengths = [], [len(ids) for ids in golden.input_ids]
+    for layer, outputs, lte, _ in every_exit(backend, golden.batch(pad_token_id)):
+        rows, logits = [np.array(row[layer - 1]) for row in golden.logits], outputs
+        if outputs.ndim == 3:  # only tokens, no padding
+            logits = np.concatenate([row[:length] for row, length in zip(outputs, lengths, strict=True)])
+        expected = np.concatenate(rows) if outputs.ndim == 3 else np.stack(rows)
         off = [np.abs(logits - expected).max() / scale]
         if golden.lte is not None and lte is not None:
             off.append(np.abs(lte - np.array(golden.lte)[:, layer - 1]).max())

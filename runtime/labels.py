@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Context, Decimal
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.kinds import SEPARATOR
 from berxit.runtime.tables import listed
 
 BOOLEANS = ("false", "true")
@@ -81,3 +83,42 @@ def regression_value(label: str, where: str) -> float:
             f"{where}: label '{label}' is not a number, and the task is regression. Fix or delete the line"
         )
     return value
+
+
+def set_names(text: str, column: str, where: str) -> list[str]:
+    """Names in a set of labels: a JSON list, or names separated by "|". An empty text is the empty set.
+
+    Raises InputError for a name that is empty, occurs twice, is no text or number, or contains the separator.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        try:
+            parts = [part if isinstance(part, str) else json.dumps(part) for part in json.loads(text)]
+        except ValueError:
+            raise InputError(f"{where}: column '{column}' is not a JSON list: {text[:60]}. Fix or delete it") from None
+    else:
+        parts = text.split(SEPARATOR) if text else []
+    names = [class_name(checked_label(part, column, where)) for part in parts]
+    if wrong := [name for name in names if SEPARATOR in name or names.count(name) > 1]:
+        problem = f"contains '{SEPARATOR}'" if SEPARATOR in wrong[0] else "occurs twice"
+        raise InputError(f"{where}: label '{wrong[0]}' {problem}. Fix or delete the line")
+    return names
+
+
+def label_reader(
+    kind: str, labels: Sequence[str], column: str, *, glue_numbers: bool = False
+) -> Callable[[str, str], float]:
+    """A function (label text, place for messages) -> number of the label, as ``runtime.kinds`` numbers predictions.
+
+    It raises InputError for a missing or unknown label, and for a regression label that is no number.
+    """
+    numbers = {} if kind == "regression" else label_numbers(labels, glue_numbers)
+
+    def one(text: str, where: str) -> float:
+        label = checked_label(text, column, where)
+        return regression_value(label, where) if kind == "regression" else class_number(label, numbers, labels, where)
+
+    def several(text: str, where: str) -> float:
+        return sum(1 << class_number(name, numbers, labels, where) for name in set_names(text, column, where))
+
+    return several if kind == "multilabel" else one

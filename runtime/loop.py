@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from berxit.runtime.backend_options import Options, backend_label
 from berxit.runtime.errors import ANOTHER_BACKEND, BerxitError, failure
+from berxit.runtime.kinds import KINDS, Kind
 from berxit.runtime.policies import Bools, Certainty, Floats, Ints, Memory
 from berxit.runtime.tokenization import TokenBatch
 
+CLASSIFICATION = KINDS["classification"]
 State = Any
 """The state that a backend passes from layer to layer: hidden states, masks, device buffers. The loop does not read it
 and uses each state once, because the next one may be stored in the same memory."""
@@ -92,7 +94,7 @@ class LayerResult(NamedTuple):
     rows: Ints
     """(B,) row numbers in the input batch."""
     logits: Floats
-    """(B, C)"""
+    """Of the decisions: (B, K), or (B, D, K) if a text has several (``runtime.kinds``)."""
     certainty: npt.NDArray
     """(B,)"""
     exits: Bools
@@ -119,13 +121,20 @@ def every_exit(backend: Backend, batch: TokenBatch) -> Iterator[ExitOutput]:
         yield ExitOutput(layer, logits, lte, state)
 
 
-def exit_loop(backend: Backend, batch: TokenBatch, policy: Policy) -> Iterator[LayerResult]:
-    """Runs from exit to exit and yields the results of each. A row exits as soon as the policy is satisfied."""
+def exit_loop(
+    backend: Backend, batch: TokenBatch, policy: Policy, kind: Kind = CLASSIFICATION
+) -> Iterator[LayerResult]:
+    """Runs from exit to exit and yields the results of each. A row exits as soon as the policy is satisfied.
+
+    ``kind``: the model's; it defines the decisions in the logits.
+    """
     rows = np.arange(len(batch))
     memory: Memory | None = None
+    places = batch.places
     state = run_embeddings(backend, batch)
     for layer in backend.exits:
         state, logits, lte = run_layer(backend, layer, state)
+        logits = kind.decisions(logits, None if places is None else places[rows])
         certainty, memory = policy.certainty(layer, logits, lte, memory)
         exits = policy.exits(layer, certainty, logits)
         yield LayerResult(layer, rows, logits, certainty, exits)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from berxit.runtime.arguments import MOST_THREADS
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.metrics import positive_class
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     """Raises BerxitError for the first entry of a manifest that is inconsistent or violates the format."""
     for problem in _problems(manifest):
         raise BerxitError(f"{where}: {problem}. Export the bundle again")
+
+
+def check_kind(model: ModelInfo, where: str) -> None:
+    """Raises BerxitError for a kind that this reader does not know."""
+    if model.kind not in KINDS:
+        raise BerxitError(
+            f"{where}: model.kind is '{model.kind}': it must be {' or '.join(KINDS)}. Export the bundle again, or"
+            " upgrade berxit here"
+        )
 
 
 def check_ports(segment: Segment, inputs: Sequence[Port], outputs: Sequence[Port], where: str) -> None:
@@ -91,12 +101,10 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _model(model: ModelInfo) -> Iterator[str]:
-    if model.kind not in ("classification", "regression"):
-        yield f"model.kind is '{model.kind}': it must be classification or regression"
-    if model.regression and model.labels:
-        yield f"model.labels has {len(model.labels)} entries: a regression model must have none"
-    if not model.regression and len(model.labels) < 2:
-        yield f"model.labels has {len(model.labels)} entries: a classification model must have at least 2"
+    least, most = model.task_kind.label_counts
+    if not least <= len(model.labels) <= most:
+        needed = "none" if not most else f"at least {least}" if most == math.inf else f"{least} to {most}"
+        yield f"model.labels has {len(model.labels)} entries: a {model.kind} model must have {needed}"
     if twice := _repeated(model.labels):
         yield f"model.labels contains '{twice}' twice"
     if not 1 <= len(model.text_columns) <= 2:
@@ -204,14 +212,14 @@ def _expected_shapes(manifest: Manifest, first: Segment) -> dict[str, tuple[Shap
         stated = [tensor.shape for tensor in first.inputs if tensor.role == "input_ids"]
         length = manifest.lengths[0] if stated and manifest.lengths[0] in stated[0] else "length"
     batch: str | int = 1 if manifest.max_batch == 1 and manifest.target == "coreml" else "batch"
-    size, outputs = manifest.model.hidden_size, len(manifest.model.labels) or 1
+    size, outputs = manifest.model.hidden_size, manifest.model.outputs
     heads = {t.shape[1] for t in first.outputs if t.role == "attention_bias" and len(t.shape) == 4}
     return {
         **dict.fromkeys(TOKENS, ((batch, length),)),
         "hidden": ((batch, length, size), (batch, size, 1, length)),  # the second is CoreML's layout "ane"
         "attention_bias": ((batch, 1, 1, length), *((batch, h, length, length) for h in heads if isinstance(h, int))),
         "token_weights": ((batch, 1, length),),
-        "logits": ((batch, outputs),),
+        "logits": ((batch, length, outputs) if manifest.model.task_kind.words else (batch, outputs),),
         "lte": ((batch,),),
         **({"lte_logit": ((batch,),)} if manifest.target == "coreml" else {}),
     }

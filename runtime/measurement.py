@@ -18,11 +18,11 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from berxit.runtime.loop import every_exit
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.queries import Queries
+from berxit.runtime.recalibration import every_output
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
@@ -103,14 +103,8 @@ class Measurement:
 
 
 def stored_pass(runner: EarlyExitRunner, inputs: Sequence[Text]) -> tuple[npt.NDArray, npt.NDArray | None]:
-    """Outputs of all E exits for each input, at batch size 1: logits (N, E, C), LTE (N, E) or None."""
-    logits, lte = [], []
-    for text in inputs:
-        for _, layer_logits, layer_lte, _ in every_exit(runner.backend, runner.tokenizer([text])):
-            logits.append(layer_logits[0])
-            lte.append(None if layer_lte is None else layer_lte[0])
-    shape = (len(inputs), len(runner.backend.exits))
-    return np.stack(logits).reshape(*shape, -1), None if lte[0] is None else np.array(lte).reshape(shape)
+    """Outputs of all E exits for each input, as ``every_output`` returns them."""
+    return every_output(runner.backend, runner.tokenizer, inputs, runner.manifest.model.task_kind)
 
 
 def spread_thresholds(
@@ -118,7 +112,7 @@ def spread_thresholds(
 ) -> list[float]:
     """Up to ``count`` thresholds with evenly spaced average exit layers, in ascending order of the average exit layer.
 
-    logits (N, E, C), lte (N, E) or None: a stored pass over the E ``exits``.
+    logits (N, E, K) or (N, E, D, K), lte (N, E) or None: a stored pass over the E ``exits``.
     """
     if len(exits) == 1:
         return []

@@ -1,4 +1,4 @@
-"""Metrics of classification and regression, in numpy alone. Tests compare them with scikit-learn and scipy.
+"""Metrics of all kinds of tasks, in numpy alone. Tests compare them with scikit-learn and scipy.
 
 A new metric is one entry in METRICS; ``register_metric`` adds a user's own. A metric of values is a correlation: 1 at
 best, 0 for a constant prediction.
@@ -14,8 +14,13 @@ import numpy.typing as npt
 
 from berxit.runtime.errors import InputError, first_line
 from berxit.runtime.extensions import UnregisteredError, check_name, is_reference, load_object
+from berxit.runtime.spans import count_spans, right_spans
 
 Scores = npt.NDArray[np.float64]
+
+
+def _classes(labels: npt.NDArray, classes: int) -> Sequence[float]:
+    return range(classes)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,15 @@ class Metric:
     """The metric that GLUE reports with it; for macro-f1, accuracy."""
     since: int = 1
     """The first schema version of bundles whose readers know the metric."""
+    of: str | None = None
+    """The kind of task (``runtime.kinds``); None: classification, or regression for ``values``."""
+    constants: Callable[[npt.NDArray, int], Sequence[float]] = _classes
+    """(labels (N,), C) -> the predictions that compete as the best constant one. Not for ``values``."""
+
+    @property
+    def kind(self) -> str:
+        """Name in runtime.kinds.KINDS of the tasks that it scores."""
+        return self.of or ("regression" if self.values else "classification")
 
     def __call__(self, predictions: npt.NDArray, labels: npt.NDArray) -> float:
         """The score of predictions (N,) against labels (N,)."""
@@ -65,6 +79,65 @@ def macro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
     true = np.bincount(labels, minlength=classes)
     scores = 2 * correct[:, true > 0] / (predicted + true)[:, true > 0]
     return np.asarray(scores.mean(axis=1), dtype=np.float64)
+
+
+def micro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
+    """F1 over all labels of all texts, for sets of labels as bits (``runtime.kinds``); 0 without any label."""
+    named, true = (set_sizes(numbers) for numbers in (predictions, labels))
+    total = named.sum(axis=1) + true.sum()
+    return np.asarray(2 * set_sizes(predictions & labels).sum(axis=1) / np.where(total == 0, 1, total), np.float64)
+
+
+def multilabel_macro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
+    """Mean F1 of the labels that occur, for sets of labels as bits (``runtime.kinds``)."""
+    found = []
+    for place in range(int(labels.max(initial=0)).bit_length()):
+        predicted, true = predictions >> place & 1, labels >> place & 1
+        if true.any():
+            found.append(2 * (predicted & true).sum(axis=1) / (predicted.sum(axis=1) + true.sum()))
+    return np.mean(found, axis=0) if found else np.zeros(len(predictions))
+
+
+def span_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
+    """F1 over all spans of all texts, for numbers of spans (``runtime.spans``), as seqeval's f1_score: a span is right
+    if its words and its label are right. 0 without any span."""
+    total = count_spans(predictions).sum(axis=1) + count_spans(labels).sum()
+    return np.asarray(2 * right_spans(predictions).sum(axis=1) / np.where(total == 0, 1, total), np.float64)
+
+
+def _no_span(labels: npt.NDArray, classes: int) -> list[float]:
+    return [0]
+
+
+def set_sizes(numbers: npt.NDArray) -> npt.NDArray[np.int64]:
+    """Number of labels of each set: (...,) -> (...,)."""
+    return sum(
+        (numbers >> place & 1 for place in range(int(numbers.max(initial=0)).bit_length())), np.zeros_like(numbers)
+    )
+
+
+def _frequent_sets(labels: npt.NDArray, classes: int) -> list[float]:
+    """The sets of the k most frequent labels, for k = 0, 1, ..., C."""
+    counts = [int((labels >> place & 1).sum()) for place in range(classes)]
+    order = sorted(range(classes), key=lambda place: -counts[place])
+    return [sum(1 << place for place in order[:k]) for k in range(classes + 1)]
+
+
+def average_precision(scores: npt.NDArray, labels: npt.NDArray) -> float:
+    """Mean over the labels that occur of the area under precision over recall, as scikit-learn's macro average.
+
+    ``scores`` (N, C), ``labels`` (N, C) 1 for a label of the text. 0 without any label.
+    """
+    found = []
+    for score, true in zip(scores.T, labels.T, strict=True):
+        if not true.any():
+            continue
+        order = np.argsort(-score, kind="stable")
+        last = np.append(np.diff(score[order]) != 0, True)  # texts with equal scores are one step
+        hits, count = np.cumsum(true[order])[last], np.flatnonzero(last) + 1
+        recall_steps = np.diff(np.concatenate([[0], hits])) / true.sum()
+        found.append(float((recall_steps * hits / count).sum()))
+    return float(np.mean(found)) if found else 0.0
 
 
 def pearson(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
@@ -116,6 +189,33 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("macro-f1", "mean F1 of the classes that occur in the labels", macro_f1, second="accuracy", since=2),
         Metric(
+            "micro-f1",
+            "F1 over all labels of all texts",
+            micro_f1,
+            second="multilabel-macro-f1",
+            since=3,
+            of="multilabel",
+            constants=_frequent_sets,
+        ),
+        Metric(
+            "multilabel-macro-f1",
+            "mean F1 of the labels that occur",
+            multilabel_macro_f1,
+            second="micro-f1",
+            since=3,
+            of="multilabel",
+            constants=_frequent_sets,
+        ),
+        Metric(
+            "span-f1",
+            "F1 over all spans of all texts, as seqeval's f1_score",
+            span_f1,
+            second="accuracy",
+            since=3,
+            of="tokens",
+            constants=_no_span,
+        ),
+        Metric(
             "pearson",
             "linear correlation; 0 for constant predictions",
             pearson,
@@ -151,16 +251,19 @@ def register_metric(metric: Metric) -> str:
         found = getattr(metric, "__name__", type(metric).__name__)
         raise InputError(f"{found} is no metric: it must be an instance of berxit.runtime.metrics.Metric")
     name = check_name(metric.name, "the metric", BUILT_IN)
-    if metric.second is not None and (metric.second not in METRICS or METRICS[metric.second].values != metric.values):
+    if metric.second is not None and (metric.second not in METRICS or METRICS[metric.second].kind != metric.kind):
         raise InputError(f"metric {name}: second is '{metric.second}', which is no metric of the same kind")
     _check(metric)
     METRICS[name] = metric
     return name
 
 
-def metric_from(text: str) -> str:
+def metric_from(text: str, kind: str = "") -> str:
     """Name of the metric that a user chose: a name of METRICS, or FILE.py:NAME or MODULE:NAME, which is imported and
-    registered. Raises InputError as ``register_metric`` and ``load_object`` do."""
+    registered. With ``kind``, a name may omit the kind: macro-f1 is multilabel-macro-f1. Raises InputError as
+    ``register_metric`` and ``load_object`` do."""
+    if f"{kind}-{text}" in METRICS:
+        return f"{kind}-{text}"
     return register_metric(load_object(text)) if is_reference(text) else metric_named(text).name
 
 
@@ -191,9 +294,9 @@ def _check(metric: Metric) -> None:
         )
 
 
-def metric_names(*, values: bool) -> list[str]:
-    """Names of the metrics of regression (``values``) or of classification."""
-    return [name for name, metric in METRICS.items() if metric.values == values]
+def metric_names(kind: str) -> list[str]:
+    """Names of the metrics of a kind of task."""
+    return [name for name, metric in METRICS.items() if metric.kind == kind]
 
 
 def positive_class(metric: str, labels: Sequence[str]) -> str | None:

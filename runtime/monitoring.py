@@ -12,6 +12,7 @@ import numpy as np
 
 from berxit.runtime.drift import DriftDetector, Reference
 from berxit.runtime.errors import InputError
+from berxit.runtime.kinds import SPAN_BINS
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.tokenization import Text
 
@@ -51,7 +52,7 @@ class MonitorReport:
     exits: tuple[float, ...]
     """(n,) share of inputs that exit at each layer."""
     predictions: tuple[float, ...]
-    """(C,) share of each class, or of each bin of values."""
+    """(C,) share of each class, of each bin of values, or of each number of labels in a set."""
     calibrated_predictions: tuple[float, ...]
     """(C,) the same for the calibration data."""
     shadow: ShadowRuns | None
@@ -159,6 +160,11 @@ class Monitor:
         return self._detector.alarm is not None
 
     def _number(self, prediction: Prediction) -> float:
+        """The bin of a prediction, or its value: class number, or number of labels."""
+        if prediction.labels is not None:
+            return len(prediction.labels)
+        if prediction.spans is not None:
+            return min(len(prediction.spans), SPAN_BINS - 1)
         return self._numbers[prediction.label] if isinstance(prediction.label, str) else prediction.label
 
     def _count(self, prediction: Prediction) -> bool:
@@ -172,8 +178,8 @@ class Monitor:
         return self._detector.add(prediction.exit_layer, prediction.certainty, number)
 
     def _compare(self, exited: Sequence[Prediction], deep: Sequence[Prediction]) -> None:
-        pairs = [(self._number(a), self._number(b)) for a, b in zip(exited, deep, strict=True)]
-        differences = [float(a != b) if self._numbers else abs(a - b) for a, b in pairs]
+        pairs = zip((each.label for each in exited), (each.label for each in deep), strict=True)
+        differences = [float(a != b) if isinstance(a, str) or isinstance(b, str) else abs(a - b) for a, b in pairs]
         with self._lock:
             self._shadow_runs += len(differences)
             self._differences += sum(differences)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from berxit.runtime.spans import Span
+
 StoppedBy = Literal["certainty", "deadline", "last_layer", "failure"]
 
 
@@ -13,9 +15,10 @@ class Prediction:
     """The model's prediction for one text, with its latency and the reason why it exited."""
 
     label: str | float
-    """The class name; for regression the value."""
+    """The class name; for regression the value; for multilabel the labels, joined by "|" (empty without a label);
+    for tokens the IOB2 tags of the words, separated by blanks."""
     scores: dict[str, float]
-    """Class name -> probability, in the model's order; for regression {"value": ...}."""
+    """Class or label -> probability, in the model's order; for regression {"value": ...}; empty for tokens."""
     exit_layer: int
     """Number of layers that were executed, from 1."""
     certainty: float
@@ -33,3 +36,7 @@ class Prediction:
     """True if ``latency_ms`` exceeded the deadline; None without a deadline."""
     model: str = ""
     """Identity of the bundle: the first 12 hexadecimal digits of the sha256 of its manifest.json."""
+    labels: tuple[str, ...] | None = None
+    """Multilabel: the labels of the text, in the model's order. None for another kind."""
+    spans: tuple[Span, ...] | None = None
+    """Tokens: the labelled spans of the text, with the offsets of their characters. None for another kind."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.kinds import Kind
 from berxit.runtime.policies import CRITERIA, Criterion, ExitPolicy, certainties
-from berxit.runtime.policies.criteria import predictions
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.tokenization import Text
 
@@ -45,11 +45,13 @@ class ExitOutputs:
     certainty: npt.NDArray
     """(N, E)"""
     predictions: npt.NDArray
-    """(N, E) class numbers, or values for regression."""
+    """(N, E) predictions as numbers (``runtime.kinds``)."""
     labels: npt.NDArray | None
-    """(N,) class numbers, or values for regression; None without labels."""
+    """(N,) labels as such numbers; None without labels."""
     texts: tuple[Text, ...]
     """(N,)"""
+    kind: str = "classification"
+    """Name in runtime.kinds.KINDS."""
 
     @classmethod
     def of(
@@ -60,10 +62,21 @@ class ExitOutputs:
         lte: npt.NDArray | None,
         labels: npt.NDArray | None,
         texts: Sequence[Text],
+        kind: Kind,
+        numbers: npt.NDArray | None = None,
     ) -> ExitOutputs:
-        """From a stored pass: logits (N, E, C), lte (N, E) or None."""
+        """From a stored pass: logits (N, E, K) or (N, E, D, K), lte (N, E) or None. ``numbers`` (N, E): the
+        predictions, if logits do not determine them."""
         certainty = certainties(policy.at_exits(exits), logits, lte)
-        return cls(tuple(exits), policy, certainty, predictions(logits), labels, tuple(texts))
+        return cls(
+            tuple(exits),
+            policy,
+            certainty,
+            kind.numbers(logits) if numbers is None else numbers,
+            labels,
+            tuple(texts),
+            kind.name,
+        )
 
     @property
     def criterion(self) -> Criterion:

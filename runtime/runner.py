@@ -26,7 +26,7 @@ from berxit.runtime.hub import pretrained_folder
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
 from berxit.runtime.monitoring import FALSE_ALARMS, Monitor, MonitorReport
 from berxit.runtime.placement import choose_device
-from berxit.runtime.policies import Bools, ExitPolicy, Ints, softmax
+from berxit.runtime.policies import Bools, ExitPolicy, Ints
 from berxit.runtime.prediction import Prediction, StoppedBy
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.recalibration import Recalibration, recalibrate
@@ -137,7 +137,11 @@ class EarlyExitRunner:
         profile = choose_device(device, manifest.target)
         model = manifest.model
         tokenizer = TextTokenizer(
-            folder.file(manifest.tokenizer), model.max_length, model.pad_token_id, manifest.table_rows
+            folder.file(manifest.tokenizer),
+            model.max_length,
+            model.pad_token_id,
+            manifest.table_rows,
+            words=model.task_kind.words,
         )
         if tune:
             try:
@@ -302,7 +306,7 @@ class EarlyExitRunner:
         around it."""
         last: LayerResult | None = None
         try:
-            for result in exit_loop(self.backend, batch, until):
+            for result in exit_loop(self.backend, batch, until, self.manifest.model.task_kind):
                 last = result
                 if result.exits.any():
                     found = self._predictions(policy, result, result.exits, batch, starts, deadlines_ms)
@@ -349,8 +353,10 @@ class EarlyExitRunner:
         def full_depth(texts: list[Text]) -> list[Prediction]:
             return self.answer(texts, self.policy.at_depth(self.backend.layers))
 
-        labels = () if self.manifest.model.regression else self.manifest.model.labels
-        monitor = Monitor(reference, labels, full_depth, shadow=shadow, false_alarms=false_alarms, on_drift=on_drift)
+        model = self.manifest.model
+        monitor = Monitor(
+            reference, model.labels, full_depth, shadow=shadow, false_alarms=false_alarms, on_drift=on_drift
+        )
         self._monitor = self.policy, monitor
         return monitor
 
@@ -372,6 +378,7 @@ class EarlyExitRunner:
             self.tokenizer,
             self.policy,
             texts,
+            self.manifest.model,
             risk=as_number("risk", risk),
             delta=as_number("delta", delta),
             progress=progress,
@@ -395,7 +402,7 @@ class EarlyExitRunner:
         """``seconds``: time that the call has used so far. The time between two iterations is not added."""
         policy = self.policy.at_depth(backend.layers)
         start = np.array([time.perf_counter() - seconds])
-        for result in exit_loop(backend, batch, policy):
+        for result in exit_loop(backend, batch, policy, self.manifest.model.task_kind):
             prediction = self._predictions(policy, result, np.array([True]), batch, start)[0]
             paused = time.perf_counter()
             yield prediction
@@ -430,19 +437,21 @@ class EarlyExitRunner:
         places = result.rows[which]
         milliseconds = (1e3 * (time.perf_counter() - starts[places])).tolist()
         limits = [math.inf] * len(places) if deadlines_ms is None else deadlines_ms[places].tolist()
-        logits = result.logits[which]
-        names = ("value",) if model.regression else model.labels
-        rows = places.tolist()
-        values = logits if model.regression else softmax(logits / np.float32(policy.temperatures[result.layer - 1]))
+        decisions = result.logits[which]
+        temperature = policy.temperatures[result.layer - 1]
+        if temperature != 1.0 and not model.regression:
+            decisions = decisions / np.float32(temperature)
+        words = [batch.words[row] for row in places.tolist()] if batch.words else ()
+        described = model.task_kind.describe(decisions, model.labels, words)
         reasons = self._reasons(policy, result, which)
         found = []
-        for row, scores, certainty, reason, elapsed, limit in zip(
-            rows, values.tolist(), result.certainty[which].tolist(), reasons, milliseconds, limits, strict=True
+        for row, each, certainty, reason, elapsed, limit in zip(
+            places.tolist(), described, result.certainty[which].tolist(), reasons, milliseconds, limits, strict=True
         ):
             found.append(
                 Prediction(
-                    scores[0] if model.regression else names[scores.index(max(scores))],
-                    dict(zip(names, scores, strict=True)),
+                    each.label,
+                    each.scores,
                     result.layer,
                     float(certainty),
                     elapsed,
@@ -450,6 +459,8 @@ class EarlyExitRunner:
                     reason,
                     elapsed > limit if limit < math.inf else None,
                     self.manifest.digest,
+                    each.labels,
+                    each.spans,
                 )
             )
         return found

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from berxit.runtime.bundle_files import BundleFile
 from berxit.runtime.errors import BerxitError, InputError, failure
+from berxit.runtime.spans import Words
 
 Text = str | tuple[str, str]
 """One text, or a pair of texts."""
@@ -47,6 +48,8 @@ class TokenBatch:
     """(B, S) 1 for a token, 0 for padding."""
     truncated: tuple[bool, ...] = ()
     """(B,) True for each text that was truncated to the model's maximum length."""
+    words: tuple[Words, ...] = ()
+    """(B,) the words of each text; empty unless the model labels words."""
 
     @classmethod
     def pad(
@@ -55,6 +58,7 @@ class TokenBatch:
         token_type_ids: Sequence[Sequence[int]],
         pad_token_id: int,
         truncated: tuple[bool, ...] = (),
+        words: tuple[Words, ...] = (),
     ) -> TokenBatch:
         """Batch of rows of different lengths, padded to the longest."""
         shape = (len(input_ids), max(len(ids) for ids in input_ids))
@@ -65,7 +69,7 @@ class TokenBatch:
             ids[row, : len(row_ids)] = row_ids
             types[row, : len(row_ids)] = row_types
             mask[row, : len(row_ids)] = 1
-        return cls(ids, types, mask, truncated)
+        return cls(ids, types, mask, truncated, words)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -74,12 +78,32 @@ class TokenBatch:
         """Batch of the given rows, in the given order, padded to the longest of them."""
         here = np.ix_(rows, np.arange(self.lengths[rows].max()))
         truncated = tuple(self.truncated[row] for row in rows) if self.truncated else ()
-        return TokenBatch(self.input_ids[here], self.token_type_ids[here], self.attention_mask[here], truncated)
+        words = tuple(self.words[row] for row in rows) if self.words else ()
+        return TokenBatch(self.input_ids[here], self.token_type_ids[here], self.attention_mask[here], truncated, words)
+
+    @property
+    def places(self) -> npt.NDArray[np.int64] | None:
+        """(B, W) positions of the first tokens of the words, -1 after the last word; None without words."""
+        if not self.words:
+            return None
+        found = np.full((len(self.words), max([1, *(len(each.tokens) for each in self.words)])), -1, dtype=np.int64)
+        for row, each in enumerate(self.words):
+            found[row, : len(each.tokens)] = each.tokens
+        return found
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(B,) tokens per row without padding."""
         return self.attention_mask.sum(axis=1)
+
+
+class TokenRow(NamedTuple):
+    """One tokenized text."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    truncated: bool
+    words: Words | None
 
 
 class TextTokenizer:
@@ -96,10 +120,16 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, path: Path | BundleFile, max_length: int, pad_token_id: int, table_rows: int | None = None
+        self,
+        path: Path | BundleFile,
+        max_length: int,
+        pad_token_id: int,
+        table_rows: int | None = None,
+        *,
+        words: bool = False,
     ) -> None:
         """``table_rows``: rows of the word embedding table, if a backend reads it. Some backends read a token id beyond
-        the table as zeros, and others crash, so such an id is an error.
+        the table as zeros, and others crash, so such an id is an error. ``words``: also find the words of each text.
 
         Raises BerxitError for a file that is damaged or whose normalizer makes texts grow without bound.
         """
@@ -116,6 +146,7 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self.pad_token_id = pad_token_id
         self._max_length = max_length
+        self._words = words
         added = (len(token.content) for token in self._tokenizer.get_added_tokens_decoder().values())
         longest_word = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
         self._margin = 2 * max(longest_word, *added, 32)
@@ -135,7 +166,7 @@ class TextTokenizer:
         if len(texts) == 0:
             raise InputError("the batch is empty: give at least one text")
         texts = [checked_text(text, f"text {row}" if len(texts) > 1 else "the text") for row, text in enumerate(texts)]
-        rows: dict[int, tuple[list[int], list[int], bool]] = {}
+        rows: dict[int, TokenRow] = {}
         open_rows = list(range(len(texts)))
         characters = self._prefix
         while open_rows:
@@ -149,9 +180,9 @@ class TextTokenizer:
                     rows[row] = found
             open_rows = [row for row in open_rows if row not in rows]
             characters *= GROWTH
-        ids, types, truncated = zip(*(rows[row] for row in range(len(texts))), strict=True)
+        ids, types, truncated, words = zip(*(rows[row] for row in range(len(texts))), strict=True)
         self._check_ids(ids, types)
-        return TokenBatch.pad(ids, types, self.pad_token_id, truncated)
+        return TokenBatch.pad(ids, types, self.pad_token_id, truncated, words if self._words else ())
 
     def _check_added_tokens(self, path: Path | BundleFile) -> None:
         """Rejects added tokens whose ids would be arbitrary, after normalization.
@@ -203,10 +234,8 @@ class TextTokenizer:
             if max(row_types) >= TOKEN_TYPES:
                 raise BerxitError(f"tokenizer {self._path}: token type {max(row_types)}. Export the bundle again")
 
-    def _truncate(
-        self, encoding: Encoding, text: Text, characters: int, out_of_time: bool
-    ) -> tuple[list[int], list[int], bool] | None:
-        """Ids and types of at most ``max_length`` tokens, and True if the text was truncated.
+    def _truncate(self, encoding: Encoding, text: Text, characters: int, out_of_time: bool) -> TokenRow | None:
+        """The row of at most ``max_length`` tokens.
 
         ``encoding``: that of a prefix of ``characters`` characters. None if the prefix is too short to determine the
         tokens.
@@ -214,7 +243,7 @@ class TextTokenizer:
         ids, types, parts = encoding.ids, encoding.type_ids, _parts(text)
         whole = max(map(len, parts)) <= characters
         if whole and len(ids) <= self._max_length:
-            return ids, types, False
+            return TokenRow(ids, types, False, self._words_of(encoding, range(len(ids)), parts[0]))
         sequences = encoding.sequence_ids  # None for special tokens
         room = max(0, self._max_length - sequences.count(None))
         places = [[place for place, s in enumerate(sequences) if s == number] for number in range(len(parts))]
@@ -233,7 +262,17 @@ class TextTokenizer:
         stay = {place for of_part in kept for place in of_part}
         order = [place for place, s in enumerate(sequences) if s is None or place in stay]
         truncated = not whole or len(order) < len(ids)
-        return [ids[place] for place in order], [types[place] for place in order], truncated
+        words = self._words_of(encoding, order, parts[0])
+        return TokenRow([ids[place] for place in order], [types[place] for place in order], truncated, words)
+
+    def _words_of(self, encoding: Encoding, order: Sequence[int], text: str) -> Words | None:
+        """The words of a text whose row consists of the tokens ``order`` of its encoding."""
+        if not self._words:
+            return None
+        sequences, offsets = encoding.sequence_ids, encoding.offsets
+        return Words.of(
+            text, [(row, *offsets[place]) for row, place in enumerate(order) if sequences[place] is not None]
+        )
 
     def _settled(self, encoding: Encoding, places: list[int], prefix: str, room: int) -> bool:
         """True if the ``prefix`` of a text determines the first ``room`` tokens of the text and that it has more.

@@ -73,7 +73,7 @@ def test_python_blocks_of_the_notebook_page_run_one_after_another(
     with np.load(folder / "eval" / "predictions.npz") as file:
         named = first_cells("predictions.npz", "docs/notebook.md")
         assert set(file.files) <= named
-    assert named - set(file.files) == {"unlabelled", "reference"}
+    assert named - set(file.files) == {"unlabelled", "reference", "numbers"}
 
 
 def test_api_page_lists_every_public_function() -> None:

@@ -94,6 +94,7 @@ def fine_tune(
     task: str = "custom",
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
+    kind: str | None = None,
     regression: bool = False,
     metric: str | None = None,
     positive: str | None = None,
@@ -107,7 +108,8 @@ def fine_tune(
     ``data``: a file, a folder with train and dev files, a table (data frame, datasets.Dataset, list of dictionaries,
     dictionary of columns), or a dictionary of such tables by split. None downloads the data of a built-in ``task``. Of
     data without a dev split, a tenth of the rows is held out and stored in the checkpoint.
-    ``text_columns`` to ``positive`` describe a custom task; by default its columns are ``text`` and ``label``.
+    ``text_columns`` to ``positive`` describe a custom task; by default its columns are ``text`` and ``label``, and its
+    kind is classification. ``regression=True`` is the same as ``kind="regression"``.
     ``tensorboard``: folder for TensorBoard logs. ``force``: replace an existing ``output``. The same call continues an
     interrupted run.
     """
@@ -116,11 +118,11 @@ def fine_tune(
     from berxit.train.fine_tuning import refuse_other_than_checkpoint
     from berxit.train.hub import task_data
     from berxit.train.splitting import has_dev
-    from berxit.train.tasks import TaskOptions
+    from berxit.train.tasks import TaskOptions, kind_of
     from berxit.train.trainer import processes_here
 
     output = Path(output)
-    described = TaskOptions(text_columns, label_column, regression, metric, positive)
+    described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive)
     described.check(task)
     refuse_other_than_checkpoint(output, force)
     processes = processes_here()
@@ -284,6 +286,7 @@ def export(
     options: ExportOptions | None = None,
     data: Data | None = None,
     scores: bool = True,
+    most_flips: float | None = None,
     accept_noise: bool = False,
     sign: Path | str | None = None,
     force: bool = False,
@@ -294,8 +297,9 @@ def export(
     ``target``: onnxruntime, tensorrt or coreml. ``device``: a name from ``berxit devices``, which selects the target
     and the defaults of ``options``. ``output``: by default CHECKPOINT-TARGET. ``data``: the calibration data; None uses
     the texts that ``calibrate`` stored. ``scores``: for a precision that may change predictions, run the calibration
-    data through the bundle and choose the threshold from its outputs. ``accept_noise``: with exits="auto", choose on a
-    busy machine, too. ``sign``: PEM file of a private ed25519 key, which signs the bundle. ``force``: replace an
+    data through the bundle and choose the threshold from its outputs. ``most_flips``: write nothing if more than this
+    percentage of these predictions differ from the checkpoint's full depth. ``accept_noise``: with exits="auto", choose
+    on a busy machine, too. ``sign``: PEM file of a private ed25519 key, which signs the bundle. ``force``: replace an
     existing ``output``.
     """
     from berxit.exporters.export import export as run
@@ -324,6 +328,7 @@ def export(
         force=force,
         accept_noise=accept_noise,
         scores=scores,
+        most_flips=most_flips,
         data=None if data is None else _files(data, "dev"),
         sign=None if sign is None else Path(sign),
         progress=progress,

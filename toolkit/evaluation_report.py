@@ -8,7 +8,8 @@ from itertools import permutations
 
 import numpy as np
 
-from berxit.runtime.metrics import METRICS
+from berxit.runtime.kinds import from_bits
+from berxit.runtime.metrics import METRICS, average_precision
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.reliability import CertaintyQuality
 from berxit.runtime.tables import Table, markdown_table
@@ -43,7 +44,7 @@ class Evaluation:
     layer_scores: tuple[float, ...]
     """(n,) the score if every example exits at that layer."""
     also: dict[str, tuple[float, ...]]
-    """The second score that GLUE reports for the task: its name -> (n,); empty if there is none."""
+    """Further scores, such as the second one that GLUE reports for the task: name -> (n,)."""
     criterion: str
     """The criterion whose thresholds the report lists."""
     curves: dict[str, tuple[OperatingPoint, ...]]
@@ -57,7 +58,7 @@ class Evaluation:
     quality: dict[str, tuple[CertaintyQuality, ...]]
     """Criterion -> quality of its certainty at each exit."""
     policy: PolicyDiagnostics | None = None
-    """The calibrated policy of a classification model, or full depth without one; None for regression."""
+    """The calibrated policy, or full depth without one; None for regression."""
     calibrated: bool = False
     """True if the checkpoint has a calibrated policy."""
     wrong_rows: WrongRows | None = None
@@ -216,12 +217,12 @@ def evaluate(
         metric=predictions.metric,
         examples=len(predictions.labels),
         layer_scores=tuple(scores),
-        also={name: tuple(layer_scores(predictions, name)) for name in also},
+        also={name: tuple(layer_scores(predictions, name)) for name in also} | _average_precision(predictions),
         criterion=criterion,
         curves={name: tuple(found) for name, found in points.items()},
         summaries=_summaries(curves, scores[-1]) if scores[-1] > 0 and depth is None else {},
         constant_score=constant.score,
-        constant_prediction=_named(predictions, constant.prediction),
+        constant_prediction=predictions.text(constant.prediction),
         quality={name: criterion_quality(predictions, name) for name in names},
         policy=None if predictions.regression else policy_diagnostics(predictions, under, texts),
         calibrated=policy is not None,
@@ -231,10 +232,13 @@ def evaluate(
     )
 
 
-def _named(predictions: Predictions, prediction: float) -> str | float:
-    if predictions.regression:
-        return prediction
-    return predictions.names[int(prediction)] if predictions.names else f"class {prediction:.0f}"
+def _average_precision(predictions: Predictions) -> dict[str, tuple[float, ...]]:
+    """The mean average precision of the labels at each exit; empty unless the model is multilabel."""
+    if predictions.kind != "multilabel":
+        return {}
+    scores = predictions.logits[..., 1] - predictions.logits[..., 0]
+    truth = from_bits(predictions.labels, len(predictions.names))
+    return {"average precision": tuple(average_precision(scores[:, exit_], truth) for exit_ in range(scores.shape[1]))}
 
 
 def _summaries(curves: dict[str, Curve], full: float) -> dict[str, Summary]:

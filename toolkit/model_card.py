@@ -32,8 +32,10 @@ class CardFacts:
     """"bundle" or "checkpoint"."""
     family: str
     task: str
+    kind: str
+    """Name in runtime.kinds.KINDS."""
     labels: tuple[str, ...]
-    """Class names; empty for regression."""
+    """Class or label names; empty for regression."""
     metric: str
     pairs: bool
     layers: int
@@ -64,6 +66,7 @@ def facts_of_bundle(manifest: Manifest) -> CardFacts:
         format="bundle",
         family=model.family,
         task=model.task,
+        kind=model.kind,
         labels=model.labels,
         metric=model.metric,
         pairs=len(model.text_columns) == 2,
@@ -101,6 +104,7 @@ def facts_of_checkpoint(folder: Path) -> CardFacts:
         format="checkpoint",
         family=str(config.backbone.model_type),
         task=config.task,
+        kind=config.kind,
         labels=tuple(config.labels),
         metric=config.metric,
         pairs=len(config.text_columns) == 2,
@@ -120,7 +124,12 @@ def model_card(facts: CardFacts, repository: str, bench: Path | None = None) -> 
     Raises InputError for a bench of another model, BerxitError for a file that is not a bench.
     """
     name = repository.partition("/")[2]
-    kind = "regression" if not facts.labels else f"classification into {', '.join(facts.labels)}"
+    kinds = {
+        "classification": "classification into",
+        "multilabel": "any number of the labels",
+        "tokens": "tags of the words:",
+    }
+    kind = f"{kinds[facts.kind]} {', '.join(facts.labels)}" if facts.labels else facts.kind
     run_by = f" for {facts.target}, {facts.precision}" if facts.target else ""
     blocks = [
         _front_matter(facts, name),

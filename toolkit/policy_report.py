@@ -14,7 +14,7 @@ LISTED = 10
 
 
 def policy_text(policy: PolicyDiagnostics, *, calibrated: bool) -> list[str]:
-    """Tables of a classification model under its policy; without a calibrated one, at full depth."""
+    """Tables of a model with classes or labels under its policy; without a calibrated one, at full depth."""
     rows = [
         [
             each.name,
@@ -32,7 +32,7 @@ def policy_text(policy: PolicyDiagnostics, *, calibrated: bool) -> list[str]:
         )
     header = ["class", "examples", "precision", "recall", "f1", *(["f1 at full depth"] if calibrated else [])]
     parts = [title, markdown_table(header, rows)]
-    parts += confusion_table(policy.confusion, [each.name for each in policy.classes])
+    parts += confusion_table(policy.confusion, [each.name for each in policy.classes]) if policy.confusion else []
     if policy.flips:
         listed = [
             [

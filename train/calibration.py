@@ -12,11 +12,12 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.calibration import Calibration, FixedExit, upgraded
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError
-from berxit.runtime.examples import find_split, has_column
+from berxit.runtime.examples import Examples, find_split, has_column
 from berxit.runtime.extensions import UnregisteredError
 from berxit.runtime.json_data import parse, read_json, to_json, write_json
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.progress import Progress, silent
+from berxit.runtime.spans import Span
 from berxit.runtime.storage import write_together
 from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning, policy_warning
@@ -75,6 +76,8 @@ def calibrate(
     model, tokenizer = load_checkpoint(checkpoint, best_device())
     task = task_of(model.config)
     labelled = rule.needs_labels or has_column(path, task.label_column)
+    if not labelled and task.kind == "tokens":
+        raise InputError(f"{path} has no column '{task.label_column}': a tokens model is calibrated on labelled spans")
     read = task.read if labelled else task.read_texts
     examples = read(path, split, skip_bad_rows=skip_bad_rows)
     if examples.skipped:
@@ -83,7 +86,8 @@ def calibrate(
     spec = spec or PolicySpec(predictions.default_criterion)
     chosen = choose(predictions, spec, rule, path.name, digest)
     with write_together(checkpoint) as folder:  # thresholds always belong to the stored pass
-        write_json({"data_sha256": digest, "texts": examples.texts}, folder / TEXTS_FILE)
+        stored = {"spans": [[span[:3] for span in spans] for spans in examples.spans]} if examples.spans else {}
+        write_json({"data_sha256": digest, "texts": examples.texts, **stored}, folder / TEXTS_FILE)
         predictions.save(folder / PASS_FILE)
         write_policy(folder, replace(chosen, pass_sha256=sha256(folder / PASS_FILE)))
     return chosen.calibration
@@ -152,9 +156,8 @@ def reference_of(predictions: Predictions, policy: ExitPolicy) -> Reference:
     return Reference.of(
         predictions.exit_layers[taken - 1],
         certainty[rows, taken - 1],
-        predictions.predicted()[rows, taken - 1],
+        *predictions.task_kind.bins(predictions.predicted()[rows, taken - 1], predictions.class_names),
         depth=policy.layers,
-        classes=predictions.logits.shape[2],
     )
 
 
@@ -257,12 +260,15 @@ def read_policy(checkpoint: Path) -> CalibratedPolicy | None:
     return found
 
 
-def stored_texts(checkpoint: Path, calibration: Calibration) -> list[Text] | None:
-    """The texts of the calibration data, in the order of the pass. None if the texts of this data are not stored."""
+def stored_texts(checkpoint: Path, calibration: Calibration) -> Examples | None:
+    """The texts of the calibration data, in the order of the pass, and their spans. None if the texts of this data are
+    not stored."""
     path = checkpoint / TEXTS_FILE
     if not path.is_file():
         return None
     stored = read_json(path)
     if stored.get("data_sha256") != calibration.data_sha256:
         return None
-    return [text if isinstance(text, str) else tuple(text) for text in stored["texts"]]
+    texts: list[Text] = [text if isinstance(text, str) else tuple(text) for text in stored["texts"]]
+    spans = tuple(tuple(Span(*span) for span in spans) for spans in stored.get("spans", ()))
+    return Examples(texts, np.zeros(len(texts), np.int64), unlabelled=True, spans=spans)

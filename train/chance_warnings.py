@@ -41,7 +41,7 @@ def policy_warning(predictions: Predictions, chosen: npt.NDArray, stricter: str)
     constant = not predictions.regression and len(set(chosen.tolist())) == 1
     if not (constant or predictions.at_chance(chosen)):
         return None
-    name = f"'{predictions.names[int(chosen[0])]}'" if predictions.names else f"class {chosen[0]}"
+    name = f"'{predictions.text(chosen[0])}'"
     predicted = f" (it predicts {name} for every example)" if constant else ""
     message = _chance("the chosen policy", predictions, predictions.score(chosen))
     return (

@@ -130,7 +130,9 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> t
     pairs = len(model.config.text_columns) == 2
     checks.check_tokenizer(str(folder), tokenizer, model.backbone, pairs=pairs, pooling=model.config.pooling)
     try:
-        stored = stored_tokenizer(folder, model.config.max_length, tokenizer.pad_token_id, f"checkpoint {folder}")
+        config, name = model.config, f"checkpoint {folder}"
+        words = config.task_kind.words
+        stored = stored_tokenizer(folder, config.max_length, tokenizer.pad_token_id, name, words=words)
     except InputError as error:  # older versions did not check this before training
         raise BerxitError(f"{error}, and retrain") from None
     return model.eval().to(device), stored

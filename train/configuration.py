@@ -5,10 +5,20 @@ from __future__ import annotations
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from berxit.runtime.kinds import KINDS, Kind
 from berxit.runtime.metrics import positive_class
 
 EXIT_HEADS = ("linear", "pooler")
 POOLINGS = ("first", "mean")
+
+
+PROBLEM_TYPES = {
+    "single_label_classification": "classification",
+    "regression": "regression",
+    "multi_label_classification": "multilabel",
+    "token_classification": "tokens",
+}
+"""transformers' name of a kind of task -> name in runtime.kinds.KINDS; transformers has no name for the last one."""
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -31,7 +41,7 @@ class MultiExitConfig(PreTrainedConfig):
     """Fine-tuning strategy, a name in train.strategies.STRATEGIES."""
     task: str = "custom"
     problem_type: str | None = "single_label_classification"
-    """"single_label_classification" or "regression", as in transformers."""
+    """The kind of task in transformers' terms, a key of PROBLEM_TYPES."""
     metric: str = "accuracy"
     positive: str | None = None
     """The positive class of F1, which is always the second label. None in checkpoints of older versions."""
@@ -45,6 +55,8 @@ class MultiExitConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.exit_head not in EXIT_HEADS:
             raise ValueError(f"exit_head is '{self.exit_head}': choose one of {', '.join(EXIT_HEADS)}")
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type is '{self.problem_type}': choose one of {', '.join(PROBLEM_TYPES)}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is '{self.pooling}': choose one of {', '.join(POOLINGS)}")
         self.text_columns = tuple(self.text_columns)
@@ -52,8 +64,18 @@ class MultiExitConfig(PreTrainedConfig):
             raise ValueError(f"positive is '{self.positive}': it must be the second label of two, and metric f1")
 
     @property
+    def kind(self) -> str:
+        """Name in runtime.kinds.KINDS."""
+        return PROBLEM_TYPES[str(self.problem_type)]
+
+    @property
+    def task_kind(self) -> Kind:
+        """The kind as an object."""
+        return KINDS[self.kind]
+
+    @property
     def regression(self) -> bool:
-        return self.problem_type == "regression"
+        return self.kind == "regression"
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -72,8 +72,10 @@ def continue_from(source: str, config: MultiExitConfig, layers: int | None) -> C
 
 def _difference(before: MultiExitConfig, now: MultiExitConfig) -> str:
     """The reason why exit heads cannot be kept; empty if they can."""
-    if before.regression != now.regression or sorted(before.labels) != sorted(now.labels):
-        return f"its labels are {', '.join(before.labels) or 'numbers'}"
+    if before.kind != now.kind:
+        return f"its kind is {before.kind}"
+    if sorted(before.labels) != sorted(now.labels):
+        return f"its labels are {', '.join(before.labels)}"
     if before.exit_head != now.exit_head:
         return f"its --exit-head is {before.exit_head}"
     if before.pooling != now.pooling:

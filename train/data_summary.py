@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from berxit.runtime.examples import Examples
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.labels import as_number
+from berxit.runtime.spans import BEGIN
 from berxit.runtime.tables import listed, markdown_table, plural
 from berxit.runtime.tokenization import Text, TextTokenizer
 from berxit.train.tasks import Task
@@ -39,7 +41,7 @@ class SplitSummary:
     name: str
     rows: int
     classes: dict[str, int]
-    """Class name, or regression value -> number of rows."""
+    """Class or label name, or regression value -> number of rows."""
     values: tuple[float, float, float] | None
     """Regression: the smallest, mean and largest label."""
     repeated: int
@@ -89,19 +91,19 @@ class DataSummary:
 
     def _classes(self) -> list[list[object]]:
         counts = self.splits[0].classes
-        names = list(self.task.labels)
+        names = _names(self.task)
         if len(names) > CLASSES:
             ordered = sorted(names, key=lambda name: -counts.get(name, 0))
             names = [*ordered[: CLASSES // 2], *ordered[-CLASSES // 2 :]]
         rows: list[list[object]] = [
             [
-                f"class {name}",
+                f"{_ITEM[self.task.kind]} {name}",
                 *(each.share_of(name) for each in self.splits),
             ]
             for name in names
         ]
-        if len(self.task.labels) > CLASSES:
-            more = [f"{len(self.task.labels) - CLASSES} more classes", *([""] * len(self.splits))]
+        if len(_names(self.task)) > CLASSES:
+            more = [f"{len(_names(self.task)) - CLASSES} more classes", *([""] * len(self.splits))]
             rows.insert(CLASSES // 2, list(more))
         return rows
 
@@ -129,26 +131,37 @@ class DataSummary:
             yield (f"{self.quoted:.0%} of the texts are in quotation marks, which TSV keeps: save the file as CSV")
 
 
+_ITEM = {"classification": "class", "multilabel": "label", "tokens": "spans of"}
+"""Kind of task -> what a row of the table counts."""
+
+
+def _names(task: Task) -> list[str]:
+    """The names that the table counts: classes, labels, or labels of spans."""
+    if task.kind == "tokens":
+        return [tag.removeprefix(BEGIN) for tag in task.labels if tag.startswith(BEGIN)]
+    return list(task.labels)
+
+
 def _label_warnings(task: Task, train: SplitSummary) -> Iterator[str]:
-    counts = train.classes
+    counts, names_of_task = train.classes, _names(task)
     if task.regression:
         if len(counts) and len(counts) <= FEW_VALUES:
             yield f"the labels have {plural(len(counts), 'value')} only: for classes, omit --regression"
         return
-    numbers = [value for name in task.labels if (value := as_number(name)) is not None]
-    if len(numbers) == len(task.labels) and len(numbers) > MANY_VALUES:
+    numbers = [value for name in names_of_task if (value := as_number(name)) is not None]
+    if len(numbers) == len(names_of_task) and len(numbers) > MANY_VALUES:
         yield f"the labels are {len(numbers)} different numbers: if their order matters, add --regression"
     columns = {task.label_column.lower(), *(column.lower() for column in task.text_columns)}
-    if header := [name for name in task.labels if name.lower() in columns and counts.get(name, 0) < RARE]:
+    if header := [name for name in names_of_task if name.lower() in columns and counts.get(name, 0) < RARE]:
         yield f"class '{header[0]}' has the name of a column: a second header line may be among the rows"
     spellings: dict[str, list[str]] = defaultdict(list)
-    for name in task.labels:
+    for name in names_of_task:
         spellings[" ".join(name.lower().replace("_", " ").replace("-", " ").split())].append(name)
     for same in (names for names in spellings.values() if len(names) > 1):
         yield f"classes {listed(same)} differ only in their spelling: use one of them"
-    if missing := [name for name in task.labels if not counts.get(name)]:
+    if missing := [name for name in names_of_task if not counts.get(name)]:
         yield f"no training row has {'class' if len(missing) == 1 else 'the classes'} {listed(missing)}"
-    elif rare := [name for name in task.labels if counts[name] < RARE]:
+    elif rare := [name for name in names_of_task if counts[name] < RARE]:
         yield f"fewer than {RARE} training rows: {listed(f'{name} ({counts[name]})' for name in rare)}"
     largest, smallest = max(counts.values(), default=0), min(counts.values(), default=0)
     if task.metric == "accuracy" and smallest and largest >= IMBALANCED * smallest:
@@ -181,11 +194,17 @@ def _split(task: Task, name: str, examples: Examples, train: set[Text], tokenize
     for text, label in zip(examples.texts, labels.tolist(), strict=True):
         of_text[text].add(label)
     batch = tokenizer(examples.texts[:: -(-len(examples) // TEXTS)])
-    counts = Counter(f"{value:g}" if task.regression else task.labels[value] for value in labels.tolist())
+    kind = KINDS[task.kind]
+    if task.kind == "tokens":
+        counts = dict(Counter(span.label for spans in examples.spans for span in spans))
+    elif task.regression:
+        counts = dict(Counter(f"{value:g}" for value in labels.tolist()))
+    else:
+        counts = {each.name: each.rows for each in kind.counts(labels, labels, task.labels)}
     return SplitSummary(
         name=name,
         rows=len(examples),
-        classes=dict(counts),
+        classes=counts,
         values=(float(labels.min()), float(labels.mean()), float(labels.max())) if task.regression else None,
         repeated=len(examples) - len(of_text),
         contradictory=sum(len(found) > 1 for found in of_text.values()),

@@ -74,7 +74,7 @@ class WrongRows:
 
 @dataclass(frozen=True)
 class PolicyDiagnostics:
-    """A policy of a classification model, example by example."""
+    """A policy of a model with classes or labels, example by example."""
 
     average_exit_layer: float
     flipped: float
@@ -84,11 +84,12 @@ class PolicyDiagnostics:
     flips: tuple[Flip, ...]
     """The flips with the highest certainty, at most FLIPS."""
     classes: tuple[ClassScore, ...]
-    """Scores of each class under the policy."""
+    """Scores of each class or label under the policy."""
     full_depth_classes: tuple[ClassScore, ...]
     """Scores of each class at full depth."""
     confusion: tuple[tuple[int, ...], ...]
-    """(C, C) number of examples under the policy: rows are labels, columns are predictions."""
+    """(C, C) number of examples under the policy: rows are labels, columns are predictions. Empty
+    for texts with several decisions."""
 
 
 def criterion_quality(predictions: Predictions, criterion: str) -> tuple[CertaintyQuality, ...]:
@@ -97,7 +98,7 @@ def criterion_quality(predictions: Predictions, criterion: str) -> tuple[Certain
     certainty = certainty if kind.higher_is_more_certain else -certainty
     predicted, labels = predictions.predicted(), predictions.labels[:, None]
     errors = np.abs(predicted - labels) if predictions.regression else predicted != labels
-    classes = predictions.logits.shape[2]
+    classes = predictions.outputs
     return tuple(
         certainty_quality(
             int(layer), certainty[:, place], errors[:, place], classes=classes, probability=kind.probability
@@ -107,11 +108,10 @@ def criterion_quality(predictions: Predictions, criterion: str) -> tuple[Certain
 
 
 def policy_diagnostics(predictions: Predictions, policy: ExitPolicy, texts: Sequence[Text]) -> PolicyDiagnostics:
-    """The policy on a stored pass of a classification model. ``texts`` (N,): the examples' texts."""
-    p, rows, full, names = predictions, range(len(predictions.labels)), predictions.full_depth, _names(predictions)
+    """The policy on a stored pass, not of a regression model. ``texts`` (N,): the examples' texts."""
+    p, rows, full = predictions, range(len(predictions.labels)), predictions.full_depth
     taken, predicted, reached = _under(p, policy)
     order = _most_certain_first(np.flatnonzero(predicted != full), reached, policy)
-    confusion = confusion_matrix(predicted, p.labels, len(names))
     return PolicyDiagnostics(
         average_exit_layer=float(p.exit_layers[taken - 1].mean()),
         flipped=len(order) / len(rows),
@@ -121,15 +121,17 @@ def policy_diagnostics(predictions: Predictions, policy: ExitPolicy, texts: Sequ
                 texts[row],
                 int(p.exit_layers[taken[row] - 1]),
                 float(reached[row]),
-                names[predicted[row]],
-                names[full[row]],
-                names[p.labels[row]],
+                str(p.text(predicted[row])),
+                str(p.text(full[row])),
+                str(p.text(p.labels[row])),
             )
             for row in order[:FLIPS].tolist()
         ),
-        classes=tuple(class_scores(confusion, names)),
-        full_depth_classes=tuple(class_scores(confusion_matrix(full, p.labels, len(names)), names)),
-        confusion=tuple(map(tuple, confusion.tolist())),
+        classes=_class_scores(p, predicted),
+        full_depth_classes=_class_scores(p, full),
+        confusion=()
+        if p.task_kind.several
+        else tuple(map(tuple, confusion_matrix(predicted, p.labels, p.label_count).tolist())),
     )
 
 
@@ -145,14 +147,11 @@ def wrong_rows(predictions: Predictions, policy: ExitPolicy, texts: Sequence[Tex
         else _most_certain_first(wrong, reached, policy)
     )
 
-    def name(value: float) -> str | float:
-        return float(value) if p.regression else _names(p)[int(value)]
-
     rows = tuple(
         WrongRow(
             texts[row],
-            name(p.labels[row]),
-            name(predicted[row]),
+            p.text(p.labels[row]),
+            p.text(predicted[row]),
             int(p.exit_layers[taken[row] - 1]),
             float(reached[row]),
         )
@@ -176,24 +175,19 @@ def _most_certain_first(rows: npt.NDArray, certainty: npt.NDArray, policy: ExitP
     return np.asarray(rows[np.argsort(certainty[rows] * sign, kind="stable")])
 
 
-def _names(p: Predictions) -> tuple[str, ...]:
-    return p.names or tuple(f"class {number}" for number in range(p.logits.shape[2]))
+def _class_scores(p: Predictions, predicted: npt.NDArray) -> tuple[ClassScore, ...]:
+    """Scores of each class or label for predictions (N,)."""
+    counts = p.task_kind.counts(predicted, p.labels, p.class_names)
+    return tuple(class_score(*each) for each in counts)
 
 
-def class_scores(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> list[ClassScore]:
-    """Scores of each class from a confusion matrix (C, C)."""
-    found = []
-    for number, name in enumerate(names):
-        right = int(confusion[number, number])
-        examples, predicted = int(confusion[number].sum()), int(confusion[:, number].sum())
-        found.append(
-            ClassScore(
-                name,
-                examples,
-                predicted,
-                right / predicted if predicted else None,
-                right / examples if examples else None,
-                2 * right / (examples + predicted) if examples + predicted else None,
-            )
-        )
-    return found
+def class_score(name: str, right: int, predicted: int, examples: int) -> ClassScore:
+    """Scores of one class from its number of right predictions, of predictions, and of examples."""
+    return ClassScore(
+        name,
+        examples,
+        predicted,
+        right / predicted if predicted else None,
+        right / examples if examples else None,
+        2 * right / (examples + predicted) if examples + predicted else None,
+    )

@@ -109,7 +109,8 @@ class EpochScores(TrainerCallback):
     def _score(self, step: int) -> EpochScore:
         logits, _ = run_all_layers(self._model, self._rows.encoded, BATCH_ROWS)
         self._model.train()
-        predicted = logits[..., 0] if logits.shape[2] == 1 else logits.argmax(axis=-1)
+        encoded, config = self._rows.encoded, self._model.config
+        predicted = config.task_kind.numbers(logits, config.labels, encoded.texts)
         exits = METRICS[self._rows.metric].scores(predicted.T, self._rows.encoded.labels)
         epoch = round(step / self._epoch_steps, 2)
         return EpochScore(step, epoch, tuple(exits.tolist()), float(exits[self._exits].mean()))

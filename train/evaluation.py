@@ -13,11 +13,12 @@ import torch
 
 from berxit.runtime.chance import Constant, at_chance, check_labels, check_outputs, constant_prediction
 from berxit.runtime.examples import Examples
+from berxit.runtime.kinds import KINDS, Kind, stack_decisions
 from berxit.runtime.metrics import METRICS, positive_class
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import replacing
 from berxit.runtime.tokenization import TextTokenizer
-from berxit.train.encoding import EncodedExamples
+from berxit.train.encoding import EncodedExamples, as_tensors
 from berxit.train.modeling import MultiExitModel
 
 
@@ -26,11 +27,11 @@ class Predictions:
     """Outputs of n exits for N examples, in the order of the file."""
 
     logits: npt.NDArray[np.float32]
-    """(N, n, C)"""
+    """Of the decisions: (N, n, K), or (N, n, D, K) if a text has several (``runtime.kinds``)."""
     lte: npt.NDArray[np.float32] | None
     """(N, n) learned certainties; None without LTE."""
     labels: npt.NDArray
-    """(N,)"""
+    """(N,) as numbers (``runtime.kinds``)."""
     metric: str
     ids: npt.NDArray | None = None
     """(N,) row number of each example in its file, from 0, without skipped rows. None if the pass has no file."""
@@ -44,6 +45,26 @@ class Predictions:
     reference: npt.NDArray | None = None
     """(N,) predictions at full depth that rules compare with, if they are not the last exit's. For a bundle in another
     precision these are the checkpoint's."""
+    numbers: npt.NDArray[np.int64] | None = None
+    """(N, n) predictions of every exit as numbers, if logits do not determine them: for tokens."""
+    kind: str = ""
+    """Name in runtime.kinds.KINDS. Empty in passes that older versions stored: regression for one output, else
+    classification."""
+
+    @property
+    def task_kind(self) -> Kind:
+        """The kind as an object."""
+        return KINDS[self.kind or ("regression" if self.logits.shape[2] == 1 else "classification")]
+
+    @property
+    def outputs(self) -> int:
+        """K, the number of classes of a decision; 1 for regression."""
+        return self.logits.shape[-1]
+
+    @property
+    def label_count(self) -> int:
+        """Number of class or label names; 1 for regression."""
+        return len(self.names) or self.outputs
 
     @property
     def layers(self) -> int:
@@ -58,13 +79,19 @@ class Predictions:
     def select_exits(self, exits: Sequence[int]) -> Predictions:
         """The pass restricted to exits at these layers: ascending, including the last layer."""
         columns = np.array(exits) - 1
-        lte = None if self.lte is None else self.lte[:, columns]
-        return replace(self, logits=self.logits[:, columns], lte=lte, exits=tuple(exits))
+        return replace(self._columns(columns), exits=tuple(exits))
+
+    def _columns(self, columns: npt.NDArray[np.integer] | slice) -> Predictions:
+        """The pass restricted to these places of its exits."""
+
+        def part(array: npt.NDArray | None) -> npt.NDArray | None:
+            return None if array is None else array[:, columns]
+
+        return replace(self, logits=self.logits[:, columns], lte=part(self.lte), numbers=part(self.numbers))
 
     def first_layers(self, layers: int) -> Predictions:
         """The pass of the first ``layers`` layers of the model. Rules still compare with the former last exit."""
-        logits, lte = self.logits[:, :layers], None if self.lte is None else self.lte[:, :layers]
-        return replace(self, logits=logits, lte=lte, reference=self.full_depth)
+        return replace(self._columns(slice(layers)), reference=self.full_depth)
 
     def select_rows(self, rows: npt.NDArray[np.integer]) -> Predictions:
         """The pass over some of the rows."""
@@ -79,15 +106,25 @@ class Predictions:
             lte=part(self.lte),
             ids=part(self.ids),
             reference=part(self.reference),
+            numbers=part(self.numbers),
         )
 
     @property
     def regression(self) -> bool:
-        return self.logits.shape[2] == 1
+        return self.task_kind.name == "regression"
 
     def predicted(self) -> npt.NDArray:
-        """(N, n) predictions of every exit: class numbers, or values for regression."""
-        return self.logits[..., 0] if self.regression else self.logits.argmax(axis=-1)
+        """(N, n) predictions of every exit as numbers: class numbers, values, or sets of labels."""
+        return self.task_kind.numbers(self.logits) if self.numbers is None else self.numbers
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """(C,) class or label names; numbered ones if the names are unknown."""
+        return self.names or tuple(f"class {number}" for number in range(self.outputs))
+
+    def text(self, number: float) -> str | float:
+        """A prediction or label as text; for regression the value."""
+        return self.task_kind.text(number, self.class_names)
 
     @property
     def default_criterion(self) -> str:
@@ -113,11 +150,11 @@ class Predictions:
     @property
     def constant(self) -> Constant:
         """The best constant prediction (the same for every example), and its score."""
-        return constant_prediction(self.metric, self.labels, self.logits.shape[2])
+        return constant_prediction(self.metric, self.labels, self.label_count)
 
     def at_chance(self, predicted: npt.NDArray) -> bool:
         """True if predictions (N,) score no better than ``constant``, within sampling error."""
-        return at_chance(self.metric, predicted, self.labels, self.logits.shape[2])
+        return at_chance(self.metric, predicted, self.labels, self.label_count)
 
     def check(self, where: str = "the stored pass") -> None:
         """Raises InputError for labels on which the metric is not defined, BerxitError for outputs without a score,
@@ -134,9 +171,10 @@ class Predictions:
         """Writes the pass to an .npz file. The file is replaced as a whole, so an interruption keeps the old one."""
         arrays: dict[str, Any] = {"logits": self.logits, "labels": self.labels, "metric": np.array(self.metric)}
         arrays["names"] = np.array(self.names, dtype=np.str_)
+        arrays["kind"] = np.array(self.task_kind.name)
         if self.unlabelled:
             arrays["unlabelled"] = np.array(True)
-        for name in ("lte", "ids", "reference"):
+        for name in ("lte", "ids", "reference", "numbers"):
             if (array := getattr(self, name)) is not None:
                 arrays[name] = array
         with replacing(path) as scratch:
@@ -146,7 +184,9 @@ class Predictions:
     def load(cls, path: Path | str) -> Predictions:
         """The pass in an .npz file that ``save`` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            lte, ids, reference = (file[name] if name in file.files else None for name in ("lte", "ids", "reference"))
+            lte, ids, reference, numbers = (
+                file[name] if name in file.files else None for name in ("lte", "ids", "reference", "numbers")
+            )
             names = tuple(file["names"].tolist()) if "names" in file.files else ()
             return cls(
                 file["logits"],
@@ -157,6 +197,8 @@ class Predictions:
                 names=names,
                 unlabelled="unlabelled" in file.files,
                 reference=reference,
+                numbers=numbers,
+                kind=str(file["kind"]) if "kind" in file.files else "",
             )
 
 
@@ -182,9 +224,12 @@ def predict(
     """
     if not examples.unlabelled:
         check_labels(model.config.metric, examples.labels, source)
-    logits, lte = run_all_layers(model, EncodedExamples(examples, tokenizer, progress), batch_size, progress)
-    rows = np.arange(len(examples))
-    found = Predictions(logits, lte, examples.labels, model.config.metric, rows, names=model.config.labels)
+    encoded = EncodedExamples(examples, tokenizer, progress)
+    logits, lte = run_all_layers(model, encoded, batch_size, progress)
+    rows, config = np.arange(len(examples)), model.config
+    found = Predictions(logits, lte, examples.labels, config.metric, rows, names=config.labels, kind=config.kind)
+    if config.task_kind.words:
+        found = replace(found, numbers=config.task_kind.numbers(logits, config.labels, encoded.texts))
     if examples.unlabelled:
         found = replace(found, labels=found.full_depth, unlabelled=True)
     found.check(source)
@@ -195,23 +240,25 @@ def predict(
 def run_all_layers(
     model: MultiExitModel, encoded: EncodedExamples, batch_size: int, progress: Progress = silent
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """Logits (N, n, C), and certainties (N, n) if the model has LTE, on the model's device. It sets the model to
-    evaluation mode, so it draws no random numbers."""
+    """Logits of the decisions, (N, n, K) or (N, n, D, K), and certainties (N, n) if the model has LTE, on the model's
+    device. It sets the model to evaluation mode, so it draws no random numbers."""
     model.eval()
-    logits = np.empty((len(encoded), model.layers, model.config.num_labels), dtype=np.float32)
+    kind = model.config.task_kind
+    found: dict[int, npt.NDArray[np.float32]] = {}
     lte = np.empty((len(encoded), model.layers), dtype=np.float32) if model.config.lte else None
     by_length = np.argsort(encoded.lengths, kind="stable")  # Rows of similar length need little padding.
     with progress(len(encoded)) as bar:
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
-            batch = encoded.collate([encoded[i] for i in rows])
-            del batch["labels"]
-            outputs = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-            logits[rows] = outputs.exit_logits.float().cpu().numpy()
+            batch = encoded.batch([encoded[i] for i in rows])
+            outputs = model(**{name: tensor.to(model.device) for name, tensor in as_tensors(batch).items()})
+            logits = outputs.exit_logits.float().cpu().numpy()
+            of_exits = [kind.decisions(logits[:, place], batch.places) for place in range(model.layers)]
+            found.update(zip(rows.tolist(), np.stack(of_exits, axis=1), strict=True))
             if lte is not None:
                 lte[rows] = outputs.certainties.float().cpu().numpy()
             bar.update(len(rows))
-    return logits, lte
+    return stack_decisions([found[row] for row in range(len(encoded))]), lte
 
 
 def layer_scores(predictions: Predictions, metric: str | None = None) -> list[float]:

@@ -89,6 +89,9 @@ class PolicySpec:
             raise InputError(f"exit {wrong[0]} cannot be switched off: the model has layers 1 to {layers}")
         if self.fit_temperatures and predictions.regression:
             raise InputError("temperatures need class probabilities: calibrate a regression model without them")
+        if predictions.task_kind.several and (self.fit_temperatures or self.full_depth_classes):
+            what = "--full-depth-class" if self.full_depth_classes else "--fit-temperatures"
+            raise InputError(f"{what} needs one class per text: omit it for a {predictions.kind} model")
         if self.thresholds_per_exit and criterion_named(self.criterion).fitted:
             raise InputError(f"'{self.criterion}' is comparable between exits: calibrate without thresholds per exit")
         if self.thresholds_per_exit and criterion_named(self.criterion).counts:
@@ -113,7 +116,7 @@ class FittedSpec:
     def fit(cls, spec: PolicySpec, predictions: Predictions, tolerance: float) -> FittedSpec:
         """Fits the parameters on all rows of a pass. Raises InputError for a criterion that does not fit the model."""
         p, criterion, exits = predictions, criterion_named(spec.criterion), predictions.exit_layers.tolist()
-        outputs = p.logits.shape[2]
+        outputs = p.outputs
         plain = ExitPolicy(
             spec.criterion,
             (criterion.never(p.layers, outputs),) * (p.layers - 1),
@@ -123,7 +126,7 @@ class FittedSpec:
             tuple(exits.index(layer) + 1 for layer in spec.off if layer in exits),
             ((0.0,) * (len(feature_names(outputs)) + 1),) * (p.layers - 1) if criterion.fitted else (),
         )
-        plain.check(outputs=outputs, lte=p.lte is not None)
+        plain.check(outputs=outputs, lte=p.lte is not None, several=p.task_kind.several)
         policy = replace(plain, weights=fit_weights(p, plain)) if criterion.fitted else plain
         if not spec.thresholds_per_exit:
             return cls(policy, None)
@@ -178,11 +181,11 @@ class PolicyFamily:
     @property
     def never(self) -> float:
         """The threshold at which no row exits early."""
-        return self.criterion.never(self.predictions.layers, self.predictions.logits.shape[2])
+        return self.criterion.never(self.predictions.layers, self.predictions.outputs)
 
     def grid(self) -> list[float]:
         """Thresholds that do not depend on the data, from full depth towards lower cost."""
-        return self.criterion.grid(self.predictions.layers, self.predictions.logits.shape[2])
+        return self.criterion.grid(self.predictions.layers, self.predictions.outputs)
 
     def candidates(self, count: int = 200) -> list[float]:
         """Thresholds from "always exit" to "never exit", spread evenly over the certainties in the data.
@@ -191,7 +194,7 @@ class PolicyFamily:
         """
         if self.criterion.counts:
             return self.grid()[::-1]
-        always = self.criterion.always(self.predictions.layers, self.predictions.logits.shape[2])
+        always = self.criterion.always(self.predictions.layers, self.predictions.outputs)
         values = np.unique(self.certainty[:, :-1])
         middles = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(values.dtype)
         middles = middles[(middles > values[:-1]) & (middles < values[1:])]  # Adjacent floats have no midpoint.
@@ -205,7 +208,7 @@ class PolicyFamily:
         """
         p, values = self.predictions, np.array([float(threshold) for threshold in thresholds])
         if self.full_depth_classes:
-            values = np.tile(values[:, None, None], (1, p.layers - 1, p.logits.shape[2]))
+            values = np.tile(values[:, None, None], (1, p.layers - 1, p.outputs))
             values[:, :, self.full_depth_classes] = self.never
         return exit_layers_at(self.criterion, self.certainty, values, p.predicted(), self.policy.off)
 
@@ -234,8 +237,8 @@ class PolicyFamily:
         entries = (float(threshold),) * (p.layers - 1) if links is None else links.thresholds(threshold)
         thresholds: tuple[float | tuple[float, ...], ...] = entries
         if self.full_depth_classes:
-            never = CRITERIA[self.policy.criterion].never(p.layers, p.logits.shape[2])
-            classes = range(p.logits.shape[2])
+            never = CRITERIA[self.policy.criterion].never(p.layers, p.outputs)
+            classes = range(p.outputs)
             thresholds = tuple(
                 tuple(never if number in self.full_depth_classes else entry for number in classes) for entry in entries
             )
@@ -347,5 +350,6 @@ def applicable_criteria(predictions: Predictions) -> list[str]:
         if criterion.adaptive
         and (criterion.for_regression or not predictions.regression)
         and not (criterion.needs_lte and predictions.lte is None)
+        and not (criterion.fitted and predictions.task_kind.several)
         and not (criterion.fitted and len(predictions.labels) < LEAST_ROWS)
     ]

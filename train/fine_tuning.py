@@ -17,6 +17,7 @@ from berxit.runtime.bundle import sha256
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import to_json
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_errors, write_whole
 from berxit.train import checks
@@ -78,7 +79,8 @@ def fine_tune(
     set_seed(options.seed)
     mean_label = float(rows.train.labels.mean()) if task.regression else None
     model, tokenizer = start_model(task, options, report, mean_label)
-    text_tokenizer = saved_tokenizer(tokenizer, resolve_model(options.model), options.max_length)
+    words = KINDS[task.kind].words
+    text_tokenizer = saved_tokenizer(tokenizer, resolve_model(options.model), options.max_length, words=words)
     unknown = checks.unknown_tokens(options.model, tokenizer, rows.train.texts)
     report(str(summarize(task, rows.splits, text_tokenizer, train_file.suffix.lower(), options.max_length)))
     report(str(unknown))
@@ -141,7 +143,7 @@ def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: i
     model = Path(resolve_model(options.model))
     key = {
         "options": options.recorded(),
-        "task": asdict(task),
+        "task": {name: value for name, value in asdict(task).items() if name != "kind" or task.is_new_kind},
         "model_sha256": model_sha256(model) if model.is_dir() else None,
         "train_sha256": sha256(train_file),
         "processes": processes,

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from berxit.runtime.metrics import METRICS
+from berxit.runtime.metrics import METRICS, set_sizes
+from berxit.runtime.spans import count_spans, right_spans
 from berxit.train.evaluation import Predictions
 
 Floats = npt.NDArray[np.float64]
@@ -46,6 +47,9 @@ class KeepTest:
         if p.regression:
             worst = self._worst_row(early)
             more = early[worst], full[worst]
+        elif p.task_kind.several:  # the same, about a text with the mean number of labels or spans
+            size = max(1.0, float(sums(p.labels, p.labels)[:, 1].mean()))
+            more = np.array([0.0, size]), np.array([size, size])
         else:  # full depth is right and the policy is wrong; for F1, about a positive row
             one = np.ones(1, dtype=np.int64)
             more = sums(1 - one, one)[0], sums(one, one)[0]
@@ -120,6 +124,15 @@ def _f1_sums(predicted: npt.NDArray, labels: npt.NDArray) -> Floats:
     return np.stack([2.0 * (named & true), named.astype(np.float64) + true], axis=1)
 
 
+def _micro_f1_sums(predicted: npt.NDArray, labels: npt.NDArray) -> Floats:
+    right, named, true = (set_sizes(numbers) for numbers in (predicted & labels, predicted, labels))
+    return np.stack([2.0 * right, named + true.astype(np.float64)], axis=1)
+
+
+def _span_f1_sums(predicted: npt.NDArray, labels: npt.NDArray) -> Floats:
+    return np.stack([2.0 * right_spans(predicted), count_spans(predicted) + count_spans(labels) * 1.0], axis=1)
+
+
 def _ratio(sums: Floats) -> Floats:
     """(..., 2) -> (...)."""
     above, below = sums[..., 0], sums[..., 1]
@@ -147,6 +160,8 @@ def _correlation(sums: Floats) -> Floats:
 SUMS: dict[str, tuple[Callable[[npt.NDArray, npt.NDArray], Floats], Callable[[Floats], Floats]]] = {
     "accuracy": (_accuracy_sums, _ratio),
     "f1": (_f1_sums, _ratio),
+    "micro-f1": (_micro_f1_sums, _ratio),
+    "span-f1": (_span_f1_sums, _ratio),
     "pearson": (_pearson_sums, _correlation),
     "spearman": (_spearman_sums, _correlation),
 }

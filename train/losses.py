@@ -10,12 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORED = -100
+"""Label of a token that does not start a word."""
+
 
 def exit_losses(logits: Tensor, labels: Tensor, regression: bool, class_weights: Sequence[float] = ()) -> Tensor:
     """L_i: logits (B, n, C), labels (B,) -> (n,). Cross-entropy for classes, mean squared error for regression.
 
+    Labels (B, C) of a multilabel model, 1 for a label of the text: mean binary cross-entropy over texts and labels.
+    Logits (B, n, S, C) and tags (B, S) of a tokens model, IGNORED between words: mean cross-entropy over words.
     ``class_weights`` (C,): factors of the rows' cross-entropies by label; empty: 1 for all.
     """
+    if logits.ndim == 4:
+        at_words = labels != IGNORED
+        flat = logits.transpose(1, 2)[at_words]  # (words, n, C)
+        tags = labels[at_words][:, None].expand(flat.shape[:2])
+        return F.cross_entropy(flat.flatten(0, 1), tags.flatten(), reduction="none").view(tags.shape).mean(dim=0)
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, _each_exit(labels, logits), reduction="none").mean((0, 2))
     rows, layers, outputs = logits.shape
     if regression:
         return ((logits.squeeze(-1) - labels[:, None]) ** 2).mean(dim=0)
@@ -41,22 +53,39 @@ def lte_losses(certainties: Tensor, logits: Tensor, labels: Tensor, regression: 
 
 @torch.no_grad()
 def lte_targets(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """(B, n) the target of the certainty (equations 9 and 10). No gradient flows through it."""
+    """(B, n) the target of the certainty (equations 9 and 10): 1 if all labels, or the tags of all words, are right. No
+    gradient flows through it."""
+    if logits.ndim == 4:
+        right = (logits.argmax(dim=-1) == labels[:, None]) | (labels == IGNORED)[:, None]
+        return right.all(dim=-1).to(logits.dtype)
+    if labels.ndim == 2:
+        return ((logits > 0) == _each_exit(labels, logits).bool()).all(dim=-1).to(logits.dtype)
     if regression:
         return 1 - torch.tanh((logits.squeeze(-1) - labels[:, None]).abs())
     return (logits.argmax(dim=-1) == labels[:, None]).to(logits.dtype)
 
 
-def distillation_losses(logits: Tensor, regression: bool) -> Tensor:
+def _each_exit(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels (B, C) for every exit: (B, n, C)."""
+    return labels[:, None].expand_as(logits)
+
+
+def distillation_losses(logits: Tensor, regression: bool, labels: Tensor | None = None) -> Tensor:
     """Distillation loss of exits 1 to n - 1: logits (B, n, C) -> (n - 1,). The last exit is the teacher and gets no
     gradient.
 
     Classification: KL(p_i || p_n), as in FastBERT (Liu et al., 2020). Regression: squared difference (FastBERT has no
-    regression).
+    regression). Multilabel: the mean over labels of the KL divergence of the two outcomes. Tokens: the mean over words.
+    ``labels``: as in ``exit_losses``, for these two kinds; only their form and the places of words are used.
     """
+    if labels is not None and logits.ndim == 4:
+        logits = logits.transpose(1, 2)[labels != IGNORED]  # (words, n, C)
+    elif labels is not None and labels.ndim == 2:
+        logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
     students, teacher = logits[:, :-1], logits[:, -1:].detach()
     if regression:
         return ((students - teacher) ** 2).mean(dim=(0, 2))
     log_students = students.log_softmax(dim=-1)
     difference = log_students - teacher.log_softmax(dim=-1)
-    return (log_students.exp() * difference).sum(dim=-1).mean(dim=0)
+    divergence = (log_students.exp() * difference).sum(dim=-1)
+    return divergence.mean(dim=(0, *range(2, divergence.ndim)))

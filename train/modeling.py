@@ -26,9 +26,9 @@ class MultiExitOutput(ModelOutput):
     loss: Tensor | None = None
     """The sum of all exits' losses (equation 3); only with labels."""
     logits: Tensor | None = None
-    """(B, C) logits of the last exit, for transformers' pipelines and Trainer."""
+    """(B, C) or (B, S, C) logits of the last exit, for transformers' pipelines and Trainer."""
     exit_logits: Tensor | None = None
-    """(B, n, C) logits of every exit."""
+    """(B, n, C) logits of every exit; (B, n, S, C) of a model that labels words."""
     certainties: Tensor | None = None
     """(B, n) learned certainty u_i in [0, 1] of every exit (equation 8); None without LTE."""
     hidden_states: tuple[Tensor, ...] | None = None
@@ -36,7 +36,8 @@ class MultiExitOutput(ModelOutput):
 
 
 class ExitHead(nn.Module):
-    """The classifier g_i of one layer: pooled hidden state h_i (B, d) -> logits (B, C).
+    """The classifier g_i of one layer: pooled hidden state h_i (B, d) -> logits (B, C). A model that labels words
+    applies it to every token: (B, S, d) -> (B, S, C).
 
     ``norm``: the exit's own norm of the hidden states, which is applied before pooling; None for an encoder whose
     layers normalize their own outputs.
@@ -48,6 +49,10 @@ class ExitHead(nn.Module):
         self.pooler = nn.Linear(hidden_size, hidden_size) if pooler else None
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, outputs)
+
+    def normalized(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, S, d) after the exit's norm."""
+        return hidden if self.norm is None else self.norm(hidden)
 
     def forward(self, state: Tensor) -> Tensor:
         if self.pooler is not None:
@@ -145,8 +150,9 @@ class MultiExitModel(PreTrainedModel):
     ) -> MultiExitOutput:
         """Runs all layers and exits on B rows of S tokens: ids (B, S), mask (B, S) with 1 for a token, types (B, S).
 
-        ``labels`` (B,): class numbers, or values for regression; with them, the output contains the loss. Raises
-        ValueError for ``return_dict=False`` (there is no tuple output), and TypeError for an unknown argument.
+        ``labels``: class numbers or values (B,), labels (B, C) or tags (B, S), as in ``exit_losses``; with them, the
+        output contains the loss. Raises ValueError for ``return_dict=False`` (there is no tuple output), and TypeError
+        for an unknown argument.
         """
         if return_dict is False:
             raise ValueError("return_dict=False is not supported: read the fields of the output")
@@ -155,7 +161,12 @@ class MultiExitModel(PreTrainedModel):
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types
         ).hidden_states
         states = self._pool(hidden_states[1:], attention_mask)
-        logits = torch.stack([head(states[:, i]) for i, head in enumerate(self.heads)], dim=1)
+        of_exits = states.unbind(dim=1)
+        if self.config.task_kind.words:
+            of_exits = tuple(
+                head.normalized(hidden) for head, hidden in zip(self.heads, hidden_states[1:], strict=True)
+            )
+        logits = torch.stack([head(state) for head, state in zip(self.heads, of_exits, strict=True)], dim=1)
         certainties = torch.sigmoid(self.lte(states).squeeze(-1)) if self.lte is not None else None
         return MultiExitOutput(
             loss=None if labels is None else self._loss(logits, certainties, labels),
@@ -180,8 +191,7 @@ class MultiExitModel(PreTrainedModel):
             weights = (attention_mask / attention_mask.sum(dim=1, keepdim=True)).to(hidden_states[0].dtype)
         pooled = []
         for hidden, head in zip(hidden_states, self.heads, strict=True):
-            read = hidden[:, :1] if first else hidden
-            normalized = read if head.norm is None else head.norm(read)
+            normalized = head.normalized(hidden[:, :1] if first else hidden)
             mean = normalized.mean(dim=1) if weights is None else torch.einsum("bsd,bs->bd", normalized, weights)
             pooled.append(normalized[:, 0] if first else mean)
         return torch.stack(pooled, dim=1)

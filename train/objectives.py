@@ -51,7 +51,7 @@ class Objective(ABC):
         if outputs.certainties is not None:
             losses = losses + lte_losses(outputs.certainties, outputs.exit_logits, labels, regression)
         if self.options.distillation:
-            distilled = self.options.distillation * distillation_losses(outputs.exit_logits, regression)
+            distilled = self.options.distillation * distillation_losses(outputs.exit_logits, regression, labels)
             losses = losses + F.pad(distilled, (0, 1))
         if self.options.layer_weights:
             losses = losses * losses.new_tensor(self.options.layer_weights)
@@ -115,7 +115,7 @@ class Distillation(OtherExits):
 
     def loss(self, step: int, outputs: MultiExitOutput, labels: Tensor, regression: bool) -> Tensor:
         assert outputs.exit_logits is not None
-        losses = distillation_losses(outputs.exit_logits, regression)
+        losses = distillation_losses(outputs.exit_logits, regression, labels)
         if outputs.certainties is not None:
             losses = losses + lte_losses(outputs.certainties, outputs.exit_logits, labels, regression)[:-1]
         return losses.sum()

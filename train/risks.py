@@ -41,9 +41,9 @@ class Loss:
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
-        """(M,) the rows that count: all, or those whose label is the class that must not be missed."""
+        """(M,) the rows that count: all, or those with the class or label that must not be missed."""
         p = self.predictions
-        return np.flatnonzero(p.labels == self._positive()) if self.of.startswith(MISSES) else np.arange(len(p.labels))
+        return np.flatnonzero(self._has(p.labels)) if self.of.startswith(MISSES) else np.arange(len(p.labels))
 
     def __call__(self, predicted: npt.NDArray) -> npt.NDArray[np.float64]:
         """Losses of predictions (..., N) on the rows that count -> (..., M).
@@ -53,7 +53,7 @@ class Loss:
         p, rows = self.predictions, self.rows
         predicted, full, labels = predicted[..., rows], p.full_depth[rows], p.labels[rows]
         if self.of.startswith(MISSES):
-            return np.asarray(predicted != labels, dtype=np.float64)
+            return np.asarray(~self._has(predicted), dtype=np.float64)
         if self.of == DISAGREEMENT:
             return self._error(predicted, full)
         return self._error(predicted, labels) - self._error(full, labels)
@@ -82,6 +82,11 @@ class Loss:
             return np.asarray(predicted != target, dtype=np.float64)
         spread = float(np.ptp(p.labels)) or 1.0
         return np.minimum(np.abs(predicted.astype(np.float64) - target) / spread, 1)
+
+    def _has(self, numbers: npt.NDArray) -> npt.NDArray[np.bool_]:
+        """True for each prediction or label that is, or contains, the class that must not be missed."""
+        place = self._positive()
+        return (numbers >> place & 1).astype(bool) if self.predictions.task_kind.several else numbers == place
 
     def _positive(self) -> int:
         name, names = self.of.removeprefix(MISSES), self.predictions.names
@@ -113,7 +118,7 @@ def classes_of(loss: Loss) -> list[npt.NDArray[np.int64]]:
     Raises InputError for regression and for ``misses``, which is the risk of one class already.
     """
     p = loss.predictions
-    if p.regression or loss.of.startswith(MISSES):
+    if p.task_kind.name != "classification" or loss.of.startswith(MISSES):
         raise InputError("--per class needs a classification model, and --risk-of disagreement or label-error")
     groups = p.full_depth if loss.of == DISAGREEMENT else p.labels
-    return [np.flatnonzero(groups == number) for number in range(p.logits.shape[2])]
+    return [np.flatnonzero(groups == number) for number in range(p.outputs)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle import sha256
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import Examples, find_split, has_split
+from berxit.runtime.spans import count_spans
 from berxit.runtime.tokenization import Text
 from berxit.train.checkpoint import DEV_FILE, read_record, spread_samples
 from berxit.train.options import TrainingOptions
@@ -135,7 +136,7 @@ def _held_rows(examples: Examples, fraction: float, seed: int) -> npt.NDArray[np
     for row, text in enumerate(examples.texts):
         groups[text].append(row)
     strata: dict[Hashable, list[list[int]]] = defaultdict(list)
-    of_row = _strata(examples.labels)
+    of_row = _strata(examples)
     rows = list(groups.values())
     for place in np.random.default_rng(seed).permutation(len(rows)):
         strata[of_row[rows[place][0]]].append(rows[place])
@@ -152,8 +153,12 @@ def _held_rows(examples: Examples, fraction: float, seed: int) -> npt.NDArray[np
     return held
 
 
-def _strata(labels: npt.NDArray) -> list[int]:
-    """(N,) the stratum of each row: its class, or the tenth of the values that contains it."""
+def _strata(examples: Examples) -> list[int]:
+    """(N,) the stratum of each row: its class or set of labels, the tenth of the values that contains it, or the number
+    of its spans."""
+    labels = examples.labels
+    if examples.kind == "tokens":
+        return count_spans(labels).tolist()
     if labels.dtype.kind != "f":
         return labels.tolist()
     ranks = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
@@ -161,4 +166,4 @@ def _strata(labels: npt.NDArray) -> list[int]:
 
 
 def _rows(examples: Examples, rows: npt.NDArray[np.int64]) -> Examples:
-    return replace(examples, texts=[examples.texts[row] for row in rows], labels=examples.labels[rows])
+    return examples.rows(rows.tolist())

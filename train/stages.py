@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -39,11 +38,11 @@ SCORED = 2000
 
 
 def class_weights(task: Task, data: TrainingData, options: TrainingOptions) -> tuple[float, ...]:
-    """(C,) the weights of ``class_weights``; empty for none. Raises InputError for weights of a regression."""
+    """(C,) the weights of ``class_weights``; empty for none. Raises InputError for a task without classes."""
     if options.class_weights == "none":
         return ()
-    if task.regression:
-        raise InputError(f"--class-weights {options.class_weights} needs classes, and the labels are numbers: omit it")
+    if task.kind != "classification":
+        raise InputError(f"--class-weights {options.class_weights} needs one class per text: omit it for {task.kind}")
     return balanced_weights(data.train.labels, len(task.labels))
 
 
@@ -55,7 +54,7 @@ def scored_rows(data: TrainingData, tokenizer: TextTokenizer, metric: str) -> Sc
     if data.dev is None:
         return None
     step = -(-len(data.dev) // SCORED)
-    dev = replace(data.dev, texts=data.dev.texts[::step], labels=data.dev.labels[::step])
+    dev = data.dev.rows(range(0, len(data.dev), step))
     return ScoredRows("dev" if step == 1 else f"{len(dev)} dev rows", EncodedExamples(dev, tokenizer), metric)
 
 

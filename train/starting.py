@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from berxit.runtime.errors import BerxitError, first_line
 from berxit.train import checks
-from berxit.train.configuration import MultiExitConfig
+from berxit.train.configuration import PROBLEM_TYPES, MultiExitConfig
 from berxit.train.continuing import continue_from, is_checkpoint
 from berxit.train.modeling import MultiExitModel
 from berxit.train.options import TrainingOptions
@@ -37,7 +37,7 @@ def start_model(
             "lte": options.lte,
             "strategy": options.strategy,
             "task": task.name,
-            "problem_type": "regression" if task.regression else "single_label_classification",
+            "problem_type": next(name for name, kind in PROBLEM_TYPES.items() if kind == task.kind),
             "id2label": dict(enumerate(task.labels)) if task.labels else {0: "value"},
             "label2id": {name: i for i, name in enumerate(task.labels or ("value",))},
             "metric": task.metric,

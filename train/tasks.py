@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,12 @@ from berxit.runtime.examples import (
     labelled_rows,
     read_examples,
     read_texts,
+    span_rows,
 )
-from berxit.runtime.labels import BOOLEANS, as_number, class_name
+from berxit.runtime.kinds import KINDS, MOST_LABELS
+from berxit.runtime.labels import BOOLEANS, as_number, class_name, set_names
 from berxit.runtime.metrics import METRICS, metric_from, metric_names, positive_class
+from berxit.runtime.spans import tags_of
 from berxit.runtime.tables import listed
 from berxit.train.configuration import MultiExitConfig
 
@@ -32,13 +36,21 @@ class Task:
     """Columns of the official files with the text, or with the two texts of a pair."""
     label_column: str
     labels: tuple[str, ...]
-    """Class names in the order of their numbers; empty for regression. For F1, the second is the positive class."""
+    """Class or label names in the order of their numbers; empty for regression. For F1, the second one is the positive
+    class."""
     metric: str
     """A name in runtime.metrics.METRICS."""
+    kind: str = "classification"
+    """A name in runtime.kinds.KINDS."""
 
     @property
     def regression(self) -> bool:
-        return not self.labels
+        return self.kind == "regression"
+
+    @property
+    def is_new_kind(self) -> bool:
+        """True for a kind that records of older versions do not have; the other two follow from the labels."""
+        return self.kind not in ("classification", "regression")
 
     @property
     def positive(self) -> str | None:
@@ -54,7 +66,9 @@ class Task:
         path = find_split(data, split)
         columns = self.text_columns, self.label_column
         numbers = self.name != CUSTOM
-        examples = read_examples(path, *columns, self.labels or None, glue_numbers=numbers, skip_bad_rows=skip_bad_rows)
+        examples = read_examples(
+            path, *columns, self.labels, kind=self.kind, glue_numbers=numbers, skip_bad_rows=skip_bad_rows
+        )
         if self.name in TASKS and np.all(examples.labels == HIDDEN):
             raise InputError(f"{path}: all labels are {HIDDEN}, the labels of this split are secret: use --split dev")
         return examples
@@ -63,9 +77,12 @@ class Task:
 def write_examples(examples: Examples, task: Task, path: Path) -> None:
     """Writes a JSONL file in the task's columns, from which ``task.read`` reads the same examples."""
     with path.open("w", encoding="utf-8") as stream:
-        for text, label in zip(examples.texts, examples.labels, strict=True):
+        all_spans = examples.spans or [()] * len(examples)
+        for text, label, spans in zip(examples.texts, examples.labels, all_spans, strict=True):
             texts = dict(zip(task.text_columns, (text,) if isinstance(text, str) else text, strict=True))
-            value = float(label) if task.regression else task.labels[label]
+            value: Any = KINDS[task.kind].text(label, task.labels)
+            if task.kind == "tokens":
+                value = [span[:3] for span in spans]
             stream.write(json.dumps({**texts, task.label_column: value}, ensure_ascii=False) + "\n")
 
 
@@ -85,8 +102,8 @@ TASKS: dict[str, Task] = {
         Task("qnli", ("question", "sentence"), "label", _ENTAILMENT, "accuracy"),
         Task("qqp", ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), "f1"),
         Task("mnli", _PAIR, "gold_label", ("entailment", "neutral", "contradiction"), "accuracy"),
-        Task("stsb", _PAIR, "score", (), "spearman"),
-        Task("sick", ("sentence_A", "sentence_B"), "relatedness_score", (), "spearman"),
+        Task("stsb", _PAIR, "score", (), "spearman", "regression"),
+        Task("sick", ("sentence_A", "sentence_B"), "relatedness_score", (), "spearman", "regression"),
     )
 }
 
@@ -98,20 +115,23 @@ class TaskOptions:
     text_columns: Sequence[str] = ()
     """Empty: ``text``."""
     label_column: str | None = None
-    """None: ``label``."""
-    regression: bool = False
+    """None: ``label``, or ``spans`` for tokens."""
+    kind: str | None = None
+    """A name in runtime.kinds.KINDS; None: classification."""
     metric: str | None = None
     positive: str | None = None
 
     def check(self, name: str) -> None:
-        """Raises InputError for an unknown task, and for options of a built-in task. Reads no data."""
+        """Raises InputError for an unknown task or kind, and for options of a built-in task. Reads no data."""
+        if self.kind is not None and self.kind not in KINDS:
+            raise InputError(f"unknown --kind '{self.kind}': choose one of {', '.join(KINDS)}")
         if name == CUSTOM:
             return
         get_task(name)
         if self.arguments():
             raise InputError(
-                "--text-column, --label-column, --regression, --metric and --positive go with --task custom, not"
-                f" {name}"
+                "--text-column, --label-column, --kind, --regression, --metric and --positive go with --task custom,"
+                f" not {name}"
             )
 
     def task(self, name: str, data: Path, *, skip_bad_rows: bool = False) -> Task:
@@ -123,8 +143,8 @@ class TaskOptions:
         return custom_task(
             data,
             self.text_columns or ("text",),
-            self.label_column or "label",
-            regression=self.regression,
+            self.label_column or KINDS[self.kind or "classification"].label_column,
+            kind=self.kind or "classification",
             metric=self.metric,
             positive=self.positive,
             skip_bad_rows=skip_bad_rows,
@@ -134,9 +154,16 @@ class TaskOptions:
         """The options as command-line arguments."""
         found = [argument for column in self.text_columns for argument in ("--text-column", column)]
         found += ["--label-column", self.label_column] if self.label_column else []
-        found += ["--regression"] if self.regression else []
+        found += ["--kind", self.kind] if self.kind else []
         found += ["--metric", self.metric] if self.metric else []
         return found + (["--positive", self.positive] if self.positive else [])
+
+
+def kind_of(kind: str | None, regression: bool) -> str | None:
+    """The value of --kind, for which --regression is an alias. Raises InputError if both are given and differ."""
+    if regression and kind not in (None, "regression"):
+        raise InputError(f"--regression is --kind regression, and --kind {kind} is given: omit one of them")
+    return "regression" if regression else kind
 
 
 def get_task(name: str) -> Task:
@@ -147,7 +174,7 @@ def get_task(name: str) -> Task:
 
 def task_of(config: MultiExitConfig) -> Task:
     """The task that a checkpoint was trained for."""
-    return Task(config.task, tuple(config.text_columns), config.label_column, config.labels, config.metric)
+    return Task(config.task, tuple(config.text_columns), config.label_column, config.labels, config.metric, config.kind)
 
 
 def custom_task(
@@ -155,32 +182,37 @@ def custom_task(
     text_columns: Sequence[str],
     label_column: str,
     *,
-    regression: bool = False,
+    kind: str = "classification",
     metric: str | None = None,
     positive: str | None = None,
     skip_bad_rows: bool = False,
 ) -> Task:
-    """A task for the user's own data. Its classes are those of the training split: numbers in ascending order, then
-    names in alphabetical order. For F1, the positive class is moved to second place.
+    """A task for the user's own data. Its classes or labels are those of the training split: numbers in ascending
+    order, then names in alphabetical order. For F1, the positive class is moved to second place.
 
     ``positive``: the positive class of F1; None: ``obvious_positive`` chooses it. Raises InputError for a metric that
     does not fit the labels, a label column without classes, or a positive class that is unknown or ambiguous.
     """
     if not 1 <= len(text_columns) <= 2:
         raise InputError(f"{len(text_columns)} text columns: give one --text-column, or two for pairs of texts")
-    metric = metric_from(metric or ("spearman" if regression else "accuracy"))
-    fitting, kind = metric_names(values=regression), "regression" if regression else "classification"
+    metric = metric_from(metric or KINDS[kind].default_metric, kind)
+    fitting = metric_names(kind)
     if metric not in fitting:
         raise InputError(f"--metric {metric} is not a metric of {kind}: choose {' or '.join(fitting)}")
     if positive is not None and not METRICS[metric].needs_positive:
         raise InputError(f"--positive {positive} has no effect on {metric}: add --metric f1, or omit --positive")
     if label_column in text_columns:
         raise InputError(f"column '{label_column}' is both text and label: set --text-column and --label-column")
-    task = Task(CUSTOM, tuple(text_columns), label_column, (), metric)
-    if regression:
+    task = Task(CUSTOM, tuple(text_columns), label_column, (), metric, kind)
+    if kind == "regression":
         return task
     path = find_split(data, "train")
-    labels = _classes(path, text_columns, label_column, [] if skip_bad_rows else None)
+    skipped: list[str] | None = [] if skip_bad_rows else None
+    if kind == "tokens":
+        return replace(task, labels=_tags(path, text_columns, label_column, skipped))
+    if kind == "multilabel":
+        return replace(task, labels=tuple(_labels_of_sets(path, text_columns, label_column, skipped)))
+    labels = _classes(path, text_columns, label_column, skipped)
     if METRICS[metric].needs_positive and len(labels) > 2:
         raise InputError(f"--metric {metric} needs two classes, and {path} has {len(labels)}: use --metric accuracy")
     if METRICS[metric].needs_positive:
@@ -224,6 +256,31 @@ def _classes(path: Path, text_columns: Sequence[str], label_column: str, skipped
             " Set --label-column to the column with the classes"
         )
     return labels
+
+
+def _tags(path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None) -> tuple[str, ...]:
+    """The tags of the span labels in a training file, in alphabetical order. Raises InputError for no spans."""
+    labels = {span.label for _, _, spans in span_rows(path, text_columns, label_column, skipped) for span in spans}
+    if not labels:
+        raise InputError(f"{path}: column '{label_column}' has no spans: add rows with [start, end, label]")
+    return tags_of(sorted(labels))
+
+
+def _labels_of_sets(path: Path, text_columns: Sequence[str], label_column: str, skipped: list[str] | None) -> list[str]:
+    """The label names in the sets of a training file, in alphabetical order. Raises InputError for none or too many."""
+    found: set[str] = set()
+    for where, _, text in labelled_rows(path, text_columns, label_column, skipped, sets=True):
+        try:
+            found.update(set_names(text, label_column, where))
+        except InputError:
+            if skipped is None:
+                raise
+    if not 1 <= len(found) <= MOST_LABELS:
+        raise InputError(
+            f"{path}: column '{label_column}' has {len(found)} different labels: multilabel needs 1 to {MOST_LABELS}."
+            " Separate the labels of a text by '|', or give a JSON list"
+        )
+    return sorted(found)
 
 
 NEGATIVE_POSITIVE = frozenset(

@@ -51,9 +51,11 @@ _OVERRIDES = {
 """Setting of tokenizer_config.json -> type and key of the part of tokenizer.json that it overrides."""
 
 
-def stored_tokenizer(folder: Path, max_length: int, pad_token_id: int, name: str) -> TextTokenizer:
+def stored_tokenizer(
+    folder: Path, max_length: int, pad_token_id: int, name: str, *, words: bool = False
+) -> TextTokenizer:
     """The tokenizer of a folder that ``save_pretrained`` wrote. A bundle contains the same file. ``name``: its name in
-    error messages.
+    error messages. ``words``: also find the words of each text.
 
     Raises InputError for a setting that runners do not implement, BerxitError for files that cannot be read.
     """
@@ -65,11 +67,14 @@ def stored_tokenizer(folder: Path, max_length: int, pad_token_id: int, name: str
         raise InputError(
             f"{name}: dropout {dropout} makes the token ids of a text random: set it to null in its {TOKENIZER_FILE}"
         )
-    return TextTokenizer(folder / TOKENIZER_FILE, max_length, pad_token_id)
+    return TextTokenizer(folder / TOKENIZER_FILE, max_length, pad_token_id, words=words)
 
 
-def saved_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, max_length: int) -> TextTokenizer:
+def saved_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, source: str, max_length: int, *, words: bool = False
+) -> TextTokenizer:
     """The tokenizer that the checkpoint will contain, for training. ``source``: the model's folder or hub name.
+    ``words``: also find the words of each text.
 
     Raises InputError for a setting that runners do not implement, and if transformers does not tokenize as defined in
     ``source``'s tokenizer.json.
@@ -83,7 +88,7 @@ def saved_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, max_length:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tokenizer.save_pretrained(folder)
-        found = stored_tokenizer(folder, max_length, int(tokenizer.pad_token_id), source)
+        found = stored_tokenizer(folder, max_length, int(tokenizer.pad_token_id), source, words=words)
         saved = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     saved.no_padding()
     saved.no_truncation()

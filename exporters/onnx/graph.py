@@ -104,6 +104,7 @@ def layer_graph(
     short_end: bool = False,
 ) -> OnnxSegment:
     """hidden_in (B, S, d) and the other outputs of embeddings_graph -> hidden_out (B, S, d), logits (B, C), lte (B,).
+    Logits of a tokens model are (B, S, C).
 
     If layers share their encoder weights, the weights of the head are constant inputs, so that the layers share a file.
     The encoder layer computes in ``dtype``; the exit in float32, because its outputs are compared with thresholds.
@@ -115,17 +116,19 @@ def layer_graph(
     shared, hidden_size = segments.shared(segment), segments.hidden_size
     hidden, encoders = "hidden_in", (*segment.before, segment.encoder)
     first_only = short_end and segment is segments.layers[-1] and segments.pooling == "first" and not shared
+    first_only = first_only and not segments.words
     prefixes: dict[int, str] = {}  # of weights; layers that share weights have the same prefix
     for place, encoder in enumerate(encoders):
         prefix = prefixes.setdefault(id(encoder), f"{len(prefixes)}/" if prefixes else "")
         last = place == len(encoders) - 1
         output = "hidden_out" if last else f"hidden_{place}"
         hidden = _encoder_layer(g, encoder, segments, hidden, prefix, output, first_only=last and first_only)
-    pooled = _pool(g, segments, segment.exit, hidden)
+    read, pooled = _exit_inputs(g, segments, segment.exit, hidden)
     with g.in_float32():
-        _exit(g, segment.exit, pooled, external=shared)
+        _exit(g, segment.exit, read, pooled, external=shared)
     declared = [] if first_only else [_hidden("hidden_out", hidden_size, dtype)]
-    declared.append(TensorInfo("logits", "logits", "float32", ("batch", segments.outputs)))
+    size = ("batch", "length", segments.outputs) if segments.words else ("batch", segments.outputs)
+    declared.append(TensorInfo("logits", "logits", "float32", size))
     if segment.exit.lte is not None:
         declared.append(TensorInfo("lte", "lte", "float32", ("batch",)))
     inputs = [_hidden("hidden_in", hidden_size, dtype), *_shared_tensors(segments, dtype)]
@@ -134,23 +137,29 @@ def layer_graph(
     return OnnxSegment(g.finish(name, inputs, declared), tuple(inputs), tuple(declared), g.constants)
 
 
-def _pool(g: GraphWriter, segments: Segments, head: ExitWeights, hidden: str) -> str:
-    """Input of an exit (B, d), in float32."""
-    mean = segments.pooling == "mean"
-    if not mean:
-        hidden = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
+def _exit_inputs(g: GraphWriter, segments: Segments, head: ExitWeights, hidden: str) -> tuple[str, str]:
+    """Inputs of an exit's classifier and of its LTE module, in float32: both the pooled state (B, d), but the states of
+    all tokens (B, S, d) for the classifier of a tokens model."""
+    mean, read = segments.pooling == "mean", hidden
+    if not (mean or segments.words):
+        read = g.op("Gather", hidden, g.weight("first_token", 0, np.int64), axis=1)
     if head.norm is not None:
-        hidden = g.norm("exit_norm", hidden, head.norm)
+        read = g.norm("exit_norm", read, head.norm)
+    pooled = read
     if mean:
-        hidden = g.op("Squeeze", g.op("MatMul", "token_weights", hidden), g.weight("last_axis", [1], np.int64))
-    return g.cast(hidden, "float32")
+        pooled = g.op("Squeeze", g.op("MatMul", "token_weights", read), g.weight("last_axis", [1], np.int64))
+    elif segments.words:
+        pooled = g.op("Gather", read, g.weight("first_token", 0, np.int64), axis=1)
+    pooled = g.cast(pooled, "float32")
+    return g.cast(read, "float32") if segments.words else pooled, pooled
 
 
-def _exit(g: GraphWriter, head: ExitWeights, pooled: str, *, external: bool) -> None:
-    """From ``pooled`` (B, d) to logits (B, C) and lte (B,). ``external``: the head's weights are constant inputs."""
-    features = pooled
+def _exit(g: GraphWriter, head: ExitWeights, read: str, pooled: str, *, external: bool) -> None:
+    """From ``read``, (B, d) or (B, S, d), to logits (B, C) or (B, S, C), and from ``pooled`` (B, d) to lte (B,).
+    ``external``: the head's weights are constant inputs."""
+    features = read
     if head.pooler is not None:
-        features = g.op("Tanh", g.linear("pooler", pooled, head.pooler, external=external))
+        features = g.op("Tanh", g.linear("pooler", read, head.pooler, external=external))
     g.op("Identity", g.linear("classifier", features, head.classifier, external=external), output="logits")
     if head.lte is not None:
         certainty = g.op("Sigmoid", g.linear("lte", pooled, head.lte))

@@ -48,6 +48,10 @@ def write_model_folder(bundle: Path, output: Path, options: TritonOptions, *, fo
             f"{bundle} is a bundle for {manifest.target}, which Triton cannot run: export one for"
             f" {' or '.join(INSTANCE_KINDS)}"
         )
+    if manifest.model.task_kind.words:
+        raise InputError(
+            f"{bundle} labels words, which Triton's outputs of fixed size cannot contain: use berxit serve"
+        )
     if options.threshold is not None:
         manifest.policy.with_threshold(options.threshold)
     if options.deadline_ms is not None and not options.deadline_ms > 0:

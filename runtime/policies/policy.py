@@ -3,7 +3,8 @@
 Evaluation, calibration and the device run the same functions on the same arrays. Therefore a threshold that was chosen
 on a stored pass has the same effect on the device.
 
-Shapes: B rows, n layers, C outputs (classes, or 1 for regression). Layers are numbered from 1.
+Shapes: B rows, n layers, C classes (1 for regression). Layers are numbered from 1. Logits are (B, C), or (B, D, C) for
+texts with D decisions (``runtime.kinds``).
 """
 
 from __future__ import annotations
@@ -45,6 +46,18 @@ class Window(NamedTuple):
         """State of the rows that continue."""
         kept = None if self.criterion is None else self.criterion.keep(rows)
         return Window(kept, tuple(certainty[rows] for certainty in self.certainties))
+
+
+class Decisions(NamedTuple):
+    """Memory of a criterion for texts with several decisions: that of all decisions of all rows."""
+
+    criterion: Memory
+    per_row: int
+    """D, the number of decisions per row."""
+
+    def keep(self, rows: Bools) -> Decisions:
+        """State of the rows that continue."""
+        return Decisions(self.criterion.keep(np.repeat(rows, self.per_row)), self.per_row)
 
 
 @dataclass(frozen=True)
@@ -164,9 +177,14 @@ class ExitPolicy:
             off=tuple(exits[place - 1] for place in self.off),
         )
 
-    def check(self, *, outputs: int, lte: bool) -> None:
-        """Raises InputError if the policy does not work for a model with C ``outputs``, 1 for regression."""
+    def check(self, *, outputs: int, lte: bool, several: bool = False) -> None:
+        """Raises InputError if the policy does not work for a model.
+
+        ``outputs``: C, 1 for regression. ``several``: the model's texts have several decisions.
+        """
         criterion, regression = CRITERIA[self.criterion], outputs == 1
+        if several:
+            self._check_several(criterion)
         if regression and not criterion.for_regression:
             raise InputError(
                 f"'{self.criterion}' needs class probabilities: use lte, patience or learned for regression"
@@ -187,15 +205,36 @@ class ExitPolicy:
                 f"'{self.criterion}' has {len(wrong[0])} weights at a layer: this model needs {features + 1}"
             )
 
+    def _check_several(self, criterion: Criterion) -> None:
+        """Raises InputError for parts of a policy that need one prediction per text."""
+        if criterion.fitted:
+            raise InputError(f"'{self.criterion}' needs one class per text: use confidence, entropy, patience or lte")
+        if any(isinstance(threshold, tuple) for threshold in self.thresholds):
+            raise InputError("thresholds per class need one class per text: use one threshold for all labels")
+
     def certainty(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
-        """Certainty of each row at ``layer``: logits (B, C), lte (B,) or None -> (B,)."""
+        """Certainty of each row at ``layer``: logits (B, C) or (B, D, C), lte (B,) or None -> (B,).
+
+        With D decisions, the certainty of a row is that of its least certain decision.
+        """
         logits = self.scaled(layer, logits)
         if self._plain:
-            return self._criterion.certainty(logits, lte, memory, self._parameters[layer - 1])
+            return self._certainty_of_exit(layer, logits, lte, memory)
         return self._certainty_of_window(layer, logits, lte, memory)
 
+    def _certainty_of_exit(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
+        parameters = self._parameters[layer - 1]
+        if logits.ndim == 2:
+            return self._criterion.certainty(logits, lte, memory, parameters)
+        rows, count, classes = logits.shape
+        repeated = None if lte is None else np.repeat(lte, count)
+        state = memory.criterion if isinstance(memory, Decisions) else None
+        of_all, after = self._criterion.certainty(logits.reshape(rows * count, classes), repeated, state, parameters)
+        least = np.minimum if self._criterion.higher_is_more_certain else np.maximum
+        return least.reduce(of_all.reshape(rows, count), axis=1), None if after is None else Decisions(after, count)
+
     def scaled(self, layer: int, logits: Floats) -> Floats:
-        """Logits (B, C) of a classifier divided by the temperature of ``layer``."""
+        """Logits of a classifier divided by the temperature of ``layer``."""
         temperature = self.temperatures[layer - 1]
         return logits if temperature == 1.0 or logits.shape[-1] == 1 else logits / logits.dtype.type(temperature)
 
@@ -214,7 +253,7 @@ class ExitPolicy:
 
     def _certainty_of_window(self, layer: int, logits: Floats, lte: Floats | None, memory: Memory | None) -> Certainty:
         before = memory if isinstance(memory, Window) else Window(None, ())
-        certainty, state = self._criterion.certainty(logits, lte, before.criterion, self._parameters[layer - 1])
+        certainty, state = self._certainty_of_exit(layer, logits, lte, before.criterion)
         recent = (*before.certainties, certainty)
         if len(recent) == self.patience:
             least = np.minimum if self._criterion.higher_is_more_certain else np.maximum
@@ -268,7 +307,8 @@ def _all_finite(rows: Sequence[Sequence[float]]) -> bool:
 
 
 def certainties(policy: ExitPolicy, logits: Floats, lte: Floats | None) -> npt.NDArray:
-    """Certainty at every layer, from a stored pass: logits (B, n, C), lte (B, n) or None -> (B, n)."""
+    """Certainty at every layer, from a stored pass: logits (B, n, C) or (B, n, D, C), lte (B, n) or None ->
+    (B, n)."""
     memory: Memory | None = None
     columns = []
     for layer in range(1, policy.layers + 1):

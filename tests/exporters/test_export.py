@@ -290,7 +290,7 @@ def test_regression_predicts_and_exits_as_the_evaluation(backbone_folders: dict,
             second = first[:same] + list(rng.choice(WORDS, size=6 - same))
             rows.append(f"{split}{row} {' '.join(first)}\t{' '.join(second)}\t{same * 0.9:.3f}")
         (data / f"{split}.tsv").write_text("sentence1\tsentence2\tscore\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    task = custom_task(data, ("sentence1", "sentence2"), "score", regression=True, metric="pearson")
+    task = custom_task(data, ("sentence1", "sentence2"), "score", kind="regression", metric="pearson")
     options = TrainingOptions(
         str(backbone_folders["bert"]), epochs=3, batch_size=16, learning_rate=3e-3, max_length=32, pooling="mean"
     )

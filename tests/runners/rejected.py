@@ -11,7 +11,7 @@ from typing import Any
 MODEL = "confidence"
 """The bundle that is changed."""
 MANIFEST: tuple[tuple[list[str | int], Any, list[str]], ...] = (
-    (["schema_version"], 3, ["3"]),
+    (["schema_version"], 99, ["99"]),
     (["schema_version"], None, ["schema_version"]),
     (["colour"], 3, ["colour"]),
     (["target"], "abacus", ["abacus"]),

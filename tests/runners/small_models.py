@@ -218,6 +218,9 @@ def streams(
         yield [plain(answer) for answer in runner.stream(*(text if isinstance(text, tuple) else (text,)))]
 
 
+OMITTED = ("latency_ms", "late", "labels", "spans")
+
+
 def plain(answer: Prediction) -> dict[str, Any]:
-    """Fields of a prediction except ``latency_ms`` and ``late``."""
-    return {key: value for key, value in asdict(answer).items() if key not in ("latency_ms", "late")}
+    """Fields of a prediction except ``latency_ms``, ``late``, and those of kinds that only Python supports."""
+    return {key: value for key, value in asdict(answer).items() if key not in OMITTED}

@@ -182,8 +182,8 @@ def test_load_without_verify_does_not_hash_files(copy: Path) -> None:
 
 
 def test_read_manifest_rejects_newer_schema(copy: Path) -> None:
-    change(copy, lambda data: data.update(schema_version=3, invention={}))
-    with pytest.raises(BerxitError, match=r"manifest\.json: schema version 3 is newer than 2.*upgrade berxit"):
+    change(copy, lambda data: data.update(schema_version=4, invention={}))
+    with pytest.raises(BerxitError, match=r"manifest\.json: schema version 4 is newer than 3.*upgrade berxit"):
         read_manifest(copy)
 
 

@@ -27,7 +27,7 @@ def draw(rows: int, mix: npt.NDArray, rng: np.random.Generator) -> Draw:
 
 
 def reference(drawn: Draw, classes: int = CLASSES) -> Reference:
-    return Reference.of(*drawn, depth=LAYERS, classes=classes)
+    return Reference.of(*drawn, classes, depth=LAYERS)
 
 
 def alarm(detector: DriftDetector, drawn: Draw) -> int | None:

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from berxit.runtime.metrics import METRICS
+from berxit.runtime.kinds import to_bits
+from berxit.runtime.metrics import METRICS, average_precision
 
 
 def drawn(seed: int, kind: str) -> tuple[npt.NDArray, npt.NDArray]:
@@ -88,10 +89,10 @@ def test_metrics_return_python_float(metric: str) -> None:
 def test_docs_list_the_metrics_of_the_registry() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     page = (docs / "training.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w-]+)` \| (classes|two classes|numbers) \| (.+) \|$", page, re.M)
-    kinds = {True: "numbers", False: "classes"}
+    rows = re.findall(r"^\| `([\w-]+)` \| (classes|two classes|sets of labels|spans|numbers) \| (.+) \|$", page, re.M)
+    kinds = {"classification": "classes", "multilabel": "sets of labels", "tokens": "spans", "regression": "numbers"}
     assert rows == [
-        (m.name, "two classes" if m.needs_positive else kinds[m.values], m.description) for m in METRICS.values()
+        (m.name, "two classes" if m.needs_positive else kinds[m.kind], m.description) for m in METRICS.values()
     ]
     names = ", ".join(f"`{name}`" for name in METRICS)
     assert f"| `model.metric` | string | {names}, or the name of a user's own metric" in (docs / "bundle.md").read_text(
@@ -109,3 +110,19 @@ def test_macro_f1_equals_scikit_learn_over_the_classes_of_the_labels(classes: in
     expected = [f1_score(labels, each, average="macro", labels=np.unique(labels)) for each in predictions]
     assert METRICS["macro-f1"].scores(predictions, labels) == pytest.approx(expected)
     assert METRICS["macro-f1"](labels.astype(float), labels) == 1
+
+
+def test_multilabel_metrics_equal_sklearn() -> None:
+    from sklearn.metrics import average_precision_score, f1_score
+
+    rng = np.random.default_rng(0)
+    truth, sets = rng.random((40, 5)) < 0.3, rng.random((3, 40, 5)) < 0.4
+    truth[:, 4] = False  # a label that does not occur
+    for name, average, columns in (("micro-f1", "micro", 5), ("multilabel-macro-f1", "macro", 4)):
+        expected = [f1_score(truth[:, :columns], each[:, :columns], average=average) for each in sets]
+        if average == "micro":
+            expected = [f1_score(truth, each, average=average) for each in sets]
+        assert METRICS[name].scores(to_bits(sets), to_bits(truth)) == pytest.approx(expected)
+    scores = np.round(rng.random((40, 5)), 1)  # with equal scores
+    expected = average_precision_score(truth[:, :4], scores[:, :4], average="macro")
+    assert average_precision(scores, truth) == pytest.approx(expected)

@@ -166,7 +166,7 @@ def test_recalibrate_chooses_a_threshold_that_keeps_the_risk(runner: EarlyExitRu
 
 def test_recalibrate_with_a_strict_risk_never_exits_early(runner: EarlyExitRunner, texts: list[Text]) -> None:
     found = runner.recalibrate(texts, risk=0.05, delta=0.1)
-    logits, _ = every_output(runner.backend, runner.tokenizer, texts)
+    logits, _ = every_output(runner.backend, runner.tokenizer, texts, runner.manifest.model.task_kind)
     predicted = logits.argmax(axis=-1)
     assert (predicted[:, 0] != predicted[:, -1]).any()  # exits do differ, so full depth is the choice of the rule
     assert found.average_exit_layer <= runner.backend.layers and found.disagreement <= 0.05

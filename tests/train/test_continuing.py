@@ -83,7 +83,7 @@ def test_start_model_keeps_the_pooling_and_the_norms_of_a_pre_norm_encoder(
     ("changes", "labels", "reason"),
     [
         ({}, ("cat", "dog", "other"), "its labels are cat, other"),
-        ({}, (), "its labels are cat, other"),
+        ({}, (), "its kind is classification"),
         ({"pooling": "first"}, None, "its --pooling is mean"),
         ({"exit_head": "pooler"}, None, "its --exit-head is linear"),
     ],
@@ -98,7 +98,8 @@ def test_start_model_has_new_heads_if_those_of_the_checkpoint_do_not_fit(
     before: MultiExitModel,
 ) -> None:
     if labels is not None:
-        task = replace(task, labels=labels, metric="accuracy" if labels else "spearman")
+        kind = "classification" if labels else "regression"
+        task = replace(task, labels=labels, metric="accuracy" if labels else "spearman", kind=kind)
     model, line = started(task, replace(options, **changes), None if labels != () else 3.5)
     assert equal_encoders(model, before)
     assert line == f"continues from checkpoint: encoder; new exit heads, because {reason}"

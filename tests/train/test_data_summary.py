@@ -15,7 +15,7 @@ from berxit.train.tasks import Task
 from berxit.train.tokenizing import saved_tokenizer
 
 CATS = Task("custom", ("text",), "label", ("cat", "other"), "accuracy")
-VALUES = Task("custom", ("text",), "label", (), "spearman")
+VALUES = Task("custom", ("text",), "label", (), "spearman", "regression")
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import pytest
 from hand_made_passes import hand_made, regression
 from sklearn import metrics
 
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.metrics import confusion_matrix
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.reliability import auroc, certainty_quality, ece, reliability
-from berxit.train.diagnostics import class_scores, wrong_rows
+from berxit.train.diagnostics import class_score, wrong_rows
 
 RNG = np.random.default_rng(0)
 CERTAINTY = np.round(RNG.random(500), 2)  # with ties
@@ -66,7 +67,8 @@ def test_class_scores_equal_scikit_learn_and_are_undefined_without_examples() ->
     labels, predicted = RNG.integers(0, 3, 200), RNG.integers(0, 3, 200)
     confusion = confusion_matrix(predicted, labels, 4)
     assert (confusion[:3, :3] == metrics.confusion_matrix(labels, predicted)).all()
-    found = class_scores(confusion, ("a", "b", "c", "d"))
+    counts = KINDS["classification"].counts(predicted, labels, ("a", "b", "c", "d"))
+    found = [class_score(*each) for each in counts]
     expected = metrics.precision_recall_fscore_support(labels, predicted)
     for number, each in enumerate(found[:3]):
         assert (each.precision, each.recall, each.f1, each.examples) == pytest.approx(

@@ -492,7 +492,7 @@ def test_regression_heads_start_at_the_mean_label(
 ) -> None:
     rows = "".join(f"the cat {word}\t{3.5 + sign}\n" for word in WORDS[:16] for sign in (-1.5, 1.5))
     (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows, encoding="utf-8")
-    task = custom_task(tmp_path, ("text",), "label", regression=True)
+    task = custom_task(tmp_path, ("text",), "label", kind="regression")
     starts: list[float] = []
     train = MultiExitTrainer.train
 

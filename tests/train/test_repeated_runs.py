@@ -243,7 +243,7 @@ def test_held_out_rows_are_in_the_checkpoint_and_not_trained_on(
     if regression:
         lines = [lines[0], *(f"{line.split(chr(9))[0]}\t{row / 7}" for row, line in enumerate(lines[1:]))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    task = custom_task(path, ("text",), "label", regression=regression)
+    task = custom_task(path, ("text",), "label", kind="regression" if regression else "classification")
     options = replace(options, dev_fraction=0.25, limit_train=None, max_steps=1)
     output = fine_tune(task, path, options, tmp_path / "output")
     record = json.loads((output / "training.json").read_text(encoding="utf-8"))

@@ -91,7 +91,7 @@ def test_custom_task_has_the_classes_of_the_training_file_in_order(tmp_path: Pat
 
 def test_custom_task_of_regression_reads_numbers(tmp_path: Path) -> None:
     write(tmp_path, "a\tb\tscore\nx\ty\t2.5\n")
-    task = custom_task(tmp_path, ("a", "b"), "score", regression=True)
+    task = custom_task(tmp_path, ("a", "b"), "score", kind="regression")
     assert task.metric == "spearman"
     assert task.regression
     found = task.read(tmp_path, "train")
@@ -101,7 +101,7 @@ def test_custom_task_of_regression_reads_numbers(tmp_path: Path) -> None:
 def test_custom_task_rejects_an_unknown_metric(tmp_path: Path) -> None:
     write(tmp_path, "text\tlabel\nx\ta\ny\tb\n")
     assert custom_task(tmp_path, ("text",), "label", metric="f1", positive="a").metric == "f1"
-    with pytest.raises(InputError, match="unknown metric 'bleu': choose one of accuracy, f1, macro-f1, pearson"):
+    with pytest.raises(InputError, match="unknown metric 'bleu': choose one of accuracy, f1, macro-f1, micro-f1"):
         custom_task(tmp_path, ("text",), "label", metric="bleu")
 
 
@@ -119,7 +119,7 @@ def test_custom_task_rejects_a_metric_that_does_not_fit(
 ) -> None:
     write(tmp_path, "text\tlabel\nx\t1\ny\t2\nz\t3\n")
     with pytest.raises(InputError, match=message):
-        custom_task(tmp_path, ("text",), "label", regression=regression, metric=metric)
+        custom_task(tmp_path, ("text",), "label", kind="regression" if regression else "classification", metric=metric)
 
 
 def test_read_rejects_a_split_with_secret_labels(tmp_path: Path) -> None:
@@ -334,7 +334,14 @@ def test_custom_task_compares_positive_as_labels(given: str, positive: str, tmp_
 def test_custom_task_rejects_positive_without_f1(metric: str | None, regression: bool, tmp_path: Path) -> None:
     write(tmp_path, "text\tlabel\nx\t1\ny\t2\n")
     with pytest.raises(InputError, match="--positive 1 has no effect on"):
-        custom_task(tmp_path, ("text",), "label", metric=metric, regression=regression, positive="1")
+        custom_task(
+            tmp_path,
+            ("text",),
+            "label",
+            metric=metric,
+            kind="regression" if regression else "classification",
+            positive="1",
+        )
 
 
 def test_tasks_have_the_official_positive_class() -> None:

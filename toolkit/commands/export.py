@@ -87,6 +87,12 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
     " scores, and choose the threshold from the bundle's outputs.  [default: --scores]",
 )
 @click.option(
+    "--most-flips",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="With --scores: write nothing if more predictions differ from the checkpoint's full depth.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(min=1),
     help=f"{targets_with('threads')}: default number of CPU threads of the bundle.  [default: the device's]",
@@ -118,6 +124,7 @@ def command(
     target_version: str | None,
     exits: tuple[int, ...] | str,
     scores: bool,
+    most_flips: float | None,
     threads: int | None,
     accept_noise: bool,
     layout: str | None,
@@ -136,6 +143,7 @@ def command(
         options=ExportOptions(precision, lengths, max_batch, target_version, layout, exits, threads, target_options),
         data=data,
         scores=scores,
+        most_flips=most_flips,
         accept_noise=accept_noise,
         sign=sign,
         force=force,

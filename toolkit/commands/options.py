@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from berxit.runtime.backends import options_help
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import CRITERIA
 
@@ -56,12 +57,13 @@ def runner_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that describe a task and its data for training: ``text_columns``, ``label_column``,
-    ``regression``, ``metric``, ``positive`` and ``skip_bad_rows``."""
+    ``kind``, ``regression``, ``metric``, ``positive`` and ``skip_bad_rows``."""
     for option in (
         skip_bad_rows_option,
         click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it."),
         click.option("--metric", help=f"custom: {', '.join(METRICS)}, or your own as FILE.py:NAME."),
-        click.option("--regression", is_flag=True, help="custom: labels are numbers."),
+        click.option("--regression", is_flag=True, help="custom: the same as --kind regression."),
+        click.option("--kind", metavar="NAME", help=f"custom: {', '.join(KINDS)}.  [default: classification]"),
         click.option("--label-column", help="custom: column with labels.  [default: label]"),
         click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs."),
     ):

@@ -111,12 +111,15 @@ def command(
 
 def one_text(prediction: Prediction, model: ModelInfo) -> str:
     """A prediction, with the scores of the classes, the highest first."""
-    label = f"{prediction.label:.4g}" if isinstance(prediction.label, float) else prediction.label
+    label = f"{prediction.label:.4g}" if isinstance(prediction.label, float) else prediction.label or "no label"
     lines = [
         f"{label}: exit layer {prediction.exit_layer} of {model.layers}, certainty {prediction.certainty:.4f}"
         + (f" (the text was truncated to {model.max_length} tokens)" if prediction.truncated else "")
     ]
-    if not model.regression:
+    if prediction.spans is not None:
+        rows = [[span.start, span.end, span.label, f"{span.score:.4f}"] for span in prediction.spans]
+        lines.append(markdown_table(["start", "end", "label", "score"], rows) if rows else "no spans")
+    elif not model.regression:
         scores = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
         lines.append(markdown_table(["label", "score"], [[name, f"{score:.4f}"] for name, score in scores[:CLASSES]]))
         if len(scores) > CLASSES:

@@ -84,6 +84,7 @@ def command(
     limit_train: int | None,
     text_columns: tuple[str, ...],
     label_column: str | None,
+    kind: str | None,
     regression: bool,
     metric: str | None,
     positive: str | None,
@@ -107,10 +108,10 @@ def command(
     from berxit.train.configuration import POOLINGS
     from berxit.train.hub import task_data
     from berxit.train.options import TrainingOptions
-    from berxit.train.tasks import TaskOptions
+    from berxit.train.tasks import TaskOptions, kind_of
     from berxit.train.user_strategies import strategy_from
 
-    described = TaskOptions(text_columns, label_column, regression, metric, positive)
+    described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive)
     described.check(task_name)
     space = Space(
         tuple(map(strategy_from, strategies)) or searchable(),

@@ -189,8 +189,11 @@ def compare_models(
     Raises InputError for models of different tasks, and if there are no texts to compare on.
     """
     a, b = (open_side(path, threads) for path in (first, second))
-    if (a.model.labels, len(a.model.text_columns)) != (b.model.labels, len(b.model.text_columns)):
+    described = [(side.model.kind, side.model.labels, len(side.model.text_columns)) for side in (a, b)]
+    if described[0] != described[1]:
         raise InputError(f"{first} predicts {_labels(a)}, {second} predicts {_labels(b)}: compare models of one task")
+    if a.model.task_kind.words:
+        raise InputError(f"{first} labels words: compare benches of such models with berxit compare BENCH BENCH")
     if a.manifest is None and b.manifest is not None:
         a = replace(a, policy=b.policy, exits=b.exits)
     elif b.manifest is None and a.manifest is not None:
@@ -243,7 +246,7 @@ class _Decisions:
 
 
 def _labels(side: Side) -> str:
-    kind = f"the classes {', '.join(side.model.labels)}" if side.model.labels else "a value"
+    kind = f"{side.model.kind}, {', '.join(side.model.labels)}," if side.model.labels else "a value"
     return f"{kind} for {'pairs' if len(side.model.text_columns) == 2 else 'single texts'}"
 
 
@@ -279,7 +282,7 @@ def _decide(side: Side, rows: Sequence[RowOutputs]) -> _Decisions:
     certainty = certainties(policy, logits, np.stack(lte) if lte else None)
     places = exit_layers(policy, certainty, logits) - 1
     last = logits[np.arange(len(logits)), places]
-    predictions = last.argmax(axis=1) if side.model.labels else last[:, 0]
+    predictions = side.model.task_kind.numbers(last)
     margins = np.abs(certainty[:, :-1] - np.array(policy.thresholds)).min(axis=1, initial=np.finfo(np.float64).max)
     return _Decisions(np.array(side.exits)[places], predictions, margins)
 
@@ -287,7 +290,7 @@ def _decide(side: Side, rows: Sequence[RowOutputs]) -> _Decisions:
 def _predicted(side: Side, rows: Sequence[RowOutputs], layer: int) -> npt.NDArray:
     """(N,) predictions of one exit."""
     logits = np.stack([row.logits[side.exits.index(layer)] for row in rows])
-    return logits.argmax(axis=1) if side.model.labels else logits[:, 0]
+    return side.model.task_kind.numbers(logits)
 
 
 def _max_diff(a: Side, b: Side, found: Sequence[Sequence[RowOutputs]], layer: int) -> float:
@@ -303,7 +306,8 @@ def _max_diff(a: Side, b: Side, found: Sequence[Sequence[RowOutputs]], layer: in
 def _differences(a: Side, first: _Decisions, second: _Decisions) -> tuple[RowDifference, ...]:
     if a.model.labels:
         same = first.predictions == second.predictions
-        names = [[a.model.labels[i] for i in each.predictions] for each in (first, second)]
+        kind, labels = a.model.task_kind, a.model.labels
+        names = [[str(kind.text(number, labels)) for number in each.predictions] for each in (first, second)]
     else:
         size = np.maximum(1.0, np.abs(first.predictions))
         same = np.abs(first.predictions - second.predictions) < SAME_VALUE * size

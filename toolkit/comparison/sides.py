@@ -87,7 +87,7 @@ def _bundle(path: Path, threads: int | None) -> Side:
         if keeps_hidden:
             hidden.append(_hidden_states(backend.embed(batch), batch))
         for found in every_exit(backend, batch):
-            logits.append(found.logits[0].astype(np.float64))
+            logits.append(model.task_kind.decisions(found.logits, batch.places)[0].astype(np.float64))
             if found.lte is not None:
                 lte.append(float(found.lte[0]))
             if keeps_hidden:
@@ -123,9 +123,11 @@ def _checkpoint(path: Path) -> Side:
 
     @torch.no_grad()
     def outputs(text: Text) -> RowOutputs:
-        found = model(**as_tensors(tokenizer([text])), output_hidden_states=True)
+        batch = tokenizer([text])
+        found = model(**as_tensors(batch), output_hidden_states=True)
         lte = None if found.certainties is None else found.certainties[0].numpy()
-        return RowOutputs(found.exit_logits[0].numpy(), lte, tuple(hidden[0].numpy() for hidden in found.hidden_states))
+        logits = config.task_kind.decisions(found.exit_logits[0].numpy())
+        return RowOutputs(logits, lte, tuple(hidden[0].numpy() for hidden in found.hidden_states))
 
     return Side(
         name=path.name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from berxit.runtime.bench_records import BenchRecords
 from berxit.runtime.bench_result import ONE_GRAPH
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import UNBOUNDED, Criterion, exit_layers, exit_layers_at
 from berxit.runtime.queries import ExitOutputs
@@ -42,15 +44,15 @@ def pass_data(
     criterion, off = outputs.criterion, outputs.policy.at_exits(outputs.exits).off
     thresholds = slider_thresholds(outputs, calibrated=calibrated)
     passed = _passed(criterion, outputs.certainty, thresholds, off)
-    rows = np.arange(len(outputs.certainty))
+    rows, shown = np.arange(len(outputs.certainty)), numbered_classes(outputs)
     data: dict[str, Any] = {
         "rows": len(rows),
         "exits": list(outputs.exits),
         "thresholds": [float(f"{t:.6g}") if abs(t) < UNBOUNDED else None for t in thresholds],
         "passed": _base64(passed, np.uint8),
         "certainty": _quantized(outputs.certainty),
-        "predictions": _values(outputs.predictions),
-        "labels": None if outputs.labels is None else _values(outputs.labels),
+        "predictions": _values(shown.predictions),
+        "labels": None if shown.labels is None else _values(shown.labels),
         "latency": None if latency_ms is None else _quantized(latency_ms),
         "scores": None,
         "layer_scores": None,
@@ -72,6 +74,32 @@ def pass_data(
             "score": None if metric is None or outputs.labels is None else METRICS[metric](chosen, outputs.labels),
         }
     return data
+
+
+def numbered_classes(outputs: ExitOutputs) -> ExitOutputs:
+    """The outputs with class numbers, for the page: sets of labels are numbered in ascending order."""
+    if not KINDS[outputs.kind].several:
+        return outputs
+    known = distinct_numbers(outputs)
+    labels = None if outputs.labels is None else np.searchsorted(known, outputs.labels)
+    return replace(outputs, predictions=np.searchsorted(known, outputs.predictions), labels=labels)
+
+
+def distinct_numbers(outputs: ExitOutputs) -> npt.NDArray:
+    """The different predictions and labels, in ascending order."""
+    return np.unique(
+        np.concatenate([outputs.predictions.ravel(), *([] if outputs.labels is None else [outputs.labels])])
+    )
+
+
+def page_classes(outputs: ExitOutputs, labels: Sequence[str]) -> list[str]:
+    """Names of the page's classes: the model's, or the different sets of labels."""
+    kind = KINDS[outputs.kind]
+    return (
+        [str(kind.text(number, labels)) for number in distinct_numbers(outputs).tolist()]
+        if kind.several
+        else list(labels)
+    )
 
 
 def latency_by_exit(records: BenchRecords) -> npt.NDArray[np.float64]:
@@ -122,8 +150,8 @@ def quality_data(outputs: ExitOutputs) -> dict[str, Any]:
     kind = outputs.criterion
     certainty = outputs.certainty if kind.higher_is_more_certain else -outputs.certainty
     regression = outputs.predictions.dtype.kind == "f"
-    gaps = outputs.predictions - outputs.labels[:, None]
-    errors = np.abs(gaps) if regression else gaps != 0
+    labels = outputs.labels[:, None]
+    errors = np.abs(outputs.predictions - labels) if regression else outputs.predictions != labels
     found = [
         certainty_quality(
             layer, certainty[:, place], errors[:, place], classes=1 if regression else 2, probability=kind.probability

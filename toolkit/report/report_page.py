@@ -23,7 +23,7 @@ from berxit.runtime.json_data import to_json
 from berxit.runtime.policies import CRITERIA
 from berxit.runtime.storage import write_text
 from berxit.runtime.tables import plural
-from berxit.toolkit.report.pass_data import latency_by_exit, pass_data, quality_data
+from berxit.toolkit.report.pass_data import latency_by_exit, page_classes, pass_data, quality_data
 from berxit.toolkit.report.sources import BenchSource, EvaluationSource
 from berxit.toolkit.report.verdicts import verdicts
 
@@ -135,7 +135,7 @@ def _bench_side(source: BenchSource, *, texts: bool) -> dict[str, Any]:
         "metric": result.metric,
         "layers": result.layers,
         "criterion": _criterion(result.criterion),
-        "classes": list(records.classes) if records else [],
+        "classes": page_classes(records.outputs, records.classes) if records else [],
         "regression": records is not None and not records.classes,
         "constant_score": result.constant_score,
         "pass": passed,
@@ -178,7 +178,7 @@ def _evaluation_side(source: EvaluationSource) -> dict[str, Any]:
         "metric": data["metric"],
         "layers": len(data["layer_scores"]),
         "criterion": _criterion(outputs.policy.criterion if outputs else data["criterion"]),
-        "classes": list(source.classes),
+        "classes": page_classes(outputs, source.classes) if outputs else list(source.classes),
         "regression": outputs is not None and not source.classes,
         "constant_score": data["constant_score"],
         "pass": passed,

@@ -14,6 +14,7 @@ from berxit.runtime.bench_records import BenchRecords, read_records
 from berxit.runtime.bench_result import BenchResult
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import parse, read_json, to_json
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.runtime.queries import ExitOutputs
 
@@ -97,14 +98,17 @@ def _evaluation(file: Path, data: dict[str, Any]) -> EvaluationSource:
             logits, labels = arrays["logits"], arrays["labels"]
             lte = arrays.get("lte")
             names = tuple(map(str, arrays["names"])) if "names" in arrays else ()
+            name_of_kind = str(arrays["kind"]) if "kind" in arrays else ""
+            numbers = arrays.get("numbers")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BerxitError(f"{stored} is damaged ({error}). Rerun berxit-eval") from None
-    layers, outputs = logits.shape[1:]
+    layers, outputs = logits.shape[1], logits.shape[-1]
+    kind = KINDS[name_of_kind or ("regression" if outputs == 1 else "classification")]
     criterion = data["criterion"]
     if criterion not in CRITERIA or CRITERIA[criterion].fitted:  # Its weights are not in eval.json.
         criterion = "confidence" if outputs > 1 else "lte" if lte is not None else "patience"
     policy = ExitPolicy.uniform(criterion, CRITERIA[criterion].never(layers, outputs), layers)
     classes = () if outputs == 1 else names or tuple(f"class {number}" for number in range(outputs))
     texts = [f"row {row}" for row in range(1, len(labels) + 1)]
-    found = ExitOutputs.of(policy, range(1, layers + 1), logits, lte, labels, texts)
+    found = ExitOutputs.of(policy, range(1, layers + 1), logits, lte, labels, texts, kind, numbers)
     return EvaluationSource(name, data, found, classes)

@@ -103,7 +103,7 @@ class FileReport:
     exit_histogram: tuple[int, ...]
     """(n,) number of rows that exit at each layer."""
     predictions: dict[str, int]
-    """Class name -> number of predictions; empty for regression."""
+    """Class or label name -> number of predictions; empty for regression."""
     first: tuple[ListedRow, ...]
     """The first rows of the file."""
     labels: LabelReport | None
@@ -161,7 +161,7 @@ def file_report(
     """``texts``: row number -> (line, text), of every selected row."""
 
     def name(value: float) -> str | float:
-        return float(value) if model.regression else model.labels[int(value)]
+        return model.task_kind.text(value, model.labels)
 
     def listed(rows: Sequence[int]) -> tuple[ListedRow, ...]:
         known = None if data.labels is None else has_label(data.labels)
@@ -178,7 +178,7 @@ def file_report(
             for row in rows
         )
 
-    counts = [] if model.regression else np.bincount(outputs.labels, minlength=len(model.labels)).tolist()
+    counted = [] if model.regression else model.task_kind.counts(outputs.labels, outputs.labels, model.labels)
     flips = None
     if len(outputs.full_depth):
         differs = _errors(outputs.labels, outputs.full_depth)
@@ -193,7 +193,7 @@ def file_report(
         layers=model.layers,
         average_exit_layer=float(outputs.exit_layers.mean()),
         exit_histogram=tuple(np.bincount(outputs.exit_layers, minlength=model.layers + 1)[1:].tolist()),
-        predictions=dict(zip(model.labels, counts, strict=True)),
+        predictions={each.name: each.predicted for each in counted},
         first=listed(selection.first),
         labels=None if data.labels is None else _label_report(model, data.labels, outputs, listed(selection.wrong)),
         flips=flips,
@@ -211,7 +211,9 @@ def _label_report(
     except InputError as error:
         undefined = str(error).removeprefix(": ").partition(". ")[0]
     errors = _errors(predicted, true)
-    confusion = None if model.regression else confusion_matrix(predicted, true, len(model.labels))
+    confusion = None
+    if model.kind == "classification":
+        confusion = confusion_matrix(predicted, true, len(model.labels))
     full = outputs.full_depth[known] if len(outputs.full_depth) else None
     return LabelReport(
         rows=len(true),
@@ -221,20 +223,26 @@ def _label_report(
         undefined=undefined,
         wrong=int(np.count_nonzero(errors)),
         mean_absolute_error=float(errors.mean()) if model.regression else None,
-        classes=() if confusion is None else _class_scores(model.labels, confusion),
+        classes=() if model.regression else _class_scores(model, predicted, true),
         confusion=() if confusion is None else tuple(map(tuple, confusion.tolist())),
         wrong_rows=wrong_rows,
     )
 
 
-def _class_scores(names: Sequence[str], confusion: npt.NDArray) -> tuple[ClassScore, ...]:
-    correct, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+def _class_scores(model: ModelInfo, predicted: npt.NDArray, true: npt.NDArray) -> tuple[ClassScore, ...]:
+    def ratio(above: int, below: int) -> float:
+        return above / below if below else 0.0
 
-    def ratio(above: npt.NDArray, below: npt.NDArray) -> list[float]:
-        return (above / np.where(below == 0, 1, below)).tolist()
-
-    columns = true.tolist(), ratio(correct, predicted), ratio(correct, true), ratio(2 * correct, true + predicted)
-    return tuple(ClassScore(*values) for values in zip(names, *columns, strict=True))
+    return tuple(
+        ClassScore(
+            each.name,
+            each.rows,
+            ratio(each.right, each.predicted),
+            ratio(each.right, each.rows),
+            ratio(2 * each.right, each.rows + each.predicted),
+        )
+        for each in model.task_kind.counts(predicted, true, model.labels)
+    )
 
 
 def _errors(predictions: npt.NDArray, labels: npt.NDArray) -> npt.NDArray[np.float64]:
@@ -294,7 +302,7 @@ def _label_text(found: LabelReport, names: Sequence[str], most: int) -> list[str
     if found.classes:
         rows = [[c.name, c.rows, f"{c.precision:.4f}", f"{c.recall:.4f}", f"{c.f1:.4f}"] for c in found.classes]
         parts.append(markdown_table(["class", "rows", "precision", "recall", "F1"], rows))
-        parts += confusion_table(found.confusion, names)
+        parts += confusion_table(found.confusion, names) if found.confusion else []
     if found.wrong_rows:
         kind = "most certain wrong rows" if found.classes else "rows with the largest errors"
         shown = found.wrong_rows[:most]

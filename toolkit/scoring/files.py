@@ -19,7 +19,7 @@ from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.storage import replacing
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.scoring.file_report import FileReport, file_report, select_rows
-from berxit.toolkit.scoring.inputs import InputFile, InputRow
+from berxit.toolkit.scoring.inputs import InputFile, InputRow, row_spans
 from berxit.toolkit.scoring.outputs import EXIT_LAYER, PREDICTION, TRUNCATED, Outputs, column_names, refuse_collisions
 from berxit.toolkit.scoring.resuming import Parts
 from berxit.toolkit.scoring.writers import Write, check_output, open_writer
@@ -82,6 +82,7 @@ def _predict_parts(
 ) -> int:
     """Predicts the parts that are not finished. Returns the number of rows that were."""
     model, resumed = runner.manifest.model, 0
+    labelled_spans = model.task_kind.words and data.labels is not None
     with progress(data.rows) as bar:
         for start, rows in _batches(data):
             number = start // PART_ROWS
@@ -90,7 +91,8 @@ def _predict_parts(
             else:
                 texts = [row.text for row in rows]
                 full = runner.answer(texts, policy.at_depth(model.layers)) if flips else []
-                parts.save(number, Outputs.of(runner.answer(texts, policy), model, full))
+                truth = [row_spans(row, data.label_column, model, "") for row in rows] if labelled_spans else []
+                parts.save(number, Outputs.of(runner.answer(texts, policy), model, full, truth))
             bar.update(len(rows))
     return resumed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.data_files import SUFFIXES, Record, read_records, value_text
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import CUSTOM, text_of
-from berxit.runtime.labels import checked_label, class_number, label_numbers, regression_value
+from berxit.runtime.examples import CUSTOM, check_span_labels, text_of
+from berxit.runtime.labels import checked_label, label_reader
+from berxit.runtime.spans import Span, read_spans, span_number
 from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text
 
@@ -28,6 +29,7 @@ class InputRow:
     line: int
     record: Record
     text: Text
+    text_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class InputFile:
     """All columns; in JSONL those of any row."""
     rows: int
     labels: npt.NDArray | None
-    """(N,) class numbers, or values for regression, with NO_LABEL or NaN for a row without one. None if the file has no
+    """(N,) labels as numbers (``runtime.kinds``), with NO_LABEL or NaN for a row without one. None if the file has no
     label column."""
+    label_column: str
     skipped: tuple[str, ...]
     """Error messages of the skipped rows."""
 
@@ -66,19 +69,21 @@ def read_input(
     """
     texts = input_columns(model, text_columns)
     column = label_column or model.label_column
-    numbers = None if model.regression else label_numbers(model.labels, model.task != CUSTOM)
+    number_of = label_reader(model.kind, model.labels, column, glue_numbers=model.task != CUSTOM)
+    no_label = np.nan if model.regression else NO_LABEL
     skipped: list[str] | None = [] if skip_bad_rows else None
     columns: dict[str, None] = {}
     labels: list[float] = []
     for row in _rows(path, texts, skipped):
         columns.update(dict.fromkeys(row.record))
-        label = value_text(row.record.get(column)) if use_labels else ""
-        labels.append(_label(label, column, numbers, model, f"{path}, line {row.line}"))
+        has = use_labels and column in row.record
+        labels.append(_label(value_text(row.record[column]), column, number_of, model, row, path) if has else no_label)
     if label_column and label_column not in columns:
         raise InputError(f"{path} has no column '{label_column}'. Columns: {listed(columns)}")
     values = np.array(labels, dtype=np.float64 if model.regression else np.int64)
     labelled = has_label(values).any()
-    return InputFile(path, texts, tuple(columns), len(labels), values if labelled else None, tuple(skipped or ()))
+    known = values if labelled else None
+    return InputFile(path, texts, tuple(columns), len(labels), known, column, tuple(skipped or ()))
 
 
 def input_columns(model: ModelInfo, given: Sequence[str]) -> tuple[str, ...]:
@@ -112,7 +117,8 @@ def _rows(path: Path, text_columns: Sequence[str], skipped: list[str] | None) ->
     for line, record in read_records(path, text_columns, skipped):
         texts = {column: value_text(record[column]) for column in text_columns}
         try:
-            row = InputRow(line, record, text_of(texts, text_columns, f"{path}, line {line}"))
+            text = text_of(texts, text_columns, f"{path}, line {line}")
+            row = InputRow(line, record, text, tuple(text_columns))
         except InputError as error:
             if skipped is None:
                 raise
@@ -124,13 +130,32 @@ def _rows(path: Path, text_columns: Sequence[str], skipped: list[str] | None) ->
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
 
 
-def _label(text: str, column: str, numbers: dict[str, int] | None, model: ModelInfo, where: str) -> float:
+def row_spans(row: InputRow, column: str, model: ModelInfo, where: str) -> tuple[Span, ...]:
+    """The spans in a row of data for a tokens model; none if the column is missing. Raises InputError for a label that
+    is not of the model."""
+    raw = value_text(row.record[row.text_columns[0]])
+    try:
+        spans = read_spans(value_text(row.record.get(column)), raw, column, where)
+        check_span_labels(spans, model.labels, where)
+    except InputError as error:
+        raise InputError(f"{error}. To ignore the labels, add --no-labels") from None
+    return spans
+
+
+def _label(
+    text: str, column: str, number_of: Callable[[str, str], float], model: ModelInfo, row: InputRow, path: Path
+) -> float:
     """The label as a number; NO_LABEL or NaN if it is missing. Raises InputError for one that is not of the model."""
+    where = f"{path}, line {row.line}"
+    if model.task_kind.words:
+        spans = row_spans(row, column, model, where)
+        return span_number(spans, spans)
+    if not model.task_kind.several:  # an empty text is the empty set of labels
+        try:
+            checked_label(text, column, where)
+        except InputError:
+            return np.nan if model.regression else NO_LABEL
     try:
-        label = checked_label(text, column, where)
-    except InputError:
-        return np.nan if model.regression else NO_LABEL
-    try:
-        return regression_value(label, where) if numbers is None else class_number(label, numbers, model.labels, where)
+        return number_of(text, where)
     except InputError as error:
         raise InputError(f"{error}. To ignore the labels, add --no-labels") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.errors import InputError
 from berxit.runtime.prediction import Prediction
+from berxit.runtime.spans import Span
 from berxit.runtime.storage import replacing
 
 PREDICTION, EXIT_LAYER, CERTAINTY, TRUNCATED = "prediction", "exit_layer", "certainty", "truncated"
@@ -22,7 +24,8 @@ SCORE = "score_"
 
 def column_names(model: ModelInfo, *, scores: bool) -> tuple[str, ...]:
     """Names of the added columns. ``scores``: with the probability of each class; regression has none."""
-    classes = () if model.regression or not scores else tuple(f"{SCORE}{name}" for name in model.labels)
+    has_scores = scores and not model.regression and not model.task_kind.words
+    classes = tuple(f"{SCORE}{name}" for name in model.labels) if has_scores else ()
     return PREDICTION, EXIT_LAYER, CERTAINTY, TRUNCATED, *classes
 
 
@@ -37,7 +40,7 @@ class Outputs:
     """Predictions for N rows as arrays."""
 
     labels: npt.NDArray
-    """(N,) class numbers (int64), or values (float64) for regression."""
+    """(N,) predictions as numbers (``runtime.kinds``): int64, or float64 for regression."""
     exit_layers: npt.NDArray[np.int64]
     """(N,)"""
     certainty: npt.NDArray[np.float64]
@@ -48,18 +51,25 @@ class Outputs:
     """(N, C) probability of each class; (N, 0) for regression."""
     full_depth: npt.NDArray
     """(N,) as ``labels``, at full depth; (0,) if full depth did not run."""
+    spans: npt.NDArray[np.str_]
+    """(N,) the spans of a tokens model as JSON lists of [start, end, label, score]; (0,) for other kinds."""
 
     @classmethod
-    def of(cls, predictions: Sequence[Prediction], model: ModelInfo, full_depth: Sequence[Prediction] = ()) -> Outputs:
-        """Arrays of a runner's predictions."""
-        numbers = {name: number for number, name in enumerate(model.labels)}
+    def of(
+        cls,
+        predictions: Sequence[Prediction],
+        model: ModelInfo,
+        full_depth: Sequence[Prediction] = (),
+        truth: Sequence[Sequence[Span]] = (),
+    ) -> Outputs:
+        """Arrays of a runner's predictions. ``truth`` (N,): the true spans of a tokens model, if they are known."""
 
         def labels(found: Sequence[Prediction]) -> npt.NDArray:
-            if model.regression:
-                return np.array([prediction.label for prediction in found], dtype=np.float64)
-            return np.array([numbers[str(prediction.label)] for prediction in found], dtype=np.int64)
+            pairs = zip(found, truth or [()] * len(found), strict=False)
+            numbers = [model.task_kind.number(prediction, model.labels, spans) for prediction, spans in pairs]
+            return np.array(numbers, dtype=np.float64 if model.regression else np.int64)
 
-        classes = [] if model.regression else model.labels
+        classes = [] if model.regression or model.task_kind.words else model.labels
         scores = [[prediction.scores[name] for name in classes] for prediction in predictions]
         return cls(
             labels(predictions),
@@ -68,6 +78,7 @@ class Outputs:
             np.array([prediction.truncated for prediction in predictions], dtype=bool),
             np.array(scores, dtype=np.float64).reshape(len(predictions), len(classes)),
             labels(full_depth),
+            np.array([_json(prediction.spans) for prediction in predictions if prediction.spans is not None], np.str_),
         )
 
     @classmethod
@@ -95,7 +106,7 @@ class Outputs:
 
     def columns(self, model: ModelInfo, *, scores: bool) -> dict[str, list[Any]]:
         """Name of each added column -> its N values, rounded to the seven digits of float32."""
-        labels = _rounded(self.labels) if model.regression else [model.labels[number] for number in self.labels]
+        labels = _rounded(self.labels) if model.regression else self._texts(model)
         found: list[list[Any]] = [
             labels,
             self.exit_layers.tolist(),
@@ -104,6 +115,15 @@ class Outputs:
             *(_rounded(column) for column in self.scores.T),
         ]
         return dict(zip(column_names(model, scores=scores), found, strict=False))
+
+    def _texts(self, model: ModelInfo) -> list[str]:
+        if model.task_kind.words:
+            return self.spans.tolist()
+        return [str(model.task_kind.text(number, model.labels)) for number in self.labels.tolist()]
+
+
+def _json(spans: Sequence[Span]) -> str:
+    return json.dumps([[*span[:3], float(f"{span.score:.7g}")] for span in spans], ensure_ascii=False)
 
 
 def _rounded(values: npt.NDArray) -> list[float]:

@@ -87,8 +87,13 @@ class Metrics:
         for prediction in predictions:
             self._exit_layer.observe(prediction.exit_layer)
             self._text_seconds.observe(prediction.latency_ms / 1e3)
-            label = "" if self._regression else str(prediction.label)
-            self._predictions.labels(label, str(prediction.stopped_by)).inc()
+            labels: tuple[str, ...] = ("" if self._regression else str(prediction.label),)
+            if prediction.labels is not None:
+                labels = prediction.labels or ("",)
+            if prediction.spans is not None:
+                labels = tuple(span.label for span in prediction.spans) or ("",)
+            for label in labels:
+                self._predictions.labels(label, str(prediction.stopped_by)).inc()
             self._late.inc(bool(prediction.late))
             self._truncated.inc(prediction.truncated)
         if self._monitor is not None and policy == self._monitored:

@@ -157,7 +157,8 @@ def response(name: str, model: ModelInfo, predictions: Sequence[Prediction], tok
 
 
 def prediction_fields(model: ModelInfo, prediction: Prediction) -> dict[str, Any]:
-    """Fields of one prediction. For regression, ``label`` is null and ``probs`` contains the value."""
+    """Fields of one prediction. For regression, ``label`` is null and ``probs`` contains the value. For multilabel,
+    ``labels`` contains the labels of the text; for tokens, ``spans`` contains its spans, and ``probs`` is empty."""
     return {
         "label": None if model.regression else prediction.label,
         "probs": list(prediction.scores.values()),
@@ -168,6 +169,8 @@ def prediction_fields(model: ModelInfo, prediction: Prediction) -> dict[str, Any
         "stopped_by": prediction.stopped_by,
         "truncated": prediction.truncated,
         "late": prediction.late,
+        **({} if prediction.labels is None else {"labels": list(prediction.labels)}),
+        **({} if prediction.spans is None else {"spans": [span._asdict() for span in prediction.spans]}),
     }
 
 

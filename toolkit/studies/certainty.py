@@ -84,6 +84,8 @@ def study(request: Request) -> Findings:
 
 def certainty_targets(stored: Predictions) -> npt.NDArray:
     """(N, n) the training target of every certainty (equations 9 and 10)."""
+    if stored.task_kind.several:
+        return (stored.predicted() == stored.labels[:, None]).astype(np.float32)
     targets = lte_targets(torch.from_numpy(stored.logits), torch.from_numpy(stored.labels), stored.regression)
     return np.asarray(targets.numpy())
 

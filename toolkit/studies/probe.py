@@ -31,7 +31,7 @@ def study(request: Request) -> Findings:
     rows, data, panels = [], [], []
     conditions = request.conditions()
     first = request.runs[0]
-    if first.predictions.regression:
+    if first.predictions.task_kind.name != "classification":
         raise InputError(f"the study probe needs the confidence of classes, and {request.task} is regression")
     examples = request.examples(first)
     if isinstance(examples.texts[0], str):

@@ -3,7 +3,7 @@ import { BerxitError, InputError } from "./errors.js";
 import { anything, flag, integer, list, number, object, orNull, parseJson, type Read, record, text } from "./fields.js";
 import { ExitPolicy, policyFields } from "./policies.js";
 
-export const SCHEMA_VERSION = 2;
+export const SCHEMA_VERSION = 3;
 const PRECISIONS = ["fp32", "fp16", "int8"];
 const TOKENS = ["input_ids", "token_type_ids", "attention_mask"];
 const CARRIED = ["hidden", "attention_bias", "token_weights"];

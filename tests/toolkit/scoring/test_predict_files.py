@@ -373,7 +373,10 @@ def test_predict_rejects_a_file_that_changes_meanwhile(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.csv"], "no file none.csv: give a .tsv, .csv, .jsonl, .json, .parquet file with columns text"),
+        (
+            ["none.csv"],
+            "no file none.csv: give a .tsv, .csv, .jsonl, .json, .parquet, .conll, .iob2 file with columns text",
+        ),
         (["in.csv", "--text-column", "body"], "no column 'body'. Columns: text, label"),
         (["in.csv", "--text-column", "text", "--text-column", "label"], "this model takes 1 column: text"),
         (["in.csv", "--label-column", "kind"], "in.csv has no column 'kind'. Columns: text, label"),

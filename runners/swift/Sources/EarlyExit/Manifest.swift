@@ -1,7 +1,7 @@
 /// Content of manifest.json, as specified in docs/bundle.md.
 public struct Manifest: Sendable {
     /// Newest schema version that this package supports.
-    public static let schemaVersion = 2
+    public static let schemaVersion = 3
 
     public let target: String
     public let precision: String
@@ -94,6 +94,9 @@ public struct Manifest: Sendable {
 
 /// Metadata of the model, including the meaning of its outputs.
 public struct ModelInfo: Sendable {
+    /// Kinds of tasks that this runner supports. Bundles of schema version 3 may have others.
+    static let kinds = ["classification", "regression"]
+
     public let family: String
     public let task: String
     public let isRegression: Bool
@@ -117,7 +120,12 @@ public struct ModelInfo: Sendable {
             ], optional: ["positive"])
         family = try fields.get("family", \.string)
         task = try fields.get("task", \.string)
-        isRegression = try fields.get("kind", \.string) == "regression"
+        let kind = try fields.get("kind", \.string)
+        guard ModelInfo.kinds.contains(kind) else {
+            throw EarlyExitError.failure(
+                "\(place): model.kind is '\(kind)', and this runner supports \(ModelInfo.kinds.joined(separator: " and "))")
+        }
+        isRegression = kind == "regression"
         labels = try fields.list("labels", \.string)
         takesPairs = try fields.list("text_columns", \.string).count == 2
         layers = try fields.get("layers", \.int)

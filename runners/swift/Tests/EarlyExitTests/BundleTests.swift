@@ -54,7 +54,13 @@ final class BundleTests: XCTestCase {
     }
 
     func testUnsupportedManifestIsRejected() throws {
-        assertFails(try manifest { $0["schema_version"] = 3 }, "is newer than 2")
+        assertFails(try manifest { $0["schema_version"] = 4 }, "is newer than 3")
+        assertFails(
+            try manifest {
+                var model = $0["model"] as? [String: Any] ?? [:]
+                model["kind"] = "tokens"
+                $0["model"] = model
+            }, "model.kind is 'tokens', and this runner supports classification and regression")
         assertFails(try manifest { $0["schema_version"] = nil }, "no schema_version")
         assertFails(try manifest { $0["colour"] = 3 }, "unknown key 'colour'")
         assertFails(try manifest { $0["target"] = nil }, "key 'target' is missing")
