@@ -35,6 +35,8 @@ from benchmarks.swift_tokenizers.comparison import ROOT, Encoder, JavaScript, Pr
 from benchmarks.swift_tokenizers.pipelines import many_pieces, pipelines
 from benchmarks.swift_tokenizers.properties import STAND_INS, compare_properties, summary
 from benchmarks.swift_tokenizers.texts import characters, random_text
+from berxit.runtime.console import run
+from berxit.runtime.provenance import provenance
 from berxit.runtime.tokenization import Text
 
 VECTORS = ROOT / "tests" / "runners" / "vectors"
@@ -81,7 +83,8 @@ def command(texts: int, seed: int, swift: str, javascript: bool, output: Path | 
         report = measure_read(program, Path(folder), pieces) if read else compare(program, Path(folder), texts, seed)
     click.echo(json.dumps(report, indent=1, ensure_ascii=True))
     if output:
-        output.write_text(json.dumps(report, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
+        made = {**report, "made_by": provenance()}
+        output.write_text(json.dumps(made, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
     sys.exit(1 if report.get("unexplained") or report.get("unexplained_characters") else 0)
 
 
@@ -213,4 +216,4 @@ def shortest(program: Program, folder: Path, failures: Sequence[Failure]) -> lis
 
 
 if __name__ == "__main__":
-    command()
+    run(command)

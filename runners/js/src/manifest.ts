@@ -93,6 +93,8 @@ export function parseManifest(json: unknown, place: string): [Manifest, ExitPoli
     if (error instanceof InputError) throw new BerxitError(`${place}: policy: ${error.message}. Export the bundle again`);
     throw error;
   }
+  const beyond = unsupported(found);
+  if (beyond !== undefined) throw new BerxitError(`${place}: ${beyond}. Use another runner, or export another bundle`);
   for (const problem of problems(found)) throw new BerxitError(`${place}: ${problem}. Export the bundle again`);
   return [found, policy];
 }
@@ -102,15 +104,18 @@ export function exitsOf(found: Manifest): number[] {
   return found.segments.slice(1).map((each) => each.layer);
 }
 
+/** What this runner cannot run, though the bundle may be whole. */
+function unsupported({ target, precision, model }: Manifest): string | undefined {
+  const known: [string, string, string[]][] = [
+    ["target", target, ["onnxruntime"]], ["precision", precision, PRECISIONS],
+    ["model.kind", model.kind, ["classification", "regression"]],
+  ];
+  const found = known.find(([, value, values]) => !values.includes(value));
+  return found && `${found[0]} is '${found[1]}': the runner for JavaScript runs ${found[2].join(", ")}`;
+}
+
 function* problems(found: Manifest): Generator<string> {
-  const { model, target, precision, parity } = found;
-  if (target !== "onnxruntime") yield `target is '${target}': the runner for JavaScript runs target onnxruntime`;
-  if (!PRECISIONS.includes(precision)) {
-    yield `precision is '${precision}': the runner for JavaScript runs ${PRECISIONS.join(", ")}`;
-  }
-  if (!["classification", "regression"].includes(model.kind)) {
-    yield `model.kind is '${model.kind}': it must be classification or regression`;
-  }
+  const { model, parity } = found;
   const labels = model.labels.length;
   if (model.kind === "regression" ? labels > 0 : labels < 2) {
     yield `model.labels has ${labels} entries: a ${model.kind} model needs ${model.kind === "regression" ? "none" : "at least 2"}`;

@@ -35,9 +35,11 @@ export async function defaultThreads(): Promise<number> {
 
 /** Options of a session. `threads` is ignored by onnxruntime-web, whose threads are a setting of the page. */
 export function sessionOptions(name: BackendName, threads: number): ORT.InferenceSession.SessionOptions {
+  // The fusion changes sums by rounding, which an int8 layer amplifies. The Python runtime disables it, too.
+  const optimization = { disable_specified_optimizers: "SkipLayerNormFusion" };
   if (name === "node") {
-    const extra = { session: { force_spinning_stop: "1" } };
+    const extra = { optimization, session: { force_spinning_stop: "1" } };
     return { executionProviders: ["cpu"], intraOpNumThreads: threads, interOpNumThreads: 1, logSeverityLevel: 3, extra };
   }
-  return { executionProviders: [name], logSeverityLevel: 3 };
+  return { executionProviders: [name], logSeverityLevel: 3, ...(name === "wasm" ? { extra: { optimization } } : {}) };
 }
