@@ -20,6 +20,7 @@ def blocks_of(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_commands_of_the_guards_page_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +110,7 @@ def test_calibrate_refuses_what_needs_one_class(
         berxit.calibrate(checkpoint, data, **options)  # type: ignore[arg-type]
 
 
-def test_calibrate_bounds_the_missed_labels_of_a_set(
-    tmp_path: Path, checkpoint: Path, data: Path, backbone_folders: dict[str, Path]
-) -> None:
-    import shutil
-
+def test_calibrate_bounds_the_missed_labels_of_a_set(tmp_path: Path, checkpoint: Path, data: Path) -> None:
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     calibration = berxit.calibrate(copy, data, risk=0.4, risk_of="misses:cat", criterion="lte")
     assert "misses" in calibration.description
@@ -139,8 +136,8 @@ def test_policy_of_a_batch_exits_as_single_texts_do(criterion: str) -> None:
     assert exits(slice(5)) == [exits(slice(row, row + 1))[0] for row in range(5)]
 
 
-def test_multilabel_predict_bench_report_and_compare(
-    bundle: Path, checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_multilabel_predict_writes_sets_and_scores(
+    bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("predict", bundle, data / "dev.jsonl", "--output", tmp_path / "out.csv", "--flips")
     out = capsys.readouterr().out
@@ -148,6 +145,12 @@ def test_multilabel_predict_bench_report_and_compare(
     assert "| cat" in out
     header = (tmp_path / "out.csv").read_text().splitlines()[0]
     assert header.endswith("score_cat,score_dog,score_tree")
+
+
+@pytest.mark.slow
+def test_multilabel_bench_report_and_compare(
+    bundle: Path, checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "bench"
     run("bench", bundle, "--data", data, "--output", folder, "--seconds", 0.2, "--queries", 1, "--thresholds", 1)
     assert json.loads((folder / "bench.json").read_text())["metric"] == "micro-f1"

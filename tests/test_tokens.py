@@ -110,7 +110,7 @@ def test_tokens_certainty_is_that_of_the_least_certain_word(bundle: Path) -> Non
     assert found[1].certainty == pytest.approx(confidence[1, 1], abs=1e-6)
 
 
-def test_tokens_predict_bench_and_report(
+def test_tokens_predict_writes_spans(
     bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("predict", bundle, data / "dev.jsonl", "--output", tmp_path / "out.jsonl", "--flips")
@@ -119,6 +119,10 @@ def test_tokens_predict_bench_and_report(
     assert all(len(span) == 4 for span in json.loads(first["prediction"]))
     run("predict", bundle, "a red cat")
     assert "label" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tokens_bench_has_a_score_and_a_page(bundle: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bench"
     run("bench", bundle, "--data", data, "--output", folder, "--seconds", 0.2, "--queries", 1, "--thresholds", 1)
     measured = json.loads((folder / "bench.json").read_text())
