@@ -317,6 +317,23 @@ ENTRIES = (
         (f"python benchmarks/kills.py $MINILM toolkit/sample --kills 200 --output {OUTPUT}/kills",),
     ),
     Entry(
+        "reliability",
+        tuple(f"reliability/{name}.json" for name in ("policy-cases", "soak")),
+        60,
+        (
+            f"python benchmarks/policy_cases.py --output {OUTPUT}/policy-cases",
+            f"python benchmarks/soak.py quickstart/bundle --data toolkit/sample/test.tsv --output {OUTPUT}/soak",
+            f"python benchmarks/architectures.py --configurations 500 --output {OUTPUT}/architectures",
+            "make test-models",
+            *(
+                f"python benchmarks/mutations.py build/test-models/bundles/bundle --backend {backend}"
+                f" --mutations 10000 --output {OUTPUT}/mutations-{backend}"
+                for backend in ("onnxruntime", "openvino")
+            ),
+        ),
+        after=("quickstart",),
+    ),
+    Entry(
         "swaps",
         ("reliability/swaps.json",),
         8,
