@@ -37,9 +37,10 @@ def is_checkpoint(model: str) -> bool:
 def continue_from(source: str, config: MultiExitConfig, layers: int | None) -> Continued:
     """A model with the options and labels of ``config``, whose weights start from the checkpoint ``source``.
 
-    The encoder is always kept. Exit heads are kept if labels, kind of head and pooling are equal; the order of the
-    labels may differ. The LTE module is kept with them. The dense layers of pooler heads are kept for other labels,
-    too. ``layers``: use only the first ``layers`` layers. ``config.backbone`` is replaced.
+    The encoder is always kept, with the norms of its exits if it has them. Exit heads are kept if labels, kind of head
+    and pooling are equal; the order of the labels may differ. The LTE module is kept with them. The dense layers of
+    pooler heads are kept for other labels, too. ``layers``: use only the first ``layers`` layers. ``config.backbone``
+    is replaced.
 
     Raises InputError for a checkpoint on the hub or too few layers, BerxitError for a checkpoint that cannot be read.
     """
@@ -53,6 +54,7 @@ def continue_from(source: str, config: MultiExitConfig, layers: int | None) -> C
     config.backbone = before.config.backbone
     model = MultiExitModel(config)
     model.backbone.load_state_dict(before.backbone.state_dict())
+    _copy_norms(before, model)
     reason = _difference(before.config, config)
     kept = ["encoder"]
     same_input = (before.config.exit_head, before.config.pooling) == (config.exit_head, config.pooling)
@@ -88,6 +90,13 @@ def _copy_classifiers(before: MultiExitModel, model: MultiExitModel) -> None:
     for old, new in zip(before.heads, model.heads, strict=True):
         new.classifier.weight.copy_(old.classifier.weight[rows])
         new.classifier.bias.copy_(old.classifier.bias[rows])
+
+
+def _copy_norms(before: MultiExitModel, model: MultiExitModel) -> None:
+    """Copies the norms of the exits of a pre-norm encoder, which belong to the scale of its hidden states."""
+    for old, new in zip(before.heads, model.heads, strict=True):
+        if new.norm is not None:
+            new.norm.load_state_dict(old.norm.state_dict())
 
 
 def _copy_poolers(before: MultiExitModel, model: MultiExitModel) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_export import checkpoint_of
 
 from berxit.runtime.errors import InputError
 from berxit.train.calibration import calibrate
@@ -65,6 +66,17 @@ def test_start_model_reorders_the_heads_of_a_checkpoint_by_label(
     model, _ = started(replace(task, labels=task.labels[::-1]), options)
     assert model.config.labels == before.config.labels[::-1]
     assert torch.allclose(model(**TOKENS).exit_logits, before(**TOKENS).exit_logits.flip(-1), atol=1e-6)
+
+
+def test_start_model_keeps_the_pooling_and_the_norms_of_a_pre_norm_encoder(
+    task: Task, options: TrainingOptions, backbone_folders: dict, tmp_path: Path
+) -> None:
+    before = load_checkpoint(checkpoint_of(backbone_folders["modernbert"], tmp_path / "before"))[0]
+    model, line = started(task, replace(options, model=str(tmp_path / "before"), pooling=None))
+    assert model.config.pooling == before.config.pooling == "mean"
+    assert "new exit heads" in line
+    for old, new in zip(before.heads, model.heads, strict=True):
+        assert torch.equal(old.norm.weight, new.norm.weight)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ def test_exits_of_a_pre_norm_encoder_start_with_its_final_norm_and_read_the_mean
         weights = inputs["attention_mask"][..., None] / inputs["attention_mask"].sum(dim=1)[:, None, None]
         expected = model.heads[-1]((last * weights).sum(dim=1))
     assert torch.allclose(run(model)[:, -1], expected, atol=1e-5)
+    assert torch.allclose(run(model.first_layers(2)), run(model)[:, :2], atol=1e-6)
 
 
 def test_lte_module_is_shared_by_all_layers(backbone_folders: dict) -> None:

@@ -11,6 +11,7 @@ from berxit.runtime.console import debug_option, register_option
 from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.commands.options import PATH
+from berxit.toolkit.runners import usable
 
 
 @click.command("inspect")
@@ -38,6 +39,7 @@ def describe(bundle: Path, manifest: Manifest) -> str:
         ("placed", _placement(manifest)),
         ("score", _scores(manifest)),
         ("parity", _parity(manifest)),
+        ("runners", usable(manifest)),
         ("files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MiB, checksums correct"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.made_with.items())),
     ]

@@ -1,0 +1,101 @@
+// Pre-tokenizers of tokenizer.json, which split a text into words.
+#include <algorithm>
+
+#include "error.hpp"
+#include "tokenizer.hpp"
+
+namespace berxit {
+namespace {
+
+void add_word(TextView word, std::vector<Text>& words) {
+    if (!word.empty()) words.emplace_back(word);
+}
+
+// Splits at whitespace, which is removed; `punctuation`: each punctuation mark is a word, too.
+void split_at_blanks(TextView text, std::vector<Text>& words, bool punctuation) {
+    size_t start = 0;
+    for (size_t place = 0; place < text.size(); ++place) {
+        const bool blank = is_whitespace(text[place]), mark = !blank && punctuation && is_punctuation(text[place]);
+        if (!blank && !mark) continue;
+        add_word(text.substr(start, place - start), words);
+        if (mark) add_word(text.substr(place, 1), words);
+        start = place + 1;
+    }
+    add_word(text.substr(start), words);
+}
+
+// Replaces blanks by a mark, and splits before each mark.
+void split_at_marks(TextView text, std::vector<Text>& words, char32_t mark, bool prepend, bool split) {
+    Text marked(text);
+    std::replace(marked.begin(), marked.end(), U' ', mark);
+    if (prepend && (marked.empty() || marked[0] != mark)) marked.insert(marked.begin(), mark);
+    size_t start = 0;
+    for (size_t place = 1; split && place < marked.size(); ++place) {
+        if (marked[place] != mark) continue;
+        add_word(TextView(marked).substr(start, place - start), words);
+        start = place;
+    }
+    add_word(TextView(marked).substr(start), words);
+}
+
+// End of the first word of a text by GPT-2's pattern:
+// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+size_t end_of_word(TextView text) {
+    for (TextView contraction : {U"'s", U"'t", U"'re", U"'ve", U"'m", U"'ll", U"'d"})
+        if (text.substr(0, contraction.size()) == contraction) return contraction.size();
+    const size_t body = text[0] == U' ' ? 1 : 0;
+    const auto end_of = [text](size_t start, Kind kind) {
+        while (start < text.size() && kind_of(text[start]) == kind) ++start;
+        return start;
+    };
+    if (body < text.size() && kind_of(text[body]) != Kind::blank) return end_of(body, kind_of(text[body]));
+    const size_t blanks = end_of(0, Kind::blank);
+    return blanks < text.size() && blanks > 1 ? blanks - 1 : blanks;  // the last blank belongs to the next word
+}
+
+void split_byte_level(TextView text, std::vector<Text>& words, bool prefix_space) {
+    Text prefixed;
+    if (prefix_space && (text.empty() || text[0] != U' ')) {
+        prefixed = U' ' + Text(text);
+        text = prefixed;
+    }
+    while (!text.empty()) {
+        const size_t end = end_of_word(text);
+        add_word(text.substr(0, end), words);
+        text.remove_prefix(end);
+    }
+}
+
+void add(const Json& json, std::vector<Split>& steps) {
+    const std::string& type = json["type"].string();
+    const std::string scheme = json["prepend_scheme"].is_string() ? json["prepend_scheme"].string() : "always";
+    Text mark;
+    decode(json["replacement"].string(), mark);
+    if (type == "Sequence") {
+        for (const Json& each : json["pretokenizers"].array()) add(each, steps);
+    } else if (type == "BertPreTokenizer" || type == "WhitespaceSplit") {
+        const bool punctuation = type == "BertPreTokenizer";
+        steps.push_back([=](TextView text, std::vector<Text>& words) { split_at_blanks(text, words, punctuation); });
+    } else if (type == "ByteLevel" && json["use_regex"].boolean(true)) {
+        const bool prefix = json["add_prefix_space"].boolean(true);
+        steps.push_back([=](TextView text, std::vector<Text>& words) { split_byte_level(text, words, prefix); });
+    } else if (type == "Metaspace" && !mark.empty() && (scheme == "always" || scheme == "never")) {
+        const bool prepend = scheme == "always", split = json["split"].boolean(true);
+        const char32_t first = mark[0];
+        steps.push_back(
+            [=](TextView text, std::vector<Text>& words) { split_at_marks(text, words, first, prepend, split); });
+    } else {
+        throw Failure("unknown pre_tokenizer " + quoted(type));
+    }
+    if (steps.size() > 64) throw Failure("its pre_tokenizer has more than 64 steps");
+}
+
+}  // namespace
+
+std::vector<Split> pre_tokenizer_of(const Json& json) {
+    std::vector<Split> steps;
+    if (!json.is_null()) add(json, steps);
+    return steps;
+}
+
+}  // namespace berxit
