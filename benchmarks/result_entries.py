@@ -110,6 +110,18 @@ HELD_OUT_ROWS = {"mrpc": 800, "sst2": 3000, "stsb": 1000, "sick": 800}
 ENTRIES = (
     Entry("quickstart", ("quickstart/bench.json",), 3, ("make quickstart",)),
     Entry(
+        "slots",
+        ("slots/eval.json",),
+        5,
+        (
+            "berxit-train --model $MINILM --task custom --kind tokens --data toolkit/sample/slots --pooling mean"
+            f" --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3 --max-length 48"
+            f" --output {OUTPUT}/slots",
+            f"berxit-calibrate {OUTPUT}/slots --data toolkit/sample/slots",
+            f"berxit-eval {OUTPUT}/slots --data toolkit/sample/slots --split test --output {OUTPUT}/slots-eval",
+        ),
+    ),
+    Entry(
         "mrpc-minilm",
         ("mrpc-minilm/bench.json",),
         12,
