@@ -7,7 +7,7 @@ TYPES  := build/types/berxit
 PYTHON310 ?= python3.10
 TEST_MODELS := $(CURDIR)/build/test-models
 
-.PHONY: quickstart test test-slow test-install test-aarch64 test-jetson test-lowest results lint types docs links lock clean
+.PHONY: quickstart test test-slow test-install test-aarch64 test-models test-jetson test-lowest results lint types docs links lock clean
 
 quickstart: $(VENV)/quickstart.ready
 	$(BIN)/python -m berxit.toolkit.quickstart --output quickstart
@@ -26,14 +26,17 @@ test-install: $(VENV)/dev.ready
 test-aarch64: $(VENV)/dev.ready
 	$(BIN)/python -m pytest -m aarch64 -rs
 
+# The tiny models, checkpoints and bundles of the tests of the runtime.
+test-models: $(VENV)/dev.ready
+	rm -rf $(TEST_MODELS)
+	BERXIT_TEST_MODELS=$(TEST_MODELS) $(BIN)/python -m pytest tests/runtime --setup-only --quiet >/dev/null
+
 # Tests of the runtime in other environments, with Python 3.10 and without torch: the packages of a Jetson (JetPack 6,
 # numpy 1), and the lowest versions that pyproject.toml accepts. The environment $(VENV) builds the models for them.
 test-jetson: ENVIRONMENT := -e '.[jetson,onnxruntime]' numpy==1.26.4 cuda-python==12.8.0
 test-lowest: ENVIRONMENT := -e '.[onnxruntime]' -r requirements/lowest.txt
 
-test-jetson test-lowest: $(VENV)/dev.ready
-	rm -rf $(TEST_MODELS)
-	BERXIT_TEST_MODELS=$(TEST_MODELS) $(BIN)/python -m pytest tests/runtime --setup-only --quiet >/dev/null
+test-jetson test-lowest: test-models
 	$(PYTHON310) -m venv build/$@
 	build/$@/bin/python -m pip install --quiet $(ENVIRONMENT) pytest pytest-xdist hypothesis onnx scipy scikit-learn
 	BERXIT_TEST_MODELS=$(TEST_MODELS) build/$@/bin/python -m pytest tests/runtime -n 2 -rs

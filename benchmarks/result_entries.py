@@ -110,6 +110,18 @@ HELD_OUT_ROWS = {"mrpc": 800, "sst2": 3000, "stsb": 1000, "sick": 800}
 ENTRIES = (
     Entry("quickstart", ("quickstart/bench.json",), 3, ("make quickstart",)),
     Entry(
+        "slots",
+        ("slots/eval.json",),
+        5,
+        (
+            "berxit-train --model $MINILM --task custom --kind tokens --data toolkit/sample/slots --pooling mean"
+            f" --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3 --max-length 48"
+            f" --output {OUTPUT}/slots",
+            f"berxit-calibrate {OUTPUT}/slots --data toolkit/sample/slots",
+            f"berxit-eval {OUTPUT}/slots --data toolkit/sample/slots --split test --output {OUTPUT}/slots-eval",
+        ),
+    ),
+    Entry(
         "mrpc-minilm",
         ("mrpc-minilm/bench.json",),
         12,
@@ -315,6 +327,23 @@ ENTRIES = (
         ("reliability/kills.json",),
         60,
         (f"python benchmarks/kills.py $MINILM toolkit/sample --kills 200 --output {OUTPUT}/kills",),
+    ),
+    Entry(
+        "reliability",
+        tuple(f"reliability/{name}.json" for name in ("policy-cases", "soak")),
+        60,
+        (
+            f"python benchmarks/policy_cases.py --output {OUTPUT}/policy-cases",
+            f"python benchmarks/soak.py quickstart/bundle --data toolkit/sample/test.tsv --output {OUTPUT}/soak",
+            f"python benchmarks/architectures.py --configurations 500 --output {OUTPUT}/architectures",
+            "make test-models",
+            *(
+                f"python benchmarks/mutations.py build/test-models/bundles/bundle --backend {backend}"
+                f" --mutations 10000 --output {OUTPUT}/mutations-{backend}"
+                for backend in ("onnxruntime", "openvino")
+            ),
+        ),
+        after=("quickstart",),
     ),
     Entry(
         "swaps",
