@@ -447,6 +447,27 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "javascript-tokenizers",
+        ("runners/javascript-tokenizers.json",),
+        15,
+        (
+            "python -m benchmarks.swift_tokenizers --javascript --texts 300000 --seed 0 --output"
+            f" {OUTPUT}/javascript-tokenizers.json",
+        ),
+    ),
+    Entry(
+        "javascript",
+        ("runners/javascript.json",),
+        10,
+        (
+            "berxit-export --target onnxruntime quickstart/checkpoint --precision int8 --data toolkit/sample --output"
+            f" {OUTPUT}/quickstart-int8",
+            f"python -m benchmarks.javascript quickstart/bundle {OUTPUT}/quickstart-int8 --data toolkit/sample/dev.tsv"
+            f" --data $DATA/SST-2/dev.tsv --output {OUTPUT}",
+        ),
+        after=("quickstart",),
+    ),
+    Entry(
         "studies-of-one-seed",
         ("studies/certainty-mrpc.json", "studies/lte-mrpc.json"),
         3,
