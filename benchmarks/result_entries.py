@@ -390,6 +390,12 @@ ENTRIES = (
         after=("quickstart", "mrpc-minilm-mean"),
     ),
     Entry(
+        "encoders",
+        ("encoders/one-graph.json",),
+        2,
+        (f"python benchmarks/one_graph.py --tokens 128 --rounds 200 --output {OUTPUT}/one-graph",),
+    ),
+    Entry(
         "monitoring",
         ("monitoring/sample.json", "monitoring/mrpc.json", "monitoring/sst2.json"),
         10,
