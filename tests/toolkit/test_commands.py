@@ -176,8 +176,9 @@ def test_calibrated_policy_exits_on_the_device_as_in_its_record(
     calibrated = read_policy(copy)
     assert calibrated is not None
     stored = stored_pass(copy, calibrated)
-    texts = stored_texts(copy, calibrated.calibration)
-    assert texts is not None
+    examples = stored_texts(copy, calibrated.calibration)
+    assert examples is not None
+    texts = examples.texts
     found = runner.predict_batch(texts)
     assert [each.exit_layer for each in found] == exits_under(stored, calibrated.policy).tolist()
     assert [runner.predict(text).exit_layer for text in texts[:20]] == [each.exit_layer for each in found[:20]]

@@ -246,8 +246,9 @@ class _Decisions:
 
 
 def _labels(side: Side) -> str:
-    kind = f"{side.model.kind}, {', '.join(side.model.labels)}," if side.model.labels else "a value"
-    return f"{kind} for {'pairs' if len(side.model.text_columns) == 2 else 'single texts'}"
+    names = "classes" if side.model.kind == "classification" else "labels"
+    predicted = f"the {names} {', '.join(side.model.labels)}," if side.model.labels else "a value"
+    return f"{predicted} for {'pairs' if len(side.model.text_columns) == 2 else 'single texts'}"
 
 
 def _texts(

@@ -232,7 +232,8 @@ def test_compressed_weights_get_their_own_threshold(checkpoint: Path, tmp_path: 
     assert (manifest.scores.examples, manifest.scores.data) == (48, "dev.tsv")
     assert len(manifest.scores.bundle) == 3
     assert manifest.policy.thresholds != calibrated.policy.thresholds
-    assert lines[-1].startswith("calibrated on the bundle's own outputs: ")
+    assert lines[-2].startswith("calibrated on the bundle's own outputs: ")
+    assert lines[-1].startswith("flips: ")
     stored = read_manifest(tmp_path / "bundle")
     assert (stored.policy, stored.scores) == (manifest.policy, manifest.scores)
 

@@ -415,7 +415,7 @@ def test_int8_is_symmetric_and_quantizes_only_matrices(version: str, pairs: tupl
     assert count == pairs
     zeros = [weights[node.input[2]] for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
-    for name in QDQ_WEIGHTS:
+    for name in set(QDQ_WEIGHTS) - {"gated_down.weight"}:
         assert weights[f"{name}.scale"].shape == (weights[name].shape[1],)
         assert weights[name].dtype == ("int8" if version == "jetpack6.1" else "float32")
         assert weights[f"{name}.scale"].dtype == ("float16" if version == "jetpack6.1" else "float32")

@@ -13,6 +13,7 @@ from berxit.runtime.bench_result import BenchResult
 from berxit.runtime.cold_start import ColdStart
 from berxit.runtime.measurement import Latency, Line, Measured
 from berxit.runtime.metrics import METRICS
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.policies import ExitPolicy, exit_layers
 from berxit.runtime.queries import ExitOutputs, Queries
 from berxit.runtime.speed_up import speed_up
@@ -50,8 +51,9 @@ def made_bench(
     rng = np.random.default_rng(1)
     length = rng.uniform(0.5, 2, rows)
     texts = tuple(f"text {row} with <b>marks</b> & \u00fcml\u00e4uts" for row in range(rows))
+    kind = KINDS["regression" if found.regression else "classification"]
     outputs = ExitOutputs.of(
-        policy, range(1, layers + 1), found.logits, found.lte, found.labels if labelled else None, texts
+        policy, range(1, layers + 1), found.logits, found.lte, found.labels if labelled else None, texts, kind
     )
     taken = {f"layer {k}": np.full(rows, k) for k in range(1, layers + 1)}
     threshold = 1.0 if policy.criterion == "patience" else 0.6
