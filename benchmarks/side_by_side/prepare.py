@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import openvino as ov
@@ -56,8 +58,8 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
     our_int8 = export(checkpoint, "onnxruntime", int8, options=options, scores=False, progress=progress)
     write_whole_graph(bundle, manifest.segments, graph)
     write_whole_graph(int8, our_int8.segments, our_int8_graph)
-    logging.getLogger().setLevel(logging.ERROR)  # silences a hint about preprocessing, which has no effect here
-    quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
+    with _without_hints():
+        quantize_dynamic(graph, int8_graph, per_channel=True, weight_type=QuantType.QInt8)
     half = has_bf16(ov.Core())
     shape = shape_of(checkpoint, manifest)
     specs = [
@@ -84,6 +86,18 @@ def prepare(checkpoint: Path, scratch: Path, progress: Progress) -> tuple[Manife
         *specs,
         *(Spec("products", MACHINE.format(precision), shape, precision) for precision in precisions),
     ]
+
+
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """Silences a hint about preprocessing, which has no effect here. ONNX Runtime logs it to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def shape_of(checkpoint: Path, manifest: Manifest) -> Shape:

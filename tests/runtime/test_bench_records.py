@@ -8,6 +8,7 @@ import pytest
 
 from berxit.runtime.bench_records import BenchRecords, read_records
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.policies import ExitPolicy, exit_layers
 from berxit.runtime.queries import ExitOutputs, Queries
 
@@ -17,7 +18,9 @@ def records() -> BenchRecords:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(5, 3, 2)).astype(np.float32)
     policy = ExitPolicy.uniform("confidence", 0.7, 4)
-    outputs = ExitOutputs.of(policy, (1, 3, 4), logits, None, np.array([0, 1, 1, 0, 1]), ["a", "b", "c", "ä", "e"])
+    outputs = ExitOutputs.of(
+        policy, (1, 3, 4), logits, None, np.array([0, 1, 1, 0, 1]), ["a", "b", "c", "ä", "e"], KINDS["classification"]
+    )
     queries = {"layer 1": Queries(rng.random((2, 5)), np.ones((2, 5), np.int64))}
     return BenchRecords("my-bundle", queries, outputs, ("no", "yes"), np.array([3, 4, 5, 6, 7]))
 

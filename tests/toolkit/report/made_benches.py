@@ -11,9 +11,9 @@ from berxit import devices
 from berxit.runtime.bench_records import BenchRecords
 from berxit.runtime.bench_result import BenchResult
 from berxit.runtime.cold_start import ColdStart
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.measurement import Latency, Line, Measured
 from berxit.runtime.metrics import METRICS
-from berxit.runtime.kinds import KINDS
 from berxit.runtime.policies import ExitPolicy, exit_layers
 from berxit.runtime.queries import ExitOutputs, Queries
 from berxit.runtime.speed_up import speed_up
