@@ -330,7 +330,7 @@ ENTRIES = (
     ),
     Entry(
         "reliability",
-        tuple(f"reliability/{name}.json" for name in ("policy-cases", "soak")),
+        tuple(f"reliability/{name}.json" for name in ("policy-cases", "soak", "architectures")),
         60,
         (
             f"python benchmarks/policy_cases.py --output {OUTPUT}/policy-cases",
