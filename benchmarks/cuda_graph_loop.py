@@ -116,8 +116,8 @@ class GraphLoop:
         self.state.copy_(self.model.backbone.encoder.layer[number](self.state, None))
 
     def _answer(self, number: int) -> None:
-        read = self.state.float() if self.model.config.pooling == "mean" else self.state[:, :1].float()
-        self.answers[number].copy_(self.model.heads[number](read.mean(dim=1))[0], non_blocking=True)
+        pooled = self.model.pooled(number + 1, self.state.float(), None)
+        self.answers[number].copy_(self.model.heads[number](pooled)[0], non_blocking=True)
 
 
 @torch.no_grad()

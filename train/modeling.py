@@ -185,16 +185,20 @@ class MultiExitModel(PreTrainedModel):
 
     def _pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None) -> Tensor:
         """h_i of every layer: n hidden states (B, S, d) -> (B, n, d). Pools layer by layer, which needs less memory."""
-        first = self.config.pooling == "first"
-        weights = None
-        if attention_mask is not None and not first:
-            weights = (attention_mask / attention_mask.sum(dim=1, keepdim=True)).to(hidden_states[0].dtype)
-        pooled = []
-        for hidden, head in zip(hidden_states, self.heads, strict=True):
-            normalized = head.normalized(hidden[:, :1] if first else hidden)
-            mean = normalized.mean(dim=1) if weights is None else torch.einsum("bsd,bs->bd", normalized, weights)
-            pooled.append(normalized[:, 0] if first else mean)
+        layers = range(1, len(self.heads) + 1)
+        pooled = [self.pooled(i, hidden, attention_mask) for i, hidden in zip(layers, hidden_states, strict=True)]
         return torch.stack(pooled, dim=1)
+
+    def pooled(self, layer: int, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """h_i, the input of the exit head of layer i = ``layer``: its hidden state (B, S, d) -> (B, d)."""
+        head: ExitHead = self.heads[layer - 1]  # type: ignore[assignment]
+        if self.config.pooling == "first":
+            return head.normalized(hidden[:, :1])[:, 0]
+        normalized = head.normalized(hidden)
+        if attention_mask is None:
+            return normalized.mean(dim=1)
+        weights = (attention_mask / attention_mask.sum(dim=1, keepdim=True)).to(hidden.dtype)
+        return torch.einsum("bsd,bs->bd", normalized, weights)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initializes exit heads like BERT's classifiers: normal weights, zero biases."""

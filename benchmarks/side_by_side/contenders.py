@@ -241,7 +241,7 @@ class EagerBackend(Backend):
     def layer(self, layer: int, state: tuple[Any, Any]) -> tuple[tuple[Any, Any], Floats, Floats | None]:
         hidden, mask = state  # a single row has no padding, so that it needs no mask
         hidden = self.model.backbone.encoder.layer[layer - 1](hidden, None)
-        pooled = self.model._pool([hidden], mask)[:, 0]
+        pooled = self.model.pooled(layer, hidden, mask)
         logits = self.model.heads[layer - 1](pooled).numpy()
         lte = None if self.model.lte is None else self.torch.sigmoid(self.model.lte(pooled)).squeeze(-1).numpy()
         return (hidden, mask), logits, lte
@@ -264,7 +264,7 @@ class Eager(Segments):
             attention_mask=mask,
             **(kinds if model.adapter.has_token_types else {}),
         ).last_hidden_state
-        return model.heads[-1](model._pool([hidden], mask)[:, 0]).numpy()
+        return model.heads[-1](model.pooled(len(model.heads), hidden, mask)).numpy()
 
 
 def make(spec: Spec, threads: int) -> Contender:
