@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 import venv
@@ -137,10 +138,13 @@ def installed(folder: Path, package: str) -> bool:
 
 
 def pip(folder: Path, *arguments: str, quiet: bool = False) -> None:
-    """Runs pip install and prints the name of each package as progress. If pip fails, prints its last lines unless
-    ``quiet`` and raises CalledProcessError."""
+    """Runs pip install and prints the name of each package as progress, then a dot every five seconds, because pip
+    prints nothing while it installs. If pip fails, prints its last lines unless ``quiet`` and raises
+    CalledProcessError."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     output = []
+    installing, ended = threading.Event(), threading.Event()
+    threading.Thread(target=print_dots, args=(installing, ended), daemon=True).start()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -149,11 +153,20 @@ def pip(folder: Path, *arguments: str, quiet: bool = False) -> None:
                 print(f"   {line.split()[1]}", end="", flush=True)
             elif line.startswith("Installing collected"):
                 print("\n   installing", end="", flush=True)
+                installing.set()
+    ended.set()
     print(flush=True)
     if process.returncode:
         if not quiet:
             print("".join(output[-15:]), end="", file=sys.stderr)
         raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def print_dots(started: threading.Event, ended: threading.Event) -> None:
+    """Prints a dot every five seconds, from ``started`` to ``ended``."""
+    while not ended.wait(5):
+        if started.is_set():
+            print(".", end="", flush=True)
 
 
 def report(text: str) -> None:
