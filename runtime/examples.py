@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -78,6 +79,18 @@ class Examples:
         return skipped_line(self.skipped, path)
 
 
+@contextmanager
+def skipping(skipped: list[str] | None) -> Iterator[None]:
+    """The code inside reads one row. Its InputError is raised; with ``skipped``, the message is appended there, and the
+    row ends."""
+    try:
+        yield
+    except InputError as error:
+        if skipped is None:
+            raise
+        skipped.append(str(error))
+
+
 def skipped_line(skipped: Sequence[str], path: Path) -> str:
     """Message about the rows of ``path`` that were skipped, in one line. ``skipped``: their error messages."""
     return f"skipped {plural(len(skipped), 'bad row')} of {path}, the first: {skipped[0]}"
@@ -110,15 +123,9 @@ def read_examples(
     values: list[float] = []
     skipped: list[str] | None = [] if skip_bad_rows else None
     for where, text, label in labelled_rows(path, text_columns, label_column, skipped, sets=kind == "multilabel"):
-        try:
-            value = number_of(label, where)
-        except InputError as error:
-            if skipped is None:
-                raise
-            skipped.append(str(error))
-            continue
-        texts.append(text)
-        values.append(value)
+        with skipping(skipped):
+            values.append(number_of(label, where))
+            texts.append(text)
     if not texts and skipped:
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
     dtype = np.float64 if kind == "regression" else np.int64
@@ -131,14 +138,9 @@ def _read_tokens(
     skipped: list[str] | None = [] if skip_bad_rows else None
     rows = []
     for where, text, spans in span_rows(path, text_columns, label_column, skipped):
-        try:
+        with skipping(skipped):
             check_span_labels(spans, tags, where)
-        except InputError as error:
-            if skipped is None:
-                raise
-            skipped.append(str(error))
-            continue
-        rows.append((text, spans))
+            rows.append((text, spans))
     if not rows:
         raise InputError(f"{path} has no valid row. First problem: {skipped[0] if skipped else 'no rows'}")
     texts, spans_of_texts = zip(*rows, strict=True)
@@ -164,15 +166,9 @@ def span_rows(
         raise InputError(f"{path}: spans are those of one text, and {len(text_columns)} text columns are given")
     for line, row in read_rows(path, text_columns, skipped, lists=(label_column,)):
         where, raw = f"{path}, line {line}", row[text_columns[0]]
-        try:
+        with skipping(skipped):
             text = text_of(row, text_columns, where)
-            found = where, str(text), read_spans(row[label_column], raw, label_column, where)
-        except InputError as error:
-            if skipped is None:
-                raise
-            skipped.append(str(error))
-            continue
-        yield found
+            yield where, str(text), read_spans(row[label_column], raw, label_column, where)
 
 
 def read_texts(path: Path, text_columns: Sequence[str], *, skip_bad_rows: bool = False) -> Examples:
@@ -180,12 +176,8 @@ def read_texts(path: Path, text_columns: Sequence[str], *, skip_bad_rows: bool =
     texts: list[Text] = []
     skipped: list[str] | None = [] if skip_bad_rows else None
     for line, row in read_rows(path, text_columns, skipped):
-        try:
+        with skipping(skipped):
             texts.append(text_of(row, text_columns, f"{path}, line {line}"))
-        except InputError as error:
-            if skipped is None:
-                raise
-            skipped.append(str(error))
     if not texts and skipped:
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
     return Examples(texts, np.zeros(len(texts), dtype=np.int64), tuple(skipped or ()), unlabelled=True)
@@ -223,15 +215,9 @@ def labelled_rows(
     columns, lists = (text_columns, (label_column,)) if sets else ((*text_columns, label_column), ())
     for line, row in read_rows(path, columns, skipped, lists=lists):
         where = f"{path}, line {line}"
-        try:
+        with skipping(skipped):
             text, label = text_of(row, text_columns, where), row[label_column]
-            found = where, text, label if sets else checked_label(label, label_column, where)
-        except InputError as error:
-            if skipped is None:
-                raise
-            skipped.append(str(error))
-            continue
-        yield found
+            yield where, text, label if sets else checked_label(label, label_column, where)
 
 
 def read_rows(

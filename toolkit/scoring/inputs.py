@@ -12,7 +12,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.data_files import SUFFIXES, Record, read_records, value_text
 from berxit.runtime.errors import InputError
-from berxit.runtime.examples import CUSTOM, check_span_labels, text_of
+from berxit.runtime.examples import CUSTOM, check_span_labels, skipping, text_of
 from berxit.runtime.labels import checked_label, label_reader
 from berxit.runtime.spans import Span, read_spans, span_number
 from berxit.runtime.tables import listed, plural
@@ -116,16 +116,10 @@ def _rows(path: Path, text_columns: Sequence[str], skipped: list[str] | None) ->
     found = 0
     for line, record in read_records(path, text_columns, skipped):
         texts = {column: value_text(record[column]) for column in text_columns}
-        try:
+        with skipping(skipped):
             text = text_of(texts, text_columns, f"{path}, line {line}")
-            row = InputRow(line, record, text, tuple(text_columns))
-        except InputError as error:
-            if skipped is None:
-                raise
-            skipped.append(str(error))
-            continue
-        found += 1
-        yield row
+            found += 1
+            yield InputRow(line, record, text, tuple(text_columns))
     if not found and skipped:
         raise InputError(f"{path} has no valid row. First problem: {skipped[0]}")
 
