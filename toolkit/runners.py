@@ -34,8 +34,8 @@ class NamedRunner:
 ONE_DECISION = ("classification", "regression")
 RUNNERS = (
     NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
-    NamedRunner("C", ("onnxruntime",), ONE_DECISION),
-    NamedRunner("Java", ("onnxruntime",), ONE_DECISION),
+    NamedRunner("C", ("onnxruntime",)),
+    NamedRunner("Java", ("onnxruntime",)),
     NamedRunner("JavaScript", ("onnxruntime",)),
     NamedRunner("Swift", ("coreml",), ONE_DECISION),
 )
