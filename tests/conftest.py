@@ -8,6 +8,7 @@ so that tests of the runtime also run where torch is not installed (a Jetson, fo
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -212,6 +213,17 @@ def no_cold_start() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("berxit.runtime.benchmark.measure_cold_start", lambda *arguments, **options: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_log_levels() -> Iterator[None]:
+    """A test that sets the level of the root logger or of the project's loggers, as users do, does so for itself."""
+    root = logging.root.level
+    yield
+    logging.root.setLevel(root)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] == "berxit":
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

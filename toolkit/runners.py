@@ -15,7 +15,7 @@ class NamedRunner:
     name: str
     targets: tuple[str, ...]
     """Targets whose bundles it runs."""
-    kinds: tuple[str, ...] | None = ("classification", "regression")
+    kinds: tuple[str, ...] | None = None
     """Kinds of models that it runs; None: all."""
     user_criteria: bool = False
     """True if an app can register its own exit criteria."""
@@ -31,12 +31,13 @@ class NamedRunner:
         return None
 
 
+ONE_DECISION = ("classification", "regression")
 RUNNERS = (
-    NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), None, user_criteria=True),
-    NamedRunner("C", ("onnxruntime",)),
-    NamedRunner("Java", ("onnxruntime",)),
+    NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
+    NamedRunner("C", ("onnxruntime",), ONE_DECISION),
+    NamedRunner("Java", ("onnxruntime",), ONE_DECISION),
     NamedRunner("JavaScript", ("onnxruntime",)),
-    NamedRunner("Swift", ("coreml",)),
+    NamedRunner("Swift", ("coreml",), ONE_DECISION),
 )
 
 

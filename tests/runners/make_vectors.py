@@ -97,6 +97,8 @@ def write_vectors(folder: Path) -> None:
         "tokenization": tokenization(folder),
         "policies": policies(),
         "newer_policies": newer_policies(),
+        "decisions": decisions(),
+        "words": words(folder),
         "deadlines": deadlines(),
         "padding": padding(manifest),
         "errors": errors(),
@@ -119,6 +121,17 @@ def tokenization(folder: Path) -> Iterator[dict[str, Any]]:
                 "token_type_ids": batch.token_type_ids[0].tolist(),
                 "truncated": batch.truncated[0],
             }
+
+
+def words(folder: Path) -> Iterator[dict[str, Any]]:
+    """Cases: tokenizer and text -> position of the first token of each word, and range of its characters."""
+    for kind in SIZES:
+        tokenizer = TextTokenizer(folder / f"{kind}.json", MAX_LENGTH, 0, words=True)
+        for text in [*TEXTS, *LONG_TEXTS]:
+            if isinstance(text, str):
+                found = tokenizer([text]).words[0]
+                places = {name: column.tolist() for name, column in found._asdict().items()}
+                yield {"tokenizer": kind, "max_length": MAX_LENGTH, "texts": [text], **places}
 
 
 def policies() -> Iterator[dict[str, Any]]:
@@ -170,12 +183,29 @@ def newer_policies() -> Iterator[dict[str, Any]]:
     yield from policy_cases(replace(ExitPolicy.uniform("fixed", 2.0, layers), off=(2,)), 2, rng)
 
 
+def decisions() -> Iterator[dict[str, Any]]:
+    """Cases of texts with several decisions, as ``policies``: words with four tags, and labels (absent, present)."""
+    rng = np.random.default_rng(6)
+    layers = 5
+    for criterion in CRITERIA.values():
+        if criterion.fitted:
+            continue
+        grid = criterion.grid(layers, 4)
+        plain = ExitPolicy.uniform(criterion.name, grid[2 * len(grid) // 3], layers)
+        warm = replace(plain, temperatures=(1.0, 0.5, 2.0, 1.5, 0.8), off=(2,))
+        for policy, outputs, count in ((plain, 4, 3), (warm, 2, 5)):
+            yield from policy_cases(policy, outputs, rng, decisions=count)
+    yield from policy_cases(replace(ExitPolicy.uniform("confidence", 0.6, layers), patience=2), 3, rng, decisions=2)
+    yield from policy_cases(replace(ExitPolicy.uniform("entropy", 0.8, layers), patience=2), 3, rng, decisions=2)
+
+
 def policy_cases(
-    policy: ExitPolicy, outputs: int, rng: np.random.Generator, *, lte: bool = True
+    policy: ExitPolicy, outputs: int, rng: np.random.Generator, *, lte: bool = True, decisions: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Six cases of a policy with random outputs."""
+    """Six cases of a policy with random outputs. ``decisions``: D, if a text has several."""
     for _ in range(6):
-        logits = (rng.normal(size=(1, policy.layers, outputs)) * 2).astype(np.float32)
+        sizes = (1, policy.layers, *(decisions,) * bool(decisions), outputs)
+        logits = (rng.normal(size=sizes) * 2).astype(np.float32)
         learned = rng.uniform(size=(1, policy.layers)).astype(np.float32) if lte else None
         certainty = certainties(policy, logits, learned)
         yield {

@@ -75,11 +75,13 @@ def as_onnx(manifest: Manifest, shared: Path, folder: Path) -> Manifest:
     file = "segments/embeddings.onnx"
     inputs = (IDS, TYPES, MASK, constant)
     segments = [Segment(0, file, sha256(shared / file), inputs, (HIDDEN_OUT, BIAS), {"words": tensor})]
-    outputs = (HIDDEN_OUT, TensorInfo("logits", "logits", "float32", ("batch", manifest.model.outputs)), LTE)
+    words = manifest.model.task_kind.words
+    shape = ("batch", *("length",) * words, manifest.model.outputs)
+    outputs = (HIDDEN_OUT, TensorInfo("logits", "logits", "float32", shape), LTE)
     for place, layer in enumerate(manifest.exits):
         file = f"segments/layer_{layer:02d}.onnx"
         logits, lte = (
-            np.array([row[layer - 1] for row in rows], np.float32) for rows in (golden.logits, golden.lte or ())
+            filled([np.array(row[layer - 1], np.float32) for row in rows]) for rows in (golden.logits, golden.lte or ())
         )
         write_layer(folder / file, np.array(sums, np.float32) * 2**place, logits, lte, outputs)
         segments.append(Segment(layer, file, sha256(folder / file), (HIDDEN_IN, BIAS), outputs))
@@ -88,15 +90,23 @@ def as_onnx(manifest: Manifest, shared: Path, folder: Path) -> Manifest:
     )
 
 
+def filled(rows: list[Array]) -> Array:
+    """Arrays (C,), (S, C) or () as one array, with zeros after the last of their S tokens."""
+    if rows[0].ndim < 2:
+        return np.stack(rows)
+    most = max(len(row) for row in rows)
+    return np.stack([np.pad(row, ((0, most - len(row)), (0, 0))) for row in rows])
+
+
 def write_layer(file: Path, sums: Array, logits: Array, lte: Array, outputs: Sequence[TensorInfo]) -> None:
-    """Writes the segment of a layer. ``sums`` (B,): of the hidden states of the known texts; ``logits`` (B, C); ``lte``
-    (B,)."""
+    """Writes the segment of a layer. ``sums`` (B,): of the hidden states of the known texts; ``logits`` (B, C) or
+    (B, S, C), of which the segment returns the tokens of its input; ``lte`` (B,)."""
     nodes = [
         ("ReduceSum", ["hidden_in", "axes"], "sum", {"keepdims": 0}),
         ("Unsqueeze", ["sum", "one"], "column", {}),
         ("Equal", ["column", "sums"], "equal", {}),
         ("Cast", ["equal"], "chosen", {"to": TensorProto.FLOAT}),
-        ("MatMul", ["chosen", "stored_logits"], "logits", {}),
+        ("MatMul", ["chosen", "stored_logits"], "logits" if logits.ndim == 2 else "flat", {}),
         ("MatMul", ["chosen", "stored_lte"], "lte", {}),
         ("Add", ["hidden_in", "hidden_in"], "hidden_out", {}),
     ]
@@ -104,9 +114,16 @@ def write_layer(file: Path, sums: Array, logits: Array, lte: Array, outputs: Seq
         "axes": np.array([1, 2]),
         "one": np.array([1]),
         "sums": sums[None],
-        "stored_logits": logits,
+        "stored_logits": logits.reshape(len(logits), -1),
         "stored_lte": lte,
     }
+    if logits.ndim == 3:
+        nodes += [
+            ("Reshape", ["flat", "sizes"], "longest", {}),
+            ("Shape", ["hidden_in"], "length", {"start": 1, "end": 2}),
+            ("Slice", ["longest", "zero", "length", "one"], "logits", {}),
+        ]
+        weights |= {"sizes": np.array([-1, *logits.shape[1:]]), "zero": np.array([0])}
     write_graph(file, nodes, weights, (HIDDEN_IN, BIAS), outputs)
 
 

@@ -34,6 +34,13 @@ MANIFEST: tuple[tuple[list[str | int], Any, list[str]], ...] = (
     (["tokenizer", "sha256"], "0" * 64, ["tokenizer.json"]),
 )
 """Place in manifest.json, the value to write there (None: remove the key), and words of the message."""
+MODELS: tuple[tuple[str, list[str | int], Any, list[str]], ...] = (
+    ("agreement", ["model", "kind"], "multilabel", ["per class"]),
+    ("learned", ["model", "kind"], "multilabel", ["learned"]),
+    ("multilabel", ["model", "labels"], [f"label {number}" for number in range(63)], ["63"]),
+    ("tokens", ["segments", 2, "outputs", 1, "shape"], ["batch", 5], ["5"]),
+)
+"""As MANIFEST, for other bundles."""
 CALLS: tuple[dict[str, Any], ...] = (
     {"model": "confidence", "texts": [], "names": ["empty"]},
     {"model": "confidence", "texts": [["  \n"]], "names": ["empty"]},
@@ -52,6 +59,8 @@ def errors() -> Iterator[dict[str, Any]]:
     """Cases of manifests, then of calls."""
     for place, value, names in MANIFEST:
         yield {"model": MODEL, "at": place, "value": value, "names": names}
+    for model, place, value, names in MODELS:
+        yield {"model": model, "at": place, "value": value, "names": names}
     for call in CALLS:
         yield {"threshold": None, "deadline_ms": None, **call}
 

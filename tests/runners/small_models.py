@@ -28,6 +28,7 @@ from berxit.runtime.bundle import (
 )
 from berxit.runtime.golden import Golden, tokenized, write_golden
 from berxit.runtime.json_data import write_json
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.tokenization import Text, TextTokenizer
@@ -63,8 +64,9 @@ class SmallModel:
     """Thresholds to predict with, in addition to those of the policy."""
     exits: tuple[int, ...] = ALL
     labels: tuple[str, ...] = ("lights", "music", "weather")
-    """Class names; empty for regression."""
+    """Class or label names, or tags; empty for regression."""
     pairs: bool = False
+    kind: str = "classification"
 
     @property
     def texts(self) -> list[Text]:
@@ -74,6 +76,7 @@ class SmallModel:
 CONFIDENCE = ExitPolicy("confidence", (0.8, 0.7, 0.6, 0.7, 0.8), WARM)
 LTE = ExitPolicy("lte", (0.8, 0.6, 0.5, 0.4, 0.5), PLAIN)
 PATIENCE = ExitPolicy.uniform("patience", 1.0, LAYERS, tolerance=1.0)
+TAGS = ("O", "B-what", "I-what", "B-when", "I-when")
 AGREEMENT = ExitPolicy("agreement", ((0.7, 1.1, 0.5), 0.6, (0.8, 0.9, 0.7), 1.0, 0.7), WARM, patience=2, off=(3,))
 LEARNED = ExitPolicy(
     "learned", (0.6, 0.5, 0.4, 0.5, 0.6), WARM, off=(4,), weights=((-1.0, 1.5, 0.2, 0.3, 0.5, 0.25, 0.5),) * 5
@@ -84,13 +87,15 @@ MODELS = (
     SmallModel("entropy", ExitPolicy("entropy", (0.3, 0.4, 0.5, 0.4, 0.3), WARM), (0.2, 0.9)),
     SmallModel("lte", LTE, (0.7,)),
     SmallModel("patience", PATIENCE, (2.0, 9.0)),
-    SmallModel("regression_lte", LTE, (0.9,), labels=()),
-    SmallModel("regression_patience", PATIENCE, (2.0,), labels=(), pairs=True),
+    SmallModel("regression_lte", LTE, (0.9,), labels=(), kind="regression"),
+    SmallModel("regression_patience", PATIENCE, (2.0,), labels=(), pairs=True, kind="regression"),
     SmallModel("fewer_exits", CONFIDENCE, (0.5, 0.95), exits=(2, 3, 6)),
     SmallModel("fewer_exits_patience", PATIENCE, (2.0,), exits=(1, 4, 5, 6)),
     SmallModel("one_exit", CONFIDENCE, (0.5,), exits=(6,)),
     SmallModel("agreement", AGREEMENT, (0.5, 1.2)),
     SmallModel("learned", LEARNED, (0.7,)),
+    SmallModel("multilabel", CONFIDENCE, (0.5, 0.95), kind="multilabel"),
+    SmallModel("tokens", replace(CONFIDENCE, thresholds=(0.4,) * 5), (0.3, 0.9), labels=TAGS, kind="tokens"),
 )
 
 EMBEDDINGS = tuple(
@@ -124,16 +129,19 @@ def package_of(layer: int) -> str:
 
 
 def write_model(model: SmallModel, shared: Path, place: Path, rng: np.random.Generator) -> None:
-    tokenizer = TextTokenizer(shared / "tokenizer.json", MAX_LENGTH, 0)
-    logits = (rng.normal(size=(len(model.texts), LAYERS, max(len(model.labels), 1))) * 2).astype(np.float32)
-    lte = rng.uniform(size=(len(model.texts), LAYERS)).astype(np.float32)
-    samples = tokenized(model.texts, tokenizer(model.texts))
+    words = KINDS[model.kind].words
+    tokenizer = TextTokenizer(shared / "tokenizer.json", MAX_LENGTH, 0, words=words)
+    batch = tokenizer(model.texts)
+    sizes = (len(batch), LAYERS, *batch.input_ids.shape[1:] * words, max(len(model.labels), 1))
+    logits = (rng.normal(size=sizes) * 2).astype(np.float32)
+    lte = rng.uniform(size=(len(batch), LAYERS)).astype(np.float32)
+    samples, lengths = tokenized(model.texts, batch), batch.lengths
     revealing = revealing_texts(isinstance(model.texts[0], tuple), MAX_LENGTH)
     golden = Golden(
         tuple(sample.texts for sample in samples),
         tuple(sample.input_ids for sample in samples),
         tuple(sample.token_type_ids for sample in samples),
-        logits.tolist(),
+        [row[:, :length].tolist() if words else row.tolist() for row, length in zip(logits, lengths, strict=True)],
         lte.tolist(),
         tokenized(revealing, tokenizer(revealing)) if model.name in ("confidence", "pairs") else (),
     )
@@ -162,19 +170,17 @@ def write_bundle(model: SmallModel, manifest: Manifest, place: Path, *parts: Any
 
 def manifest_of(model: SmallModel, shared: Path, place: Path) -> Manifest:
     """Manifest of a model. ``shared`` contains the tokenizer and segments, ``place`` the golden inputs."""
-    outputs = (
-        HIDDEN_OUT,
-        TensorInfo("logits", "logits", "float32", (1, max(len(model.labels), 1))),
-        TensorInfo("lte", "lte", "float32", (1,)),
-    )
+    kind = KINDS[model.kind]
+    logits = (1, *("length",) * kind.words, kind.outputs(model.labels))
+    outputs = (HIDDEN_OUT, TensorInfo("logits", "logits", "float32", logits), TensorInfo("lte", "lte", "float32", (1,)))
     segments = [
         Segment(layer, package_of(layer), sha256(shared / package_of(layer)), (HIDDEN_IN, BIAS), outputs)
         for layer in model.exits
     ]
     embeddings = Segment(0, package_of(0), sha256(shared / package_of(0)), EMBEDDINGS, (HIDDEN_OUT, BIAS))
-    kind, metric = ("classification", "accuracy") if model.labels else ("regression", "spearman")
     columns = ("first", "second") if model.pairs else ("text",)
-    info = ModelInfo("bert", "custom", kind, model.labels, metric, columns, "label", LAYERS, 8, MAX_LENGTH, 0, True)
+    names = (model.kind, model.labels, kind.default_metric, columns, kind.label_column if kind.words else "label")
+    info = ModelInfo("bert", "custom", *names, LAYERS, 8, MAX_LENGTH, 0, True)
     manifest = Manifest(
         schema_version=1,
         target="coreml",
@@ -218,9 +224,7 @@ def streams(
         yield [plain(answer) for answer in runner.stream(*(text if isinstance(text, tuple) else (text,)))]
 
 
-OMITTED = ("latency_ms", "late", "labels", "spans")
-
-
 def plain(answer: Prediction) -> dict[str, Any]:
-    """Fields of a prediction except ``latency_ms``, ``late``, and those of kinds that only Python supports."""
-    return {key: value for key, value in asdict(answer).items() if key not in OMITTED}
+    """Fields of a prediction except ``latency_ms``, ``late``, and ``labels`` and ``spans`` of another kind."""
+    known = {key: value for key, value in asdict(answer).items() if key not in ("latency_ms", "late")}
+    return {key: value for key, value in known.items() if value is not None or key not in ("labels", "spans")}

@@ -23,8 +23,13 @@ from berxit.runtime.bundle import read_manifest, write_manifest
 from berxit.runtime.tokenization import Text
 
 pytestmark = pytest.mark.slow  # the compiler takes a minute
-MODELS = sorted(path.name for path in (VECTORS / "onnx").iterdir())
-ERRORS: list[dict[str, Any]] = json.loads((VECTORS / "errors.json").read_text(encoding="utf-8"))
+REFUSED = ("multilabel", "tokens")
+MODELS = sorted(path.name for path in (VECTORS / "onnx").iterdir() if path.name not in REFUSED)
+ERRORS: list[dict[str, Any]] = [
+    case
+    for case in json.loads((VECTORS / "errors.json").read_text(encoding="utf-8"))
+    if case["model"] not in REFUSED and case.get("value") not in REFUSED
+]
 NEAR = 1e-5
 """A row may exit elsewhere if a certainty is so near to its threshold."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from conftest import WORDS, MakeCheckpoint, shared
 from benchmarks.agreement import compare
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import SCHEMA_VERSION, read_manifest, write_manifest
+from berxit.runtime.spans import tags_of
 from berxit.runtime.tokenization import Text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +72,17 @@ def with_medians(bundle: Path, texts: list[Text]) -> Path:
     return bundle
 
 
+def of_kind(problem_type: str, metric: str, labels: Sequence[str]) -> dict[str, object]:
+    """Options of a checkpoint."""
+    numbers = {name: number for number, name in enumerate(labels)}
+    names = {number: name for name, number in numbers.items()}
+    return {"problem_type": problem_type, "metric": metric, "id2label": names, "label2id": numbers}
+
+
+MULTILABEL = of_kind("multi_label_classification", "micro-f1", ["cat", "dog", "tree"])
+TOKENS = of_kind("token_classification", "span-f1", tags_of(["animal", "place"]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "precision", "backend", "options"),
@@ -80,6 +93,9 @@ def with_medians(bundle: Path, texts: list[Text]) -> Path:
         ("roberta", "fp16", "node", {}),
         ("albert", "fp32", "wasm", {"pooling": "mean"}),
         ("mpnet", "fp32", "node", {"text_columns": ["a", "b"]}),
+        ("bert", "fp32", "node", MULTILABEL),
+        ("albert", "fp32", "node", TOKENS),
+        ("roberta", "int8", "wasm", TOKENS),
     ],
 )
 def test_javascript_runner_predicts_as_python_in_every_form(

@@ -33,6 +33,13 @@ function row(layer, prediction) {
   return line;
 }
 
+/** The prediction in words. */
+function shownLabel({ label, labels, spans }, text) {
+  if (spans) return spans.map((each) => `${each.label}: ${text.trim().slice(each.start, each.end)}`).join(", ") || "no spans";
+  if (labels) return labels.join(", ") || "no label";
+  return typeof label === "number" ? label.toFixed(3) : label;
+}
+
 async function predict() {
   const pair = runner.manifest.model.text_columns.length === 2;
   const text = pair ? [$("first").value, $("second").value] : $("first").value;
@@ -40,15 +47,15 @@ async function predict() {
   try {
     const options = { onExit: (prediction) => seen.push(prediction) };
     if (!$("certainty").hidden && $("threshold").dataset.changed) options.threshold = Number($("threshold").value);
-    const { label, exitLayer, latencyMs } = await runner.predict(text, options);
-    const regression = typeof label === "number";
+    const prediction = await runner.predict(text, options);
+    const { exitLayer, latencyMs } = prediction;
     const shown = new Map(seen.map((each) => [each.exitLayer, {
-      ...each, name: regression ? each.label.toFixed(3) : each.label, share: regression ? each.certainty : each.scores[each.label],
+      ...each, name: shownLabel(each, text), share: each.scores[each.label] ?? each.certainty,
     }]));
     const layers = runner.manifest.segments.slice(1).map((segment) => segment.layer);
     $("layers").replaceChildren(...layers.map((layer) => row(layer, shown.get(layer))));
     $("result").textContent =
-      `${regression ? label.toFixed(3) : label}, after ${exitLayer} of ${layers.at(-1)} layers and ${milliseconds(latencyMs)}`;
+      `${shownLabel(prediction, text)}, after ${exitLayer} of ${layers.at(-1)} layers and ${milliseconds(latencyMs)}`;
     document.body.dataset.latency = latencyMs;
     document.body.dataset.exitLayer = exitLayer;
   } catch (error) {

@@ -3,13 +3,15 @@ import type { ExitPolicy } from "./policies.js";
 
 /** Decides which rows exit after a layer: a policy, one with a deadline, or full depth. */
 export interface ExitRule {
-  /** One decision per row, from the row's certainty and logits. */
-  exits(layer: number, certainties: number[], logits: Float32Array[]): boolean[];
+  /** True for each row that exits, from its certainty and the logits of its decisions. */
+  exits(layer: number, certainties: number[], decisions: Float32Array[][]): boolean[];
 }
 
 /** The rule of a policy. */
 export function ruleOf(policy: ExitPolicy): ExitRule {
-  return { exits: (layer, certainties, logits) => certainties.map((each, row) => policy.exits(layer, each, logits[row])) };
+  return {
+    exits: (layer, certainties, decisions) => certainties.map((each, row) => policy.exits(layer, each, decisions[row])),
+  };
 }
 
 /** Default largest share of calls that miss their deadline although their first exit was in time. */
@@ -78,14 +80,14 @@ export class Deadline implements ExitRule {
     this.last = clock();
   }
 
-  exits(layer: number, certainties: number[], logits: Float32Array[]): boolean[] {
+  exits(layer: number, certainties: number[], decisions: Float32Array[][]): boolean[] {
     const place = this.layers.indexOf(layer);
     const now = this.clock();
     const perLayer = (now - this.last) / this.gap(place);
     // The time of a segment that waited for its file does not predict other segments.
     if (!(this.slowest && this.waits)) this.slowest = Math.max(this.slowest, perLayer);
     this.last = now;
-    let found = this.rule.exits(layer, certainties, logits);
+    let found = this.rule.exits(layer, certainties, decisions);
     // If the first exit or the opening of a file was late, no margin could have prevented the miss.
     const preventable = place > 0 && !this.waits;
     if (place + 1 === this.layers.length) {

@@ -40,6 +40,9 @@ export const list = <T>(read: Read<T>): Read<T[]> => (value, place) => {
   return value.map((item, index) => read(item, `${place}[${index}]`));
 };
 
+export const numberOrList: Read<number | number[]> = (value, place) =>
+  Array.isArray(value) ? list(number)(value, place) : number(value, place);
+
 export const record = <T>(read: Read<T>): Read<Record<string, T>> => (value, place) =>
   Object.fromEntries(Object.entries(members(value, place)).map(([key, item]) => [key, read(item, `${place}.${key}`)]));
 

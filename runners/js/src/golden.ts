@@ -1,6 +1,6 @@
 import { padded } from "./batch.js";
 import { BerxitError } from "./errors.js";
-import { integer, list, number, object, orNull, parseJson, text } from "./fields.js";
+import { integer, list, number, numberOrList, object, orNull, parseJson, text } from "./fields.js";
 import type { Bundle } from "./manifest.js";
 import type { Segments } from "./segments.js";
 import type { Text, Tokenizer } from "./tokenization/tokenizer.js";
@@ -9,7 +9,7 @@ const tokenized = object({ texts: list(text), input_ids: list(integer), token_ty
 const golden = object(
   {
     texts: list(list(text)), input_ids: list(list(integer)), token_type_ids: list(list(integer)),
-    logits: list(list(list(number))), lte: orNull(list(list(number))),
+    logits: list(list(list(numberOrList))), lte: orNull(list(list(number))),
   },
   { tokenization: list(tokenized) },
 );
@@ -35,11 +35,12 @@ export async function verify(bundle: Bundle, tokenizer: Tokenizer, segments: Seg
   const scale = manifest.parity.scale ?? 1;
   const worst = segments.exits.map(() => 0);
   for (const [row, sample] of samples.entries()) {
-    const encoding = { inputIds: sample.input_ids, tokenTypeIds: sample.token_type_ids, truncated: false };
+    const encoding = { inputIds: sample.input_ids, tokenTypeIds: sample.token_type_ids, truncated: false, words: null };
     const state = await segments.embed(padded([encoding], manifest.model.pad_token_id));
     for (const [exit, layer] of segments.exits.entries()) {
       const { logits, lte } = await segments.layer(layer, state);
-      const differences = Array.from(logits[0], (each, k) => Math.abs(each - expected.logits[row][layer - 1][k]) / scale);
+      const stored = expected.logits[row][layer - 1].flat();
+      const differences = Array.from(logits[0], (each, k) => Math.abs(each - stored[k]) / scale);
       if (lte !== null && expected.lte !== null) differences.push(Math.abs(lte[0] - expected.lte[row][layer - 1]));
       for (const each of differences) worst[exit] = each <= worst[exit] ? worst[exit] : each; // keeps NaN
     }

@@ -8,15 +8,19 @@ export interface LayerResult {
   layer: number;
   /** Row numbers in the batch. */
   rows: number[];
-  logits: Float32Array[];
+  /** (B, D) logits of each decision of a row. */
+  decisions: Float32Array[][];
   certainties: number[];
   /** True for each row that exits here. */
   exits: boolean[];
 }
 
+/** The decisions of a row, from the logits of an exit and the row's number in the batch. */
+export type Decisions = (logits: Float32Array, row: number) => Float32Array[];
+
 /** Runs from exit to exit and yields the results of each. A row exits as soon as the rule is satisfied. */
 export async function* exitLoop(
-  segments: Segments, batch: TokenBatch, policy: ExitPolicy, rule: ExitRule,
+  segments: Segments, batch: TokenBatch, policy: ExitPolicy, rule: ExitRule, decisionsOf: Decisions,
 ): AsyncGenerator<LayerResult> {
   let rows = batch.lengths.map((_, row) => row);
   let memory: (Memory | undefined)[] = rows.map(() => undefined);
@@ -24,10 +28,11 @@ export async function* exitLoop(
   try {
     for (const layer of segments.exits) {
       const { logits, lte } = await segments.layer(layer, state);
-      const found = logits.map((each, row) => policy.certainty(layer, each, lte?.[row] ?? null, memory[row]));
+      const decisions = logits.map((each, row) => decisionsOf(each, rows[row]));
+      const found = decisions.map((each, row) => policy.certainty(layer, each, lte?.[row] ?? null, memory[row]));
       const certainties = found.map(([certainty]) => certainty);
-      const exits = rule.exits(layer, certainties, logits);
-      yield { layer, rows, logits, certainties, exits };
+      const exits = rule.exits(layer, certainties, decisions);
+      yield { layer, rows, decisions, certainties, exits };
       const remaining = rows.flatMap((_, row) => (exits[row] ? [] : [row]));
       if (remaining.length === 0) return;
       memory = remaining.map((row) => found[row][1]);

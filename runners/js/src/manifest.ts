@@ -1,6 +1,7 @@
 import { type BundleFiles, sha256 } from "./files.js";
 import { BerxitError, InputError } from "./errors.js";
 import { anything, flag, integer, list, number, object, orNull, parseJson, type Read, record, text } from "./fields.js";
+import { KINDS } from "./kinds.js";
 import { ExitPolicy, policyFields } from "./policies.js";
 
 export const SCHEMA_VERSION = 3;
@@ -88,7 +89,8 @@ export function parseManifest(json: unknown, place: string): [Manifest, ExitPoli
   let policy: ExitPolicy;
   try {
     policy = new ExitPolicy(found.policy);
-    policy.check(found.model.labels.length || 1, found.model.lte);
+    const kind = KINDS[found.model.kind];
+    if (kind !== undefined) policy.check(kind.classes(found.model.labels), found.model.lte, kind.several);
   } catch (error) {
     if (error instanceof InputError) throw new BerxitError(`${place}: policy: ${error.message}. Export the bundle again`);
     throw error;
@@ -108,7 +110,7 @@ export function exitsOf(found: Manifest): number[] {
 function unsupported({ target, precision, model }: Manifest): string | undefined {
   const known: [string, string, string[]][] = [
     ["target", target, ["onnxruntime"]], ["precision", precision, PRECISIONS],
-    ["model.kind", model.kind, ["classification", "regression"]],
+    ["model.kind", model.kind, Object.keys(KINDS)],
   ];
   const found = known.find(([, value, values]) => !values.includes(value));
   return found && `${found[0]} is '${found[1]}': the runner for JavaScript runs ${found[2].join(", ")}`;
@@ -117,8 +119,10 @@ function unsupported({ target, precision, model }: Manifest): string | undefined
 function* problems(found: Manifest): Generator<string> {
   const { model, parity } = found;
   const labels = model.labels.length;
-  if (model.kind === "regression" ? labels > 0 : labels < 2) {
-    yield `model.labels has ${labels} entries: a ${model.kind} model needs ${model.kind === "regression" ? "none" : "at least 2"}`;
+  const [least, most] = KINDS[model.kind].labelCounts;
+  if (labels < least || labels > most) {
+    const needed = most === 0 ? "none" : most === Infinity ? `at least ${least}` : `${least} to ${most}`;
+    yield `model.labels has ${labels} entries: a ${model.kind} model needs ${needed}`;
   }
   const twice = repeated(model.labels);
   if (twice !== undefined) yield `model.labels contains '${twice}' twice`;
@@ -158,14 +162,14 @@ function isInside(name: string): boolean {
 
 function* segmentProblems(found: Manifest): Generator<string> {
   const [first, ...layers] = found.segments;
-  const { hidden_size: d, labels, lte } = found.model;
+  const { hidden_size: d, kind, labels, lte } = found.model;
   const heads = first.outputs.find((each) => each.role === "attention_bias")?.shape[1];
   const shapes: Record<string, string[]> = {
     ...Object.fromEntries(TOKENS.map((role) => [role, ["batch,length"]])),
     hidden: [`batch,length,${d}`],
     attention_bias: ["batch,1,1,length", `batch,${heads},length,length`],
     token_weights: ["batch,1,length"],
-    logits: [`batch,${labels.length || 1}`],
+    logits: [`batch,${KINDS[kind].words ? "length," : ""}${labels.length || 1}`],
     lte: ["batch"],
   };
   for (const [place, each] of found.segments.entries()) {

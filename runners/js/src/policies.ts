@@ -1,5 +1,5 @@
 import { BerxitError, InputError } from "./errors.js";
-import { integer, list, number, object, text, type Read } from "./fields.js";
+import { integer, list, number, numberOrList, object, text, type Read } from "./fields.js";
 
 /** Exit criteria; docs/bundle.md of the repository defines them. All certainties are float32. */
 const CRITERIA = ["confidence", "entropy", "lte", "patience", "agreement", "learned", "fixed"] as const;
@@ -25,8 +25,6 @@ export interface PolicyFields {
   weights?: number[][];
 }
 
-const threshold: Read<number | number[]> = (value, place) =>
-  Array.isArray(value) ? list(number)(value, place) : number(value, place);
 const criterion: Read<Criterion> = (value, place) => {
   const name = text(value, place) as Criterion;
   if (!CRITERIA.includes(name)) {
@@ -38,12 +36,12 @@ const criterion: Read<Criterion> = (value, place) => {
   return name;
 };
 export const policyFields: Read<PolicyFields> = object(
-  { criterion, thresholds: list(threshold), temperatures: list(number), tolerance: number },
+  { criterion, thresholds: list(numberOrList), temperatures: list(number), tolerance: number },
   { patience: integer, off: list(integer), weights: list(list(number)) },
 );
 
-/** State of one row that a policy passes from one exit to the next. */
-export interface Memory {
+/** State of one decision of a row. */
+interface State {
   /** Exits so far. */
   exits: number;
   /** Predicted class of the last exit; its value for regression. */
@@ -54,11 +52,17 @@ export interface Memory {
   certainty: number;
   /** Outputs of the last two exits, the latest first: class probabilities, or one value. */
   outputs: number[][];
+}
+
+/** State of one row that a policy passes from one exit to the next. */
+export interface Memory {
+  /** (D,) states of the row's decisions. */
+  states: State[];
   /** Certainties of the last exits, at most patience - 1, the latest last. */
   window: number[];
 }
 
-const NO_MEMORY: Memory = { exits: 0, prediction: 0, streak: 0, certainty: 0, outputs: [], window: [] };
+const NO_STATE: State = { exits: 0, prediction: 0, streak: 0, certainty: 0, outputs: [] };
 
 /** Exit policy: a criterion with one threshold per layer except the last. */
 export class ExitPolicy {
@@ -114,9 +118,18 @@ export class ExitPolicy {
     throw new InputError(`threshold ${value} is out of range: ${problem}`);
   }
 
-  /** Raises InputError if the policy does not work for a model with so many outputs (1 for regression). */
-  check(outputs: number, lte: boolean): void {
+  /**
+   * Raises InputError if the policy does not work for a model. `outputs`: classes of a decision, 1 for regression.
+   * `several`: the model's texts have several decisions.
+   */
+  check(outputs: number, lte: boolean, several = false): void {
     const regression = outputs === 1;
+    if (several && this.criterion === "learned") {
+      throw new InputError("'learned' needs one class per text: use confidence, entropy, patience or lte");
+    }
+    if (several && this.fields.thresholds.some(Array.isArray)) {
+      throw new InputError("thresholds per class need one class per text: use one threshold for all labels");
+    }
     if (regression && ["confidence", "entropy", "agreement"].includes(this.criterion)) {
       throw new InputError(`'${this.criterion}' needs class probabilities: use lte, patience or learned for regression`);
     }
@@ -142,26 +155,35 @@ export class ExitPolicy {
     return new ExitPolicy({ ...this.fields, thresholds: this.fields.thresholds.map(() => value) });
   }
 
-  /** Certainty of one row at `layer`, and its state for the next exit. `logits`: one per class, or one value. */
-  certainty(layer: number, logits: Float32Array, lte: number | null, memory: Memory | undefined): [number, Memory] {
-    const before = memory ?? NO_MEMORY;
-    const after = this.after(layer, this.scaled(layer, logits), lte, before);
-    const recent = [...before.window, after.certainty];
-    const worst = this.criterion === "entropy" ? Math.max(...recent) : Math.min(...recent);
+  /**
+   * Certainty of one row at `layer`, that of its least certain decision, and its state for the next exit. `decisions`:
+   * logits of each decision, one per class, or one value.
+   */
+  certainty(layer: number, decisions: Float32Array[], lte: number | null, memory?: Memory): [number, Memory] {
+    const before = memory ?? { states: [], window: [] };
+    const states = decisions.map((logits, place) =>
+      this.after(layer, this.scaled(layer, logits), lte, before.states[place] ?? NO_STATE));
+    const recent = [...before.window, this.least(states.map((state) => state.certainty))];
+    const window = this.patience > 1 ? recent.slice(1 - this.patience) : [];
     const none = this.criterion === "entropy" ? LARGEST : 0;
-    after.window = this.patience > 1 ? recent.slice(1 - this.patience) : [];
-    return [recent.length < this.patience ? none : worst, this.off.has(layer) ? before : after];
+    const certainty = recent.length < this.patience ? none : this.least(recent);
+    return [certainty, this.off.has(layer) ? before : { states, window }];
+  }
+
+  private least(certainties: number[]): number {
+    const entropy = this.criterion === "entropy";
+    return certainties.reduce((worst, each) => (entropy ? Math.max(worst, each) : Math.min(worst, each)));
   }
 
   /** State after the exit of `layer`, whose `certainty` is that of the criterion. */
-  private after(layer: number, logits: Float32Array, lte: number | null, before: Memory): Memory {
+  private after(layer: number, logits: Float32Array, lte: number | null, before: State): State {
     const regression = logits.length === 1;
     const prediction = regression ? logits[0] : largest(logits);
     const agrees = before.exits > 0 && (regression
       ? Math.abs(Math.fround(prediction - before.prediction)) < Math.fround(this.fields.tolerance)
       : prediction === before.prediction);
-    const after: Memory = {
-      exits: before.exits + 1, prediction, streak: agrees ? before.streak + 1 : 0, certainty: 0, outputs: [], window: [],
+    const after: State = {
+      exits: before.exits + 1, prediction, streak: agrees ? before.streak + 1 : 0, certainty: 0, outputs: [],
     };
     switch (this.criterion) {
       case "confidence":
@@ -195,11 +217,11 @@ export class ExitPolicy {
   }
 
   /** True if the row exits at `layer`. The threshold is compared as float32, because the certainty is float32. */
-  exits(layer: number, certainty: number, logits: Float32Array): boolean {
+  exits(layer: number, certainty: number, decisions: Float32Array[]): boolean {
     if (layer >= this.layers) return true;
     if (this.off.has(layer)) return false;
     const entry = this.fields.thresholds[layer - 1];
-    const threshold = Math.fround(Array.isArray(entry) ? entry[largest(logits)] : entry);
+    const threshold = Math.fround(Array.isArray(entry) ? entry[largest(decisions[0])] : entry);
     if (this.counts) return certainty >= threshold;
     return this.criterion === "entropy" ? certainty < threshold : certainty > threshold;
   }

@@ -1,3 +1,5 @@
+import type { Span } from "./spans.js";
+
 /**
  * Reason for an exit: the certainty passed the threshold, the next exit was not expected before the deadline, or no
  * deeper layer follows.
@@ -6,10 +8,17 @@ export type StoppedBy = "certainty" | "deadline" | "last_layer";
 
 /** The model's prediction for one text, with its latency and the reason why it exited. */
 export interface Prediction {
-  /** The class name; for regression the value. */
+  /**
+   * The class name; for regression the value; for multilabel the labels, joined by "|"; for tokens the IOB2 tags of the
+   * words, separated by blanks.
+   */
   label: string | number;
-  /** Class name -> probability, in the model's order; for regression `{ value }`. */
+  /** Class or label -> probability, in the model's order; for regression `{ value }`; empty for tokens. */
   scores: Record<string, number>;
+  /** Multilabel: the labels of the text, in the model's order. null for another kind. */
+  labels: string[] | null;
+  /** Tokens: the labelled spans of the text. null for another kind. */
+  spans: Span[] | null;
   /** Number of layers that were run, from 1. */
   exitLayer: number;
   /** The exit criterion's certainty at that layer. */

@@ -4,10 +4,11 @@ import { BerxitError, InputError } from "./errors.js";
 import { openFiles } from "./files.js";
 import { parseJson } from "./fields.js";
 import { verify } from "./golden.js";
-import { type LayerResult, exitLoop } from "./loop.js";
+import { KINDS } from "./kinds.js";
+import { type Decisions, type LayerResult, exitLoop } from "./loop.js";
 import { type Bundle, type Manifest, openBundle } from "./manifest.js";
 import { type BackendName, defaultBackend, defaultThreads, importOrt, type Ort } from "./onnxruntime.js";
-import { type ExitPolicy, largest } from "./policies.js";
+import { type ExitPolicy } from "./policies.js";
 import type { Prediction, StoppedBy } from "./prediction.js";
 import { Segments } from "./segments.js";
 import { type Encoding, type Text, Tokenizer } from "./tokenization/tokenizer.js";
@@ -76,7 +77,8 @@ export class EarlyExitRunner {
     const { manifest } = opened;
     const content = await opened.read(manifest.tokenizer);
     const place = `${files.place}: ${manifest.tokenizer.file}`;
-    const tokenizer = new Tokenizer(parseJson(content, place), manifest.model.max_length, place);
+    const tokenizer = new Tokenizer(
+      parseJson(content, place), manifest.model.max_length, place, KINDS[manifest.model.kind].words);
     const name = options.backend ?? defaultBackend();
     const segments = await Segments.open(opened, {
       name,
@@ -120,7 +122,7 @@ export class EarlyExitRunner {
     const batch = padded([encoding], this.manifest.model.pad_token_id);
     const last = this.segments.exits.at(-1);
     const rule: ExitRule = { exits: (layer, certainties) => certainties.map(() => layer === last) };
-    for await (const result of exitLoop(this.segments, batch, this.bundle.policy, rule)) {
+    for await (const result of exitLoop(this.segments, batch, this.bundle.policy, rule, this.decisions([encoding]))) {
       const prediction = this.prediction(result, 0, encoding, call);
       const paused = clock();
       yield prediction;
@@ -172,8 +174,9 @@ export class EarlyExitRunner {
       const now = clock();
       const rule = this.rule(policy, now + (tokens / left) * (end - now));
       left -= tokens;
-      const batch = padded(rows.map((row) => encodings[row]), this.manifest.model.pad_token_id);
-      for await (const result of exitLoop(this.segments, batch, policy, rule)) {
+      const part = rows.map((row) => encodings[row]);
+      const batch = padded(part, this.manifest.model.pad_token_id);
+      for await (const result of exitLoop(this.segments, batch, policy, rule, this.decisions(part))) {
         for (const [place, local] of result.rows.entries()) {
           if (!result.exits[place] && onExit === undefined) continue;
           const row = rows[local];
@@ -184,6 +187,11 @@ export class EarlyExitRunner {
       }
     }
     return found;
+  }
+
+  private decisions(encodings: Encoding[]): Decisions {
+    const { kind, labels } = this.manifest.model;
+    return (logits, row) => KINDS[kind].decisions(logits, labels, encodings[row].words);
   }
 
   private rule(policy: ExitPolicy, end: number): ExitRule {
@@ -223,16 +231,14 @@ export class EarlyExitRunner {
   private prediction(result: LayerResult, place: number, encoding: Encoding, call: Call): Prediction {
     const { model } = this.manifest;
     const { layer } = result;
-    const [logits, certainty] = [result.logits[place], result.certainties[place]];
-    const scores = call.policy.scores(layer, logits);
-    const names = model.kind === "regression" ? ["value"] : model.labels;
+    const [decisions, certainty] = [result.decisions[place], result.certainties[place]];
+    const scores = decisions.map((each) => call.policy.scores(layer, each));
     let stoppedBy: StoppedBy | null = null;
     if (layer === this.segments.exits.at(-1)) stoppedBy = "last_layer";
-    else if (result.exits[place]) stoppedBy = call.policy.exits(layer, certainty, logits) ? "certainty" : "deadline";
+    else if (result.exits[place]) stoppedBy = call.policy.exits(layer, certainty, decisions) ? "certainty" : "deadline";
     const latencyMs = 1e3 * (clock() - call.start);
     return {
-      label: model.kind === "regression" ? scores[0] : names[largest(scores)],
-      scores: Object.fromEntries(names.map((name, k) => [name, scores[k]])),
+      ...KINDS[model.kind].describe(scores, model.labels, encoding.words),
       exitLayer: layer,
       certainty,
       latencyMs,

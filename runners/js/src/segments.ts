@@ -15,7 +15,7 @@ export interface State {
 
 /** Outputs of an exit for B rows. */
 export interface ExitOutput {
-  /** (B,) logits of each row. */
+  /** (B,) logits of each row: (C,), or (S, C) for tokens. */
   logits: Float32Array[];
   /** (B,), or null without LTE. */
   lte: Float32Array | null;
@@ -147,7 +147,7 @@ export class Segments {
   async warmUp(length: number): Promise<void> {
     const ids = new Array<number>(length).fill(this.bundle.manifest.model.pad_token_id);
     const types = new Array<number>(length).fill(0);
-    const batch = padded([{ inputIds: ids, tokenTypeIds: types, truncated: false }], 0);
+    const batch = padded([{ inputIds: ids, tokenTypeIds: types, truncated: false, words: null }], 0);
     const state = await this.embed(batch);
     for (const layer of this.exits) await this.layer(layer, state);
     this.dispose(state);

@@ -31,15 +31,34 @@ test("tokenizers return the token ids of the vectors", async () => {
   }
 });
 
+/** Unicode scalar values before an index. */
+const characters = (text, index) => Array.from(text.slice(0, index)).length;
+const stripped = (text) => text.replace(/^[\p{White_Space}\x1C-\x1F]+/u, "");
+
+test("tokenizers find the words of the vectors", async () => {
+  const cases = await read("words.json");
+  assert.ok(cases.length > 100);
+  const tokenizers = {};
+  for (const { tokenizer, max_length: maxLength, texts, ...expected } of cases) {
+    tokenizers[tokenizer] ??= new Tokenizer(await read(`${tokenizer}.json`), maxLength, "", true);
+    const { words } = tokenizers[tokenizer].encode(texts[0]);
+    const text = stripped(texts[0]);
+    const found = { ...words, starts: words.starts.map((each) => characters(text, each)), ends: words.ends.map((each) => characters(text, each)) };
+    assert.deepEqual(found, expected, `${tokenizer}: ${texts}`);
+  }
+});
+
 test("policies return the certainties and exits of the vectors", async () => {
-  const cases = [...(await read("policies.json")), ...(await read("newer_policies.json"))];
-  assert.ok(cases.length > 180);
+  const files = ["policies.json", "newer_policies.json", "decisions.json"];
+  const cases = (await Promise.all(files.map(read))).flat();
+  assert.ok(cases.length > 250);
   for (const [place, { logits, lte, certainty, exit_layer: exitLayer, ...fields }] of cases.entries()) {
     const policy = new ExitPolicy(fields);
-    policy.check(logits[0].length, lte !== null);
+    const several = Array.isArray(logits[0][0]);
+    policy.check((several ? logits[0][0] : logits[0]).length, lte !== null, several);
     let memory, exit;
     logits.forEach((row, i) => {
-      const values = Float32Array.from(row);
+      const values = (several ? row : [row]).map((each) => Float32Array.from(each));
       let found;
       [found, memory] = policy.certainty(i + 1, values, lte && Math.fround(lte[i]), memory);
       alike(found, certainty[i], `case ${place}, layer ${i + 1}`);
@@ -59,7 +78,7 @@ test("deadlines stop as in the vectors", async () => {
       const deadline = new Deadline(
         policy, exits, endOf(milliseconds, times[0]), estimator, (layer) => opening[exits.indexOf(layer)],
         () => clock.next().value);
-      const found = stops.map((_, i) => deadline.exits(exits[i], [certainty[i]], [new Float32Array(2)])[0]);
+      const found = stops.map((_, i) => deadline.exits(exits[i], [certainty[i]], [[new Float32Array(2)]])[0]);
       assert.deepEqual(found, stops, `${milliseconds} ms, exits ${exits}`);
     }
     assert.ok(Math.abs(estimator.margin - margin) < 1e-9);
@@ -70,7 +89,7 @@ function assertAnswer(found, expected, place) {
   const { latencyMs, late, ...rest } = found;
   assert.ok(latencyMs > 0);
   assert.equal(late, null);
-  const { label, scores, certainty, ...exact } = expected;
+  const { label, scores, certainty, labels = null, spans = null, ...exact } = expected;
   assert.deepEqual(
     { exit_layer: rest.exitLayer, truncated: rest.truncated, stopped_by: rest.stoppedBy, model: rest.model }, exact, place);
   if (typeof label === "number") alike(rest.label, label, place);
@@ -78,11 +97,14 @@ function assertAnswer(found, expected, place) {
   assert.deepEqual(Object.keys(rest.scores), Object.keys(scores));
   for (const [name, score] of Object.entries(scores)) alike(rest.scores[name], score, place);
   alike(rest.certainty, certainty, place);
+  assert.deepEqual(rest.labels, labels, place);
+  assert.deepEqual(rest.spans?.map(({ start, end, label }) => [start, end, label]), spans?.map((each) => each.slice(0, 3)), place);
+  spans?.forEach((each, i) => alike(rest.spans[i].score, each[3], place));
 }
 
 // With VECTORS=all, every bundle runs with both; sessions take long to create.
 const all = process.env.VECTORS === "all" ? await readdir(join(VECTORS, "onnx")) : null;
-const some = { node: ["pairs", "agreement", "fewer_exits", "regression_patience"], wasm: ["learned"] };
+const some = { node: ["pairs", "agreement", "fewer_exits", "regression_patience", "multilabel"], wasm: ["learned", "tokens"] };
 for (const [backend, few] of Object.entries(some)) {
   const models = all ?? few;
   test(`predictions, batches and streams equal those of the vectors (${backend})`, async () => {

@@ -1,7 +1,9 @@
 import { BerxitError } from "../errors.js";
-import { characters } from "./unicode.js";
+import type { Token } from "../spans.js";
+import { AlignedText } from "./aligned.js";
+import { after, before, characters, escaped } from "./unicode.js";
 
-interface Token {
+interface AddedToken {
   id: number;
   content: string;
   single_word: boolean;
@@ -11,7 +13,7 @@ interface Token {
 }
 
 /** A part of a text: an added token, or text. */
-export type Piece = number | string;
+export type Piece = Token | AlignedText;
 
 /**
  * Added tokens, such as "[SEP]", which are matched before pre-tokenization, as the tokenizers library does. The matching
@@ -24,10 +26,10 @@ export class AddedTokens {
   readonly longest: number;
 
   /** Raises BerxitError for a token that is empty after normalization, or equals another one then. */
-  constructor(tokens: Token[], private readonly normalize: (text: string) => string) {
+  constructor(tokens: AddedToken[], private readonly normalize: (text: AlignedText) => AlignedText) {
     const seen = new Map<string, number>();
     const found = tokens.map((token) => {
-      const content = token.normalized ? normalize(token.content) : token.content;
+      const content = token.normalized ? normalize(AlignedText.of(token.content, false)).text : token.content;
       if (content === "") throw new BerxitError(`the added token with id ${token.id}, which is empty after normalization`);
       if (token.normalized) {
         const equal = seen.get(content);
@@ -44,9 +46,9 @@ export class AddedTokens {
   }
 
   /** Splits the text at its added tokens, and normalizes the parts between them. */
-  split(text: string): Piece[] {
+  split(text: AlignedText): Piece[] {
     return this.raw.split(text).flatMap((piece) =>
-      typeof piece === "number" ? [piece] : this.normalized.split(this.normalize(piece)));
+      piece instanceof AlignedText ? this.normalized.split(this.normalize(piece)) : [piece]);
   }
 }
 
@@ -54,43 +56,36 @@ const WORD = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]$/u;
 
 class Matcher {
   private readonly pattern: RegExp | null;
-  private readonly tokens: Map<string, Token>;
+  private readonly tokens: Map<string, AddedToken>;
 
-  constructor(tokens: Token[]) {
+  constructor(tokens: AddedToken[]) {
     this.tokens = new Map(tokens.map((token) => [token.content, token]));
     // Of two matches at one place, the longer wins.
     const longestFirst = [...this.tokens.keys()].sort((a, b) => b.length - a.length);
-    const escaped = longestFirst.map((content) => content.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
-    this.pattern = escaped.length > 0 ? new RegExp(escaped.join("|"), "gu") : null;
+    this.pattern = longestFirst.length > 0 ? new RegExp(longestFirst.map(escaped).join("|"), "gu") : null;
   }
 
   /** The matches do not overlap, but whitespace that one strips may belong to the next, which is then found, too. */
-  split(text: string): Piece[] {
-    if (this.pattern === null) return text === "" ? [] : [text];
+  split(whole: AlignedText): Piece[] {
+    const { text } = whole;
+    if (this.pattern === null) return text === "" ? [] : [whole];
     const pieces: Piece[] = [];
     let done = 0; // the text before this index is already split
     for (const match of text.matchAll(this.pattern)) {
-      const token = this.tokens.get(match[0]) as Token;
+      const token = this.tokens.get(match[0]) as AddedToken;
       let start = match.index;
       let end = start + match[0].length;
       if (token.single_word && (isWord(before(text, start)) || isWord(after(text, end)))) continue;
       if (token.lstrip) start = Math.max(start - (/\p{White_Space}*$/u.exec(text.slice(0, start))?.[0].length ?? 0), done);
       if (token.rstrip) end += /^\p{White_Space}*/u.exec(text.slice(end))?.[0].length ?? 0;
-      if (done < start) pieces.push(text.slice(done, start));
-      pieces.push(token.id);
+      if (done < start) pieces.push(whole.slice(done, start));
+      const [first, last] = whole.slice(start, end).range;
+      pieces.push({ id: token.id, start: first, end: last });
       done = end;
     }
-    if (done < text.length) pieces.push(text.slice(done));
+    if (done < text.length) pieces.push(whole.slice(done));
     return pieces;
   }
-}
-
-function before(text: string, place: number): string {
-  return place > 0 ? (Array.from(text.slice(Math.max(0, place - 2), place)).at(-1) ?? "") : "";
-}
-
-function after(text: string, place: number): string {
-  return place < text.length ? String.fromCodePoint(text.codePointAt(place) as number) : "";
 }
 
 function isWord(character: string): boolean {

@@ -1,8 +1,9 @@
 import { BerxitError } from "../errors.js";
+import type { AlignedText, Step } from "./aligned.js";
 import { Charsmap } from "./charsmap.js";
+import { escaped } from "./unicode.js";
 
-/** A step of a normalizer: a function of the text. */
-type Step = (text: string) => string;
+type Change = (text: AlignedText) => AlignedText;
 /** A component of tokenizer.json. */
 export type Component = { type: string } & Record<string, any>;
 
@@ -11,15 +12,25 @@ export type Component = { type: string } & Record<string, any>;
  * replaces SentencePiece's character map by NFKC, lowercases with context (final sigma), and treats characters beyond
  * U+FFFF, control characters and U+0085 differently.
  */
-export function normalizer(component: Component | null): Step {
-  const steps = component === null ? [] : stepsOf(component);
-  return (text) => steps.reduce((found, step) => step(found), text);
+export function normalizer(component: Component | null): Change {
+  const changes = component === null ? [] : changesOf(component);
+  return (text) => changes.reduce((found, change) => change(found), text);
+}
+
+function changesOf(component: Component): Change[] {
+  if (component.type === "Sequence") return component.normalizers.flatMap(changesOf);
+  if (component.type === "Replace") return [replacement(component)];
+  return stepsOf(component).map((step) => (text) => text.changed(step));
+}
+
+function replacement({ pattern: { String: fixed, Regex: regex }, content }: Component): Change {
+  if (!fixed && regex !== " {2,}") throw new BerxitError(`the pattern '${regex}' of the normalizer Replace`);
+  const pattern = new RegExp(fixed ? escaped(fixed) : regex, "gu");
+  return (text) => text.replaced(pattern, content);
 }
 
 function stepsOf(component: Component): Step[] {
   switch (component.type) {
-    case "Sequence":
-      return component.normalizers.flatMap(stepsOf);
     case "BertNormalizer": {
       const { clean_text = true, handle_chinese_chars = true, lowercase: lower = true } = component;
       return [
@@ -36,12 +47,6 @@ function stepsOf(component: Component): Step[] {
     case "Precompiled": {
       const map = new Charsmap(component.precompiled_charsmap);
       return [(text) => map.apply(text)];
-    }
-    case "Replace": {
-      const { String: fixed, Regex: regex } = component.pattern;
-      if (fixed) return [(text) => text.replaceAll(fixed, () => component.content)];
-      if (regex === " {2,}") return [(text) => text.replaceAll(/ {2,}/g, () => component.content)];
-      throw new BerxitError(`the pattern '${regex}' of the normalizer Replace`);
     }
     default:
       throw new BerxitError(`the normalizer '${component.type}'`);

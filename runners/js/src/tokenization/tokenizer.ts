@@ -1,6 +1,8 @@
 import { BPE, Unigram, WordPiece } from "@huggingface/tokenizers";
 import { BerxitError, failure } from "../errors.js";
+import { type Token, type Words, wordsOf } from "../spans.js";
 import { AddedTokens, type Piece } from "./added_tokens.js";
+import { AlignedText } from "./aligned.js";
 import { type Component, normalizer } from "./normalizer.js";
 import { type Template, template } from "./template.js";
 import { characters, prefix, stripped } from "./unicode.js";
@@ -15,6 +17,8 @@ export interface Encoding {
   tokenTypeIds: number[];
   /** True if the text was truncated. */
   truncated: boolean;
+  /** The words of the text; null unless the model labels words. */
+  words: Words | null;
 }
 
 /** Length of the first prefix of a long text, in characters per token of `maxLength`. */
@@ -32,13 +36,13 @@ const GROWTH = 2;
 export class Tokenizer {
   private readonly addedTokens: AddedTokens;
   private readonly words: Splitter;
-  private readonly model: (word: string) => number[];
+  private readonly model: (word: AlignedText) => Token[];
   private readonly template: Template;
   /** Words at the end of a prefix that may depend on the rest of the text: two, or the most that a token may span. */
   private readonly openWords: number;
 
-  /** `json`: content of tokenizer.json. `place`: for messages. */
-  constructor(json: any, readonly maxLength: number, place = "tokenizer.json") {
+  /** `json`: content of tokenizer.json. `place`: for messages. `findWords`: also find the words of each text. */
+  constructor(json: any, readonly maxLength: number, place = "tokenizer.json", private readonly findWords = false) {
     try {
       this.words = preTokenizer(json.pre_tokenizer);
       this.model = model(json.model);
@@ -60,14 +64,14 @@ export class Tokenizer {
     const texts = (typeof text === "string" ? [text] : text).map(stripped);
     const parts = texts.length > 1 ? this.template.pair : this.template.single;
     const room = Math.max(this.maxLength - parts.filter((part) => "id" in part).length, 0);
-    const found = texts.map((each) => this.ids(each, room, end, clock));
-    let counts = found.map((each) => each.ids.length);
+    const found = texts.map((each) => this.tokens(each, room, end, clock));
+    let counts = found.map((each) => each.tokens.length);
     if (texts.length > 1 && Math.min(...counts) > room) {
       const sizes = texts.map(characters);
       const countable = Math.max(...sizes) <= COUNTED_CHARACTERS_PER_TOKEN * this.maxLength;
       const whole = found.every((each) => each.whole);
       if (countable && !whole && clock() < end) {
-        counts = texts.map((each) => this.ids(each, Infinity, end, clock).ids.length);
+        counts = texts.map((each) => this.tokens(each, Infinity, end, clock).tokens.length);
       } else if (!(countable && whole)) { // too long to count the tokens: the number of characters decides
         counts = [room + (sizes[0] > sizes[1] ? 2 : 1), room + 1];
       }
@@ -75,11 +79,13 @@ export class Tokenizer {
     const kept = longestFirst(counts[0], counts[1] ?? 0, room);
     const encoding: Encoding = {
       inputIds: [], tokenTypeIds: [],
-      truncated: found.some((each, place) => !each.whole || kept[place] < each.ids.length),
+      truncated: found.some((each, place) => !each.whole || kept[place] < each.tokens.length),
+      words: null,
     };
     for (const part of parts) {
-      const ids: number[] = "id" in part ? [part.id] : found[part.text].ids.slice(0, kept[part.text]);
-      for (const id of ids) {
+      const tokens = "id" in part ? [part] : found[part.text].tokens.slice(0, kept[part.text]);
+      if (this.findWords && "text" in part) encoding.words = wordsOf(texts[0], tokens as Token[], encoding.inputIds.length);
+      for (const { id } of tokens) {
         encoding.inputIds.push(id);
         encoding.tokenTypeIds.push(part.type);
       }
@@ -88,33 +94,34 @@ export class Tokenizer {
   }
 
   /**
-   * Ids of a text, or of a prefix with more than `room` tokens. Normalization and pre-tokenization look ahead at most one
+   * Tokens of a text, or of a prefix with more than `room` tokens. Normalization and pre-tokenization look ahead at most one
    * word, and the model tokenizes one word at a time: the ids of a prefix without its last words are the first ids of
    * the text.
    */
-  private ids(text: string, room: number, end: number, clock: () => number): { ids: number[]; whole: boolean } {
+  private tokens(text: string, room: number, end: number, clock: () => number): { tokens: Token[]; whole: boolean } {
     for (let length = CHARACTERS_PER_TOKEN * this.maxLength; ; length *= GROWTH) {
       const start = prefix(text, length);
       if (start.length === text.length) break;
       const begin = clock();
       const words = this.split(start);
-      const found = words.slice(0, -this.openWords).flatMap(this.idsOf);
+      const found = words.slice(0, -this.openWords).flatMap(this.tokensOf);
       const now = clock();
-      if (found.length > room) return { ids: found, whole: false };
-      if (now + GROWTH * (now - begin) > end) return { ids: words.flatMap(this.idsOf), whole: false };
+      if (found.length > room) return { tokens: found, whole: false };
+      if (now + GROWTH * (now - begin) > end) return { tokens: words.flatMap(this.tokensOf), whole: false };
     }
-    return { ids: this.split(text).flatMap(this.idsOf), whole: true };
+    return { tokens: this.split(text).flatMap(this.tokensOf), whole: true };
   }
 
   private split(text: string): Piece[] {
-    return this.addedTokens.split(text).flatMap((piece): Piece[] => (typeof piece === "number" ? [piece] : this.words(piece)));
+    return this.addedTokens.split(AlignedText.of(text, this.findWords)).flatMap((piece): Piece[] =>
+      piece instanceof AlignedText ? this.words(piece) : [piece]);
   }
 
-  private readonly idsOf = (piece: Piece): number[] => (typeof piece === "number" ? [piece] : this.model(piece));
+  private readonly tokensOf = (piece: Piece): Token[] => (piece instanceof AlignedText ? this.model(piece) : [piece]);
 }
 
-/** Token ids of one word. */
-function model(component: Component): (word: string) => number[] {
+/** Tokens of one word. */
+function model(component: Component): (word: AlignedText) => Token[] {
   const differs = component.type === "BPE"
     && (component.dropout || component.ignore_merges || component.continuing_subword_prefix || component.end_of_word_suffix);
   if (differs || component.byte_fallback) throw new BerxitError(`a ${component.type} model of another kind than RoBERTa's or ALBERT's`);
@@ -133,7 +140,18 @@ function model(component: Component): (word: string) => number[] {
       throw new BerxitError(`the model '${component.type}'`);
   }
   const { tokens_to_ids: ids, unk_token_id: unknown } = found;
-  return (word) => found._call([word]).map((token) => ids.get(token) ?? (unknown as number));
+  const continued = component.type === "WordPiece" ? component.continuing_subword_prefix : "";
+  return (word) => {
+    let at = 0;
+    return found._call([word.text]).map((token) => {
+      const from = at;
+      // An unknown word of WordPiece is one token. The tokens of the other models are parts of the word.
+      if (component.type === "WordPiece" && token === component.unk_token) at = word.text.length;
+      else at += token.length - (from > 0 ? continued.length : 0);
+      const [start, end] = word.slice(from, at).range;
+      return { id: ids.get(token) ?? (unknown as number), start, end };
+    });
+  };
 }
 
 /** Numbers of tokens kept of each text of a pair, at most `room` in total. An odd token goes to the longer text, or to

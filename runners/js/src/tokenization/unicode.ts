@@ -12,6 +12,21 @@ export function characters(text: string): number {
   return count;
 }
 
+/** The character that ends at an index; "" at the start. */
+export function before(text: string, place: number): string {
+  return place > 0 ? (Array.from(text.slice(Math.max(0, place - 2), place)).at(-1) ?? "") : "";
+}
+
+/** The character that starts at an index; "" at the end. */
+export function after(text: string, place: number): string {
+  return place < text.length ? String.fromCodePoint(text.codePointAt(place) as number) : "";
+}
+
+/** A pattern that matches this text. */
+export function escaped(text: string): string {
+  return text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+}
+
 /** The first `count` characters; the text itself if it has no more. */
 export function prefix(text: string, count: number): string {
   if (text.length <= count) return text;

@@ -1,13 +1,14 @@
 import { BerxitError } from "../errors.js";
+import type { AlignedText } from "./aligned.js";
 import type { Component } from "./normalizer.js";
 
 /** Splits a text into words. */
-export type Splitter = (text: string) => string[];
+export type Splitter = (text: AlignedText) => AlignedText[];
 
 /** The pre-tokenizer of tokenizer.json, as the tokenizers library computes it. */
 export function preTokenizer(component: Component | null): Splitter {
   const steps = component === null ? [] : stepsOf(component);
-  return (text) => steps.reduce((words, step) => words.flatMap(step), [text]).filter((word) => word !== "");
+  return (text) => steps.reduce((words, step) => words.flatMap(step), [text]).filter((word) => word.text !== "");
 }
 
 function stepsOf(component: Component): Splitter[] {
@@ -15,9 +16,9 @@ function stepsOf(component: Component): Splitter[] {
     case "Sequence":
       return component.pretokenizers.flatMap(stepsOf);
     case "BertPreTokenizer":
-      return [(text) => text.match(BERT) ?? []];
+      return [(text) => text.matches(BERT)];
     case "WhitespaceSplit":
-      return [(text) => text.match(/\P{White_Space}+/gu) ?? []];
+      return [(text) => text.matches(/\P{White_Space}+/gu)];
     case "ByteLevel":
       if (component.use_regex === false) break;
       return [byteLevel(component.add_prefix_space ?? true)];
@@ -25,8 +26,8 @@ function stepsOf(component: Component): Splitter[] {
       const { replacement: mark, prepend_scheme: scheme = "always", split = true } = component;
       if (!["always", "never"].includes(scheme)) break;
       return [(text) => {
-        const marked = text.replaceAll(" ", mark);
-        const whole = scheme === "always" && !marked.startsWith(mark) ? mark + marked : marked;
+        const marked = text.replaced(/ /g, mark);
+        const whole = scheme === "always" && !marked.text.startsWith(mark) ? marked.prepended(mark) : marked;
         return split ? wordsFrom(whole, mark) : [whole];
       }];
     }
@@ -50,16 +51,20 @@ for (let byte = 0, others = 256; byte < 256; byte++) {
 
 function byteLevel(prefixSpace: boolean): Splitter {
   return (text) => {
-    const words = (prefixSpace && !text.startsWith(" ") ? ` ${text}` : text).match(GPT2) ?? [];
-    return words.map((word) => Array.from(ENCODER.encode(word), (byte) => LETTERS[byte]).join(""));
+    const words = (prefixSpace && !text.text.startsWith(" ") ? text.prepended(" ") : text).matches(GPT2);
+    return words.map((word) => word.changed(inLetters));
   };
 }
 
+function inLetters(text: string): string {
+  return Array.from(ENCODER.encode(text), (byte) => LETTERS[byte]).join("");
+}
+
 /** Splits a text before each occurrence of the mark. */
-function wordsFrom(text: string, mark: string): string[] {
-  const words: string[] = [];
+function wordsFrom(text: AlignedText, mark: string): AlignedText[] {
+  const words: AlignedText[] = [];
   let start = 0;
-  for (let at = text.indexOf(mark, 1); at >= 0; at = text.indexOf(mark, at + 1)) {
+  for (let at = text.text.indexOf(mark, 1); at >= 0; at = text.text.indexOf(mark, at + 1)) {
     words.push(text.slice(start, at));
     start = at;
   }

@@ -1,0 +1,83 @@
+import { largest } from "./policies.js";
+import { type Span, spansOf, type Words } from "./spans.js";
+
+/** A prediction in the terms of the user. */
+export interface Described {
+  label: string | number;
+  scores: Record<string, number>;
+  labels: string[] | null;
+  spans: Span[] | null;
+}
+
+/** A task kind, `model.kind` of the manifest: which decisions a text has, and what its prediction is. */
+export interface Kind {
+  /** Smallest and largest number of labels of a model. */
+  labelCounts: readonly [number, number];
+  /** True if a text has several decisions. */
+  several: boolean;
+  /** True if the decisions are those of the words of a text. */
+  words: boolean;
+  /** Number of classes of a decision; 1 for a value. */
+  classes(labels: string[]): number;
+  /** Logits of each decision of a row, from the logits of an exit: (C,), or (S, C) for tokens. */
+  decisions(logits: Float32Array, labels: string[], words: Words | null): Float32Array[];
+  /** The prediction, from the class probabilities of each decision (a value for regression). */
+  describe(scores: Float32Array[], labels: string[], words: Words | null): Described;
+}
+
+const asIs = (logits: Float32Array): Float32Array[] => [logits];
+const scoresOf = (labels: string[], values: ArrayLike<number>): Record<string, number> =>
+  Object.fromEntries(labels.map((name, k) => [name, values[k]]));
+/** Separates the labels of a set. */
+const SEPARATOR = "|";
+/** Logit of all classes but the first in the decision of a text without words, whose certainty is the highest. */
+const CERTAIN = -30000;
+
+export const KINDS: Readonly<Record<string, Kind>> = {
+  classification: {
+    labelCounts: [2, Infinity],
+    several: false,
+    words: false,
+    classes: (labels) => labels.length,
+    decisions: asIs,
+    describe: ([scores], labels) => (
+      { label: labels[largest(scores)], scores: scoresOf(labels, scores), labels: null, spans: null }),
+  },
+  regression: {
+    labelCounts: [0, 0],
+    several: false,
+    words: false,
+    classes: () => 1,
+    decisions: asIs,
+    describe: ([[value]]) => ({ label: value, scores: { value }, labels: null, spans: null }),
+  },
+  multilabel: {
+    labelCounts: [1, 62],
+    several: true,
+    words: false,
+    classes: () => 2,
+    decisions: (logits) => Array.from(logits, (each) => Float32Array.of(0, each)),
+    describe(scores, labels) {
+      const found = labels.filter((_, k) => largest(scores[k]) === 1);
+      const present = scoresOf(labels, scores.map((each) => each[1]));
+      return { label: found.join(SEPARATOR), scores: present, labels: found, spans: null };
+    },
+  },
+  tokens: {
+    labelCounts: [3, Infinity],
+    several: true,
+    words: true,
+    classes: (labels) => labels.length,
+    decisions(logits, labels, words) {
+      const size = labels.length;
+      const found = (words as Words).tokens.map((token) => logits.slice(token * size, (token + 1) * size));
+      return found.length > 0 ? found : [Float32Array.from(labels, (_, k) => (k === 0 ? 0 : CERTAIN))];
+    },
+    describe(scores, labels, words) {
+      const numbers = (words as Words).tokens.map((_, place) => largest(scores[place]));
+      const tags = numbers.map((number) => labels[number]);
+      const spans = spansOf(tags, words as Words, numbers.map((number, place) => scores[place][number]));
+      return { label: tags.join(" "), scores: {}, labels: null, spans };
+    },
+  },
+};
