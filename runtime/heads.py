@@ -60,7 +60,7 @@ def label_columns(label_column: str) -> tuple[str, ...]:
 
 
 def heads_problems(labels: Sequence[str], label_column: str) -> Iterator[str]:
-    """What is wrong with the labels and columns of a model with named heads, in the words of a manifest."""
+    """Problems of the labels and columns of a model with named heads, in the words of a manifest."""
     heads = heads_of(tuple(labels))
     if wrong := [label for label in labels if ASSIGNED not in label]:
         yield f"model.labels contains '{wrong[0]}': a label of a heads model is HEAD=CLASS"

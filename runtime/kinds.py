@@ -105,7 +105,7 @@ class Kind:
         return (label_column,)
 
     def problems(self, labels: Sequence[str], label_column: str) -> Iterator[str]:
-        """What is wrong with the labels and columns in a manifest, besides the number of labels."""
+        """Problems of the labels and columns in a manifest, besides the number of labels."""
         yield from ()
 
     def outputs(self, labels: Sequence[str]) -> int:

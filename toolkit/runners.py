@@ -36,7 +36,7 @@ RUNNERS = (
     NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
     NamedRunner("C", ("onnxruntime",), ONE_DECISION),
     NamedRunner("Java", ("onnxruntime",), ONE_DECISION),
-    NamedRunner("JavaScript", ("onnxruntime",)),
+    NamedRunner("JavaScript", ("onnxruntime",), (*ONE_DECISION, "multilabel", "tokens")),
     NamedRunner("Swift", ("coreml",), ONE_DECISION),
 )
 
