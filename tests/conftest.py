@@ -7,6 +7,7 @@ so that tests of the runtime also run where torch is not installed (a Jetson, fo
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -213,6 +214,13 @@ def no_cold_start() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("berxit.runtime.benchmark.measure_cold_start", lambda *arguments, **options: None)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """A garbage collection in this module skips all older objects. With torch and transformers, it takes seconds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
