@@ -32,11 +32,12 @@ class NamedRunner:
 
 
 ONE_DECISION = ("classification", "regression")
+NO_HEADS = (*ONE_DECISION, "multilabel", "tokens")
 RUNNERS = (
     NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
-    NamedRunner("C", ("onnxruntime",), ONE_DECISION),
-    NamedRunner("Java", ("onnxruntime",), ONE_DECISION),
-    NamedRunner("JavaScript", ("onnxruntime",), (*ONE_DECISION, "multilabel", "tokens")),
+    NamedRunner("C", ("onnxruntime",), NO_HEADS),
+    NamedRunner("Java", ("onnxruntime",), NO_HEADS),
+    NamedRunner("JavaScript", ("onnxruntime",), NO_HEADS),
     NamedRunner("Swift", ("coreml",), ONE_DECISION),
 )
 

@@ -3,7 +3,7 @@ CoreML have placeholders instead of segments; those for ONNX are complete."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,16 @@ MODELS = (
     SmallModel("tokens", replace(CONFIDENCE, thresholds=(0.4,) * 5), (0.3, 0.9), labels=TAGS, kind="tokens"),
 )
 
+
+def of_kind(problem_type: str, metric: str, labels: Sequence[str]) -> dict[str, object]:
+    """Options of a checkpoint of this kind, for ``conftest.made``."""
+    names = dict(enumerate(labels))
+    numbers = {name: number for number, name in names.items()}
+    return {"problem_type": problem_type, "metric": metric, "id2label": names, "label2id": numbers}
+
+
+MULTILABEL = of_kind("multi_label_classification", "micro-f1", ["cat", "dog", "tree"])
+TOKENS = of_kind("token_classification", "span-f1", TAGS)
 EMBEDDINGS = tuple(
     TensorInfo(name, name, "int32", (1, "length")) for name in ("input_ids", "token_type_ids", "attention_mask")
 )

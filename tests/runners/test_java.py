@@ -44,6 +44,11 @@ public final class Checks {
         for (int i = 0; i < 40; ++i) texts.add(new String[] {arguments[1]});
         List<Prediction> found = runner.predict(texts, null, 10000.0);
         Prediction last = found.get(39);
+        for (Span span : last.spans()) {
+            String part = arguments[1].substring(span.start(), span.end());
+            System.out.print(span.label() + ":" + part + (span.score() < 1) + " ");
+        }
+        for (String label : last.labels()) System.out.print(label + " ");
         System.out.println(found.size() + " " + last.label() + " " + last.late() + " " + last.scores().size());
         fails(IllegalArgumentException.class, "is empty", () -> runner.predict(" "));
         fails(IllegalArgumentException.class, "null", () -> runner.predict((String) null));
@@ -94,6 +99,22 @@ def test_java_class_predicts_streams_and_rejects(java: list[str]) -> None:
     assert layers == "123456"
     assert batch == f"40 {answer['label']} false 3"
     assert errors == ["rejected"] * 6
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("multilabel", "lights music 40 lights|music false 3"),
+        (
+            "tokens",
+            "what:turn thetrue when:kitchen lightstrue when:offtrue 40 I-what I-what I-when I-when B-when false 0",
+        ),
+    ],
+)
+def test_java_class_returns_labels_and_spans(java: list[str], name: str, expected: str) -> None:
+    bundle = BUNDLE.parent / name
+    text = json.loads((bundle / "answers.json").read_text(encoding="utf-8"))["texts"][0][0]
+    assert run(java, "Checks", bundle, text).splitlines()[2] == expected
 
 
 def test_java_example_prints_the_prediction(java: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import javascript
 import numpy as np
 import pytest
 from conftest import WORDS, MakeCheckpoint, shared
+from small_models import MULTILABEL, TOKENS
 
 from benchmarks.agreement import compare
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import SCHEMA_VERSION, read_manifest, write_manifest
-from berxit.runtime.spans import tags_of
 from berxit.runtime.tokenization import Text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,17 +69,6 @@ def with_medians(bundle: Path, texts: list[Text]) -> Path:
     medians = tuple(float(each) for each in np.median(np.array(streams), axis=0)[:-1])
     write_manifest(replace(manifest, policy=replace(manifest.policy, thresholds=medians)), bundle)
     return bundle
-
-
-def of_kind(problem_type: str, metric: str, labels: Sequence[str]) -> dict[str, object]:
-    """Options of a checkpoint."""
-    numbers = {name: number for number, name in enumerate(labels)}
-    names = {number: name for name, number in numbers.items()}
-    return {"problem_type": problem_type, "metric": metric, "id2label": names, "label2id": numbers}
-
-
-MULTILABEL = of_kind("multi_label_classification", "micro-f1", ["cat", "dog", "tree"])
-TOKENS = of_kind("token_classification", "span-f1", tags_of(["animal", "place"]))
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ void encode_some(const Tokenizer& tokenizer, Random& random, size_t max_length) 
 
 int texts(const std::string& file, size_t count, Random random) {
     constexpr size_t kMaxLength = 24;
-    const Tokenizer tokenizer(Json::parse(content(file)), kMaxLength);
+    const Tokenizer tokenizer(Json::parse(content(file)), kMaxLength, true);
     size_t invalid = 0;
     for (size_t turn = 0; turn < count; ++turn) {
         encode_some(tokenizer, random, kMaxLength);
@@ -183,7 +183,7 @@ int main(int arguments_count, char** arguments) {
         if (name == "texts") return texts(file, count, random);
         if (name == "tokenizers")
             return rejected("tokenizers", content(file), count, random, [](const std::string& bytes, Random& own) {
-                const Tokenizer tokenizer(Json::parse(bytes), 24);
+                const Tokenizer tokenizer(Json::parse(bytes), 24, true);
                 for (int i = 0; i < 3; ++i) {
                     const std::string text = own.text(30);
                     Text decoded;

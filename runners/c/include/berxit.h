@@ -1,4 +1,4 @@
-/* Runs a bundle of berxit-export for ONNX Runtime: early-exiting text classification and regression.
+/* Runs a bundle of berxit-export for ONNX Runtime: early-exiting text classification, regression, and labels of words.
  *
  *     berxit_runner *runner;
  *     berxit_result *result;
@@ -62,19 +62,31 @@ typedef struct {
     double deadline_ms; /* milliseconds from the call; NaN (default): none. The first exit is always computed */
 } berxit_call;
 
+/* A labelled span of a text (tokens): its bytes `start` to before `end`. */
+typedef struct {
+    size_t start, end;
+    const char *label;
+    float score; /* smallest probability of the tags of its words */
+} berxit_span;
+
 /* The prediction for one input. */
 typedef struct {
-    const char *label;    /* the class name; NULL for regression */
-    float value;          /* the value for regression; the label's probability for classification */
-    const float *scores;  /* one probability per class, in the order of berxit_label; for regression one value */
-    size_t score_count;
-    int label_index;      /* -1 for regression */
+    const char *label;    /* the class name; multilabel: the labels, joined by "|"; tokens: the IOB2 tags of the words, joined by
+                           * blanks; NULL for regression */
+    float value;          /* the value for regression; the label's probability for classification; otherwise 0 */
+    const float *scores;  /* one probability per class or label, in the order of berxit_label; for regression one value */
+    size_t score_count;   /* 0 for tokens */
+    int label_index;      /* index of the class; -1 for other kinds than classification */
     int exit_layer;       /* number of layers that were executed, from 1 */
     float certainty;      /* of the exit criterion at that layer */
     double latency_ms;    /* from the call until this input exited; in a stream without the time between two calls */
     int truncated;        /* 1: the text had more tokens than the model accepts, or than could be read in time */
     berxit_stopped_by stopped_by;
     int late;             /* 1: latency_ms exceeds the deadline; 0: it does not; -1: without a deadline */
+    const char *const *labels; /* multilabel: the labels of the text, in the order of berxit_label */
+    size_t label_count;
+    const berxit_span *spans;  /* tokens: the spans of the text, in their order */
+    size_t span_count;
 } berxit_prediction;
 
 /* Properties of a loaded bundle. */
@@ -98,7 +110,9 @@ BERXIT_API berxit_status berxit_load(const char *bundle, const berxit_options *o
 BERXIT_API void berxit_free(berxit_runner *runner);
 
 BERXIT_API berxit_info berxit_info_of(const berxit_runner *runner);
-/* The name of a class; NULL if the index is out of range. */
+/* The kind of the model: "classification", "regression", "multilabel" or "tokens". */
+BERXIT_API const char *berxit_kind(const berxit_runner *runner);
+/* The name of a class, label or tag; NULL if the index is out of range. */
 BERXIT_API const char *berxit_label(const berxit_runner *runner, size_t index);
 
 /* Predicts any number of inputs; the results have their order. `call` NULL: the defaults. A large batch is split into parts

@@ -6,9 +6,8 @@
 
 namespace berxit {
 
-Text applied(const std::vector<Normalization>& steps, Text text) {
-    for (const Normalization& step : steps) text = step(std::move(text));
-    return text;
+void normalize(const std::vector<Normalization>& steps, AlignedText& text) {
+    for (const Normalization& step : steps) step(text);
 }
 
 AddedTokens::AddedTokens(const Json& json, const std::vector<Normalization>& normalizer) {
@@ -18,7 +17,11 @@ AddedTokens::AddedTokens(const Json& json, const std::vector<Normalization>& nor
         decode(item["content"].string(), content);
         if (id < 0 || content.empty()) throw Failure("an added token without id or content");
         const bool normalized = item["normalized"].boolean();
-        if (normalized) content = applied(normalizer, content);
+        if (normalized) {
+            AlignedText text(content, false);
+            normalize(normalizer, text);
+            content = text.text;
+        }
         // As in the Python runtime: an empty token would match everywhere, and of two equal ones the tokenizers library
         // chooses one at random.
         if (content.empty())
@@ -39,20 +42,23 @@ size_t AddedTokens::longest() const {
     return std::max(raw_.empty() ? 0 : raw_[0].content.size(), normalized_.empty() ? 0 : normalized_[0].content.size());
 }
 
-std::vector<Piece> AddedTokens::split(TextView text, const std::vector<Normalization>& normalizer) const {
+std::vector<Piece> AddedTokens::split(const AlignedText& text, const std::vector<Normalization>& normalizer) const {
     std::vector<Piece> parts, pieces;
     split(text, raw_, parts);
     for (Piece& part : parts) {
-        if (part.id >= 0)
+        if (part.id >= 0) {
             pieces.push_back(std::move(part));
-        else
-            split(applied(normalizer, std::move(part.text)), normalized_, pieces);
+            continue;
+        }
+        normalize(normalizer, part.text);
+        split(part.text, normalized_, pieces);
     }
     return pieces;
 }
 
 // The matches do not overlap, but blanks that one takes may belong to the next match, which is then found, too.
-void AddedTokens::split(TextView text, const std::vector<Token>& tokens, std::vector<Piece>& pieces) {
+void AddedTokens::split(const AlignedText& whole, const std::vector<Token>& tokens, std::vector<Piece>& pieces) {
+    const TextView text = whole.text;
     const auto is_word_at = [text](size_t place) { return place < text.size() && is_word(text[place]); };
     size_t done = 0;  // the text before this place is already split
     for (size_t at = 0; at < text.size() && !tokens.empty();) {
@@ -72,11 +78,11 @@ void AddedTokens::split(TextView text, const std::vector<Token>& tokens, std::ve
         }
         if (token->right_blanks)
             while (end < text.size() && is_whitespace(text[end])) ++end;
-        if (done < start) pieces.push_back({-1, Text(text.substr(done, start - done))});
-        pieces.push_back({token->id, {}});
+        if (done < start) pieces.push_back({-1, whole.part(done, start - done)});
+        pieces.push_back({token->id, whole.part(start, end - start)});
         done = end;
     }
-    if (done < text.size()) pieces.push_back({-1, Text(text.substr(done))});
+    if (done < text.size()) pieces.push_back({-1, whole.part(done, text.size() - done)});
 }
 
 }  // namespace berxit

@@ -62,10 +62,9 @@ void need(bool given, const char* what) {
 std::string_view view(const char* text, size_t size) { return {text, size ? size : std::strlen(text)}; }
 
 berxit_prediction as_c(const berxit::Runner& runner, const berxit::Prediction& found, bool deadline) {
-    const bool regression = found.label < 0;
-    const auto label = static_cast<size_t>(regression ? 0 : found.label);
-    return {regression ? nullptr : runner.manifest().labels[label].c_str(),
-            found.scores[label],
+    const berxit::TaskKind& kind = *runner.manifest().kind;
+    return {kind.regression ? nullptr : found.text.c_str(),
+            kind.several ? 0 : found.scores[static_cast<size_t>(kind.regression ? 0 : found.label)],
             found.scores.data(),
             found.scores.size(),
             found.label,
@@ -74,7 +73,11 @@ berxit_prediction as_c(const berxit::Runner& runner, const berxit::Prediction& f
             found.latency_ms,
             found.truncated,
             static_cast<berxit_stopped_by>(found.stopped_by),
-            deadline ? found.late : -1};
+            deadline ? found.late : -1,
+            found.labels.data(),
+            found.labels.size(),
+            found.spans.data(),
+            found.spans.size()};
 }
 
 }  // namespace
@@ -122,13 +125,15 @@ berxit_info berxit_info_of(const berxit_runner* runner) {
             manifest.metric.c_str(),
             manifest.digest.c_str(),
             runner->runner->onnxruntime_version().c_str(),
-            manifest.regression,
+            manifest.kind->regression,
             manifest.pairs,
             manifest.layers,
             static_cast<int>(manifest.exits.size()),
             manifest.max_length,
             manifest.labels.size()};
 }
+
+const char* berxit_kind(const berxit_runner* runner) { return runner ? runner->runner->manifest().kind->name : nullptr; }
 
 const char* berxit_label(const berxit_runner* runner, size_t index) {
     if (!runner || index >= runner->runner->manifest().labels.size()) return nullptr;

@@ -146,7 +146,9 @@ Outputs Backend::layer(size_t place, State& state) {
         run(segment, state, 1 - state.side, nullptr);
         state.side = 1 - state.side;
     }
-    return {state.workspace->data<float>(Role::logits), manifest_.lte ? state.workspace->data<float>(Role::lte) : nullptr};
+    const size_t outputs = static_cast<size_t>(manifest_.outputs());
+    return {state.workspace->data<float>(Role::logits), manifest_.lte ? state.workspace->data<float>(Role::lte) : nullptr,
+            manifest_.kind->words ? state.shape->length * outputs : outputs};
 }
 
 void Backend::run(Loaded& segment, State& state, int output_side, const OrtRunOptions* options) {

@@ -54,8 +54,9 @@ struct State {
 };
 
 struct Outputs {
-    const float* logits;  // (B, C)
+    const float* logits;  // (B, C), or (B, S, C) for tokens
     const float* lte;     // (B,), or null
+    size_t row_size;      // logits per row
 };
 
 class Backend {

@@ -176,7 +176,8 @@ private:
         else if (tensor.role == "token_weights")
             expected = {"batch", "1", "length"};
         else if (tensor.role == "logits")
-            expected = {"batch", std::to_string(manifest_.outputs())};
+            expected = manifest_.kind->words ? Shape{"batch", "length", std::to_string(manifest_.outputs())}
+                                             : Shape{"batch", std::to_string(manifest_.outputs())};
         else if (tensor.role == "lte")
             expected = {"batch"};
         else
@@ -280,19 +281,20 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
                        {"family", "task", "kind", "labels", "metric", "text_columns", "label_column", "layers", "hidden_size",
                         "max_length", "pad_token_id", "lte"},
                        {"positive"});
-    const std::string& kind = model.string("kind");
-    if (kind != "classification" && kind != "regression")
-        throw Failure(model.at("kind") + " is " + quoted(kind) +
-                      ": this runner runs models for classification and regression. Use the Python runner");
-    regression = kind == "regression";
+    kind = kind_named(model.string("kind"));
+    if (!kind)
+        throw Failure(model.at("kind") + " is " + quoted(model.string("kind")) +
+                      ": this runner runs models for classification, regression, multilabel and tokens. Upgrade it, or use"
+                      " the Python runner");
     task = model.string("task");
     metric = model.string("metric");
     model.string("family");
     model.string("label_column");
     if (model.has("positive")) model.string("positive");
     labels = model.strings("labels");
-    if (regression ? !labels.empty() : labels.size() < 2)
-        throw Failure(model.at("labels") + " has " + std::to_string(labels.size()) + " entries, which does not fit " + kind);
+    if (labels.size() < kind->least_labels || labels.size() > kind->most_labels)
+        throw Failure(model.at("labels") + " has " + std::to_string(labels.size()) + " entries, which does not fit " +
+                      kind->name);
     std::set<std::string> known;
     for (const std::string& label : labels) {
         if (!known.insert(label).second)
@@ -321,7 +323,8 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
     if (fields.has("calibration")) fields.object("calibration");
     if (fields.has("scores")) fields.object("scores");
 
-    policy = std::make_unique<ExitPolicy>(json["policy"], fields.at("policy"), outputs(), lte);
+    policy = std::make_unique<ExitPolicy>(
+        json["policy"], fields.at("policy"), kind->classes(labels.size()), lte, kind->several);
     if (policy->schema_version() > schema_version)
         throw Failure(place + ": schema_version is " + std::to_string(schema_version) +
                       ", but the policy needs version 2. Export the bundle again");

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "json.hpp"
-#include "policy.hpp"
+#include "kinds.hpp"
 
 namespace berxit {
 
@@ -45,7 +45,8 @@ struct Manifest {
     Manifest(const std::string& content, const std::string& place);
 
     std::string precision, task, metric, digest;
-    bool regression, pairs, lte;
+    const TaskKind* kind;
+    bool pairs, lte;
     std::vector<std::string> labels;
     int32_t schema_version, layers, hidden_size, max_length, pad_token_id;
     int32_t threads = 0;    // 0: not stated
@@ -56,7 +57,8 @@ struct Manifest {
     double atol, scale;             // of the comparison with the golden inputs
     std::unique_ptr<ExitPolicy> policy;
 
-    int32_t outputs() const { return regression ? 1 : static_cast<int32_t>(labels.size()); }
+    // Number of logits of an exit; for tokens per token.
+    int32_t outputs() const { return kind->regression ? 1 : static_cast<int32_t>(labels.size()); }
     // Rows of the word embedding table.
     int64_t table_rows() const;
     // All files except the manifest -> sha256.

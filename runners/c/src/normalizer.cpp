@@ -45,24 +45,12 @@ Text without(Text text) {
 
 Text lowered(Text text) { return lowercase(text); }
 
-Text join_spaces(Text text) {
-    const auto both = [](char32_t a, char32_t b) { return a == U' ' && b == U' '; };
-    text.erase(std::unique(text.begin(), text.end(), both), text.end());
-    return text;
-}
-
-Text replaced(const Text& text, const Text& pattern, const Text& content) {
-    Text out;
-    size_t at = 0;
-    for (size_t found; (found = text.find(pattern, at)) != Text::npos; at = found + pattern.size()) {
-        out.append(text, at, found - at);
-        out += content;
-    }
-    return out.append(text, at, Text::npos);
+Normalization step(std::function<Text(Text)> change) {
+    return [change](AlignedText& text) { apply(change, text); };
 }
 
 Normalization form(Form which) {
-    return [which](Text text) { return normalized(text, which); };
+    return step([which](Text text) { return normalized(text, which); });
 }
 
 Text text_in(const Json& json) {
@@ -77,27 +65,27 @@ void add(const Json& json, std::vector<Normalization>& steps) {
         for (const Json& each : json["normalizers"].array()) add(each, steps);
     } else if (type == "BertNormalizer") {
         const bool lower = json["lowercase"].boolean(true);
-        if (json["clean_text"].boolean(true)) steps.push_back(clean);
-        if (json["handle_chinese_chars"].boolean(true)) steps.push_back(space_around_chinese);
+        if (json["clean_text"].boolean(true)) steps.push_back(step(clean));
+        if (json["handle_chinese_chars"].boolean(true)) steps.push_back(step(space_around_chinese));
         if (json["strip_accents"].boolean(lower)) {
             steps.push_back(form(Form::nfd));
-            steps.push_back(without<is_nonspacing>);
+            steps.push_back(step(without<is_nonspacing>));
         }
-        if (lower) steps.push_back(lowered);
+        if (lower) steps.push_back(step(lowered));
     } else if (type == "Lowercase") {
-        steps.push_back(lowered);
+        steps.push_back(step(lowered));
     } else if (type == "StripAccents") {
-        steps.push_back(without<is_mark>);
+        steps.push_back(step(without<is_mark>));
     } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
         steps.push_back(form(type == "NFC" ? Form::nfc : type == "NFD" ? Form::nfd : type == "NFKC" ? Form::nfkc : Form::nfkd));
     } else if (type == "Replace" && json["content"].is_string() && !json["pattern"]["String"].string().empty()) {
         const Text pattern = text_in(json["pattern"]["String"]), content = text_in(json["content"]);
         if (content.size() > 64 * pattern.size()) throw Failure("its normalizer makes texts grow");
-        steps.push_back([pattern, content](Text text) { return replaced(text, pattern, content); });
+        steps.push_back([pattern, content](AlignedText& text) { replace(text, pattern, content); });
     } else if (type == "Replace" && json["pattern"]["Regex"].string() == " {2,}" && json["content"].string() == " ") {
-        steps.push_back(join_spaces);
+        steps.push_back(join_blanks);
     } else if (type == "Precompiled" && json["precompiled_charsmap"].is_string()) {
-        steps.push_back(precompiled_map(json["precompiled_charsmap"].string()));
+        steps.push_back(step(precompiled_map(json["precompiled_charsmap"].string())));
     } else {
         throw Failure("unknown normalizer " + quoted(type));
     }
@@ -204,7 +192,7 @@ std::vector<Normalization> normalizer_of(const Json& json) {
     return steps;
 }
 
-Normalization precompiled_map(const std::string& base64) {
+std::function<Text(Text)> precompiled_map(const std::string& base64) {
     const auto map = std::make_shared<PrecompiledMap>(from_base64(base64));
     return [map](Text text) { return map->apply(text); };
 }

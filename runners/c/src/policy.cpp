@@ -37,7 +37,8 @@ int32_t largest(const float* values, int32_t count) {
     return static_cast<int32_t>(std::max_element(values, values + count) - values);
 }
 
-ExitPolicy::ExitPolicy(const Json& json, const std::string& place, int32_t outputs, bool lte) : outputs_(outputs) {
+ExitPolicy::ExitPolicy(const Json& json, const std::string& place, int32_t outputs, bool lte, bool several)
+    : outputs_(outputs) {
     const Fields fields(json, place, {"criterion", "thresholds", "temperatures"}, {"tolerance", "patience", "off", "weights"});
     const std::string& name = fields.string("criterion");
     const auto found = std::find(std::begin(kNames), std::end(kNames), name);
@@ -51,7 +52,9 @@ ExitPolicy::ExitPolicy(const Json& json, const std::string& place, int32_t outpu
                                                     : Fields::numbers(threshold, fields.at("thresholds")));
     // A list of one number for a regression model would look like a number.
     for (const Json& threshold : fields.array("thresholds"))
-        if (threshold.is_array() && (outputs_ == 1 || threshold.array().size() != static_cast<size_t>(outputs_)))
+        if (threshold.is_array() && several)
+            throw Failure(place + ": thresholds per class need one class per text. Export the bundle again");
+        else if (threshold.is_array() && (outputs_ == 1 || threshold.array().size() != static_cast<size_t>(outputs_)))
             throw Failure(place + ": a threshold has " + std::to_string(threshold.array().size()) +
                           " numbers: it needs one, or one per class. Export the bundle again");
     temperatures_ = fields.numbers("temperatures");
@@ -67,14 +70,16 @@ ExitPolicy::ExitPolicy(const Json& json, const std::string& place, int32_t outpu
                     throw InputError("exit " + std::to_string(layer) + " cannot be switched off");
                 off_[static_cast<size_t>(layer)] = true;
             }
-        check(lte);
+        check(lte, several);
     } catch (const InputError& error) {
         throw Failure(place + ": " + error.what() + ". Export the bundle again");
     }
 }
 
-void ExitPolicy::check(bool lte) const {
+void ExitPolicy::check(bool lte, bool several) const {
     const std::string quoted_name = std::string("'") + name() + "'";
+    if (several && criterion_ == Criterion::learned)
+        throw InputError(quoted_name + " needs one class per text: use confidence, entropy, patience or lte");
     if (temperatures_.size() != thresholds_.size() + 1)
         throw InputError(std::to_string(thresholds_.size()) + " thresholds and " + std::to_string(temperatures_.size()) +
                          " temperatures: n layers need n - 1 and n");
@@ -129,22 +134,35 @@ int32_t ExitPolicy::schema_version() const {
     return newer || per_class || off || patience_ > 1 || !weights_.empty() ? 2 : 1;
 }
 
-float ExitPolicy::certainty(int32_t layer, const float* logits, const float* lte, Memory& memory) const {
-    if (patience_ == 1 && !off_[static_cast<size_t>(layer)]) return own_certainty(layer, logits, lte, memory);
+float ExitPolicy::certainty(int32_t layer, const Decisions& row, const float* lte, Memory& memory) const {
+    if (patience_ == 1 && !off_[static_cast<size_t>(layer)]) return own_certainty(layer, row, lte, memory);
     Memory after = memory;
     std::vector<float> recent = after.window;
-    recent.push_back(own_certainty(layer, logits, lte, after));
-    const bool entropy = criterion_ == Criterion::entropy;
-    float found = entropy ? FLT_MAX : 0;  // passes no threshold
-    if (recent.size() >= static_cast<size_t>(patience_))
-        found = entropy ? *std::max_element(recent.begin(), recent.end()) : *std::min_element(recent.begin(), recent.end());
+    recent.push_back(own_certainty(layer, row, lte, after));
+    float found = criterion_ == Criterion::entropy ? FLT_MAX : 0;  // passes no threshold
+    if (recent.size() >= static_cast<size_t>(patience_)) found = least(recent.data(), recent.size());
     if (recent.size() >= static_cast<size_t>(patience_)) recent.erase(recent.begin());
     after.window = std::move(recent);
     if (!off_[static_cast<size_t>(layer)]) memory = std::move(after);
     return found;
 }
 
-float ExitPolicy::own_certainty(int32_t layer, const float* logits, const float* lte, Memory& memory) const {
+// The least certain of several certainties.
+float ExitPolicy::least(const float* certainties, size_t count) const {
+    const float* const end = certainties + count;
+    return criterion_ == Criterion::entropy ? *std::max_element(certainties, end) : *std::min_element(certainties, end);
+}
+
+float ExitPolicy::own_certainty(int32_t layer, const Decisions& row, const float* lte, Memory& memory) const {
+    memory.decisions.resize(row.count);
+    if (row.count == 1) return certainty_of(layer, row.logits, lte, memory.decisions[0]);
+    std::vector<float> found;
+    for (size_t i = 0; i < row.count; ++i)
+        found.push_back(certainty_of(layer, row.logits + i * static_cast<size_t>(outputs_), lte, memory.decisions[i]));
+    return least(found.data(), found.size());
+}
+
+float ExitPolicy::certainty_of(int32_t layer, const float* logits, const float* lte, DecisionState& memory) const {
     const bool regression = outputs_ == 1, first = !memory.started;
     const float temperature = static_cast<float>(temperatures_[static_cast<size_t>(layer - 1)]);
     std::vector<float> scaled;
@@ -173,7 +191,7 @@ float ExitPolicy::own_certainty(int32_t layer, const float* logits, const float*
     return memory.certainty;
 }
 
-float ExitPolicy::learned(int32_t layer, const float* logits, const float* lte, Memory& memory) const {
+float ExitPolicy::learned(int32_t layer, const float* logits, const float* lte, DecisionState& memory) const {
     double features[kClassificationFeatures] = {};
     std::vector<double> outputs(static_cast<size_t>(outputs_));
     if (outputs_ == 1) {
@@ -212,11 +230,11 @@ float ExitPolicy::learned(int32_t layer, const float* logits, const float* lte, 
     return static_cast<float>(1 / (1 + std::exp(-std::min(std::max(score, -30.0), 30.0))));
 }
 
-bool ExitPolicy::exits(int32_t layer, float certainty, const float* logits) const {
+bool ExitPolicy::exits(int32_t layer, float certainty, const Decisions& row) const {
     if (layer >= layers()) return true;
     if (off_[static_cast<size_t>(layer)]) return false;
     const std::vector<double>& numbers = thresholds_[static_cast<size_t>(layer - 1)];
-    const auto place = numbers.size() > 1 ? static_cast<size_t>(largest(logits, outputs_)) : 0;
+    const auto place = numbers.size() > 1 ? static_cast<size_t>(largest(row.logits, outputs_)) : 0;
     const float threshold = static_cast<float>(numbers[place]);
     if (counts()) return certainty >= threshold;
     return criterion_ == Criterion::entropy ? certainty < threshold : certainty > threshold;

@@ -7,35 +7,36 @@
 namespace berxit {
 namespace {
 
-void add_word(TextView word, std::vector<Text>& words) {
-    if (!word.empty()) words.emplace_back(word);
+void add_word(const AlignedText& text, size_t start, size_t end, std::vector<AlignedText>& words) {
+    if (start < end) words.push_back(text.part(start, end - start));
 }
 
 // Splits at whitespace, which is removed; `punctuation`: each punctuation mark is a word, too.
-void split_at_blanks(TextView text, std::vector<Text>& words, bool punctuation) {
+void split_at_blanks(const AlignedText& whole, std::vector<AlignedText>& words, bool punctuation) {
+    const TextView text = whole.text;
     size_t start = 0;
     for (size_t place = 0; place < text.size(); ++place) {
         const bool blank = is_whitespace(text[place]), mark = !blank && punctuation && is_punctuation(text[place]);
         if (!blank && !mark) continue;
-        add_word(text.substr(start, place - start), words);
-        if (mark) add_word(text.substr(place, 1), words);
+        add_word(whole, start, place, words);
+        if (mark) add_word(whole, place, place + 1, words);
         start = place + 1;
     }
-    add_word(text.substr(start), words);
+    add_word(whole, start, text.size(), words);
 }
 
 // Replaces blanks by a mark, and splits before each mark.
-void split_at_marks(TextView text, std::vector<Text>& words, char32_t mark, bool prepend, bool split) {
-    Text marked(text);
+void split_at_marks(AlignedText whole, std::vector<AlignedText>& words, char32_t mark, bool prepend, bool split) {
+    Text& marked = whole.text;
     std::replace(marked.begin(), marked.end(), U' ', mark);
-    if (prepend && (marked.empty() || marked[0] != mark)) marked.insert(marked.begin(), mark);
+    if (prepend && (marked.empty() || marked[0] != mark)) whole.prepend(mark);
     size_t start = 0;
     for (size_t place = 1; split && place < marked.size(); ++place) {
         if (marked[place] != mark) continue;
-        add_word(TextView(marked).substr(start, place - start), words);
+        add_word(whole, start, place, words);
         start = place;
     }
-    add_word(TextView(marked).substr(start), words);
+    add_word(whole, start, marked.size(), words);
 }
 
 // End of the first word of a text by GPT-2's pattern:
@@ -53,16 +54,12 @@ size_t end_of_word(TextView text) {
     return blanks < text.size() && blanks > 1 ? blanks - 1 : blanks;  // the last blank belongs to the next word
 }
 
-void split_byte_level(TextView text, std::vector<Text>& words, bool prefix_space) {
-    Text prefixed;
-    if (prefix_space && (text.empty() || text[0] != U' ')) {
-        prefixed = U' ' + Text(text);
-        text = prefixed;
-    }
-    while (!text.empty()) {
-        const size_t end = end_of_word(text);
-        add_word(text.substr(0, end), words);
-        text.remove_prefix(end);
+void split_byte_level(AlignedText text, std::vector<AlignedText>& words, bool prefix_space) {
+    if (prefix_space && (text.text.empty() || text.text[0] != U' ')) text.prepend(U' ');
+    for (size_t start = 0; start < text.text.size();) {
+        const size_t end = start + end_of_word(TextView(text.text).substr(start));
+        add_word(text, start, end, words);
+        start = end;
     }
 }
 
@@ -75,15 +72,16 @@ void add(const Json& json, std::vector<Split>& steps) {
         for (const Json& each : json["pretokenizers"].array()) add(each, steps);
     } else if (type == "BertPreTokenizer" || type == "WhitespaceSplit") {
         const bool punctuation = type == "BertPreTokenizer";
-        steps.push_back([=](TextView text, std::vector<Text>& words) { split_at_blanks(text, words, punctuation); });
+        steps.push_back([=](const AlignedText& text, std::vector<AlignedText>& words) { split_at_blanks(text, words, punctuation); });
     } else if (type == "ByteLevel" && json["use_regex"].boolean(true)) {
         const bool prefix = json["add_prefix_space"].boolean(true);
-        steps.push_back([=](TextView text, std::vector<Text>& words) { split_byte_level(text, words, prefix); });
+        steps.push_back([=](const AlignedText& text, std::vector<AlignedText>& words) { split_byte_level(text, words, prefix); });
     } else if (type == "Metaspace" && !mark.empty() && (scheme == "always" || scheme == "never")) {
         const bool prepend = scheme == "always", split = json["split"].boolean(true);
         const char32_t first = mark[0];
-        steps.push_back(
-            [=](TextView text, std::vector<Text>& words) { split_at_marks(text, words, first, prepend, split); });
+        steps.push_back([=](const AlignedText& text, std::vector<AlignedText>& words) {
+            split_at_marks(text, words, first, prepend, split);
+        });
     } else {
         throw Failure("unknown pre_tokenizer " + quoted(type));
     }

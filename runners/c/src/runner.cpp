@@ -66,7 +66,8 @@ std::shared_ptr<Runner> Runner::load(const std::string& bundle, const LoadOption
             const std::string where = folder.path_of(manifest.tokenizer.file);
             try {
                 runner->tokenizer_ =
-                    std::make_unique<Tokenizer>(Json::parse(file->view()), static_cast<size_t>(manifest.max_length));
+                    std::make_unique<Tokenizer>(
+                        Json::parse(file->view()), static_cast<size_t>(manifest.max_length), manifest.kind->words);
             } catch (const Failure& error) {
                 throw Failure("cannot use tokenizer " + where + ": " + error.what() +
                               ". Upgrade the runner, or use the Python runner");
@@ -106,6 +107,14 @@ Tokens Runner::encode(const Input& input, const std::string& name, double end) c
             throw Failure("tokenizer of " + path_ + ": token id " + std::to_string(id) +
                           " is not in the word embedding table, which has " + std::to_string(manifest_->table_rows()) +
                           " rows. Export the bundle again");
+    if (tokens.words.size()) {  // characters to bytes
+        std::vector<size_t> bytes;
+        for (size_t at = 0; at < input.text.size(); ++at)
+            if ((input.text[at] & 0xC0) != 0x80) bytes.push_back(at);
+        bytes.push_back(input.text.size());
+        for (auto* places : {&tokens.words.starts, &tokens.words.ends})
+            for (size_t& place : *places) place = bytes[place];
+    }
     return tokens;
 }
 
@@ -142,11 +151,11 @@ std::vector<Prediction> Runner::predict(
 
 void Runner::run(const std::vector<Tokens>& tokens, const std::vector<size_t>& part, const ExitPolicy& policy, double start,
                  const double* deadline_ms, double end, std::vector<Prediction>& predictions) {
-    const auto outputs = static_cast<size_t>(manifest_->outputs());
     std::vector<size_t> rows = part;
     std::vector<const Tokens*> inputs;
     for (size_t row : rows) inputs.push_back(&tokens[row]);
     std::vector<Memory> memories(rows.size());
+    std::vector<float> buffer;
     std::vector<float> certainties(rows.size());
     std::vector<bool> exits(rows.size());
     std::unique_ptr<Deadline> deadline;
@@ -160,9 +169,9 @@ void Runner::run(const std::vector<Tokens>& tokens, const std::vector<size_t>& p
         check(place, found, rows.size());
         size_t exited = 0;
         for (size_t row = 0; row < rows.size(); ++row) {
-            const float* logits = found.logits + row * outputs;
-            certainties[row] = policy.certainty(layer, logits, found.lte ? found.lte + row : nullptr, memories[row]);
-            exits[row] = policy.exits(layer, certainties[row], logits);
+            const Decisions own = decisions(found, row, tokens[rows[row]], buffer);
+            certainties[row] = policy.certainty(layer, own, found.lte ? found.lte + row : nullptr, memories[row]);
+            exits[row] = policy.exits(layer, certainties[row], own);
             exited += exits[row];
         }
         const bool all = exited == rows.size();
@@ -174,8 +183,9 @@ void Runner::run(const std::vector<Tokens>& tokens, const std::vector<size_t>& p
             kept[row] = !stop && !exits[row];
             if (kept[row]) continue;
             Prediction& prediction = predictions[rows[row]];
-            fill(prediction, policy, place, found.logits + row * outputs, certainties[row]);
-            prediction.truncated = tokens[rows[row]].truncated;
+            const Tokens& own = tokens[rows[row]];
+            fill(prediction, policy, place, decisions(found, row, own, buffer), own.words, certainties[row]);
+            prediction.truncated = own.truncated;
             prediction.latency_ms = elapsed;
             prediction.late = deadline_ms && elapsed > *deadline_ms;
             prediction.stopped_by = place + 1 == manifest_->exits.size() ? StoppedBy::last_layer
@@ -198,7 +208,7 @@ void Runner::run(const std::vector<Tokens>& tokens, const std::vector<size_t>& p
 
 // Throws Failure for outputs that are no prediction.
 void Runner::check(size_t place, const Outputs& outputs, size_t rows) const {
-    const size_t count = rows * static_cast<size_t>(manifest_->outputs());
+    const size_t count = rows * outputs.row_size;
     bool finite = true, certain = true;
     for (size_t i = 0; i < count; ++i) finite = finite && std::isfinite(outputs.logits[i]);
     for (size_t i = 0; outputs.lte && i < rows; ++i) certain = certain && outputs.lte[i] >= 0 && outputs.lte[i] <= 1;
@@ -208,14 +218,49 @@ void Runner::check(size_t place, const Outputs& outputs, size_t rows) const {
                       ". Check the bundle with berxit-bench, then export again");
 }
 
-void Runner::fill(
-    Prediction& prediction, const ExitPolicy& policy, size_t place, const float* logits, float certainty) const {
-    const int32_t layer = manifest_->exits[place], outputs = manifest_->outputs();
-    prediction.scores.resize(static_cast<size_t>(outputs));
-    policy.scores(layer, logits, prediction.scores.data());
-    prediction.label = manifest_->regression ? -1 : largest(prediction.scores.data(), outputs);
+Decisions Runner::decisions(
+    const Outputs& outputs, size_t row, const Tokens& tokens, std::vector<float>& buffer) const {
+    const float* logits = outputs.logits + row * outputs.row_size;
+    return decisions_of(*manifest_->kind, logits, static_cast<size_t>(manifest_->outputs()), tokens.words, buffer);
+}
+
+void Runner::fill(Prediction& prediction, const ExitPolicy& policy, size_t place, const Decisions& decisions,
+                  const Words& words, float certainty) const {
+    const TaskKind& kind = *manifest_->kind;
+    const std::vector<std::string>& names = manifest_->labels;
+    const int32_t layer = manifest_->exits[place], classes = kind.classes(names.size());
+    const auto size = static_cast<size_t>(classes);
+    std::vector<float> scores(decisions.count * size);
+    for (size_t i = 0; i < decisions.count; ++i) policy.scores(layer, decisions.logits + i * size, &scores[i * size]);
     prediction.exit_layer = layer;
     prediction.certainty = certainty;
+    prediction.text.clear();
+    prediction.labels.clear();
+    if (!kind.several) {
+        prediction.label = kind.regression ? -1 : largest(scores.data(), classes);
+        if (!kind.regression) prediction.text = names[static_cast<size_t>(prediction.label)];
+        prediction.scores = std::move(scores);
+        return;
+    }
+    if (!kind.words) {
+        prediction.scores.resize(names.size());
+        for (size_t label = 0; label < names.size(); ++label) {
+            prediction.scores[label] = scores[2 * label + 1];
+            if (!largest(&scores[2 * label], classes)) continue;
+            prediction.text += (prediction.labels.empty() ? "" : "|") + names[label];
+            prediction.labels.push_back(names[label].c_str());
+        }
+        return;
+    }
+    std::vector<const std::string*> tags;
+    std::vector<float> of_tags;
+    for (size_t word = 0; word < words.size(); ++word) {
+        const auto tag = static_cast<size_t>(largest(&scores[word * size], classes));
+        tags.push_back(&names[tag]);
+        of_tags.push_back(scores[word * size + tag]);
+        prediction.text += (word ? " " : "") + names[tag];
+    }
+    prediction.spans = spans_of(tags, of_tags, words);
 }
 
 std::vector<double> Runner::golden_differences() {
@@ -246,7 +291,6 @@ std::vector<double> Runner::golden_differences() {
     const Releasing releasing{*backend_, state};
     state = backend_->embed(inputs);
     std::vector<double> differences;
-    const auto outputs = static_cast<size_t>(manifest_->outputs());
     for (size_t place = 0; place < manifest_->exits.size(); ++place) {
         const Outputs found = backend_->layer(place, state);
         check(place, found, rows.size());
@@ -254,10 +298,18 @@ std::vector<double> Runner::golden_differences() {
         double worst = 0;
         for (size_t row = 0; row < rows.size(); ++row) {
             const auto& exits = logits[row].array();
-            if (layer >= exits.size() || exits[layer].array().size() != outputs)
+            std::vector<double> expected;
+            if (layer < exits.size())
+                for (const Json& each : exits[layer].array()) {
+                    if (!each.is_array()) expected.push_back(each.number());
+                    for (const Json& inner : each.array()) expected.push_back(inner.number());  // of a token
+                }
+            const size_t of_row = manifest_->kind->words ? rows[row].size() : 1;
+            if (expected.size() != of_row * static_cast<size_t>(manifest_->outputs()))
                 throw Failure(where + ": the entries do not match. Export the bundle again");
-            for (size_t i = 0; i < outputs; ++i)
-                worst = std::max(worst, std::fabs(found.logits[row * outputs + i] - exits[layer].array()[i].number()) / manifest_->scale);
+            const float* own = found.logits + row * found.row_size;
+            for (size_t i = 0; i < expected.size(); ++i)
+                worst = std::max(worst, std::fabs(own[i] - expected[i]) / manifest_->scale);
             if (found.lte && !golden["lte"].is_null() && layer < lte[row].array().size())
                 worst = std::max(worst, std::fabs(found.lte[row] - lte[row].array()[layer].number()));
         }
@@ -281,8 +333,10 @@ const Prediction* Stream::next() {
     if (!state_.workspace) state_ = runner_->backend_->embed({&tokens_});
     const Outputs found = runner_->backend_->layer(place_, state_);
     runner_->check(place_, found, 1);
-    const float certainty = manifest.policy->certainty(manifest.exits[place_], found.logits, found.lte, memory_);
-    runner_->fill(prediction_, *manifest.policy, place_, found.logits, certainty);
+    std::vector<float> buffer;
+    const Decisions own = runner_->decisions(found, 0, tokens_, buffer);
+    const float certainty = manifest.policy->certainty(manifest.exits[place_], own, found.lte, memory_);
+    runner_->fill(prediction_, *manifest.policy, place_, own, tokens_.words, certainty);
     prediction_.truncated = tokens_.truncated;
     ++place_;
     prediction_.stopped_by = place_ == manifest.exits.size() ? StoppedBy::last_layer : StoppedBy::none;

@@ -20,8 +20,11 @@ struct Input {
 enum class StoppedBy { none, certainty, deadline, last_layer };
 
 struct Prediction {
-    std::vector<float> scores;  // class probabilities; for regression one value
-    int32_t label = -1;         // index of the predicted class; -1 for regression
+    std::vector<float> scores;  // probabilities of the classes or labels; for regression one value; empty for tokens
+    int32_t label = -1;         // index of the predicted class; -1 for other kinds
+    std::string text;           // the label as text; empty for regression
+    std::vector<const char*> labels;  // multilabel: the labels
+    std::vector<berxit_span> spans;   // tokens: the spans, in bytes of the text
     int32_t exit_layer = 0;
     float certainty = 0;
     double latency_ms = 0;
@@ -83,7 +86,9 @@ private:
     void run(const std::vector<Tokens>& tokens, const std::vector<size_t>& rows, const ExitPolicy& policy, double start,
              const double* deadline_ms, double end, std::vector<Prediction>& predictions);
     void check(size_t place, const Outputs& outputs, size_t rows) const;
-    void fill(Prediction& prediction, const ExitPolicy& policy, size_t place, const float* logits, float certainty) const;
+    Decisions decisions(const Outputs& outputs, size_t row, const Tokens& tokens, std::vector<float>& buffer) const;
+    void fill(Prediction& prediction, const ExitPolicy& policy, size_t place, const Decisions& decisions, const Words& words,
+              float certainty) const;
 };
 
 // Splits a batch into parts of at most `tokens` tokens, padding included, and `most_rows` rows, the shortest rows first.

@@ -53,23 +53,26 @@ public:
         }
     }
 
-    void append(TextView word, std::vector<int32_t>& ids) const override {
-        if (word.size() > longest_word_) return ids.push_back(unknown_);
-        const std::string bytes = encode(word);
+    void append(std::string_view bytes, std::vector<int32_t>& ids, std::vector<size_t>& ends) const override {
         const size_t before = ids.size();
+        const auto unknown = [&] {
+            ids.resize(before);
+            ids.push_back(unknown_);
+            ends.assign(1, bytes.size());
+        };
+        const auto characters = std::count_if(bytes.begin(), bytes.end(), [](char byte) { return (byte & 0xC0) != 0x80; });
+        if (static_cast<size_t>(characters) > longest_word_) return unknown();
         for (size_t start = 0; start < bytes.size();) {
             const auto& tokens = start ? continuations_ : beginnings_;
             const int32_t* id = nullptr;
             size_t end = std::min(bytes.size(), start + tokens.longest());
             for (; end > start; --end) {
-                id = tokens.find(std::string_view(bytes).substr(start, end - start));
+                id = tokens.find(bytes.substr(start, end - start));
                 if (id) break;
             }
-            if (!id) {
-                ids.resize(before);
-                return ids.push_back(unknown_);
-            }
+            if (!id) return unknown();
             ids.push_back(*id);
+            ends.push_back(end);
             start = end;
         }
     }
@@ -116,8 +119,7 @@ public:
         }
     }
 
-    void append(TextView word, std::vector<int32_t>& ids) const override {
-        const std::string bytes = encode(word);
+    void append(std::string_view bytes, std::vector<int32_t>& ids, std::vector<size_t>& ends) const override {
         std::vector<Symbol> symbols(bytes.size());
         std::priority_queue<Candidate> candidates;
         const int32_t count = static_cast<int32_t>(bytes.size());
@@ -144,7 +146,10 @@ public:
             offer(best.place);
             offer(left.previous);
         }
-        for (int32_t place = count ? 0 : -1; place >= 0; place = symbols[place].next) ids.push_back(symbols[place].id);
+        for (int32_t place = count ? 0 : -1; place >= 0; place = symbols[place].next) {
+            ids.push_back(symbols[place].id);
+            ends.push_back(static_cast<size_t>(symbols[place].next < 0 ? count : symbols[place].next));
+        }
     }
 
 private:
@@ -199,8 +204,7 @@ public:
         unknown_score_ = lowest - kUnknownPenalty;
     }
 
-    void append(TextView word, std::vector<int32_t>& ids) const override {
-        const std::string bytes = encode(word);
+    void append(std::string_view bytes, std::vector<int32_t>& ids, std::vector<size_t>& ends) const override {
         std::vector<Step> best(bytes.size() + 1);  // the best segmentation up to each byte
         best[0] = {0, 0, unknown_};
         for (size_t start = 0; start < bytes.size();) {
@@ -213,7 +217,7 @@ public:
             };
             const size_t last = std::min(bytes.size(), start + tokens_.longest());
             for (size_t end = start + 1; end <= last; ++end) {
-                const Token* token = tokens_.find(std::string_view(bytes).substr(start, end - start));
+                const Token* token = tokens_.find(bytes.substr(start, end - start));
                 if (!token) continue;
                 known = known || end == next;
                 offer(end, here + token->score, token->id);
@@ -223,8 +227,12 @@ public:
         }
         const size_t before = ids.size();
         for (size_t at = bytes.size(); at > 0; at = best[at].start)
-            if (!(best[at].id == unknown_ && ids.size() > before && ids.back() == unknown_)) ids.push_back(best[at].id);
+            if (!(best[at].id == unknown_ && ids.size() > before && ids.back() == unknown_)) {
+                ids.push_back(best[at].id);
+                ends.push_back(at);
+            }
         std::reverse(ids.begin() + static_cast<std::ptrdiff_t>(before), ids.end());
+        std::reverse(ends.begin(), ends.end());
     }
 
 private:

@@ -17,6 +17,42 @@ constexpr size_t kGrowth = 2;
 constexpr size_t kNoLimit = static_cast<size_t>(-1);
 constexpr int32_t kTokenTypes = 2;
 
+// Whitespace around a text.
+bool is_blank(char32_t c) {
+    return (c >= 0x9 && c <= 0xD) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+        (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+// True for a letter, mark or digit of a script that separates words by blanks.
+bool joins(char32_t c) {
+    static constexpr char32_t kUnspaced[][2] = {{0xE00, 0xEFF},   {0x1000, 0x109F}, {0x1780, 0x17FF},  {0x3040, 0x30FF},
+                                                {0x3400, 0x4DBF}, {0x4E00, 0x9FFF}, {0xF900, 0xFAFF}, {0x20000, 0x3FFFF}};
+    const Kind kind = kind_of(c);
+    return (kind == Kind::letter || kind == Kind::number || is_mark(c)) &&
+        std::none_of(std::begin(kUnspaced), std::end(kUnspaced), [c](const auto& each) { return c >= each[0] && c <= each[1]; });
+}
+
+// The words of a text: docs/bundle.md, "decisions". `places`: of its first `count` tokens, of which the first is at
+// `position` in the row. `indent`: number of characters before the text.
+Words words_of(TextView text, const std::vector<Place>& places, size_t count, size_t position, size_t indent) {
+    Words words;
+    for (size_t number = 0; number < count; ++number) {
+        auto [start, end] = places[number];
+        while (start < end && is_blank(text[start])) ++start;  // some tokenizers include the blank before a word
+        if (start >= end) continue;
+        const bool first = words.ends.empty();
+        const size_t open = first ? 0 : words.ends.back() - indent;
+        if (!first && (start < open || (start == open && joins(text[start - 1]) && joins(text[start])))) {
+            words.ends.back() = indent + std::max(open, end);
+        } else {
+            words.tokens.push_back(position + number);
+            words.starts.push_back(indent + start);
+            words.ends.push_back(indent + end);
+        }
+    }
+    return words;
+}
+
 std::unique_ptr<TokenModel> model_of(const Json& json) {
     const std::string& type = json["type"].string();
     if (type == "WordPiece") return word_piece(json);
@@ -39,12 +75,13 @@ std::pair<size_t, size_t> longest_first(size_t first, size_t second, size_t room
 
 }  // namespace
 
-Tokenizer::Tokenizer(const Json& json, size_t max_length)
+Tokenizer::Tokenizer(const Json& json, size_t max_length, bool words)
     : normalizer_(normalizer_of(json["normalizer"])),
       pre_tokenizer_(pre_tokenizer_of(json["pre_tokenizer"])),
       model_(model_of(json["model"])),
       added_(json["added_tokens"], normalizer_),
       max_length_(max_length),
+      words_(words),
       open_words_(std::max<size_t>(2, added_.longest())) {
     read_template(json["post_processor"]);
     for (const auto* parts : {&single_, &pair_})
@@ -91,8 +128,8 @@ void Tokenizer::read_template(const Json& json) {
     }
 }
 
-Tokens Tokenizer::encode(TextView first, const TextView* second, double end, const Clock& clock) const {
-    first = stripped(first);
+Tokens Tokenizer::encode(TextView given, const TextView* second, double end, const Clock& clock) const {
+    const TextView first = stripped(given);
     const TextView other = second ? stripped(*second) : TextView();
     const std::vector<Part>& parts = second ? pair_ : single_;
     const auto specials = static_cast<size_t>(
@@ -120,6 +157,9 @@ Tokens Tokenizer::encode(TextView first, const TextView* second, double end, con
     for (const Part& part : parts) {
         const Found& found = part.what == Part::first ? of_first : of_second;
         const size_t size = part.what == Part::special ? 1 : part.what == Part::first ? kept : kept_of_second;
+        if (words_ && part.what == Part::first)
+            tokens.words = words_of(
+                first, found.places, size, tokens.ids.size(), static_cast<size_t>(first.data() - given.data()));
         if (part.what == Part::special)
             tokens.ids.push_back(part.id);
         else
@@ -137,56 +177,66 @@ Tokenizer::Found Tokenizer::ids_of(TextView text, size_t room, double end, const
     Found found;
     for (size_t length = kCharactersPerToken * max_length_; length < text.size(); length *= kGrowth) {
         const double begin = clock();
-        const Words words = words_of(text.substr(0, length));
+        const std::vector<Piece> words = pieces_of(text.substr(0, length));
         const size_t closed = words.size() - std::min(words.size(), open_words_);
-        found.ids.clear();
-        for (size_t place = 0; place < closed; ++place) append_ids(words[place], found.ids);
+        found = Found();
+        for (size_t place = 0; place < closed; ++place) append_ids(words[place], found);
         const double time = clock();
         found.whole = false;
         if (found.ids.size() > room) return found;
         if (time + static_cast<double>(kGrowth) * (time - begin) > end) {
-            for (size_t place = closed; place < words.size(); ++place) append_ids(words[place], found.ids);
+            for (size_t place = closed; place < words.size(); ++place) append_ids(words[place], found);
             return found;
         }
     }
     found = Found();
-    for (const Piece& word : words_of(text)) append_ids(word, found.ids);
+    for (const Piece& word : pieces_of(text)) append_ids(word, found);
     return found;
 }
 
-Tokenizer::Words Tokenizer::words_of(TextView text) const {
-    Words words;
-    for (Piece& piece : added_.split(text, normalizer_)) {
+// Added tokens, and the words between them.
+std::vector<Piece> Tokenizer::pieces_of(TextView text) const {
+    std::vector<Piece> words;
+    for (Piece& piece : added_.split(AlignedText(text, words_), normalizer_)) {
         if (piece.id >= 0) {
             words.push_back(std::move(piece));
             continue;
         }
-        std::vector<Text> parts{std::move(piece.text)}, next;
+        std::vector<AlignedText> parts{std::move(piece.text)}, next;
         for (const Split& step : pre_tokenizer_) {
-            for (const Text& part : parts) step(part, next);
+            for (const AlignedText& part : parts) step(part, next);
             parts.swap(next);
             next.clear();
         }
-        for (Text& part : parts)
-            if (!part.empty()) words.push_back({-1, std::move(part)});
+        for (AlignedText& part : parts)
+            if (!part.text.empty()) words.push_back({-1, std::move(part)});
     }
     return words;
 }
 
-void Tokenizer::append_ids(const Piece& word, std::vector<int32_t>& ids) const {
-    if (word.id >= 0)
-        ids.push_back(word.id);
-    else
-        model_->append(word.text, ids);
+void Tokenizer::append_ids(const Piece& word, Found& found) const {
+    if (word.id >= 0) {
+        found.ids.push_back(word.id);
+        if (words_) found.places.push_back(word.text.place(0, word.text.text.size()));
+        return;
+    }
+    const std::string bytes = berxit::encode(word.text.text);
+    std::vector<size_t> ends;
+    model_->append(bytes, found.ids, ends);
+    if (!words_) return;
+    std::vector<size_t> character;  // the number of the character of each byte
+    size_t number = 0;
+    for (char byte : bytes) character.push_back((byte & 0xC0) == 0x80 ? number - 1 : number++);
+    size_t start = 0;
+    for (size_t end : ends) {
+        found.places.push_back(start < end ? word.text.place(character[start], character[end - 1] + 1) : Place{0, 0});
+        start = end;
+    }
 }
 
 TextView Tokenizer::stripped(TextView text) {
-    const auto blank = [](char32_t c) {
-        return (c >= 0x9 && c <= 0xD) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-    };
-    while (!text.empty() && blank(text.back())) text.remove_suffix(1);
-    while (!text.empty() && blank(text.front())) text.remove_prefix(1);
+    while (!text.empty() && is_blank(text.back())) text.remove_suffix(1);
+    while (!text.empty() && is_blank(text.front())) text.remove_prefix(1);
     return text;
 }
 

@@ -1,6 +1,7 @@
 // Program of the tests: runs parts of the library on cases from files or the standard input.
 //
 //     berxit-vectors tokenize TOKENIZER MAX_LENGTH    cases -> a line of ids, types and truncation each
+//     berxit-vectors words TOKENIZER MAX_LENGTH       cases -> a line each: tokens, starts and ends of the words, in characters
 //     berxit-vectors policies FILE OUTPUTS...         compares certainties and exits with the shared vectors
 //     berxit-vectors deadlines FILE                   the same for deadlines
 //     berxit-vectors answers FOLDER LIBRARY           compares predictions and streams with the answers.json of a bundle
@@ -80,14 +81,33 @@ int tokenize(const std::string& file, size_t max_length) {
     return 0;
 }
 
+int words(const std::string& file, size_t max_length) {
+    const Tokenizer tokenizer(Json::parse(content(file)), max_length, true);
+    std::vector<std::string> texts;
+    while (read_case(texts)) {
+        Text text;
+        if (!decode(texts[0], text)) throw Failure("not UTF-8");
+        const Words found = tokenizer.encode(text, nullptr, kNever, [] { return 0.0; }).words;
+        for (const auto* column : {&found.tokens, &found.starts, &found.ends}) {
+            for (size_t number : *column) std::printf("%zu ", number);
+            std::printf("| ");
+        }
+        std::printf("\n");
+    }
+    return 0;
+}
+
 std::vector<float> floats(const Json& json) {
     std::vector<float> found;
-    for (const Json& each : json.array()) found.push_back(static_cast<float>(each.number()));
+    for (const Json& each : json.array()) {
+        if (!each.is_array()) found.push_back(static_cast<float>(each.number()));
+        for (const Json& inner : each.array()) found.push_back(static_cast<float>(inner.number()));
+    }
     return found;
 }
 
 // The policy of a vector: its other keys are removed, because a policy rejects unknown keys.
-ExitPolicy policy_of(const Json& vector, int32_t outputs, bool lte, const std::string& place) {
+ExitPolicy policy_of(const Json& vector, int32_t outputs, bool lte, bool several, const std::string& place) {
     std::string object = "{";
     for (const char* key : {"criterion", "thresholds", "temperatures", "tolerance", "patience", "off", "weights"}) {
         if (vector[key].is_null()) continue;
@@ -104,7 +124,7 @@ ExitPolicy policy_of(const Json& vector, int32_t outputs, bool lte, const std::s
         };
         object += (object.size() > 1 ? ",\"" : "\"") + std::string(key) + "\":" + write(write, vector[key]);
     }
-    return ExitPolicy(Json::parse(object + "}"), place, outputs, lte);
+    return ExitPolicy(Json::parse(object + "}"), place, outputs, lte, several);
 }
 
 int policies(const std::string& file) {
@@ -114,22 +134,25 @@ int policies(const std::string& file) {
         const Json& vector = vectors.array()[number];
         const std::string place = file + "[" + std::to_string(number) + "]";
         const auto& logits = vector["logits"].array();
-        const auto outputs = static_cast<int32_t>(logits[0].array().size());
+        const auto& first = logits[0].array();
+        const bool several = first[0].is_array();
+        const auto outputs = static_cast<int32_t>(several ? first[0].array().size() : first.size());
         const std::vector<float> lte = floats(vector["lte"]);
-        const ExitPolicy policy = policy_of(vector, outputs, !lte.empty(), place);
+        const ExitPolicy policy = policy_of(vector, outputs, !lte.empty(), several, place);
         Memory memory;
         int32_t exit_layer = 0;
         for (int32_t layer = 1; layer <= policy.layers(); ++layer) {
             const auto at = static_cast<size_t>(layer - 1);
             const std::vector<float> row = floats(logits[at]);
-            const float certainty = policy.certainty(layer, row.data(), lte.empty() ? nullptr : &lte[at], memory);
+            const Decisions decisions{row.data(), several ? first.size() : 1};
+            const float certainty = policy.certainty(layer, decisions, lte.empty() ? nullptr : &lte[at], memory);
             const double expected = vector["certainty"].array()[at].number();
             if (!(std::fabs(certainty - expected) <= 1e-5 * std::fmax(1, std::fabs(expected)))) {
                 std::printf("%s: certainty %g at layer %d, expected %g\n", place.c_str(), static_cast<double>(certainty), layer,
                             expected);
                 ++wrong;
             }
-            if (!exit_layer && policy.exits(layer, certainty, row.data())) exit_layer = layer;
+            if (!exit_layer && policy.exits(layer, certainty, decisions)) exit_layer = layer;
         }
         if (exit_layer != static_cast<int32_t>(vector["exit_layer"].number())) {
             std::printf("%s: exits at %d\n", place.c_str(), exit_layer);
@@ -189,8 +212,16 @@ berxit_text text_of(const std::vector<std::string>& texts) {
 
 bool close(double found, double expected) { return std::fabs(found - expected) <= 1e-5 * std::fmax(1, std::fabs(expected)); }
 
+// Number of characters in the first `bytes` bytes.
+double characters(const std::string& text, size_t bytes) {
+    const auto end = text.begin() + static_cast<std::ptrdiff_t>(bytes);
+    return static_cast<double>(std::count_if(text.begin(), end, [](char byte) { return (byte & 0xC0) != 0x80; }));
+}
+
 // Differences between a prediction and an answer of the vectors.
-int differences(const berxit_runner* runner, const berxit_prediction& found, const Json& expected, const std::string& place) {
+int differences(const berxit_runner* runner, const berxit_prediction& found, const Json& expected, const berxit_text& given,
+                const std::string& place) {
+    const std::string text(given.text, given.text_size);
     static constexpr const char* kReasons[] = {"", "certainty", "deadline", "last_layer"};
     const bool named = expected["label"].is_string();
     bool equal = named ? found.label && found.label == expected["label"].string()
@@ -202,6 +233,15 @@ int differences(const berxit_runner* runner, const berxit_prediction& found, con
     for (size_t i = 0; equal && i < found.score_count; ++i) {
         const auto& [name, score] = expected["scores"].object()[i];
         equal = (named ? name == berxit_label(runner, i) : name == "value") && close(found.scores[i], score.number());
+    }
+    const auto &labels = expected["labels"].array(), &spans = expected["spans"].array();
+    equal = equal && found.label_count == labels.size() && found.span_count == spans.size();
+    for (size_t i = 0; equal && i < labels.size(); ++i) equal = found.labels[i] == labels[i].string();
+    for (size_t i = 0; equal && i < spans.size(); ++i) {  // in characters
+        const auto& span = spans[i].array();
+        equal = characters(text, found.spans[i].start) == span[0].number() &&
+            characters(text, found.spans[i].end) == span[1].number() && found.spans[i].label == span[2].string() &&
+            close(found.spans[i].score, span[3].number());
     }
     if (!equal) std::printf("%s differs\n", place.c_str());
     return !equal;
@@ -229,8 +269,8 @@ int answers(const std::string& folder, const char* library) {
             berxit_result* single = nullptr;
             need(berxit_predict(runner, &texts[row], 1, &call, &single));
             const Json& expected = batch["answers"].array()[row];
-            wrong += differences(runner, *berxit_result_at(single, 0), expected, folder + ": a prediction");
-            wrong += differences(runner, *berxit_result_at(together, row), expected, folder + ": a row of a batch");
+            wrong += differences(runner, *berxit_result_at(single, 0), expected, texts[row], folder + ": a prediction");
+            wrong += differences(runner, *berxit_result_at(together, row), expected, texts[row], folder + ": a row of a batch");
             berxit_result_free(single);
             ++checked;
         }
@@ -242,7 +282,7 @@ int answers(const std::string& folder, const char* library) {
         need(berxit_stream_open(runner, &texts[row], &stream));
         for (const Json& expected : cases["streams"].array()[row].array()) {
             need(berxit_stream_next(stream, &found));
-            wrong += !found || differences(runner, *found, expected, folder + ": a stream");
+            wrong += !found || differences(runner, *found, expected, texts[row], folder + ": a stream");
             ++checked;
         }
         need(berxit_stream_next(stream, &found));
@@ -356,8 +396,8 @@ int speed(int count, char** arguments) {
         for (size_t place = 0; place < manifest.exits.size(); ++place) {
             const Outputs found = backend.layer(place, state);
             const int32_t layer = manifest.exits[place];
-            const float certainty = manifest.policy->certainty(layer, found.logits, found.lte, memory);
-            exits = manifest.policy->exits(layer, certainty, found.logits);
+            const float certainty = manifest.policy->certainty(layer, {found.logits}, found.lte, memory);
+            exits = manifest.policy->exits(layer, certainty, {found.logits});
         }
         backend.release(state);
         const double end = now();
@@ -382,6 +422,7 @@ int speed(int count, char** arguments) {
 int main(int count, char** arguments) {
     try {
         const std::string name = count > 2 ? arguments[1] : "";
+        if (name == "words" && count == 4) return words(arguments[2], static_cast<size_t>(std::atoi(arguments[3])));
         if (name == "tokenize" && count == 4) return tokenize(arguments[2], static_cast<size_t>(std::atoi(arguments[3])));
         if (name == "policies") return policies(arguments[2]);
         if (name == "deadlines") return deadlines(arguments[2]);

@@ -22,12 +22,27 @@ int failed() {
     return 1;
 }
 
-void print(const berxit_runner* runner, const berxit_prediction* found) {
-    if (found->label)
-        std::printf("%s", found->label);
-    else
-        std::printf("%g", static_cast<double>(found->value));
-    std::printf("  layer %d of %d, certainty %.4f, %.2f ms, %s%s\n", found->exit_layer, berxit_info_of(runner).layers,
+// The prediction in words: a label, a number, labels or spans.
+std::string description(const berxit_runner* runner, const berxit_prediction* found, const std::string& text) {
+    const std::string kind = berxit_kind(runner);
+    if (kind == "regression") {
+        char value[32];
+        std::snprintf(value, sizeof value, "%g", static_cast<double>(found->value));
+        return value;
+    }
+    if (kind == "classification") return found->label;
+    std::string words;
+    for (size_t i = 0; i < found->label_count; ++i) words += (i ? ", " : "") + std::string(found->labels[i]);
+    for (size_t i = 0; i < found->span_count; ++i) {
+        const berxit_span& span = found->spans[i];
+        words += (i ? ", " : "") + std::string(span.label) + ": " + text.substr(span.start, span.end - span.start);
+    }
+    return words.empty() ? "none" : words;
+}
+
+void print(const berxit_runner* runner, const berxit_prediction* found, const char* text) {
+    std::printf("%s  layer %d of %d, certainty %.4f, %.2f ms, %s%s\n", description(runner, found, text).c_str(),
+                found->exit_layer, berxit_info_of(runner).layers,
                 static_cast<double>(found->certainty), found->latency_ms, kReasons[found->stopped_by],
                 found->truncated ? ", truncated" : "");
 }
@@ -79,13 +94,13 @@ int main(int count, char** arguments) {
             if (berxit_stream_open(runner, &text, &opened) != BERXIT_OK) return failed();
             do {
                 if (berxit_stream_next(opened, &found) != BERXIT_OK) return failed();
-                if (found) print(runner, found);
+                if (found) print(runner, found, names[1]);
             } while (found);
             berxit_stream_free(opened);
         } else {
             berxit_result* result = nullptr;
             if (berxit_predict(runner, &text, 1, &call, &result) != BERXIT_OK) return failed();
-            print(runner, berxit_result_at(result, 0));
+            print(runner, berxit_result_at(result, 0), names[1]);
             berxit_result_free(result);
         }
     }

@@ -35,7 +35,7 @@ function row(layer, prediction) {
 
 /** The prediction in words. */
 function shownLabel({ label, labels, spans }, text) {
-  if (spans) return spans.map((each) => `${each.label}: ${text.trim().slice(each.start, each.end)}`).join(", ") || "no spans";
+  if (spans) return spans.map((each) => `${each.label}: ${text.slice(each.start, each.end)}`).join(", ") || "no spans";
   if (labels) return labels.join(", ") || "no label";
   return typeof label === "number" ? label.toFixed(3) : label;
 }

@@ -2,7 +2,7 @@ import { after, before, stripped } from "./tokenization/unicode.js";
 
 /** A labelled range of a text. */
 export interface Span {
-  /** First character, as an index of the text without surrounding whitespace: `text.trim().slice(start, end)`. */
+  /** Index of the first character in the text as given: `text.slice(start, end)` is the span. */
   start: number;
   /** Index after the last character. */
   end: number;
@@ -11,7 +11,7 @@ export interface Span {
   score: number;
 }
 
-/** A token, and its range in the text. */
+/** A token, and its range in the text without surrounding whitespace. */
 export interface Token {
   id: number;
   start: number;
@@ -22,9 +22,9 @@ export interface Token {
 export interface Words {
   /** (W,) position of the first token of each word in the row. */
   tokens: number[];
-  /** (W,) first character of each word. */
+  /** (W,) index of the first character of each word in the text as given. */
   starts: number[];
-  /** (W,) character after each word. */
+  /** (W,) index after each word. */
   ends: number[];
 }
 
@@ -35,11 +35,13 @@ const UNSPACED = "\\u{e00}-\\u{eff}\\u{1000}-\\u{109f}\\u{1780}-\\u{17ff}\\u{304
 const JOINS = new RegExp(`^(?![${UNSPACED}])[\\p{L}\\p{M}\\p{N}]`, "u");
 
 /**
- * The words of a text. `tokens`: its tokens without special tokens, the first at `position` in the row. A token continues
- * the word before it if it starts in that word, or where it ends, between two characters that join. Any other token
- * starts a word.
+ * The words of a text. `tokens`: the tokens of the stripped text, without special tokens, the first at `position` in the
+ * row. A token continues the word before it if it starts in that word, or where it ends, between two characters that join.
+ * Any other token starts a word.
  */
-export function wordsOf(text: string, tokens: Token[], position: number): Words {
+export function wordsOf(given: string, tokens: Token[], position: number): Words {
+  const text = stripped(given);
+  const indent = given.indexOf(text);
   const words: Words = { tokens: [], starts: [], ends: [] };
   tokens.forEach((token, place) => {
     const { end } = token;
@@ -48,13 +50,13 @@ export function wordsOf(text: string, tokens: Token[], position: number): Words 
     if (content === "") return;
     const start = token.start + part.indexOf(content); // some tokenizers include the blank before a word
     const last = words.ends.length - 1;
-    const open = words.ends[last] ?? -1;
+    const open = last < 0 ? -1 : words.ends[last] - indent;
     if (start < open || (start === open && JOINS.test(before(text, start)) && JOINS.test(after(text, start)))) {
-      words.ends[last] = Math.max(open, end);
+      words.ends[last] = indent + Math.max(open, end);
     } else {
       words.tokens.push(position + place);
-      words.starts.push(start);
-      words.ends.push(end);
+      words.starts.push(indent + start);
+      words.ends.push(indent + end);
     }
   });
   return words;

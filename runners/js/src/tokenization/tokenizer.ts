@@ -61,7 +61,8 @@ export class Tokenizer {
    * if that would miss it.
    */
   encode(text: Text, end = Infinity, clock = () => performance.now() / 1e3): Encoding {
-    const texts = (typeof text === "string" ? [text] : text).map(stripped);
+    const given = typeof text === "string" ? [text] : text;
+    const texts = given.map(stripped);
     const parts = texts.length > 1 ? this.template.pair : this.template.single;
     const room = Math.max(this.maxLength - parts.filter((part) => "id" in part).length, 0);
     const found = texts.map((each) => this.tokens(each, room, end, clock));
@@ -84,7 +85,7 @@ export class Tokenizer {
     };
     for (const part of parts) {
       const tokens = "id" in part ? [part] : found[part.text].tokens.slice(0, kept[part.text]);
-      if (this.findWords && "text" in part) encoding.words = wordsOf(texts[0], tokens as Token[], encoding.inputIds.length);
+      if (this.findWords && "text" in part) encoding.words = wordsOf(given[0], tokens as Token[], encoding.inputIds.length);
       for (const { id } of tokens) {
         encoding.inputIds.push(id);
         encoding.tokenTypeIds.push(part.type);

@@ -50,7 +50,10 @@ bool failed(JNIEnv* env, berxit_status status) {
     return true;
 }
 
-// Sets two entries of `results`: the numbers that the constructor of berxit.Prediction reads, and the scores.
+constexpr jsize kEntries = 4;
+
+// Sets four entries of `results`, as the constructor of berxit.Prediction reads them: numbers, scores, names (the label, then
+// the labels of the set and of the spans), and start, end and score of each span.
 bool store(JNIEnv* env, jobjectArray results, jsize place, const berxit_prediction& found) {
     const jdouble numbers[] = {static_cast<jdouble>(found.label_index), found.value, static_cast<jdouble>(found.exit_layer),
                                found.certainty, found.latency_ms, static_cast<jdouble>(found.truncated),
@@ -58,13 +61,33 @@ bool store(JNIEnv* env, jobjectArray results, jsize place, const berxit_predicti
     const jsize count = static_cast<jsize>(std::size(numbers)), score_count = static_cast<jsize>(found.score_count);
     jdoubleArray first = env->NewDoubleArray(count);
     jfloatArray second = first ? env->NewFloatArray(score_count) : nullptr;
-    if (!second) return false;
+    std::vector<const char*> names{found.label};
+    names.insert(names.end(), found.labels, found.labels + found.label_count);
+    std::vector<jdouble> spans;
+    for (size_t i = 0; i < found.span_count; ++i) {
+        const berxit_span& span = found.spans[i];
+        names.push_back(span.label);
+        spans.insert(spans.end(), {static_cast<jdouble>(span.start), static_cast<jdouble>(span.end), span.score});
+    }
+    jclass of_bytes = env->FindClass("[B");
+    jobjectArray third = second && of_bytes ? env->NewObjectArray(static_cast<jsize>(names.size()), of_bytes, nullptr) : nullptr;
+    jdoubleArray fourth = third ? env->NewDoubleArray(static_cast<jsize>(spans.size())) : nullptr;
+    if (!fourth) return false;
     env->SetDoubleArrayRegion(first, 0, count, numbers);
     env->SetFloatArrayRegion(second, 0, score_count, found.scores);
-    env->SetObjectArrayElement(results, place, first);
-    env->SetObjectArrayElement(results, place + 1, second);
-    env->DeleteLocalRef(first);
-    env->DeleteLocalRef(second);
+    for (size_t i = 0; i < names.size(); ++i) {
+        jbyteArray name = names[i] ? array_of(env, names[i]) : nullptr;
+        env->SetObjectArrayElement(third, static_cast<jsize>(i), name);
+        env->DeleteLocalRef(name);
+    }
+    env->SetDoubleArrayRegion(fourth, 0, static_cast<jsize>(spans.size()), spans.data());
+    jsize entry = place * kEntries;
+    const jobject entries[kEntries] = {first, second, third, fourth};
+    for (jobject each : entries) {
+        env->SetObjectArrayElement(results, entry++, each);
+        env->DeleteLocalRef(each);
+    }
+    env->DeleteLocalRef(of_bytes);
     return true;
 }
 
@@ -124,9 +147,9 @@ JNIEXPORT jobjectArray JNICALL Java_berxit_EarlyExitRunner_predict(
     if (failed(env, berxit_predict(runner_of(runner), inputs.empty() ? &none : inputs.data(), inputs.size(), &call, &result)))
         return nullptr;
     const std::unique_ptr<berxit_result, void (*)(berxit_result*)> owned(result, berxit_result_free);
-    jobjectArray results = env->NewObjectArray(2 * count, env->FindClass("java/lang/Object"), nullptr);
+    jobjectArray results = env->NewObjectArray(kEntries * count, env->FindClass("java/lang/Object"), nullptr);
     for (jsize i = 0; results && i < count; ++i)
-        if (!store(env, results, 2 * i, *berxit_result_at(result, static_cast<size_t>(i)))) return nullptr;
+        if (!store(env, results, i, *berxit_result_at(result, static_cast<size_t>(i)))) return nullptr;
     return results;
 }
 
@@ -142,7 +165,7 @@ JNIEXPORT jlong JNICALL Java_berxit_EarlyExitRunner_openStream(
 JNIEXPORT jobjectArray JNICALL Java_berxit_EarlyExitRunner_nextOf(JNIEnv* env, jclass, jlong stream) {
     const berxit_prediction* found = nullptr;
     if (failed(env, berxit_stream_next(stream_of(stream), &found)) || !found) return nullptr;
-    jobjectArray results = env->NewObjectArray(2, env->FindClass("java/lang/Object"), nullptr);
+    jobjectArray results = env->NewObjectArray(kEntries, env->FindClass("java/lang/Object"), nullptr);
     return results && store(env, results, 0, *found) ? results : nullptr;
 }
 

@@ -95,7 +95,7 @@ public final class EarlyExitRunner implements AutoCloseable {
             options.threads, options.pool, options.spinning, options.verify, options.missProbability));
     }
 
-    /** Class names in the order of the scores; empty for regression. */
+    /** Class names, labels or tags in the model's order; empty for regression. */
     public List<String> labels() {
         return labels;
     }
@@ -132,7 +132,7 @@ public final class EarlyExitRunner implements AutoCloseable {
             List<Prediction> found = new ArrayList<>();
             double nan = Double.NaN;
             Object[] results = predict(handle, texts, threshold == null ? nan : threshold, deadlineMs == null ? nan : deadlineMs);
-            for (int i = 0; i < results.length; i += 2) found.add(new Prediction(labels, (double[]) results[i], (float[]) results[i + 1]));
+            for (int i = 0; i < inputs.size(); ++i) found.add(new Prediction(labels, results, i, texts[2 * i]));
             return found;
         } finally {
             leave();
@@ -146,7 +146,8 @@ public final class EarlyExitRunner implements AutoCloseable {
     public PredictionStream stream(String text, String pair) {
         enter();
         try {
-            return new PredictionStream(openStream(handle, bytes(text, "a text"), pair == null ? null : bytes(pair, "a text")));
+            byte[] first = bytes(text, "a text");
+            return new PredictionStream(openStream(handle, first, pair == null ? null : bytes(pair, "a text")), first);
         } finally {
             leave();
         }
@@ -185,11 +186,13 @@ public final class EarlyExitRunner implements AutoCloseable {
 
     /** Iterator over the predictions of all exits. Belongs to one thread at a time. */
     public final class PredictionStream implements Iterator<Prediction>, AutoCloseable {
+        private final byte[] text;
         private long stream;
         private Prediction next;
 
-        private PredictionStream(long stream) {
+        private PredictionStream(long stream, byte[] text) {
             this.stream = stream;
+            this.text = text;
         }
 
         @Override
@@ -197,7 +200,7 @@ public final class EarlyExitRunner implements AutoCloseable {
             if (next == null && stream != 0) {
                 Object[] found = nextOf(stream);
                 if (found == null) close();
-                else next = new Prediction(labels, (double[]) found[0], (float[]) found[1]);
+                else next = new Prediction(labels, found, 0, text);
             }
             return next != null;
         }
@@ -233,7 +236,7 @@ public final class EarlyExitRunner implements AutoCloseable {
 
     private static native byte[][] labels(long runner);
 
-    /** Two entries per input: numbers (as the constructor of Prediction reads them), and scores. */
+    /** Four entries per input, as the constructor of Prediction reads them. */
     private static native Object[] predict(long runner, byte[][] texts, double threshold, double deadlineMs);
 
     private static native long openStream(long runner, byte[] text, byte[] pair);

@@ -1,5 +1,7 @@
 package berxit;
 
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -19,10 +21,22 @@ public final class Prediction {
     private final boolean truncated;
     private final StoppedBy stoppedBy;
     private final Boolean late;
+    private final List<String> labels;
+    private final List<Span> spans;
 
-    Prediction(List<String> labels, double[] numbers, float[] scores) {
-        int index = (int) numbers[0];
-        label = index < 0 ? null : labels.get(index);
+    /**
+     * @param classes names of the model's classes
+     * @param found four entries per input: numbers; scores; names (the label, those of the set, those of the spans); spans
+     *     as start and end in bytes, and score
+     * @param input number of the input
+     * @param text the input in UTF-8
+     */
+    Prediction(List<String> classes, Object[] found, int input, byte[] text) {
+        double[] numbers = (double[]) found[4 * input];
+        float[] scores = (float[]) found[4 * input + 1];
+        byte[][] names = (byte[][]) found[4 * input + 2];
+        double[] places = (double[]) found[4 * input + 3];
+        label = names[0] == null ? null : EarlyExitRunner.text(names[0]);
         value = numbers[1];
         exitLayer = (int) numbers[2];
         certainty = numbers[3];
@@ -31,21 +45,47 @@ public final class Prediction {
         stoppedBy = StoppedBy.values()[(int) numbers[6]];
         late = numbers[7] < 0 ? null : Boolean.valueOf(numbers[7] != 0);
         Map<String, Float> named = new LinkedHashMap<>();
-        for (int i = 0; i < scores.length; ++i) named.put(index < 0 ? "value" : labels.get(i), scores[i]);
+        for (int i = 0; i < scores.length; ++i) named.put(label == null ? "value" : classes.get(i), scores[i]);
         this.scores = Collections.unmodifiableMap(named);
+        int first = names.length - places.length / 3;
+        List<String> set = new ArrayList<>();
+        for (int i = 1; i < first; ++i) set.add(EarlyExitRunner.text(names[i]));
+        labels = Collections.unmodifiableList(set);
+        List<Span> ranges = new ArrayList<>();
+        for (int i = 0; i < places.length; i += 3)
+            ranges.add(new Span(characters(text, (int) places[i]), characters(text, (int) places[i + 1]),
+                EarlyExitRunner.text(names[first + i / 3]), places[i + 2]));
+        spans = Collections.unmodifiableList(ranges);
     }
 
-    /** The class name; null for regression. */
+    private static int characters(byte[] text, int bytes) {
+        return new String(text, 0, bytes, StandardCharsets.UTF_8).length();
+    }
+
+    /**
+     * The class name; for multilabel the labels, joined by "|"; for tokens the IOB2 tags of the words, separated by blanks; null
+     * for regression.
+     */
     public String label() {
         return label;
     }
 
-    /** The value of a regression model; the label's probability for classification. */
+    /** Multilabel: the labels of the text, in the model's order. Empty for another kind. */
+    public List<String> labels() {
+        return labels;
+    }
+
+    /** Tokens: the labelled spans of the text. Empty for another kind. */
+    public List<Span> spans() {
+        return spans;
+    }
+
+    /** The value of a regression model; the label's probability for classification; otherwise 0. */
     public double value() {
         return value;
     }
 
-    /** Class name and probability, in the model's order; for regression "value". */
+    /** Class or label and probability, in the model's order; for regression "value"; empty for tokens. */
     public Map<String, Float> scores() {
         return scores;
     }
