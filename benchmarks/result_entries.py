@@ -488,6 +488,18 @@ ENTRIES = (
         after=("quickstart",),
     ),
     Entry(
+        "c-runner",
+        ("runners/c-runner.json", "runners/c-runner-tiny.json"),
+        4,
+        (
+            f"python -m benchmarks.c_runner quickstart/bundle {OUTPUT}/quickstart-int8 --data toolkit/sample/test.tsv"
+            f" --output {OUTPUT}/c-runner",
+            "python -m benchmarks.c_runner build/test-models/bundles/bundle --data toolkit/sample/test.tsv --length 16"
+            f" --length 32 --seconds 5 --output {OUTPUT}/c-runner-tiny",
+        ),
+        after=("javascript", "reliability"),
+    ),
+    Entry(
         "studies-of-one-seed",
         ("studies/certainty-mrpc.json", "studies/lte-mrpc.json"),
         3,
