@@ -1,6 +1,6 @@
 """The C runner beside the Python runner and one graph, interleaved, on the same bundles.
 
-    python benchmarks/c_runner.py BUNDLE... --data FILE.tsv [--threads 1 --threads 2] --output c-runner
+    python -m benchmarks.c_runner BUNDLE... --data FILE.tsv [--threads 1 --threads 2] --output c-runner
 
 For each bundle and number of threads:
 
@@ -36,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "runners"))
 BLOCK = 20
 PAUSE_S = 0.05
-LENGTHS = (16, 128)
-"""Tokens of the inputs of the segments."""
 
 
 class CRunner:
@@ -99,11 +97,18 @@ def segments(bundle: Path, threads: int, length: int, seconds: float, folder: Pa
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Texts, one per row.")
 @click.option("--texts", "count", default=400, help="Number of texts.")
 @click.option("--threads", multiple=True, type=int, default=(1, 2))
+@click.option("--length", "lengths", multiple=True, type=int, default=(16, 128), help="Tokens of the segments' input.")
 @click.option("--seconds", default=10.0, help="Duration of each measurement of the segments.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @debug_option
 def command(
-    bundles: tuple[Path, ...], data: Path, count: int, threads: tuple[int, ...], seconds: float, output: Path
+    bundles: tuple[Path, ...],
+    data: Path,
+    count: int,
+    threads: tuple[int, ...],
+    lengths: tuple[int, ...],
+    seconds: float,
+    output: Path,
 ) -> None:
     """Measure the C runner."""
     import tempfile
@@ -114,7 +119,7 @@ def command(
         for number in threads:
             record: dict[str, Any] = {"bundle": bundle.name, "threads": number, "calls": calls(bundle, texts, number)}
             with tempfile.TemporaryDirectory() as folder:
-                record["segments"] = {str(n): segments(bundle, number, n, seconds, Path(folder)) for n in LENGTHS}
+                record["segments"] = {str(n): segments(bundle, number, n, seconds, Path(folder)) for n in lengths}
             records.append(record)
             own = record["segments"]
             rows.append(
@@ -122,17 +127,16 @@ def command(
                     bundle.name,
                     number,
                     "{c:.0f} / {python:.0f} ({c_per_python:.2f})".format(**record["calls"]),
-                    " / ".join(f"{own[str(n)]['segments_per_graph']:.3f}" for n in LENGTHS),
-                    " / ".join(f"{own[str(n)]['outside_per_segment']:.2f}" for n in LENGTHS),
+                    " / ".join(f"{own[str(n)]['segments_per_graph']:.3f}" for n in lengths),
+                    " / ".join(f"{own[str(n)]['outside_per_segment']:.2f}" for n in lengths),
                 ]
             )
             click.echo(rows[-1])
-    lengths = " / ".join(map(str, LENGTHS))
     header = [
         "bundle",
         "threads",
         "call, C / Python in us (ratio)",
-        f"segments / one graph, {lengths} tokens",
+        f"segments / one graph, {' / '.join(map(str, lengths))} tokens",
         "us outside per segment",
     ]
     write_results(output, "c-runner", {"records": records}, markdown_table(header, rows))

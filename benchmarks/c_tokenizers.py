@@ -1,6 +1,6 @@
 """Token ids of the C runner and of the Python runtime, for many random texts.
 
-    python benchmarks/c_tokenizers.py [--texts 200000] [--seed 0] --output c-tokenizers
+    python -m benchmarks.c_tokenizers [--texts 200000] [--seed 0] --output c-tokenizers
 
 The five tokenizers of tests/runners/vectors encode the texts of benchmarks/swift_tokenizers, and pairs of them, with
 maximum lengths of 16 and 128 tokens. Ids, types and truncation must be equal.

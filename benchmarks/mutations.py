@@ -30,6 +30,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,7 @@ class Counts:
 def measure(bundle: Path, backend: str, first: int, count: int) -> Counts:
     """Tries ``count`` mutations, from number ``first`` on."""
     counts = Counts(backend)
+    import_module(f"berxit.runtime.backends.{backend}")  # here, so that not every child imports it
     with tempfile.TemporaryDirectory() as scratch, progress_bar(backend)(count) as bar:
         expected = _in_child(lambda: predictions(bundle, backend))
         for number in range(first, first + count):

@@ -122,6 +122,20 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "heads",
+        ("heads/eval.json", "heads/requested.json"),
+        5,
+        (
+            "berxit-train --model $MINILM --task custom --head intent --head when --data toolkit/sample/heads"
+            f" --pooling mean --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3"
+            f" --max-length 48 --output {OUTPUT}/heads",
+            f"berxit-calibrate {OUTPUT}/heads --data toolkit/sample/heads",
+            f"berxit-eval {OUTPUT}/heads --data toolkit/sample/heads --split test --output {OUTPUT}/heads-eval",
+            f"python benchmarks/requested_heads.py {OUTPUT}/heads --data toolkit/sample/heads --output"
+            f" {OUTPUT}/heads-requested",
+        ),
+    ),
+    Entry(
         "mrpc-minilm",
         ("mrpc-minilm/bench.json",),
         12,
@@ -472,6 +486,18 @@ ENTRIES = (
             f" --data $DATA/SST-2/dev.tsv --output {OUTPUT}",
         ),
         after=("quickstart",),
+    ),
+    Entry(
+        "c-runner",
+        ("runners/c-runner.json", "runners/c-runner-tiny.json"),
+        4,
+        (
+            f"python -m benchmarks.c_runner quickstart/bundle {OUTPUT}/quickstart-int8 --data toolkit/sample/test.tsv"
+            f" --output {OUTPUT}/c-runner",
+            "python -m benchmarks.c_runner build/test-models/bundles/bundle --data toolkit/sample/test.tsv --length 16"
+            f" --length 32 --seconds 5 --output {OUTPUT}/c-runner-tiny",
+        ),
+        after=("javascript", "reliability"),
     ),
     Entry(
         "studies-of-one-seed",

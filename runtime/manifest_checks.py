@@ -107,6 +107,7 @@ def _model(model: ModelInfo) -> Iterator[str]:
         yield f"model.labels has {len(model.labels)} entries: a {model.kind} model must have {needed}"
     if twice := _repeated(model.labels):
         yield f"model.labels contains '{twice}' twice"
+    yield from model.task_kind.problems(model.labels, model.label_column)
     if not 1 <= len(model.text_columns) <= 2:
         yield f"model.text_columns has {len(model.text_columns)} entries: a model reads 1 text or a pair of 2"
     if not model.metric:

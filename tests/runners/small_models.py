@@ -235,6 +235,6 @@ def streams(
 
 
 def plain(answer: Prediction) -> dict[str, Any]:
-    """Fields of a prediction except ``latency_ms``, ``late``, and ``labels`` and ``spans`` of another kind."""
+    """Fields of a prediction except ``latency_ms``, ``late``, and those of another kind."""
     known = {key: value for key, value in asdict(answer).items() if key not in ("latency_ms", "late")}
-    return {key: value for key, value in known.items() if value is not None or key not in ("labels", "spans")}
+    return {key: value for key, value in known.items() if value is not None or key not in ("labels", "spans", "heads")}

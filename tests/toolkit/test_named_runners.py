@@ -24,10 +24,11 @@ def test_usable_lists_the_runners_of_a_target_and_why_others_cannot(target: str)
     ]
 
 
-@pytest.mark.parametrize("kind", ["multilabel", "tokens"])
-def test_every_runner_of_the_target_runs_every_kind(kind: str) -> None:
-    manifest = read_manifest(VECTORS / "onnx" / kind)
+def test_usable_names_a_kind_that_other_languages_do_not_run() -> None:
+    manifest = read_manifest(VECTORS / "onnx" / "tokens")
     assert usable(manifest).startswith("Python, C, Java, JavaScript; Swift runs bundles for coreml")
+    of_heads = replace(manifest, model=replace(manifest.model, kind="heads"))
+    assert "; C runs models for classification and regression and multilabel and tokens" in usable(of_heads)
 
 
 def test_usable_names_a_criterion_that_other_languages_do_not_know() -> None:
