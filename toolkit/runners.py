@@ -32,12 +32,11 @@ class NamedRunner:
 
 
 ONE_DECISION = ("classification", "regression")
-NO_HEADS = (*ONE_DECISION, "multilabel", "tokens")
 RUNNERS = (
     NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
-    NamedRunner("C", ("onnxruntime",), NO_HEADS),
-    NamedRunner("Java", ("onnxruntime",), NO_HEADS),
-    NamedRunner("JavaScript", ("onnxruntime",), NO_HEADS),
+    NamedRunner("C", ("onnxruntime",)),
+    NamedRunner("Java", ("onnxruntime",)),
+    NamedRunner("JavaScript", ("onnxruntime",)),
     NamedRunner("Swift", ("coreml",), ONE_DECISION),
 )
 
