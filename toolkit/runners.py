@@ -31,13 +31,13 @@ class NamedRunner:
         return None
 
 
-ONE_DECISION = ("classification", "regression")
+NO_HEADS = ("classification", "regression", "multilabel", "tokens")
 RUNNERS = (
     NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
     NamedRunner("C", ("onnxruntime",)),
     NamedRunner("Java", ("onnxruntime",)),
     NamedRunner("JavaScript", ("onnxruntime",)),
-    NamedRunner("Swift", ("coreml",), ONE_DECISION),
+    NamedRunner("Swift", ("coreml",), NO_HEADS),
 )
 
 

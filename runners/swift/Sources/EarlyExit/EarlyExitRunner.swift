@@ -75,11 +75,9 @@ public final class EarlyExitRunner: Sendable {
         let start = clock()
         let tokens = try encode(text, pair, named: "the text")
         return PredictionStream {
-            try await ExitLoop(
-                executor: self.executor, tokens: tokens, exits: self.exits, policy: self.manifest.policy,
-                rule: FullDepth())
+            try await self.loop(tokens, self.manifest.policy, FullDepth())
         } prediction: {
-            try self.prediction($0, self.manifest.policy, tokens, start)
+            self.prediction($0, self.manifest.policy, tokens, start)
         }
     }
 
@@ -139,14 +137,20 @@ public final class EarlyExitRunner: Sendable {
             let rule = end.map { end -> any StopRule in
                 deadline(policy, tokens, end: begin + (end - begin) / Double(rows.count - row))
             }
-            var loop = try await ExitLoop(
-                executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule ?? policy)
+            var loop = try await loop(tokens, policy, rule ?? policy)
             var last: ExitLoop.Step?
             while let step = try await loop.next() { last = step }
             guard let last else { preconditionFailure("a manifest has at least one exit") }
-            found.append(try prediction(last, policy, tokens, start, deadlineMs: deadlineMs))
+            found.append(prediction(last, policy, tokens, start, deadlineMs: deadlineMs))
         }
         return found
+    }
+
+    private func loop(_ tokens: Tokens, _ policy: ExitPolicy, _ rule: any StopRule) async throws -> ExitLoop {
+        let model = manifest.model
+        return try await ExitLoop(executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule) {
+            try model.decisions($0.logits, words: tokens.words, layer: $1)
+        }
     }
 
     private func deadline(_ policy: ExitPolicy, _ tokens: Tokens, end: Double) -> Deadline {
@@ -174,27 +178,25 @@ public final class EarlyExitRunner: Sendable {
 
     private func prediction(
         _ step: ExitLoop.Step, _ policy: ExitPolicy, _ tokens: Tokens, _ start: Double, deadlineMs: Double? = nil
-    ) throws -> Prediction {
+    ) -> Prediction {
         let model = manifest.model
-        let scores = policy.scores(layer: step.layer, logits: step.logits)
-        guard scores.count == (model.isRegression ? 1 : model.labels.count) else {
-            throw EarlyExitError.failure(
-                "layer \(step.layer) gave \(scores.count) logits, which do not match the labels. Export the bundle again")
-        }
-        let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
+        let scores = step.decisions.map { policy.scores(layer: step.layer, logits: $0) }
+        let described = model.describe(scores, words: tokens.words)
         var stoppedBy: StoppedBy?
         var policy = policy
         if step.layer == exits.last {
             stoppedBy = .lastLayer
         } else if step.exits {
-            let certain = policy.stops(after: step.layer, certainty: step.certainty, logits: step.logits)
+            let certain = policy.stops(after: step.layer, certainty: step.certainty, logits: step.decisions[0])
             stoppedBy = certain ? .certainty : .deadline
         }
         let latencyMs = 1e3 * (clock() - start)
         return Prediction(
-            label: model.isRegression ? nil : model.labels[largest(scores)],
-            value: model.isRegression ? scores[0] : nil,
-            scores: named,
+            label: described.label,
+            value: described.value,
+            scores: described.scores,
+            labels: described.labels,
+            spans: described.spans,
             exitLayer: step.layer,
             certainty: step.certainty,
             latencyMs: latencyMs,

@@ -41,13 +41,15 @@ struct BytePairEncoding: TokenModel {
         }
     }
 
-    func ids(of word: ArraySlice<Unicode.Scalar>) -> [Int32] {
+    func tokens(of word: ArraySlice<Unicode.Scalar>) -> [PieceOfWord] {
         var ids = utf8(word).map { ofByte[Int($0)] }
+        var ends = Array(1...max(1, ids.count))
         while let (place, merge) = best(ids) {
             ids[place] = merge.id
             ids.remove(at: place + 1)
+            ends.remove(at: place)
         }
-        return ids
+        return zip(ids, ends).map(PieceOfWord.init)
     }
 
     /// First merge with the lowest rank.

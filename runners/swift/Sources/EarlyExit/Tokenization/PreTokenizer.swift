@@ -18,8 +18,8 @@ struct PreTokenizer: Sendable {
         steps = json.isNull ? [] : try PreTokenizer.steps(json)
     }
 
-    func words(_ text: [Unicode.Scalar]) -> [Word] {
-        steps.reduce([text[...]]) { words, step in
+    func words(_ text: AlignedText) -> [AlignedText] {
+        steps.reduce([text]) { words, step in
             words.flatMap { PreTokenizer.apply(step, to: $0) }.filter { !$0.isEmpty }
         }
     }
@@ -46,19 +46,23 @@ struct PreTokenizer: Sendable {
         throw EarlyExitError.failure("unknown pre_tokenizer '\(type)'")
     }
 
-    private static func apply(_ step: Step, to text: Word) -> [Word] {
+    private static func apply(_ step: Step, to text: AlignedText) -> [AlignedText] {
+        var text = text
+        var words: [Word]
         switch step {
         case .bert:
-            return text.split(whereSeparator: \.properties.isWhitespace).flatMap(isolatePunctuation)
+            words = text.scalars.split(whereSeparator: \.properties.isWhitespace).flatMap(isolatePunctuation)
         case .whitespace:
-            return text.split(whereSeparator: \.properties.isWhitespace)
+            words = text.scalars.split(whereSeparator: \.properties.isWhitespace)
         case .byteLevel(let prefixSpace):
-            return byteLevelWords(prefixSpace && text.first != " " ? [" "] + text : text)
+            if prefixSpace, text.scalars.first != " " { text = text.prepended(" ") }
+            words = byteLevelWords(text.scalars)
         case .metaspace(let mark, let prepend, let split):
-            var marked = text.map { $0 == " " ? mark : $0 }
-            if prepend, marked.first != mark { marked.insert(mark, at: 0) }
-            return split ? words(marked[...], eachFrom: mark) : [marked[...]]
+            text = text.mapped { $0 == " " ? mark : $0 }
+            if prepend, text.scalars.first != mark { text = text.prepended(mark) }
+            words = split ? self.words(text.scalars, eachFrom: mark) : [text.scalars]
         }
+        return words.map { text[$0.startIndex..<$0.endIndex] }
     }
 
     private static func isolatePunctuation(_ text: Word) -> [Word] {
@@ -107,11 +111,11 @@ struct PreTokenizer: Sendable {
 }
 
 extension Unicode.Scalar {
-    fileprivate enum Kind {
+    enum Kind {
         case letter, number, blank, other
     }
 
-    fileprivate var kind: Kind {
+    var kind: Kind {
         if properties.isWhitespace { return .blank }
         switch properties.generalCategory {
         case .uppercaseLetter, .lowercaseLetter, .titlecaseLetter, .modifierLetter, .otherLetter: return .letter
