@@ -48,12 +48,14 @@ def check_manifest(manifest: Manifest, where: str) -> None:
 
 
 def check_kind(model: ModelInfo, where: str) -> None:
-    """Raises BerxitError for a kind that this reader does not know."""
+    """Raises BerxitError for a kind that this reader does not know, and for labels that do not fit the kind."""
     if model.kind not in KINDS:
         raise BerxitError(
             f"{where}: model.kind is '{model.kind}': it must be {' or '.join(KINDS)}. Export the bundle again, or"
             " upgrade berxit here"
         )
+    for problem in model.task_kind.problems(model.labels, model.label_column):
+        raise BerxitError(f"{where}: {problem}. Export the bundle again")
 
 
 def check_ports(segment: Segment, inputs: Sequence[Port], outputs: Sequence[Port], where: str) -> None:
@@ -107,7 +109,6 @@ def _model(model: ModelInfo) -> Iterator[str]:
         yield f"model.labels has {len(model.labels)} entries: a {model.kind} model must have {needed}"
     if twice := _repeated(model.labels):
         yield f"model.labels contains '{twice}' twice"
-    yield from model.task_kind.problems(model.labels, model.label_column)
     if not 1 <= len(model.text_columns) <= 2:
         yield f"model.text_columns has {len(model.text_columns)} entries: a model reads 1 text or a pair of 2"
     if not model.metric:

@@ -34,9 +34,9 @@ class NamedRunner:
 NO_HEADS = ("classification", "regression", "multilabel", "tokens")
 RUNNERS = (
     NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
-    NamedRunner("C", ("onnxruntime",), NO_HEADS),
-    NamedRunner("Java", ("onnxruntime",), NO_HEADS),
-    NamedRunner("JavaScript", ("onnxruntime",), NO_HEADS),
+    NamedRunner("C", ("onnxruntime",)),
+    NamedRunner("Java", ("onnxruntime",)),
+    NamedRunner("JavaScript", ("onnxruntime",)),
     NamedRunner("Swift", ("coreml",), NO_HEADS),
 )
 

@@ -67,6 +67,10 @@ class SmallModel:
     """Class or label names, or tags; empty for regression."""
     pairs: bool = False
     kind: str = "classification"
+    heads: tuple[tuple[str, ...], ...] = ()
+    """Heads to request, besides all."""
+    coreml: bool = True
+    """False for a kind that the runner for Swift does not run."""
 
     @property
     def texts(self) -> list[Text]:
@@ -77,6 +81,7 @@ CONFIDENCE = ExitPolicy("confidence", (0.8, 0.7, 0.6, 0.7, 0.8), WARM)
 LTE = ExitPolicy("lte", (0.8, 0.6, 0.5, 0.4, 0.5), PLAIN)
 PATIENCE = ExitPolicy.uniform("patience", 1.0, LAYERS, tolerance=1.0)
 TAGS = ("O", "B-what", "I-what", "B-when", "I-when")
+HEADS = ("what=lights", "what=music", "what=weather", "room=kitchen", "room=none")
 AGREEMENT = ExitPolicy("agreement", ((0.7, 1.1, 0.5), 0.6, (0.8, 0.9, 0.7), 1.0, 0.7), WARM, patience=2, off=(3,))
 LEARNED = ExitPolicy(
     "learned", (0.6, 0.5, 0.4, 0.5, 0.6), WARM, off=(4,), weights=((-1.0, 1.5, 0.2, 0.3, 0.5, 0.25, 0.5),) * 5
@@ -96,6 +101,9 @@ MODELS = (
     SmallModel("learned", LEARNED, (0.7,)),
     SmallModel("multilabel", CONFIDENCE, (0.5, 0.95), kind="multilabel"),
     SmallModel("tokens", replace(CONFIDENCE, thresholds=(0.4,) * 5), (0.3, 0.9), labels=TAGS, kind="tokens"),
+    SmallModel(
+        "heads", CONFIDENCE, (0.5, 0.95), labels=HEADS, kind="heads", heads=(("room",), ("what",)), coreml=False
+    ),
 )
 
 
@@ -118,8 +126,8 @@ BIAS = TensorInfo("attention_bias", "attention_bias", "float16", (1, 1, 1, "leng
 
 
 def write_models(folder: Path) -> None:
-    """Writes the shared files to ``folder``/bundle, the files of each model for CoreML to ``folder``/models/NAME, and
-    its ONNX bundle to ``folder``/onnx/NAME."""
+    """Writes the shared files to ``folder``/bundle, the files of each model that Swift runs to ``folder``/models/NAME,
+    and the ONNX bundle of each model to ``folder``/onnx/NAME."""
     shared = folder / "bundle"
     shared.mkdir()
     (shared / "tokenizer.json").write_bytes((folder / "bert.json").read_bytes())
@@ -129,7 +137,7 @@ def write_models(folder: Path) -> None:
         (package / "model").write_text(f"layer {layer}\n", encoding="utf-8")
     write_shared(shared)
     for seed, model in enumerate(MODELS):
-        place = folder / "models" / model.name
+        place = folder / ("models" if model.coreml else "onnx") / model.name
         place.mkdir(parents=True)
         write_model(model, shared, place, np.random.default_rng(seed))
 
@@ -157,10 +165,11 @@ def write_model(model: SmallModel, shared: Path, place: Path, rng: np.random.Gen
     )
     write_golden(golden, place / "golden.json")
     manifest = manifest_of(model, shared, place)
-    write_bundle(model, manifest, place, tokenizer, logits, lte)
     bundle = shared.parent / "onnx" / model.name
     (bundle / "segments").mkdir(parents=True)
-    (bundle / "golden.json").symlink_to(f"../../models/{model.name}/golden.json")
+    if model.coreml:
+        write_bundle(model, manifest, place, tokenizer, logits, lte)
+        (bundle / "golden.json").symlink_to(f"../../models/{model.name}/golden.json")
     for file in ("tokenizer.json", "segments/embeddings.onnx", TABLE):
         (bundle / file).symlink_to(f"{'../' * (2 + file.count('/'))}bundle/{file}")
     write_bundle(model, as_onnx(manifest, shared, bundle), bundle, tokenizer, logits, lte)
@@ -189,7 +198,8 @@ def manifest_of(model: SmallModel, shared: Path, place: Path) -> Manifest:
     ]
     embeddings = Segment(0, package_of(0), sha256(shared / package_of(0)), EMBEDDINGS, (HIDDEN_OUT, BIAS))
     columns = ("first", "second") if model.pairs else ("text",)
-    names = (model.kind, model.labels, kind.default_metric, columns, kind.label_column if kind.words else "label")
+    label_column = kind.label_column if kind.words else "what|room" if model.kind == "heads" else "label"
+    names = (model.kind, model.labels, kind.default_metric, columns, label_column)
     info = ModelInfo("bert", "custom", *names, LAYERS, 8, MAX_LENGTH, 0, True)
     manifest = Manifest(
         schema_version=1,
@@ -223,6 +233,9 @@ def batches(model: SmallModel, *parts: Any) -> Iterator[dict[str, Any]]:
     for threshold in (None, *model.others):
         answers = runner.predict_batch(model.texts, threshold=threshold)
         yield {"threshold": threshold, "answers": [plain(answer) for answer in answers]}
+    for heads in model.heads:
+        answers = runner.predict_batch(model.texts, heads=heads)
+        yield {"threshold": None, "heads": heads, "answers": [plain(answer) for answer in answers]}
 
 
 def streams(

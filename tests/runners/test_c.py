@@ -111,7 +111,11 @@ def test_berxit_run_prints_predictions_and_errors(vectors: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("multilabel", "lights, music  layer 2"), ("tokens", "what: turn the, when: kitchen lights, when: off")],
+    [
+        ("multilabel", "lights, music  layer 2"),
+        ("tokens", "what: turn the, when: kitchen lights, when: off"),
+        ("heads", "what=lights, room=none  layer 1"),
+    ],
 )
 def test_berxit_run_prints_labels_and_spans(vectors: Path, name: str, expected: str) -> None:
     bundle = VECTORS / "onnx" / name
