@@ -12,7 +12,7 @@ from berxit.exporters.golden_samples import golden_texts
 from berxit.exporters.loading import LoadedCheckpoint
 from berxit.exporters.options import Messages
 from berxit.exporters.segments import Segments
-from berxit.exporters.targets import TARGETS, Settings
+from berxit.exporters.targets import Settings
 from berxit.runtime.calibration import ExitPlacement
 from berxit.runtime.errors import InputError
 from berxit.runtime.tokenization import Text
@@ -51,9 +51,6 @@ def make_plan(
     """Parameters as those of ``export``. Raises InputError and BerxitError as ``export`` does."""
     model, calibrated, precision = checkpoint.model, checkpoint.calibrated, settings.precision
     settings = settings.for_model(model.config.max_length)
-    if model.config.task_kind.words and not settings.target.words:
-        able = ", ".join(target.name for target in TARGETS.values() if target.words)
-        raise InputError(f"--target {settings.target.name} cannot label words (--kind tokens): export for {able}")
     scored = scores and precision.scored and calibrated is not None
     data_file = None
     if data and scored and calibrated:

@@ -156,8 +156,6 @@ class Target:
     """True if the golden inputs must contain an input for each of the lengths."""
     proof: str | None = None
     """Line after the parity check: what it verifies, and what it does not."""
-    words: bool = False
-    """True if it can run models that label words (--kind tokens)."""
 
     @property
     def default_precision(self) -> Precision:
@@ -270,7 +268,6 @@ ONNX_RUNTIME = Target(
         Precision("fp16", atol=1e-2),  # stored weights; all computation is in float32
     ),
     options=frozenset({"threads"}),
-    words=True,
 )
 
 TENSORRT = Target(

@@ -148,10 +148,28 @@ def test_tokens_monitor_counts_spans_and_service_returns_them(bundle: Path, data
     assert all(set(span) == {"start", "end", "label", "score"} for span in fields["spans"])
 
 
-@pytest.mark.parametrize("target", ["coreml", "tensorrt"])
-def test_export_refuses_tokens_for_other_targets_in_one_line(target: str, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(berxit.InputError, match=f"--target {target} cannot label words"):
-        berxit.export(checkpoint, tmp_path / "bundle", target=target)
+@pytest.mark.parametrize("layout", ["ane", pytest.param("tokens", marks=pytest.mark.slow)])
+def test_coreml_segments_find_the_spans_of_onnxruntime(
+    layout: str, checkpoint: Path, bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed: pip install -e '.[coreml]'")
+    from berxit.exporters.coreml.target import checking_backend
+    from berxit.exporters.export import export
+    from berxit.exporters.options import ExportOptions
+
+    options = ExportOptions("fp32", (8, 16), layout=layout, target_options=("full-depth",))
+    manifest = export(checkpoint, "coreml", tmp_path / "bundle", options=options, scores=False)
+    backend = checking_backend(tmp_path / "bundle", manifest, None)
+    texts = [str(row["text"]) for row in rows_of(data)][:20]
+    with EarlyExitRunner.load(bundle, threads=1) as runner:
+        found = EarlyExitRunner(manifest, runner.tokenizer, backend)
+        for expected, own in zip(runner.predict_batch(texts), found.predict_batch(texts), strict=True):
+            assert [span[:3] for span in own.spans or ()] == [span[:3] for span in expected.spans or ()]
+            assert own.exit_layer == expected.exit_layer
+    full = backend.one_graph()
+    assert full is not None
+    golden = read_golden(tmp_path / "bundle", manifest)
+    assert max(differences(full, golden, manifest.model.pad_token_id)) <= 1e-4
 
 
 def test_training_on_held_out_rows_keeps_their_spans(

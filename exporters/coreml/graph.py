@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,8 +108,8 @@ def layer_function(
         length = _length(form, given["hidden_in"], form.layout.tokens)
         hidden = _encode(segments, segment, form, given["hidden_in"], given["attention_bias"], length)
         hidden = mb.identity(x=hidden, name="hidden_out")
-        pooled = _pool(head, form, hidden, given.get("token_weights"))
-        return [hidden, *(_external_exit(head, form, pooled, given) if external_head else _exit(head, form, pooled))]
+        read = _exit_inputs(segments, head, form, hidden, given.get("token_weights"))
+        return [hidden, *(_external_exit(head, form, read, given) if external_head else _exit(head, form, read))]
 
     return _function(inputs, outputs, write, form)
 
@@ -123,7 +123,7 @@ def full_function(segments: Segments, form: Form) -> SegmentFunction:
         length = _length(form, given["input_ids"], 1)
         for segment in segments.layers:
             hidden = _encode(segments, segment, form, hidden, bias, length)
-        return _exit(last, form, _pool(last, form, hidden, rest[0] if rest else None))
+        return _exit(last, form, _exit_inputs(segments, last, form, hidden, rest[0] if rest else None))
 
     return _function(_token_inputs(segments), _exit_tensors(segments, last, form), write, form)
 
@@ -175,7 +175,8 @@ def _shared_tensors(segments: Segments, form: Form) -> list[TensorInfo]:
 
 def _exit_tensors(segments: Segments, head: ExitWeights, form: Form) -> tuple[TensorInfo, ...]:
     dtype = np.dtype(form.exit_dtype).name
-    logits = TensorInfo("logits", "logits", dtype, (1, segments.outputs))
+    shape = (1, "length", segments.outputs) if segments.words else (1, segments.outputs)
+    logits = TensorInfo("logits", "logits", dtype, shape)
     if head.lte is None:
         return (logits,)
     name = "lte_logit" if form.float16_exits else "lte"
@@ -258,11 +259,26 @@ def _inner(layer: LayerWeights, layout: Layout, wide: Var) -> Var:
     return mb.mul(x=_activation(layer.activation, value), y=gate)
 
 
-def _pool(head: ExitWeights, form: Form, hidden: Var, token_weights: Var | None) -> Var:
-    """Input of an exit, in the dtype of the weights."""
+class _ExitInputs(NamedTuple):
+    """Inputs of an exit, in the dtype of the weights."""
+
+    classifier: Var
+    """The pooled hidden state; for a tokens model the states of all tokens, in the layout of hidden states."""
+    lte: Var
+    """The pooled hidden state."""
+    logits: tuple[int, ...]
+    """Shape of the logits: (1, C), or (1, S, C) for a tokens model; -1 for one size."""
+
+
+def _exit_inputs(
+    segments: Segments, head: ExitWeights, form: Form, hidden: Var, token_weights: Var | None
+) -> _ExitInputs:
     if head.norm is not None:
         hidden = form.layout.norm("exit_norm", hidden, head.norm)
-    return cast(form.layout.pool(hidden, token_weights), form.dtype)
+    pooled = cast(form.layout.pool(hidden, token_weights), form.dtype)
+    if segments.words:
+        return _ExitInputs(cast(hidden, form.dtype), pooled, (1, -1, segments.outputs))
+    return _ExitInputs(pooled, pooled, (1, -1))
 
 
 def _length(form: Form, x: Var, axis: int) -> Length:
@@ -287,38 +303,43 @@ def _outputs(head: ExitWeights) -> list[tuple[str, Linear]]:
     return [("classifier", head.classifier), *([("lte", head.lte)] if head.lte is not None else [])]
 
 
-def _exit(head: ExitWeights, form: Form, pooled: Var) -> list[Var]:
-    """Outputs of an exit. ``pooled``: in the dtype of the weights."""
-    layout, features = form.layout, pooled
+def _exit(head: ExitWeights, form: Form, read: _ExitInputs) -> list[Var]:
+    """Outputs of an exit."""
+    layout, features = form.layout, read.classifier
     if head.pooler is not None:
-        features = mb.tanh(x=layout.linear("pooler", pooled, head.pooler))
+        features = mb.tanh(x=layout.linear("pooler", features, head.pooler))
 
     def output(name: str, op: str, x: Var, linear: Linear, shape: tuple[int, ...]) -> Var:
         """A linear layer in the dtype of the outputs. If its result may exceed the range of float16 (regression on
         prices, or on tiny values), the weights are divided by a power of two; this factor and the bias are applied in
         float32."""
+        of_tokens = len(shape) == 3
         if layout.weights.dtype is np.float32 or _in_range(linear):
-            return _as_output(name, layout.linear(op, x, linear), shape, form)
+            found = layout.linear(op, x, linear)
+            return _as_output(name, layout.rows(found) if of_tokens else found, shape, form)
         scale = np.float32(_scale(linear, form.dtype))
         near_one = Linear(linear.weight / scale, None)
-        found = _as_output(f"{name}_scaled", layout.linear(op, x, near_one), shape, form)
+        found = layout.linear(op, x, near_one)
+        found = _as_output(f"{name}_scaled", layout.rows(found) if of_tokens else found, shape, form)
         return mb.add(x=mb.mul(x=found, y=scale), y=linear.shift.astype(np.float32), name=name)
 
-    found = [output("logits", "classifier", features, head.classifier, (1, -1))]
+    found = [output("logits", "classifier", features, head.classifier, read.logits)]
     if head.lte is not None:
-        found.append(_lte(output("lte_logit", "lte_linear", pooled, head.lte, (1,)), form))
+        found.append(_lte(output("lte_logit", "lte_linear", read.lte, head.lte, (1,)), form))
     return found
 
 
-def _external_exit(head: ExitWeights, form: Form, pooled: Var, given: dict[str, Var]) -> list[Var]:
+def _external_exit(head: ExitWeights, form: Form, read: _ExitInputs, given: dict[str, Var]) -> list[Var]:
     """Outputs of an exit whose weights are inputs."""
-    features = pooled = mb.reshape(x=pooled, shape=(1, -1))
+    features = pooled = mb.reshape(x=read.lte, shape=(1, -1))
+    if len(read.logits) == 3:
+        features = form.layout.rows(read.classifier)
     if head.pooler is not None:
         product = mb.matmul(x=pooled, y=given["pooler_weight"])
         features = mb.tanh(x=mb.add(x=product, y=given["pooler_bias"]))
     found = []
     for (part, _), x, (name, shape) in zip(
-        _outputs(head), (features, pooled), (("logits", (1, -1)), ("lte_logit", (1,))), strict=False
+        _outputs(head), (features, pooled), (("logits", read.logits), ("lte_logit", (1,))), strict=False
     ):
         product = mb.matmul(x=x, y=given[f"{part}_weight"])
         scaled = mb.mul(x=cast(product, form.exit_dtype), y=given[f"{part}_scale"])

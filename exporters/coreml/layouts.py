@@ -43,6 +43,9 @@ class Layout(Protocol):
     def enter(self, name: str, rows: Var) -> Var:
         """Converts (1, S, d) to this layout."""
 
+    def rows(self, x: Var) -> Var:
+        """Converts this layout to (1, S, d)."""
+
     def linear(self, name: str, x: Var, linear: Linear) -> Var:
         """``x`` in the dtype of the weights -> the same dtype."""
 
@@ -93,6 +96,9 @@ class TokensFirst:
     def enter(self, name: str, rows: Var) -> Var:
         return mb.identity(x=rows, name=name)
 
+    def rows(self, x: Var) -> Var:
+        return x
+
     def linear(self, name: str, x: Var, linear: Linear) -> Var:
         x, matrix = _int8_input(self.int8.get(name), x, linear.weight, (-1,), self.weights)
         weight = self.weights.matrix(matrix.T)
@@ -139,6 +145,9 @@ class ChannelsFirst:
 
     def enter(self, name: str, rows: Var) -> Var:
         return mb.expand_dims(x=mb.transpose(x=rows, perm=[0, 2, 1]), axes=[2], name=name)
+
+    def rows(self, x: Var) -> Var:
+        return mb.transpose(x=mb.squeeze(x=x, axes=[2]), perm=[0, 2, 1])
 
     def linear(self, name: str, x: Var, linear: Linear) -> Var:
         x, matrix = _int8_input(self.int8.get(name), x, linear.weight, (1, -1, 1, 1), self.weights)

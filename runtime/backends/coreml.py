@@ -201,9 +201,17 @@ class OneGraph(Backend):
         return self._segments.keep(state, rows)
 
 
+def filled(rows: Sequence[npt.NDArray]) -> Sequence[npt.NDArray]:
+    """Logits of rows, (1, C) unchanged; (1, S, C) with zeros after the S tokens, up to the longest row."""
+    if rows[0].ndim == 2:
+        return rows
+    most = max(row.shape[1] for row in rows)
+    return [np.pad(row, ((0, 0), (0, most - row.shape[1]), (0, 0))) for row in rows]
+
+
 def exit_outputs(found: Sequence[Tensors]) -> tuple[Floats, Floats | None]:
-    """Logits (B, C) and LTE certainty (B,) or None, in float32, from the outputs of each row by role."""
-    logits = np.concatenate([new["logits"] for new in found]).astype(np.float32, copy=False)
+    """Logits (B, C) or (B, S, C), and LTE certainty (B,) or None, in float32, from the outputs of each row by role."""
+    logits = np.concatenate(filled([new["logits"] for new in found])).astype(np.float32, copy=False)
     if "lte_logit" in found[0]:
         values = np.concatenate([new["lte_logit"] for new in found]).astype(np.float32, copy=False)
         return logits, sigmoid(values)

@@ -32,9 +32,11 @@ from berxit.runtime.backends.tensorrt.versions import BUILDERS, Api, load
 from berxit.runtime.bundle import Manifest, read_manifest
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.golden import differences, read_golden
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.loop import Backend, every_exit, exit_loop
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Bar, silent
+from berxit.runtime.spans import Words
 from berxit.runtime.tokenization import TokenBatch
 from berxit.runtime.tuning import tune
 
@@ -59,6 +61,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, backbone
 
 def export_bundles(folder: Path, checkpoint: Path, backbone_folders: dict) -> None:
     import torch
+    from small_models import TOKENS
     from transformers import AutoTokenizer
 
     from berxit.exporters.export import export
@@ -77,7 +80,17 @@ def export_bundles(folder: Path, checkpoint: Path, backbone_folders: dict) -> No
     save_checkpoint(
         folder / "albert-checkpoint", albert, tokenizer, record, ["the cat sat", "dog", "a red tree is big"]
     )
+    tags = MultiExitModel.from_backbone(backbone_folders["bert"], **TOKENS, lte=True, max_length=32)
+    (folder / "tokens-checkpoint").mkdir()
+    save_checkpoint(
+        folder / "tokens-checkpoint",
+        tags,
+        AutoTokenizer.from_pretrained(backbone_folders["bert"]),
+        record,
+        ["the cat sat", "dog", "a red tree is big"],
+    )
     made = {
+        "tokens": (folder / "tokens-checkpoint", ExportOptions("fp16", (8, 32), 3)),
         "fp32": (checkpoint, ExportOptions("fp32", (8, 16, 32), 3)),
         "fp16": (checkpoint, ExportOptions("fp16", (16, 32), 4)),
         "int8": (checkpoint, ExportOptions("int8", (32,), 2)),
@@ -142,8 +155,8 @@ class InTurn:
         return np.full(len(certainty), True) if layer == 3 else self.rng.random(len(certainty)) < 0.4
 
 
-def answers(found: Backend, batch: TokenBatch, seed: int) -> list[tuple]:
-    return [(r.layer, r.rows.tolist(), r.logits) for r in exit_loop(found, batch, InTurn(seed))]
+def answers(found: Backend, batch: TokenBatch, seed: int, kind: str = "classification") -> list[tuple]:
+    return [(r.layer, r.rows.tolist(), r.logits) for r in exit_loop(found, batch, InTurn(seed), KINDS[kind])]
 
 
 def assert_same(first: list[tuple], second: list[tuple], atol: float = 1e-5) -> None:
@@ -165,6 +178,20 @@ def test_outputs_match_checkpoint_on_every_version(version: str, kind: str, bund
     found = Machine(version, tmp_path).open(folder)
     off = differences(found, read_golden(folder, manifest), manifest.model.pad_token_id)
     assert max(off) <= {"fp16": 2e-2, "albert": 1e-5, "int8": 0.5}[kind]
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "rtx1.7"])
+def test_labels_of_words_match_checkpoint(version: str, bundles: dict, tmp_path: Path) -> None:
+    folder = bundles["tokens"]
+    manifest = read_manifest(folder)
+    found = Machine(version, tmp_path).open(folder)
+    assert max(differences(found, read_golden(folder, manifest), manifest.model.pad_token_id)) <= 2e-2
+    reference = open_onnxruntime(folder, manifest, 1)
+    for seed in range(4):
+        plain = random_batch(seed, rows=1 + 2 * seed)
+        words = tuple(Words.of("w " * n, [(i, 2 * i, 2 * i + 1) for i in range(n)]) for n in plain.lengths.tolist())
+        batch = replace(plain, words=words)
+        assert_same(answers(found, batch, seed, "tokens"), answers(reference, batch, seed, "tokens"), atol=2e-2)
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "11.4.0.106", "rtx1.7"])

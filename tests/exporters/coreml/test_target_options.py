@@ -120,6 +120,37 @@ def test_full_depth_as_one_graph_equals_the_last_exit(
     assert ops(bundle, manifest, name).count("softmax") == 3  # one per layer
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "precision", "layout", "name", "lengths"),
+    [
+        ("bert", "fp16", "ane", "fixed-shapes", (16, 32)),
+        ("albert", "fp16", "tokens", "shared-body", ()),
+        ("albert", "fp32", "ane", "shared-body", (32,)),
+        ("modernbert", "fp16", "ane", "float16-exits", ()),
+    ],
+)
+def test_labels_of_words_stay_within_the_tolerance(
+    family: str,
+    precision: str,
+    layout: str,
+    name: str,
+    lengths: tuple[int, ...],
+    made: MakeCheckpoint,
+    tmp_path: Path,
+) -> None:
+    from small_models import TOKENS
+
+    checkpoint = made(family, **TOKENS)
+    manifest = exported(checkpoint, tmp_path / "bundle", name, precision=precision, layout=layout, lengths=lengths)
+    assert max(manifest.parity.max_diff) <= {"fp16": 2e-3, "fp32": 1e-5}[precision]
+    assert manifest.segments[1].outputs[1].shape == (
+        1,
+        lengths[0] if len(lengths) == 1 else "length",
+        len(manifest.model.labels),
+    )
+
+
 def test_export_without_full_depth_has_no_one_graph(made: MakeCheckpoint, tmp_path: Path) -> None:
     manifest = exported(made("bert"), tmp_path / "bundle")
     assert manifest.full is None
