@@ -24,7 +24,7 @@ final class VectorTests: XCTestCase {
             XCTAssertEqual(tokens.tokenTypeIds, vector.tokenTypeIds, "\(vector.tokenizer): \(vector.texts)")
             XCTAssertEqual(tokens.truncated, vector.truncated, "\(vector.tokenizer): \(vector.texts)")
         }
-        XCTAssertEqual(Set(tokenizers.keys), ["albert", "bert", "mpnet", "roberta", "unigram"])
+        XCTAssertEqual(Set(tokenizers.keys), ["albert", "bert", "deberta", "mmbert", "mpnet", "roberta", "unigram"])
     }
 
     func testWordsEqual() throws {

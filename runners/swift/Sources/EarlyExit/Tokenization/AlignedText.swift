@@ -48,6 +48,15 @@ struct AlignedText: Sendable {
         AlignedText(scalars.map(transform), places: Array(places))
     }
 
+    /// The text without whitespace at its ends.
+    func stripped(left: Bool, right: Bool) -> AlignedText {
+        guard let last = scalars.lastIndex(where: { !$0.properties.isWhitespace }) else {
+            return left || right ? self[scalars.startIndex..<scalars.startIndex] : self
+        }
+        let first = scalars.firstIndex { !$0.properties.isWhitespace } ?? scalars.startIndex
+        return self[(left ? first : scalars.startIndex)..<(right ? last + 1 : scalars.endIndex)]
+    }
+
     /// Replaces each match. `match` returns the end of the match that starts at an index; nil without one. The content
     /// has the place of the last character that it replaces.
     func replaced(_ match: (Int) -> Int?, by content: [Unicode.Scalar]) -> AlignedText {

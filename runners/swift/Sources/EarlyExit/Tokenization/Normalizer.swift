@@ -48,7 +48,11 @@ struct Normalizer: Sendable {
             if let pattern = json["pattern"]["String"].string, !pattern.isEmpty {
                 return [replacing(Scalars(pattern.unicodeScalars), by: Scalars(content.unicodeScalars))]
             }
-            if json["pattern"]["Regex"].string == " {2,}", content == " " { return [joinBlanks] }
+            guard content == " ", let matches = Normalizer.patterns[json["pattern"]["Regex"].string ?? ""] else { break }
+            return [{ text in text.replaced({ matches(text.scalars, $0) }, by: [" "]) }]
+        case "Strip":
+            let (left, right) = (json["strip_left"].bool ?? true, json["strip_right"].bool ?? true)
+            return [{ $0.stripped(left: left, right: right) }]
         case "Precompiled":
             guard let encoded = json["precompiled_charsmap"].string else { break }
             let map = try PrecompiledMap(base64: encoded)
@@ -69,15 +73,17 @@ struct Normalizer: Sendable {
         }
     }
 
-    /// Replaces each run of blanks by one blank.
-    @Sendable
-    private static func joinBlanks(_ text: AlignedText) -> AlignedText {
-        text.replaced(
-            { start in
-                let run = text.scalars[start...].prefix { $0 == " " }
-                return run.isEmpty ? nil : run.endIndex
-            }, by: [" "])
-    }
+    /// Regular expressions of the tokenizers that are supported -> end of the match at an index; nil without one.
+    private static let patterns: [String: @Sendable (ArraySlice<Unicode.Scalar>, Int) -> Int?] = [
+        " {2,}": { text, start in
+            let run = text[start...].prefix { $0 == " " }
+            return run.count < 2 ? nil : run.endIndex
+        },
+        "\\s{2,}|[\\n\\r\\t]": { text, start in
+            let run = text[start...].prefix { $0.properties.isWhitespace }
+            return run.count > 1 || run.first.map { "\n\r\t".unicodeScalars.contains($0) } == true ? run.endIndex : nil
+        },
+    ]
 
     @Sendable
     private static func cleanText(_ text: Scalars) -> Scalars {

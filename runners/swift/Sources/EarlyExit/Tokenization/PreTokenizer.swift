@@ -8,6 +8,8 @@ struct PreTokenizer: Sendable {
         /// Splits by GPT-2's pattern; whitespace is kept.
         case byteLevel(prefixSpace: Bool)
         case whitespace
+        /// Splits after each blank, which is kept.
+        case afterBlanks
         /// Replaces blanks by a mark, and splits before each mark.
         case metaspace(mark: Unicode.Scalar, prepend: Bool, split: Bool)
     }
@@ -35,6 +37,10 @@ struct PreTokenizer: Sendable {
             return [.byteLevel(prefixSpace: json["add_prefix_space"].bool ?? true)]
         case "WhitespaceSplit":
             return [.whitespace]
+        case "Split"
+        where json["pattern"]["String"].string == " " && json["behavior"].string == "MergedWithPrevious"
+            && json["invert"].bool != true:
+            return [.afterBlanks]
         case "Metaspace":
             let scheme = json["prepend_scheme"].string ?? "always"
             guard let mark = json["replacement"].string?.unicodeScalars.first, scheme == "always" || scheme == "never"
@@ -54,6 +60,10 @@ struct PreTokenizer: Sendable {
             words = text.scalars.split(whereSeparator: \.properties.isWhitespace).flatMap(isolatePunctuation)
         case .whitespace:
             words = text.scalars.split(whereSeparator: \.properties.isWhitespace)
+        case .afterBlanks:
+            let blanks = text.scalars.indices.filter { text.scalars[$0] == " " }
+            let ends = blanks.map { $0 + 1 } + [text.scalars.endIndex]
+            words = zip([text.scalars.startIndex] + ends, ends).map { text.scalars[$0..<$1] }
         case .byteLevel(let prefixSpace):
             if prefixSpace, text.scalars.first != " " { text = text.prepended(" ") }
             words = byteLevelWords(text.scalars)

@@ -2,8 +2,8 @@ import Foundation
 
 /// Tokenizer defined by a tokenizer.json file (Hugging Face tokenizers). The token ids equal those of training.
 ///
-/// Supports WordPiece (BERT, DistilBERT, ELECTRA), byte-level BPE (RoBERTa, ModernBERT) and Unigram (ALBERT, XLM-R,
-/// CamemBERT). Any other content of the file is an error.
+/// Supports WordPiece (BERT, DistilBERT, ELECTRA), byte-level BPE (RoBERTa, ModernBERT), BPE with byte fallback (mmBERT) and
+/// Unigram (ALBERT, XLM-R, CamemBERT, DeBERTa-v3). Any other content of the file is an error.
 public struct Tokenizer: Sendable {
     private let addedTokens: AddedTokens
     private let normalizer: Normalizer
