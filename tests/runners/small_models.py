@@ -69,8 +69,6 @@ class SmallModel:
     kind: str = "classification"
     heads: tuple[tuple[str, ...], ...] = ()
     """Heads to request, besides all."""
-    coreml: bool = True
-    """False for a kind that the runner for Swift does not run."""
 
     @property
     def texts(self) -> list[Text]:
@@ -101,9 +99,7 @@ MODELS = (
     SmallModel("learned", LEARNED, (0.7,)),
     SmallModel("multilabel", CONFIDENCE, (0.5, 0.95), kind="multilabel"),
     SmallModel("tokens", replace(CONFIDENCE, thresholds=(0.4,) * 5), (0.3, 0.9), labels=TAGS, kind="tokens"),
-    SmallModel(
-        "heads", CONFIDENCE, (0.5, 0.95), labels=HEADS, kind="heads", heads=(("room",), ("what",)), coreml=False
-    ),
+    SmallModel("heads", CONFIDENCE, (0.5, 0.95), labels=HEADS, kind="heads", heads=(("room",), ("what",))),
 )
 
 
@@ -126,8 +122,8 @@ BIAS = TensorInfo("attention_bias", "attention_bias", "float16", (1, 1, 1, "leng
 
 
 def write_models(folder: Path) -> None:
-    """Writes the shared files to ``folder``/bundle, the files of each model that Swift runs to ``folder``/models/NAME,
-    and the ONNX bundle of each model to ``folder``/onnx/NAME."""
+    """Writes the shared files to ``folder``/bundle, the files of each model for CoreML to ``folder``/models/NAME, and
+    its ONNX bundle to ``folder``/onnx/NAME."""
     shared = folder / "bundle"
     shared.mkdir()
     (shared / "tokenizer.json").write_bytes((folder / "bert.json").read_bytes())
@@ -137,7 +133,7 @@ def write_models(folder: Path) -> None:
         (package / "model").write_text(f"layer {layer}\n", encoding="utf-8")
     write_shared(shared)
     for seed, model in enumerate(MODELS):
-        place = folder / ("models" if model.coreml else "onnx") / model.name
+        place = folder / "models" / model.name
         place.mkdir(parents=True)
         write_model(model, shared, place, np.random.default_rng(seed))
 
@@ -165,11 +161,10 @@ def write_model(model: SmallModel, shared: Path, place: Path, rng: np.random.Gen
     )
     write_golden(golden, place / "golden.json")
     manifest = manifest_of(model, shared, place)
+    write_bundle(model, manifest, place, tokenizer, logits, lte)
     bundle = shared.parent / "onnx" / model.name
     (bundle / "segments").mkdir(parents=True)
-    if model.coreml:
-        write_bundle(model, manifest, place, tokenizer, logits, lte)
-        (bundle / "golden.json").symlink_to(f"../../models/{model.name}/golden.json")
+    (bundle / "golden.json").symlink_to(f"../../models/{model.name}/golden.json")
     for file in ("tokenizer.json", "segments/embeddings.onnx", TABLE):
         (bundle / file).symlink_to(f"{'../' * (2 + file.count('/'))}bundle/{file}")
     write_bundle(model, as_onnx(manifest, shared, bundle), bundle, tokenizer, logits, lte)

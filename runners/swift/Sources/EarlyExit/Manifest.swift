@@ -100,6 +100,8 @@ public struct ModelInfo: Sendable {
     public var isRegression: Bool { kind == .regression }
     /// Class names, labels or IOB2 tags in the order of the logits; empty for regression.
     public let labels: [String]
+    /// The named heads of a heads model.
+    let heads: [NamedHead]
     /// True if the model expects pairs of texts, false for single texts.
     public let takesPairs: Bool
     public let layers: Int
@@ -125,6 +127,7 @@ public struct ModelInfo: Sendable {
         }
         self.kind = kind
         labels = try fields.list("labels", \.string)
+        heads = kind == .heads ? try NamedHead.read(labels, at: place) : []
         takesPairs = try fields.list("text_columns", \.string).count == 2
         layers = try fields.get("layers", \.int)
         maxLength = try fields.get("max_length", \.int)

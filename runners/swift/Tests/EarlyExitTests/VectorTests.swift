@@ -189,6 +189,7 @@ final class VectorTests: XCTestCase {
         let model: String
         let labels: [String]?
         let spans: [ExpectedSpan]?
+        let heads: [String: ExpectedHead]?
 
         enum Label: Decodable, Equatable {
             case name(String)
@@ -217,9 +218,22 @@ final class VectorTests: XCTestCase {
         }
     }
 
+    /// A list of label and scores.
+    private struct ExpectedHead: Decodable {
+        let label: String
+        let scores: [String: Float]
+
+        init(from decoder: Decoder) throws {
+            var list = try decoder.unkeyedContainer()
+            label = try list.decode(String.self)
+            scores = try list.decode([String: Float].self)
+        }
+    }
+
     private struct Cases: Decodable {
         struct Batch: Decodable {
             let threshold: Double?
+            let heads: [String]?
             let answers: [Expected]
         }
         let texts: [[String]]
@@ -238,11 +252,12 @@ final class VectorTests: XCTestCase {
                 var single: [Prediction] = []
                 for text in cases.texts {
                     let pair = text.count == 2 ? text[1] : nil
-                    single.append(try await runner.predict(text[0], pair, threshold: batch.threshold))
+                    single.append(try await runner.predict(text[0], pair, threshold: batch.threshold, heads: batch.heads))
                 }
                 let together =
                     pairs.isEmpty
-                    ? try await runner.predictBatch(cases.texts.map { $0[0] }, threshold: batch.threshold)
+                    ? try await runner.predictBatch(
+                        cases.texts.map { $0[0] }, threshold: batch.threshold, heads: batch.heads)
                     : try await runner.predictBatch(pairs, threshold: batch.threshold)
                 for answers in [single, together] {
                     XCTAssertEqual(answers.count, batch.answers.count, name)
@@ -271,6 +286,13 @@ final class VectorTests: XCTestCase {
 
     private func assert(_ answer: Prediction, is expected: Expected, _ name: String, _ text: String) {
         XCTAssertEqual(answer.labels, expected.labels, name)
+        XCTAssertEqual(answer.heads?.mapValues(\.label), expected.heads?.mapValues(\.label), name)
+        for (head, expected) in expected.heads ?? [:] {
+            XCTAssertEqual(answer.heads?[head]?.scores.count, expected.scores.count, name)
+            for (label, score) in expected.scores {
+                XCTAssertEqual(answer.heads?[head]?.scores[label] ?? .nan, score, accuracy: 1e-5, name)
+            }
+        }
         XCTAssertEqual(answer.spans?.map(\.label), expected.spans?.map(\.label), name)
         for (span, expected) in zip(answer.spans ?? [], expected.spans ?? []) {
             let scalars = text.unicodeScalars
