@@ -124,6 +124,20 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "heads",
+        ("heads/eval.json", "heads/requested.json"),
+        5,
+        (
+            "berxit-train --model $MINILM --task custom --head intent --head when --data toolkit/sample/heads"
+            f" --pooling mean --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3"
+            f" --max-length 48 --output {OUTPUT}/heads",
+            f"berxit-calibrate {OUTPUT}/heads --data toolkit/sample/heads",
+            f"berxit-eval {OUTPUT}/heads --data toolkit/sample/heads --split test --output {OUTPUT}/heads-eval",
+            f"python benchmarks/requested_heads.py {OUTPUT}/heads --data toolkit/sample/heads --output"
+            f" {OUTPUT}/heads-requested",
+        ),
+    ),
+    Entry(
         "mrpc-minilm",
         ("mrpc-minilm/bench.json",),
         12,

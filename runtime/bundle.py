@@ -62,12 +62,13 @@ class ModelInfo:
     kind: str
     """A name in runtime.kinds.KINDS."""
     labels: tuple[str, ...]
-    """Class or label names in the order of the logits; empty for regression."""
+    """Class or label names in the order of the logits; for heads HEAD=CLASS; empty for regression."""
     metric: str
     """The task's score, a name in runtime.metrics.METRICS."""
     text_columns: tuple[str, ...]
     """Columns of the task's data files with the text, or with the two texts of a pair."""
     label_column: str
+    """Column of the labels; for heads their columns, separated by "|"."""
     layers: int
     hidden_size: int
     max_length: int
@@ -85,7 +86,7 @@ class ModelInfo:
     @property
     def task_kind(self) -> Kind:
         """The kind as an object."""
-        return KINDS[self.kind]
+        return KINDS[self.kind].of(self.labels)
 
     @property
     def outputs(self) -> int:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from berxit.runtime.data_files import SUFFIXES, read_records, value_text
 from berxit.runtime.errors import InputError
-from berxit.runtime.labels import checked_label, label_reader
+from berxit.runtime.heads import label_columns
+from berxit.runtime.labels import checked_label, head_reader, label_reader
 from berxit.runtime.spans import BEGIN, Span, read_spans, span_number
 from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text, checked_text
@@ -40,7 +41,8 @@ class ReadsExamples(Protocol):
     def text_columns(self) -> tuple[str, ...]: ...
 
     @property
-    def label_column(self) -> str: ...
+    def label_column(self) -> str:
+        """For heads their columns, separated by "|"."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def read_examples(
     in runtime.kinds.KINDS; None: classification, or regression without labels.
 
     A label is the name of a class, normalized by ``class_name``. With ``glue_numbers`` (the built-in tasks) it may also
-    be the number of a class, as in the GLUE files. For the kind multilabel, it is a set of names (``set_names``).
+    be the number of a class, as in the GLUE files. For the kind multilabel, it is a set of names (``set_names``). For
+    heads, ``label_column`` names a column for each head, separated by "|".
     Raises InputError for a missing file, column or value, a row whose number of columns differs from the header, text
     that is not UTF-8, or an unknown label. ``skip_bad_rows`` skips rows with a wrong number of columns, an empty text,
     or a missing or unknown label.
@@ -118,6 +121,8 @@ def read_examples(
     kind = kind or ("regression" if labels is None else "classification")
     if kind == "tokens":
         return _read_tokens(path, text_columns, label_column, labels or (), skip_bad_rows=skip_bad_rows)
+    if kind == "heads":
+        return _read_heads(path, text_columns, label_column, labels or (), skip_bad_rows=skip_bad_rows)
     number_of = label_reader(kind, labels or (), label_column, glue_numbers=glue_numbers)
     texts: list[Text] = []
     values: list[float] = []
@@ -146,6 +151,23 @@ def _read_tokens(
     texts, spans_of_texts = zip(*rows, strict=True)
     numbers = np.array([span_number(spans, spans) for spans in spans_of_texts], dtype=np.int64)
     return Examples(list(texts), numbers, tuple(skipped or ()), kind="tokens", names=tuple(tags), spans=spans_of_texts)
+
+
+def _read_heads(
+    path: Path, text_columns: Sequence[str], label_column: str, labels: Sequence[str], *, skip_bad_rows: bool
+) -> Examples:
+    number_of, columns = head_reader(labels, label_column), label_columns(label_column)
+    skipped: list[str] | None = [] if skip_bad_rows else None
+    rows = []
+    for line, row in read_rows(path, (*text_columns, *columns), skipped):
+        where = f"{path}, line {line}"
+        with skipping(skipped):
+            rows.append((text_of(row, text_columns, where), number_of(row, where)))
+    if not rows:
+        raise InputError(f"{path} has no valid row. First problem: {skipped[0] if skipped else 'no rows'}")
+    texts, numbers = zip(*rows, strict=True)
+    array = np.array(numbers, dtype=np.int64)
+    return Examples(list(texts), array, tuple(skipped or ()), kind="heads", names=tuple(labels))
 
 
 def check_span_labels(spans: Sequence[Span], tags: Sequence[str], where: str) -> None:

@@ -1,25 +1,39 @@
 """Task kinds: what a text's prediction is, and which decisions an exit policy reads from the logits.
 
-A text of a classification or regression model has one decision, one of a multilabel model has one per label, and one
-of a tokens model has one per word. A policy reads decisions: logits (B, K) of one decision per text, or (B, D, K) of D
-decisions per text. With several decisions, the certainty of a text is that of its least certain decision.
+A text of a classification or regression model has one decision, one of a multilabel model has one per label, one of a
+tokens model has one per word, and one of a heads model has one per requested head. A policy reads decisions: logits
+(B, K) of one decision per text, or (B, D, K) of D decisions per text. With several decisions, the certainty of a text
+is that of its least certain decision.
 
 A prediction of one text is one number, so that predictions are compared, scored and counted in arrays: the class
-number, the value of a regression, the set of labels as bits (label j is bit j), or the number of its spans
-(``spans.span_number``). B rows, S tokens, C outputs.
+number, the value of a regression, the set of labels as bits (label j is bit j), the number of its spans
+(``spans.span_number``), or the classes of its heads (``heads.pack``). B rows, S tokens, C outputs, H heads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.errors import InputError
+from berxit.runtime.heads import (
+    SEPARATOR,
+    chosen_heads,
+    classes_in,
+    heads_of,
+    heads_problems,
+    label_columns,
+    label_of,
+    labels_in,
+    pack,
+)
 from berxit.runtime.policies import Floats, softmax
-from berxit.runtime.prediction import Prediction
+from berxit.runtime.prediction import HeadPrediction, Prediction
 from berxit.runtime.spans import Span, Words, count_spans, right_spans, span_number, spans_of
 from berxit.runtime.tables import plural
 
@@ -40,6 +54,8 @@ class Described(NamedTuple):
     """Multilabel: the set of labels."""
     spans: tuple[Span, ...] | None = None
     """Tokens: the spans."""
+    heads: dict[str, HeadPrediction] | None = None
+    """Heads: the predictions of the requested heads."""
 
 
 class TextWords(NamedTuple):
@@ -75,6 +91,23 @@ class Kind:
     since = 1
     """The first schema version of bundles whose readers know the kind."""
 
+    def of(self, labels: Sequence[str]) -> Kind:
+        """The kind of a model with these labels."""
+        return self
+
+    def requesting(self, heads: Sequence[str] | str) -> Kind:
+        """The kind whose decisions are those of some heads. Raises InputError for a model without named heads, and for
+        an unknown one."""
+        raise InputError(f"heads={heads!r}: a {self.name} model has no named heads. Omit the argument")
+
+    def label_columns(self, label_column: str) -> tuple[str, ...]:
+        """The columns of data files with the labels."""
+        return (label_column,)
+
+    def problems(self, labels: Sequence[str], label_column: str) -> Iterator[str]:
+        """Problems of the labels and columns in a manifest, besides the number of labels."""
+        yield from ()
+
     def outputs(self, labels: Sequence[str]) -> int:
         """C, the number of logits of an exit."""
         return len(labels)
@@ -109,17 +142,18 @@ class Kind:
         rows = softmax(decisions).tolist()
         return [Described(labels[row.index(max(row))], dict(zip(labels, row, strict=True))) for row in rows]
 
+    def has(self, numbers: npt.NDArray, place: int, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """True for each prediction, or label of data, that is or contains the label with the number ``place``: numbers
+        (...,) -> (...,)."""
+        return np.asarray(numbers == place)
+
     def counts(self, predicted: npt.NDArray, truth: npt.NDArray, labels: Sequence[str]) -> list[ClassCount]:
         """Per class: right predictions, predictions, and true rows, for numbers (N,) of predictions and labels."""
-        return [
-            ClassCount(
-                name,
-                int(np.count_nonzero((predicted == number) & (truth == number))),
-                int(np.count_nonzero(predicted == number)),
-                int(np.count_nonzero(truth == number)),
-            )
-            for number, name in enumerate(labels)
-        ]
+        found = []
+        for place, name in enumerate(labels):
+            named, true = (self.has(numbers, place, labels) for numbers in (predicted, truth))
+            found.append(ClassCount(name, *(int(np.count_nonzero(each)) for each in (named & true, named, true))))
+        return found
 
     def bins(self, numbers: npt.NDArray, labels: Sequence[str]) -> tuple[npt.NDArray, int]:
         """The bin of each prediction in the histograms of drift, and the number of bins; 1 for values."""
@@ -193,10 +227,8 @@ class Multilabel(Kind):
             found.append(Described(SEPARATOR.join(names), dict(zip(labels, row, strict=True)), names))
         return found
 
-    def counts(self, predicted: npt.NDArray, truth: npt.NDArray, labels: Sequence[str]) -> list[ClassCount]:
-        named, true = (from_bits(numbers, len(labels)) for numbers in (predicted, truth))
-        sums = zip(labels, (named & true).sum(axis=0), named.sum(axis=0), true.sum(axis=0), strict=True)
-        return [ClassCount(name, int(right), int(count), int(rows)) for name, right, count, rows in sums]
+    def has(self, numbers: npt.NDArray, place: int, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
+        return (numbers >> place & 1).astype(bool)
 
     def bins(self, numbers: npt.NDArray, labels: Sequence[str]) -> tuple[npt.NDArray, int]:
         """Bins are numbers of labels."""
@@ -260,11 +292,87 @@ class Tokens(Kind):
         return np.minimum(count_spans(numbers), SPAN_BINS - 1), SPAN_BINS
 
 
-SEPARATOR = "|"
-"""Separates the labels of a set in text."""
+class Heads(Kind):
+    """One class per named head, by a softmax over the logits of the head."""
+
+    name = "heads"
+    description = "several classes per text, one of each named head"
+    default_metric = "heads-accuracy"
+    several = True
+    since = 3
+
+    def __init__(self, labels: tuple[str, ...] = (), requested: tuple[int, ...] | None = None) -> None:
+        """``labels``: the model's. ``requested``: numbers of the heads that decide; None: all."""
+        self._labels, heads = labels, heads_of(labels)
+        self._requested = tuple(range(len(heads))) if requested is None else requested
+        self._heads = [heads[number] for number in self._requested]
+        most = max((len(head.classes) for head in self._heads), default=0)
+        self.places = np.full((len(self._heads), most), len(labels))
+        """(H, K) number of the logit of each class; C for a class that only fills the array."""
+        for row, head in zip(self.places, self._heads, strict=True):
+            row[: len(head.classes)] = range(head.start, head.start + len(head.classes))
+
+    def of(self, labels: Sequence[str]) -> Kind:
+        return _heads(tuple(labels))
+
+    def requesting(self, heads: Sequence[str] | str) -> Kind:
+        return _heads(self._labels, chosen_heads(self._labels, heads))
+
+    def label_columns(self, label_column: str) -> tuple[str, ...]:
+        return label_columns(label_column)
+
+    def problems(self, labels: Sequence[str], label_column: str) -> Iterator[str]:
+        yield from heads_problems(labels, label_column)
+
+    def classes(self, labels: Sequence[str]) -> int:
+        return max((len(head.classes) for head in heads_of(tuple(labels))), default=0)
+
+    def decisions(self, logits: Floats, places: npt.NDArray | None = None) -> Floats:
+        """(..., C) -> (..., H, K), the logits of each head. A head with fewer classes is filled up."""
+        return np.concatenate([logits, np.full_like(logits[..., :1], CERTAIN)], axis=-1)[..., self.places]
+
+    def numbers(self, decisions: Floats, labels: Sequence[str] = (), texts: Sequence[TextWords] = ()) -> npt.NDArray:
+        return pack(decisions.argmax(axis=-1), self._requested)
+
+    def number(self, prediction: Prediction, labels: Sequence[str], truth: Sequence[Span] = ()) -> float:
+        """Without the heads that were not requested."""
+        found, heads = prediction.heads or {}, heads_of(tuple(labels))
+        classes = [head.classes.index(found[head.name].label) if head.name in found else -1 for head in heads]
+        return int(pack(np.array(classes), range(len(heads))))
+
+    def text(self, number: float, labels: Sequence[str]) -> str | float:
+        return SEPARATOR.join(labels_in(int(number), labels))
+
+    def describe(self, decisions: Floats, labels: Sequence[str], words: Sequence[Words] = ()) -> list[Described]:
+        found = []
+        for rows in softmax(decisions).tolist():
+            heads = {}
+            for head, row in zip(self._heads, rows, strict=True):
+                scores = dict(zip(head.classes, row, strict=False))
+                heads[head.name] = HeadPrediction(max(scores, key=scores.__getitem__), scores)
+            label = SEPARATOR.join(label_of(name, each.label) for name, each in heads.items())
+            flat = {label_of(head, name): p for head, each in heads.items() for name, p in each.scores.items()}
+            found.append(Described(label, flat, heads=heads))
+        return found
+
+    def has(self, numbers: npt.NDArray, place: int, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
+        heads = heads_of(tuple(labels))
+        number = sum(head.start <= place for head in heads) - 1
+        return np.asarray(classes_in(numbers, len(heads))[..., number] == place - heads[number].start)
+
+    def bins(self, numbers: npt.NDArray, labels: Sequence[str]) -> tuple[npt.NDArray, int]:
+        """Bins of the numbers, as of values: there may be more combinations of classes than texts."""
+        return numbers, 1
+
+
+@lru_cache(maxsize=64)
+def _heads(labels: tuple[str, ...], requested: tuple[int, ...] | None = None) -> Heads:
+    return Heads(labels, requested)
+
+
 SPAN_BINS = 9
 """Bins of the number of spans of a text, in the histograms of drift."""
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Regression(), Multilabel(), Tokens())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Regression(), Multilabel(), Tokens(), Heads())}
 
 
 def filler(classes: int) -> npt.NDArray[np.float32]:

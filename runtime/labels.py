@@ -6,11 +6,13 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Context, Decimal
 
+import numpy as np
+
 from berxit.runtime.errors import InputError
-from berxit.runtime.kinds import SEPARATOR
+from berxit.runtime.heads import SEPARATOR, heads_of, label_columns, pack
 from berxit.runtime.tables import listed
 
 BOOLEANS = ("false", "true")
@@ -122,3 +124,24 @@ def label_reader(
         return sum(1 << class_number(name, numbers, labels, where) for name in set_names(text, column, where))
 
     return several if kind == "multilabel" else one
+
+
+def head_reader(labels: Sequence[str], label_column: str) -> Callable[[Mapping[str, str], str], int]:
+    """A function (column -> label text, place for messages) -> number of the labels of all heads.
+
+    ``label_column``: the columns of the heads, separated by "|". The function raises InputError as ``label_reader``
+    does. Raises InputError for another number of columns than heads.
+    """
+    heads, columns = heads_of(tuple(labels)), label_columns(label_column)
+    if len(columns) != len(heads):
+        raise InputError(
+            f"label column '{label_column}' names {len(columns)} columns for {len(heads)} heads: separate them by"
+            f" '{SEPARATOR}'"
+        )
+    readers = [label_reader("classification", head.classes, name) for head, name in zip(heads, columns, strict=True)]
+
+    def read(row: Mapping[str, str], where: str) -> int:
+        classes = [int(one(row[column], where)) for one, column in zip(readers, columns, strict=True)]
+        return int(pack(np.array(classes), range(len(heads))))
+
+    return read

@@ -48,12 +48,14 @@ def check_manifest(manifest: Manifest, where: str) -> None:
 
 
 def check_kind(model: ModelInfo, where: str) -> None:
-    """Raises BerxitError for a kind that this reader does not know."""
+    """Raises BerxitError for a kind that this reader does not know, and for labels that do not fit the kind."""
     if model.kind not in KINDS:
         raise BerxitError(
             f"{where}: model.kind is '{model.kind}': it must be {' or '.join(KINDS)}. Export the bundle again, or"
             " upgrade berxit here"
         )
+    for problem in model.task_kind.problems(model.labels, model.label_column):
+        raise BerxitError(f"{where}: {problem}. Export the bundle again")
 
 
 def check_ports(segment: Segment, inputs: Sequence[Port], outputs: Sequence[Port], where: str) -> None:

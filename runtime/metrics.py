@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from berxit.runtime.errors import InputError, first_line
 from berxit.runtime.extensions import UnregisteredError, check_name, is_reference, load_object
+from berxit.runtime.heads import classes_in, head_count, pack
 from berxit.runtime.spans import count_spans, right_spans
 
 Scores = npt.NDArray[np.float64]
@@ -107,6 +108,33 @@ def span_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
 
 def _no_span(labels: npt.NDArray, classes: int) -> list[float]:
     return [0]
+
+
+def heads_accuracy(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
+    """Mean over the heads of their accuracy, for classes of heads as numbers (``runtime.heads``)."""
+    return np.mean(scores_of_heads(accuracy, predictions, labels), axis=0)
+
+
+def heads_macro_f1(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
+    """Mean over the heads of their macro-f1, for classes of heads as numbers (``runtime.heads``)."""
+    return np.mean(scores_of_heads(macro_f1, predictions, labels), axis=0)
+
+
+def scores_of_heads(
+    scores: Callable[[npt.NDArray, npt.NDArray], Scores], predictions: npt.NDArray, labels: npt.NDArray
+) -> Scores:
+    """The scores of each head: ``scores`` of a metric of classes, predictions (T, N), labels (N,) -> (H, T)."""
+    heads = head_count(labels)
+    # With 1 added, a head that is not in a prediction is class 0, which no label has.
+    of_heads = zip(*(np.moveaxis(classes_in(each, heads) + 1, -1, 0) for each in (predictions, labels)), strict=True)
+    return np.stack([scores(predicted, true) for predicted, true in of_heads])
+
+
+def _frequent_classes(labels: npt.NDArray, classes: int) -> list[float]:
+    """The most frequent class of each head."""
+    heads = head_count(labels)
+    most = [np.bincount(column).argmax() for column in classes_in(labels, heads).T]
+    return [int(pack(np.array(most), range(heads)))]
 
 
 def set_sizes(numbers: npt.NDArray) -> npt.NDArray[np.int64]:
@@ -214,6 +242,24 @@ METRICS: dict[str, Metric] = {
             since=3,
             of="tokens",
             constants=_no_span,
+        ),
+        Metric(
+            "heads-accuracy",
+            "mean over the heads of their accuracy",
+            heads_accuracy,
+            second="accuracy",
+            since=3,
+            of="heads",
+            constants=_frequent_classes,
+        ),
+        Metric(
+            "heads-macro-f1",
+            "mean over the heads of their macro-f1",
+            heads_macro_f1,
+            second="accuracy",
+            since=3,
+            of="heads",
+            constants=_frequent_classes,
         ),
         Metric(
             "pearson",

@@ -12,7 +12,7 @@ import numpy as np
 
 from berxit.runtime.drift import DriftDetector, Reference
 from berxit.runtime.errors import InputError
-from berxit.runtime.kinds import SPAN_BINS
+from berxit.runtime.kinds import KINDS, SPAN_BINS
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.tokenization import Text
 
@@ -160,7 +160,9 @@ class Monitor:
         return self._detector.alarm is not None
 
     def _number(self, prediction: Prediction) -> float:
-        """The bin of a prediction, or its value: class number, or number of labels."""
+        """The bin of a prediction, or its value: class number, or number of labels. Of heads, their number."""
+        if prediction.heads is not None:
+            return KINDS["heads"].number(prediction, tuple(self._numbers))
         if prediction.labels is not None:
             return len(prediction.labels)
         if prediction.spans is not None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from berxit.runtime.spans import Span
 
 StoppedBy = Literal["certainty", "deadline", "last_layer", "failure"]
+
+
+class HeadPrediction(NamedTuple):
+    """The prediction of one named head."""
+
+    label: str
+    """The class name."""
+    scores: dict[str, float]
+    """Class -> probability, in the model's order."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class Prediction:
 
     label: str | float
     """The class name; for regression the value; for multilabel the labels, joined by "|" (empty without a label);
-    for tokens the IOB2 tags of the words, separated by blanks."""
+    for tokens the IOB2 tags of the words, separated by blanks; for heads HEAD=CLASS of each head, joined by "|"."""
     scores: dict[str, float]
     """Class or label -> probability, in the model's order; for regression {"value": ...}; empty for tokens."""
     exit_layer: int
@@ -40,3 +49,5 @@ class Prediction:
     """Multilabel: the labels of the text, in the model's order. None for another kind."""
     spans: tuple[Span, ...] | None = None
     """Tokens: the labelled spans of the text, with the offsets of their characters. None for another kind."""
+    heads: dict[str, HeadPrediction] | None = None
+    """Heads: name of each requested head -> its class and probabilities. None for another kind."""

@@ -23,6 +23,7 @@ from berxit.runtime.deadline import MISS_PROBABILITY, RESERVE_S, Deadline, StepE
 from berxit.runtime.drift import Reference
 from berxit.runtime.errors import BerxitError, InputError, NoisyError
 from berxit.runtime.hub import pretrained_folder
+from berxit.runtime.kinds import Kind
 from berxit.runtime.loop import Backend, LayerResult, Policy, exit_loop
 from berxit.runtime.monitoring import FALSE_ALARMS, Monitor, MonitorReport
 from berxit.runtime.placement import choose_device
@@ -226,20 +227,28 @@ class EarlyExitRunner:
         *,
         threshold: float | None = None,
         deadline_ms: float | None = None,
+        heads: Sequence[str] | None = None,
     ) -> Prediction:
         """Predicts one text, or one pair of texts.
 
         ``threshold`` replaces the calibrated thresholds at every layer. ``deadline_ms`` counts from the call: the
-        deepest exit that is expected in time makes the prediction, the first exit in any case.
+        deepest exit that is expected in time makes the prediction, the first exit in any case. ``heads``: of a model
+        with named heads, those that are needed. The text exits when they are certain, and only they make a prediction;
+        None: all heads.
 
-        Raises InputError for an empty text or a threshold or deadline out of range, BerxitError after ``close`` or for
-        a failure in the backend.
+        Raises InputError for an empty text, a threshold or deadline out of range or an unknown head, BerxitError after
+        ``close`` or for a failure in the backend.
         """
         texts: list[Text] = [text if text_pair is None else (text, text_pair)]
-        return self.predict_batch(texts, threshold=threshold, deadline_ms=deadline_ms)[0]
+        return self.predict_batch(texts, threshold=threshold, deadline_ms=deadline_ms, heads=heads)[0]
 
     def predict_batch(
-        self, texts: Iterable[Text], *, threshold: float | None = None, deadline_ms: float | None = None
+        self,
+        texts: Iterable[Text],
+        *,
+        threshold: float | None = None,
+        deadline_ms: float | None = None,
+        heads: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Predicts any number of texts, or of pairs as tuples, and returns the predictions in input order. ``texts``:
         a list, tuple, generator, array of str, or column of a data frame.
@@ -250,19 +259,26 @@ class EarlyExitRunner:
         """
         policy = self.policy if threshold is None else self.policy.with_threshold(as_number("threshold", threshold))
         if (monitored := self._monitor) is None:
-            return self.answer(texts, policy, deadline_ms)
+            return self.answer(texts, policy, deadline_ms, heads)
         texts, (monitored_policy, monitor) = as_texts(texts), monitored
-        predictions = self.answer(texts, policy, deadline_ms)
-        if policy is monitored_policy:
+        predictions = self.answer(texts, policy, deadline_ms, heads)
+        if policy is monitored_policy and heads is None:
             monitor.record(texts, predictions, shadow=deadline_ms is None)
         else:
             monitor.skip(len(predictions))
         return predictions
 
-    def answer(self, texts: Iterable[Text], policy: ExitPolicy, deadline_ms: float | None = None) -> list[Prediction]:
+    def answer(
+        self,
+        texts: Iterable[Text],
+        policy: ExitPolicy,
+        deadline_ms: float | None = None,
+        heads: Sequence[str] | None = None,
+    ) -> list[Prediction]:
         """``predict_batch`` with another policy than the bundle's."""
         start = time.perf_counter()
-        backend = self.backend
+        backend, kind = self.backend, self.manifest.model.task_kind
+        kind = kind if heads is None else kind.requesting(heads)
         end = None if deadline_ms is None else end_of(as_number("deadline_ms", deadline_ms), start)
         texts = as_texts(texts)
         self.check_texts(texts)
@@ -280,7 +296,7 @@ class EarlyExitRunner:
                 until = self._deadline(policy, now + tokens / left * (end - now))
                 left -= tokens
             of_part = None if deadlines is None else deadlines[rows]
-            for places, found in self._exiting(part, policy, until, starts[rows], of_part):
+            for places, found in self._exiting(part, policy, until, starts[rows], of_part, kind):
                 predictions.update(zip(rows[places].tolist(), found, strict=True))
         return [predictions[row] for row in range(len(batch))]
 
@@ -297,25 +313,31 @@ class EarlyExitRunner:
         """
         limited = bool(np.isfinite(deadlines_ms).any())
         until = self._deadline(policy, starts + deadlines_ms / 1e3) if limited else policy
-        return self._exiting(batch, policy, until, starts, deadlines_ms)
+        return self._exiting(batch, policy, until, starts, deadlines_ms, self.manifest.model.task_kind)
 
     def _exiting(
-        self, batch: TokenBatch, policy: ExitPolicy, until: Policy, starts: Doubles, deadlines_ms: Doubles | None
+        self,
+        batch: TokenBatch,
+        policy: ExitPolicy,
+        until: Policy,
+        starts: Doubles,
+        deadlines_ms: Doubles | None,
+        kind: Kind,
     ) -> Iterator[tuple[Ints, list[Prediction]]]:
         """Row numbers and predictions of the rows that exit, layer by layer. ``until``: ``policy``, or a deadline
-        around it."""
+        around it. ``kind``: the model's, or its kind with the requested heads."""
         last: LayerResult | None = None
         try:
-            for result in exit_loop(self.backend, batch, until, self.manifest.model.task_kind):
+            for result in exit_loop(self.backend, batch, until, kind):
                 last = result
                 if result.exits.any():
-                    found = self._predictions(policy, result, result.exits, batch, starts, deadlines_ms)
+                    found = self._predictions(policy, result, result.exits, batch, starts, kind, deadlines_ms)
                     yield result.rows[result.exits], found
         except BerxitError as error:
             if self.on_failure == "raise" or last is None:
                 raise
             _LOG.warning("%d texts have the prediction of layer %d: %s", (~last.exits).sum(), last.layer, error)
-            found = self._predictions(policy, last, ~last.exits, batch, starts, deadlines_ms)
+            found = self._predictions(policy, last, ~last.exits, batch, starts, kind, deadlines_ms)
             yield last.rows[~last.exits], [replace(prediction, stopped_by="failure") for prediction in found]
 
     def monitor(
@@ -402,8 +424,9 @@ class EarlyExitRunner:
         """``seconds``: time that the call has used so far. The time between two iterations is not added."""
         policy = self.policy.at_depth(backend.layers)
         start = np.array([time.perf_counter() - seconds])
-        for result in exit_loop(backend, batch, policy, self.manifest.model.task_kind):
-            prediction = self._predictions(policy, result, np.array([True]), batch, start)[0]
+        kind = self.manifest.model.task_kind
+        for result in exit_loop(backend, batch, policy, kind):
+            prediction = self._predictions(policy, result, np.array([True]), batch, start, kind)[0]
             paused = time.perf_counter()
             yield prediction
             start += time.perf_counter() - paused
@@ -428,6 +451,7 @@ class EarlyExitRunner:
         which: Bools,
         batch: TokenBatch,
         starts: Doubles,
+        kind: Kind,
         deadlines_ms: Doubles | None = None,
     ) -> list[Prediction]:
         """Predictions of the rows of a layer's result that ``which`` (B,) selects, in their order.
@@ -442,7 +466,7 @@ class EarlyExitRunner:
         if temperature != 1.0 and not model.regression:
             decisions = decisions / np.float32(temperature)
         words = [batch.words[row] for row in places.tolist()] if batch.words else ()
-        described = model.task_kind.describe(decisions, model.labels, words)
+        described = kind.describe(decisions, model.labels, words)
         reasons = self._reasons(policy, result, which)
         found = []
         for row, each, certainty, reason, elapsed, limit in zip(
@@ -461,6 +485,7 @@ class EarlyExitRunner:
                     self.manifest.digest,
                     each.labels,
                     each.spans,
+                    each.heads,
                 )
             )
         return found

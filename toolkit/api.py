@@ -8,7 +8,7 @@ any other failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +94,7 @@ def fine_tune(
     task: str = "custom",
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
+    heads: Sequence[str] | Mapping[str, str] = (),
     kind: str | None = None,
     regression: bool = False,
     metric: str | None = None,
@@ -109,7 +110,8 @@ def fine_tune(
     dictionary of columns), or a dictionary of such tables by split. None downloads the data of a built-in ``task``. Of
     data without a dev split, a tenth of the rows is held out and stored in the checkpoint.
     ``text_columns`` to ``positive`` describe a custom task; by default its columns are ``text`` and ``label``, and its
-    kind is classification. ``regression=True`` is the same as ``kind="regression"``.
+    kind is classification. ``regression=True`` is the same as ``kind="regression"``. ``heads``: named heads, head name
+    -> column with its classes, or "NAME=COLUMN" each.
     ``tensorboard``: folder for TensorBoard logs. ``force``: replace an existing ``output``. The same call continues an
     interrupted run.
     """
@@ -122,7 +124,9 @@ def fine_tune(
     from berxit.train.trainer import processes_here
 
     output = Path(output)
-    described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive)
+    if isinstance(heads, Mapping):
+        heads = [f"{name}={column}" for name, column in heads.items()]
+    described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive, heads)
     described.check(task)
     refuse_other_than_checkpoint(output, force)
     processes = processes_here()

@@ -8,8 +8,9 @@ from itertools import permutations
 
 import numpy as np
 
+from berxit.runtime.heads import heads_of
 from berxit.runtime.kinds import from_bits
-from berxit.runtime.metrics import METRICS, average_precision
+from berxit.runtime.metrics import METRICS, average_precision, scores_of_heads
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.reliability import CertaintyQuality
 from berxit.runtime.tables import Table, markdown_table
@@ -217,7 +218,9 @@ def evaluate(
         metric=predictions.metric,
         examples=len(predictions.labels),
         layer_scores=tuple(scores),
-        also={name: tuple(layer_scores(predictions, name)) for name in also} | _average_precision(predictions),
+        also={name: tuple(layer_scores(predictions, name)) for name in also}
+        | _average_precision(predictions)
+        | _scores_per_head(predictions),
         criterion=criterion,
         curves={name: tuple(found) for name, found in points.items()},
         summaries=_summaries(curves, scores[-1]) if scores[-1] > 0 and depth is None else {},
@@ -239,6 +242,17 @@ def _average_precision(predictions: Predictions) -> dict[str, tuple[float, ...]]
     scores = predictions.logits[..., 1] - predictions.logits[..., 0]
     truth = from_bits(predictions.labels, len(predictions.names))
     return {"average precision": tuple(average_precision(scores[:, exit_], truth) for exit_ in range(scores.shape[1]))}
+
+
+def _scores_per_head(predictions: Predictions) -> dict[str, tuple[float, ...]]:
+    """The score of each named head at each exit; empty unless the kind is heads."""
+    if predictions.kind != "heads":
+        return {}
+    metric = predictions.metric.removeprefix("heads-")
+    metric = metric if metric in METRICS else "accuracy"
+    found = scores_of_heads(METRICS[metric].scores, predictions.predicted().T, predictions.labels)
+    heads = zip(heads_of(predictions.names), found.tolist(), strict=True)
+    return {f"{metric} of {head.name}": tuple(scores) for head, scores in heads}
 
 
 def _summaries(curves: dict[str, Curve], full: float) -> dict[str, Summary]:

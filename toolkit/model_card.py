@@ -128,6 +128,7 @@ def model_card(facts: CardFacts, repository: str, bench: Path | None = None) -> 
         "classification": "classification into",
         "multilabel": "any number of the labels",
         "tokens": "tags of the words:",
+        "heads": "one class for each head:",
     }
     kind = f"{kinds[facts.kind]} {', '.join(facts.labels)}" if facts.labels else facts.kind
     run_by = f" for {facts.target}, {facts.precision}" if facts.target else ""

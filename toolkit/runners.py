@@ -15,8 +15,6 @@ class NamedRunner:
     name: str
     targets: tuple[str, ...]
     """Targets whose bundles it runs."""
-    kinds: tuple[str, ...] | None = None
-    """Kinds of models that it runs; None: all."""
     user_criteria: bool = False
     """True if an app can register its own exit criteria."""
 
@@ -24,20 +22,17 @@ class NamedRunner:
         """Why it cannot run the bundle; None if it can."""
         if manifest.target not in self.targets:
             return f"runs bundles for {' and '.join(self.targets)}"
-        if self.kinds is not None and manifest.model.kind not in self.kinds:
-            return f"runs models for {' and '.join(self.kinds)}"
         if manifest.policy.criterion not in BUILT_IN and not self.user_criteria:
             return f"does not know the criterion {manifest.policy.criterion}"
         return None
 
 
-ONE_DECISION = ("classification", "regression")
 RUNNERS = (
     NamedRunner("Python", ("onnxruntime", "tensorrt", "coreml"), user_criteria=True),
     NamedRunner("C", ("onnxruntime",)),
     NamedRunner("Java", ("onnxruntime",)),
     NamedRunner("JavaScript", ("onnxruntime",)),
-    NamedRunner("Swift", ("coreml",), ONE_DECISION),
+    NamedRunner("Swift", ("coreml",)),
 )
 
 

@@ -75,7 +75,7 @@ def calibrate(
         )
     model, tokenizer = load_checkpoint(checkpoint, best_device())
     task = task_of(model.config)
-    labelled = rule.needs_labels or has_column(path, task.label_column)
+    labelled = rule.needs_labels or all(has_column(path, each) for each in task.label_columns)
     if not labelled and task.kind == "tokens":
         raise InputError(f"{path} has no column '{task.label_column}': a tokens model is calibrated on labelled spans")
     read = task.read if labelled else task.read_texts

@@ -17,8 +17,9 @@ PROBLEM_TYPES = {
     "regression": "regression",
     "multi_label_classification": "multilabel",
     "token_classification": "tokens",
+    "multi_head_classification": "heads",
 }
-"""transformers' name of a kind of task -> name in runtime.kinds.KINDS; transformers has no name for the last one."""
+"""transformers' name of a kind of task -> name in runtime.kinds.KINDS; transformers has no name for the last two."""
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -48,6 +49,7 @@ class MultiExitConfig(PreTrainedConfig):
     text_columns: list | tuple = ("text",)
     """Columns of the data files with the text, or with the two texts of a pair."""
     label_column: str = "label"
+    """Column of the labels; for heads their columns, separated by "|"."""
     max_length: int = 128
     """Maximum number of tokens of an input; longer texts are truncated."""
 
@@ -71,7 +73,7 @@ class MultiExitConfig(PreTrainedConfig):
     @property
     def task_kind(self) -> Kind:
         """The kind as an object."""
-        return KINDS[self.kind]
+        return KINDS[self.kind].of(self.labels)
 
     @property
     def regression(self) -> bool:
@@ -79,7 +81,7 @@ class MultiExitConfig(PreTrainedConfig):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the logits; empty for regression."""
+        """Class or label names in the order of the logits; empty for regression."""
         return () if self.regression else tuple(self.id2label[i] for i in range(len(self.id2label)))
 
 

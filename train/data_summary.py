@@ -131,7 +131,7 @@ class DataSummary:
             yield (f"{self.quoted:.0%} of the texts are in quotation marks, which TSV keeps: save the file as CSV")
 
 
-_ITEM = {"classification": "class", "multilabel": "label", "tokens": "spans of"}
+_ITEM = {"classification": "class", "multilabel": "label", "tokens": "spans of", "heads": "label"}
 """Kind of task -> what a row of the table counts."""
 
 
@@ -151,7 +151,7 @@ def _label_warnings(task: Task, train: SplitSummary) -> Iterator[str]:
     numbers = [value for name in names_of_task if (value := as_number(name)) is not None]
     if len(numbers) == len(names_of_task) and len(numbers) > MANY_VALUES:
         yield f"the labels are {len(numbers)} different numbers: if their order matters, add --regression"
-    columns = {task.label_column.lower(), *(column.lower() for column in task.text_columns)}
+    columns = {column.lower() for column in (*task.label_columns, *task.text_columns)}
     if header := [name for name in names_of_task if name.lower() in columns and counts.get(name, 0) < RARE]:
         yield f"class '{header[0]}' has the name of a column: a second header line may be among the rows"
     spellings: dict[str, list[str]] = defaultdict(list)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from berxit.runtime.examples import Examples
+from berxit.runtime.heads import classes_in, heads_of
 from berxit.runtime.kinds import TextWords, from_bits
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.spans import Words, tag_numbers
@@ -30,6 +31,8 @@ class EncodedExamples(Dataset):
         self._targets = self.labels
         if examples.kind == "multilabel":
             self._targets = from_bits(self.labels, len(examples.names)).astype(np.float64)
+        elif examples.kind == "heads":
+            self._targets = classes_in(self.labels, len(heads_of(examples.names)))
         self.words: list[Words] = []
         """(N,) the words of each text; empty unless the tokenizer finds words."""
         self.spans = examples.spans
@@ -64,7 +67,7 @@ class EncodedExamples(Dataset):
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """The model's inputs for B rows: ids, types and mask (B, S), padded as in every runner, and labels (B,),
-        (B, C) of a multilabel model, or tags (B, S)."""
+        (B, C) of a multilabel model, (B, H) of the heads of a text, or tags (B, S)."""
         batch = self.batch(rows)
         targets = [row["labels"] for row in rows]
         if self._tags:

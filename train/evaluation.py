@@ -54,7 +54,8 @@ class Predictions:
     @property
     def task_kind(self) -> Kind:
         """The kind as an object."""
-        return KINDS[self.kind or ("regression" if self.logits.shape[2] == 1 else "classification")]
+        name = self.kind or ("regression" if self.logits.shape[2] == 1 else "classification")
+        return KINDS[name].of(self.names)
 
     @property
     def outputs(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from berxit.runtime.heads import classes_in, head_count
 from berxit.runtime.metrics import METRICS, set_sizes
 from berxit.runtime.spans import count_spans, right_spans
 from berxit.train.evaluation import Predictions
@@ -47,7 +48,7 @@ class KeepTest:
         if p.regression:
             worst = self._worst_row(early)
             more = early[worst], full[worst]
-        elif p.task_kind.several:  # the same, about a text with the mean number of labels or spans
+        elif p.task_kind.several:  # the same, about a text with the mean number of labels, spans or heads
             size = max(1.0, float(sums(p.labels, p.labels)[:, 1].mean()))
             more = np.array([0.0, size]), np.array([size, size])
         else:  # full depth is right and the policy is wrong; for F1, about a positive row
@@ -129,6 +130,12 @@ def _micro_f1_sums(predicted: npt.NDArray, labels: npt.NDArray) -> Floats:
     return np.stack([2.0 * right, named + true.astype(np.float64)], axis=1)
 
 
+def _heads_accuracy_sums(predicted: npt.NDArray, labels: npt.NDArray) -> Floats:
+    heads = head_count(labels)
+    right = (classes_in(predicted, heads) == classes_in(labels, heads)).sum(axis=1)
+    return np.stack([right, np.full(len(labels), heads)], axis=1).astype(np.float64)
+
+
 def _span_f1_sums(predicted: npt.NDArray, labels: npt.NDArray) -> Floats:
     return np.stack([2.0 * right_spans(predicted), count_spans(predicted) + count_spans(labels) * 1.0], axis=1)
 
@@ -161,6 +168,7 @@ SUMS: dict[str, tuple[Callable[[npt.NDArray, npt.NDArray], Floats], Callable[[Fl
     "accuracy": (_accuracy_sums, _ratio),
     "f1": (_f1_sums, _ratio),
     "micro-f1": (_micro_f1_sums, _ratio),
+    "heads-accuracy": (_heads_accuracy_sums, _ratio),
     "span-f1": (_span_f1_sums, _ratio),
     "pearson": (_pearson_sums, _correlation),
     "spearman": (_spearman_sums, _correlation),

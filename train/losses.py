@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from berxit.runtime.kinds import CERTAIN, Heads, Kind
+
 IGNORED = -100
 """Label of a token that does not start a word."""
 
@@ -18,7 +20,8 @@ def exit_losses(logits: Tensor, labels: Tensor, regression: bool, class_weights:
     """L_i: logits (B, n, C), labels (B,) -> (n,). Cross-entropy for classes, mean squared error for regression.
 
     Labels (B, C) of a multilabel model, 1 for a label of the text: mean binary cross-entropy over texts and labels.
-    Logits (B, n, S, C) and tags (B, S) of a tokens model, IGNORED between words: mean cross-entropy over words.
+    Logits (B, n, S, C) and tags (B, S) of a tokens model, IGNORED between words: mean cross-entropy over words. Logits
+    (B, n, H, K) and classes (B, H) of named heads (``by_head``): mean cross-entropy over texts and heads.
     ``class_weights`` (C,): factors of the rows' cross-entropies by label; empty: 1 for all.
     """
     if logits.ndim == 4:
@@ -38,6 +41,14 @@ def exit_losses(logits: Tensor, labels: Tensor, regression: bool, class_weights:
     return losses.mean(dim=0)
 
 
+def by_head(logits: Tensor, kind: Kind) -> Tensor:
+    """Logits (B, n, C) of a model with named heads -> those of each head, (B, n, H, K). A head with fewer than K
+    classes is filled up, as in ``Heads.decisions``. Logits of other kinds do not change."""
+    if not isinstance(kind, Heads):
+        return logits
+    return F.pad(logits, (0, 1), value=CERTAIN)[..., torch.from_numpy(kind.places).to(logits.device)]
+
+
 def balanced_weights(labels: npt.NDArray, classes: int) -> tuple[float, ...]:
     """(C,) weight N / (C' x rows) of each class, so that all C' classes that occur contribute equally; 1 for a class
     without rows. The mean weight of the rows is 1, so the learning rate keeps its meaning."""
@@ -53,8 +64,8 @@ def lte_losses(certainties: Tensor, logits: Tensor, labels: Tensor, regression: 
 
 @torch.no_grad()
 def lte_targets(logits: Tensor, labels: Tensor, regression: bool) -> Tensor:
-    """(B, n) the target of the certainty (equations 9 and 10): 1 if all labels, or the tags of all words, are right. No
-    gradient flows through it."""
+    """(B, n) the target of the certainty (equations 9 and 10): 1 if all labels, the tags of all words, or the classes
+    of all heads are right. No gradient flows through it."""
     if logits.ndim == 4:
         right = (logits.argmax(dim=-1) == labels[:, None]) | (labels == IGNORED)[:, None]
         return right.all(dim=-1).to(logits.dtype)
@@ -76,7 +87,8 @@ def distillation_losses(logits: Tensor, regression: bool, labels: Tensor | None 
 
     Classification: KL(p_i || p_n), as in FastBERT (Liu et al., 2020). Regression: squared difference (FastBERT has no
     regression). Multilabel: the mean over labels of the KL divergence of the two outcomes. Tokens: the mean over words.
-    ``labels``: as in ``exit_losses``, for these two kinds; only their form and the places of words are used.
+    Heads: the mean over heads. ``labels``: as in ``exit_losses``, for these kinds; only their form and the places of
+    words are used.
     """
     if labels is not None and logits.ndim == 4:
         logits = logits.transpose(1, 2)[labels != IGNORED]  # (words, n, C)

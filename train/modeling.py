@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from berxit.train.backbones import Adapter, adapter_for
 from berxit.train.configuration import MultiExitConfig
-from berxit.train.losses import exit_losses, lte_losses
+from berxit.train.losses import by_head, exit_losses, lte_losses
 from berxit.train.pretrained import load_encoder, resolve_model
 from berxit.train.recipes import DEFAULT
 
@@ -151,9 +151,9 @@ class MultiExitModel(PreTrainedModel):
     ) -> MultiExitOutput:
         """Runs all layers and exits on B rows of S tokens: ids (B, S), mask (B, S) with 1 for a token, types (B, S).
 
-        ``labels``: class numbers or values (B,), labels (B, C) or tags (B, S), as in ``exit_losses``; with them, the
-        output contains the loss. Raises ValueError for ``return_dict=False`` (there is no tuple output), and TypeError
-        for an unknown argument.
+        ``labels``: class numbers or values (B,), labels (B, C), tags (B, S) or classes of heads (B, H), as in
+        ``exit_losses``; with them, the output contains the loss. Raises ValueError for ``return_dict=False`` (there is
+        no tuple output), and TypeError for an unknown argument.
         """
         if return_dict is False:
             raise ValueError("return_dict=False is not supported: read the fields of the output")
@@ -179,6 +179,7 @@ class MultiExitModel(PreTrainedModel):
 
     def _loss(self, logits: Tensor, certainties: Tensor | None, labels: Tensor) -> Tensor:
         """The joint loss, which transformers' own Trainer minimizes. berxit-train uses the strategy's objective."""
+        logits = by_head(logits, self.config.task_kind)
         losses = exit_losses(logits, labels, self.config.regression)
         if certainties is not None:
             losses = losses + lte_losses(certainties, logits, labels, self.config.regression)

@@ -85,8 +85,7 @@ class Loss:
 
     def _has(self, numbers: npt.NDArray) -> npt.NDArray[np.bool_]:
         """True for each prediction or label that is, or contains, the class that must not be missed."""
-        place = self._positive()
-        return (numbers >> place & 1).astype(bool) if self.predictions.task_kind.several else numbers == place
+        return self.predictions.task_kind.has(numbers, self._positive(), self.predictions.names)
 
     def _positive(self) -> int:
         name, names = self.of.removeprefix(MISSES), self.predictions.names

@@ -21,6 +21,7 @@ from berxit.runtime.examples import (
     read_texts,
     span_rows,
 )
+from berxit.runtime.heads import ASSIGNED, SEPARATOR, label_of, labels_in, parse_heads
 from berxit.runtime.kinds import KINDS, MOST_LABELS
 from berxit.runtime.labels import BOOLEANS, as_number, class_name, set_names
 from berxit.runtime.metrics import METRICS, metric_from, metric_names, positive_class
@@ -35,9 +36,10 @@ class Task:
     text_columns: tuple[str, ...]
     """Columns of the official files with the text, or with the two texts of a pair."""
     label_column: str
+    """For heads their columns, separated by "|"."""
     labels: tuple[str, ...]
-    """Class or label names in the order of their numbers; empty for regression. For F1, the second one is the positive
-    class."""
+    """Class or label names in the order of their numbers; for heads HEAD=CLASS; empty for regression. For F1, the
+    second one is the positive class."""
     metric: str
     """A name in runtime.metrics.METRICS."""
     kind: str = "classification"
@@ -56,6 +58,11 @@ class Task:
     def positive(self) -> str | None:
         """The positive class of F1; None for another metric."""
         return positive_class(self.metric, self.labels)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The column of the labels; for heads one each."""
+        return KINDS[self.kind].label_columns(self.label_column)
 
     def read_texts(self, data: Path, split: str, *, skip_bad_rows: bool = False) -> Examples:
         """The texts of a split, or of a file, without labels. Raises InputError as ``read`` does."""
@@ -80,10 +87,13 @@ def write_examples(examples: Examples, task: Task, path: Path) -> None:
         all_spans = examples.spans or [()] * len(examples)
         for text, label, spans in zip(examples.texts, examples.labels, all_spans, strict=True):
             texts = dict(zip(task.text_columns, (text,) if isinstance(text, str) else text, strict=True))
-            value: Any = KINDS[task.kind].text(label, task.labels)
+            values: dict[str, Any] = {task.label_column: KINDS[task.kind].text(label, task.labels)}
             if task.kind == "tokens":
-                value = [span[:3] for span in spans]
-            stream.write(json.dumps({**texts, task.label_column: value}, ensure_ascii=False) + "\n")
+                values = {task.label_column: [span[:3] for span in spans]}
+            elif task.kind == "heads":
+                classes = [name.partition(ASSIGNED)[2] for name in labels_in(label, task.labels)]
+                values = dict(zip(task.label_columns, classes, strict=True))
+            stream.write(json.dumps({**texts, **values}, ensure_ascii=False) + "\n")
 
 
 HIDDEN = -1
@@ -120,19 +130,33 @@ class TaskOptions:
     """A name in runtime.kinds.KINDS; None: classification."""
     metric: str | None = None
     positive: str | None = None
+    heads: Sequence[str] = ()
+    """Named heads as NAME=COLUMN; the kind is then heads."""
 
     def check(self, name: str) -> None:
-        """Raises InputError for an unknown task or kind, and for options of a built-in task. Reads no data."""
+        """Raises InputError for an unknown task or kind, and for options of a built-in task or that exclude each other.
+        Reads no data."""
         if self.kind is not None and self.kind not in KINDS:
             raise InputError(f"unknown --kind '{self.kind}': choose one of {', '.join(KINDS)}")
         if name == CUSTOM:
+            self._check_heads()
             return
         get_task(name)
         if self.arguments():
             raise InputError(
-                "--text-column, --label-column, --kind, --regression, --metric and --positive go with --task custom,"
-                f" not {name}"
+                "--text-column, --label-column, --head, --kind, --regression, --metric and --positive go with --task"
+                f" custom, not {name}"
             )
+
+    def _check_heads(self) -> None:
+        if self.heads and self.kind not in (None, "heads"):
+            raise InputError(f"--head names the heads of a heads model, and --kind {self.kind} is given: omit one")
+        if self.heads and self.label_column:
+            raise InputError(f"--head names the label columns: omit --label-column {self.label_column}")
+        if self.kind == "heads" and not self.heads:
+            raise InputError("--kind heads needs a column for each head: add --head NAME=COLUMN, once per head")
+        if self.heads:
+            parse_heads(self.heads)
 
     def task(self, name: str, data: Path, *, skip_bad_rows: bool = False) -> Task:
         """The task. The classes of a custom task are those of its training split. Raises as ``check`` and
@@ -140,13 +164,16 @@ class TaskOptions:
         self.check(name)
         if name != CUSTOM:
             return get_task(name)
+        kind = "heads" if self.heads else self.kind or "classification"
+        heads, columns = parse_heads(self.heads) if self.heads else ((), ())
         return custom_task(
             data,
             self.text_columns or ("text",),
-            self.label_column or KINDS[self.kind or "classification"].label_column,
-            kind=self.kind or "classification",
+            SEPARATOR.join(columns) or self.label_column or KINDS[kind].label_column,
+            kind=kind,
             metric=self.metric,
             positive=self.positive,
+            heads=heads,
             skip_bad_rows=skip_bad_rows,
         )
 
@@ -154,6 +181,7 @@ class TaskOptions:
         """The options as command-line arguments."""
         found = [argument for column in self.text_columns for argument in ("--text-column", column)]
         found += ["--label-column", self.label_column] if self.label_column else []
+        found += [argument for head in self.heads for argument in ("--head", head)]
         found += ["--kind", self.kind] if self.kind else []
         found += ["--metric", self.metric] if self.metric else []
         return found + (["--positive", self.positive] if self.positive else [])
@@ -185,12 +213,14 @@ def custom_task(
     kind: str = "classification",
     metric: str | None = None,
     positive: str | None = None,
+    heads: Sequence[str] = (),
     skip_bad_rows: bool = False,
 ) -> Task:
     """A task for the user's own data. Its classes or labels are those of the training split: numbers in ascending
     order, then names in alphabetical order. For F1, the positive class is moved to second place.
 
-    ``positive``: the positive class of F1; None: ``obvious_positive`` chooses it. Raises InputError for a metric that
+    ``positive``: the positive class of F1; None: ``obvious_positive`` chooses it. ``heads``: names of the heads, in the
+    order of the columns in ``label_column``. Raises InputError for a metric that
     does not fit the labels, a label column without classes, or a positive class that is unknown or ambiguous.
     """
     if not 1 <= len(text_columns) <= 2:
@@ -201,15 +231,19 @@ def custom_task(
         raise InputError(f"--metric {metric} is not a metric of {kind}: choose {' or '.join(fitting)}")
     if positive is not None and not METRICS[metric].needs_positive:
         raise InputError(f"--positive {positive} has no effect on {metric}: add --metric f1, or omit --positive")
-    if label_column in text_columns:
-        raise InputError(f"column '{label_column}' is both text and label: set --text-column and --label-column")
     task = Task(CUSTOM, tuple(text_columns), label_column, (), metric, kind)
+    if both := [column for column in task.label_columns if column in text_columns]:
+        raise InputError(f"column '{both[0]}' is both text and label: set --text-column and --label-column")
     if kind == "regression":
         return task
     path = find_split(data, "train")
     skipped: list[str] | None = [] if skip_bad_rows else None
     if kind == "tokens":
         return replace(task, labels=_tags(path, text_columns, label_column, skipped))
+    if kind == "heads":
+        of_heads = [_classes(path, text_columns, column, skipped) for column in task.label_columns]
+        labels = [label_of(head, name) for head, names in zip(heads, of_heads, strict=True) for name in names]
+        return replace(task, labels=tuple(labels))
     if kind == "multilabel":
         return replace(task, labels=tuple(_labels_of_sets(path, text_columns, label_column, skipped)))
     labels = _classes(path, text_columns, label_column, skipped)

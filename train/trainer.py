@@ -21,6 +21,7 @@ from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError, DivergedError
 from berxit.runtime.progress import Bar, Progress
 from berxit.train.evaluation import best_device
+from berxit.train.losses import by_head
 from berxit.train.objectives import Objective
 from berxit.train.options import TrainingOptions
 
@@ -69,7 +70,9 @@ class MultiExitTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         step = self.state.global_step + 1
-        loss = self.objective.loss(step, outputs, labels, self.model.config.regression)
+        config = self.model.config
+        outputs.exit_logits = by_head(outputs.exit_logits, config.task_kind)
+        loss = self.objective.loss(step, outputs, labels, config.regression)
         if step % NAN_CHECK_EVERY == 0:
             check_loss(loss.item(), step)
         return (loss, outputs) if return_outputs else loss

@@ -38,6 +38,8 @@ MODELS: tuple[tuple[str, list[str | int], Any, list[str]], ...] = (
     ("agreement", ["model", "kind"], "multilabel", ["per class"]),
     ("learned", ["model", "kind"], "multilabel", ["learned"]),
     ("multilabel", ["model", "labels"], [f"label {number}" for number in range(63)], ["63"]),
+    ("multilabel", ["model", "kind"], "heads", ["heads"]),
+    ("heads", ["model", "labels", 4], "what=none", ["one after the other"]),
     ("tokens", ["segments", 2, "outputs", 1, "shape"], ["batch", 5], ["5"]),
 )
 """As MANIFEST, for other bundles."""

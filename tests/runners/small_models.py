@@ -67,6 +67,8 @@ class SmallModel:
     """Class or label names, or tags; empty for regression."""
     pairs: bool = False
     kind: str = "classification"
+    heads: tuple[tuple[str, ...], ...] = ()
+    """Heads to request, besides all."""
 
     @property
     def texts(self) -> list[Text]:
@@ -77,6 +79,7 @@ CONFIDENCE = ExitPolicy("confidence", (0.8, 0.7, 0.6, 0.7, 0.8), WARM)
 LTE = ExitPolicy("lte", (0.8, 0.6, 0.5, 0.4, 0.5), PLAIN)
 PATIENCE = ExitPolicy.uniform("patience", 1.0, LAYERS, tolerance=1.0)
 TAGS = ("O", "B-what", "I-what", "B-when", "I-when")
+HEADS = ("what=lights", "what=music", "what=weather", "room=kitchen", "room=none")
 AGREEMENT = ExitPolicy("agreement", ((0.7, 1.1, 0.5), 0.6, (0.8, 0.9, 0.7), 1.0, 0.7), WARM, patience=2, off=(3,))
 LEARNED = ExitPolicy(
     "learned", (0.6, 0.5, 0.4, 0.5, 0.6), WARM, off=(4,), weights=((-1.0, 1.5, 0.2, 0.3, 0.5, 0.25, 0.5),) * 5
@@ -96,6 +99,7 @@ MODELS = (
     SmallModel("learned", LEARNED, (0.7,)),
     SmallModel("multilabel", CONFIDENCE, (0.5, 0.95), kind="multilabel"),
     SmallModel("tokens", replace(CONFIDENCE, thresholds=(0.4,) * 5), (0.3, 0.9), labels=TAGS, kind="tokens"),
+    SmallModel("heads", CONFIDENCE, (0.5, 0.95), labels=HEADS, kind="heads", heads=(("room",), ("what",))),
 )
 
 
@@ -189,7 +193,8 @@ def manifest_of(model: SmallModel, shared: Path, place: Path) -> Manifest:
     ]
     embeddings = Segment(0, package_of(0), sha256(shared / package_of(0)), EMBEDDINGS, (HIDDEN_OUT, BIAS))
     columns = ("first", "second") if model.pairs else ("text",)
-    names = (model.kind, model.labels, kind.default_metric, columns, kind.label_column if kind.words else "label")
+    label_column = kind.label_column if kind.words else "what|room" if model.kind == "heads" else "label"
+    names = (model.kind, model.labels, kind.default_metric, columns, label_column)
     info = ModelInfo("bert", "custom", *names, LAYERS, 8, MAX_LENGTH, 0, True)
     manifest = Manifest(
         schema_version=1,
@@ -223,6 +228,9 @@ def batches(model: SmallModel, *parts: Any) -> Iterator[dict[str, Any]]:
     for threshold in (None, *model.others):
         answers = runner.predict_batch(model.texts, threshold=threshold)
         yield {"threshold": threshold, "answers": [plain(answer) for answer in answers]}
+    for heads in model.heads:
+        answers = runner.predict_batch(model.texts, heads=heads)
+        yield {"threshold": None, "heads": heads, "answers": [plain(answer) for answer in answers]}
 
 
 def streams(
@@ -235,6 +243,6 @@ def streams(
 
 
 def plain(answer: Prediction) -> dict[str, Any]:
-    """Fields of a prediction except ``latency_ms``, ``late``, and ``labels`` and ``spans`` of another kind."""
+    """Fields of a prediction except ``latency_ms``, ``late``, and those of another kind."""
     known = {key: value for key, value in asdict(answer).items() if key not in ("latency_ms", "late")}
-    return {key: value for key, value in known.items() if value is not None or key not in ("labels", "spans")}
+    return {key: value for key, value in known.items() if value is not None or key not in ("labels", "spans", "heads")}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-SIZES = {"bert": 500, "mpnet": 300, "roberta": 500, "albert": 500, "unigram": 300}
+SIZES = {"bert": 500, "mpnet": 300, "roberta": 500, "albert": 500, "unigram": 300, "deberta": 300, "mmbert": 300}
 RULES = {
     "\u00a0": " ",
     "\u3000": " ",
@@ -29,7 +30,7 @@ RULES = {
 
 def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
     """Kind -> tokenizer, trained on ``texts``. DistilBERT uses that of BERT."""
-    from transformers import AlbertTokenizer, BertTokenizer, MPNetTokenizer, RobertaTokenizer
+    from transformers import AlbertTokenizer, BertTokenizer, DebertaV2Tokenizer, MPNetTokenizer, RobertaTokenizer
 
     specials = {token: place for place, token in enumerate(("<s>", "<pad>", "</s>", "[UNK]", "<mask>"))}
     albert = AlbertTokenizer(_spm_precompiled_charsmap=charsmap(RULES))
@@ -38,6 +39,7 @@ def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
         "mpnet": MPNetTokenizer(vocab=specials),
         "roberta": RobertaTokenizer(mask_token=AddedToken("<mask>", lstrip=True)),  # as in roberta-base
         "albert": albert,
+        "deberta": DebertaV2Tokenizer(),
     }
     words = list(texts)
     found = {
@@ -50,7 +52,28 @@ def small_tokenizers(texts: Iterable[str]) -> dict[str, Tokenizer]:
         [normalizers.Precompiled(charsmap(RULES)), normalizers.Lowercase(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     plain.pre_tokenizer = pre_tokenizers.Metaspace()
-    return {**found, "unigram": plain}
+    return {**found, "unigram": plain, "mmbert": mmbert(words)}
+
+
+def mmbert(texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer as mmBERT's: BPE over whole texts, whose unknown characters become tokens of their bytes."""
+    specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    trainer = trainers.BpeTrainer(vocab_size=SIZES["mmbert"], show_progress=False, limit_alphabet=60)
+    trained.train_from_iterator(texts, trainer)
+    model = json.loads(trained.to_str())["model"]
+    pieces = sorted(model["vocab"], key=model["vocab"].get)
+    tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    merges = [tuple(merge) for merge in model["merges"]]
+    found = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    found.normalizer = normalizers.Replace(" ", "▁")
+    found.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    found.add_special_tokens([AddedToken(token, normalized=False) for token in specials])
+    ends = [(token, vocab[token]) for token in ("<bos>", "<eos>")]
+    found.post_processor = processors.TemplateProcessing("<bos> $A <eos>", "<bos> $A <eos> $B:1 <eos>:1", ends)
+    return found
 
 
 def charsmap(rules: dict[str, str]) -> bytes:

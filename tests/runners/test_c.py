@@ -18,6 +18,7 @@ from conftest import WORDS, MakeCheckpoint, shared
 from make_vectors import VECTORS
 from rejected import changed_bundle
 from small_models import MULTILABEL, TOKENS
+from small_tokenizers import SIZES
 
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import read_manifest, write_manifest
@@ -36,7 +37,7 @@ def vectors() -> Path:
     return native.built() / "berxit-vectors"
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet", "roberta", "albert", "unigram"])
+@pytest.mark.parametrize("kind", SIZES)
 def test_c_tokenizer_passes_the_vectors(vectors: Path, kind: str) -> None:
     cases = json.loads((VECTORS / "tokenization.json").read_text(encoding="utf-8"))
     cases = [each for each in cases if each["tokenizer"] == kind]
@@ -48,7 +49,7 @@ def test_c_tokenizer_passes_the_vectors(vectors: Path, kind: str) -> None:
         assert tuple([int(number) for number in part.split()] for part in line.split("|")) == expected, each["texts"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet", "roberta", "albert", "unigram"])
+@pytest.mark.parametrize("kind", SIZES)
 def test_c_tokenizer_finds_the_words_of_the_vectors(vectors: Path, kind: str) -> None:
     cases = json.loads((VECTORS / "words.json").read_text(encoding="utf-8"))
     cases = [each for each in cases if each["tokenizer"] == kind]
@@ -110,7 +111,11 @@ def test_berxit_run_prints_predictions_and_errors(vectors: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("multilabel", "lights, music  layer 2"), ("tokens", "what: turn the, when: kitchen lights, when: off")],
+    [
+        ("multilabel", "lights, music  layer 2"),
+        ("tokens", "what: turn the, when: kitchen lights, when: off"),
+        ("heads", "what=lights, room=none  layer 1"),
+    ],
 )
 def test_berxit_run_prints_labels_and_spans(vectors: Path, name: str, expected: str) -> None:
     bundle = VECTORS / "onnx" / name
@@ -214,7 +219,7 @@ def test_c_runner_reports_damage(vectors: Path, bundle: Path, tmp_path: Path) ->
 def test_c_runner_survives_the_fuzzer() -> None:
     """A short run of the fuzzer under the sanitizers."""
     fuzz, bundle = native.built(sanitized=True) / "berxit-fuzz", VECTORS / "onnx" / "learned"
-    for kind in ("bert", "roberta", "albert"):
+    for kind in ("bert", "roberta", "albert", "mmbert"):
         native.run(fuzz, "texts", VECTORS / f"{kind}.json", "2000", "1")
         native.run(fuzz, "tokenizers", VECTORS / f"{kind}.json", "100", "1")
     output = native.run(fuzz, "manifests", bundle, "2000", "1")

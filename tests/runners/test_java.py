@@ -105,6 +105,7 @@ def test_java_class_predicts_streams_and_rejects(java: list[str]) -> None:
     ("name", "expected"),
     [
         ("multilabel", "lights music 40 lights|music false 3"),
+        ("heads", "what=lights room=none 40 what=lights|room=none false 5"),
         (
             "tokens",
             "what:turn thetrue when:kitchen lightstrue when:offtrue 40 I-what I-what I-when I-when B-when false 0",

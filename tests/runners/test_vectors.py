@@ -58,7 +58,7 @@ def alike(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        n if n in ("pairs", "agreement", "learned", "tokens") else pytest.param(n, marks=pytest.mark.slow)
+        n if n in ("pairs", "agreement", "learned", "tokens", "heads") else pytest.param(n, marks=pytest.mark.slow)
         for n in MODELS
     ],
 )
@@ -69,7 +69,7 @@ def test_runtime_passes_the_vectors_of_a_bundle(name: str) -> None:
         golden, manifest = read_golden(VECTORS / "onnx" / name, runner.manifest), runner.manifest
         assert max(differences(runner.backend, golden, manifest.model.pad_token_id)) == 0
         for batch in cases["batches"]:
-            together = runner.predict_batch(texts, threshold=batch["threshold"])
+            together = runner.predict_batch(texts, threshold=batch["threshold"], heads=batch.get("heads"))
             assert alike(as_json(together), batch["answers"])
         for text, expected in zip(cases["texts"], cases["streams"], strict=True):
             assert alike(as_json(runner.stream(*text)), expected)

@@ -89,8 +89,10 @@ def test_metrics_return_python_float(metric: str) -> None:
 def test_docs_list_the_metrics_of_the_registry() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     page = (docs / "training.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w-]+)` \| (classes|two classes|sets of labels|spans|numbers) \| (.+) \|$", page, re.M)
-    kinds = {"classification": "classes", "multilabel": "sets of labels", "tokens": "spans", "regression": "numbers"}
+    kinds = {"classification": "classes", "multilabel": "sets of labels", "tokens": "spans", "heads": "heads"}
+    kinds["regression"] = "numbers"
+    labels = "|".join([*kinds.values(), "two classes"])
+    rows = re.findall(rf"^\| `([\w-]+)` \| ({labels}) \| (.+) \|$", page, re.M)
     assert rows == [
         (m.name, "two classes" if m.needs_positive else kinds[m.kind], m.description) for m in METRICS.values()
     ]

@@ -162,7 +162,8 @@ KINDS = (
     "roberta",
     "albert",
     "unigram",
-)  # WordPiece, byte-level BPE, Unigram with and without word boundaries
+    pytest.param("mmbert", marks=pytest.mark.slow),
+)  # WordPiece, byte-level BPE, Unigram with and without word boundaries, BPE without
 UNITS = (
     *("the ", "quick", "brown fox ", "don", "'", "'re", "0123456789", "!?...", "''", "``", "aaaa", "abababab", "x"),
     *("  ", "\t", "\n\n", " \r\n", "\u00a0", "\x00", "\u200b", "\u200d", "\ufeff"),

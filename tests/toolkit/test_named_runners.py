@@ -24,9 +24,10 @@ def test_usable_lists_the_runners_of_a_target_and_why_others_cannot(target: str)
     ]
 
 
-def test_usable_names_a_kind_that_other_languages_do_not_run() -> None:
-    manifest = replace(read_manifest(VECTORS / "onnx" / "multilabel"), target="coreml")
-    assert usable(manifest).endswith("; Swift runs models for classification and regression")
+def test_usable_lists_all_runners_of_onnx_for_every_kind() -> None:
+    for kind in ("multilabel", "tokens", "heads"):
+        manifest = read_manifest(VECTORS / "onnx" / kind)
+        assert usable(manifest) == "Python, C, Java, JavaScript; Swift runs bundles for coreml"
 
 
 def test_usable_names_a_criterion_that_other_languages_do_not_know() -> None:

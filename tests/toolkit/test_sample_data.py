@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -56,3 +57,12 @@ def test_readme_states_the_number_of_rows() -> None:
     readme = (SAMPLE / "README.md").read_text(encoding="utf-8")
     for split, rows in ROWS.items():
         assert f"| {split}.tsv | {rows:,} | {rows // 12} |" in readme
+
+
+def test_heads_are_the_intent_and_the_first_span_of_time() -> None:
+    for split in ROWS:
+        heads = [tuple(row.values()) for _, row in read_rows(SAMPLE / f"heads/{split}.tsv", ("text", "intent", "when"))]
+        spans = [json.loads(line)["spans"] for line in (SAMPLE / f"slots/{split}.jsonl").open(encoding="utf-8")]
+        times = [[name for *_, name in row if name in ("date", "time", "duration")] for row in spans]
+        expected = [(*row, *[*found, "none"][:1]) for row, found in zip(rows_of(split), times, strict=True)]
+        assert heads == expected

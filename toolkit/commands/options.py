@@ -57,12 +57,19 @@ def runner_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that describe a task and its data for training: ``text_columns``, ``label_column``,
-    ``kind``, ``regression``, ``metric``, ``positive`` and ``skip_bad_rows``."""
+    ``heads``, ``kind``, ``regression``, ``metric``, ``positive`` and ``skip_bad_rows``."""
     for option in (
         skip_bad_rows_option,
         click.option("--positive", help="custom, --metric f1: the class that F1 scores, if its name does not show it."),
         click.option("--metric", help=f"custom: {', '.join(METRICS)}, or your own as FILE.py:NAME."),
         click.option("--regression", is_flag=True, help="custom: the same as --kind regression."),
+        click.option(
+            "--head",
+            "heads",
+            multiple=True,
+            metavar="NAME=COLUMN",
+            help="custom: a named head and the column with its classes, can be repeated. One model for several labels.",
+        ),
         click.option("--kind", metavar="NAME", help=f"custom: {', '.join(KINDS)}.  [default: classification]"),
         click.option("--label-column", help="custom: column with labels.  [default: label]"),
         click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs."),

@@ -85,6 +85,7 @@ def command(
     limit_train: int | None,
     text_columns: tuple[str, ...],
     label_column: str | None,
+    heads: tuple[str, ...],
     kind: str | None,
     regression: bool,
     metric: str | None,
@@ -112,7 +113,7 @@ def command(
     from berxit.train.tasks import TaskOptions, kind_of
     from berxit.train.user_strategies import strategy_from
 
-    described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive)
+    described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive, heads)
     described.check(task_name)
     space = Space(
         tuple(map(strategy_from, strategies)) or searchable(),

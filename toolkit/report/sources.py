@@ -103,7 +103,7 @@ def _evaluation(file: Path, data: dict[str, Any]) -> EvaluationSource:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BerxitError(f"{stored} is damaged ({error}). Rerun berxit-eval") from None
     layers, outputs = logits.shape[1], logits.shape[-1]
-    kind = KINDS[name_of_kind or ("regression" if outputs == 1 else "classification")]
+    kind = KINDS[name_of_kind or ("regression" if outputs == 1 else "classification")].of(names)
     criterion = data["criterion"]
     if criterion not in CRITERIA or CRITERIA[criterion].fitted:  # Its weights are not in eval.json.
         criterion = "confidence" if outputs > 1 else "lte" if lte is not None else "patience"

@@ -15,7 +15,15 @@ from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tables import listed
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.scoring.inputs import input_columns
-from berxit.toolkit.scoring.outputs import EXIT_LAYER, PREDICTION, TRUNCATED, Outputs, column_names, refuse_collisions
+from berxit.toolkit.scoring.outputs import (
+    EXIT_LAYER,
+    PREDICTION,
+    TRUNCATED,
+    Outputs,
+    column_names,
+    head_columns,
+    refuse_collisions,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -106,6 +114,7 @@ class BatchScorer:
             PREDICTION: pyarrow.float64() if self.model.regression else pyarrow.string(),
             EXIT_LAYER: pyarrow.int32(),
             TRUNCATED: pyarrow.bool_(),
+            **dict.fromkeys(head_columns(self.model), pyarrow.string()),
         }
         names = column_names(self.model, scores=self.scores)
         return [

@@ -20,7 +20,15 @@ from berxit.runtime.storage import replacing
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.scoring.file_report import FileReport, file_report, select_rows
 from berxit.toolkit.scoring.inputs import InputFile, InputRow, row_spans
-from berxit.toolkit.scoring.outputs import EXIT_LAYER, PREDICTION, TRUNCATED, Outputs, column_names, refuse_collisions
+from berxit.toolkit.scoring.outputs import (
+    EXIT_LAYER,
+    PREDICTION,
+    TRUNCATED,
+    Outputs,
+    column_names,
+    head_columns,
+    refuse_collisions,
+)
 from berxit.toolkit.scoring.resuming import Parts
 from berxit.toolkit.scoring.writers import Write, check_output, open_writer
 
@@ -139,6 +147,7 @@ def _writer(output: Path | None, data: InputFile, model: ModelInfo, *, scores: b
     names = column_names(model, scores=scores)
     added: dict[str, type] = dict.fromkeys(names, float)
     added |= {PREDICTION: float if model.regression else str, EXIT_LAYER: int, TRUNCATED: bool}
+    added |= dict.fromkeys(head_columns(model), str)
     try:
         with replacing(output) as scratch, open_writer(scratch, [*data.columns, *names], data.path, added) as write:
             yield write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.data_files import SUFFIXES, Record, read_records, value_text
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import CUSTOM, check_span_labels, skipping, text_of
-from berxit.runtime.labels import checked_label, label_reader
+from berxit.runtime.labels import checked_label, head_reader, label_reader
 from berxit.runtime.spans import Span, read_spans, span_number
 from berxit.runtime.tables import listed, plural
 from berxit.runtime.tokenization import Text
@@ -69,17 +69,18 @@ def read_input(
     """
     texts = input_columns(model, text_columns)
     column = label_column or model.label_column
-    number_of = label_reader(model.kind, model.labels, column, glue_numbers=model.task != CUSTOM)
+    label_columns = model.task_kind.label_columns(column)
+    number_of = _number_reader(model, column)
     no_label = np.nan if model.regression else NO_LABEL
     skipped: list[str] | None = [] if skip_bad_rows else None
     columns: dict[str, None] = {}
     labels: list[float] = []
     for row in _rows(path, texts, skipped):
         columns.update(dict.fromkeys(row.record))
-        has = use_labels and column in row.record
-        labels.append(_label(value_text(row.record[column]), column, number_of, model, row, path) if has else no_label)
-    if label_column and label_column not in columns:
-        raise InputError(f"{path} has no column '{label_column}'. Columns: {listed(columns)}")
+        has = use_labels and all(each in row.record for each in label_columns)
+        labels.append(_label(label_columns, number_of, model, row, path) if has else no_label)
+    if missing := [each for each in label_columns if label_column and each not in columns]:
+        raise InputError(f"{path} has no column '{missing[0]}'. Columns: {listed(columns)}")
     values = np.array(labels, dtype=np.float64 if model.regression else np.int64)
     labelled = has_label(values).any()
     known = values if labelled else None
@@ -136,20 +137,34 @@ def row_spans(row: InputRow, column: str, model: ModelInfo, where: str) -> tuple
     return spans
 
 
+def _number_reader(model: ModelInfo, column: str) -> Callable[[Mapping[str, str], str], float]:
+    """A function (label column -> text, place for messages) -> number of the label."""
+    if model.kind == "heads":
+        return head_reader(model.labels, column)
+    number_of = label_reader(model.kind, model.labels, column, glue_numbers=model.task != CUSTOM)
+    return lambda texts, where: number_of(texts[column], where)
+
+
 def _label(
-    text: str, column: str, number_of: Callable[[str, str], float], model: ModelInfo, row: InputRow, path: Path
+    columns: Sequence[str],
+    number_of: Callable[[Mapping[str, str], str], float],
+    model: ModelInfo,
+    row: InputRow,
+    path: Path,
 ) -> float:
     """The label as a number; NO_LABEL or NaN if it is missing. Raises InputError for one that is not of the model."""
     where = f"{path}, line {row.line}"
     if model.task_kind.words:
-        spans = row_spans(row, column, model, where)
+        spans = row_spans(row, columns[0], model, where)
         return span_number(spans, spans)
-    if not model.task_kind.several:  # an empty text is the empty set of labels
+    texts = {column: value_text(row.record[column]) for column in columns}
+    if model.kind != "multilabel":  # an empty text is the empty set of labels
         try:
-            checked_label(text, column, where)
+            for column, text in texts.items():
+                checked_label(text, column, where)
         except InputError:
             return np.nan if model.regression else NO_LABEL
     try:
-        return number_of(text, where)
+        return number_of(texts, where)
     except InputError as error:
         raise InputError(f"{error}. To ignore the labels, add --no-labels") from None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.errors import InputError
+from berxit.runtime.heads import classes_in, heads_of
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.spans import Span
 from berxit.runtime.storage import replacing
@@ -20,13 +21,20 @@ from berxit.runtime.storage import replacing
 PREDICTION, EXIT_LAYER, CERTAINTY, TRUNCATED = "prediction", "exit_layer", "certainty", "truncated"
 SCORE = "score_"
 """Prefix of the columns with the probability of each class."""
+HEAD = f"{PREDICTION}_"
+"""Prefix of the columns with the class of each named head."""
 
 
 def column_names(model: ModelInfo, *, scores: bool) -> tuple[str, ...]:
     """Names of the added columns. ``scores``: with the probability of each class; regression has none."""
     has_scores = scores and not model.regression and not model.task_kind.words
     classes = tuple(f"{SCORE}{name}" for name in model.labels) if has_scores else ()
-    return PREDICTION, EXIT_LAYER, CERTAINTY, TRUNCATED, *classes
+    return PREDICTION, EXIT_LAYER, CERTAINTY, TRUNCATED, *head_columns(model), *classes
+
+
+def head_columns(model: ModelInfo) -> tuple[str, ...]:
+    """Names of the columns with the class of each named head; none for other models."""
+    return tuple(f"{HEAD}{head.name}" for head in heads_of(model.labels)) if model.kind == "heads" else ()
 
 
 def refuse_collisions(columns: Iterable[str], added: Sequence[str], where: str) -> None:
@@ -112,9 +120,17 @@ class Outputs:
             self.exit_layers.tolist(),
             _rounded(self.certainty),
             self.truncated.tolist(),
+            *self._classes_of_heads(model),
             *(_rounded(column) for column in self.scores.T),
         ]
         return dict(zip(column_names(model, scores=scores), found, strict=False))
+
+    def _classes_of_heads(self, model: ModelInfo) -> list[list[str]]:
+        if model.kind != "heads":
+            return []
+        heads = heads_of(model.labels)
+        columns = zip(heads, classes_in(self.labels, len(heads)).T.tolist(), strict=True)
+        return [[head.classes[number] for number in numbers] for head, numbers in columns]
 
     def _texts(self, model: ModelInfo) -> list[str]:
         if model.task_kind.words:

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from berxit.runtime import ExitPolicy, Prediction
 from berxit.runtime.bundle import Manifest
+from berxit.runtime.heads import label_of
 from berxit.runtime.monitoring import Monitor
 from berxit.runtime.tokenization import Text
 
@@ -92,6 +93,8 @@ class Metrics:
                 labels = prediction.labels or ("",)
             if prediction.spans is not None:
                 labels = tuple(span.label for span in prediction.spans) or ("",)
+            if prediction.heads is not None:
+                labels = tuple(label_of(name, head.label) for name, head in prediction.heads.items())
             for label in labels:
                 self._predictions.labels(label, str(prediction.stopped_by)).inc()
             self._late.inc(bool(prediction.late))

@@ -158,7 +158,9 @@ def response(name: str, model: ModelInfo, predictions: Sequence[Prediction], tok
 
 def prediction_fields(model: ModelInfo, prediction: Prediction) -> dict[str, Any]:
     """Fields of one prediction. For regression, ``label`` is null and ``probs`` contains the value. For multilabel,
-    ``labels`` contains the labels of the text; for tokens, ``spans`` contains its spans, and ``probs`` is empty."""
+    ``labels`` contains the labels of the text; for tokens, ``spans`` contains its spans, and ``probs`` is empty; for
+    heads, ``heads`` contains the class and the probabilities of each head."""
+    heads = prediction.heads or {}
     return {
         "label": None if model.regression else prediction.label,
         "probs": list(prediction.scores.values()),
@@ -171,6 +173,7 @@ def prediction_fields(model: ModelInfo, prediction: Prediction) -> dict[str, Any
         "late": prediction.late,
         **({} if prediction.labels is None else {"labels": list(prediction.labels)}),
         **({} if prediction.spans is None else {"spans": [span._asdict() for span in prediction.spans]}),
+        **({"heads": {name: head._asdict() for name, head in heads.items()}} if heads else {}),
     }
 
 

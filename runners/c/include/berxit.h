@@ -71,8 +71,8 @@ typedef struct {
 
 /* The prediction for one input. */
 typedef struct {
-    const char *label;    /* the class name; multilabel: the labels, joined by "|"; tokens: the IOB2 tags of the words, joined by
-                           * blanks; NULL for regression */
+    const char *label;    /* the class name; multilabel: the labels, heads: HEAD=CLASS of each head, joined by "|"; tokens: the
+                           * IOB2 tags of the words, joined by blanks; NULL for regression */
     float value;          /* the value for regression; the label's probability for classification; otherwise 0 */
     const float *scores;  /* one probability per class or label, in the order of berxit_label; for regression one value */
     size_t score_count;   /* 0 for tokens */
@@ -83,7 +83,7 @@ typedef struct {
     int truncated;        /* 1: the text had more tokens than the model accepts, or than could be read in time */
     berxit_stopped_by stopped_by;
     int late;             /* 1: latency_ms exceeds the deadline; 0: it does not; -1: without a deadline */
-    const char *const *labels; /* multilabel: the labels of the text, in the order of berxit_label */
+    const char *const *labels; /* multilabel: the labels of the text; heads: that of each head; in the order of berxit_label */
     size_t label_count;
     const berxit_span *spans;  /* tokens: the spans of the text, in their order */
     size_t span_count;
@@ -110,7 +110,7 @@ BERXIT_API berxit_status berxit_load(const char *bundle, const berxit_options *o
 BERXIT_API void berxit_free(berxit_runner *runner);
 
 BERXIT_API berxit_info berxit_info_of(const berxit_runner *runner);
-/* The kind of the model: "classification", "regression", "multilabel" or "tokens". */
+/* The kind of the model: "classification", "regression", "multilabel", "tokens" or "heads". */
 BERXIT_API const char *berxit_kind(const berxit_runner *runner);
 /* The name of a class, label or tag; NULL if the index is out of range. */
 BERXIT_API const char *berxit_label(const berxit_runner *runner, size_t index);

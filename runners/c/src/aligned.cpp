@@ -68,35 +68,19 @@ void apply(const std::function<Text(Text)>& change, AlignedText& text) {
     text.places = std::move(places);
 }
 
-void replace(AlignedText& text, const Text& pattern, const Text& content) {
+void replace(AlignedText& text, const Match& match, const Text& content) {
     const bool aligned = text.aligned();
     AlignedText out;
-    const auto copy = [&](size_t start, size_t end) {
-        out.text.append(text.text, start, end - start);
-        for (size_t at = start; aligned && at < end; ++at) out.places.push_back(text.places[at]);
-    };
-    size_t at = 0;
-    for (size_t found; (found = text.text.find(pattern, at)) != Text::npos; at = found + pattern.size()) {
-        copy(at, found);
-        out.text += content;
-        if (aligned) out.places.insert(out.places.end(), content.size(), text.places[found + pattern.size() - 1]);
+    for (size_t at = 0; at < text.text.size();) {
+        const size_t end = match(text.text, at), next = std::max(end, at + 1);
+        if (end > at)
+            out.text += content;
+        else
+            out.text += text.text[at];
+        if (aligned) out.places.resize(out.text.size(), text.places[next - 1]);
+        at = next;
     }
-    copy(at, text.text.size());
     text = std::move(out);
-}
-
-void join_blanks(AlignedText& text) {
-    const bool aligned = text.aligned();
-    size_t size = 0;
-    for (size_t at = 0; at < text.text.size(); ++at) {
-        const bool joins = size > 0 && text.text[at] == U' ' && text.text[size - 1] == U' ';
-        size -= joins;
-        text.text[size] = text.text[at];
-        if (aligned) text.places[size] = text.places[at];
-        ++size;
-    }
-    text.text.resize(size);
-    if (aligned) text.places.resize(size);
 }
 
 }  // namespace berxit

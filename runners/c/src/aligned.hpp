@@ -33,9 +33,9 @@ struct AlignedText {
 // Each character of a changed part has the place of the character at the same position, or of the last one.
 void apply(const std::function<Text(Text)>& change, AlignedText& text);
 
-// Replaces each occurrence of a pattern. The content has the place of the last character that it replaces.
-void replace(AlignedText& text, const Text& pattern, const Text& content);
-// Replaces each run of blanks by one blank, which has the place of the last one.
-void join_blanks(AlignedText& text);
+// End of the match that starts at a place of a text; the place itself without one.
+using Match = std::function<size_t(TextView, size_t)>;
+// Replaces each match. The content has the place of the last character that it replaces.
+void replace(AlignedText& text, const Match& match, const Text& content);
 
 }  // namespace berxit

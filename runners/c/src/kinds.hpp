@@ -16,18 +16,28 @@ struct TaskKind {
     bool regression;
     bool several;  // a text has several decisions
     bool words;    // the decisions are those of the words of a text
+    bool heads;    // the decisions are those of named heads
+};
 
-    // Number of classes of a decision; 1 for a value.
-    int32_t classes(size_t labels) const { return regression ? 1 : several && !words ? 2 : static_cast<int32_t>(labels); }
+// A named head: `count` labels HEAD=CLASS from number `first` on.
+struct Head {
+    std::string name;
+    size_t first, count;
 };
 
 // Null for a kind that this runner does not know.
 const TaskKind* kind_named(const std::string& name);
 
+// The heads in the labels of a model. Throws Failure, whose message starts with `place`, for labels that have none.
+std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::string& place);
+
+// Number of classes of a decision; 1 for a value. `heads`: those of a model with named heads.
+int32_t classes_of(const TaskKind& kind, size_t labels, const std::vector<Head>& heads);
+
 // The decisions of a row. `logits`: of an exit, `outputs` numbers, or for tokens as many per token. The decisions may be
-// stored in `buffer`.
-Decisions decisions_of(
-    const TaskKind& kind, const float* logits, size_t outputs, const Words& words, std::vector<float>& buffer);
+// stored in `buffer`. A head with fewer classes than another is filled up.
+Decisions decisions_of(const TaskKind& kind, const float* logits, size_t outputs, const std::vector<Head>& heads,
+                       const Words& words, std::vector<float>& buffer);
 
 // The spans of tags, one per word. An I that continues no span of its label begins one. `scores`: of each tag. The labels
 // are parts of `tags`.

@@ -284,7 +284,7 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
     kind = kind_named(model.string("kind"));
     if (!kind)
         throw Failure(model.at("kind") + " is " + quoted(model.string("kind")) +
-                      ": this runner runs models for classification, regression, multilabel and tokens. Upgrade it, or use"
+                      ": this runner runs models for classification, regression, multilabel, tokens and heads. Upgrade it, or use"
                       " the Python runner");
     task = model.string("task");
     metric = model.string("metric");
@@ -301,6 +301,7 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
             throw Failure(model.at("labels") + " contains " + quoted(label) + " twice. Export the bundle again");
         if (label.find('\0') != std::string::npos) throw Failure(model.at("labels") + ": a label contains U+0000");
     }
+    if (kind->heads) heads = heads_of(labels, model.at("labels"));
     const size_t columns = model.strings("text_columns").size();
     if (columns < 1 || columns > 2) throw Failure(model.at("text_columns") + " must have 1 or 2 entries");
     pairs = columns == 2;
@@ -324,7 +325,7 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
     if (fields.has("scores")) fields.object("scores");
 
     policy = std::make_unique<ExitPolicy>(
-        json["policy"], fields.at("policy"), kind->classes(labels.size()), lte, kind->several);
+        json["policy"], fields.at("policy"), classes(), lte, kind->several);
     if (policy->schema_version() > schema_version)
         throw Failure(place + ": schema_version is " + std::to_string(schema_version) +
                       ", but the policy needs version 2. Export the bundle again");

@@ -48,6 +48,7 @@ struct Manifest {
     const TaskKind* kind;
     bool pairs, lte;
     std::vector<std::string> labels;
+    std::vector<Head> heads;  // of a model with named heads
     int32_t schema_version, layers, hidden_size, max_length, pad_token_id;
     int32_t threads = 0;    // 0: not stated
     int32_t max_batch = 0;  // 0: any
@@ -59,6 +60,8 @@ struct Manifest {
 
     // Number of logits of an exit; for tokens per token.
     int32_t outputs() const { return kind->regression ? 1 : static_cast<int32_t>(labels.size()); }
+    // Number of classes of a decision; 1 for regression.
+    int32_t classes() const { return classes_of(*kind, labels.size(), heads); }
     // Rows of the word embedding table.
     int64_t table_rows() const;
     // All files except the manifest -> sha256.

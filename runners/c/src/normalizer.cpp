@@ -49,6 +49,38 @@ Normalization step(std::function<Text(Text)> change) {
     return [change](AlignedText& text) { apply(change, text); };
 }
 
+Match pattern_of(const Text& pattern) {
+    return [pattern](TextView text, size_t at) { return text.substr(at, pattern.size()) == pattern ? at + pattern.size() : at; };
+}
+
+// The matches of a regular expression of the tokenizers that are supported; null for another one.
+Match expression_of(const std::string& regex) {
+    const auto end_of = [](TextView text, size_t at, bool (*part)(char32_t)) {
+        while (at < text.size() && part(text[at])) ++at;
+        return at;
+    };
+    if (regex == " {2,}")
+        return [end_of](TextView text, size_t at) {
+            const size_t end = end_of(text, at, [](char32_t c) { return c == U' '; });
+            return end > at + 1 ? end : at;
+        };
+    if (regex == "\\s{2,}|[\\n\\r\\t]")
+        return [end_of](TextView text, size_t at) {
+            const size_t end = end_of(text, at, is_whitespace);
+            const bool line = text[at] == U'\n' || text[at] == U'\r' || text[at] == U'\t';
+            return end > at + 1 || line ? end : at;
+        };
+    return nullptr;
+}
+
+// Removes whitespace at the ends of a text.
+void strip(AlignedText& text, bool left, bool right) {
+    size_t start = 0, end = text.text.size();
+    while (right && end > 0 && is_whitespace(text.text[end - 1])) --end;
+    while (left && start < end && is_whitespace(text.text[start])) ++start;
+    text = text.part(start, end - start);
+}
+
 Normalization form(Form which) {
     return step([which](Text text) { return normalized(text, which); });
 }
@@ -81,9 +113,14 @@ void add(const Json& json, std::vector<Normalization>& steps) {
     } else if (type == "Replace" && json["content"].is_string() && !json["pattern"]["String"].string().empty()) {
         const Text pattern = text_in(json["pattern"]["String"]), content = text_in(json["content"]);
         if (content.size() > 64 * pattern.size()) throw Failure("its normalizer makes texts grow");
-        steps.push_back([pattern, content](AlignedText& text) { replace(text, pattern, content); });
-    } else if (type == "Replace" && json["pattern"]["Regex"].string() == " {2,}" && json["content"].string() == " ") {
-        steps.push_back(join_blanks);
+        const Match match = pattern_of(pattern);
+        steps.push_back([match, content](AlignedText& text) { replace(text, match, content); });
+    } else if (type == "Replace" && expression_of(json["pattern"]["Regex"].string()) && json["content"].string() == " ") {
+        const Match match = expression_of(json["pattern"]["Regex"].string());
+        steps.push_back([match](AlignedText& text) { replace(text, match, U" "); });
+    } else if (type == "Strip") {
+        const bool left = json["strip_left"].boolean(true), right = json["strip_right"].boolean(true);
+        steps.push_back([left, right](AlignedText& text) { strip(text, left, right); });
     } else if (type == "Precompiled" && json["precompiled_charsmap"].is_string()) {
         steps.push_back(step(precompiled_map(json["precompiled_charsmap"].string())));
     } else {

@@ -63,6 +63,17 @@ void split_byte_level(AlignedText text, std::vector<AlignedText>& words, bool pr
     }
 }
 
+// Splits after each blank, which is kept.
+void split_after_blanks(const AlignedText& text, std::vector<AlignedText>& words) {
+    size_t start = 0;
+    for (size_t place = 0; place < text.text.size(); ++place)
+        if (text.text[place] == U' ') {
+            add_word(text, start, place + 1, words);
+            start = place + 1;
+        }
+    add_word(text, start, text.text.size(), words);
+}
+
 void add(const Json& json, std::vector<Split>& steps) {
     const std::string& type = json["type"].string();
     const std::string scheme = json["prepend_scheme"].is_string() ? json["prepend_scheme"].string() : "always";
@@ -76,6 +87,9 @@ void add(const Json& json, std::vector<Split>& steps) {
     } else if (type == "ByteLevel" && json["use_regex"].boolean(true)) {
         const bool prefix = json["add_prefix_space"].boolean(true);
         steps.push_back([=](const AlignedText& text, std::vector<AlignedText>& words) { split_byte_level(text, words, prefix); });
+    } else if (type == "Split" && json["pattern"]["String"].string() == " " && !json["invert"].boolean() &&
+               json["behavior"].string() == "MergedWithPrevious") {
+        steps.push_back(split_after_blanks);
     } else if (type == "Metaspace" && !mark.empty() && (scheme == "always" || scheme == "never")) {
         const bool prepend = scheme == "always", split = json["split"].boolean(true);
         const char32_t first = mark[0];

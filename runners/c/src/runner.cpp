@@ -221,14 +221,15 @@ void Runner::check(size_t place, const Outputs& outputs, size_t rows) const {
 Decisions Runner::decisions(
     const Outputs& outputs, size_t row, const Tokens& tokens, std::vector<float>& buffer) const {
     const float* logits = outputs.logits + row * outputs.row_size;
-    return decisions_of(*manifest_->kind, logits, static_cast<size_t>(manifest_->outputs()), tokens.words, buffer);
+    const auto count = static_cast<size_t>(manifest_->outputs());
+    return decisions_of(*manifest_->kind, logits, count, manifest_->heads, tokens.words, buffer);
 }
 
 void Runner::fill(Prediction& prediction, const ExitPolicy& policy, size_t place, const Decisions& decisions,
                   const Words& words, float certainty) const {
     const TaskKind& kind = *manifest_->kind;
     const std::vector<std::string>& names = manifest_->labels;
-    const int32_t layer = manifest_->exits[place], classes = kind.classes(names.size());
+    const int32_t layer = manifest_->exits[place], classes = manifest_->classes();
     const auto size = static_cast<size_t>(classes);
     std::vector<float> scores(decisions.count * size);
     for (size_t i = 0; i < decisions.count; ++i) policy.scores(layer, decisions.logits + i * size, &scores[i * size]);
@@ -240,6 +241,18 @@ void Runner::fill(Prediction& prediction, const ExitPolicy& policy, size_t place
         prediction.label = kind.regression ? -1 : largest(scores.data(), classes);
         if (!kind.regression) prediction.text = names[static_cast<size_t>(prediction.label)];
         prediction.scores = std::move(scores);
+        return;
+    }
+    if (kind.heads) {
+        prediction.scores.clear();
+        for (size_t i = 0; i < manifest_->heads.size(); ++i) {
+            const Head& head = manifest_->heads[i];
+            const float* own = &scores[i * size];
+            prediction.scores.insert(prediction.scores.end(), own, own + head.count);
+            const std::string& label = names[head.first + static_cast<size_t>(largest(own, static_cast<int32_t>(head.count)))];
+            prediction.text += (i ? "|" : "") + label;
+            prediction.labels.push_back(label.c_str());
+        }
         return;
     }
     if (!kind.words) {

@@ -1,6 +1,7 @@
-// The tokenizer models WordPiece, byte-level BPE and Unigram.
+// The tokenizer models WordPiece, BPE and Unigram.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <deque>
 #include <queue>
 #include <unordered_map>
@@ -83,24 +84,30 @@ private:
     size_t longest_word_;
 };
 
-// Byte-level BPE (RoBERTa): merges adjacent tokens of a word, which starts as bytes, in the order of the merge ranks.
+// BPE: merges adjacent tokens of a word in the order of the merge ranks. At first, the tokens are bytes (byte-level BPE,
+// RoBERTa), or characters, and the bytes of unknown characters (byte fallback, mmBERT).
 class BytePairEncoding final : public TokenModel {
 public:
     explicit BytePairEncoding(const Json& json) {
         if (!json["vocab"].is_object() || !json["merges"].is_array()) throw Failure("a BPE model without vocab or merges");
-        if (json["dropout"].number() > 0 || json["byte_fallback"].boolean() || json["ignore_merges"].boolean() ||
+        if (json["dropout"].number() > 0 || json["ignore_merges"].boolean() ||
             !json["continuing_subword_prefix"].string().empty() || !json["end_of_word_suffix"].string().empty())
-            throw Failure("a BPE model of another kind than RoBERTa's");
+            throw Failure("a BPE model of another kind than RoBERTa's or mmBERT's");
         Vocabulary<int32_t> ids;
+        fallback_ = json["byte_fallback"].boolean();
         for (const auto& [token, value] : json["vocab"].object()) {
             if (value.id() < 0) throw Failure("token " + quoted(token) + " has no id");
             ids.add(token, value.id());
+            Text characters;
+            if (fallback_ && decode(token, characters) && characters.size() == 1) of_character_[characters[0]] = value.id();
         }
         for (int byte = 0; byte < 256; ++byte) {
             std::string letter;
             append_utf8(letter, letter_of(byte));
-            const int32_t* id = ids.find(letter);
-            if (!id) throw Failure("a BPE model that is not byte-level: byte " + std::to_string(byte) + " has no token");
+            char name[8];
+            std::snprintf(name, sizeof name, "<0x%02X>", static_cast<unsigned>(byte & 0xFF));
+            const int32_t* id = ids.find(fallback_ ? name : letter);
+            if (!id) throw Failure("a BPE model in which byte " + std::to_string(byte) + " has no token");
             of_byte_[byte] = *id;
         }
         for (const Json& merge : json["merges"].array()) {
@@ -120,11 +127,9 @@ public:
     }
 
     void append(std::string_view bytes, std::vector<int32_t>& ids, std::vector<size_t>& ends) const override {
-        std::vector<Symbol> symbols(bytes.size());
+        std::vector<Symbol> symbols = symbols_of(bytes);
         std::priority_queue<Candidate> candidates;
-        const int32_t count = static_cast<int32_t>(bytes.size());
-        for (int32_t place = 0; place < count; ++place)
-            symbols[place] = {of_byte_[static_cast<unsigned char>(bytes[place])], place - 1, place + 1 < count ? place + 1 : -1};
+        const auto count = static_cast<int32_t>(symbols.size());
         const auto offer = [&](int32_t left) {
             const int32_t right = left < 0 ? -1 : symbols[left].next;
             if (right < 0) return;
@@ -140,6 +145,7 @@ public:
             const int32_t right = left.next;
             if (left.id != best.left || right < 0 || symbols[right].id != best.right) continue;  // merged meanwhile
             left.id = best.id;
+            left.end = symbols[right].end;
             left.next = symbols[right].next;
             symbols[right].id = -1;
             if (left.next >= 0) symbols[left.next].previous = best.place;
@@ -148,7 +154,7 @@ public:
         }
         for (int32_t place = count ? 0 : -1; place >= 0; place = symbols[place].next) {
             ids.push_back(symbols[place].id);
-            ends.push_back(static_cast<size_t>(symbols[place].next < 0 ? count : symbols[place].next));
+            ends.push_back(symbols[place].end);
         }
     }
 
@@ -158,6 +164,7 @@ private:
     };
     struct Symbol {
         int32_t id, previous, next;
+        size_t end;  // in bytes of the word
     };
     struct Candidate {
         int32_t rank, place, left, right, id;
@@ -169,7 +176,33 @@ private:
 
     std::unordered_map<uint64_t, Merge> merges_;
     int32_t of_byte_[256];
+    bool fallback_ = false;
+    std::unordered_map<char32_t, int32_t> of_character_;  // with byte fallback
     int32_t rank_ = 0;
+
+    // The tokens before the first merge.
+    std::vector<Symbol> symbols_of(std::string_view bytes) const {
+        std::vector<Symbol> symbols;
+        symbols.reserve(bytes.size());
+        const auto append = [&symbols](int32_t id, size_t end) {
+            const auto place = static_cast<int32_t>(symbols.size());
+            symbols.push_back({id, place - 1, place + 1, end});
+        };
+        for (size_t start = 0; start < bytes.size();) {
+            size_t end = start + 1;
+            while (fallback_ && end < bytes.size() && (bytes[end] & 0xC0) == 0x80) ++end;
+            Text character;
+            if (fallback_) decode(bytes.substr(start, end - start), character);
+            const auto known = character.size() == 1 ? of_character_.find(character[0]) : of_character_.end();
+            if (known != of_character_.end())
+                append(known->second, end);
+            else
+                for (size_t at = start; at < end; ++at) append(of_byte_[static_cast<unsigned char>(bytes[at])], at + 1);
+            start = end;
+        }
+        if (!symbols.empty()) symbols.back().next = -1;
+        return symbols;
+    }
 
     static uint64_t key(int32_t left, int32_t right) {
         return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);

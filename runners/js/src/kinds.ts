@@ -1,3 +1,4 @@
+import { type HeadPrediction, headsOf, headsProblems } from "./heads.js";
 import { largest } from "./policies.js";
 import { type Span, spansOf, type Words } from "./spans.js";
 
@@ -7,6 +8,7 @@ export interface Described {
   scores: Record<string, number>;
   labels: string[] | null;
   spans: Span[] | null;
+  heads: Record<string, HeadPrediction> | null;
 }
 
 /** A task kind, `model.kind` of the manifest: which decisions a text has, and what its prediction is. */
@@ -19,11 +21,19 @@ export interface Kind {
   words: boolean;
   /** Number of classes of a decision; 1 for a value. */
   classes(labels: string[]): number;
-  /** Logits of each decision of a row, from the logits of an exit: (C,), or (S, C) for tokens. */
-  decisions(logits: Float32Array, labels: string[], words: Words | null): Float32Array[];
+  /** Problems of the labels in a manifest, besides their number. */
+  problems?(labels: string[]): Iterable<string>;
+  /**
+   * Logits of each decision of a row, from the logits of an exit: (C,), or (S, C) for tokens. `heads`: names of the
+   * requested heads; undefined for all, and for other kinds.
+   */
+  decisions(logits: Float32Array, labels: string[], words: Words | null, heads?: readonly string[]): Float32Array[];
   /** The prediction, from the class probabilities of each decision (a value for regression). */
-  describe(scores: Float32Array[], labels: string[], words: Words | null): Described;
+  describe(scores: Float32Array[], labels: string[], words: Words | null, heads?: readonly string[]): Described;
 }
+
+/** The fields of other kinds. */
+const NONE = { labels: null, spans: null, heads: null };
 
 const asIs = (logits: Float32Array): Float32Array[] => [logits];
 const scoresOf = (labels: string[], values: ArrayLike<number>): Record<string, number> =>
@@ -40,8 +50,7 @@ export const KINDS: Readonly<Record<string, Kind>> = {
     words: false,
     classes: (labels) => labels.length,
     decisions: asIs,
-    describe: ([scores], labels) => (
-      { label: labels[largest(scores)], scores: scoresOf(labels, scores), labels: null, spans: null }),
+    describe: ([scores], labels) => ({ ...NONE, label: labels[largest(scores)], scores: scoresOf(labels, scores) }),
   },
   regression: {
     labelCounts: [0, 0],
@@ -49,7 +58,7 @@ export const KINDS: Readonly<Record<string, Kind>> = {
     words: false,
     classes: () => 1,
     decisions: asIs,
-    describe: ([[value]]) => ({ label: value, scores: { value }, labels: null, spans: null }),
+    describe: ([[value]]) => ({ ...NONE, label: value, scores: { value } }),
   },
   multilabel: {
     labelCounts: [1, 62],
@@ -60,7 +69,7 @@ export const KINDS: Readonly<Record<string, Kind>> = {
     describe(scores, labels) {
       const found = labels.filter((_, k) => largest(scores[k]) === 1);
       const present = scoresOf(labels, scores.map((each) => each[1]));
-      return { label: found.join(SEPARATOR), scores: present, labels: found, spans: null };
+      return { ...NONE, label: found.join(SEPARATOR), scores: present, labels: found };
     },
   },
   tokens: {
@@ -77,7 +86,28 @@ export const KINDS: Readonly<Record<string, Kind>> = {
       const numbers = (words as Words).tokens.map((_, place) => largest(scores[place]));
       const tags = numbers.map((number) => labels[number]);
       const spans = spansOf(tags, words as Words, numbers.map((number, place) => scores[place][number]));
-      return { label: tags.join(" "), scores: {}, labels: null, spans };
+      return { ...NONE, label: tags.join(" "), scores: {}, spans };
+    },
+  },
+  heads: {
+    labelCounts: [2, Infinity],
+    several: true,
+    words: false,
+    problems: headsProblems,
+    classes: (labels) => Math.max(...headsOf(labels).map(({ classes }) => classes.length)),
+    decisions: (logits, labels, _, heads) =>
+      headsOf(labels, heads).map(({ start, classes }) => logits.slice(start, start + classes.length)),
+    describe(scores, labels, _, names) {
+      const found = headsOf(labels, names);
+      const numbers = scores.map(largest);
+      return {
+        ...NONE,
+        label: found.map(({ start }, place) => labels[start + numbers[place]]).join(SEPARATOR),
+        scores: Object.assign({}, ...found.map(({ start, classes }, place) =>
+          scoresOf(labels.slice(start, start + classes.length), scores[place]))),
+        heads: Object.fromEntries(found.map(({ name, classes }, place) =>
+          [name, { label: classes[numbers[place]], scores: scoresOf(classes, scores[place]) }])),
+      };
     },
   },
 };

@@ -86,10 +86,13 @@ export function parseManifest(json: unknown, place: string): [Manifest, ExitPoli
       `${place}: schema version ${version} is newer than ${SCHEMA_VERSION}, the newest that this package reads. Upgrade it, or export the bundle again`);
   }
   const found = manifest(json, place);
+  const kind = KINDS[found.model.kind];
+  for (const problem of kind?.problems?.(found.model.labels) ?? []) {
+    throw new BerxitError(`${place}: ${problem}. Export the bundle again`);
+  }
   let policy: ExitPolicy;
   try {
     policy = new ExitPolicy(found.policy);
-    const kind = KINDS[found.model.kind];
     if (kind !== undefined) policy.check(kind.classes(found.model.labels), found.model.lte, kind.several);
   } catch (error) {
     if (error instanceof InputError) throw new BerxitError(`${place}: policy: ${error.message}. Export the bundle again`);

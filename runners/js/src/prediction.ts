@@ -1,3 +1,4 @@
+import type { HeadPrediction } from "./heads.js";
 import type { Span } from "./spans.js";
 
 /**
@@ -10,7 +11,7 @@ export type StoppedBy = "certainty" | "deadline" | "last_layer";
 export interface Prediction {
   /**
    * The class name; for regression the value; for multilabel the labels, joined by "|"; for tokens the IOB2 tags of the
-   * words, separated by blanks.
+   * words, separated by blanks; for heads HEAD=CLASS of each head, joined by "|".
    */
   label: string | number;
   /** Class or label -> probability, in the model's order; for regression `{ value }`; empty for tokens. */
@@ -19,6 +20,8 @@ export interface Prediction {
   labels: string[] | null;
   /** Tokens: the labelled spans of the text. null for another kind. */
   spans: Span[] | null;
+  /** Heads: name of each requested head -> its class and probabilities. null for another kind. */
+  heads: Record<string, HeadPrediction> | null;
   /** Number of layers that were run, from 1. */
   exitLayer: number;
   /** The exit criterion's certainty at that layer. */

@@ -4,6 +4,7 @@ import { BerxitError, InputError } from "./errors.js";
 import { openFiles } from "./files.js";
 import { parseJson } from "./fields.js";
 import { verify } from "./golden.js";
+import { checkHeads } from "./heads.js";
 import { KINDS } from "./kinds.js";
 import { type Decisions, type LayerResult, exitLoop } from "./loop.js";
 import { type Bundle, type Manifest, openBundle } from "./manifest.js";
@@ -39,6 +40,11 @@ export interface PredictOptions {
   threshold?: number;
   /** Milliseconds from the call: the deepest exit that is expected in time makes the prediction, the first in any case. */
   deadlineMs?: number;
+  /**
+   * Names of the heads that are needed, of a model with named heads; by default all. The text exits when they are certain,
+   * and the prediction contains only them.
+   */
+  heads?: readonly string[];
   /** Called with the prediction of every exit that is computed, the shallowest first. Its `stoppedBy` is null until the row exits. */
   onExit?: (prediction: Prediction, row: number) => void;
 }
@@ -48,6 +54,7 @@ interface Call {
   start: number;
   end: number;
   deadlineMs: number | undefined;
+  heads: readonly string[] | undefined;
 }
 
 /** Clock in seconds. */
@@ -118,7 +125,7 @@ export class EarlyExitRunner {
   }
 
   private async *streamed(encoding: Encoding, started: number): AsyncGenerator<Prediction> {
-    const call = { policy: this.bundle.policy, start: started, end: Infinity, deadlineMs: undefined };
+    const call = { policy: this.bundle.policy, start: started, end: Infinity, deadlineMs: undefined, heads: undefined };
     const batch = padded([encoding], this.manifest.model.pad_token_id);
     const last = this.segments.exits.at(-1);
     const rule: ExitRule = { exits: (layer, certainties) => certainties.map(() => layer === last) };
@@ -156,14 +163,15 @@ export class EarlyExitRunner {
   }
 
   private async predictions(
-    texts: readonly Text[], { threshold, deadlineMs, onExit }: PredictOptions, nameOf: (row: number) => string,
+    texts: readonly Text[], { threshold, deadlineMs, heads, onExit }: PredictOptions, nameOf: (row: number) => string,
   ): Promise<Prediction[]> {
     const start = clock();
     this.checkOpen();
     if (texts.length === 0) throw new InputError("the batch is empty: give at least one text");
     const policy = threshold === undefined ? this.bundle.policy : this.bundle.policy.withThreshold(threshold);
     const end = deadlineMs === undefined ? Infinity : endOf(deadlineMs, start);
-    const call: Call = { policy, start, end, deadlineMs };
+    if (heads !== undefined) checkHeads(this.manifest.model.kind, this.manifest.model.labels, heads);
+    const call: Call = { policy, start, end, deadlineMs, heads };
     texts.forEach((text, row) => this.check(text, nameOf(row)));
     const encodings = texts.map((text, row) => this.encode(text, nameOf(row), end));
     const found = new Array<Prediction>(texts.length);
@@ -176,7 +184,7 @@ export class EarlyExitRunner {
       left -= tokens;
       const part = rows.map((row) => encodings[row]);
       const batch = padded(part, this.manifest.model.pad_token_id);
-      for await (const result of exitLoop(this.segments, batch, policy, rule, this.decisions(part))) {
+      for await (const result of exitLoop(this.segments, batch, policy, rule, this.decisions(part, heads))) {
         for (const [place, local] of result.rows.entries()) {
           if (!result.exits[place] && onExit === undefined) continue;
           const row = rows[local];
@@ -189,9 +197,9 @@ export class EarlyExitRunner {
     return found;
   }
 
-  private decisions(encodings: Encoding[]): Decisions {
+  private decisions(encodings: Encoding[], heads?: readonly string[]): Decisions {
     const { kind, labels } = this.manifest.model;
-    return (logits, row) => KINDS[kind].decisions(logits, labels, encodings[row].words);
+    return (logits, row) => KINDS[kind].decisions(logits, labels, encodings[row].words, heads);
   }
 
   private rule(policy: ExitPolicy, end: number): ExitRule {
@@ -238,7 +246,7 @@ export class EarlyExitRunner {
     else if (result.exits[place]) stoppedBy = call.policy.exits(layer, certainty, decisions) ? "certainty" : "deadline";
     const latencyMs = 1e3 * (clock() - call.start);
     return {
-      ...KINDS[model.kind].describe(scores, model.labels, encoding.words),
+      ...KINDS[model.kind].describe(scores, model.labels, encoding.words, call.heads),
       exitLayer: layer,
       certainty,
       latencyMs,

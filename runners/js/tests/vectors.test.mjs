@@ -22,9 +22,9 @@ function alike(found, expected, place) {
 
 test("tokenizers return the token ids of the vectors", async () => {
   const tokenizers = {};
-  for (const name of ["bert", "mpnet", "roberta", "albert", "unigram"]) tokenizers[name] = await read(`${name}.json`);
   for (const { tokenizer, max_length: maxLength, texts, ...expected } of await read("tokenization.json")) {
-    const found = new Tokenizer(tokenizers[tokenizer], maxLength).encode(asText(texts));
+    tokenizers[tokenizer] ??= new Tokenizer(await read(`${tokenizer}.json`), maxLength);
+    const found = tokenizers[tokenizer].encode(asText(texts));
     assert.deepEqual(
       { input_ids: found.inputIds, token_type_ids: found.tokenTypeIds, truncated: found.truncated }, expected,
       `${tokenizer}: ${texts}`);
@@ -89,7 +89,7 @@ function assertAnswer(found, expected, place) {
   const { latencyMs, late, ...rest } = found;
   assert.ok(latencyMs > 0);
   assert.equal(late, null);
-  const { label, scores, certainty, labels = null, spans = null, ...exact } = expected;
+  const { label, scores, certainty, labels = null, spans = null, heads = null, ...exact } = expected;
   assert.deepEqual(
     { exit_layer: rest.exitLayer, truncated: rest.truncated, stopped_by: rest.stoppedBy, model: rest.model }, exact, place);
   if (typeof label === "number") alike(rest.label, label, place);
@@ -99,12 +99,14 @@ function assertAnswer(found, expected, place) {
   alike(rest.certainty, certainty, place);
   assert.deepEqual(rest.labels, labels, place);
   assert.deepEqual(rest.spans?.map(({ start, end, label }) => [start, end, label]), spans?.map((each) => each.slice(0, 3)), place);
+  assert.deepEqual(rest.heads && Object.entries(rest.heads).map(([name, head]) => [name, head.label, Object.keys(head.scores)]),
+    heads && Object.entries(heads).map(([name, [found, of]]) => [name, found, Object.keys(of)]), place);
   spans?.forEach((each, i) => alike(rest.spans[i].score, each[3], place));
 }
 
 // With VECTORS=all, every bundle runs with both; sessions take long to create.
 const all = process.env.VECTORS === "all" ? await readdir(join(VECTORS, "onnx")) : null;
-const some = { node: ["pairs", "agreement", "fewer_exits", "regression_patience", "multilabel"], wasm: ["learned", "tokens"] };
+const some = { node: ["pairs", "agreement", "fewer_exits", "regression_patience", "multilabel", "heads"], wasm: ["learned", "tokens"] };
 for (const [backend, few] of Object.entries(some)) {
   const models = all ?? few;
   test(`predictions, batches and streams equal those of the vectors (${backend})`, async () => {
@@ -113,8 +115,8 @@ for (const [backend, few] of Object.entries(some)) {
       const runner = await EarlyExitRunner.load(bundle(name),
         backend === "node" ? {} : { backend, ort: wasm, table: "rows" });
       assert.equal(Math.max(...(await runner.verify())), 0);
-      for (const { threshold, answers } of batches) {
-        const options = threshold === null ? {} : { threshold };
+      for (const { threshold, heads, answers } of batches) {
+        const options = { ...(threshold === null ? {} : { threshold }), heads };
         const together = await runner.predictBatch(texts.map(asText), options);
         for (const [row, answer] of answers.entries()) {
           assertAnswer(together[row], answer, `${name}, batch, row ${row}`);

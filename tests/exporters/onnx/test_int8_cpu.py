@@ -94,11 +94,15 @@ def test_quantized_keeps_a_weight_without_activations_in_float32(segments: Segme
 
 
 def test_quantized_pooler_is_int8_unless_it_is_an_input(backbone_folders: dict[str, Path]) -> None:
-    pooling = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, pooling="first", exit_head="pooler"))
+    pooling = split_segments(
+        MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, pooling="first", exit_head="pooler")
+    )
     weights = initializers(first_layer_int8(pooling).model)
     int8 = {name for name, value in weights.items() if value.dtype == np.int8 and value.ndim == 2}
     assert int8 == {*FOUR, "pooler.weight"}
-    shared_body = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, pooling="first", exit_head="pooler"))
+    shared_body = split_segments(
+        MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, pooling="first", exit_head="pooler")
+    )
     assert first_layer_int8(shared_body).constants["pooler.weight"].dtype == np.float32  # each layer has its own
 
 

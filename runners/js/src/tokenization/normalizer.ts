@@ -20,12 +20,26 @@ export function normalizer(component: Component | null): Change {
 function changesOf(component: Component): Change[] {
   if (component.type === "Sequence") return component.normalizers.flatMap(changesOf);
   if (component.type === "Replace") return [replacement(component)];
+  if (component.type === "Strip") {
+    const { strip_left: left = true, strip_right: right = true } = component;
+    return [(text) => text.slice(left ? text.text.search(/\P{White_Space}|$/u) : 0, right ? endOf(text.text) : undefined)];
+  }
   return stepsOf(component).map((step) => (text) => text.changed(step));
 }
 
+/** Index after the last character that is not whitespace. */
+function endOf(text: string): number {
+  return text.replace(/(?<!\p{White_Space})\p{White_Space}+$/u, "").length;
+}
+
+/** Regular expressions of the tokenizers that are supported, in JavaScript's syntax. */
+const PATTERNS: Record<string, string> = {
+  " {2,}": " {2,}", "\\s{2,}|[\\n\\r\\t]": "\\p{White_Space}{2,}|[\\n\\r\\t]",
+};
+
 function replacement({ pattern: { String: fixed, Regex: regex }, content }: Component): Change {
-  if (!fixed && regex !== " {2,}") throw new BerxitError(`the pattern '${regex}' of the normalizer Replace`);
-  const pattern = new RegExp(fixed ? escaped(fixed) : regex, "gu");
+  if (!fixed && !(regex in PATTERNS)) throw new BerxitError(`the pattern '${regex}' of the normalizer Replace`);
+  const pattern = new RegExp(fixed ? escaped(fixed) : PATTERNS[regex], "gu");
   return (text) => text.replaced(pattern, content);
 }
 

@@ -5,7 +5,7 @@ import { AddedTokens, type Piece } from "./added_tokens.js";
 import { AlignedText } from "./aligned.js";
 import { type Component, normalizer } from "./normalizer.js";
 import { type Template, template } from "./template.js";
-import { characters, prefix, stripped } from "./unicode.js";
+import { after, characters, prefix, stripped } from "./unicode.js";
 import { preTokenizer, type Splitter } from "./words.js";
 
 /** One text, or a pair. */
@@ -121,11 +121,19 @@ export class Tokenizer {
   private readonly tokensOf = (piece: Piece): Token[] => (piece instanceof AlignedText ? this.model(piece) : [piece]);
 }
 
+const ENCODER = new TextEncoder();
+/** Names of the tokens of bytes, for characters that are not in the vocabulary. */
+const BYTES = Array.from({ length: 256 }, (_, byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`);
+const BYTE = /^<0x[0-9A-F]{2}>$/;
+
 /** Tokens of one word. */
 function model(component: Component): (word: AlignedText) => Token[] {
   const differs = component.type === "BPE"
     && (component.dropout || component.ignore_merges || component.continuing_subword_prefix || component.end_of_word_suffix);
-  if (differs || component.byte_fallback) throw new BerxitError(`a ${component.type} model of another kind than RoBERTa's or ALBERT's`);
+  const lacksBytes = component.byte_fallback && (component.type !== "BPE" || BYTES.some((name) => !(name in component.vocab)));
+  if (differs || lacksBytes) {
+    throw new BerxitError(`a ${component.type} model of another kind than those of RoBERTa, ALBERT and mmBERT`);
+  }
   let found: WordPiece | BPE | Unigram;
   switch (component.type) {
     case "WordPiece":
@@ -143,13 +151,18 @@ function model(component: Component): (word: AlignedText) => Token[] {
   const { tokens_to_ids: ids, unk_token_id: unknown } = found;
   const continued = component.type === "WordPiece" ? component.continuing_subword_prefix : "";
   return (word) => {
-    let at = 0;
+    let [at, bytes] = [0, 0];
     return found._call([word.text]).map((token) => {
       const from = at;
-      // An unknown word of WordPiece is one token. The tokens of the other models are parts of the word.
-      if (component.type === "WordPiece" && token === component.unk_token) at = word.text.length;
-      else at += token.length - (from > 0 ? continued.length : 0);
-      const [start, end] = word.slice(from, at).range;
+      let to: number;
+      // An unknown word of WordPiece is one token. The tokens of the other models are parts of the word, or bytes.
+      if (component.type === "WordPiece" && token === component.unk_token) to = at = word.text.length;
+      else if (component.byte_fallback && BYTE.test(token)) {
+        const character = after(word.text, at);
+        to = at + character.length;
+        if (++bytes === ENCODER.encode(character).length) [at, bytes] = [to, 0];
+      } else to = at += token.length - (from > 0 ? continued.length : 0);
+      const [start, end] = word.slice(from, to).range;
       return { id: ids.get(token) ?? (unknown as number), start, end };
     });
   };

@@ -19,6 +19,9 @@ function stepsOf(component: Component): Splitter[] {
       return [(text) => text.matches(BERT)];
     case "WhitespaceSplit":
       return [(text) => text.matches(/\P{White_Space}+/gu)];
+    case "Split":
+      if (component.pattern.String !== " " || component.behavior !== "MergedWithPrevious" || component.invert) break;
+      return [(text) => text.matches(/[^ ]* |[^ ]+$/gu)];
     case "ByteLevel":
       if (component.use_regex === false) break;
       return [byteLevel(component.add_prefix_space ?? true)];

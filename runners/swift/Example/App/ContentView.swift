@@ -17,7 +17,7 @@ struct ContentView: View {
                 TextField("turn the kitchen lights off", text: $text)
                     .textFieldStyle(.roundedBorder)
                 if let prediction = classifier.prediction {
-                    Text(prediction.label ?? String(format: "%.2f", prediction.value ?? 0)).font(.title)
+                    Text(title(prediction)).font(.title)
                     Text(details(prediction)).font(.caption)
                 }
             }
@@ -26,6 +26,11 @@ struct ContentView: View {
         .task { await classifier.load() }
         .onChange(of: text) { classifier.predict(text) }
         .onChange(of: phase) { if phase == .background { classifier.unload() } }
+    }
+
+    private func title(_ prediction: Prediction) -> String {
+        if let labels = prediction.labels { return labels.isEmpty ? "no label" : labels.joined(separator: ", ") }
+        return prediction.label ?? String(format: "%.2f", prediction.value ?? 0)
     }
 
     private func details(_ prediction: Prediction) -> String {

@@ -40,12 +40,15 @@ public final class EarlyExitRunner: Sendable {
     /// `threshold` replaces the calibrated threshold at every layer. `deadlineMs`: milliseconds from the call; the
     /// input exits at the latest at the deepest exit that is expected in time, or at the first exit if none is.
     ///
-    /// Throws for an empty text, or a threshold or deadline out of range. Throws CancellationError before the next
+    /// `heads`: of a model with named heads, those that are needed; nil: all. The text exits when they are certain, and the
+    /// prediction contains only them.
+    ///
+    /// Throws for an empty text, a threshold or deadline out of range, or an unknown head. Throws CancellationError before the next
     /// segment if the task is cancelled.
     public func predict(
-        _ text: String, _ pair: String? = nil, threshold: Double? = nil, deadlineMs: Double? = nil
+        _ text: String, _ pair: String? = nil, threshold: Double? = nil, deadlineMs: Double? = nil, heads: [String]? = nil
     ) async throws -> Prediction {
-        try await predictions([(text, pair)], threshold: threshold, deadlineMs: deadlineMs)[0]
+        try await predictions([(text, pair)], threshold: threshold, deadlineMs: deadlineMs, heads: heads)[0]
     }
 
     /// Predicts texts and returns the predictions in input order.
@@ -55,16 +58,16 @@ public final class EarlyExitRunner: Sendable {
     ///
     /// Throws the errors of `predict`, before any text is predicted, and for an empty batch.
     public func predictBatch(
-        _ texts: [String], threshold: Double? = nil, deadlineMs: Double? = nil
+        _ texts: [String], threshold: Double? = nil, deadlineMs: Double? = nil, heads: [String]? = nil
     ) async throws -> [Prediction] {
-        try await predictions(texts.map { ($0, nil) }, threshold: threshold, deadlineMs: deadlineMs)
+        try await predictions(texts.map { ($0, nil) }, threshold: threshold, deadlineMs: deadlineMs, heads: heads)
     }
 
     /// Predicts pairs of texts, as `predictBatch` predicts texts.
     public func predictBatch(
-        _ pairs: [(String, String)], threshold: Double? = nil, deadlineMs: Double? = nil
+        _ pairs: [(String, String)], threshold: Double? = nil, deadlineMs: Double? = nil, heads: [String]? = nil
     ) async throws -> [Prediction] {
-        try await predictions(pairs.map { ($0, $1) }, threshold: threshold, deadlineMs: deadlineMs)
+        try await predictions(pairs.map { ($0, $1) }, threshold: threshold, deadlineMs: deadlineMs, heads: heads)
     }
 
     /// Predictions at every exit, from the first to the last. A layer runs when the sequence reaches it: break out of
@@ -75,11 +78,9 @@ public final class EarlyExitRunner: Sendable {
         let start = clock()
         let tokens = try encode(text, pair, named: "the text")
         return PredictionStream {
-            try await ExitLoop(
-                executor: self.executor, tokens: tokens, exits: self.exits, policy: self.manifest.policy,
-                rule: FullDepth())
+            try await self.loop(tokens, self.manifest.policy, FullDepth(), self.manifest.model.heads)
         } prediction: {
-            try self.prediction($0, self.manifest.policy, tokens, start)
+            self.prediction($0, self.manifest.policy, tokens, self.manifest.model.heads, start)
         }
     }
 
@@ -124,11 +125,12 @@ public final class EarlyExitRunner: Sendable {
     }
 
     private func predictions(
-        _ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?
+        _ texts: [(String, String?)], threshold: Double?, deadlineMs: Double?, heads: [String]?
     ) async throws -> [Prediction] {
         let start = clock()
         guard !texts.isEmpty else { throw EarlyExitError.input("the batch is empty: give at least one text") }
         let policy = try threshold.map(manifest.policy.with(threshold:)) ?? manifest.policy
+        let requested = try manifest.model.requested(heads)
         let end = try deadlineMs.map { try Deadline.end(of: $0, start: start) }
         let rows = try texts.enumerated().map { row, text in
             try encode(text.0, text.1, named: texts.count > 1 ? "text \(row)" : "the text", end: end ?? .infinity)
@@ -139,14 +141,23 @@ public final class EarlyExitRunner: Sendable {
             let rule = end.map { end -> any StopRule in
                 deadline(policy, tokens, end: begin + (end - begin) / Double(rows.count - row))
             }
-            var loop = try await ExitLoop(
-                executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule ?? policy)
+            var loop = try await loop(tokens, policy, rule ?? policy, requested)
             var last: ExitLoop.Step?
             while let step = try await loop.next() { last = step }
             guard let last else { preconditionFailure("a manifest has at least one exit") }
-            found.append(try prediction(last, policy, tokens, start, deadlineMs: deadlineMs))
+            found.append(prediction(last, policy, tokens, requested, start, deadlineMs: deadlineMs))
         }
         return found
+    }
+
+    /// `requested`: the named heads that decide.
+    private func loop(
+        _ tokens: Tokens, _ policy: ExitPolicy, _ rule: any StopRule, _ requested: [NamedHead]
+    ) async throws -> ExitLoop {
+        let model = manifest.model
+        return try await ExitLoop(executor: executor, tokens: tokens, exits: exits, policy: policy, rule: rule) {
+            try model.decisions($0.logits, words: tokens.words, requested: requested, layer: $1)
+        }
     }
 
     private func deadline(_ policy: ExitPolicy, _ tokens: Tokens, end: Double) -> Deadline {
@@ -173,28 +184,28 @@ public final class EarlyExitRunner: Sendable {
     }
 
     private func prediction(
-        _ step: ExitLoop.Step, _ policy: ExitPolicy, _ tokens: Tokens, _ start: Double, deadlineMs: Double? = nil
-    ) throws -> Prediction {
+        _ step: ExitLoop.Step, _ policy: ExitPolicy, _ tokens: Tokens, _ requested: [NamedHead], _ start: Double,
+        deadlineMs: Double? = nil
+    ) -> Prediction {
         let model = manifest.model
-        let scores = policy.scores(layer: step.layer, logits: step.logits)
-        guard scores.count == (model.isRegression ? 1 : model.labels.count) else {
-            throw EarlyExitError.failure(
-                "layer \(step.layer) gave \(scores.count) logits, which do not match the labels. Export the bundle again")
-        }
-        let named = model.isRegression ? [:] : Dictionary(zip(model.labels, scores)) { first, _ in first }
+        let scores = step.decisions.map { policy.scores(layer: step.layer, logits: $0) }
+        let described = model.describe(scores, words: tokens.words, requested: requested)
         var stoppedBy: StoppedBy?
         var policy = policy
         if step.layer == exits.last {
             stoppedBy = .lastLayer
         } else if step.exits {
-            let certain = policy.stops(after: step.layer, certainty: step.certainty, logits: step.logits)
+            let certain = policy.stops(after: step.layer, certainty: step.certainty, logits: step.decisions[0])
             stoppedBy = certain ? .certainty : .deadline
         }
         let latencyMs = 1e3 * (clock() - start)
         return Prediction(
-            label: model.isRegression ? nil : model.labels[largest(scores)],
-            value: model.isRegression ? scores[0] : nil,
-            scores: named,
+            label: described.label,
+            value: described.value,
+            scores: described.scores,
+            labels: described.labels,
+            spans: described.spans,
+            heads: described.heads,
             exitLayer: step.layer,
             certainty: step.certainty,
             latencyMs: latencyMs,

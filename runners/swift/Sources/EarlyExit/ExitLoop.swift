@@ -37,7 +37,8 @@ public protocol LayerRunner: AnyObject {
 
 /// Output of one exit.
 public struct LayerOutput: Equatable, Sendable {
-    /// One logit per class; the value for regression.
+    /// One logit per class or label; the value for regression. For tokens those of all tokens, padding included, one
+    /// token after the other.
     public let logits: [Float]
     /// LTE certainty; nil if the model has no LTE module.
     public let lte: Float?
@@ -61,7 +62,7 @@ public struct LayerOutput: Equatable, Sendable {
 
 /// Rule that decides about exits: an ExitPolicy, a policy with a deadline, or full depth.
 public protocol StopRule {
-    /// True if the input exits at `layer` with this certainty and these logits.
+    /// True if the input exits at `layer` with this certainty and these logits of its first decision.
     mutating func stops(after layer: Int, certainty: Float, logits: [Float]) -> Bool
 }
 
@@ -74,7 +75,8 @@ struct FullDepth: StopRule {
 struct ExitLoop {
     struct Step {
         let layer: Int
-        let logits: [Float]
+        /// Logits of the decisions of the input.
+        let decisions: [[Float]]
         let certainty: Float
         /// True if the input exits at this layer.
         let exits: Bool
@@ -82,17 +84,20 @@ struct ExitLoop {
 
     private let run: any LayerRunner
     private let policy: ExitPolicy
+    private let decisions: @Sendable (LayerOutput, Int) throws -> [[Float]]
     private var rule: any StopRule
     private var memory: ExitPolicy.Memory?
     /// Exits that are not computed yet.
     private var ahead: ArraySlice<Int>
 
     /// Runs the embeddings. `exits`: layers with an exit. `policy` computes the certainty, `rule` decides about the
-    /// exit.
+    /// exit. `decisions`: those of the input, from the output of a layer.
     init(
-        executor: any SegmentExecutor, tokens: Tokens, exits: [Int], policy: ExitPolicy, rule: any StopRule
+        executor: any SegmentExecutor, tokens: Tokens, exits: [Int], policy: ExitPolicy, rule: any StopRule,
+        decisions: @escaping @Sendable (LayerOutput, Int) throws -> [[Float]]
     ) async throws {
         try Task.checkCancellation()
+        self.decisions = decisions
         self.policy = policy
         self.rule = rule
         ahead = exits[...]
@@ -105,9 +110,10 @@ struct ExitLoop {
         try Task.checkCancellation()
         let output = try await run.layer(layer)
         try output.check(layer: layer)
-        let certainty = try policy.certainty(layer: layer, output: output, memory: &memory)
-        let exits = rule.stops(after: layer, certainty: certainty, logits: output.logits) || ahead.isEmpty
+        let decisions = try decisions(output, layer)
+        let certainty = try policy.certainty(layer: layer, decisions: decisions, lte: output.lte, memory: &memory)
+        let exits = rule.stops(after: layer, certainty: certainty, logits: decisions[0]) || ahead.isEmpty
         if exits { ahead = [] }
-        return Step(layer: layer, logits: output.logits, certainty: certainty, exits: exits)
+        return Step(layer: layer, decisions: decisions, certainty: certainty, exits: exits)
     }
 }

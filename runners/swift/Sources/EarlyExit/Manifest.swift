@@ -57,7 +57,7 @@ public struct Manifest: Sendable {
         _ = try fields.get("made_with", \.object)
 
         do {
-            try policy.check(outputs: model.isRegression ? 1 : model.labels.count, lte: model.lte)
+            try policy.check(outputs: model.classes, lte: model.lte, several: model.kind.isSeveral)
         } catch let error as EarlyExitError {
             throw EarlyExitError.failure("\(place): policy: \(error.message). Export the bundle again")
         }
@@ -94,14 +94,14 @@ public struct Manifest: Sendable {
 
 /// Metadata of the model, including the meaning of its outputs.
 public struct ModelInfo: Sendable {
-    /// Kinds of tasks that this runner supports. Bundles of schema version 3 may have others.
-    static let kinds = ["classification", "regression"]
-
     public let family: String
     public let task: String
-    public let isRegression: Bool
-    /// Class names in the order of the logits; empty for regression.
+    public let kind: Kind
+    public var isRegression: Bool { kind == .regression }
+    /// Class names, labels or IOB2 tags in the order of the logits; empty for regression.
     public let labels: [String]
+    /// The named heads of a heads model.
+    let heads: [NamedHead]
     /// True if the model expects pairs of texts, false for single texts.
     public let takesPairs: Bool
     public let layers: Int
@@ -120,13 +120,14 @@ public struct ModelInfo: Sendable {
             ], optional: ["positive"])
         family = try fields.get("family", \.string)
         task = try fields.get("task", \.string)
-        let kind = try fields.get("kind", \.string)
-        guard ModelInfo.kinds.contains(kind) else {
-            throw EarlyExitError.failure(
-                "\(place): model.kind is '\(kind)', and this runner supports \(ModelInfo.kinds.joined(separator: " and "))")
+        let name = try fields.get("kind", \.string)
+        guard let kind = Kind(rawValue: name) else {
+            let known = Kind.allCases.map(\.rawValue).joined(separator: ", ")
+            throw EarlyExitError.failure("\(place): model.kind is '\(name)', and this runner supports \(known)")
         }
-        isRegression = kind == "regression"
+        self.kind = kind
         labels = try fields.list("labels", \.string)
+        heads = kind == .heads ? try NamedHead.read(labels, at: place) : []
         takesPairs = try fields.list("text_columns", \.string).count == 2
         layers = try fields.get("layers", \.int)
         maxLength = try fields.get("max_length", \.int)

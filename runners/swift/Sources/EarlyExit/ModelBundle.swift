@@ -76,7 +76,9 @@ public struct ModelBundle: Sendable {
     }
 
     func readTokenizer() throws -> Tokenizer {
-        try Tokenizer(file: url(of: manifest.tokenizer.file), maxLength: manifest.model.maxLength)
+        let model = manifest.model
+        return try Tokenizer(
+            file: url(of: manifest.tokenizer.file), maxLength: model.maxLength, words: model.kind == .tokens)
     }
 
     func readGolden() throws -> Golden {

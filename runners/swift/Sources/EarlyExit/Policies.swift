@@ -113,9 +113,16 @@ public struct ExitPolicy: Equatable, Sendable {
             tolerance: tolerance, patience: patience, off: off, weights: weights)
     }
 
-    /// Throws if the policy does not work for a model with so many outputs (1 for regression).
-    func check(outputs: Int, lte: Bool) throws {
+    /// Throws if the policy does not work for a model. `outputs`: classes of a decision, 1 for regression. `several`: the
+    /// model's texts have several decisions.
+    func check(outputs: Int, lte: Bool, several: Bool = false) throws {
         let regression = outputs == 1
+        if several, criterion == .learned {
+            throw EarlyExitError.input("'learned' needs one class per text: use confidence, entropy, patience or lte")
+        }
+        for case .perClass in thresholds where several {
+            throw EarlyExitError.input("thresholds per class need one class per text: use one threshold for all labels")
+        }
         if regression, !criterion.fitsRegression {
             throw EarlyExitError.input(
                 "'\(criterion.rawValue)' needs class probabilities: use lte, patience or learned for regression")
@@ -154,6 +161,14 @@ public struct ExitPolicy: Equatable, Sendable {
 
     /// State of a policy that is passed from one exit to the next.
     struct Memory {
+        /// One per decision.
+        var decisions: [Decision] = []
+        /// Certainties of the last exits, at most patience - 1, the latest last.
+        var window: [Float] = []
+    }
+
+    /// State of a criterion for one decision.
+    struct Decision {
         /// Predicted class of the last exit; its value for regression.
         var prediction: Float = 0
         /// Number of consecutive exits that agreed with the exit before them.
@@ -162,15 +177,20 @@ public struct ExitPolicy: Equatable, Sendable {
         var certainty: Float = 0
         /// Outputs of the last exit and of the exit before it: class probabilities, or one value.
         var outputs: [[Double]] = []
-        /// Certainties of the last exits, at most patience - 1, the latest last.
-        var window: [Float] = []
     }
 
-    /// Certainty at `layer`. Logits: one per class, or one value for regression.
-    func certainty(layer: Int, output: LayerOutput, memory: inout Memory?) throws -> Float {
-        var after = memory ?? Memory()
-        let own = try certainty(
-            layer: layer, logits: scaled(output.logits, layer: layer), lte: output.lte, first: memory == nil, &after)
+    /// Certainty at `layer`, that of the least certain decision. `decisions`: logits of each, one per class, or one value
+    /// for regression.
+    func certainty(layer: Int, decisions: [[Float]], lte: Float?, memory: inout Memory?) throws -> Float {
+        var after = memory ?? Memory(decisions: decisions.map { _ in Decision() })
+        var own: Float?
+        for (place, logits) in decisions.enumerated() {
+            let found = try certainty(
+                layer: layer, logits: scaled(logits, layer: layer), lte: lte, first: memory == nil,
+                &after.decisions[place])
+            own = own.map { criterion.lessCertain($0, found) } ?? found
+        }
+        guard let own else { preconditionFailure("a text has at least one decision") }
         let recent = after.window + [own]
         let found = recent.count < patience ? criterion.uncertain : recent.reduce(own, criterion.lessCertain)
         after.window = recent.suffix(patience - 1)
@@ -180,7 +200,7 @@ public struct ExitPolicy: Equatable, Sendable {
 
     /// Certainty of the criterion. `memory`: the state of the previous exits, which is updated.
     private func certainty(
-        layer: Int, logits: [Float], lte: Float?, first: Bool, _ memory: inout Memory
+        layer: Int, logits: [Float], lte: Float?, first: Bool, _ memory: inout Decision
     ) throws -> Float {
         let regression = logits.count == 1
         let prediction = regression ? logits[0] : Float(largest(logits))

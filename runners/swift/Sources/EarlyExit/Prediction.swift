@@ -10,12 +10,19 @@ public enum StoppedBy: String, Sendable {
 
 /// The model's prediction for one text, with its latency and the reason why it exited.
 public struct Prediction: Equatable, Sendable {
-    /// The class name; nil for regression.
+    /// The class name; for multilabel the labels, joined by "|"; for tokens the IOB2 tags of the words, separated by blanks;
+    /// for heads HEAD=CLASS of each head, joined by "|"; nil for regression.
     public let label: String?
-    /// The value of a regression; nil for classification.
+    /// The value of a regression; nil for other kinds.
     public let value: Float?
-    /// Class name -> probability; the model's order is in `manifest.model.labels`. Empty for regression.
+    /// Class or label -> probability; the model's order is in `manifest.model.labels`. Empty for regression and tokens.
     public let scores: [String: Float]
+    /// Multilabel: the labels of the text, in the model's order. nil for other kinds.
+    public let labels: [String]?
+    /// Tokens: the labelled spans of the text. nil for other kinds.
+    public let spans: [Span]?
+    /// Heads: name of each requested head -> its class and probabilities. nil for other kinds.
+    public let heads: [String: HeadPrediction]?
     /// Number of layers that were run, from 1.
     public let exitLayer: Int
     /// Certainty at the exit layer, as measured by the exit criterion.

@@ -58,9 +58,9 @@ final class BundleTests: XCTestCase {
         assertFails(
             try manifest {
                 var model = $0["model"] as? [String: Any] ?? [:]
-                model["kind"] = "tokens"
+                model["kind"] = "poetry"
                 $0["model"] = model
-            }, "model.kind is 'tokens', and this runner supports classification and regression")
+            }, "model.kind is 'poetry', and this runner supports classification, regression, multilabel, tokens")
         assertFails(try manifest { $0["schema_version"] = nil }, "no schema_version")
         assertFails(try manifest { $0["colour"] = 3 }, "unknown key 'colour'")
         assertFails(try manifest { $0["target"] = nil }, "key 'target' is missing")

@@ -22,7 +22,7 @@ final class TokenizerTests: XCTestCase {
             try tokens(["e\u{301}", "É"], normalized: true),
             "the added tokens with ids 7 and 8 are equal after normalization")
         let pieces = try tokens(["\u{301}", "É"], normalized: false)
-            .split(Array("a\u{301}b".unicodeScalars), normalizer: normalizer)
+            .split(AlignedText(Array("a\u{301}b".unicodeScalars), aligned: false), normalizer: normalizer)
         XCTAssertEqual(pieces.count, 3)
     }
 
@@ -35,11 +35,12 @@ final class TokenizerTests: XCTestCase {
         }
         let tokens = try AddedTokens(
             .array([token(7, "ab", rstrip: true), token(8, " cd", rstrip: false)]), normalizer: Normalizer(.null))
-        let pieces = tokens.split(Array("ab cd ab  e".unicodeScalars), normalizer: try Normalizer(.null))
+        let pieces = tokens.split(
+            AlignedText(Array("ab cd ab  e".unicodeScalars), aligned: false), normalizer: try Normalizer(.null))
         let found = pieces.map { piece -> String in
             switch piece {
-            case .token(let id): return "\(id)"
-            case .text(let scalars): return String(String.UnicodeScalarView(scalars))
+            case .token(let id, _): return "\(id)"
+            case .text(let text): return String(String.UnicodeScalarView(text.scalars))
             }
         }
         XCTAssertEqual(found, ["7", "8", " ", "7", "e"])

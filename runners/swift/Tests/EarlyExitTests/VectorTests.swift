@@ -24,7 +24,32 @@ final class VectorTests: XCTestCase {
             XCTAssertEqual(tokens.tokenTypeIds, vector.tokenTypeIds, "\(vector.tokenizer): \(vector.texts)")
             XCTAssertEqual(tokens.truncated, vector.truncated, "\(vector.tokenizer): \(vector.texts)")
         }
-        XCTAssertEqual(Set(tokenizers.keys), ["albert", "bert", "mpnet", "roberta", "unigram"])
+        XCTAssertEqual(Set(tokenizers.keys), ["albert", "bert", "deberta", "mmbert", "mpnet", "roberta", "unigram"])
+    }
+
+    func testWordsEqual() throws {
+        struct Case: Decodable {
+            let tokenizer: String
+            let maxLength: Int
+            let texts: [String]
+            let tokens, starts, ends: [Int]
+        }
+        var tokenizers: [String: Tokenizer] = [:]
+        let vectors = try Vectors.read("words.json", as: [Case].self)
+        XCTAssertGreaterThan(vectors.count, 100)
+        for vector in vectors {
+            let text = vector.texts[0]
+            let file = Vectors.url("\(vector.tokenizer).json")
+            let tokenizer =
+                try tokenizers[vector.tokenizer] ?? Tokenizer(file: file, maxLength: vector.maxLength, words: true)
+            tokenizers[vector.tokenizer] = tokenizer
+            let words = try XCTUnwrap(tokenizer.encode(text).words)
+            XCTAssertEqual(words.tokens, vector.tokens, "\(vector.tokenizer): \(text)")
+            XCTAssertEqual(words.places, zip(vector.starts, vector.ends).map { $0..<$1 }, "\(vector.tokenizer): \(text)")
+            let stripped = Tokenizer.stripped(text.unicodeScalars)
+            let starts = words.ranges.map { stripped.distance(from: stripped.startIndex, to: $0.lowerBound) }
+            XCTAssertEqual(starts, vector.starts, text)
+        }
     }
 
     func testPaddingEquals() throws {
@@ -53,9 +78,9 @@ final class VectorTests: XCTestCase {
     }
 
     func testCertaintiesAndExitsEqual() async throws {
-        for file in ["policies.json", "newer_policies.json"] {
+        for file in ["policies.json", "newer_policies.json", "decisions.json"] {
             let vectors = try Vectors.json(file).array ?? []
-            XCTAssertGreaterThan(vectors.count, 90)
+            XCTAssertGreaterThan(vectors.count, 80)
             for (number, vector) in vectors.enumerated() { try await check(vector, "\(file)[\(number)]") }
         }
     }
@@ -65,18 +90,25 @@ final class VectorTests: XCTestCase {
         let outputs = ["logits", "lte", "certainty", "exit_layer"]
         let members = try XCTUnwrap(vector.object)
         let policy = try ExitPolicy(.object(members.filter { !outputs.contains($0.key) }), at: place)
-        let logits = try XCTUnwrap(vector["logits"].array).map { ($0.array ?? []).map { Float($0.double ?? .nan) } }
+        let layers = try XCTUnwrap(vector["logits"].array)
+        let several = layers[0].array?.first?.array != nil
+        let decisions = layers.map { layer -> [[Float]] in
+            let rows = several ? (layer.array ?? []) : [layer]
+            return rows.map { ($0.array ?? []).map { Float($0.double ?? .nan) } }
+        }
         let lte = vector["lte"].array?.map { Float($0.double ?? .nan) }
-        try policy.check(outputs: logits[0].count, lte: lte != nil)
-        let rows = logits.enumerated().map { LayerOutput(logits: $1, lte: lte?[$0]) }
+        try policy.check(outputs: decisions[0][0].count, lte: lte != nil, several: several)
+        let rows = decisions.enumerated().map { LayerOutput(logits: $1.flatMap { $0 }, lte: lte?[$0]) }
         var memory: ExitPolicy.Memory?
         for (layer, row) in rows.enumerated() {
             let expected = try XCTUnwrap(vector["certainty"].array?[layer].double)
-            let certainty = try policy.certainty(layer: layer + 1, output: row, memory: &memory)
+            let certainty = try policy.certainty(
+                layer: layer + 1, decisions: decisions[layer], lte: row.lte, memory: &memory)
             XCTAssertEqual(Double(certainty), expected, accuracy: 1e-5 * max(1, abs(expected)), place)
         }
         var loop = try await ExitLoop(
-            executor: Stored([rows]), tokens: Tokens(), exits: Array(1...policy.layers), policy: policy, rule: policy)
+            executor: Stored([rows]), tokens: Tokens(), exits: Array(1...policy.layers), policy: policy, rule: policy
+        ) { decisions[$1 - 1] }
         var last = 0
         while let step = try await loop.next() { last = step.layer }
         XCTAssertEqual(last, vector["exit_layer"].int, place)
@@ -155,6 +187,9 @@ final class VectorTests: XCTestCase {
         let truncated: Bool
         let stoppedBy: String?
         let model: String
+        let labels: [String]?
+        let spans: [ExpectedSpan]?
+        let heads: [String: ExpectedHead]?
 
         enum Label: Decodable, Equatable {
             case name(String)
@@ -168,9 +203,37 @@ final class VectorTests: XCTestCase {
         }
     }
 
+    /// A list of start, end, label and score.
+    private struct ExpectedSpan: Decodable {
+        let start, end: Int
+        let label: String
+        let score: Float
+
+        init(from decoder: Decoder) throws {
+            var list = try decoder.unkeyedContainer()
+            start = try list.decode(Int.self)
+            end = try list.decode(Int.self)
+            label = try list.decode(String.self)
+            score = try list.decode(Float.self)
+        }
+    }
+
+    /// A list of label and scores.
+    private struct ExpectedHead: Decodable {
+        let label: String
+        let scores: [String: Float]
+
+        init(from decoder: Decoder) throws {
+            var list = try decoder.unkeyedContainer()
+            label = try list.decode(String.self)
+            scores = try list.decode([String: Float].self)
+        }
+    }
+
     private struct Cases: Decodable {
         struct Batch: Decodable {
             let threshold: Double?
+            let heads: [String]?
             let answers: [Expected]
         }
         let texts: [[String]]
@@ -189,15 +252,18 @@ final class VectorTests: XCTestCase {
                 var single: [Prediction] = []
                 for text in cases.texts {
                     let pair = text.count == 2 ? text[1] : nil
-                    single.append(try await runner.predict(text[0], pair, threshold: batch.threshold))
+                    single.append(try await runner.predict(text[0], pair, threshold: batch.threshold, heads: batch.heads))
                 }
                 let together =
                     pairs.isEmpty
-                    ? try await runner.predictBatch(cases.texts.map { $0[0] }, threshold: batch.threshold)
+                    ? try await runner.predictBatch(
+                        cases.texts.map { $0[0] }, threshold: batch.threshold, heads: batch.heads)
                     : try await runner.predictBatch(pairs, threshold: batch.threshold)
                 for answers in [single, together] {
                     XCTAssertEqual(answers.count, batch.answers.count, name)
-                    for (answer, expected) in zip(answers, batch.answers) { assert(answer, is: expected, name) }
+                    for (row, answer) in answers.enumerated() {
+                        assert(answer, is: batch.answers[row], name, cases.texts[row][0])
+                    }
                 }
             }
         }
@@ -213,12 +279,27 @@ final class VectorTests: XCTestCase {
                     answers.append(answer)
                 }
                 XCTAssertEqual(answers.map(\.exitLayer), runner.manifest.exits, name)
-                for (answer, expected) in zip(answers, stream) { assert(answer, is: expected, name) }
+                for (answer, expected) in zip(answers, stream) { assert(answer, is: expected, name, text[0]) }
             }
         }
     }
 
-    private func assert(_ answer: Prediction, is expected: Expected, _ name: String) {
+    private func assert(_ answer: Prediction, is expected: Expected, _ name: String, _ text: String) {
+        XCTAssertEqual(answer.labels, expected.labels, name)
+        XCTAssertEqual(answer.heads?.mapValues(\.label), expected.heads?.mapValues(\.label), name)
+        for (head, expected) in expected.heads ?? [:] {
+            XCTAssertEqual(answer.heads?[head]?.scores.count, expected.scores.count, name)
+            for (label, score) in expected.scores {
+                XCTAssertEqual(answer.heads?[head]?.scores[label] ?? .nan, score, accuracy: 1e-5, name)
+            }
+        }
+        XCTAssertEqual(answer.spans?.map(\.label), expected.spans?.map(\.label), name)
+        for (span, expected) in zip(answer.spans ?? [], expected.spans ?? []) {
+            let scalars = text.unicodeScalars
+            let places = [span.range.lowerBound, span.range.upperBound].map { scalars.distance(from: scalars.startIndex, to: $0) }
+            XCTAssertEqual(places, [expected.start, expected.end], name)
+            XCTAssertEqual(span.score, expected.score, accuracy: 1e-5, name)
+        }
         switch expected.label {
         case .name(let label):
             XCTAssertEqual(answer.label, label, name)

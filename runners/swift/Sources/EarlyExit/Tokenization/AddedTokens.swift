@@ -1,8 +1,9 @@
 /// Added tokens, such as "[SEP]", which are matched in the text before pre-tokenization.
 struct AddedTokens: Sendable {
     enum Piece {
-        case token(Int32)
-        case text([Unicode.Scalar])
+        /// An added token, and its place in the source.
+        case token(Int32, Range<Int>)
+        case text(AlignedText)
     }
 
     private struct Token: Sendable {
@@ -50,20 +51,21 @@ struct AddedTokens: Sendable {
     var longest: Int { (raw + normalized).map(\.content.count).max() ?? 0 }
 
     /// Splits the text at its added tokens, and normalizes the parts between them.
-    func split(_ text: [Unicode.Scalar], normalizer: Normalizer) -> [Piece] {
+    func split(_ text: AlignedText, normalizer: Normalizer) -> [Piece] {
         AddedTokens.split(text, at: raw).flatMap { piece -> [Piece] in
-            guard case .text(let scalars) = piece else { return [piece] }
-            return AddedTokens.split(normalizer.apply(scalars), at: normalized)
+            guard case .text(let part) = piece else { return [piece] }
+            return AddedTokens.split(normalizer.apply(part), at: normalized)
         }
     }
 
     /// The matches do not overlap, but blanks that one takes may belong to the next match, which is then found, too.
-    private static func split(_ text: [Unicode.Scalar], at tokens: [Token]) -> [Piece] {
-        guard !tokens.isEmpty else { return text.isEmpty ? [] : [.text(text)] }
+    private static func split(_ whole: AlignedText, at tokens: [Token]) -> [Piece] {
+        let text = whole.scalars
+        guard !tokens.isEmpty else { return text.isEmpty ? [] : [.text(whole)] }
         var pieces: [Piece] = []
-        var done = 0  // the text before this index is already split
-        var at = 0
-        while at < text.count {
+        var done = text.startIndex  // the text before this index is already split
+        var at = text.startIndex
+        while at < text.endIndex {
             guard let token = tokens.first(where: { text[at...].starts(with: $0.content) }) else {
                 at += 1
                 continue
@@ -73,21 +75,21 @@ struct AddedTokens: Sendable {
             at = end
             if token.singleWord, isWord(text, start - 1) || isWord(text, end) { continue }
             if token.takesLeftBlanks {
-                while start > 0, text[start - 1].properties.isWhitespace { start -= 1 }
+                while start > text.startIndex, text[start - 1].properties.isWhitespace { start -= 1 }
                 start = max(start, done)
             }
             if token.takesRightBlanks {
-                while end < text.count, text[end].properties.isWhitespace { end += 1 }
+                while end < text.endIndex, text[end].properties.isWhitespace { end += 1 }
             }
-            if done < start { pieces.append(.text(Array(text[done..<start]))) }
-            pieces.append(.token(token.id))
+            if done < start { pieces.append(.text(whole[done..<start])) }
+            pieces.append(.token(token.id, whole[start..<end].place))
             done = end
         }
-        if done < text.count { pieces.append(.text(Array(text[done...]))) }
+        if done < text.endIndex { pieces.append(.text(whole[done..<text.endIndex])) }
         return pieces
     }
 
-    private static func isWord(_ text: [Unicode.Scalar], _ place: Int) -> Bool {
+    private static func isWord(_ text: ArraySlice<Unicode.Scalar>, _ place: Int) -> Bool {
         guard text.indices.contains(place) else { return false }
         let properties = text[place].properties
         return properties.isAlphabetic || properties.numericType == .decimal || properties.isJoinControl

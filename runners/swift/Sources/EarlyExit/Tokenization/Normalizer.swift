@@ -2,16 +2,8 @@ import Foundation
 
 /// Normalizer of tokenizer.json, applied to the text before pre-tokenization.
 struct Normalizer: Sendable {
-    private enum Step: Sendable {
-        case cleanText
-        case spaceAroundChinese
-        case stripMarks(nonSpacingOnly: Bool)
-        case lowercase
-        case form(Form)
-        case replace([Unicode.Scalar], by: [Unicode.Scalar])
-        case joinSpaces
-        case precompiled(PrecompiledMap)
-    }
+    private typealias Step = @Sendable (AlignedText) -> AlignedText
+    private typealias Scalars = [Unicode.Scalar]
 
     private enum Form: String {
         case NFC, NFD, NFKC, NFKD
@@ -24,7 +16,11 @@ struct Normalizer: Sendable {
     }
 
     func apply(_ text: [Unicode.Scalar]) -> [Unicode.Scalar] {
-        steps.reduce(text) { Normalizer.apply($1, to: $0) }
+        Array(apply(AlignedText(text, aligned: false)).scalars)
+    }
+
+    func apply(_ text: AlignedText) -> AlignedText {
+        steps.reduce(text) { $1($0) }
     }
 
     private static func steps(_ json: JSON) throws -> [Step] {
@@ -33,51 +29,79 @@ struct Normalizer: Sendable {
         case "Sequence":
             return try (json["normalizers"].array ?? []).flatMap(steps)
         case "BertNormalizer":
-            let lowercase = json["lowercase"].bool ?? true
+            let lower = json["lowercase"].bool ?? true
             var found: [Step] = []
-            if json["clean_text"].bool ?? true { found.append(.cleanText) }
-            if json["handle_chinese_chars"].bool ?? true { found.append(.spaceAroundChinese) }
-            if json["strip_accents"].bool ?? lowercase { found += [.form(.NFD), .stripMarks(nonSpacingOnly: true)] }
-            if lowercase { found.append(.lowercase) }
+            if json["clean_text"].bool ?? true { found.append(changing(cleanText)) }
+            if json["handle_chinese_chars"].bool ?? true { found.append(changing(spaceAroundChinese)) }
+            if json["strip_accents"].bool ?? lower {
+                found.append(changing { form($0, .NFD) })
+                found.append(changing { $0.filter { $0.properties.generalCategory != .nonspacingMark } })
+            }
+            if lower { found.append(changing(lowercase)) }
             return found
         case "Lowercase":
-            return [.lowercase]
+            return [changing(lowercase)]
         case "StripAccents":
-            return [.stripMarks(nonSpacingOnly: false)]
+            return [changing { $0.filter { !$0.isMark } }]
         case "Replace":
             guard let content = json["content"].string else { break }
             if let pattern = json["pattern"]["String"].string, !pattern.isEmpty {
-                return [.replace(Array(pattern.unicodeScalars), by: Array(content.unicodeScalars))]
+                return [replacing(Scalars(pattern.unicodeScalars), by: Scalars(content.unicodeScalars))]
             }
-            if json["pattern"]["Regex"].string == " {2,}", content == " " { return [.joinSpaces] }
+            guard content == " ", let matches = Normalizer.patterns[json["pattern"]["Regex"].string ?? ""] else { break }
+            return [{ text in text.replaced({ matches(text.scalars, $0) }, by: [" "]) }]
+        case "Strip":
+            let (left, right) = (json["strip_left"].bool ?? true, json["strip_right"].bool ?? true)
+            return [{ $0.stripped(left: left, right: right) }]
         case "Precompiled":
-            guard let map = json["precompiled_charsmap"].string else { break }
-            return [.precompiled(try PrecompiledMap(base64: map))]
+            guard let encoded = json["precompiled_charsmap"].string else { break }
+            let map = try PrecompiledMap(base64: encoded)
+            return [changing(map.apply)]
         default:
-            if let form = Form(rawValue: type) { return [.form(form)] }
+            if let which = Form(rawValue: type) { return [changing { form($0, which) }] }
         }
         throw EarlyExitError.failure("unknown normalizer '\(type)'")
     }
 
-    private static func apply(_ step: Step, to text: [Unicode.Scalar]) -> [Unicode.Scalar] {
-        switch step {
-        case .cleanText:
-            return text.filter { !$0.isControl }.map { $0.isBlank ? " " : $0 }
-        case .spaceAroundChinese:
-            return text.flatMap { $0.isChinese ? [" ", $0, " "] : [$0] }
-        case .stripMarks(let nonSpacingOnly):
-            return text.filter { nonSpacingOnly ? $0.properties.generalCategory != .nonspacingMark : !$0.isMark }
-        case .lowercase:
-            return text.flatMap { $0.isASCII ? [$0.lowercaseASCII] : Array($0.properties.lowercaseMapping.unicodeScalars) }
-        case .form(let form):
-            return text.allSatisfy(\.isASCII) ? text : Normalizer.compose(text, form)
-        case .replace(let pattern, let content):
-            return replace(pattern, by: content, in: text)
-        case .joinSpaces:
-            return text.indices.filter { $0 == 0 || text[$0] != " " || text[$0 - 1] != " " }.map { text[$0] }
-        case .precompiled(let map):
-            return map.apply(text)
+    private static func changing(_ change: @escaping @Sendable (Scalars) -> Scalars) -> Step {
+        { $0.changed(change) }
+    }
+
+    private static func replacing(_ pattern: Scalars, by content: Scalars) -> Step {
+        { text in
+            text.replaced({ text.scalars[$0...].starts(with: pattern) ? $0 + pattern.count : nil }, by: content)
         }
+    }
+
+    /// Regular expressions of the tokenizers that are supported -> end of the match at an index; nil without one.
+    private static let patterns: [String: @Sendable (ArraySlice<Unicode.Scalar>, Int) -> Int?] = [
+        " {2,}": { text, start in
+            let run = text[start...].prefix { $0 == " " }
+            return run.count < 2 ? nil : run.endIndex
+        },
+        "\\s{2,}|[\\n\\r\\t]": { text, start in
+            let run = text[start...].prefix { $0.properties.isWhitespace }
+            return run.count > 1 || run.first.map { "\n\r\t".unicodeScalars.contains($0) } == true ? run.endIndex : nil
+        },
+    ]
+
+    @Sendable
+    private static func cleanText(_ text: Scalars) -> Scalars {
+        text.filter { !$0.isControl }.map { $0.isBlank ? " " : $0 }
+    }
+
+    @Sendable
+    private static func spaceAroundChinese(_ text: Scalars) -> Scalars {
+        text.flatMap { $0.isChinese ? [" ", $0, " "] : [$0] }
+    }
+
+    @Sendable
+    private static func lowercase(_ text: Scalars) -> Scalars {
+        text.flatMap { $0.isASCII ? [$0.lowercaseASCII] : Array($0.properties.lowercaseMapping.unicodeScalars) }
+    }
+
+    private static func form(_ text: Scalars, _ form: Form) -> Scalars {
+        text.allSatisfy(\.isASCII) ? text : compose(text, form)
     }
 
     private static func compose(_ text: [Unicode.Scalar], _ form: Form) -> [Unicode.Scalar] {
@@ -89,23 +113,6 @@ struct Normalizer: Sendable {
             ? String(view).decomposedStringWithCompatibilityMapping : String(view).decomposedStringWithCanonicalMapping
         let sorted = Composition.sorted(Array(decomposed.unicodeScalars))
         return form == .NFC || form == .NFKC ? Composition.composed(sorted) : sorted
-    }
-
-    private static func replace(
-        _ pattern: [Unicode.Scalar], by content: [Unicode.Scalar], in text: [Unicode.Scalar]
-    ) -> [Unicode.Scalar] {
-        var found: [Unicode.Scalar] = []
-        var at = 0
-        while at < text.count {
-            if text[at...].starts(with: pattern) {
-                found += content
-                at += pattern.count
-            } else {
-                found.append(text[at])
-                at += 1
-            }
-        }
-        return found
     }
 }
 

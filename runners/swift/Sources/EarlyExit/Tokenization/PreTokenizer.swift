@@ -8,6 +8,8 @@ struct PreTokenizer: Sendable {
         /// Splits by GPT-2's pattern; whitespace is kept.
         case byteLevel(prefixSpace: Bool)
         case whitespace
+        /// Splits after each blank, which is kept.
+        case afterBlanks
         /// Replaces blanks by a mark, and splits before each mark.
         case metaspace(mark: Unicode.Scalar, prepend: Bool, split: Bool)
     }
@@ -18,8 +20,8 @@ struct PreTokenizer: Sendable {
         steps = json.isNull ? [] : try PreTokenizer.steps(json)
     }
 
-    func words(_ text: [Unicode.Scalar]) -> [Word] {
-        steps.reduce([text[...]]) { words, step in
+    func words(_ text: AlignedText) -> [AlignedText] {
+        steps.reduce([text]) { words, step in
             words.flatMap { PreTokenizer.apply(step, to: $0) }.filter { !$0.isEmpty }
         }
     }
@@ -35,6 +37,10 @@ struct PreTokenizer: Sendable {
             return [.byteLevel(prefixSpace: json["add_prefix_space"].bool ?? true)]
         case "WhitespaceSplit":
             return [.whitespace]
+        case "Split"
+        where json["pattern"]["String"].string == " " && json["behavior"].string == "MergedWithPrevious"
+            && json["invert"].bool != true:
+            return [.afterBlanks]
         case "Metaspace":
             let scheme = json["prepend_scheme"].string ?? "always"
             guard let mark = json["replacement"].string?.unicodeScalars.first, scheme == "always" || scheme == "never"
@@ -46,19 +52,27 @@ struct PreTokenizer: Sendable {
         throw EarlyExitError.failure("unknown pre_tokenizer '\(type)'")
     }
 
-    private static func apply(_ step: Step, to text: Word) -> [Word] {
+    private static func apply(_ step: Step, to text: AlignedText) -> [AlignedText] {
+        var text = text
+        var words: [Word]
         switch step {
         case .bert:
-            return text.split(whereSeparator: \.properties.isWhitespace).flatMap(isolatePunctuation)
+            words = text.scalars.split(whereSeparator: \.properties.isWhitespace).flatMap(isolatePunctuation)
         case .whitespace:
-            return text.split(whereSeparator: \.properties.isWhitespace)
+            words = text.scalars.split(whereSeparator: \.properties.isWhitespace)
+        case .afterBlanks:
+            let blanks = text.scalars.indices.filter { text.scalars[$0] == " " }
+            let ends = blanks.map { $0 + 1 } + [text.scalars.endIndex]
+            words = zip([text.scalars.startIndex] + ends, ends).map { text.scalars[$0..<$1] }
         case .byteLevel(let prefixSpace):
-            return byteLevelWords(prefixSpace && text.first != " " ? [" "] + text : text)
+            if prefixSpace, text.scalars.first != " " { text = text.prepended(" ") }
+            words = byteLevelWords(text.scalars)
         case .metaspace(let mark, let prepend, let split):
-            var marked = text.map { $0 == " " ? mark : $0 }
-            if prepend, marked.first != mark { marked.insert(mark, at: 0) }
-            return split ? words(marked[...], eachFrom: mark) : [marked[...]]
+            text = text.mapped { $0 == " " ? mark : $0 }
+            if prepend, text.scalars.first != mark { text = text.prepended(mark) }
+            words = split ? self.words(text.scalars, eachFrom: mark) : [text.scalars]
         }
+        return words.map { text[$0.startIndex..<$0.endIndex] }
     }
 
     private static func isolatePunctuation(_ text: Word) -> [Word] {
@@ -107,11 +121,11 @@ struct PreTokenizer: Sendable {
 }
 
 extension Unicode.Scalar {
-    fileprivate enum Kind {
+    enum Kind {
         case letter, number, blank, other
     }
 
-    fileprivate var kind: Kind {
+    var kind: Kind {
         if properties.isWhitespace { return .blank }
         switch properties.generalCategory {
         case .uppercaseLetter, .lowercaseLetter, .titlecaseLetter, .modifierLetter, .otherLetter: return .letter

@@ -6,6 +6,8 @@ public struct Tokens: Equatable, Sendable {
     public internal(set) var attentionMask: [Int32] = []
     /// True if the text was truncated.
     public internal(set) var truncated = false
+    /// The words of the text, if the model labels words.
+    var words: Words?
 
     public var count: Int { inputIds.count }
 

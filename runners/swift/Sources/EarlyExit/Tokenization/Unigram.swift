@@ -23,7 +23,7 @@ struct Unigram: TokenModel {
         unknownScore -= Unigram.unknownPenalty
     }
 
-    func ids(of word: ArraySlice<Unicode.Scalar>) -> [Int32] {
+    func tokens(of word: ArraySlice<Unicode.Scalar>) -> [PieceOfWord] {
         let bytes = utf8(word)
         /// Best segmentation up to each byte: its score, and start and id of its last token.
         var best = [(score: Double, start: Int, id: Int32)?](repeating: nil, count: bytes.count + 1)
@@ -49,11 +49,11 @@ struct Unigram: TokenModel {
     }
 
     /// Tokens of the best segmentation, traced from its end; adjacent unknown characters become one token.
-    private func trace(_ best: [(score: Double, start: Int, id: Int32)?]) -> [Int32] {
-        var found: [Int32] = []
+    private func trace(_ best: [(score: Double, start: Int, id: Int32)?]) -> [PieceOfWord] {
+        var found: [PieceOfWord] = []
         var at = best.count - 1
         while at > 0, let step = best[at] {
-            if !(step.id == unknown && found.last == unknown) { found.append(step.id) }
+            if !(step.id == unknown && found.last?.id == unknown) { found.append(PieceOfWord(id: step.id, end: at)) }
             at = step.start
         }
         return found.reversed()

@@ -23,10 +23,11 @@ struct WordPiece: TokenModel {
         }
     }
 
-    func ids(of word: ArraySlice<Unicode.Scalar>) -> [Int32] {
-        guard word.count <= longestWord else { return [unknown] }
+    func tokens(of word: ArraySlice<Unicode.Scalar>) -> [PieceOfWord] {
         let bytes = utf8(word)
-        var found: [Int32] = []
+        let whole = [PieceOfWord(id: unknown, end: bytes.count)]
+        guard word.count <= longestWord else { return whole }
+        var found: [PieceOfWord] = []
         var start = 0
         while start < bytes.count {
             let pieces = start == 0 ? beginnings : continuations
@@ -37,8 +38,8 @@ struct WordPiece: TokenModel {
                 if id != nil { break }
                 end -= 1
             }
-            guard let id else { return [unknown] }
-            found.append(id)
+            guard let id else { return whole }
+            found.append(PieceOfWord(id: id, end: end))
             start = end
         }
         return found

@@ -63,14 +63,14 @@ public final class Prediction {
     }
 
     /**
-     * The class name; for multilabel the labels, joined by "|"; for tokens the IOB2 tags of the words, separated by blanks; null
-     * for regression.
+     * The class name; for multilabel the labels and for heads HEAD=CLASS of each head, joined by "|"; for tokens the IOB2 tags of
+     * the words, separated by blanks; null for regression.
      */
     public String label() {
         return label;
     }
 
-    /** Multilabel: the labels of the text, in the model's order. Empty for another kind. */
+    /** Multilabel: the labels of the text, in the model's order. Heads: HEAD=CLASS of each head. Empty for another kind. */
     public List<String> labels() {
         return labels;
     }

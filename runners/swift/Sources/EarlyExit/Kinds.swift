@@ -1,0 +1,97 @@
+/// Kind of a model: what its prediction for a text is, and which decisions a text has (docs/bundle.md, "decisions").
+public enum Kind: String, CaseIterable, Sendable {
+    /// One class per text.
+    case classification
+    /// One number per text.
+    case regression
+    /// Any number of labels per text, also none.
+    case multilabel
+    /// Labelled spans of the text, by a tag per word.
+    case tokens
+    /// One class of each named head.
+    case heads
+
+    /// True if a text has several decisions.
+    var isSeveral: Bool { self != .classification && self != .regression }
+}
+
+extension ModelInfo {
+    /// Number of classes of a decision; 1 for a value.
+    var classes: Int {
+        switch kind {
+        case .classification, .tokens: return labels.count
+        case .regression: return 1
+        case .multilabel: return 2
+        case .heads: return heads.map(\.classes.count).max() ?? 0
+        }
+    }
+
+    /// Logits of the decisions of a text, from those of an exit. `words`: the words of the text, for tokens.
+    /// `requested`: the heads that decide. Throws if there are too few or too many logits.
+    func decisions(_ logits: [Float], words: Words?, requested: [NamedHead], layer: Int) throws -> [[Float]] {
+        let size = kind == .regression ? 1 : labels.count
+        let needed = kind == .tokens ? size * ((words?.tokens.last ?? -1) + 1) : size
+        guard kind == .tokens ? logits.count >= needed : logits.count == needed else {
+            throw EarlyExitError.failure(
+                "layer \(layer) gave \(logits.count) logits, which do not match the labels. Export the bundle again")
+        }
+        switch kind {
+        case .classification, .regression: return [logits]
+        case .multilabel: return logits.map { [0, $0] }
+        case .tokens:
+            guard let tokens = words?.tokens, !tokens.isEmpty else { return [ModelInfo.certain(size)] }
+            return tokens.map { Array(logits[$0 * size..<($0 + 1) * size]) }
+        case .heads: return requested.map { Array(logits[$0.labels]) }
+        }
+    }
+
+    /// Logits of the decision of a text without words, whose certainty is the highest.
+    private static func certain(_ classes: Int) -> [Float] {
+        [0] + [Float](repeating: -30_000, count: classes - 1)
+    }
+
+    /// The prediction for a text. `scores`: class probabilities of each decision; the value for regression.
+    /// `requested`: the heads of the decisions.
+    func describe(_ scores: [[Float]], words: Words?, requested: [NamedHead]) -> Described {
+        switch kind {
+        case .classification:
+            return Described(label: labels[largest(scores[0])], scores: named(labels, scores[0]))
+        case .regression:
+            return Described(value: scores[0][0])
+        case .multilabel:
+            let found = zip(labels, scores).filter { largest($1) == 1 }.map(\.0)
+            return Described(label: found.joined(separator: "|"), scores: named(labels, scores.map { $0[1] }), labels: found)
+        case .tokens:
+            guard let words, !words.tokens.isEmpty else { return Described(label: "", spans: []) }
+            let numbers = scores.map(largest)
+            let tags = numbers.map { labels[$0] }
+            let spans = words.spans(tags, scores: zip(scores, numbers).map { $0[$1] })
+            return Described(label: tags.joined(separator: " "), spans: spans)
+        case .heads:
+            var found = Described(heads: [:])
+            var chosen: [String] = []
+            for (head, scores) in zip(requested, scores) {
+                chosen.append(labels[head.labels.lowerBound + largest(scores)])
+                found.scores.merge(named(labels[head.labels], scores)) { first, _ in first }
+                found.heads?[head.name] = HeadPrediction(
+                    label: head.classes[largest(scores)], scores: named(head.classes, scores))
+            }
+            found.label = chosen.joined(separator: "|")
+            return found
+        }
+    }
+
+    private func named(_ names: some Sequence<String>, _ scores: [Float]) -> [String: Float] {
+        Dictionary(zip(names, scores)) { first, _ in first }
+    }
+}
+
+/// A prediction in the terms of the user; the fields of `Prediction`.
+struct Described {
+    var label: String?
+    var value: Float?
+    var scores: [String: Float] = [:]
+    var labels: [String]?
+    var spans: [Span]?
+    var heads: [String: HeadPrediction]?
+}
