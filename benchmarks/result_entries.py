@@ -74,7 +74,9 @@ def _held_out() -> Iterator[str]:
 
 def _study_runs(task: str, folder: str, lte: str, options: str = "--bf16") -> Iterator[str]:
     """The commands that train the checkpoints of the studies on one task."""
-    common = f"berxit-train --learning-rate 5e-5 --batch-size 16 {options} --task {task} {lte} --data $DATA/{folder}"
+    common = (
+        f"berxit-train --paper --learning-rate 5e-5 --batch-size 16 {options} --task {task} {lte} --data $DATA/{folder}"
+    )
     for encoder, seeds in (("minilm", (42, 43, 44)), ("bge", (42,))):
         for strategy in ("two-stage", "joint", "alternating"):
             start = f"{common} --model {ENCODERS[encoder]} --strategy {strategy}"
@@ -140,7 +142,8 @@ ENTRIES = (
         ("mrpc-minilm/bench.json",),
         12,
         (
-            f"berxit-train --model $MINILM --task mrpc --learning-rate 5e-5 --data $DATA/MRPC --output {OUTPUT}/first",
+            "berxit-train --paper --model $MINILM --task mrpc --learning-rate 5e-5 --data $DATA/MRPC --output"
+            f" {OUTPUT}/first",
             f"berxit-calibrate {OUTPUT}/first --data $DATA/MRPC --optimistic",
             *_bench("first", "MRPC", "fp32"),
         ),
@@ -150,7 +153,7 @@ ENTRIES = (
         ("mrpc-minilm/bench-mean.json",),
         12,
         (
-            f"berxit-train --model $MINILM --task mrpc --learning-rate 5e-5 {MEAN} --data $DATA/MRPC --output"
+            f"berxit-train --paper --model $MINILM --task mrpc --learning-rate 5e-5 {MEAN} --data $DATA/MRPC --output"
             f" {OUTPUT}/mean",
             f"berxit-calibrate {OUTPUT}/mean --data $DATA/MRPC --optimistic",
             *_bench("mean", "MRPC", "fp32"),
@@ -209,7 +212,7 @@ ENTRIES = (
         20,
         (
             *(
-                f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--strategy {name} --no-lte')} {OUTPUT}/probe-{name}"
+                f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--paper --strategy {name} --no-lte')} {OUTPUT}/probe-{name}"
                 for name in ("joint", "alternating")
             ),
             f"berxit-study probe {OUTPUT}/probe-* --data $DATA/MRPC --output {OUTPUT}/studies",

@@ -187,7 +187,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
         from berxit.train.tasks import custom_task
 
         options = TrainingOptions(
-            str(backbone_folders["bert"]), epochs=4, learning_rate=3e-3, batch_size=16, max_length=32, pooling="mean"
+            str(backbone_folders["bert"]),
+            epochs=4,
+            learning_rate=3e-3,
+            batch_size=16,
+            max_length=32,
+            head_learning_rate=None,
         )
         output = folder / "checkpoint"
         fine_tune(custom_task(data_folder, ("text",), "label"), data_folder, options, output)

@@ -45,7 +45,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data: Path) -> Path:
     def build(folder: Path) -> None:
         options = berxit.TrainingOptions(
-            str(backbone_folders["bert"]), epochs=5, learning_rate=5e-3, batch_size=16, max_length=16, pooling="mean"
+            str(backbone_folders["bert"]),
+            epochs=5,
+            learning_rate=5e-3,
+            batch_size=16,
+            max_length=16,
+            head_learning_rate=None,
         )
         berxit.fine_tune(options, data, folder / "checkpoint", kind="multilabel")
         berxit.calibrate(folder / "checkpoint", data, keep=0.9, optimistic=True)

@@ -47,9 +47,7 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
     with _step(1, "fine-tune: every layer gets an exit, and an LTE module learns when to exit"):
         options = TrainingOptions(
             model=model or demo_model(),
-            pooling="mean",  # as in pre-training: the first token carries little information in early layers
             epochs=epochs,
-            batch_size=16,
             learning_rate=2e-4,
             head_learning_rate=3e-3,
             max_length=64,

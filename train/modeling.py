@@ -17,6 +17,7 @@ from berxit.train.backbones import Adapter, adapter_for
 from berxit.train.configuration import MultiExitConfig
 from berxit.train.losses import by_head, exit_losses, lte_losses
 from berxit.train.pretrained import load_encoder, resolve_model
+from berxit.train.recipes import DEFAULT
 
 
 @dataclass
@@ -91,7 +92,7 @@ class MultiExitModel(PreTrainedModel):
         """A new multi-exit model on the pre-trained encoder ``model`` (a folder, or a name on the hub).
 
         ``layers``: use only the first ``layers`` layers. ``options``: fields of MultiExitConfig; without ``pooling``,
-        that of the family. The backbone's weights are copied. Exit heads are initialized randomly; the dense layer of
+        the mean. The backbone's weights are copied. Exit heads are initialized randomly; the dense layer of
         pooler heads is copied from the pre-trained pooler if there is one, the norm of the exits from a pre-norm
         encoder's final norm. Raises InputError for an encoder that train/checks.py rejects, BerxitError for files
         that cannot be read.
@@ -100,7 +101,7 @@ class MultiExitModel(PreTrainedModel):
         adapter = adapter_for(backbone.config)
         pooler, norm = adapter.pooler(backbone) if has_pooler else None, adapter.final_norm(backbone)
         if options.get("pooling") is None:
-            options["pooling"] = adapter.default_pooling
+            options["pooling"] = DEFAULT["pooling"]
         multi_exit = cls(MultiExitConfig(backbone=backbone.config, **options))
         adapter.remove_pooler(backbone)
         multi_exit.backbone.load_state_dict(backbone.state_dict())

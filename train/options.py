@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from berxit.runtime.errors import InputError
 from berxit.runtime.extensions import is_reference
 from berxit.train.configuration import EXIT_HEADS, POOLINGS
+from berxit.train.recipes import DEFAULT, PAPER
 from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES, strategy_named
 
 
@@ -47,8 +48,8 @@ CHOICES: dict[str, Sequence[str]] = {"exit_head": EXIT_HEADS, "pooling": POOLING
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of a fine-tuning. The defaults are the paper's (appendix B). Raises InputError for a value out of range,
-    and for options that exclude each other."""
+    """Options of a fine-tuning. Defaults: train/recipes.py; ``TrainingOptions.paper`` has those of the paper. Raises
+    InputError for a value out of range, and for options that exclude each other."""
 
     model: str
     strategy: str = "alternating"
@@ -58,16 +59,16 @@ class TrainingOptions:
     """Number of the encoder's first layers to use; None: all."""
     exit_head: str = "linear"
     pooling: str | None = None
-    """Input of the exits; None: the family's, which is the first token, as in the paper, or for ModernBERT the mean. A
-    checkpoint that is continued keeps its own."""
+    """Input of the exits: mean over the tokens, or first token. None: the mean. A checkpoint that is continued keeps
+    its own."""
     epochs: float = 3
     max_steps: int | None = None
-    batch_size: int = 8
+    batch_size: int = DEFAULT["batch_size"]
     """Rows per batch and process."""
     gradient_accumulation: int = 1
     """Batches per optimizer step."""
-    learning_rate: float = 2e-5
-    head_learning_rate: float | None = None
+    learning_rate: float = DEFAULT["learning_rate"]
+    head_learning_rate: float | None = DEFAULT["head_learning_rate"]
     """Learning rate of exit heads and LTE module; None: ``learning_rate``, as in the paper."""
     seed: int = 42
     max_length: int = 128
@@ -88,6 +89,11 @@ class TrainingOptions:
     """balanced: the loss of a row is multiplied by N / (C x rows of its class)."""
     early_stopping: int | None = None
     """Stop after so many epochs without a better score on held-out training rows, and keep the best epoch's weights."""
+
+    @classmethod
+    def paper(cls, model: str, **options: Any) -> TrainingOptions:
+        """The options of the paper's recipe; ``options`` take precedence."""
+        return cls(model, **{**PAPER, **options})
 
     def __post_init__(self) -> None:
         if is_reference(self.strategy):

@@ -292,7 +292,12 @@ def test_regression_predicts_and_exits_as_the_evaluation(backbone_folders: dict,
         (data / f"{split}.tsv").write_text("sentence1\tsentence2\tscore\n" + "\n".join(rows) + "\n", encoding="utf-8")
     task = custom_task(data, ("sentence1", "sentence2"), "score", kind="regression", metric="pearson")
     options = TrainingOptions(
-        str(backbone_folders["bert"]), epochs=3, batch_size=16, learning_rate=3e-3, max_length=32, pooling="mean"
+        str(backbone_folders["bert"]),
+        epochs=3,
+        batch_size=16,
+        learning_rate=3e-3,
+        max_length=32,
+        head_learning_rate=None,
     )
     checkpoint = fine_tune(task, data, options, tmp_path / "checkpoint")
     model, tokenizer = load_checkpoint(checkpoint)

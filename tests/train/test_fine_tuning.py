@@ -103,7 +103,8 @@ def test_exits_and_encoder_have_their_own_learning_rates(
 
 
 def test_training_arguments_are_the_papers(options: TrainingOptions, tmp_path: Path) -> None:
-    paper = TrainingOptions(options.model)
+    paper = TrainingOptions.paper(options.model)
+    assert (paper.pooling, paper.head_learning_rate) == ("first", None)
     assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.seed) == (3, 8, 2e-5, 42)
     assert (paper.max_length, paper.strategy, paper.exit_head) == (128, "alternating", "linear")
     arguments = training_arguments(paper, tmp_path, 3668)

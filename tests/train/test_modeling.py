@@ -63,7 +63,7 @@ def test_labels_are_in_the_order_of_the_logits(backbone_folders: dict) -> None:
 
 
 def test_linear_head_reads_the_first_token(backbone_folders: dict) -> None:
-    model = build(backbone_folders["bert"], lte=True)
+    model = build(backbone_folders["bert"], lte=True, pooling="first")
     with torch.no_grad():
         outputs = model(**batch(), output_hidden_states=True)
         for layer, head in enumerate(model.heads):
@@ -77,7 +77,7 @@ def test_linear_head_reads_the_first_token(backbone_folders: dict) -> None:
 def test_from_backbone_copies_the_pretrained_pooler_to_pooler_heads(family: str, backbone_folders: dict) -> None:
     plain = AutoModel.from_pretrained(backbone_folders[family])
     dense = plain.pooler if family == "albert" else plain.pooler.dense
-    model = build(backbone_folders[family], exit_head="pooler")
+    model = build(backbone_folders[family], exit_head="pooler", pooling="first")
     for head in model.heads:
         assert torch.equal(head.pooler.weight, dense.weight)
         assert torch.equal(head.pooler.bias, dense.bias)

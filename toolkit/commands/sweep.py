@@ -18,6 +18,7 @@ from berxit.toolkit.commands.options import (
     silence_library_logs,
     task_options,
 )
+from berxit.train.recipes import DEFAULT
 from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 
 TRIALS = 20
@@ -52,7 +53,7 @@ _SEARCHED = ", ".join(name for name, each in STRATEGIES.items() if not each.last
 @click.option("--lte/--no-lte", default=True, show_default=True, help="Train the LTE module, too.")
 @click.option("--layers", type=int, help="Use only the first N layers of the encoder.")
 @click.option("--epochs", default=3.0, show_default=True, type=float)
-@click.option("--batch-size", default=8, show_default=True, type=int)
+@click.option("--batch-size", default=DEFAULT["batch_size"], show_default=True, type=int)
 @click.option("--max-length", default=128, show_default=True, type=int, help="Tokens per input.")
 @click.option("--class-weights", default="none", show_default=True, metavar="NAME", help=f"{', '.join(CLASS_WEIGHTS)}.")
 @click.option("--seed", default=42, show_default=True, type=int)

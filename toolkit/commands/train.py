@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +19,17 @@ from berxit.toolkit.commands.options import (
     silence_library_logs,
     task_options,
 )
+from berxit.train.recipes import DEFAULT, PAPER
 from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
+
+
+def described(recipe: dict[str, Any]) -> str:
+    """The recipe as options of the command line."""
+    named = {**recipe, "head_learning_rate": recipe["head_learning_rate"] or recipe["learning_rate"]}
+    return " ".join(
+        f"--{name.replace('_', '-')} {value:g}" if isinstance(value, float) else f"--{name.replace('_', '-')} {value}"
+        for name, value in named.items()
+    )
 
 
 @click.command("train")
@@ -41,17 +53,20 @@ from berxit.train.strategies import CLASS_WEIGHTS, STRATEGIES
 @click.option("--exit-head", default="linear", show_default=True, help="linear (the paper), or pooler (dense + tanh).")
 @click.option(
     "--pooling",
-    help="Input of the exits: first token, or mean.  [default: first, as in the paper; for ModernBERT mean]",
+    help="Input of the exits: mean over the tokens, or first token.  [default: mean, or that of a checkpoint]",
 )
 @click.option("--epochs", default=3.0, show_default=True, type=float)
 @click.option("--max-steps", type=int, help="Stop after N optimizer steps; overrides --epochs.")
-@click.option("--batch-size", default=8, show_default=True, type=int)
-@click.option("--learning-rate", default=2e-5, show_default=True, type=float)
+@click.option("--batch-size", default=DEFAULT["batch_size"], show_default=True, type=int)
+@click.option("--learning-rate", default=DEFAULT["learning_rate"], show_default=True, type=float)
 @click.option(
     "--head-learning-rate",
+    default=DEFAULT["head_learning_rate"],
+    show_default=True,
     type=float,
-    help="Learning rate of exits and LTE.  [default: --learning-rate, as in the paper]",
+    help="Learning rate of exits and LTE.",
 )
+@click.option("--paper", is_flag=True, help=f"The paper's recipe: {described(PAPER)}. Other options take precedence.")
 @click.option("--gradient-accumulation", default=1, show_default=True, type=int, help="Batches per optimizer step.")
 @click.option("--bf16", is_flag=True, help="Mixed precision: bfloat16 matmuls, float32 weights and losses.")
 @click.option("--warm-up-steps", default=0, show_default=True, type=int, help="Steps that train the last exit alone.")
@@ -97,6 +112,7 @@ def command(
     batch_size: int,
     learning_rate: float,
     head_learning_rate: float | None,
+    paper: bool,
     gradient_accumulation: int,
     bf16: bool,
     warm_up_steps: int,
@@ -150,6 +166,8 @@ def command(
         class_weights=class_weights,
         skip_bad_rows=skip_bad_rows,
     )
+    if paper:
+        options = replace(options, **{name: value for name, value in PAPER.items() if not _given(name)})
     result = fine_tune(
         options,
         data,
@@ -182,13 +200,17 @@ def command(
     click.echo(f"next: berxit-calibrate {shlex.join(calibrate)}")
 
 
+def _given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def given_arguments() -> list[str]:
     """The command-line arguments of this call, for a command to rerun."""
     context = click.get_current_context()
     arguments: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.COMMANDLINE:
+        if not _given(str(parameter.name)):
             continue
         if not isinstance(parameter, click.Option) or value is None:
             continue

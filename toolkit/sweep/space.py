@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from berxit.runtime.errors import InputError
 from berxit.train.configuration import POOLINGS
 from berxit.train.options import TrainingOptions
+from berxit.train.recipes import DEFAULT
 from berxit.train.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -62,14 +63,15 @@ class Space:
             "learning_rate": base.learning_rate,
             "head_learning_rate": base.head_learning_rate or base.learning_rate,
         }
+        names = {"strategy": base.strategy, "pooling": base.pooling or DEFAULT["pooling"]}
         return {
-            **{name: self._nearest_choice(name, getattr(base, name)) for name in ("strategy", "pooling")},
+            **{name: self._nearest_choice(name, value) for name, value in names.items()},
             **{name: min(max(value, getattr(self, name)[0]), getattr(self, name)[1]) for name, value in rates.items()},
         }
 
-    def _nearest_choice(self, name: str, value: str | None) -> str:
+    def _nearest_choice(self, name: str, value: str) -> str:
         choices: Sequence[str] = getattr(self, name)
-        return value if value is not None and value in choices else choices[0]
+        return value if value in choices else choices[0]
 
     def suggest(self, trial: Trial) -> Setting:
         """The setting of a trial: Optuna's suggestions."""

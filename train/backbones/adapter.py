@@ -22,9 +22,6 @@ class Adapter(ABC):
     layer_list: str | None = "encoder.layer."
     """Prefix of the numbered layers in the encoder's parameter names; None if all layers are needed (ALBERT)."""
 
-    default_pooling = "first"
-    """Input of the exits if none was chosen: "first", as in the paper, or "mean"."""
-
     ignored: tuple[str, ...] = ()
     """Prefixes of encoder weights that some files contain and the model does not use."""
 

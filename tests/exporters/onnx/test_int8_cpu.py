@@ -39,7 +39,7 @@ FOUR = {"qkv.weight", "output.weight", "up.weight", "down.weight"}
 
 @pytest.fixture
 def segments(backbone_folders: dict[str, Path]) -> Segments:
-    return split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True))
+    return split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, pooling="first"))
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -94,16 +94,20 @@ def test_quantized_keeps_a_weight_without_activations_in_float32(segments: Segme
 
 
 def test_quantized_pooler_is_int8_unless_it_is_an_input(backbone_folders: dict[str, Path]) -> None:
-    pooling = split_segments(MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, exit_head="pooler"))
+    pooling = split_segments(
+        MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, pooling="first", exit_head="pooler")
+    )
     weights = initializers(first_layer_int8(pooling).model)
     int8 = {name for name, value in weights.items() if value.dtype == np.int8 and value.ndim == 2}
     assert int8 == {*FOUR, "pooler.weight"}
-    shared_body = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, exit_head="pooler"))
+    shared_body = split_segments(
+        MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, pooling="first", exit_head="pooler")
+    )
     assert first_layer_int8(shared_body).constants["pooler.weight"].dtype == np.float32  # each layer has its own
 
 
 def test_quantized_albert_projection_is_int8(backbone_folders: dict[str, Path]) -> None:
-    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True))
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, pooling="first"))
     model = quantized(embeddings_graph(segments), observed(segments)[EMBEDDINGS]).model
     assert initializers(model)["projection.weight"].dtype == np.int8
 
@@ -216,7 +220,7 @@ def test_activations_have_no_value_below_lowest(name: str) -> None:
 
 
 def test_quantized_layer_with_an_outlier_channel_stays_near_float32(backbone_folders: dict[str, Path]) -> None:
-    model = MultiExitModel.from_backbone(backbone_folders["bert"], lte=True)
+    model = MultiExitModel.from_backbone(backbone_folders["bert"], lte=True, pooling="first")
     with torch.no_grad():
         model.backbone.encoder.layer[0].attention.output.LayerNorm.weight[3] *= 40
     segments = split_segments(model)
@@ -245,7 +249,7 @@ def _roles(graph: OnnxSegment, feeds: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def test_quantized_layers_that_share_a_file_are_identical(backbone_folders: dict[str, Path]) -> None:
-    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True))
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders["albert"], lte=True, pooling="first"))
     samples = [TokenBatch.pad([[2, 7, 9, 11, 3]], [[0] * 5], 0)]
     pairs = [(segment, layer_graph(segments, segment)) for segment in segments.layers]
     found = matmul_inputs(embeddings_graph(segments), pairs, samples, QUANTIZED_WEIGHTS)
@@ -264,7 +268,7 @@ def test_quantized_word_embeddings_have_one_scale_per_row(segments: Segments) ->
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_quantized_keeps_inputs_and_outputs(family: str, backbone_folders: dict[str, Path]) -> None:
-    segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True))
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True, pooling="first"))
     plain = layer_graph(segments, segments.layers[0])
     small = first_layer_int8(segments)
     assert (small.inputs, small.outputs, small.constants) == (plain.inputs, plain.outputs, plain.constants)
@@ -409,7 +413,7 @@ def test_int8_real_weights_take_a_quarter_of_float32(tmp_path: Path) -> None:
 
     folder = shared("models", "bge-small-en")
     (tmp_path / "ckpt").mkdir()
-    model = MultiExitModel.from_backbone(folder, layers=2, lte=True)
+    model = MultiExitModel.from_backbone(folder, layers=2, lte=True, pooling="first")
     record = TrainingRecord({}, "", "", 0, 0, 0.0, 0.0, "cpu", {})
     save_checkpoint(tmp_path / "ckpt", model, AutoTokenizer.from_pretrained(folder), record, ["Yes.", "No, not that."])
     sizes = {}

@@ -73,7 +73,7 @@ def test_trials_are_ranked_by_area_on_rows_that_no_trial_trains_on(sweep: Path, 
 
 def test_first_trial_has_the_default_options_and_the_best_checkpoint_is_kept(sweep: Path) -> None:
     found = results(sweep)
-    first = {"strategy": "alternating", "pooling": "first", "learning_rate": 2e-5, "head_learning_rate": 2e-5}
+    first = {"strategy": "alternating", "pooling": "mean", "learning_rate": 5e-5, "head_learning_rate": 1e-3}
     assert found["trials"][0]["setting"] == first
     best = json.loads((sweep / "best" / "training.json").read_text(encoding="utf-8"))
     assert best["options"].items() >= found["best"]["setting"].items()
