@@ -92,9 +92,12 @@ def test_demo_serves_its_page_until_sigint(bundle: Path) -> None:
 
 
 def test_connection_sends_the_second_part_of_a_response_at_once() -> None:
-    with server.listen("127.0.0.1", 0) as listening:
-        with socket.create_connection(listening.getsockname()), listening.accept()[0] as connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        server.listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_listen_reports_an_address_in_use() -> None:
