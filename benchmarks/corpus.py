@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 import psutil
@@ -117,8 +118,9 @@ def command(
             text = kill_table(results)
         else:
             timings = list(throughput(engines, bundle, corpus, few, workers, rounds, Path(folder)))
-            found = {"timings": [asdict(timing) for timing in timings]}
-            text = throughput_table(timings, rows)
+            medians = medians_of(timings, rows)
+            found = {"timings": [asdict(timing) for timing in timings], "medians": medians}
+            text = throughput_table(medians)
         conditions["load after"] = os.getloadavg()[0]
     lines = "\n".join(f"- {name}: {value}" for name, value in conditions.items())
     click.echo(text)
@@ -296,24 +298,31 @@ def kill_table(results: Sequence[KillResult]) -> str:
     )
 
 
-def throughput_table(timings: Sequence[Timing], rows: int) -> str:
+def medians_of(timings: Sequence[Timing], rows: int) -> list[dict[str, Any]]:
+    """The medians over the rounds, by contender. Ratios are those of a round."""
     by_name: dict[str, list[Timing]] = {}
     for timing in timings:
         by_name.setdefault(timing.contender, []).append(timing)
     base = by_name[INDEPENDENT]
-    table = [
-        [
-            name,
-            f"{median(t.start_seconds for t in found):.1f}",
-            f"{rows / median(t.seconds for t in found):.0f}",
-            f"{median(b.seconds / t.seconds for b, t in zip(base, found, strict=True)):.2f}",
-            f"{median(t.cpu_seconds for t in found):.1f}",
-            f"{median(b.cpu_seconds / t.cpu_seconds for b, t in zip(base, found, strict=True)):.2f}",
-        ]
+    return [
+        {
+            "contender": name,
+            "start_seconds": median(t.start_seconds for t in found),
+            "rows_per_second": rows / median(t.seconds for t in found),
+            "throughput_ratio": median(b.seconds / t.seconds for b, t in zip(base, found, strict=True)),
+            "cpu_seconds": median(t.cpu_seconds for t in found),
+            "cpu_ratio": median(b.cpu_seconds / t.cpu_seconds for b, t in zip(base, found, strict=True)),
+        }
         for name, found in by_name.items()
     ]
+
+
+def throughput_table(medians: Sequence[dict[str, Any]]) -> str:
     header = ["contender", "start, s", "rows / s", "throughput / independent", "CPU s", "CPU s of independent / own"]
-    return markdown_table(header, table)
+    line = (
+        "{contender}|{start_seconds:.1f}|{rows_per_second:.0f}|{throughput_ratio:.2f}|{cpu_seconds:.1f}|{cpu_ratio:.2f}"
+    )
+    return markdown_table(header, [line.format(**each).split("|") for each in medians])
 
 
 if __name__ == "__main__":

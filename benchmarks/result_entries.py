@@ -384,19 +384,23 @@ ENTRIES = (
     ),
     Entry(
         "serving",
-        ("serving/mrpc-int8.json",),
-        15,
+        ("serving/mrpc-int8.json", "serving/quickstart.json"),
+        20,
         (
+            "python benchmarks/serving_load.py quickstart/bundle --data toolkit/sample/test.tsv --limit 288 --threads 1"
+            f" --seconds 4 --output {OUTPUT}/serving-quickstart",
             f"python benchmarks/serving_load.py {OUTPUT}/vnni-minilm-int8 --data $DATA/MRPC --limit 500 --threads 1"
             f" --seconds 2 --output {OUTPUT}/serving",
         ),
-        after=("mrpc-vnni",),
+        after=("quickstart", "mrpc-vnni"),
     ),
     Entry(
         "corpora",
-        ("corpora/kills.json", "corpora/regrouping-mrpc.json", "corpora/regrouping-sst2.json"),
-        40,
+        (*(f"corpora/{name}.json" for name in ("kills", "throughput", "regrouping-mrpc", "regrouping-sst2")),),
+        50,
         (
+            "python benchmarks/corpus.py quickstart/bundle --data toolkit/sample/test.tsv --rows 16000 --rounds 3"
+            f" --output {OUTPUT}/corpus",
             f"python benchmarks/corpus.py quickstart/bundle --data toolkit/sample/test.tsv --rows 100000 --kill"
             f" --output {OUTPUT}/corpus-kill",
             f"python benchmarks/regrouping.py {OUTPUT}/mean-fp32 --data $DATA/MRPC --rows 800 --rounds 3 --output"

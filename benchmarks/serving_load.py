@@ -178,6 +178,7 @@ def command(
         click.echo(str(soaked))
     measured = {
         "throughput": throughput,
+        "throughput_ratio": throughput["early"] / throughput["full depth"],
         "deadline_ms": deadline_ms,
         "loads": [dataclasses.asdict(load) for load in loads],
         "soak": dataclasses.asdict(soaked),
