@@ -65,6 +65,10 @@ class Words(NamedTuple):
         columns = np.array(found, dtype=np.int32).reshape(-1, 3).T
         return cls(*columns)
 
+    def moved(self, characters: int) -> Words:
+        """The words of the same text with ``characters`` more characters before it."""
+        return self._replace(starts=self.starts + characters, ends=self.ends + characters) if characters else self
+
 
 def _joins(character: str) -> bool:
     """True for a letter, mark or digit of a script that separates words by blanks."""

@@ -165,6 +165,7 @@ class TextTokenizer:
             raise InputError("a batch is a list of texts, not one text: use predict for one")
         if len(texts) == 0:
             raise InputError("the batch is empty: give at least one text")
+        given = texts
         texts = [checked_text(text, f"text {row}" if len(texts) > 1 else "the text") for row, text in enumerate(texts)]
         rows: dict[int, TokenRow] = {}
         open_rows = list(range(len(texts)))
@@ -182,6 +183,8 @@ class TextTokenizer:
             characters *= GROWTH
         ids, types, truncated, words = zip(*(rows[row] for row in range(len(texts))), strict=True)
         self._check_ids(ids, types)
+        if self._words:
+            words = tuple(each.moved(_indent(text)) for each, text in zip(words, given, strict=True))
         return TokenBatch.pad(ids, types, self.pad_token_id, truncated, words if self._words else ())
 
     def _check_added_tokens(self, path: Path | BundleFile) -> None:
@@ -293,6 +296,12 @@ class TextTokenizer:
         ids = [encoding.ids[place] for place in places[: room + 1]]
         shorter = self._encode([prefix[:-cut] for cut in FURTHER_CUTS], special=False)
         return all(each.ids[: room + 1] == ids for each in shorter)
+
+
+def _indent(text: Text) -> int:
+    """Characters that ``checked_text`` removes before the first part of a text."""
+    first = _parts(text)[0]
+    return len(first) - len(first.lstrip())
 
 
 def _converted(error: BaseException, what: str) -> BaseException:

@@ -143,6 +143,15 @@ def test_tokens_int8_export_is_scored_on_spans(checkpoint: Path, tmp_path: Path)
     assert exported.manifest.scores.bundle[-1] == pytest.approx(exported.manifest.scores.checkpoint[-1], abs=0.1)
 
 
+def test_offsets_of_spans_are_those_of_the_text_as_given(bundle: Path) -> None:
+    runner = EarlyExitRunner.load(bundle)
+    plain, indented = runner.tokenizer(["a red cat", "\u3000\n a red cat "]).words
+    assert indented.starts.tolist() == [start + 3 for start in plain.starts.tolist()]
+    assert indented.ends.tolist() == [end + 3 for end in plain.ends.tolist()]
+    given, moved = (runner.predict(text, threshold=1).spans for text in ("a red cat", "  a red cat"))
+    assert given and [(span.start + 2, span.end + 2, span.label) for span in given] == [span[:3] for span in moved]
+
+
 def test_tokens_monitor_counts_spans_and_service_returns_them(bundle: Path, data: Path) -> None:
     runner = EarlyExitRunner.load(bundle)
     monitor = runner.monitor(shadow=1.0)

@@ -30,7 +30,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.json_data import to_json
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.policies.learned import feature_names
-from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch
+from berxit.runtime.tokenization import Text, TextTokenizer, TokenBatch, checked_text
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = Path(__file__).parent / "vectors"
@@ -129,7 +129,7 @@ def words(folder: Path) -> Iterator[dict[str, Any]]:
         tokenizer = TextTokenizer(folder / f"{kind}.json", MAX_LENGTH, 0, words=True)
         for text in [*TEXTS, *LONG_TEXTS]:
             if isinstance(text, str):
-                found = tokenizer([text]).words[0]
+                found = tokenizer([checked_text(text, "the text")]).words[0]  # words of the stripped text
                 places = {name: column.tolist() for name, column in found._asdict().items()}
                 yield {"tokenizer": kind, "max_length": MAX_LENGTH, "texts": [text], **places}
 
