@@ -135,8 +135,8 @@ def score_here(job: Job) -> int:
 
 
 def which_engines(size: dict[str, int], cache: Path) -> str:
-    """``size``: name of an engine -> its size. An incomplete engine is an error, a missing one is built later. A file that
-    was being written has a hidden name, under which no reader looks for an engine."""
+    """``size``: name of an engine -> its size. An incomplete engine is an error, a missing one is built later. A file
+    that was being written has a hidden name, under which no reader looks for an engine."""
     found = {path.name: path.stat().st_size for path in cache.rglob("*.engine") if not path.name.startswith(".")}
     for name, each in found.items():
         if each != size[name]:
