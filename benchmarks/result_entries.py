@@ -347,8 +347,11 @@ ENTRIES = (
     ),
     Entry(
         "reliability",
-        tuple(f"reliability/{name}.json" for name in ("policy-cases", "soak", "architectures")),
-        60,
+        tuple(
+            f"reliability/{name}.json"
+            for name in ("policy-cases", "soak", "architectures", "mutations-onnxruntime", "mutations-openvino")
+        ),
+        150,
         (
             f"python benchmarks/policy_cases.py --output {OUTPUT}/policy-cases",
             f"python benchmarks/soak.py quickstart/bundle --data toolkit/sample/test.tsv --output {OUTPUT}/soak",
