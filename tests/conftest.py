@@ -49,6 +49,36 @@ def prepared(factory: pytest.TempPathFactory, name: str, build: Callable[[Path],
     return folder
 
 
+def trained(
+    factory: pytest.TempPathFactory,
+    name: str,
+    model: Path,
+    data: Path,
+    *,
+    epochs: int = 5,
+    distillation: float = 0.0,
+    **task: Any,
+) -> Path:
+    """A calibrated checkpoint, ``prepared`` under ``name``. ``task``: arguments of berxit.fine_tune."""
+
+    def build(folder: Path) -> None:
+        import berxit
+
+        options = berxit.TrainingOptions(
+            str(model),
+            epochs=epochs,
+            learning_rate=5e-3,
+            head_learning_rate=None,
+            batch_size=16,
+            max_length=16,
+            distillation=distillation,
+        )
+        berxit.fine_tune(options, data, folder / "checkpoint", **task)
+        berxit.calibrate(folder / "checkpoint", data, keep=0.9, optimistic=True)
+
+    return prepared(factory, name, build) / "checkpoint"
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with a WordPiece tokenizer of about forty words."""

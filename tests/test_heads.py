@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS, prepared
+from conftest import WORDS, trained
 
 import berxit
 from berxit.runtime import EarlyExitRunner
@@ -45,24 +44,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data: Path) -> Path:
-    def build(folder: Path) -> None:
-        options = berxit.TrainingOptions(
-            str(backbone_folders["bert"]),
-            epochs=5,
-            learning_rate=5e-3,
-            batch_size=16,
-            max_length=16,
-            head_learning_rate=None,
-        )
-        berxit.fine_tune(
-            dataclasses.replace(options, distillation=0.5, lte=True),
-            data,
-            folder / "checkpoint",
-            heads={"animal": "pet", "light": "light"},
-        )
-        berxit.calibrate(folder / "checkpoint", data, keep=0.9, optimistic=True)
-
-    return prepared(tmp_path_factory, "heads", build) / "checkpoint"
+    return trained(
+        tmp_path_factory,
+        "heads",
+        backbone_folders["bert"],
+        data,
+        distillation=0.5,
+        heads={"animal": "pet", "light": "light"},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS, prepared
+from conftest import WORDS, trained
 
 import berxit
 from berxit.runtime import EarlyExitRunner
@@ -43,19 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data: Path) -> Path:
-    def build(folder: Path) -> None:
-        options = berxit.TrainingOptions(
-            str(backbone_folders["bert"]),
-            epochs=5,
-            learning_rate=5e-3,
-            batch_size=16,
-            max_length=16,
-            head_learning_rate=None,
-        )
-        berxit.fine_tune(options, data, folder / "checkpoint", kind="multilabel")
-        berxit.calibrate(folder / "checkpoint", data, keep=0.9, optimistic=True)
-
-    return prepared(tmp_path_factory, "multilabel", build) / "checkpoint"
+    return trained(tmp_path_factory, "multilabel", backbone_folders["bert"], data, kind="multilabel")
 
 
 @pytest.fixture(scope="module")

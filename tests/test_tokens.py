@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS, prepared
+from conftest import WORDS, trained
 
 import berxit
 from berxit.runtime import EarlyExitRunner
@@ -52,19 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[str, Path], data: Path) -> Path:
-    def build(folder: Path) -> None:
-        options = berxit.TrainingOptions(
-            str(backbone_folders["bert"]),
-            epochs=4,
-            learning_rate=5e-3,
-            batch_size=16,
-            max_length=16,
-            head_learning_rate=None,
-        )
-        berxit.fine_tune(options, data, folder / "checkpoint", kind="tokens")
-        berxit.calibrate(folder / "checkpoint", data, keep=0.9, optimistic=True)
-
-    return prepared(tmp_path_factory, "tokens", build) / "checkpoint"
+    return trained(tmp_path_factory, "tokens", backbone_folders["bert"], data, epochs=4, kind="tokens")
 
 
 @pytest.fixture(scope="module")
