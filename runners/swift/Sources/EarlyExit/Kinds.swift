@@ -1,5 +1,5 @@
 /// Kind of a model: what its prediction for a text is, and which decisions a text has (docs/bundle.md, "decisions").
-public enum Kind: String, CaseIterable, Sendable {
+public enum TaskKind: String, CaseIterable, Sendable {
     /// One class per text.
     case classification
     /// One number per text.
@@ -12,7 +12,7 @@ public enum Kind: String, CaseIterable, Sendable {
     case heads
 
     /// True if a text has several decisions.
-    var isSeveral: Bool { self != .classification && self != .regression }
+    var hasSeveralDecisions: Bool { self != .classification && self != .regression }
 }
 
 extension ModelInfo {

@@ -57,7 +57,7 @@ public struct Manifest: Sendable {
         _ = try fields.get("made_with", \.object)
 
         do {
-            try policy.check(outputs: model.classes, lte: model.lte, several: model.kind.isSeveral)
+            try policy.check(outputs: model.classes, lte: model.lte, several: model.kind.hasSeveralDecisions)
         } catch let error as EarlyExitError {
             throw EarlyExitError.failure("\(place): policy: \(error.message). Export the bundle again")
         }
@@ -96,7 +96,7 @@ public struct Manifest: Sendable {
 public struct ModelInfo: Sendable {
     public let family: String
     public let task: String
-    public let kind: Kind
+    public let kind: TaskKind
     public var isRegression: Bool { kind == .regression }
     /// Class names, labels or IOB2 tags in the order of the logits; empty for regression.
     public let labels: [String]
@@ -121,8 +121,8 @@ public struct ModelInfo: Sendable {
         family = try fields.get("family", \.string)
         task = try fields.get("task", \.string)
         let name = try fields.get("kind", \.string)
-        guard let kind = Kind(rawValue: name) else {
-            let known = Kind.allCases.map(\.rawValue).joined(separator: ", ")
+        guard let kind = TaskKind(rawValue: name) else {
+            let known = TaskKind.allCases.map(\.rawValue).joined(separator: ", ")
             throw EarlyExitError.failure("\(place): model.kind is '\(name)', and this runner supports \(known)")
         }
         self.kind = kind
