@@ -16,22 +16,27 @@ struct NamedHead: Sendable {
     private static let mostHeads = 6
     private static let mostClasses = 511
 
-    /// The heads in the labels of a model, in their order. `place`: for messages. Throws for labels that have none.
-    static func read(_ labels: [String], at place: String) throws -> [NamedHead] {
+    /// The heads in the labels of a model, in their order. `column`: names of their columns, separated by "|". `place`: for messages.
+    /// Throws for labels without heads, and for too few or too many columns.
+    static func read(_ labels: [String], column: String, at place: String) throws -> [NamedHead] {
         var found: [(name: String, classes: [String])] = []
         for label in labels {
-            guard let end = label.firstIndex(of: "=") else {
+            guard let end = label.unicodeScalars.firstIndex(of: "=") else {
                 throw misfit("\(place): labels contains '\(label)': a label of a heads model is HEAD=CLASS")
             }
             let name = String(label[..<end])
             if found.last?.name != name { found.append((name, [])) }
-            found[found.count - 1].classes.append(String(label[label.index(after: end)...]))
+            found[found.count - 1].classes.append(String(label[label.unicodeScalars.index(after: end)...]))
         }
         guard Set(found.map(\.name)).count == found.count else {
             throw misfit("\(place): labels must list the labels of a head one after the other")
         }
         guard found.count <= mostHeads else {
             throw misfit("\(place): labels has \(found.count) heads: a model has at most \(mostHeads)")
+        }
+        let columns = column.unicodeScalars.split(separator: "|", omittingEmptySubsequences: false).count
+        guard columns == found.count else {
+            throw misfit("\(place): label_column has \(columns) columns for \(found.count) heads")
         }
         var start = 0
         return try found.map { name, classes in

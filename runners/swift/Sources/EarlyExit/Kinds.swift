@@ -13,6 +13,31 @@ public enum TaskKind: String, CaseIterable, Sendable {
 
     /// True if a text has several decisions.
     var hasSeveralDecisions: Bool { self != .classification && self != .regression }
+
+    /// Smallest and largest number of labels of a model.
+    private var labelCounts: ClosedRange<Int> {
+        switch self {
+        case .classification, .heads: return 2...Int.max
+        case .regression: return 0...0
+        case .multilabel: return 1...62
+        case .tokens: return 3...Int.max
+        }
+    }
+
+    /// Throws if a model of this kind cannot have so many labels, and for a repeated label. `place`: for messages.
+    func check(_ labels: [String], at place: String) throws {
+        let (least, most) = (labelCounts.lowerBound, labelCounts.upperBound)
+        guard labelCounts.contains(labels.count) else {
+            let needed = most == 0 ? "none" : most == Int.max ? "at least \(least)" : "\(least) to \(most)"
+            throw EarlyExitError.failure(
+                "\(place): labels has \(labels.count) entries: a \(rawValue) model must have \(needed)."
+                    + " Export the bundle again")
+        }
+        var known: Set<String> = []
+        if let twice = labels.first(where: { !known.insert($0).inserted }) {
+            throw EarlyExitError.failure("\(place): labels contains '\(twice)' twice. Export the bundle again")
+        }
+    }
 }
 
 extension ModelInfo {
@@ -26,10 +51,13 @@ extension ModelInfo {
         }
     }
 
+    /// Number of logits of an exit: of each token, for tokens.
+    var outputs: Int { max(labels.count, 1) }
+
     /// Logits of the decisions of a text, from those of an exit. `words`: the words of the text, for tokens.
     /// `requested`: the heads that decide. Throws if there are too few or too many logits.
     func decisions(_ logits: [Float], words: Words?, requested: [NamedHead], layer: Int) throws -> [[Float]] {
-        let size = kind == .regression ? 1 : labels.count
+        let size = outputs
         let needed = kind == .tokens ? size * ((words?.tokens.last ?? -1) + 1) : size
         guard kind == .tokens ? logits.count >= needed : logits.count == needed else {
             throw EarlyExitError.failure(

@@ -67,6 +67,9 @@ public struct Manifest: Sendable {
                 "\(place): segment \(number) has \(segment.functions.count) functions for \(lengths.count) lengths."
                     + " Export the bundle again")
         }
+        for segment in functions {
+            try segment.checkLogits(of: model, at: place)
+        }
         let layers = segments.map(\.layer)
         guard policy.layers == model.layers, layers.count > 1, layers.first == 0, layers.last == model.layers,
             zip(layers, layers.dropFirst()).allSatisfy(<)
@@ -127,13 +130,15 @@ public struct ModelInfo: Sendable {
         }
         self.kind = kind
         labels = try fields.list("labels", \.string)
-        heads = kind == .heads ? try NamedHead.read(labels, at: place) : []
+        let column = try fields.get("label_column", \.string)
+        try kind.check(labels, at: place)
+        heads = kind == .heads ? try NamedHead.read(labels, column: column, at: place) : []
         takesPairs = try fields.list("text_columns", \.string).count == 2
         layers = try fields.get("layers", \.int)
         maxLength = try fields.get("max_length", \.int)
         padTokenId = try fields.get("pad_token_id", \.int)
         lte = try fields.get("lte", \.bool)
-        for key in ["metric", "label_column"] { _ = try fields.get(key, \.string) }
+        _ = try fields.get("metric", \.string)
         _ = try fields.find("positive", \.string)
         _ = try fields.get("hidden_size", \.int)
     }
@@ -190,6 +195,19 @@ public struct Segment: Sendable {
 }
 
 extension Segment {
+    /// Throws unless the logits of each row, or of each token, are as many as those of the model. `place`: for messages.
+    fileprivate func checkLogits(of model: ModelInfo, at place: String) throws {
+        let expected = (model.kind == .tokens ? ["batch", "length"] : ["batch"]) + [String(model.outputs)]
+        for logits in outputs where logits.role == "logits" {
+            guard logits.shape.count == expected.count, logits.shape.last == expected.last else {
+                throw EarlyExitError.failure(
+                    "\(place): segment of layer \(layer): '\(logits.name)' has shape"
+                        + " (\(logits.shape.joined(separator: ", "))), expected (\(expected.joined(separator: ", ")))."
+                        + " Export the bundle again")
+            }
+        }
+    }
+
     /// Function for inputs of `length` tokens, one of the manifest's `lengths`; nil if the file has one function.
     func function(for length: Int, of lengths: [Int]) -> String? {
         lengths.firstIndex(of: length).flatMap { functions.indices.contains($0) ? functions[$0] : nil } ?? function
@@ -202,14 +220,17 @@ public struct TensorInfo: Sendable {
     /// Role of the tensor; for the list of roles, see docs/bundle.md.
     public let role: String
     public let dtype: String
+    /// Its sizes; a dynamic size has a name.
+    let shape: [String]
 
     init(_ json: JSON, at place: String) throws {
         let fields = try Fields(json, at: place, needed: ["name", "role", "dtype", "shape"])
         name = try fields.get("name", \.string)
         role = try fields.get("role", \.string)
         dtype = try fields.get("dtype", \.string)
-        _ = try fields.items("shape") { size, place in
-            guard size.string != nil || size.int != nil else { throw Fields.misfit(at: place) }
+        shape = try fields.items("shape") { size, place in
+            guard let text = size.string ?? size.int.map({ String($0) }) else { throw Fields.misfit(at: place) }
+            return text
         }
     }
 }

@@ -72,6 +72,51 @@ final class BundleTests: XCTestCase {
         }
     }
 
+    func testManifestsThatEveryRunnerRejectsAreRejected() throws {
+        let cases = try (Vectors.json("errors.json").array ?? []).filter { $0["at"].array != nil }
+        XCTAssertGreaterThan(cases.count, 20)
+        for each in cases {
+            let place = try XCTUnwrap(each["at"].array)
+            // The other cases name files and roles of another target.
+            guard ["model", "policy"].contains(place[0].string) || place.last?.string == "shape" else { continue }
+            let name = try XCTUnwrap(each["model"].string)
+            let json = try Vectors.json("models/\(name)/manifest.json").replacing(place[...], with: each["value"])
+            for word in each["names"].array?.compactMap(\.string) ?? [] {
+                assertFails(try Manifest(json, at: "manifest.json"), word)
+            }
+        }
+    }
+
+    func testLabelsThatDoNotFitTheModelAreRejected() throws {
+        let none = "labels has 0 entries: a"
+        assertFails(try manifest("classification", labels: []), "\(none) classification model must have at least 2")
+        assertFails(try manifest("multilabel", labels: []), "\(none) multilabel model must have 1 to 62")
+        assertFails(try manifest("tokens", labels: ["O", "B-a"]), "a tokens model must have at least 3")
+        assertFails(try manifest("heads", labels: []), "\(none) heads model must have at least 2")
+        assertFails(try manifest("regression", labels: ["a"]), "a regression model must have none")
+        assertFails(try manifest("classification", labels: ["a", "b", "a"]), "labels contains 'a' twice")
+        let heads = ["a=1", "a=2", "b=1", "b=2", "b=3"]
+        assertFails(try manifest("heads", labels: heads), "label_column has 1 columns for 2 heads")
+        XCTAssertNoThrow(try manifest("heads", labels: heads, columns: "a|b"))
+    }
+
+    func testLogitsThatDoNotMatchTheLabelsAreRejected() throws {
+        let tokens = try Vectors.json("models/tokens/manifest.json")
+        for labels in [["O", "B-a", "I-a"], ["O", "B-a", "I-a", "B-b", "I-b", "B-c"]] {
+            let place = [JSON.string("model"), .string("labels")]
+            let changed = tokens.replacing(place[...], with: .array(labels.map(JSON.string)))
+            assertFails(
+                try Manifest(changed, at: "manifest.json"),
+                "segment of layer 1: 'logits' has shape (1, length, 5), expected (batch, length, \(labels.count))")
+        }
+        let regression = try Vectors.json("models/regression_lte/manifest.json")
+        let shape = [JSON.string("segments"), .int(2), .string("outputs"), .int(1), .string("shape")]
+        for sizes in [[JSON.int(1), .int(2)], [.int(1), .string("length")], [.int(1)]] {
+            let changed = regression.replacing(shape[...], with: .array(sizes))
+            assertFails(try Manifest(changed, at: "manifest.json"), "segment of layer 2: 'logits' has shape (1")
+        }
+    }
+
     func testOptionalKeysAreAccepted() throws {
         XCTAssertEqual(try manifest(segment: 3, ["repeat": 1]).exits, [1, 2, 3, 4, 5, 6])
         XCTAssertNoThrow(try manifest { $0["threads"] = 2 })
@@ -98,6 +143,21 @@ final class BundleTests: XCTestCase {
         return try Manifest(JSON.parse([UInt8](changed)), at: "manifest.json")
     }
 
+    /// Manifest of a bundle with other labels.
+    private func manifest(_ kind: String, labels: [String], columns: String = "label") throws -> Manifest {
+        try manifest { members in
+            let model = members["model"] as? [String: Any] ?? [:]
+            members["model"] = model.merging(["kind": kind, "labels": labels, "label_column": columns]) { $1 }
+            var segments = members["segments"] as? [[String: Any]] ?? []
+            for number in segments.indices.dropFirst() {
+                segments[number]["outputs"] = (segments[number]["outputs"] as? [[String: Any]] ?? []).map { output in
+                    output["role"] as? String == "logits" ? output.merging(["shape": [1, labels.count]]) { $1 } : output
+                }
+            }
+            members["segments"] = segments
+        }
+    }
+
     private func manifest(policy change: [String: Any]) throws -> Manifest {
         try manifest { members in
             let policy = members["policy"] as? [String: Any] ?? [:]
@@ -111,5 +171,20 @@ final class BundleTests: XCTestCase {
             segments[segment].merge(change) { $1 }
             members["segments"] = segments
         }
+    }
+}
+
+extension JSON {
+    /// The value with another one at `place`, a path of keys and numbers.
+    fileprivate func replacing(_ place: ArraySlice<JSON>, with value: JSON) -> JSON {
+        guard let step = place.first else { return value }
+        let rest = place.dropFirst()
+        if let number = step.int, var items = array {
+            items[number] = items[number].replacing(rest, with: value)
+            return .array(items)
+        }
+        let key = step.string ?? ""
+        let others = (object ?? []).filter { $0.key != key }
+        return .object(others + [(key, self[key].replacing(rest, with: value))])
     }
 }
