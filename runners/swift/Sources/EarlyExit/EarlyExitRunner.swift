@@ -188,8 +188,8 @@ public final class EarlyExitRunner: Sendable {
         deadlineMs: Double? = nil
     ) -> Prediction {
         let model = manifest.model
-        let scores = step.decisions.map { policy.scores(layer: step.layer, logits: $0) }
-        let described = model.describe(scores, words: tokens.words, requested: requested)
+        let decisions = step.decisions.map { policy.scaled($0, layer: step.layer) }
+        let described = model.describe(decisions, words: tokens.words, requested: requested)
         var stoppedBy: StoppedBy?
         var policy = policy
         if step.layer == exits.last {

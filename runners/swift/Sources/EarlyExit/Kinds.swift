@@ -78,31 +78,32 @@ extension ModelInfo {
         [0] + [Float](repeating: -30_000, count: classes - 1)
     }
 
-    /// The prediction for a text. `scores`: class probabilities of each decision; the value for regression.
-    /// `requested`: the heads of the decisions.
-    func describe(_ scores: [[Float]], words: Words?, requested: [NamedHead]) -> Described {
+    /// The prediction for a text. `decisions`: logits of each decision, divided by the temperature. The logits decide,
+    /// because different logits can have equal probabilities. `requested`: the heads of the decisions.
+    func describe(_ decisions: [[Float]], words: Words?, requested: [NamedHead]) -> Described {
+        let numbers = decisions.map(largest)
         switch kind {
         case .classification:
-            return Described(label: labels[largest(scores[0])], scores: named(labels, scores[0]))
+            return Described(label: labels[numbers[0]], scores: named(labels, softmax(decisions[0])))
         case .regression:
-            return Described(value: scores[0][0])
+            return Described(value: decisions[0][0])
         case .multilabel:
-            let found = zip(labels, scores).filter { largest($1) == 1 }.map(\.0)
-            return Described(label: found.joined(separator: "|"), scores: named(labels, scores.map { $0[1] }), labels: found)
+            let found = zip(labels, numbers).filter { $1 == 1 }.map(\.0)
+            let scores = named(labels, decisions.map { softmax($0)[1] })
+            return Described(label: found.joined(separator: "|"), scores: scores, labels: found)
         case .tokens:
             guard let words, !words.tokens.isEmpty else { return Described(label: "", spans: []) }
-            let numbers = scores.map(largest)
             let tags = numbers.map { labels[$0] }
-            let spans = words.spans(tags, scores: zip(scores, numbers).map { $0[$1] })
+            let spans = words.spans(tags, scores: zip(decisions, numbers).map { softmax($0)[$1] })
             return Described(label: tags.joined(separator: " "), spans: spans)
         case .heads:
             var found = Described(heads: [:])
             var chosen: [String] = []
-            for (head, scores) in zip(requested, scores) {
-                chosen.append(labels[head.labels.lowerBound + largest(scores)])
+            for (head, (logits, number)) in zip(requested, zip(decisions, numbers)) {
+                let scores = softmax(logits)
+                chosen.append(labels[head.labels.lowerBound + number])
                 found.scores.merge(named(labels[head.labels], scores)) { first, _ in first }
-                found.heads?[head.name] = HeadPrediction(
-                    label: head.classes[largest(scores)], scores: named(head.classes, scores))
+                found.heads?[head.name] = HeadPrediction(label: head.classes[number], scores: named(head.classes, scores))
             }
             found.label = chosen.joined(separator: "|")
             return found

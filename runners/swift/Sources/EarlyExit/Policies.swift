@@ -242,15 +242,8 @@ public struct ExitPolicy: Equatable, Sendable {
         return memory.certainty
     }
 
-    /// Class probabilities; the value for regression.
-    func scores(layer: Int, logits: [Float]) -> [Float] {
-        guard logits.count > 1 else { return logits }
-        let powers = powers(scaled(logits, layer: layer))
-        let total = powers.reduce(0, +)
-        return powers.map { $0 / total }
-    }
-
-    private func scaled(_ logits: [Float], layer: Int) -> [Float] {
+    /// Logits of a decision, divided by the temperature; the value for regression.
+    func scaled(_ logits: [Float], layer: Int) -> [Float] {
         let temperature = Float(temperatures[layer - 1])
         return logits.count == 1 || temperature == 1 ? logits : logits.map { $0 / temperature }
     }
@@ -316,6 +309,13 @@ struct LearnedModel {
 /// Index of the largest value; the first of several.
 func largest(_ values: [Float]) -> Int {
     values.indices.reduce(0) { values[$1] > values[$0] ? $1 : $0 }
+}
+
+/// Class probabilities.
+func softmax(_ logits: [Float]) -> [Float] {
+    let powers = powers(logits)
+    let total = powers.reduce(0, +)
+    return powers.map { $0 / total }
 }
 
 /// Exponentials of the logits, which are shifted so that exp cannot overflow.

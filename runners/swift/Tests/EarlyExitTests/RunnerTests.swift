@@ -18,6 +18,26 @@ final class RunnerTests: XCTestCase {
         await assertFails("deadlineMs is 0.0") { try await runner.predict("one", deadlineMs: 0) }
     }
 
+    func testPredictionIsDecidedByTheLogits() async throws {
+        // As float32, the probabilities of logits that differ by least are equal.
+        let (tiny, least): (Float, Float) = (3e-8, 3e-11)
+        func predict(_ name: String, _ logits: [Float]) async throws -> Prediction {
+            let bundle = try ModelBundle(at: bundleFolder(name))
+            let layers = [LayerOutput](repeating: LayerOutput(logits: logits, lte: 0.5), count: bundle.manifest.model.layers)
+            return try await EarlyExitRunner(bundle: bundle, executor: Stored([layers])).predict("one")
+        }
+        let multilabel = try await predict("multilabel", [tiny, 0, least])
+        let labels = try ModelBundle(at: bundleFolder("multilabel")).manifest.model.labels
+        XCTAssertEqual(multilabel.labels, [labels[0], labels[2]])
+        XCTAssertEqual(multilabel.scores[labels[0]] ?? .nan, 0.5, accuracy: 1e-6)
+        let one = try await predict("confidence", [0, least, least])
+        XCTAssertEqual(one.label, try ModelBundle(at: bundleFolder("confidence")).manifest.model.labels[1])
+        let heads = try await predict("heads", [0, least, 0, 0, least])
+        XCTAssertEqual(heads.label, "what=music|room=none")
+        let tags = try await predict("tokens", [Float](repeating: 0, count: 5) + [0, least, 0, 0, 0])
+        XCTAssertEqual(tags.label, try ModelBundle(at: bundleFolder("tokens")).manifest.model.labels[1])
+    }
+
     func testBatchIsRejectedBeforeAnyInputRuns() async throws {
         let bundle = try ModelBundle(at: bundleFolder("confidence"))
         let stored = try Stored(bundle.readGolden())
