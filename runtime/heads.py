@@ -88,7 +88,7 @@ def parse_heads(options: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
         if twice := [name for name in given if given.count(name) > 1]:
             raise InputError(f"--head names '{twice[0]}' twice: give every head its own name and column")
     if len(pairs) > MOST_HEADS:
-        raise InputError(f"{len(pairs)} heads: give at most {MOST_HEADS}")
+        raise InputError(f"--head is given {len(pairs)} times: a model has at most {MOST_HEADS} heads")
     return names, columns
 
 

@@ -44,4 +44,5 @@ def listed(names: Iterable[str], most: int = 10) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """A cell. A bar would end it, and a line break the row."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

@@ -27,5 +27,5 @@ def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
 
 def shortened(text: str) -> str:
     """The start of a text, in one line of a table."""
-    line = " ".join(text.split()).replace("|", "\\|")
+    line = " ".join(text.split())
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."

@@ -11,7 +11,7 @@ DEFAULT: dict[str, Any] = {
     "head_learning_rate": 1e-3,
 }
 """The first token of most encoders contains little of the text in early layers, and exit heads are not pre-trained.
-results/README.md ("Recipes") compares this recipe with others."""
+For the numbers, see docs/training.md (Recipes)."""
 
 PAPER: dict[str, Any] = {
     "pooling": "first",

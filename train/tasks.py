@@ -233,7 +233,8 @@ def custom_task(
         raise InputError(f"--positive {positive} has no effect on {metric}: add --metric f1, or omit --positive")
     task = Task(CUSTOM, tuple(text_columns), label_column, (), metric, kind)
     if both := [column for column in task.label_columns if column in text_columns]:
-        raise InputError(f"column '{both[0]}' is both text and label: set --text-column and --label-column")
+        change = "--head NAME=COLUMN" if kind == "heads" else "--label-column"
+        raise InputError(f"column '{both[0]}' is both text and label: set --text-column and {change}")
     if kind == "regression":
         return task
     path = find_split(data, "train")

@@ -29,6 +29,10 @@ def test_markdown_table_formats_floats_with_three_digits() -> None:
     assert [cell.strip() for cell in last.strip("|").split("|")] == ["x", "0.123", "1234", "None"]
 
 
+def test_markdown_table_keeps_a_bar_and_a_line_break_in_their_cell() -> None:
+    assert markdown_table(["a", "b"], [["x|y\nz", "w"]]).splitlines()[2:] == [r"| x\|y z | w |"]
+
+
 def test_markdown_table_without_rows_has_header() -> None:
     assert markdown_table(["a", "b"], []).splitlines() == ["| a | b |", "|---|--:|"]
 

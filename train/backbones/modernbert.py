@@ -16,7 +16,6 @@ LOCAL = "sliding_attention"
 class ModernBertAdapter(Adapter):
     layer_list = "layers."
     task_heads = (*Adapter.task_heads, "head.", "decoder.")
-    """In layers with local attention, the first token does not see the whole text."""
     implemented = {  # noqa: RUF012 - as the base class has it
         **Adapter.implemented,
         "hidden_activation": ACTIVATIONS,

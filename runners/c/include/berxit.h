@@ -1,4 +1,4 @@
-/* Runs a bundle of berxit-export for ONNX Runtime: early-exiting text classification, regression, and labels of words.
+/* Runs a bundle of berxit-export for ONNX Runtime: one or several labels of a text, a value, or labelled spans.
  *
  *     berxit_runner *runner;
  *     berxit_result *result;

@@ -63,7 +63,7 @@ std::string_view view(const char* text, size_t size) { return {text, size ? size
 
 berxit_prediction as_c(const berxit::Runner& runner, const berxit::Prediction& found, bool deadline) {
     const berxit::TaskKind& kind = *runner.manifest().kind;
-    return {kind.regression ? nullptr : found.text.c_str(),
+    return {kind.regression ? nullptr : found.label_text.c_str(),
             kind.several ? 0 : found.scores[static_cast<size_t>(kind.regression ? 0 : found.label)],
             found.scores.data(),
             found.scores.size(),

@@ -9,12 +9,68 @@
 namespace berxit {
 namespace {
 
+// Number of the class that decision `i` predicts among its first `classes` ones.
+size_t predicted(const Decisions& decisions, size_t i, size_t size, size_t classes) {
+    return static_cast<size_t>(largest(decisions.logits + i * size, static_cast<int32_t>(classes)));
+}
+
+Described describe_class(const std::vector<std::string>& names, const std::vector<Head>&, const Decisions& decisions, size_t size,
+                         std::vector<float> scores, const Words&) {
+    const size_t label = predicted(decisions, 0, size, size);
+    return {std::move(scores), static_cast<int32_t>(label), names[label], {}, {}};
+}
+
+Described describe_value(const std::vector<std::string>&, const std::vector<Head>&, const Decisions&, size_t,
+                         std::vector<float> scores, const Words&) {
+    return {std::move(scores), -1, "", {}, {}};
+}
+
+Described describe_labels(const std::vector<std::string>& names, const std::vector<Head>&, const Decisions& decisions, size_t size,
+                          std::vector<float> scores, const Words&) {
+    Described found;
+    for (size_t label = 0; label < names.size(); ++label) {
+        found.scores.push_back(scores[size * label + 1]);
+        if (!predicted(decisions, label, size, size)) continue;
+        found.label_text += (found.labels.empty() ? "" : "|") + names[label];
+        found.labels.push_back(names[label].c_str());
+    }
+    return found;
+}
+
+Described describe_words(const std::vector<std::string>& names, const std::vector<Head>&, const Decisions& decisions, size_t size,
+                         std::vector<float> scores, const Words& words) {
+    Described found;
+    std::vector<const std::string*> tags;
+    std::vector<float> of_tags;
+    for (size_t word = 0; word < words.size(); ++word) {
+        const size_t tag = predicted(decisions, word, size, size);
+        tags.push_back(&names[tag]);
+        of_tags.push_back(scores[word * size + tag]);
+        found.label_text += (word ? " " : "") + names[tag];
+    }
+    found.spans = spans_of(tags, of_tags, words);
+    return found;
+}
+
+Described describe_heads(const std::vector<std::string>& names, const std::vector<Head>& heads, const Decisions& decisions,
+                         size_t size, std::vector<float> scores, const Words&) {
+    Described found;
+    for (size_t i = 0; i < heads.size(); ++i) {
+        const float* own = &scores[i * size];
+        found.scores.insert(found.scores.end(), own, own + heads[i].count);
+        const std::string& label = names[heads[i].first + predicted(decisions, i, size, heads[i].count)];
+        found.label_text += (i ? "|" : "") + label;
+        found.labels.push_back(label.c_str());
+    }
+    return found;
+}
+
 constexpr TaskKind kKinds[] = {
-    {"classification", 2, SIZE_MAX, false, false, false, false},
-    {"regression", 0, 0, true, false, false, false},
-    {"multilabel", 1, 62, false, true, false, false},
-    {"tokens", 3, SIZE_MAX, false, true, true, false},
-    {"heads", 2, SIZE_MAX, false, true, false, true},
+    {"classification", 2, SIZE_MAX, false, false, false, false, describe_class},
+    {"regression", 0, 0, true, false, false, false, describe_value},
+    {"multilabel", 1, 62, false, true, false, false, describe_labels},
+    {"tokens", 3, SIZE_MAX, false, true, true, false, describe_words},
+    {"heads", 2, SIZE_MAX, false, true, false, true, describe_heads},
 };
 // Logit of a class that only fills a decision: its probability is 0.
 constexpr float kCertain = -30000;
@@ -26,6 +82,12 @@ const TaskKind* kind_named(const std::string& name) {
     for (const TaskKind& kind : kKinds)
         if (name == kind.name) return &kind;
     return nullptr;
+}
+
+std::string kind_names() {
+    std::string names;
+    for (const TaskKind& kind : kKinds) names += (names.empty() ? "" : ", ") + std::string(kind.name);
+    return names;
 }
 
 std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::string& place) {

@@ -10,6 +10,26 @@
 
 namespace berxit {
 
+// A named head: `count` labels HEAD=CLASS from number `first` on.
+struct Head {
+    std::string name;
+    size_t first, count;
+};
+
+// What the decisions of a text predict.
+struct Described {
+    std::vector<float> scores;        // probabilities of the classes or labels; for regression one value; empty for tokens
+    int32_t label = -1;               // index of the predicted class; -1 for other kinds
+    std::string label_text;           // empty for regression
+    std::vector<const char*> labels;  // multilabel: the labels; heads: HEAD=CLASS of each head
+    std::vector<berxit_span> spans;   // tokens: the spans, in bytes of the text
+};
+
+// `names`, `heads`: of the model. `scores`: probabilities of the decisions, `size` numbers each. The pointers in the result
+// point into `names`. The largest logit decides, because different logits may have the same probability in float32.
+using Describe = Described (*)(const std::vector<std::string>& names, const std::vector<Head>& heads, const Decisions& decisions,
+                               size_t size, std::vector<float> scores, const Words& words);
+
 struct TaskKind {
     const char* name;  // model.kind of the manifest
     size_t least_labels, most_labels;
@@ -17,16 +37,14 @@ struct TaskKind {
     bool several;  // a text has several decisions
     bool words;    // the decisions are those of the words of a text
     bool heads;    // the decisions are those of named heads
-};
-
-// A named head: `count` labels HEAD=CLASS from number `first` on.
-struct Head {
-    std::string name;
-    size_t first, count;
+    Describe describe;
 };
 
 // Null for a kind that this runner does not know.
 const TaskKind* kind_named(const std::string& name);
+
+// The names of all kinds, for a message.
+std::string kind_names();
 
 // The heads in the labels of a model. Throws Failure, whose message starts with `place`, for labels that have none.
 std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::string& place);

@@ -284,8 +284,7 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
     kind = kind_named(model.string("kind"));
     if (!kind)
         throw Failure(model.at("kind") + " is " + quoted(model.string("kind")) +
-                      ": this runner runs models for classification, regression, multilabel, tokens and heads. Upgrade it, or use"
-                      " the Python runner");
+                      ": this runner runs models of the kinds " + kind_names() + ". Upgrade it, or use the Python runner");
     task = model.string("task");
     metric = model.string("metric");
     model.string("family");

@@ -115,8 +115,8 @@ void add(const Json& json, std::vector<Normalization>& steps) {
         if (content.size() > 64 * pattern.size()) throw Failure("its normalizer makes texts grow");
         const Match match = pattern_of(pattern);
         steps.push_back([match, content](AlignedText& text) { replace(text, match, content); });
-    } else if (type == "Replace" && expression_of(json["pattern"]["Regex"].string()) && json["content"].string() == " ") {
-        const Match match = expression_of(json["pattern"]["Regex"].string());
+    } else if (const Match match = type == "Replace" ? expression_of(json["pattern"]["Regex"].string()) : nullptr;
+               match && json["content"].string() == " ") {
         steps.push_back([match](AlignedText& text) { replace(text, match, U" "); });
     } else if (type == "Strip") {
         const bool left = json["strip_left"].boolean(true), right = json["strip_right"].boolean(true);

@@ -227,53 +227,14 @@ Decisions Runner::decisions(
 
 void Runner::fill(Prediction& prediction, const ExitPolicy& policy, size_t place, const Decisions& decisions,
                   const Words& words, float certainty) const {
-    const TaskKind& kind = *manifest_->kind;
-    const std::vector<std::string>& names = manifest_->labels;
-    const int32_t layer = manifest_->exits[place], classes = manifest_->classes();
-    const auto size = static_cast<size_t>(classes);
+    const int32_t layer = manifest_->exits[place];
+    const auto size = static_cast<size_t>(manifest_->classes());
     std::vector<float> scores(decisions.count * size);
     for (size_t i = 0; i < decisions.count; ++i) policy.scores(layer, decisions.logits + i * size, &scores[i * size]);
+    static_cast<Described&>(prediction) =
+        manifest_->kind->describe(manifest_->labels, manifest_->heads, decisions, size, std::move(scores), words);
     prediction.exit_layer = layer;
     prediction.certainty = certainty;
-    prediction.text.clear();
-    prediction.labels.clear();
-    if (!kind.several) {
-        prediction.label = kind.regression ? -1 : largest(scores.data(), classes);
-        if (!kind.regression) prediction.text = names[static_cast<size_t>(prediction.label)];
-        prediction.scores = std::move(scores);
-        return;
-    }
-    if (kind.heads) {
-        prediction.scores.clear();
-        for (size_t i = 0; i < manifest_->heads.size(); ++i) {
-            const Head& head = manifest_->heads[i];
-            const float* own = &scores[i * size];
-            prediction.scores.insert(prediction.scores.end(), own, own + head.count);
-            const std::string& label = names[head.first + static_cast<size_t>(largest(own, static_cast<int32_t>(head.count)))];
-            prediction.text += (i ? "|" : "") + label;
-            prediction.labels.push_back(label.c_str());
-        }
-        return;
-    }
-    if (!kind.words) {
-        prediction.scores.resize(names.size());
-        for (size_t label = 0; label < names.size(); ++label) {
-            prediction.scores[label] = scores[2 * label + 1];
-            if (!largest(&scores[2 * label], classes)) continue;
-            prediction.text += (prediction.labels.empty() ? "" : "|") + names[label];
-            prediction.labels.push_back(names[label].c_str());
-        }
-        return;
-    }
-    std::vector<const std::string*> tags;
-    std::vector<float> of_tags;
-    for (size_t word = 0; word < words.size(); ++word) {
-        const auto tag = static_cast<size_t>(largest(&scores[word * size], classes));
-        tags.push_back(&names[tag]);
-        of_tags.push_back(scores[word * size + tag]);
-        prediction.text += (word ? " " : "") + names[tag];
-    }
-    prediction.spans = spans_of(tags, of_tags, words);
 }
 
 std::vector<double> Runner::golden_differences() {

@@ -7,6 +7,7 @@
 
 #include "backend.hpp"
 #include "deadline.hpp"
+#include "kinds.hpp"
 
 namespace berxit {
 
@@ -19,12 +20,7 @@ struct Input {
 
 enum class StoppedBy { none, certainty, deadline, last_layer };
 
-struct Prediction {
-    std::vector<float> scores;  // probabilities of the classes or labels; for regression one value; empty for tokens
-    int32_t label = -1;         // index of the predicted class; -1 for other kinds
-    std::string text;           // the label as text; empty for regression
-    std::vector<const char*> labels;  // multilabel: the labels
-    std::vector<berxit_span> spans;   // tokens: the spans, in bytes of the text
+struct Prediction : Described {
     int32_t exit_layer = 0;
     float certainty = 0;
     double latency_ms = 0;

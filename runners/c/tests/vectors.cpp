@@ -330,9 +330,9 @@ int predict(int count, char** arguments) {
         need(berxit_predict(runner, texts.data(), texts.size(), &call, &result));
         for (size_t row = 0; row < texts.size(); ++row) {
             const berxit_prediction* found = berxit_result_at(result, row);
-            std::printf("%d %d %.9g %.9g %d %d %d\n", found->label_index, found->exit_layer,
+            std::printf("%d %d %.9g %.9g %d %d %d\t%s\n", found->label_index, found->exit_layer,
                         static_cast<double>(found->certainty), static_cast<double>(found->value), found->truncated,
-                        static_cast<int>(found->stopped_by), found->late);
+                        static_cast<int>(found->stopped_by), found->late, found->label ? found->label : "");
         }
         berxit_result_free(result);
     }

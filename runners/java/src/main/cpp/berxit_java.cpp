@@ -53,9 +53,9 @@ bool failed(JNIEnv* env, berxit_status status) {
 constexpr jsize kEntries = 4;
 
 // Sets four entries of `results`, as the constructor of berxit.Prediction reads them: numbers, scores, names (the label, then
-// the labels of the set and of the spans), and start, end and score of each span.
+// the labels, and the labels of the spans), and start, end and score of each span.
 bool store(JNIEnv* env, jobjectArray results, jsize place, const berxit_prediction& found) {
-    const jdouble numbers[] = {static_cast<jdouble>(found.label_index), found.value, static_cast<jdouble>(found.exit_layer),
+    const jdouble numbers[] = {found.value, static_cast<jdouble>(found.exit_layer),
                                found.certainty, found.latency_ms, static_cast<jdouble>(found.truncated),
                                static_cast<jdouble>(found.stopped_by), static_cast<jdouble>(found.late)};
     const jsize count = static_cast<jsize>(std::size(numbers)), score_count = static_cast<jsize>(found.score_count);
@@ -77,6 +77,7 @@ bool store(JNIEnv* env, jobjectArray results, jsize place, const berxit_predicti
     env->SetFloatArrayRegion(second, 0, score_count, found.scores);
     for (size_t i = 0; i < names.size(); ++i) {
         jbyteArray name = names[i] ? array_of(env, names[i]) : nullptr;
+        if (names[i] && !name) return false;
         env->SetObjectArrayElement(third, static_cast<jsize>(i), name);
         env->DeleteLocalRef(name);
     }
