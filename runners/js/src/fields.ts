@@ -54,11 +54,11 @@ export const object = <R extends Reads, O extends Reads = Record<never, never>>(
   required: R, optional: O = {} as O,
 ): Read<Values<R> & Partial<Values<O>>> => (value, place) => {
   const found = members(value, place);
-  const unknown = Object.keys(found).find((key) => !(key in required || key in optional));
+  const unknown = Object.keys(found).find((key) => !(Object.hasOwn(required, key) || Object.hasOwn(optional, key)));
   if (unknown !== undefined) {
     throw new BerxitError(`${place}: unknown key '${unknown}'. Upgrade this package, or export the bundle again`);
   }
-  const missing = Object.keys(required).find((key) => !(key in found));
+  const missing = Object.keys(required).find((key) => !Object.hasOwn(found, key));
   if (missing !== undefined) throw new BerxitError(`${place}: the key '${missing}' is missing. ${AGAIN}`);
   const reads = { ...optional, ...required } as Reads;
   const read = Object.entries(found).map(([key, item]) => [key, (reads[key] as Read<unknown>)(item, `${place}.${key}`)]);

@@ -18,8 +18,8 @@ export interface Head {
 
 const [MOST_HEADS, MOST_CLASSES] = [6, 511];
 
-/** The heads in the labels of a model, in their order; with `names`, only these. */
-export function headsOf(labels: string[], names?: readonly string[]): Head[] {
+/** The heads in the labels of a model, in their order. */
+export function headsOf(labels: string[]): Head[] {
   const found: Head[] = [];
   labels.forEach((label, start) => {
     const end = label.indexOf("=");
@@ -27,12 +27,11 @@ export function headsOf(labels: string[], names?: readonly string[]): Head[] {
     if (found.at(-1)?.name !== name) found.push({ name, classes: [], start });
     found[found.length - 1].classes.push(label.slice(end + 1));
   });
-  return names === undefined ? found : found.filter(({ name }) => names.includes(name));
+  return found;
 }
 
 /** Problems of the labels of a model with named heads, as messages about the manifest. */
-export function* headsProblems(labels: string[]): Generator<string> {
-  const heads = headsOf(labels);
+export function* headsProblems(labels: string[], heads: readonly Head[]): Generator<string> {
   const unnamed = labels.find((label) => !label.includes("="));
   if (unnamed !== undefined) yield `model.labels contains '${unnamed}': a label of a heads model is HEAD=CLASS`;
   if (new Set(heads.map(({ name }) => name)).size < heads.length) {
@@ -43,11 +42,15 @@ export function* headsProblems(labels: string[]): Generator<string> {
   if (wrong !== undefined) yield `model.labels: head '${wrong.name}' must have 2 to ${MOST_CLASSES} classes`;
 }
 
-/** Raises InputError unless a model of this kind has all requested heads. */
-export function checkHeads(kind: string, labels: string[], names: readonly string[]): void {
-  if (kind !== "heads") throw new InputError(`a ${kind} model has no named heads: omit the option heads`);
-  const known = headsOf(labels).map(({ name }) => name);
+/**
+ * The requested heads, in the model's order. `heads`: all heads of the model. Raises InputError for a model without named
+ * heads, and for an unknown one. `kind`: for messages.
+ */
+export function chosenHeads(kind: string, heads: readonly Head[], names: readonly string[]): readonly Head[] {
+  if (heads.length === 0) throw new InputError(`a ${kind} model has no named heads: omit the option heads`);
+  const known = heads.map(({ name }) => name);
   const unknown = names.find((name) => !known.includes(name));
   if (unknown !== undefined) throw new InputError(`this model has no head '${unknown}': it has ${known.join(", ")}`);
   if (names.length === 0) throw new InputError(`no head is requested: give at least one of ${known.join(", ")}`);
+  return heads.filter(({ name }) => names.includes(name));
 }

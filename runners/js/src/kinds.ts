@@ -1,4 +1,4 @@
-import { type HeadPrediction, headsOf, headsProblems } from "./heads.js";
+import { type Head, type HeadPrediction, headsOf, headsProblems } from "./heads.js";
 import { largest } from "./policies.js";
 import { type Span, spansOf, type Words } from "./spans.js";
 
@@ -19,17 +19,24 @@ export interface Kind {
   several: boolean;
   /** True if the decisions are those of the words of a text. */
   words: boolean;
-  /** Number of classes of a decision; 1 for a value. */
-  classes(labels: string[]): number;
-  /** Problems of the labels in a manifest, besides their number. */
-  problems?(labels: string[]): Iterable<string>;
+  /** The named heads in the labels of a model; only for models with named heads. */
+  headsOf?(labels: string[]): Head[];
+  /** Problems of the labels in a manifest, besides their number. `heads`: all heads of the model. */
+  problems?(labels: string[], heads: readonly Head[]): Iterable<string>;
+  /** Number of classes of a decision; 1 for a value. `heads`: all heads of the model. */
+  classes(labels: string[], heads: readonly Head[]): number;
   /**
-   * Logits of each decision of a row, from the logits of an exit: (C,), or (S, C) for tokens. `heads`: names of the
-   * requested heads; undefined for all, and for other kinds.
+   * Logits of each decision of a row, from the logits of an exit: (C,), or (S, C) for tokens. `heads`: the requested
+   * heads; empty for other kinds.
    */
-  decisions(logits: Float32Array, labels: string[], words: Words | null, heads?: readonly string[]): Float32Array[];
-  /** The prediction, from the class probabilities of each decision (a value for regression). */
-  describe(scores: Float32Array[], labels: string[], words: Words | null, heads?: readonly string[]): Described;
+  decisions(logits: Float32Array, labels: string[], words: Words | null, heads: readonly Head[]): Float32Array[];
+  /**
+   * The prediction: the class with the largest logit of each decision, the first of several. `logits`: of each decision,
+   * divided by the temperature. `scores`: their class probabilities, which can be equal for different logits.
+   */
+  describe(
+    logits: Float32Array[], scores: Float32Array[], labels: string[], words: Words | null, heads: readonly Head[],
+  ): Described;
 }
 
 /** The fields of other kinds. */
@@ -43,14 +50,15 @@ const SEPARATOR = "|";
 /** Logit of all classes but the first in the decision of a text without words, whose certainty is the highest. */
 const CERTAIN = -30000;
 
-export const KINDS: Readonly<Record<string, Kind>> = {
+export const KINDS: ReadonlyMap<string, Kind> = new Map(Object.entries<Kind>({
   classification: {
     labelCounts: [2, Infinity],
     several: false,
     words: false,
     classes: (labels) => labels.length,
     decisions: asIs,
-    describe: ([scores], labels) => ({ ...NONE, label: labels[largest(scores)], scores: scoresOf(labels, scores) }),
+    describe: ([logits], [scores], labels) => (
+      { ...NONE, label: labels[largest(logits)], scores: scoresOf(labels, scores) }),
   },
   regression: {
     labelCounts: [0, 0],
@@ -66,8 +74,8 @@ export const KINDS: Readonly<Record<string, Kind>> = {
     words: false,
     classes: () => 2,
     decisions: (logits) => Array.from(logits, (each) => Float32Array.of(0, each)),
-    describe(scores, labels) {
-      const found = labels.filter((_, k) => largest(scores[k]) === 1);
+    describe(logits, scores, labels) {
+      const found = labels.filter((_, k) => largest(logits[k]) === 1);
       const present = scoresOf(labels, scores.map((each) => each[1]));
       return { ...NONE, label: found.join(SEPARATOR), scores: present, labels: found };
     },
@@ -82,8 +90,8 @@ export const KINDS: Readonly<Record<string, Kind>> = {
       const found = (words as Words).tokens.map((token) => logits.slice(token * size, (token + 1) * size));
       return found.length > 0 ? found : [Float32Array.from(labels, (_, k) => (k === 0 ? 0 : CERTAIN))];
     },
-    describe(scores, labels, words) {
-      const numbers = (words as Words).tokens.map((_, place) => largest(scores[place]));
+    describe(logits, scores, labels, words) {
+      const numbers = (words as Words).tokens.map((_, place) => largest(logits[place]));
       const tags = numbers.map((number) => labels[number]);
       const spans = spansOf(tags, words as Words, numbers.map((number, place) => scores[place][number]));
       return { ...NONE, label: tags.join(" "), scores: {}, spans };
@@ -93,21 +101,21 @@ export const KINDS: Readonly<Record<string, Kind>> = {
     labelCounts: [2, Infinity],
     several: true,
     words: false,
+    headsOf,
     problems: headsProblems,
-    classes: (labels) => Math.max(...headsOf(labels).map(({ classes }) => classes.length)),
-    decisions: (logits, labels, _, heads) =>
-      headsOf(labels, heads).map(({ start, classes }) => logits.slice(start, start + classes.length)),
-    describe(scores, labels, _, names) {
-      const found = headsOf(labels, names);
-      const numbers = scores.map(largest);
+    classes: (_, heads) => Math.max(...heads.map(({ classes }) => classes.length)),
+    decisions: (logits, _labels, _words, heads) =>
+      heads.map(({ start, classes }) => logits.slice(start, start + classes.length)),
+    describe(logits, scores, labels, _, heads) {
+      const numbers = logits.map(largest);
       return {
         ...NONE,
-        label: found.map(({ start }, place) => labels[start + numbers[place]]).join(SEPARATOR),
-        scores: Object.assign({}, ...found.map(({ start, classes }, place) =>
+        label: heads.map(({ start }, place) => labels[start + numbers[place]]).join(SEPARATOR),
+        scores: Object.assign({}, ...heads.map(({ start, classes }, place) =>
           scoresOf(labels.slice(start, start + classes.length), scores[place]))),
-        heads: Object.fromEntries(found.map(({ name, classes }, place) =>
+        heads: Object.fromEntries(heads.map(({ name, classes }, place) =>
           [name, { label: classes[numbers[place]], scores: scoresOf(classes, scores[place]) }])),
       };
     },
   },
-};
+}));

@@ -16,11 +16,11 @@ export interface LayerResult {
 }
 
 /** The decisions of a row, from the logits of an exit and the row's number in the batch. */
-export type Decisions = (logits: Float32Array, row: number) => Float32Array[];
+export type DecisionsOf = (logits: Float32Array, row: number) => Float32Array[];
 
 /** Runs from exit to exit and yields the results of each. A row exits as soon as the rule is satisfied. */
 export async function* exitLoop(
-  segments: Segments, batch: TokenBatch, policy: ExitPolicy, rule: ExitRule, decisionsOf: Decisions,
+  segments: Segments, batch: TokenBatch, policy: ExitPolicy, rule: ExitRule, decisionsOf: DecisionsOf,
 ): AsyncGenerator<LayerResult> {
   let rows = batch.lengths.map((_, row) => row);
   let memory: (Memory | undefined)[] = rows.map(() => undefined);

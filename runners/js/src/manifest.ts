@@ -1,7 +1,8 @@
 import { type BundleFiles, sha256 } from "./files.js";
 import { BerxitError, InputError } from "./errors.js";
 import { anything, flag, integer, list, number, object, orNull, parseJson, type Read, record, text } from "./fields.js";
-import { KINDS } from "./kinds.js";
+import type { Head } from "./heads.js";
+import { type Kind, KINDS } from "./kinds.js";
 import { ExitPolicy, policyFields } from "./policies.js";
 
 export const SCHEMA_VERSION = 3;
@@ -46,10 +47,17 @@ const manifest = object(
 /** Content of manifest.json, with the keys of docs/bundle.md. */
 export type Manifest = ReturnType<typeof manifest>;
 
-export interface Bundle {
-  files: BundleFiles;
+/** Checked content of manifest.json. */
+export interface Parsed {
   manifest: Manifest;
+  kind: Kind;
+  /** The named heads, in the order of the labels; empty for a model without them. */
+  heads: readonly Head[];
   policy: ExitPolicy;
+}
+
+export interface Bundle extends Parsed {
+  files: BundleFiles;
   /** The first 12 hexadecimal digits of the sha256 of manifest.json; "" without WebCrypto. */
   digest: string;
   /** The content of a file, compared with its sha256 unless the bundle was opened without `verify`. */
@@ -60,10 +68,10 @@ export interface Bundle {
 export async function openBundle(files: BundleFiles, verify: boolean): Promise<Bundle> {
   const bytes = await files.read("manifest.json");
   const place = `${files.place}: manifest.json`;
-  const [found, policy] = parseManifest(parseJson(bytes, place), place);
+  const parsed = parseManifest(parseJson(bytes, place), place);
   const digest = verify || globalThis.crypto?.subtle ? (await sha256(bytes)).slice(0, 12) : "";
   return {
-    files, manifest: found, policy, digest,
+    ...parsed, files, digest,
     async read(entry) {
       const content = await files.read(entry.file);
       if (verify && (await sha256(content)) !== entry.sha256) {
@@ -75,8 +83,8 @@ export async function openBundle(files: BundleFiles, verify: boolean): Promise<B
   };
 }
 
-/** The checked manifest and its policy. `place`: for messages. */
-export function parseManifest(json: unknown, place: string): [Manifest, ExitPolicy] {
+/** Checks the content of manifest.json. Raises BerxitError as `openBundle`. `place`: for messages. */
+export function parseManifest(json: unknown, place: string): Parsed {
   const version = (json as { schema_version?: unknown } | null)?.schema_version;
   if (!Number.isInteger(version)) {
     throw new BerxitError(`${place}: no schema_version. This is not a bundle of berxit-export`);
@@ -86,22 +94,23 @@ export function parseManifest(json: unknown, place: string): [Manifest, ExitPoli
       `${place}: schema version ${version} is newer than ${SCHEMA_VERSION}, the newest that this package reads. Upgrade it, or export the bundle again`);
   }
   const found = manifest(json, place);
-  const kind = KINDS[found.model.kind];
-  for (const problem of kind?.problems?.(found.model.labels) ?? []) {
+  const beyond = unsupported(found);
+  if (beyond !== undefined) throw new BerxitError(`${place}: ${beyond}. Use another runner, or export another bundle`);
+  const { kind: name, labels, lte } = found.model;
+  const kind = KINDS.get(name) as Kind;
+  const heads = kind.headsOf?.(labels) ?? [];
+  for (const problem of problems(found, kind, heads)) {
     throw new BerxitError(`${place}: ${problem}. Export the bundle again`);
   }
   let policy: ExitPolicy;
   try {
     policy = new ExitPolicy(found.policy);
-    if (kind !== undefined) policy.check(kind.classes(found.model.labels), found.model.lte, kind.several);
+    policy.check(kind.classes(labels, heads), lte, kind.several);
   } catch (error) {
     if (error instanceof InputError) throw new BerxitError(`${place}: policy: ${error.message}. Export the bundle again`);
     throw error;
   }
-  const beyond = unsupported(found);
-  if (beyond !== undefined) throw new BerxitError(`${place}: ${beyond}. Use another runner, or export another bundle`);
-  for (const problem of problems(found)) throw new BerxitError(`${place}: ${problem}. Export the bundle again`);
-  return [found, policy];
+  return { manifest: found, kind, heads, policy };
 }
 
 /** The exit layers, ascending. */
@@ -113,22 +122,23 @@ export function exitsOf(found: Manifest): number[] {
 function unsupported({ target, precision, model }: Manifest): string | undefined {
   const known: [string, string, string[]][] = [
     ["target", target, ["onnxruntime"]], ["precision", precision, PRECISIONS],
-    ["model.kind", model.kind, Object.keys(KINDS)],
+    ["model.kind", model.kind, [...KINDS.keys()]],
   ];
   const found = known.find(([, value, values]) => !values.includes(value));
   return found && `${found[0]} is '${found[1]}': the runner for JavaScript runs ${found[2].join(", ")}`;
 }
 
-function* problems(found: Manifest): Generator<string> {
+function* problems(found: Manifest, kind: Kind, heads: readonly Head[]): Generator<string> {
   const { model, parity } = found;
   const labels = model.labels.length;
-  const [least, most] = KINDS[model.kind].labelCounts;
+  const [least, most] = kind.labelCounts;
   if (labels < least || labels > most) {
     const needed = most === 0 ? "none" : most === Infinity ? `at least ${least}` : `${least} to ${most}`;
     yield `model.labels has ${labels} entries: a ${model.kind} model needs ${needed}`;
   }
   const twice = repeated(model.labels);
   if (twice !== undefined) yield `model.labels contains '${twice}' twice`;
+  yield* kind.problems?.(model.labels, heads) ?? [];
   if (model.text_columns.length < 1 || model.text_columns.length > 2) {
     yield `model.text_columns has ${model.text_columns.length} entries: a model reads 1 text or a pair of 2`;
   }
@@ -149,7 +159,7 @@ function* problems(found: Manifest): Generator<string> {
   for (const entry of filesOf(found)) {
     if (!isInside(entry.file)) yield `'${entry.file}' is not a name below the bundle's folder`;
   }
-  yield* segmentProblems(found);
+  yield* segmentProblems(found, kind);
 }
 
 /** All files that the runner loads. */
@@ -163,16 +173,16 @@ function isInside(name: string): boolean {
   return !/[\\:\0]/.test(name) && parts.every((part) => part !== "" && part !== "." && part !== "..");
 }
 
-function* segmentProblems(found: Manifest): Generator<string> {
+function* segmentProblems(found: Manifest, kind: Kind): Generator<string> {
   const [first, ...layers] = found.segments;
-  const { hidden_size: d, kind, labels, lte } = found.model;
+  const { hidden_size: d, labels, lte } = found.model;
   const heads = first.outputs.find((each) => each.role === "attention_bias")?.shape[1];
   const shapes: Record<string, string[]> = {
     ...Object.fromEntries(TOKENS.map((role) => [role, ["batch,length"]])),
     hidden: [`batch,length,${d}`],
     attention_bias: ["batch,1,1,length", `batch,${heads},length,length`],
     token_weights: ["batch,1,length"],
-    logits: [`batch,${KINDS[kind].words ? "length," : ""}${labels.length || 1}`],
+    logits: [`batch,${kind.words ? "length," : ""}${labels.length || 1}`],
     lte: ["batch"],
   };
   for (const [place, each] of found.segments.entries()) {
@@ -195,7 +205,7 @@ function* segmentProblems(found: Manifest): Generator<string> {
       const twice = repeated(tensors.map((tensor) => tensor.name)) ?? repeated(roles);
       if (twice !== undefined) yield `${where}: '${twice}' is listed twice`;
       for (const tensor of varying) {
-        if (!(tensor.role in shapes)) yield `${where}: '${tensor.name}' has the unknown role '${tensor.role}'`;
+        if (!Object.hasOwn(shapes, tensor.role)) yield `${where}: '${tensor.name}' has the unknown role '${tensor.role}'`;
         if (!known.includes(tensor.role)) yield `${where}: '${tensor.role}' is not allowed at its position`;
         const shape = tensor.shape.join(",");
         if (!shapes[tensor.role].includes(shape)) {
@@ -212,7 +222,7 @@ function* segmentProblems(found: Manifest): Generator<string> {
       if ((tensor.role === "constant") !== (constant !== undefined)) {
         yield `${where}: constants must list exactly the inputs of role constant, but '${tensor.name}' has role '${tensor.role}'`;
       }
-      if (constant !== undefined && (constant.dtype !== tensor.dtype || `${constant.shape}` !== `${tensor.shape}` || !(tensor.dtype in BYTES))) {
+      if (constant !== undefined && (constant.dtype !== tensor.dtype || `${constant.shape}` !== `${tensor.shape}` || !Object.hasOwn(BYTES, tensor.dtype))) {
         yield `${where}: input '${tensor.name}' is ${tensor.dtype} (${tensor.shape}), but its constant is ${constant.dtype} (${constant.shape})`;
       }
     }

@@ -226,15 +226,8 @@ export class ExitPolicy {
     return this.criterion === "entropy" ? certainty < threshold : certainty > threshold;
   }
 
-  /** Class probabilities; the value for regression. */
-  scores(layer: number, logits: Float32Array): Float32Array {
-    if (logits.length === 1) return logits;
-    const powers = exponentials(this.scaled(layer, logits));
-    const total = powers.reduce((sum, each) => sum + each, 0);
-    return Float32Array.from(powers, (each) => each / total);
-  }
-
-  private scaled(layer: number, logits: Float32Array): Float32Array {
+  /** The logits of a decision, divided by the temperature of the layer; the value for regression. */
+  scaled(layer: number, logits: Float32Array): Float32Array {
     const temperature = Math.fround(this.fields.temperatures[layer - 1]);
     return logits.length === 1 || temperature === 1 ? logits : logits.map((each) => each / temperature);
   }
@@ -245,6 +238,14 @@ export function largest(values: ArrayLike<number>): number {
   let best = 0;
   for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i;
   return best;
+}
+
+/** Class probabilities of a decision; the value for regression. */
+export function softmax(logits: Float32Array): Float32Array {
+  if (logits.length === 1) return logits;
+  const powers = exponentials(logits);
+  const total = powers.reduce((sum, each) => sum + each, 0);
+  return Float32Array.from(powers, (each) => each / total);
 }
 
 /** Exponentials of the logits, which are shifted so that exp cannot overflow. */

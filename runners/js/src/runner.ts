@@ -4,12 +4,11 @@ import { BerxitError, InputError } from "./errors.js";
 import { openFiles } from "./files.js";
 import { parseJson } from "./fields.js";
 import { verify } from "./golden.js";
-import { checkHeads } from "./heads.js";
-import { KINDS } from "./kinds.js";
-import { type Decisions, type LayerResult, exitLoop } from "./loop.js";
+import { chosenHeads, type Head } from "./heads.js";
+import { type DecisionsOf, type LayerResult, exitLoop } from "./loop.js";
 import { type Bundle, type Manifest, openBundle } from "./manifest.js";
 import { type BackendName, defaultBackend, defaultThreads, importOrt, type Ort } from "./onnxruntime.js";
-import { type ExitPolicy } from "./policies.js";
+import { type ExitPolicy, softmax } from "./policies.js";
 import type { Prediction, StoppedBy } from "./prediction.js";
 import { Segments } from "./segments.js";
 import { type Encoding, type Text, Tokenizer } from "./tokenization/tokenizer.js";
@@ -54,7 +53,7 @@ interface Call {
   start: number;
   end: number;
   deadlineMs: number | undefined;
-  heads: readonly string[] | undefined;
+  heads: readonly Head[];
 }
 
 /** Clock in seconds. */
@@ -84,8 +83,7 @@ export class EarlyExitRunner {
     const { manifest } = opened;
     const content = await opened.read(manifest.tokenizer);
     const place = `${files.place}: ${manifest.tokenizer.file}`;
-    const tokenizer = new Tokenizer(
-      parseJson(content, place), manifest.model.max_length, place, KINDS[manifest.model.kind].words);
+    const tokenizer = new Tokenizer(parseJson(content, place), manifest.model.max_length, place, opened.kind.words);
     const name = options.backend ?? defaultBackend();
     const segments = await Segments.open(opened, {
       name,
@@ -125,11 +123,12 @@ export class EarlyExitRunner {
   }
 
   private async *streamed(encoding: Encoding, started: number): AsyncGenerator<Prediction> {
-    const call = { policy: this.bundle.policy, start: started, end: Infinity, deadlineMs: undefined, heads: undefined };
+    const { policy, heads } = this.bundle;
+    const call = { policy, start: started, end: Infinity, deadlineMs: undefined, heads };
     const batch = padded([encoding], this.manifest.model.pad_token_id);
     const last = this.segments.exits.at(-1);
     const rule: ExitRule = { exits: (layer, certainties) => certainties.map(() => layer === last) };
-    for await (const result of exitLoop(this.segments, batch, this.bundle.policy, rule, this.decisions([encoding]))) {
+    for await (const result of exitLoop(this.segments, batch, policy, rule, this.decisionsOf([encoding], heads))) {
       const prediction = this.prediction(result, 0, encoding, call);
       const paused = clock();
       yield prediction;
@@ -163,14 +162,15 @@ export class EarlyExitRunner {
   }
 
   private async predictions(
-    texts: readonly Text[], { threshold, deadlineMs, heads, onExit }: PredictOptions, nameOf: (row: number) => string,
+    texts: readonly Text[], { threshold, deadlineMs, heads: names, onExit }: PredictOptions, nameOf: (row: number) => string,
   ): Promise<Prediction[]> {
     const start = clock();
     this.checkOpen();
     if (texts.length === 0) throw new InputError("the batch is empty: give at least one text");
     const policy = threshold === undefined ? this.bundle.policy : this.bundle.policy.withThreshold(threshold);
     const end = deadlineMs === undefined ? Infinity : endOf(deadlineMs, start);
-    if (heads !== undefined) checkHeads(this.manifest.model.kind, this.manifest.model.labels, heads);
+    const { heads: all, manifest: { model } } = this.bundle;
+    const heads = names === undefined ? all : chosenHeads(model.kind, all, names);
     const call: Call = { policy, start, end, deadlineMs, heads };
     texts.forEach((text, row) => this.check(text, nameOf(row)));
     const encodings = texts.map((text, row) => this.encode(text, nameOf(row), end));
@@ -184,7 +184,7 @@ export class EarlyExitRunner {
       left -= tokens;
       const part = rows.map((row) => encodings[row]);
       const batch = padded(part, this.manifest.model.pad_token_id);
-      for await (const result of exitLoop(this.segments, batch, policy, rule, this.decisions(part, heads))) {
+      for await (const result of exitLoop(this.segments, batch, policy, rule, this.decisionsOf(part, heads))) {
         for (const [place, local] of result.rows.entries()) {
           if (!result.exits[place] && onExit === undefined) continue;
           const row = rows[local];
@@ -197,9 +197,9 @@ export class EarlyExitRunner {
     return found;
   }
 
-  private decisions(encodings: Encoding[], heads?: readonly string[]): Decisions {
-    const { kind, labels } = this.manifest.model;
-    return (logits, row) => KINDS[kind].decisions(logits, labels, encodings[row].words, heads);
+  private decisionsOf(encodings: Encoding[], heads: readonly Head[]): DecisionsOf {
+    const { kind, manifest: { model } } = this.bundle;
+    return (logits, row) => kind.decisions(logits, model.labels, encodings[row].words, heads);
   }
 
   private rule(policy: ExitPolicy, end: number): ExitRule {
@@ -237,16 +237,16 @@ export class EarlyExitRunner {
   }
 
   private prediction(result: LayerResult, place: number, encoding: Encoding, call: Call): Prediction {
-    const { model } = this.manifest;
+    const { kind, manifest: { model } } = this.bundle;
     const { layer } = result;
     const [decisions, certainty] = [result.decisions[place], result.certainties[place]];
-    const scores = decisions.map((each) => call.policy.scores(layer, each));
+    const logits = decisions.map((each) => call.policy.scaled(layer, each));
     let stoppedBy: StoppedBy | null = null;
     if (layer === this.segments.exits.at(-1)) stoppedBy = "last_layer";
     else if (result.exits[place]) stoppedBy = call.policy.exits(layer, certainty, decisions) ? "certainty" : "deadline";
     const latencyMs = 1e3 * (clock() - call.start);
     return {
-      ...KINDS[model.kind].describe(scores, model.labels, encoding.words, call.heads),
+      ...kind.describe(logits, logits.map(softmax), model.labels, encoding.words, call.heads),
       exitLayer: layer,
       certainty,
       latencyMs,

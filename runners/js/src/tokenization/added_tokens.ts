@@ -79,7 +79,7 @@ class Matcher {
       if (token.lstrip) start = Math.max(start - (/\p{White_Space}*$/u.exec(text.slice(0, start))?.[0].length ?? 0), done);
       if (token.rstrip) end += /^\p{White_Space}*/u.exec(text.slice(end))?.[0].length ?? 0;
       if (done < start) pieces.push(whole.slice(done, start));
-      const [first, last] = whole.slice(start, end).range;
+      const [first, last] = whole.rangeOf(start, end);
       pieces.push({ id: token.id, start: first, end: last });
       done = end;
     }

@@ -1,8 +1,8 @@
 /** A step that changes a text. */
 export type Step = (text: string) => string;
 
-/** Largest number of characters that a step may combine, in UTF-16 units. Longer runs are aligned in parts. */
-const LONGEST = 64;
+/** Largest number of characters that a step may combine. Longer runs are aligned in parts. */
+const LONGEST = 32;
 
 /** A range of UTF-16 units of the source text. */
 type Range = readonly [start: number, end: number];
@@ -25,10 +25,11 @@ export class AlignedText {
     return new AlignedText(text, ranges);
   }
 
-  /** The range of the source; [0, 0] if the text is empty or not aligned. */
-  get range(): Range {
+  /** The source range of the units from `start` to `end`; [0, 0] if there are none, or the text is not aligned. */
+  rangeOf(start: number, end: number): Range {
     const { ranges } = this;
-    return ranges === null || ranges.length === 0 ? [0, 0] : [ranges[0][0], ranges[ranges.length - 1][1]];
+    const last = Math.min(end, ranges?.length ?? 0);
+    return ranges === null || start >= last ? [0, 0] : [ranges[start][0], ranges[last - 1][1]];
   }
 
   slice(start: number, end?: number): AlignedText {
@@ -67,7 +68,7 @@ export class AlignedText {
   changed(step: Step): AlignedText {
     const whole = step(this.text);
     if (this.ranges === null || whole === this.text) return new AlignedText(whole, this.ranges);
-    let [part, result, start] = ["", "", 0];
+    let [part, result, size, start] = ["", "", 0, 0]; // `size`: characters of the part
     const ranges: Range[] = [];
     const close = (): void => {
       const before = Array.from(part, (character) => this.ranges![(start += character.length) - 1]);
@@ -77,16 +78,17 @@ export class AlignedText {
     };
     for (const character of this.text) {
       const alone = step(character);
-      const joins = part !== "" && part.length < LONGEST && step(part + character) !== result + alone;
-      if (!joins) {
+      const together = size > 0 && size < LONGEST ? step(part + character) : null;
+      if (together !== null && together !== result + alone) {
+        [part, result, size] = [part + character, together, size + 1];
+      } else {
         close();
-        [part, result] = ["", alone];
+        [part, result, size] = [character, alone, 1];
       }
-      part += character;
-      if (joins) result = step(part);
     }
     close();
-    while (ranges.length < whole.length) ranges.push(ranges.at(-1) ?? this.range); // only after a part of LONGEST units
-    return new AlignedText(whole, ranges);
+    // The lengths differ only after a part of LONGEST characters.
+    while (ranges.length < whole.length) ranges.push(ranges.at(-1) ?? this.rangeOf(0, this.text.length));
+    return new AlignedText(whole, ranges.slice(0, whole.length));
   }
 }

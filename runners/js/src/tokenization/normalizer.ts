@@ -38,7 +38,7 @@ const PATTERNS: Record<string, string> = {
 };
 
 function replacement({ pattern: { String: fixed, Regex: regex }, content }: Component): Change {
-  if (!fixed && !(regex in PATTERNS)) throw new BerxitError(`the pattern '${regex}' of the normalizer Replace`);
+  if (!fixed && !Object.hasOwn(PATTERNS, regex)) throw new BerxitError(`the pattern '${regex}' of the normalizer Replace`);
   const pattern = new RegExp(fixed ? escaped(fixed) : PATTERNS[regex], "gu");
   return (text) => text.replaced(pattern, content);
 }

@@ -17,7 +17,7 @@ export interface Encoding {
   tokenTypeIds: number[];
   /** True if the text was truncated. */
   truncated: boolean;
-  /** The words of the text; null unless the model labels words. */
+  /** The words of the text, the first one of a pair; null unless the model labels words. */
   words: Words | null;
 }
 
@@ -85,7 +85,9 @@ export class Tokenizer {
     };
     for (const part of parts) {
       const tokens = "id" in part ? [part] : found[part.text].tokens.slice(0, kept[part.text]);
-      if (this.findWords && "text" in part) encoding.words = wordsOf(given[0], tokens as Token[], encoding.inputIds.length);
+      if (this.findWords && "text" in part && part.text === 0) {
+        encoding.words = wordsOf(given[0], tokens as Token[], encoding.inputIds.length);
+      }
       for (const { id } of tokens) {
         encoding.inputIds.push(id);
         encoding.tokenTypeIds.push(part.type);
@@ -162,7 +164,7 @@ function model(component: Component): (word: AlignedText) => Token[] {
         to = at + character.length;
         if (++bytes === ENCODER.encode(character).length) [at, bytes] = [to, 0];
       } else to = at += token.length - (from > 0 ? continued.length : 0);
-      const [start, end] = word.slice(from, to).range;
+      const [start, end] = word.rangeOf(from, to);
       return { id: ids.get(token) ?? (unknown as number), start, end };
     });
   };
