@@ -138,9 +138,9 @@ class Kind:
 
     def describe(self, decisions: Floats, labels: Sequence[str], words: Sequence[Words] = ()) -> list[Described]:
         """The predictions of B texts from the logits of their decisions, divided by the temperature. ``words`` (B,):
-        only for tokens."""
-        rows = softmax(decisions).tolist()
-        return [Described(labels[row.index(max(row))], dict(zip(labels, row, strict=True))) for row in rows]
+        only for tokens. The largest logit decides: different logits may have the same probability."""
+        rows = zip(decisions.argmax(axis=-1).tolist(), softmax(decisions).tolist(), strict=True)
+        return [Described(labels[number], dict(zip(labels, row, strict=True))) for number, row in rows]
 
     def has(self, numbers: npt.NDArray, place: int, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
         """True for each prediction, or label of data, that is or contains the label with the number ``place``: numbers
@@ -345,11 +345,10 @@ class Heads(Kind):
 
     def describe(self, decisions: Floats, labels: Sequence[str], words: Sequence[Words] = ()) -> list[Described]:
         found = []
-        for rows in softmax(decisions).tolist():
+        for numbers, rows in zip(decisions.argmax(axis=-1).tolist(), softmax(decisions).tolist(), strict=True):
             heads = {}
-            for head, row in zip(self._heads, rows, strict=True):
-                scores = dict(zip(head.classes, row, strict=False))
-                heads[head.name] = HeadPrediction(max(scores, key=scores.__getitem__), scores)
+            for head, number, row in zip(self._heads, numbers, rows, strict=True):
+                heads[head.name] = HeadPrediction(head.classes[number], dict(zip(head.classes, row, strict=False)))
             label = SEPARATOR.join(label_of(name, each.label) for name, each in heads.items())
             flat = {label_of(head, name): p for head, each in heads.items() for name, p in each.scores.items()}
             found.append(Described(label, flat, heads=heads))

@@ -27,6 +27,19 @@ def test_multilabel_decisions_have_the_sigmoid_as_probability() -> None:
     assert list(found.scores.values()) == pytest.approx((1 / (1 + np.exp(-logits[0]))).tolist())
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "expected"),
+    [("classification", NAMES, "dog"), ("heads", ("a=x", "a=y", "b=v", "b=w"), "a=y|b=w")],
+)
+def test_larger_logit_decides_between_equal_probabilities(kind: str, labels: tuple[str, ...], expected: str) -> None:
+    logits = np.array([[0.0, 1e-12, -9.0] if kind == "classification" else [0.0, 1e-12, 0.0, 1e-12]], np.float32)
+    model = KINDS[kind].of(labels)
+    (found,) = model.describe(model.decisions(logits), labels)
+    first, second, *_ = found.scores.values()
+    assert (found.label, first) == (expected, second)
+    assert model.text(model.numbers(model.decisions(logits), labels)[0], labels) == found.label
+
+
 def test_read_examples_reads_sets_in_both_notations(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = ['{"text": "a", "label": "tree|cat"}', '{"text": "b", "label": ["dog"]}', '{"text": "c", "label": ""}']
