@@ -14,8 +14,8 @@ from berxit.runtime.bundle import read_manifest, sha256, write_manifest
 
 
 def with_fixed_table(bundle: Path, folder: Path) -> Path:
-    """A copy of an ONNX bundle with the older form of the word embedding table: the ONNX file has a fixed number of rows,
-    and the scales of an int8 table are in the ONNX file."""
+    """A copy of an ONNX bundle with the older form of the word embedding table: the ONNX file has a fixed number of
+    rows, and the scales of an int8 table are in the ONNX file."""
     shutil.copytree(bundle, folder)
     manifest = read_manifest(folder)
     first = manifest.segments[0]
