@@ -45,7 +45,7 @@ class CRunner:
         import native
 
         self._case = native.case
-        command = [native.built() / "berxit-vectors", "latency", bundle, native.library(), str(threads), "1"]
+        command = [native.built("release") / "berxit-vectors", "latency", bundle, native.library(), str(threads), "1"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def latency_us(self, text: Text) -> float:
@@ -87,7 +87,7 @@ def segments(bundle: Path, threads: int, length: int, seconds: float, folder: Pa
     graph = folder / "whole.onnx"
     write_whole_graph(bundle, read_manifest(bundle).segments, graph)
     logits = onnx.load(str(graph), load_external_data=False).graph.output[0].name
-    program, numbers = native.built() / "berxit-vectors", map(str, (threads, length, seconds))
+    program, numbers = native.built("release") / "berxit-vectors", map(str, (threads, length, seconds))
     found: dict[str, Any] = json.loads(native.run(program, "speed", bundle, native.library(), *numbers, graph, logits))
     return {**found, "segments_per_graph": found["segments"] / found["one_graph"]}
 

@@ -54,7 +54,9 @@ def differing(kind: str, max_length: int, texts: list[Text]) -> tuple[list[Text]
     import native
 
     file = VECTORS / f"{kind}.json"
-    lines = native.run(native.built() / "berxit-vectors", "tokenize", file, str(max_length), cases=texts).splitlines()
+    lines = native.run(
+        native.built("release") / "berxit-vectors", "tokenize", file, str(max_length), cases=texts
+    ).splitlines()
     tokenizer = TextTokenizer(file, max_length, 0)
     wrong, failures = [], 0
     for start in range(0, len(texts), AT_ONCE):

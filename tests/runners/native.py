@@ -7,7 +7,9 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -27,14 +29,25 @@ def jdk() -> Path | None:
     return folder if folder and (folder / "include" / "jni.h").exists() else None
 
 
-def built(*, sanitized: bool = False) -> Path:
-    """The build folder, with the JNI library if there is a JDK. ``sanitized``: built with the address and
-    undefined-behaviour sanitizers. Skips the test without CMake, a C++ compiler, or the headers of ONNX Runtime."""
+BUILDS = {
+    "quick": ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0"],
+    "release": [],
+    "sanitized": ["-DBERXIT_SANITIZE=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"],
+}
+"""Options of each build. ``quick`` compiles in half the time: without optimization, and all sources as one file.
+``sanitized`` has the address and undefined-behaviour sanitizers."""
+
+
+@cache
+def built(build: str) -> Path:
+    """The folder of one of ``BUILDS``, up to date. It has the JNI library if there is a JDK. The folder remains, so
+    that only changed sources are compiled again. Skips the test without CMake, a C++ compiler, make, or the headers of
+    ONNX Runtime."""
     if not MISSING:
         MISSING.extend(tool for tool in ("cmake", "c++", "make") if shutil.which(tool) is None)
     if MISSING:
-        pytest.skip(f"the C runner cannot be built here: {MISSING[0]} is missing")
-    folder, java = BUILD / ("sanitized" if sanitized else "release"), jdk()
+        skip()
+    folder, java = BUILD / build, jdk() if build != "sanitized" else None
     folder.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:  # the tests run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -44,21 +57,23 @@ def built(*, sanitized: bool = False) -> Path:
             got = subprocess.run([str(script), str(headers)], capture_output=True, text=True, check=False)
             if got.returncode:
                 MISSING.append(f"onnxruntime_c_api.h ({(got.stderr.splitlines() or ['no download'])[-1][:100]})")
-                pytest.skip(f"the C runner cannot be built here: {MISSING[0]} is missing")
+                skip()
         if not (folder / "Makefile").exists():
-            start = [
-                "cmake",
-                "-S",
-                str(RUNNER),
-                "-B",
-                str(folder),
-                "-DBERXIT_TESTS=ON",
-                f"-DONNXRUNTIME_INCLUDE={headers}",
-            ]
-            start += ["-DBERXIT_SANITIZE=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"] if sanitized else []
-            run(*start, *(["-DBERXIT_JAVA=ON", f"-DJNI_HEADER={java / 'include'}"] if java and not sanitized else []))
-        run("cmake", "--build", str(folder), "--parallel", "2")
+            options = ["-DBERXIT_TESTS=ON", f"-DONNXRUNTIME_INCLUDE={headers}", *BUILDS[build]]
+            options += ["-DBERXIT_JAVA=ON", f"-DJNI_HEADER={java / 'include'}"] if java else []
+            run("cmake", "-S", RUNNER, "-B", folder, *options)
+        targets = ("berxit-vectors", "berxit-run", *["berxit_java"] * bool(java)) if build == "quick" else ("all",)
+        run("cmake", "--build", folder, "--parallel", "2", "--target", *targets)
     return folder
+
+
+def built_for(test: pytest.FixtureRequest) -> Path:
+    """The folder of the release build for a slow test, and of the quick build for any other."""
+    return built("release" if test.node.get_closest_marker("slow") else "quick")
+
+
+def skip() -> NoReturn:
+    pytest.skip(f"the C runner cannot be built here: {MISSING[0]} is missing")
 
 
 def library() -> Path:

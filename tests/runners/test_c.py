@@ -24,17 +24,16 @@ from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import read_manifest, write_manifest
 from berxit.runtime.tokenization import Text
 
-pytestmark = pytest.mark.slow  # the compiler takes a minute
 MODELS = sorted(path.name for path in (VECTORS / "onnx").iterdir())
 ERRORS: list[dict[str, Any]] = json.loads((VECTORS / "errors.json").read_text(encoding="utf-8"))
 NEAR = 1e-5
 """A row may exit elsewhere if a certainty is so near to its threshold."""
 
 
-@pytest.fixture(scope="module")
-def vectors() -> Path:
+@pytest.fixture
+def vectors(request: pytest.FixtureRequest) -> Path:
     """The program berxit-vectors."""
-    return native.built() / "berxit-vectors"
+    return native.built_for(request) / "berxit-vectors"
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -168,11 +167,13 @@ def random_texts(count: int, *, pairs: bool) -> list[Text]:
     return [(words(), words()) if pairs else words() for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_c_runner_predicts_as_python(vectors: Path, bundle: Path) -> None:
     assert_golden_inputs_pass(vectors, bundle)
     assert_agrees(vectors, bundle, random_texts(500, pairs=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "precision", "options"),
     [
@@ -216,9 +217,10 @@ def test_c_runner_reports_damage(vectors: Path, bundle: Path, tmp_path: Path) ->
     assert "embeddings.words.bin: checksum differs" in done.stderr
 
 
+@pytest.mark.slow
 def test_c_runner_survives_the_fuzzer() -> None:
     """A short run of the fuzzer under the sanitizers."""
-    fuzz, bundle = native.built(sanitized=True) / "berxit-fuzz", VECTORS / "onnx" / "learned"
+    fuzz, bundle = native.built("sanitized") / "berxit-fuzz", VECTORS / "onnx" / "learned"
     for kind in ("bert", "roberta", "albert", "mmbert"):
         native.run(fuzz, "texts", VECTORS / f"{kind}.json", "2000", "1")
         native.run(fuzz, "tokenizers", VECTORS / f"{kind}.json", "100", "1")
@@ -272,6 +274,7 @@ def with_medians(bundle: Path, folder: Path, texts: Sequence[Text]) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["mrpc", "sst-2"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_c_runner_predicts_real_texts_as_python(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import native
 import pytest
+from conftest import quick_and_slow
 from make_vectors import VECTORS
 
-pytestmark = pytest.mark.slow  # the compilers take a minute
 SOURCES = native.ROOT / "runners" / "java" / "src" / "main" / "java" / "berxit"
 EXAMPLES = native.ROOT / "docs" / "examples"
 BUNDLE = VECTORS / "onnx" / "confidence"
@@ -64,18 +64,24 @@ public final class Checks {
 
 
 @pytest.fixture(scope="module")
-def java(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A command that runs a class of the examples, or Checks."""
-    classes, jdk = tmp_path_factory.mktemp("classes"), native.jdk()
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled classes of the runner and the examples, and Checks."""
+    folder, jdk = tmp_path_factory.mktemp("classes"), native.jdk()
     if jdk is None:
         pytest.skip("no JDK here: javac or jni.h is missing")
-    built = native.built()
-    (classes / "Checks.java").write_text(CHECKS, encoding="utf-8")
-    sources = [*SOURCES.glob("*.java"), EXAMPLES / "Predict.java", classes / "Checks.java"]
-    native.run(
-        jdk / "bin" / "javac", "--release", "11", "-encoding", "UTF-8", "-Xlint:all", "-Werror", "-d", classes, *sources
-    )
-    options = [f"-Djava.library.path={built}", "-Xcheck:jni", "-Dfile.encoding=UTF-8"]
+    (folder / "Checks.java").write_text(CHECKS, encoding="utf-8")
+    options = ["--release", "11", "-encoding", "UTF-8", "-Xlint:all", "-Werror", "-d", folder]
+    sources = [*SOURCES.glob("*.java"), EXAMPLES / "Predict.java", folder / "Checks.java"]
+    native.run(jdk / "bin" / "javac", *options, *sources)
+    return folder
+
+
+@pytest.fixture
+def java(request: pytest.FixtureRequest, classes: Path) -> list[str]:
+    """A command that runs a class of the examples, or Checks."""
+    library, jdk = native.built_for(request), native.jdk()
+    assert jdk is not None
+    options = [f"-Djava.library.path={library}", "-Xcheck:jni", "-Dfile.encoding=UTF-8"]
     return [str(jdk / "bin" / "java"), "-cp", str(classes), *options]
 
 
@@ -101,32 +107,32 @@ def test_java_class_predicts_streams_and_rejects(java: list[str]) -> None:
     assert errors == ["rejected"] * 6
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("multilabel", "lights music 40 lights|music false 3"),
-        ("heads", "what=lights room=none 40 what=lights|room=none false 5"),
-        (
-            "tokens",
-            "what:turn thetrue when:kitchen lightstrue when:offtrue 40 I-what I-what I-when I-when B-when false 0",
-        ),
-    ],
-)
+SPANS = "what:turn thetrue when:kitchen lightstrue when:offtrue 40 I-what I-what I-when I-when B-when false 0"
+KINDS = [
+    ("multilabel", "lights music 40 lights|music false 3"),
+    ("heads", "what=lights room=none 40 what=lights|room=none false 5"),
+    ("tokens", SPANS),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), quick_and_slow(KINDS, [("tokens", SPANS)]))
 def test_java_class_returns_labels_and_spans(java: list[str], name: str, expected: str) -> None:
     bundle = BUNDLE.parent / name
     text = json.loads((bundle / "answers.json").read_text(encoding="utf-8"))["texts"][0][0]
     assert run(java, "Checks", bundle, text).splitlines()[2] == expected
 
 
+@pytest.mark.slow
 def test_java_example_prints_the_prediction(java: list[str]) -> None:
     text, answer = first_answer()
     assert len((EXAMPLES / "Predict.java").read_text(encoding="utf-8").splitlines()) <= 20
     assert f"{text}: {answer['label']} (" in run(java, "Predict", BUNDLE, text)
 
 
+@pytest.mark.slow
 def test_c_example_prints_the_prediction(tmp_path: Path) -> None:
     text, answer = first_answer()
-    built = native.built()
+    built = native.built("release")
     assert len((EXAMPLES / "predict.c").read_text(encoding="utf-8").splitlines()) <= 20
     program = tmp_path / "predict"
     options = [

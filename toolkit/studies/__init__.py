@@ -16,6 +16,7 @@ STUDIES = {
     "layerwise": "the score of every layer, strategy by strategy (figures 2, 3, 10, 11)",
     "tradeoff": "relative score against average exit layer, and the area between the curves (figures 4, 5, table 2)",
     "lte": "learning to exit compared with a fixed exit layer and with patience (figure 6, table 3)",
+    "criteria": "all exit criteria that fit the checkpoints, against one exit layer and against the default criterion",
     "certainty": "the learned certainty and the score of every layer (figure 7)",
     "probe": "correlation of confidence and word overlap, the BLEU-4 score of the two sentences (figure 8)",
     "limit": "the score of the first layers, fine-tuned alone (figure 9)",

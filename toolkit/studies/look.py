@@ -28,8 +28,9 @@ LINES: tuple[tuple[str, Any], ...] = (
     ("D", ":"),
     ("X", (0, (8, 2))),
     ("v", (0, (5, 1, 1, 1, 1, 1))),
+    ("P", (0, (1, 3))),
 )
-"""Marker and line style of the strategies, in the order of STRATEGIES."""
+"""Markers and line styles: of the strategies in the order of STRATEGIES, or of the criteria in a study of criteria."""
 HIGHEST = 120.0
 """Relative scores above this percentage are not drawn, because the reference is then too low."""
 

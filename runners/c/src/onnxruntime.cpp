@@ -11,9 +11,9 @@ namespace berxit {
 namespace {
 
 #if defined(__APPLE__)
-constexpr const char* kNames[] = {"libonnxruntime.dylib", "libonnxruntime.1.dylib"};
+constexpr const char* kLibraryNames[] = {"libonnxruntime.dylib", "libonnxruntime.1.dylib"};
 #else
-constexpr const char* kNames[] = {"libonnxruntime.so.1", "libonnxruntime.so"};
+constexpr const char* kLibraryNames[] = {"libonnxruntime.so.1", "libonnxruntime.so"};
 #endif
 
 ONNXTensorElementDataType type_of(Dtype dtype) {
@@ -41,9 +41,9 @@ void* library(const std::string& path) {
         throw Failure("cannot load ONNX Runtime from " + stated + ": " + first_line(reason ? reason : "unknown reason") +
                       ". Give the path of libonnxruntime");
     }
-    for (const char* name : kNames)
+    for (const char* name : kLibraryNames)
         if (void* found = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return found;
-    throw Failure(std::string("cannot find ONNX Runtime (") + kNames[0] +
+    throw Failure(std::string("cannot find ONNX Runtime (") + kLibraryNames[0] +
                   "): install it, or give its path in the options or in BERXIT_ONNXRUNTIME");
 }
 

@@ -204,6 +204,27 @@ def test_lte_of_regression(make: Make, data: dict[str, Path], tmp_path: Path) ->
     assert "held-out curve" in (tmp_path / "lte-pairs.md").read_text(encoding="utf-8")  # patience's tolerance
 
 
+def test_criteria(make: Make, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every criterion that fits is compared with one exit layer and with the default, on the same passes."""
+    paths = [make("alternating", lte=True), make("alternating", lte=True, seed=7)]
+    replace_passes(paths, data["classes"], tmp_path, [[0.5, 0.7, 0.9], [0.6, 0.8, 0.9]])
+    assert run("criteria", *paths, "--data", data["classes"], "--output", tmp_path) == 0
+    found = written(tmp_path, "criteria-pairs")
+    (line,) = found["lines"]
+    others = {"entropy", "lte", "patience", "agreement"}  # too few rows for learned
+    assert set(line["curves"]) == {"confidence", *others, "layer-wise"}
+    pairs = [(claim["first"], claim["second"]) for claim in found["claims"]]
+    assert set(pairs) == {(name, "layer-wise") for name in ("confidence", *others)} | {
+        (name, "confidence") for name in others
+    }
+    assert all(claim["seeds"] == [2, 2] for claim in found["claims"])
+    above = {claim["first"]: claim["above"] for claim in found["claims"] if claim["second"] == "layer-wise"}
+    assert above["confidence"] > 1  # in these passes, right predictions are more confident
+    capsys.readouterr()
+    assert run("criteria", *paths, "--data", data["classes"], "--output", tmp_path, "--criterion", "fixed") == 2
+    assert "'fixed' does not fit" in capsys.readouterr().err
+
+
 def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
     paths = [make("alternating", lte=True), make("joint", lte=True)]
     assert run("certainty", *paths, "--data", data["classes"], "--output", tmp_path) == 0
