@@ -1,4 +1,4 @@
-"""Compares the numbers of a page with the stored results: README.md and results/README.md.
+"""Compares the numbers of README.md and of the pages in results/ with the stored results.
 
     python -m benchmarks.results_page
 
@@ -42,7 +42,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-PAGES = (ROOT / "README.md", RESULTS / "README.md")
+PAGES = (ROOT / "README.md", *sorted(RESULTS.glob("*.md")))
 
 NUMBER = re.compile(
     r"(?<![\w.,])(?<!\w-)[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?(?:%|x\b)?(?![\w])(?!\.\d)"

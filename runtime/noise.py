@@ -25,7 +25,7 @@ OTHERS = 0.3
 ``python benchmarks/noise.py``: 16 benches of a 3-layer model on two cores at a load average of 5 to 15 had a tail of
 1.84 to 143, a drift of 1.08 to 1.84, and 1.6 to 1.95 CPUs used by other processes. The drift can be small on a machine
 that is always busy, so all limits are needed. On a quiet machine, p90 / p50 is 1.4 to 1.6 over inputs of different
-lengths (results/README.md), and lower over repeats of the same input.
+lengths (results/latency.md), and lower over repeats of the same input.
 """
 R_SQUARED = 0.98
 """Minimum R^2 of a bench's line. Quiet benches reach 0.9966 to 0.9990 (results/), the 16 busy ones 0.02 to 0.98."""

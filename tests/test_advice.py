@@ -195,10 +195,8 @@ def next_line(capsys: pytest.CaptureFixture[str]) -> str | None:
     ("data", "options", "programs"),
     [
         ("folder", [], ["calibrate", "export", "runtime.bench"]),
-        ("file", [], ["calibrate", "export", "runtime.bench"]),
         ("file", ["--dev-fraction", "0"], ["train", "calibrate", "export", "runtime.bench"]),
         ("folder without dev", ["--seed", "7", "--no-lte"], ["calibrate", "export", "runtime.bench"]),
-        ("file", ["--dev-fraction", "0.2"], ["calibrate", "export", "runtime.bench"]),
         ("bad rows", ["--skip-bad-rows"], ["calibrate", "export", "runtime.bench"]),
     ],
 )

@@ -141,7 +141,7 @@ def line_of(capsys: pytest.CaptureFixture[str], command: str, *arguments: str | 
     return lines[0]
 
 
-@pytest.mark.parametrize("name", ["Margin", "Doubt", "Energy"])
+@pytest.mark.parametrize("name", [pytest.param("Margin", marks=pytest.mark.slow), "Doubt", "Energy"])
 def test_every_command_uses_the_criterion_of_a_users_file(
     name: str, file: Path, checkpoint: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,7 +76,7 @@ def fit_weights(predictions: Predictions, policy: ExitPolicy) -> tuple[tuple[flo
     """Weights of the criterion ``learned`` for exits 1 to n - 1 of a pass; ``policy`` is for the exits of the pass.
 
     For regression with LTE, only the LTE has a weight: with the differences of values, inputs close to the mean exit
-    first, and the correlation with the labels falls (results/README.md).
+    first, and the correlation with the labels falls (results/thresholds.md).
     """
     agree, found = agreement(predictions), []
     memory: Memory | None = None

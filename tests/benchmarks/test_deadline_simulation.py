@@ -55,7 +55,7 @@ def test_four_stalls_change_no_exit_on_recorded_latencies(condition: str, record
 
 
 @pytest.mark.parametrize("condition", ["quiet", "loaded", "throttled"])
-@pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("promised", [MISS_PROBABILITY, 0.05])
 def test_share_of_missed_deadlines_is_below_miss_probability(
     condition: str, factor: float, promised: float, recording: dict[str, Seconds]

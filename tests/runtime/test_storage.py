@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -156,50 +158,41 @@ def test_write_whole_flushes_content_before_rename(tmp_path: Path, way: str, mon
     assert flushed == ["new", "inner", scratch.name, "late"]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from berxit.runtime import storage
+def replace_until(folder: Path, action: str, at: int, way: str) -> None:
+    """Replaces the content of ``folder / "output"``, and kills this process before the rename number ``at``."""
+    moves = itertools.count()
 
-folder, action, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-if sys.argv[4] == "by two renames":
-    storage._exchange = lambda one, other: False
-moves = 0
+    def killed(real: Callable[..., Any]) -> Callable[..., Any]:
+        def move(*arguments: object) -> object:
+            if next(moves) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
 
-def killed(real):
-    def move(*arguments):
-        global moves
-        if moves == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        moves += 1
-        return real(*arguments)
-    return move
+        return move
 
-Path.rename, Path.replace = killed(Path.rename), killed(Path.replace)
-storage._exchange, storage._remove = killed(storage._exchange), killed(storage._remove)
-if action == "whole":
-    with storage.write_whole(folder / "output", force=True) as scratch:
-        (scratch / "new").touch()
-        (scratch / "new 2").touch()
-else:
-    with storage.write_together(folder / "output") as scratch:
-        (scratch / "one").write_text("new")
-        (scratch / "two").write_text("new")
-print("not killed")
-"""
+    if way == "by two renames":
+        storage._exchange = lambda one, other: False
+    Path.rename, Path.replace = killed(Path.rename), killed(Path.replace)  # type: ignore[method-assign]
+    storage._exchange, storage._remove = killed(storage._exchange), killed(storage._remove)
+    if action == "whole":
+        with storage.write_whole(folder / "output", force=True) as scratch:
+            (scratch / "new").touch()
+            (scratch / "new 2").touch()
+    else:
+        with storage.write_together(folder / "output") as scratch:
+            (scratch / "one").write_text("new", encoding="utf-8")
+            (scratch / "two").write_text("new", encoding="utf-8")
 
 
 def killed_at(folder: Path, action: str, at: int, way: str) -> bool:
     """Kills a replacement before its rename number ``at``. Returns False if it has fewer renames."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder), action, str(at), way],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+    child = multiprocessing.get_context("fork").Process(target=replace_until, args=(folder, action, at, way))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork with threads, from Python 3.12 on
+        child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode != 0
 
 
 def test_write_whole_is_atomic_if_killed(tmp_path: Path, way: str) -> None:

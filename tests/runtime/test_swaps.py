@@ -94,8 +94,6 @@ WAYS = [by_rename, by_deletion, by_force, by_files]
     [
         *(("onnxruntime", way, True) for way in WAYS),
         ("onnxruntime", by_deletion, False),
-        ("onnxruntime", by_files, False),
-        ("openvino", by_force, True),
         ("openvino", by_files, False),
     ],
 )

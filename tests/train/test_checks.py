@@ -73,9 +73,17 @@ def assert_same_weights(found: torch.nn.Module, expected: torch.nn.Module, atol:
 # The weights
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "mpnet", "modernbert"])  # ModernBERT's own prefix is "model.", too
-@pytest.mark.parametrize("wrapper", ["", "module.", "0.auto_model.", "model.", "_orig_mod.module."])
-@pytest.mark.parametrize("base", [False, True])
+WRAPPERS = ("", "module.", "0.auto_model.", "model.", "_orig_mod.module.")
+PREFIXED = (*FAMILIES, "mpnet", "modernbert")  # ModernBERT's own prefix is "model.", too
+
+
+@pytest.mark.parametrize(
+    ("base", "wrapper", "family"),
+    [
+        *((base, "model.", family) for family in PREFIXED for base in (False, True)),
+        *((base, wrapper, "bert") for wrapper in WRAPPERS if wrapper != "model." for base in (False, True)),
+    ],
+)
 def test_load_encoder_accepts_weights_under_every_known_prefix(
     base: bool, wrapper: str, family: str, backbone_folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -305,8 +305,9 @@ def test_choose_again_builds_the_same_policies_for_fewer_exits(spec: PolicySpec)
     assert found.histogram == fewer.calibration.histogram
 
 
-@pytest.mark.parametrize("rule", [Keep(0.97), Risk(0.05)], ids=["keep", "risk"])
-@pytest.mark.parametrize("spec", [SPECS[0], SPECS[6]], ids=str)
+@pytest.mark.parametrize(
+    ("spec", "rule"), [(SPECS[0], Keep(0.97)), (SPECS[6], Risk(0.05))], ids=["fitted-keep", "fitted-risk"]
+)
 def test_rule_holds_on_new_rows_for_fitted_policies(spec: PolicySpec, rule: Keep | Risk) -> None:
     """Of 20 calibrations, at most delta plus sampling error fail, although the policy is fitted on the same rows."""
     everyone = drifting(5000, 9)

@@ -143,7 +143,9 @@ def test_second_stage_changes_no_bit_of_frozen_parameters(
             assert torch.equal(weights, both[name]) == frozen, name
 
 
-@pytest.mark.parametrize(("strategy", "step"), [("two-stage", 3), ("self-distillation", 1)])
+@pytest.mark.parametrize(
+    ("strategy", "step"), [("two-stage", 3), pytest.param("self-distillation", 1, marks=pytest.mark.slow)]
+)
 def test_run_interrupted_in_its_second_stage_continues_there(
     strategy: str,
     step: int,

@@ -31,7 +31,12 @@ def population(rows: int, metric: str, seed: int = 0) -> Predictions:
 
 
 @pytest.mark.parametrize(
-    ("metric", "criterion"), [("accuracy", "confidence"), ("f1", "confidence"), ("pearson", "lte")]
+    ("metric", "criterion"),
+    [
+        pytest.param("accuracy", "confidence", marks=pytest.mark.slow),
+        ("f1", "confidence"),
+        pytest.param("pearson", "lte", marks=pytest.mark.slow),
+    ],
 )
 def test_keep_holds_on_new_rows(metric: str, criterion: str) -> None:
     """Of 60 calibrations with 400 rows, at most delta (plus sampling error) keep less than promised."""

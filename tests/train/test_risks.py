@@ -50,10 +50,10 @@ def risk_of(everyone: Predictions, rule: Risk, predicted: npt.NDArray, taken: np
 @pytest.mark.parametrize(
     "rule",
     [
-        Risk(0.1, 0.2),
-        Risk(0.08, 0.2, of=LABEL_ERROR),
+        pytest.param(Risk(0.1, 0.2), marks=pytest.mark.slow),
+        pytest.param(Risk(0.08, 0.2, of=LABEL_ERROR), marks=pytest.mark.slow),
         Risk(0.25, 0.2, of="misses:urgent"),
-        Risk(0.15, 0.2, per="class"),
+        pytest.param(Risk(0.15, 0.2, per="class"), marks=pytest.mark.slow),
         Risk(0.15, 0.2, of=LABEL_ERROR, per="class"),
         Risk(0.15, 0.2, per="exit"),
     ],

@@ -153,7 +153,7 @@ def test_real_weights_stay_within_the_limits(
     [
         ("fp16", "ane", ("fixed-shapes", "full-depth", "float16-exits")),
         ("fp16", "tokens", ("full-depth", "float16-exits")),
-    ],  # lossy precisions need a trained checkpoint (results/README.md): a new exit head has little signal
+    ],  # lossy precisions need a trained checkpoint (results/targets.md): a new exit head has little signal
 )
 def test_options_keep_real_exits_within_the_tolerance(
     family: str,

@@ -34,7 +34,6 @@ def product(*weights: np.ndarray) -> Function:
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("bert", ExportOptions()),
         ("albert", ExportOptions("int8", target_version="ios16")),
         ("bert", ExportOptions("palette4-grouped")),
         ("mpnet", ExportOptions(lengths=(8, 16), layout="ane", target_options=("fixed-shapes", "full-depth"))),

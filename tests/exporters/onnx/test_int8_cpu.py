@@ -327,7 +327,7 @@ def all_exits(runner: EarlyExitRunner, texts: list[str]) -> np.ndarray:
     return np.stack([output.logits for output in every_exit(runner.backend, runner.tokenizer(texts))], axis=1)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name",), BUNDLES)
 def test_int8_row_does_not_depend_on_neighbours_or_padding(family_bundle, name: str, backend: str) -> None:  # type: ignore[no-untyped-def]
     """Float32 sums may differ in the last bits, by the order of summation; a scale per batch differed by 1e-2."""
