@@ -2,7 +2,7 @@
 
     python -m benchmarks.c_tokenizers [--texts 200000] [--seed 0] --output c-tokenizers
 
-The five tokenizers of tests/runners/vectors encode the texts of benchmarks/swift_tokenizers, and pairs of them, with
+The seven tokenizers of tests/runners/vectors encode the texts of benchmarks/swift_tokenizers, and pairs of them, with
 maximum lengths of 16 and 128 tokens. Ids, types and truncation must be equal.
 """
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from benchmarks.swift_tokenizers.pipelines import KINDS
+from benchmarks.swift_tokenizers.texts import random_text
 from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.results import write_results
@@ -23,14 +25,11 @@ from berxit.runtime.tokenization import Text, TextTokenizer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "runners"))
 VECTORS = ROOT / "tests" / "runners" / "vectors"
-KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")
 AT_ONCE = 2000
 
 
 def random_texts(rng: random.Random, count: int) -> list[Text]:
     """Texts and pairs of benchmarks/swift_tokenizers. Texts that are empty after stripping are replaced."""
-    from benchmarks.swift_tokenizers.texts import random_text
-
     texts = [random_text(rng) for _ in range(count)]
     texts = [text if text.strip() else "x" for text in texts]
     return [(text, rng.choice(texts)) if rng.random() < 0.2 else text for text in texts]

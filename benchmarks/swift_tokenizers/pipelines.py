@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-KINDS = ("bert", "mpnet", "roberta", "albert", "unigram")
+KINDS = ("bert", "mpnet", "roberta", "albert", "unigram", "deberta", "mmbert")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase")
 ADDED = (
     *("[SEP]", "<mask>", "New York", "é", "e\u0301", "ΣΑΣ", "two  blanks", "foo", "foobar", "obar", "İ", "##x", "a b"),

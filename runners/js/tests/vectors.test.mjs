@@ -137,13 +137,15 @@ for (const [backend, few] of Object.entries(some)) {
 test("bundles and calls of errors.json are rejected in one line", async (context) => {
   const folder = await mkdtemp(join(tmpdir(), "berxit-"));
   context.after(() => rm(folder, { recursive: true }));
+  const copied = new Set();
   for (const [number, each] of (await read("errors.json")).entries()) {
     let message = "";
     try {
       if (each.at !== undefined) {
-        const changed = join(folder, `${number}`);
-        await cp(bundle(each.model), changed, { recursive: true, dereference: true });
-        const manifest = JSON.parse(await readFile(join(changed, "manifest.json"), "utf8"));
+        const changed = join(folder, each.model);
+        if (!copied.has(each.model)) await cp(bundle(each.model), changed, { recursive: true, dereference: true });
+        copied.add(each.model);
+        const manifest = JSON.parse(await readFile(join(bundle(each.model), "manifest.json"), "utf8"));
         const last = each.at.pop();
         const entry = each.at.reduce((found, key) => found[key], manifest);
         if (each.value === null) delete entry[last];
