@@ -119,7 +119,8 @@ KINDS = [
 def test_java_class_returns_labels_and_spans(java: list[str], name: str, expected: str) -> None:
     bundle = BUNDLE.parent / name
     text = json.loads((bundle / "answers.json").read_text(encoding="utf-8"))["texts"][0][0]
-    assert run(java, "Checks", bundle, text).splitlines()[2] == expected
+    blanks = "\u3000\u2003"  # two chars of six bytes, so that the offsets of spans in chars and bytes differ
+    assert run(java, "Checks", bundle, blanks + text).splitlines()[2] == expected
 
 
 @pytest.mark.slow

@@ -90,7 +90,8 @@ std::string kind_names() {
     return names;
 }
 
-std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::string& place) {
+std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::string& column, const std::string& model) {
+    const std::string place = model + ": labels";
     std::vector<Head> heads;
     for (size_t label = 0; label < labels.size(); ++label) {
         const size_t end = labels[label].find('=');
@@ -113,6 +114,10 @@ std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::st
         if (head.count < 2 || head.count > kMostClasses)
             throw Failure(place + ": head '" + head.name + "' must have 2 to " + std::to_string(kMostClasses) +
                           " classes. Export the bundle again");
+    const auto columns = 1 + static_cast<size_t>(std::count(column.begin(), column.end(), '|'));
+    if (columns != heads.size())
+        throw Failure(model + ": label_column has " + std::to_string(columns) + " columns for " + std::to_string(heads.size()) +
+                      " heads. Export the bundle again");
     return heads;
 }
 

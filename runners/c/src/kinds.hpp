@@ -46,8 +46,9 @@ const TaskKind* kind_named(const std::string& name);
 // The names of all kinds, for a message.
 std::string kind_names();
 
-// The heads in the labels of a model. Throws Failure, whose message starts with `place`, for labels that have none.
-std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::string& place);
+// The heads in the labels of a model. `column`: names of their columns, separated by "|". Throws Failure, whose message starts
+// with `model`, for labels without heads, and for too few or too many columns.
+std::vector<Head> heads_of(const std::vector<std::string>& labels, const std::string& column, const std::string& model);
 
 // Number of classes of a decision; 1 for a value. `heads`: those of a model with named heads.
 int32_t classes_of(const TaskKind& kind, size_t labels, const std::vector<Head>& heads);

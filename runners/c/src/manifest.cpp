@@ -141,13 +141,11 @@ private:
     }
 
     static void constants(const Segment& segment, const std::string& where) {
-        size_t count = 0;
         for (const TensorInfo& input : segment.inputs) {
             const auto found = segment.constants.find(input.name);
             if ((input.role == "constant") != (found != segment.constants.end()))
                 fail(where, "constants must list exactly the inputs of role constant, " + quoted(input.name) + " differs");
             if (found == segment.constants.end()) continue;
-            ++count;
             Shape shape;
             for (int64_t size : found->second.shape) {
                 if (size < 0) fail(where, "constant " + quoted(input.name) + " has a negative size");
@@ -157,7 +155,9 @@ private:
                 fail(where, "input " + quoted(input.name) + " is " + name_of(input.dtype) + " " + text_of_shape(input.shape) +
                          ", but its constant is " + name_of(found->second.dtype) + " " + text_of_shape(shape));
         }
-        if (count != segment.constants.size()) fail(where, "constants lists a name that is not an input");
+        for (const auto& [name, tensor] : segment.constants)
+            if (std::none_of(segment.inputs.begin(), segment.inputs.end(), [&](const auto& input) { return input.name == name; }))
+                fail(where, "constants lists " + quoted(name) + ", which is not an input");
         for (const TensorInfo& output : segment.outputs)
             if (output.role == "constant") fail(where, "output " + quoted(output.name) + " has the role constant");
     }
@@ -225,8 +225,9 @@ private:
                     fail(where, std::string("it ") + (input ? "reads " : "writes ") + tensor.role +
                              ", which is not allowed at its position");
                 if (made && (made->dtype != tensor.dtype || made->shape != tensor.shape))
-                    fail(where, quoted(tensor.name) + " differs in dtype or shape from " + tensor.role +
-                             " of the embeddings segment");
+                    fail(where, quoted(tensor.name) + " is " + name_of(tensor.dtype) + " " + text_of_shape(tensor.shape) +
+                             ", but the embeddings segment writes " + tensor.role + " as " + name_of(made->dtype) + " " +
+                             text_of_shape(made->shape));
             }
     }
 
@@ -288,7 +289,6 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
     task = model.string("task");
     metric = model.string("metric");
     model.string("family");
-    model.string("label_column");
     if (model.has("positive")) model.string("positive");
     labels = model.strings("labels");
     if (labels.size() < kind->least_labels || labels.size() > kind->most_labels)
@@ -300,9 +300,10 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
             throw Failure(model.at("labels") + " contains " + quoted(label) + " twice. Export the bundle again");
         if (label.find('\0') != std::string::npos) throw Failure(model.at("labels") + ": a label contains U+0000");
     }
-    if (kind->heads) heads = heads_of(labels, model.at("labels"));
+    const std::string column = model.string("label_column");
+    if (kind->heads) heads = heads_of(labels, column, fields.at("model"));
     const size_t columns = model.strings("text_columns").size();
-    if (columns < 1 || columns > 2) throw Failure(model.at("text_columns") + " must have 1 or 2 entries");
+    if (columns < 1 || columns > 2) throw Failure(model.at("text_columns") + " has " + std::to_string(columns) + " entries: a model reads 1 text or a pair of 2. Export the bundle again");
     pairs = columns == 2;
     layers = model.whole("layers", 1);
     hidden_size = model.whole("hidden_size", 1);
@@ -325,21 +326,28 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
 
     policy = std::make_unique<ExitPolicy>(
         json["policy"], fields.at("policy"), classes(), lte, kind->several);
-    if (policy->schema_version() > schema_version)
-        throw Failure(place + ": schema_version is " + std::to_string(schema_version) +
-                      ", but the policy needs version 2. Export the bundle again");
+    const int32_t needed = kind->several ? 3 : policy->schema_version();
+    if (needed > schema_version)
+        throw Failure(place + ": schema_version is " + std::to_string(schema_version) + ", but the kind or the policy needs " +
+                      std::to_string(needed) + ". Export the bundle again");
     const Fields parity(json["parity"], fields.at("parity"), {"reference", "atol", "max_diff"}, {"scale"});
     parity.string("reference");
     atol = parity.number("atol");
     scale = parity.has("scale") ? parity.number("scale") : 1;
-    const size_t differences = parity.numbers("max_diff").size();
+    const std::vector<double> max_diff = parity.numbers("max_diff");
+    const size_t differences = max_diff.size();
+    for (double each : max_diff)
+        if (!(each >= 0)) throw Failure(parity.at("max_diff") + ": a number is below 0. Export the bundle again");
     if (!(atol >= 0) || !(scale > 0)) throw Failure(parity.place() + ": atol must be at least 0, and scale above 0");
 
     int32_t before = 0;
     bool ordered = true;
     for (size_t number = 0; number < segments.size(); ++number) {
         const Segment& each = segments[number];
-        ordered = ordered && (number ? each.layer > before && (each.layer - before) % each.repeat == 0 : each.layer == 0);
+        ordered = ordered && (number ? each.layer > before : each.layer == 0);
+        if (ordered && number && (each.layer - before) % each.repeat)
+            throw Failure(place + ": segment of layer " + std::to_string(each.layer) + ": repeat is " + std::to_string(each.repeat) +
+                          ": it must divide its " + std::to_string(each.layer - before) + " layers. Export the bundle again");
         if (number) exits.push_back(each.layer);
         before = each.layer;
     }

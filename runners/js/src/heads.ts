@@ -30,8 +30,11 @@ export function headsOf(labels: string[]): Head[] {
   return found;
 }
 
-/** Problems of the labels of a model with named heads, as messages about the manifest. */
-export function* headsProblems(labels: string[], heads: readonly Head[]): Generator<string> {
+/**
+ * Problems of the labels and columns of a model with named heads, as messages about the manifest. `column`: the columns of
+ * the heads, separated by "|".
+ */
+export function* headsProblems(labels: string[], heads: readonly Head[], column: string): Generator<string> {
   const unnamed = labels.find((label) => !label.includes("="));
   if (unnamed !== undefined) yield `model.labels contains '${unnamed}': a label of a heads model is HEAD=CLASS`;
   if (new Set(heads.map(({ name }) => name)).size < heads.length) {
@@ -40,6 +43,8 @@ export function* headsProblems(labels: string[], heads: readonly Head[]): Genera
   if (heads.length > MOST_HEADS) yield `model.labels has ${heads.length} heads: a model has at most ${MOST_HEADS}`;
   const wrong = heads.find(({ classes }) => classes.length < 2 || classes.length > MOST_CLASSES);
   if (wrong !== undefined) yield `model.labels: head '${wrong.name}' must have 2 to ${MOST_CLASSES} classes`;
+  const columns = column.split("|").length;
+  if (columns !== heads.length) yield `model.label_column has ${columns} columns for ${heads.length} heads`;
 }
 
 /**

@@ -21,8 +21,8 @@ export interface Kind {
   words: boolean;
   /** The named heads in the labels of a model; only for models with named heads. */
   headsOf?(labels: string[]): Head[];
-  /** Problems of the labels in a manifest, besides their number. `heads`: all heads of the model. */
-  problems?(labels: string[], heads: readonly Head[]): Iterable<string>;
+  /** Problems of labels and columns in a manifest, besides the number of labels. `heads`: all heads of the model. */
+  problems?(labels: string[], heads: readonly Head[], column: string): Iterable<string>;
   /** Number of classes of a decision; 1 for a value. `heads`: all heads of the model. */
   classes(labels: string[], heads: readonly Head[]): number;
   /**

@@ -110,6 +110,10 @@ export function parseManifest(json: unknown, place: string): Parsed {
     if (error instanceof InputError) throw new BerxitError(`${place}: policy: ${error.message}. Export the bundle again`);
     throw error;
   }
+  const needed = kind.several ? 3 : policy.schemaVersion;
+  if ((version as number) < needed) {
+    throw new BerxitError(`${place}: schema_version is ${version}, but the kind or the policy needs ${needed}. Export the bundle again`);
+  }
   return { manifest: found, kind, heads, policy };
 }
 
@@ -138,12 +142,16 @@ function* problems(found: Manifest, kind: Kind, heads: readonly Head[]): Generat
   }
   const twice = repeated(model.labels);
   if (twice !== undefined) yield `model.labels contains '${twice}' twice`;
-  yield* kind.problems?.(model.labels, heads) ?? [];
+  yield* kind.problems?.(model.labels, heads, model.label_column) ?? [];
   if (model.text_columns.length < 1 || model.text_columns.length > 2) {
     yield `model.text_columns has ${model.text_columns.length} entries: a model reads 1 text or a pair of 2`;
   }
   for (const name of ["layers", "hidden_size", "max_length"] as const) {
     if (!(model[name] >= 1)) yield `model.${name} is ${model[name]}: it must be at least 1`;
+  }
+  const rows = Math.min(...Object.values(found.segments[0]?.constants ?? {}).map(({ shape }) => shape[0] ?? Infinity));
+  if (model.pad_token_id < 0 || model.pad_token_id >= rows) {
+    yield `model.pad_token_id is ${model.pad_token_id}: it must be at least 0, and the word embedding table has ${rows} rows`;
   }
   const layers = found.segments.map((each) => each.layer);
   const ascending = layers.every((layer, place) => place === 0 ? layer === 0 : layer > layers[place - 1]);
@@ -151,11 +159,14 @@ function* problems(found: Manifest, kind: Kind, heads: readonly Head[]): Generat
     yield `${layers.length} segments [${layers}] and a policy for ${found.policy.temperatures.length} layers do not match a model of ${model.layers} layers`;
   }
   if (found.lengths?.length) yield `lengths is [${found.lengths}]: target onnxruntime accepts any length`;
-  if ((found.max_batch ?? 1) < 1) yield `max_batch is ${found.max_batch}: it must be at least 1`;
+  for (const name of ["max_batch", "threads"] as const) {
+    if ((found[name] ?? 1) < 1) yield `${name} is ${found[name]}: it must be at least 1`;
+  }
   if (!(parity.atol >= 0) || !((parity.scale ?? 1) > 0)) yield `parity has atol ${parity.atol} and scale ${parity.scale}`;
   if (parity.max_diff.length !== layers.length - 1) {
     yield `parity.max_diff has ${parity.max_diff.length} entries for ${layers.length - 1} exits`;
   }
+  if (!parity.max_diff.every((each) => each >= 0)) yield `parity.max_diff is [${parity.max_diff}]: it must be at least 0`;
   for (const entry of filesOf(found)) {
     if (!isInside(entry.file)) yield `'${entry.file}' is not a name below the bundle's folder`;
   }
@@ -195,12 +206,12 @@ function* segmentProblems(found: Manifest, kind: Kind): Generator<string> {
       : {
           reads: ["hidden"], mayRead: first.outputs.map((output) => output.role),
           writes: ["logits", ...(lte ? ["lte"] : []), ...(place < layers.length ? ["hidden"] : [])],
-          mayWrite: ["logits", "lte", "hidden"],
+          mayWrite: ["logits", ...(lte ? ["lte"] : []), "hidden"],
         };
     for (const [tensors, needed, known] of [
       [each.inputs, expected.reads, expected.mayRead], [each.outputs, expected.writes, expected.mayWrite],
     ] as [TensorInfo[], string[], string[]][]) {
-      const varying = tensors.filter((tensor) => tensor.role !== "constant");
+      const varying = tensors.filter((tensor) => tensor.role !== "constant" || tensors === each.outputs);
       const roles = varying.map((tensor) => tensor.role);
       const twice = repeated(tensors.map((tensor) => tensor.name)) ?? repeated(roles);
       if (twice !== undefined) yield `${where}: '${twice}' is listed twice`;
@@ -213,10 +224,20 @@ function* segmentProblems(found: Manifest, kind: Kind): Generator<string> {
         }
         const dtypes = TOKENS.includes(tensor.role) ? ["int32"] : CARRIED.includes(tensor.role) ? FLOATS : ["float32"];
         if (!dtypes.includes(tensor.dtype)) yield `${where}: '${tensor.name}' has dtype '${tensor.dtype}', expected ${dtypes.join(" or ")}`;
+        const made = first.outputs.find((output) => output.role === tensor.role);
+        if (made !== undefined && (made.dtype !== tensor.dtype || `${made.shape}` !== shape)) {
+          yield `${where}: '${tensor.name}' is ${tensor.dtype} (${shape}), but the embeddings segment writes ${tensor.role} as ${made.dtype} (${made.shape})`;
+        }
       }
       const missing = needed.find((role) => !roles.includes(role));
       if (missing !== undefined) yield `${where}: it has no ${missing}`;
     }
+    if ((each.repeat ?? 1) > 1 && !each.outputs.some(({ role }) => role === "hidden")) yield `${where}: repeat is above 1, but it writes no hidden`;
+    const same = found.segments.find(({ file }) => file === each.file) as Segment; // a file is opened once
+    const differs = each.inputs.find((tensor) => unlike(tensor, same.inputs)) ?? each.outputs.find((tensor) => unlike(tensor, same.outputs));
+    if (differs !== undefined) yield `${where}: '${differs.name}' of ${each.file} differs from that of the segment of layer ${same.layer}`;
+    const unread = Object.keys(each.constants ?? {}).find((name) => !each.inputs.some((tensor) => tensor.name === name));
+    if (unread !== undefined) yield `${where}: constants lists '${unread}', which is not an input`;
     for (const tensor of each.inputs) {
       const constant = each.constants?.[tensor.name];
       if ((tensor.role === "constant") !== (constant !== undefined)) {
@@ -227,6 +248,12 @@ function* segmentProblems(found: Manifest, kind: Kind): Generator<string> {
       }
     }
   }
+}
+
+/** True if the tensor of this name among `others` has another role, dtype or shape. */
+function unlike(tensor: TensorInfo, others: TensorInfo[]): boolean {
+  const other = others.find(({ name }) => name === tensor.name) ?? tensor;
+  return other.role !== tensor.role || other.dtype !== tensor.dtype || `${other.shape}` !== `${tensor.shape}`;
 }
 
 function repeated(values: string[]): string | undefined {

@@ -103,6 +103,12 @@ export class ExitPolicy {
     return this.fields.temperatures.length;
   }
 
+  /** The smallest schema version of a bundle with this policy. */
+  get schemaVersion(): number {
+    const newer = ["agreement", "learned", "fixed"].includes(this.criterion) || this.fields.thresholds.some(Array.isArray);
+    return newer || this.patience > 1 || this.off.size > 0 ? 2 : 1;
+  }
+
   /** True if the certainty is a number of exits, which exits at the threshold, too. */
   private get counts(): boolean {
     return this.criterion === "patience" || this.criterion === "fixed";

@@ -1,4 +1,4 @@
-// Heads of a manifest, and names that every JavaScript object inherits.
+// Heads and shared files of a manifest, and names that every JavaScript object inherits.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
@@ -22,6 +22,16 @@ test("parseManifest rejects names that every object inherits", async () => {
       return error instanceof BerxitError;
     });
   }
+});
+
+test("parseManifest rejects a shared file with different tensors", async () => {
+  const found = JSON.parse(await readFile(new URL("confidence/manifest.json", VECTORS), "utf8"));
+  const [, , second, third] = found.segments;
+  third.file = second.file;
+  parseManifest(found, "manifest.json");
+  third.inputs[1].name = third.inputs[0].name;
+  third.inputs[0].name = "other";
+  assert.throws(() => parseManifest(found, "manifest.json"), /layer 3: 'hidden_in' of .*layer_02.onnx differs from that of .* layer 2/);
 });
 
 test("parseManifest returns the heads", async () => {

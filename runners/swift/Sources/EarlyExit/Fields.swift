@@ -29,6 +29,16 @@ struct Fields {
         json[key].isNull ? nil : try get(key, type)
     }
 
+    /// Whole number of at least `least`.
+    func whole(_ key: String, from least: Int) throws -> Int {
+        let value = try get(key, \.int)
+        guard value >= least else {
+            throw EarlyExitError.failure(
+                "\(place): \(key) is \(value): it must be at least \(least). Export the bundle again")
+        }
+        return value
+    }
+
     func list<T>(_ key: String, _ type: KeyPath<JSON, T?>) throws -> [T] {
         try items(key) { try Fields.typed($0, type, at: $1) }
     }

@@ -14,6 +14,9 @@ public enum TaskKind: String, CaseIterable, Sendable {
     /// True if a text has several decisions.
     var hasSeveralDecisions: Bool { self != .classification && self != .regression }
 
+    /// The first schema version of bundles whose readers know the kind.
+    var schemaVersion: Int { hasSeveralDecisions ? 3 : 1 }
+
     /// Smallest and largest number of labels of a model.
     private var labelCounts: ClosedRange<Int> {
         switch self {

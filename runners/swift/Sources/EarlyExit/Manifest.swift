@@ -19,6 +19,8 @@ public struct Manifest: Sendable {
     /// Input lengths that the segments accept; inputs are padded to the next length. Empty: any length up to the
     /// maximum.
     public let lengths: [Int]
+    /// Largest number of rows of a call; nil: any. This package runs one input at a time.
+    let maxBatch: Int?
 
     /// Layers with an exit, in ascending order.
     public var exits: [Int] { segments.dropFirst().map(\.layer) }
@@ -51,8 +53,12 @@ public struct Manifest: Sendable {
         isCalibrated = try fields.find("calibration", \.object) != nil
         parity = try fields.one("parity", Parity.init)
         lengths = fields.has("lengths") ? try fields.list("lengths", \.int) : []
-        _ = try fields.find("max_batch", \.int)  // ignored: this package runs one input at a time
-        _ = try fields.find("threads", \.int)  // ignored: CoreML chooses its threads
+        guard lengths.first ?? 1 >= 1, zip(lengths, lengths.dropFirst()).allSatisfy(<) else {
+            throw EarlyExitError.failure(
+                "\(place): lengths is \(lengths): it must be in ascending order, from at least 1. Export the bundle again")
+        }
+        maxBatch = fields.has("max_batch") ? try fields.whole("max_batch", from: 1) : nil
+        if fields.has("threads") { _ = try fields.whole("threads", from: 1) }  // ignored: CoreML chooses its threads
         _ = try fields.find("scores", \.object)
         _ = try fields.get("made_with", \.object)
 
@@ -67,8 +73,11 @@ public struct Manifest: Sendable {
                 "\(place): segment \(number) has \(segment.functions.count) functions for \(lengths.count) lengths."
                     + " Export the bundle again")
         }
-        for segment in functions {
-            try segment.checkLogits(of: model, at: place)
+        let needed = max(policy.schemaVersion, model.kind.schemaVersion)
+        guard version >= needed else {
+            throw EarlyExitError.failure(
+                "\(place): schema_version is \(version), but the kind or the policy needs \(needed)."
+                    + " Export the bundle again")
         }
         let layers = segments.map(\.layer)
         guard policy.layers == model.layers, layers.count > 1, layers.first == 0, layers.last == model.layers,
@@ -78,6 +87,12 @@ public struct Manifest: Sendable {
                 "\(place): \(layers.count) segments \(layers) and a policy for \(policy.layers) layers do not match a"
                     + " model of \(model.layers) layers. Export the bundle again")
         }
+        guard parity.differences == exits.count else {
+            throw EarlyExitError.failure(
+                "\(place): parity.max_diff has \(parity.differences) entries for \(exits.count) exits."
+                    + " Export the bundle again")
+        }
+        if target == "coreml" { try TensorCheck(self, at: place).run() }  // the executor rejects other targets
     }
 
     /// The segments, and full depth as one graph.
@@ -105,6 +120,7 @@ public struct ModelInfo: Sendable {
     public let labels: [String]
     /// The named heads of a heads model.
     let heads: [NamedHead]
+    let hiddenSize: Int
     /// True if the model expects pairs of texts, false for single texts.
     public let takesPairs: Bool
     public let layers: Int
@@ -133,14 +149,20 @@ public struct ModelInfo: Sendable {
         let column = try fields.get("label_column", \.string)
         try kind.check(labels, at: place)
         heads = kind == .heads ? try NamedHead.read(labels, column: column, at: place) : []
-        takesPairs = try fields.list("text_columns", \.string).count == 2
-        layers = try fields.get("layers", \.int)
-        maxLength = try fields.get("max_length", \.int)
-        padTokenId = try fields.get("pad_token_id", \.int)
+        let columns = try fields.list("text_columns", \.string).count
+        guard columns == 1 || columns == 2 else {
+            throw EarlyExitError.failure(
+                "\(place): text_columns has \(columns) entries: a model reads 1 text or a pair of 2."
+                    + " Export the bundle again")
+        }
+        takesPairs = columns == 2
+        layers = try fields.whole("layers", from: 1)
+        hiddenSize = try fields.whole("hidden_size", from: 1)
+        maxLength = try fields.whole("max_length", from: 1)
+        padTokenId = try fields.whole("pad_token_id", from: 0)
         lte = try fields.get("lte", \.bool)
         _ = try fields.get("metric", \.string)
         _ = try fields.find("positive", \.string)
-        _ = try fields.get("hidden_size", \.int)
     }
 }
 
@@ -195,19 +217,6 @@ public struct Segment: Sendable {
 }
 
 extension Segment {
-    /// Throws unless the logits of each row, or of each token, are as many as those of the model. `place`: for messages.
-    fileprivate func checkLogits(of model: ModelInfo, at place: String) throws {
-        let expected = (model.kind == .tokens ? ["batch", "length"] : ["batch"]) + [String(model.outputs)]
-        for logits in outputs where logits.role == "logits" {
-            guard logits.shape.count == expected.count, logits.shape.last == expected.last else {
-                throw EarlyExitError.failure(
-                    "\(place): segment of layer \(layer): '\(logits.name)' has shape"
-                        + " (\(logits.shape.joined(separator: ", "))), expected (\(expected.joined(separator: ", ")))."
-                        + " Export the bundle again")
-            }
-        }
-    }
-
     /// Function for inputs of `length` tokens, one of the manifest's `lengths`; nil if the file has one function.
     func function(for length: Int, of lengths: [Int]) -> String? {
         lengths.firstIndex(of: length).flatMap { functions.indices.contains($0) ? functions[$0] : nil } ?? function
@@ -215,7 +224,7 @@ extension Segment {
 }
 
 /// Input or output of a segment.
-public struct TensorInfo: Sendable {
+public struct TensorInfo: Equatable, Sendable {
     public let name: String
     /// Role of the tensor; for the list of roles, see docs/bundle.md.
     public let role: String
@@ -258,12 +267,21 @@ public struct Parity: Sendable {
     public let atol: Double
     /// Divisor of the differences of logits.
     public let scale: Double
+    /// Number of exits that were compared.
+    let differences: Int
 
     init(_ json: JSON, at place: String) throws {
         let fields = try Fields(json, at: place, needed: ["reference", "atol", "max_diff"], optional: ["scale"])
         reference = try fields.get("reference", \.string)
         atol = try fields.get("atol", \.double)
-        _ = try fields.list("max_diff", \.double)
+        let found = try fields.list("max_diff", \.double)
+        differences = found.count
+        for (name, numbers) in [("atol", [atol]), ("max_diff", found)] {
+            guard numbers.allSatisfy({ $0 >= 0 && $0 < .infinity }) else {
+                throw EarlyExitError.failure(
+                    "\(place): \(name) is \(numbers): it must be finite and at least 0. Export the bundle again")
+            }
+        }
         scale = try fields.find("scale", \.double) ?? 1
         guard scale > 0, scale < .infinity else {
             throw EarlyExitError.failure("\(place): scale is \(scale): it must be above 0. Export the bundle again")

@@ -62,6 +62,13 @@ public struct ExitPolicy: Equatable, Sendable {
 
     public var layers: Int { temperatures.count }
 
+    /// The smallest schema version of a bundle with this policy.
+    var schemaVersion: Int {
+        let isNewer = criterion == .agreement || criterion == .learned || criterion == .fixed
+        let isPerClass = thresholds.contains { $0.numbers.count > 1 }
+        return isNewer || isPerClass || patience > 1 || !off.isEmpty ? 2 : 1
+    }
+
     /// Throws for a number out of range, and for settings that contradict each other.
     public init(
         criterion: Criterion, thresholds: [Threshold], temperatures: [Double], tolerance: Double = 0.5,

@@ -52,14 +52,29 @@ public final class Prediction {
         for (int i = 1; i < first; ++i) set.add(EarlyExitRunner.text(names[i]));
         labels = Collections.unmodifiableList(set);
         List<Span> ranges = new ArrayList<>();
-        for (int i = 0; i < places.length; i += 3)
-            ranges.add(new Span(characters(text, (int) places[i]), characters(text, (int) places[i + 1]),
-                EarlyExitRunner.text(names[first + i / 3]), places[i + 2]));
+        Characters characters = new Characters(text);
+        for (int i = 0; i < places.length; i += 3) {
+            int start = characters.before((int) places[i]), end = characters.before((int) places[i + 1]);
+            ranges.add(new Span(start, end, EarlyExitRunner.text(names[first + i / 3]), places[i + 2]));
+        }
         spans = Collections.unmodifiableList(ranges);
     }
 
-    private static int characters(byte[] text, int bytes) {
-        return new String(text, 0, bytes, StandardCharsets.UTF_8).length();
+    /** Counts the UTF-16 code units before byte offsets, which ascend: each byte of the text is decoded once. */
+    private static final class Characters {
+        private final byte[] text;
+        private int bytes;
+        private int units;
+
+        Characters(byte[] text) {
+            this.text = text;
+        }
+
+        int before(int offset) {
+            units += new String(text, bytes, offset - bytes, StandardCharsets.UTF_8).length();
+            bytes = offset;
+            return units;
+        }
     }
 
     /**
