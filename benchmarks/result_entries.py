@@ -104,6 +104,27 @@ def _study(task: str, folder: str, studies: tuple[str, ...], lte: str = "--no-lt
     )
 
 
+def _recipes() -> Iterator[str]:
+    """The commands that train the recipes and compare them."""
+    program = "python benchmarks/recipes.py"
+    several = " ".join(f"--recipe '{name}'" for name in RECIPES_OF_SEVERAL_SEEDS)
+    sst2 = f"sst2 --model $MINILM --data $DATA/SST-2 --train-rows 2000 --train-option=--no-lte --output {OUTPUT}/sst2-r"
+    yield f"{program} {sst2} --seeds 42"
+    yield f"{program} {sst2} {several} --seeds 42,43,44"
+    yield f"{program} {sst2} --only-table"
+    sick = "--recipe default --recipe joint --recipe self-distillation --train-rows 2000"
+    yield f"{program} sick --model $MINILM --data $DATA/SICK {sick} --output {OUTPUT}/sick-r"
+
+
+def _studies_of_recipes() -> Iterator[str]:
+    """The studies of joint and alternating with three seeds, on the checkpoints of the recipes."""
+    for task, folder, others in (("sst2", "SST-2", "criteria"), ("sick", "SICK", "lte")):
+        runs, options = f"{OUTPUT}/{task}-r", f"--data $DATA/{folder} --output {OUTPUT}/{task}-r/studies"
+        yield f"berxit-study tradeoff {runs}/joint-* {runs}/default-* {runs}/self-distillation-* {options}"
+        yield f"berxit-study {others} {runs}/default-* {options}"
+
+
+RECIPES_OF_SEVERAL_SEEDS = ("default", "joint", "paper", "first token", "one learning rate", "self-distillation")
 SIDE = "python -m benchmarks.side_by_side"
 UNSEEN = tuple(f"{task}={OUTPUT}/{task}-bge" for task in ("mrpc", "sst2", "stsb", "sick"))
 CLASSIFICATION, REGRESSION = ("layerwise", "tradeoff"), ("layerwise", "tradeoff", "lte", "certainty")
@@ -518,5 +539,23 @@ ENTRIES = (
             for name in ("certainty", "lte")
         ),
         after=("held-out",),
+    ),
+    Entry(
+        "recipes",
+        ("recipes/sst2/recipes.json", "recipes/sick/recipes.json"),
+        120,
+        tuple(_recipes()),
+    ),
+    Entry(
+        "studies-of-recipes",
+        (
+            "recipes/sst2/tradeoff-sst2.json",
+            "recipes/sst2/criteria-sst2.json",
+            "recipes/sick/tradeoff-sick.json",
+            "recipes/sick/lte-sick.json",
+        ),
+        3,
+        tuple(_studies_of_recipes()),
+        after=("recipes",),
     ),
 )
