@@ -558,4 +558,13 @@ ENTRIES = (
         tuple(_studies_of_recipes()),
         after=("recipes",),
     ),
+    Entry(
+        "sweep",
+        ("sweep/sweep.json",),
+        4,
+        (
+            "berxit sweep --model $MINILM --task sst2 --data $DATA/SST-2 --limit-train 800 --epochs 2 --trials 5"
+            f" --strategy alternating --strategy joint --no-lte --output {OUTPUT}/sweep",
+        ),
+    ),
 )
