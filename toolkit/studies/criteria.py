@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,14 +88,14 @@ def compare(
         for group in request.groups:
             reference = request.reference(group.model)
             constant = percent(reference.relative_floor)
-            run, depth = f"{group.model}, {group.name}", group.depth
+            line, depth = f"{group.model}, {group.name}", group.depth
             sweeps = {
                 method: [sweep(run.predictions, criterion) for run in group.runs]
                 for method, criterion in methods.items()
             }
             kinds |= {same[0].oracle for same in sweeps.values()}
             curves = {method: relative_curve(same, reference) for method, same in sweeps.items()}
-            conditions += not_drawn(run, (curve.scores for curve in curves.values()))
+            conditions += not_drawn(line, (curve.scores for curve in curves.values()))
             costs = [1 - layer / depth for layer in range(1, depth + 1)]
             points = {
                 method: operating(
@@ -110,7 +111,7 @@ def compare(
             }
             scores += [
                 [
-                    run,
+                    line,
                     constant,
                     str(i + 1),
                     f"{share:.0%}",
@@ -118,7 +119,7 @@ def compare(
                 ]
                 for i, share in enumerate(costs)
             ]
-            kept += [[run, method, *cells, constant] for method, at in points.items() for cells in at.gain_cells()]
+            kept += [[line, method, *cells, constant] for method, at in points.items() for cells in at.gain_cells()]
             judged += _claims(request, group, sweeps, reference, pairs, early)
             data.append(_entry(request, group, reference, curves, points))
             panels.append(_panel(request, group, sweeps, curves, reference, colors[group.model]))
@@ -157,11 +158,10 @@ def _claims(
     sides = {method: side_of(request, group, same, reference, method) for method, same in sweeps.items()}
     found = []
     for first, second in pairs:
-        a, b = sides[first], sides[second]
-        found.append(judge(a, b, name, paired=True))
+        found.append(judge(sides[first], sides[second], name, paired=True))
         if (first, second) in early:
-            b = side_of(request, group, sweeps[second], reference, f"{second}, up to layer {half:g}")
-            found.append(judge(a, b, name, half, paired=True))
+            claim = judge(sides[first], sides[second], name, half, paired=True)
+            found.append(replace(claim, second=f"{second}, up to layer {half:g}"))
     return found
 
 

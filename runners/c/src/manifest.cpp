@@ -303,7 +303,9 @@ Manifest::Manifest(const std::string& content, const std::string& place) {
     const std::string column = model.string("label_column");
     if (kind->heads) heads = heads_of(labels, column, fields.at("model"));
     const size_t columns = model.strings("text_columns").size();
-    if (columns < 1 || columns > 2) throw Failure(model.at("text_columns") + " has " + std::to_string(columns) + " entries: a model reads 1 text or a pair of 2. Export the bundle again");
+    if (columns < 1 || columns > 2)
+        throw Failure(model.at("text_columns") + " has " + std::to_string(columns) +
+                      " entries: a model reads 1 text or a pair of 2. Export the bundle again");
     pairs = columns == 2;
     layers = model.whole("layers", 1);
     hidden_size = model.whole("hidden_size", 1);
