@@ -45,8 +45,10 @@ def study(request: Request) -> Findings:
     criteria = shared_criteria(request)
     default = request.criterion or common_criterion(request.runs)
     if default not in criteria:
-        known = ", ".join(criteria)
-        raise InputError(f"criterion '{default}' does not fit all checkpoints: choose one of {known} as --criterion")
+        raise InputError(
+            f"--criterion {default}: it does not fit all checkpoints, or exits at one layer. Choose one of"
+            f" {', '.join(criteria)}"
+        )
     others = [name for name in criteria if name != default]
     return compare(
         request,

@@ -222,7 +222,7 @@ def test_criteria(make: Make, data: dict[str, Path], tmp_path: Path, capsys: pyt
     assert above["confidence"] > 1  # in these passes, right predictions are more confident
     capsys.readouterr()
     assert run("criteria", *paths, "--data", data["classes"], "--output", tmp_path, "--criterion", "fixed") == 2
-    assert "'fixed' does not fit" in capsys.readouterr().err
+    assert "--criterion fixed: it does not fit" in capsys.readouterr().err
 
 
 def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
