@@ -11,7 +11,6 @@ run.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -148,7 +147,6 @@ def compare(checkpoints: dict[str, list[Path]], data: Path, output: Path) -> dic
         "metric": request.metric,
         "rows": len(request.runs[0].predictions.labels),
         "constant": reference.floor,
-        "threads": os.environ.get("OMP_NUM_THREADS"),
         "recipes": entries,
     }
 
