@@ -508,13 +508,15 @@ ENTRIES = (
     ),
     Entry(
         "javascript",
-        ("runners/javascript.json",),
+        ("runners/javascript.json", "runners/javascript-quickstart.json"),
         10,
         (
             "berxit-export --target onnxruntime quickstart/checkpoint --precision int8 --data toolkit/sample --output"
             f" {OUTPUT}/quickstart-int8",
             f"python -m benchmarks.javascript quickstart/bundle {OUTPUT}/quickstart-int8 --data toolkit/sample/dev.tsv"
-            f" --data $DATA/SST-2/dev.tsv --output {OUTPUT}",
+            f" --data $DATA/SST-2/dev.tsv --output {OUTPUT}/js",
+            "python -m benchmarks.javascript quickstart/bundle --data toolkit/sample/dev.tsv"
+            f" --output {OUTPUT}/js-quickstart",
         ),
         after=("quickstart",),
     ),
