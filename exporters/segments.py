@@ -145,6 +145,20 @@ def scaled_queries(layer: LayerWeights, hidden_size: int) -> Linear:
     return layer.qkv.scaled(factors)
 
 
+def queries_with_ones(qkv: Linear, heads: int) -> Linear:
+    """The fused (d, 3d) matrix as (d, 3d + heads): the queries of every head have one more component, which is 1."""
+    size = qkv.weight.shape[1] // 3
+
+    def wider(x: Array, last: float) -> Array:
+        queries = x[..., :size].reshape(*x.shape[:-1], heads, -1)
+        widths = [(0, 0)] * (queries.ndim - 1) + [(0, 1)]
+        queries = np.pad(queries, widths, constant_values=last).reshape(*x.shape[:-1], -1)
+        return np.concatenate([queries, x[..., size:]], axis=-1)
+
+    bias = np.zeros(3 * size, np.float32) if qkv.bias is None else qkv.bias
+    return Linear(wider(qkv.weight, 0), wider(bias, 1))
+
+
 def rotations(layer: LayerWeights, longest: int) -> tuple[Array, Array]:
     """Cosine and sine (longest, d / heads) of every position: values rotate to x cos + swapped(x) sin, where
     ``swapped`` exchanges the halves of a head. The sine of the first half is negative."""

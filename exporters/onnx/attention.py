@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from berxit.exporters.onnx.writer import GraphWriter
-from berxit.exporters.segments import MASKED, Segments, rotations, scaled_queries
+from berxit.exporters.segments import MASKED, Segments, queries_with_ones, rotations, scaled_queries
 from berxit.train.backbones import LayerWeights
 from berxit.train.backbones.weights import Array
 
@@ -13,37 +13,64 @@ BIAS = "attention_bias"
 
 
 def attend(
-    g: GraphWriter, layer: LayerWeights, segments: Segments, hidden: str, prefix: str, *, first_only: bool
+    g: GraphWriter,
+    layer: LayerWeights,
+    segments: Segments,
+    hidden: str,
+    prefix: str,
+    *,
+    first_only: bool,
+    masked_keys: bool,
 ) -> str:
     """Scaled dot-product attention, heads joined: ``hidden`` (B, S, d) -> (B, S, d).
 
-    ``first_only``: single-query attention; only the first token has a query: (B, 1, d). ``prefix``: of the weights.
+    ``first_only``: single-query attention; only the first token has a query: (B, 1, d). ``masked_keys``: the bias of a
+    key is one more component of the key, and the component of every query there is 1. Without this, it is added to
+    the (B, heads, S, S) scores. ``prefix``: of the weights.
     """
     size, head_size = segments.hidden_size, segments.hidden_size // layer.heads
-    by_head = g.weight("by_head", [0, 0, layer.heads, head_size], np.int64)
-    qkv = scaled_queries(layer, size)
+    masked_keys = masked_keys and bias_depends_on_keys_only(layer, segments)
+    qkv, sizes = scaled_queries(layer, size), [size, size, size]
+    if masked_keys:
+        qkv, sizes = queries_with_ones(qkv, layer.heads), [size + layer.heads, size, size]
     if first_only:
         first = g.op("Gather", hidden, g.weight("first_row", [0], np.int64), axis=1)
-        query = g.linear(f"{prefix}queries", first, qkv.part(slice(size)))
-        keys_values = g.linear(f"{prefix}keys_values", hidden, qkv.part(slice(size, None)))
-        parts = [query, *g.split(keys_values, ("keys", "values"), size)]
+        query = g.linear(f"{prefix}queries", first, qkv.part(slice(sizes[0])))
+        keys_values = g.linear(f"{prefix}keys_values", hidden, qkv.part(slice(sizes[0], None)))
+        parts = [query, *g.split(keys_values, ("keys", "values"), sizes[1:])]
     else:
-        parts = g.split(g.linear(f"{prefix}qkv", hidden, qkv), ("queries", "keys", "values"), size)
-    queries, keys, values = (g.op("Reshape", part, by_head) for part in parts)
+        parts = g.split(g.linear(f"{prefix}qkv", hidden, qkv), ("queries", "keys", "values"), sizes)
+    queries, keys, values = (_by_head(g, part, layer.heads, each) for part, each in zip(parts, sizes, strict=True))
     length = g.length(hidden) if layer.rotary is not None or layer.relative is not None else ""
     if layer.rotary is not None:
         tables = _rotation_tables(g, layer, segments.max_length, length)
         keys = _rotated(g, keys, tables, head_size)
         if not first_only:  # Position 0 is not rotated.
             queries = _rotated(g, queries, tables, head_size)
-    queries = g.op("Transpose", queries, perm=[0, 2, 1, 3])
-    scores = g.op("MatMul", queries, g.op("Transpose", keys, perm=[0, 2, 3, 1]))
+    queries, columns = (g.op("Transpose", x, perm=p) for x, p in ((queries, [0, 2, 1, 3]), (keys, [0, 2, 3, 1])))
+    if masked_keys:
+        every_head = g.weight("every_head", [1, layer.heads, 1, 1], np.int64)
+        columns = g.op("Concat", columns, g.once("key biases", lambda: g.op("Expand", BIAS, every_head)), axis=2)
+    scores = g.op("MatMul", queries, columns)
     if layer.relative is not None:
         scores = _with_relative_terms(g, layer, scores, queries, keys, length, prefix, first_only=first_only)
-    scores = g.op("Add", scores, _bias(g, layer, segments, hidden, first_only=first_only))
+    if not masked_keys:
+        scores = g.op("Add", scores, _bias(g, layer, segments, hidden, first_only=first_only))
     values = g.op("Transpose", values, perm=[0, 2, 1, 3])
     context = g.op("MatMul", g.op("Softmax", scores, axis=-1), values)
     return g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.weight("joined", [0, 0, size], np.int64))
+
+
+def bias_depends_on_keys_only(layer: LayerWeights, segments: Segments) -> bool:
+    """Is the bias of a score the same for all queries and heads? Not so with a local window, with relative positions,
+    and with rotary positions, whose rotation would mix the additional component with the others."""
+    absolute = layer.window is None and layer.relative is None and layer.rotary is None
+    return absolute and segments.embeddings.relative_bias is None
+
+
+def _by_head(g: GraphWriter, x: str, heads: int, size: int) -> str:
+    """(B, S, size) -> (B, S, heads, size / heads)."""
+    return g.op("Reshape", x, g.weight(f"{heads}_heads_of_{size // heads}", [0, 0, heads, size // heads], np.int64))
 
 
 def _rotation_tables(g: GraphWriter, layer: LayerWeights, longest: int, length: str) -> tuple[str, str]:
@@ -61,7 +88,7 @@ def _rotation_tables(g: GraphWriter, layer: LayerWeights, longest: int, length: 
 def _rotated(g: GraphWriter, x: str, tables: tuple[str, str], head_size: int) -> str:
     """Queries or keys (B, S, heads, d / heads), rotated by their positions."""
     cosine, sine = tables
-    first, second = g.split(x, ("first", "second"), head_size // 2)
+    first, second = g.split(x, ("first", "second"), [head_size // 2] * 2)
     swapped = g.op("Concat", second, first, axis=-1)
     return g.op("Add", g.op("Mul", x, cosine), g.op("Mul", swapped, sine))
 

@@ -102,6 +102,7 @@ def layer_graph(
     opset: int = OPSET,
     dtype: str = "float32",
     short_end: bool = False,
+    masked_keys: bool = False,
 ) -> OnnxSegment:
     """hidden_in (B, S, d) and the other outputs of embeddings_graph -> hidden_out (B, S, d), logits (B, C), lte (B,).
     Logits of a tokens model are (B, S, C).
@@ -110,7 +111,7 @@ def layer_graph(
     The encoder layer computes in ``dtype``; the exit in float32, because its outputs are compared with thresholds.
 
     ``short_end``: the last layer computes only the first token if its exit reads only that one (single-query
-    attention). There is then no hidden_out, which nothing would read.
+    attention). There is then no hidden_out, which nothing would read. ``masked_keys``: as in ``attend``.
     """
     g = GraphWriter(opset, dtype)
     shared, hidden_size = segments.shared(segment), segments.hidden_size
@@ -122,7 +123,10 @@ def layer_graph(
         prefix = prefixes.setdefault(id(encoder), f"{len(prefixes)}/" if prefixes else "")
         last = place == len(encoders) - 1
         output = "hidden_out" if last else f"hidden_{place}"
-        hidden = _encoder_layer(g, encoder, segments, hidden, prefix, output, first_only=last and first_only)
+        single = last and first_only
+        hidden = _encoder_layer(
+            g, encoder, segments, hidden, prefix, output, first_only=single, masked_keys=masked_keys
+        )
     read, pooled = _exit_inputs(g, segments, segment.exit, hidden)
     with g.in_float32():
         _exit(g, segment.exit, read, pooled, external=shared)
@@ -167,10 +171,18 @@ def _exit(g: GraphWriter, head: ExitWeights, read: str, pooled: str, *, external
 
 
 def _encoder_layer(
-    g: GraphWriter, layer: LayerWeights, segments: Segments, hidden: str, prefix: str, output: str, *, first_only: bool
+    g: GraphWriter,
+    layer: LayerWeights,
+    segments: Segments,
+    hidden: str,
+    prefix: str,
+    output: str,
+    *,
+    first_only: bool,
+    masked_keys: bool,
 ) -> str:
     """From ``hidden`` (B, S, d) to ``output`` (B, S, d); (B, 1, d) with ``first_only``. ``prefix``: of its weights."""
-    attended = _attention(g, layer, segments, hidden, prefix, first_only=first_only)
+    attended = _attention(g, layer, segments, hidden, prefix, first_only=first_only, masked_keys=masked_keys)
     wide = g.norm(f"{prefix}output_norm", attended, layer.output_norm) if layer.pre_norm else attended
     down = f"{prefix}gated_down" if layer.gated else f"{prefix}down"
     fed = g.linear(down, _inner(g, layer, g.linear(f"{prefix}up", wide, layer.up)), layer.down)
@@ -180,13 +192,20 @@ def _encoder_layer(
 
 
 def _attention(
-    g: GraphWriter, layer: LayerWeights, segments: Segments, hidden: str, prefix: str, *, first_only: bool
+    g: GraphWriter,
+    layer: LayerWeights,
+    segments: Segments,
+    hidden: str,
+    prefix: str,
+    *,
+    first_only: bool,
+    masked_keys: bool,
 ) -> str:
     """Attention with its residual connection and norm."""
     norm, read = layer.attention_norm, hidden
     if layer.pre_norm and norm is not None:
         read = g.norm(f"{prefix}attention_norm", hidden, norm)
-    context = attend(g, layer, segments, read, prefix, first_only=first_only)
+    context = attend(g, layer, segments, read, prefix, first_only=first_only, masked_keys=masked_keys)
     if first_only:
         hidden = g.op("Gather", hidden, g.weight("first_row", [0], np.int64), axis=1)
     total = g.op("Add", g.linear(f"{prefix}output", context, layer.output), hidden)
@@ -197,7 +216,7 @@ def _inner(g: GraphWriter, layer: LayerWeights, wide: str) -> str:
     """The activation of the feed-forward, with its gate."""
     if not layer.gated:
         return g.activation(layer.activation, wide)
-    value, gate = g.split(wide, ("value", "gate"), len(layer.down.weight))
+    value, gate = g.split(wide, ("value", "gate"), [len(layer.down.weight)] * 2)
     return g.op("Mul", g.activation(layer.activation, value), gate)
 
 

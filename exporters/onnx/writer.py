@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -99,11 +99,11 @@ class GraphWriter:
                 total = self.op("Add", total, self.weight(f"{name}.shift", norm.shift), output=last)
         return total if same else self.op("Cast", total, to=TYPES[self.dtype], output=output)
 
-    def split(self, x: str, names: tuple[str, ...], size: int) -> list[str]:
-        """Parts of equal ``size`` along the last axis."""
+    def split(self, x: str, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
+        """Parts of these ``sizes`` along the last axis."""
         parts = [f"{x}_{name}" for name in names]
-        sizes = self.weight(f"{len(names)}_parts_of_{size}", [size] * len(names), np.int64)
-        node = helper.make_node("Split", [x, sizes], parts, name=f"{self.prefix}{x}_split", axis=-1)
+        stored = self.weight(f"parts_of_{'_'.join(map(str, sizes))}", sizes, np.int64)
+        node = helper.make_node("Split", [x, stored], parts, name=f"{self.prefix}{x}_split", axis=-1)
         self.nodes.append(node)
         return parts
 

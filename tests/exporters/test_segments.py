@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import FAMILIES, WORDS
 
-from berxit.exporters.segments import split_segments
+from berxit.exporters.segments import queries_with_ones, split_segments
+from berxit.train.backbones.weights import Linear
 from berxit.train.modeling import MultiExitModel
 
 
@@ -41,3 +42,15 @@ def test_all_exits_share_one_lte(backbone_folders: dict) -> None:
     assert first.lte.bias.tolist() == [0.5]
     assert all(other.lte is first.lte for other in others)
     assert first.pooler is None
+
+
+def test_queries_with_ones_have_one_more_component_per_head() -> None:
+    rng = np.random.default_rng(0)
+    qkv = Linear(rng.normal(size=(8, 24)).astype(np.float32), None)
+    wider = queries_with_ones(qkv, 2)
+    x = rng.normal(size=(3, 8)).astype(np.float32)
+    found = x @ wider.weight + wider.bias
+    queries = found[:, :10].reshape(3, 2, 5)
+    assert (queries[..., 4] == 1).all()
+    assert np.array_equal(queries[..., :4].reshape(3, 8), (x @ qkv.weight)[:, :8])
+    assert np.array_equal(found[:, 10:], (x @ qkv.weight)[:, 8:])

@@ -98,23 +98,44 @@ def test_short_end_has_same_outputs_without_hidden_states(family: str, backbone_
     options = {"lte": True, "exit_head": "pooler", "pooling": "first"}
     segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], **options))
     last = segments.layers[-1]
-    long, short = (layer_graph(segments, last, short_end=short_end) for short_end in (False, True))
+    long, short = (
+        layer_graph(segments, last),
+        layer_graph(segments, last, short_end=True, masked_keys=family != "albert"),
+    )
     if family == "albert":  # its last layer is the same file as the others
         assert short.model == long.model
         return
     assert [output.role for output in short.outputs] == ["logits", "lte"]
     first, *_ = layer_graph(segments, segments.layers[0], short_end=True).outputs
     assert first.role == "hidden"
-    heads = next((i.shape[1] for i in long.inputs if i.role == "attention_bias"), 1)
+    check_same_outputs(long, short, ["logits", "lte"])
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_masked_keys_change_no_output(family: str, backbone_folders: dict) -> None:
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], lte=True, pooling="first"))
+    added, masked = (layer_graph(segments, segments.layers[0], masked_keys=each) for each in (False, True))
+    used = "Expand" in {node.op_type for node in masked.model.graph.node}
+    assert used == (family not in ("mpnet", "modernbert", "deberta-v2"))
+    check_same_outputs(added, masked, [output.name for output in added.outputs])
+
+
+def check_same_outputs(one: OnnxSegment, other: OnnxSegment, names: list[str]) -> None:
+    """Random hidden states and attention biases give equal outputs."""
+    heads = next((i.shape[1] for i in one.inputs if i.role == "attention_bias"), 1)
     rng = np.random.default_rng(0)
+    sessions = session_of(one), session_of(other)
     for lengths in BATCHES:
         rows, length = len(lengths), max(lengths)
         bias = np.zeros((rows, int(heads), length if heads != 1 else 1, length), np.float32)
         bias[:, :, :, 1:] = rng.normal(size=bias[:, :, :, 1:].shape)
         feeds = {"hidden_in": rng.normal(size=(rows, length, 32)).astype(np.float32), "attention_bias": bias}
-        expected = session_of(long).run(["logits", "lte"], feeds)
-        for one, other in zip(expected, session_of(short).run(["logits", "lte"], feeds), strict=True):
-            assert np.abs(one - other).max() <= 1e-5
+        found = (
+            session.run(names, {**feeds, **graph.constants})
+            for session, graph in zip(sessions, (one, other), strict=True)
+        )
+        for first, second in zip(*found, strict=True):
+            assert np.abs(first - second).max() <= 1e-5
 
 
 def test_mean_pooling_has_no_short_end(backbone_folders: dict) -> None:
