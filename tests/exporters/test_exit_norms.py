@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict
     for pooling in ("mean", "first"):
         folder = found[pooling] = tmp_path_factory.mktemp("norms") / "checkpoint"
         labels = {"id2label": dict(enumerate(TAGS)), "label2id": {tag: number for number, tag in enumerate(TAGS)}}
-        options = {"problem_type": "token_classification", "metric": "span-f1", "pooling": pooling, **labels}
+        options: dict[str, Any] = {
+            "problem_type": "token_classification",
+            "metric": "span-f1",
+            "pooling": pooling,
+            **labels,
+        }
         checkpoint_of(backbone_folders["modernbert"], folder, **options)
         write_json({"texts": ["the cat sat", "a big red dog ran on under the tree"]}, folder / "samples.json")
         model, _ = load_checkpoint(folder)
