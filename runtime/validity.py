@@ -29,7 +29,7 @@ PRESETS = {
         Preset("standard", "at least 200 queries per operating point", 200, 200, 0.0),
         Preset(
             "single-stream",
-            "the single-stream rules of MLPerf Inference for full depth, the calibrated policy and one graph: at least"
+            "the single-stream rules of MLPerf Mobile for full depth, the calibrated policy and one graph: at least"
             " 1,024 queries and 60 seconds each, one query at a time, reported by their 90th percentile",
             200,
             1024,
