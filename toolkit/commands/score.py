@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from berxit.devices import default_threads
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.tables import plural
 from berxit.toolkit.api import score
-from berxit.toolkit.commands.options import PATH, force_option, quiet_option
+from berxit.toolkit.commands.options import PATH, force_option, quiet_option, say
 from berxit.toolkit.scoring.engines import ENGINES
 
 
@@ -55,19 +55,22 @@ def command(
     CORPUS is a file, or a folder of files of one format (.parquet, .csv, .tsv, .jsonl). On a cluster, all paths must be
     valid on every machine.
     """
+    workers = workers or default_threads()
+    if not (quiet or address):
+        say(f"starting {engine} with {plural(workers, 'worker')}")
     found = score(
         bundle,
         corpus,
         output,
         engine=engine,
-        workers=workers or default_threads(),
+        workers=workers,
         address=address,
         text_columns=text_columns,
         threshold=threshold,
         scores=not no_scores,
         backend=backend,
         force=force,
-        quiet=quiet,
+        progress=progress_bar("scoring", quiet),
     )
     line = plural(found.rows, "row")
     if found.average_exit_layer is not None:

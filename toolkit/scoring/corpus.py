@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.toolkit.scoring.batch_scorer import PROBLEM, BatchScorer
 from berxit.toolkit.scoring.engines import ENGINES, Job, corpus_files
@@ -35,7 +36,7 @@ def score_corpus(
     workers: int,
     address: str | None = None,
     force: bool = False,
-    quiet: bool = False,
+    progress: Progress = silent,
 ) -> CorpusPredictions:
     """Scores all rows of a corpus and writes the folder ``output`` as a whole.
 
@@ -45,7 +46,7 @@ def score_corpus(
     refuse_to_overwrite(output, force)
     files = corpus_files(corpus)
     with write_whole(output, force=force) as scratch:
-        rows = ENGINES[engine](Job(scorer, files, scratch, workers, address, quiet))
+        rows = ENGINES[engine](Job(scorer, files, scratch, workers, address, progress))
         found = _summary(scorer, scratch, output, rows)
     return found
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from berxit.runtime.errors import BerxitError, InputError, first_line
+from berxit.runtime.progress import Progress, silent
 from berxit.toolkit.scoring.batch_scorer import BatchScorer
+from berxit.toolkit.scoring.watching import watched
 
 BATCH_ROWS = 2048
 """Rows per call of the scorer, which splits them by tokens. On Ray, the rows of a killed worker's call are repeated."""
@@ -35,7 +37,7 @@ class Job:
     workers: int
     address: str | None
     """The cluster; None starts the engine on this machine."""
-    quiet: bool = False
+    progress: Progress = silent
 
     @property
     def suffix(self) -> str:
@@ -73,7 +75,7 @@ def score_with_ray(job: Job) -> int:
 
     with ray_session(job), one_line_errors_of("Ray"):
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = not job.quiet
+        context.enable_progress_bars = False  # `watched` shows the same progress for every engine
         dataset = ray_dataset(job)
         job.scorer.check_columns(dataset.columns())
         rows: int = dataset.count()
@@ -86,7 +88,8 @@ def score_with_ray(job: Job) -> int:
             compute=ray.data.ActorPoolStrategy(size=job.workers),
             num_cpus=1,
         )
-        scored.write_parquet(str(job.output))
+        with watched(job.output, rows, job.progress):
+            scored.write_parquet(str(job.output))
         return rows
 
 
@@ -162,7 +165,9 @@ def score_with_spark(job: Job) -> int:
         least = min(job.workers * PARTITIONS_PER_WORKER, max(job.workers, rows // BATCH_ROWS))
         if frame.rdd.getNumPartitions() < least:
             frame = frame.repartition(least)
-        frame.mapInArrow(job.scorer.partition, schema).write.mode("append").parquet(str(job.output.absolute()))
+        scored = frame.mapInArrow(job.scorer.partition, schema)
+        with watched(job.output, rows, job.progress):
+            scored.write.mode("append").parquet(str(job.output.absolute()))
         return rows
 
 
@@ -177,7 +182,7 @@ def spark_session(job: Job) -> Iterator[Any]:
     settings = {
         "spark.sql.execution.arrow.maxRecordsPerBatch": BATCH_ROWS,
         "spark.log.level": "ERROR",
-        "spark.ui.showConsoleProgress": not job.quiet,
+        "spark.ui.showConsoleProgress": False,
     }
     if job.address is None:
         settings["spark.ui.enabled"] = False
