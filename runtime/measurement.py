@@ -98,6 +98,8 @@ class Measurement:
     """Measurements of all operating points, by name."""
 
     points: dict[str, Measured]
+    common: dict[str, Measured]
+    """Over the rounds that all operating points ran, without scores."""
     queries: dict[str, Queries]
     noise: Noise
 
@@ -148,7 +150,8 @@ def measure(
 ) -> Measurement:
     """Measures every policy on every input, ``rounds`` times, one query at a time.
 
-    ``minima``: name of a policy -> its minimum, for which further rounds run after those of all policies.
+    ``minima``: name of a policy -> its minimum. After the rounds of all policies, further rounds of these policies run
+    until all of them reach it, so that their queries alternate to the end.
     ``others``: name of a policy -> the runner that it runs on, instead of ``runner``.
     After each input, the first input is repeated at full depth; the spread of these latencies is the noise.
     ``score``: computes the metric of the task from the predictions of the first round, in the order of ``inputs``.
@@ -163,19 +166,22 @@ def measure(
     meter = CpuMeter()
     found: dict[str, list[Prediction]] = {name: [] for name in policies}
     names, number = list(policies), 0
-    while names:
+    while True:
         for text in inputs:
             for name in order.sample(names, len(names)):
                 found[name].append(others.get(name, runner).answer([text], policies[name])[0])
             repeated.append(runner.answer([inputs[0]], full_depth)[0].latency_ms)
             advance(len(names))
         number += 1
+        if number >= rounds and all(minimum.reached(found[name]) for name, minimum in minima.items()):
+            break
         if number >= rounds:
-            names = [name for name, minimum in minima.items() if not minimum.reached(found[name])]
+            names = list(minima)
     noise = Noise.of([repeated], meter, runner.backend.threads)
     layers = runner.backend.layers
     return Measurement(
         {name: _summary(answers, len(inputs), layers, score) for name, answers in found.items()},
+        {name: _summary(answers[: rounds * len(inputs)], len(inputs), layers, None) for name, answers in found.items()},
         {name: Queries.of(answers, len(inputs)) for name, answers in found.items()},
         noise,
     )
@@ -200,13 +206,13 @@ def queries_for(
     rounds: int,
 ) -> int:
     """Number of queries after ``rounds`` until every policy reaches its minimum, estimated for the progress bar."""
-    found = 0
+    further = 0
     probe = inputs[:: max(1, len(inputs) // PROBE)]
     for name, minimum in minima.items():
         query_s = sum(runners[name].answer([text], policies[name])[0].latency_ms for text in probe) / 1e3 / len(probe)
         needed = max(minimum.queries, math.ceil(minimum.seconds / query_s))
-        found += max(0, -(-needed // len(inputs)) - rounds) * len(inputs)
-    return found
+        further = max(further, -(-needed // len(inputs)) - rounds)
+    return further * len(inputs) * len(minima)
 
 
 def _summary(
