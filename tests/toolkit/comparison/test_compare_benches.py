@@ -70,7 +70,7 @@ def test_compare_benches_refuses_another_json(measured: Path, tmp_path: Path) ->
 
 def test_compare_benches_refuses_different_metrics(measured: Path, tmp_path: Path) -> None:
     first, second = (changed(measured, tmp_path / f"{name}.json", metric=name) for name in ("accuracy", "f1"))
-    with pytest.raises(InputError, match=r"accuracy.json has the metric accuracy, .*f1.json has f1: compare benches of"):
+    with pytest.raises(InputError, match=r"accuracy.json has the metric accuracy, .*f1.json has f1: compare benches"):
         compare_benches(first, second)
 
 
