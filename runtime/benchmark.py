@@ -29,7 +29,6 @@ from berxit.runtime.measurement import (
     Line,
     Minimum,
     measure,
-    queries_for,
     rounds_for,
     spread_thresholds,
     stored_pass,
@@ -129,10 +128,9 @@ def bench(
     rounds = rounds_for(runner, inputs, len(policies), queries=least, seconds=seconds)
     smallest = Minimum(rules.compared_queries if queries is None else queries, rules.compared_seconds)
     minima = dict.fromkeys(points.values(), smallest)
-    more = queries_for(inputs, policies, {name: others.get(name, runner) for name in minima}, minima, rounds=rounds)
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, numbers[:, -1], examples.labels) if examples else (None, ())
-    with progress(rounds * len(inputs) * len(policies) + more) as bar, devices.Sampler() as sampler:
+    with devices.Sampler() as sampler:
         measured = measure(
             runner,
             inputs,
@@ -142,7 +140,7 @@ def bench(
             minima=minima,
             others=others,
             score=score,
-            advance=bar.update,
+            progress=progress,
         )
     found, sensors = measured.points, sampler.results()
     extra = min(EXTRA_SECONDS, 0.3 * seconds)
