@@ -53,7 +53,7 @@ from berxit.runtime.validity import PRESETS
     type=click.Choice(list(PRESETS)),
     default="standard",
     show_default=True,
-    help="Rules by which the result is valid. single-stream: those of MLPerf Mobile; about five minutes, more for large"
+    help="Rules by which the result is valid. single-stream: those of MLPerf Mobile; about seven minutes, more for large"
     " models.",
 )
 @click.option(
