@@ -56,8 +56,8 @@ Engine = Callable[[Job], int]
 
 
 def corpus_files(corpus: Path) -> tuple[Path, ...]:
-    """The files of a corpus: a file, or all data files in a folder. Raises InputError if there is none, or if their
-    formats differ."""
+    """The files of a corpus: a file, or all data files in a folder. Raises InputError if there is none, if their
+    formats differ, or if one is empty, which an engine reports only after minutes."""
     if not corpus.exists():
         raise InputError(f"no corpus at {corpus}: give a file or a folder of {', '.join(SUFFIXES)} files")
     paths = [corpus] if corpus.is_file() else sorted(path for path in corpus.iterdir() if path.is_file())
@@ -66,6 +66,8 @@ def corpus_files(corpus: Path) -> tuple[Path, ...]:
         raise InputError(f"{corpus} has no {', '.join(SUFFIXES)} file: give such a file, or a folder of them")
     if len(formats := {path.suffix.lower() for path in files}) > 1:
         raise InputError(f"{corpus} has files of several formats ({', '.join(sorted(formats))}): give one of them")
+    if empty := [path for path in files if not path.stat().st_size]:
+        raise InputError(f"{empty[0]} is an empty file: delete it, or add a header and rows")
     return files
 
 

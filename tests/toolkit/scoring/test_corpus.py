@@ -163,6 +163,7 @@ def test_score_names_the_extra_of_a_missing_engine(
     [
         (["none"], "no corpus at none: give a file or a folder of .tsv, .csv, .jsonl, .parquet files"),
         (["empty"], "empty has no .tsv, .csv, .jsonl, .parquet file"),
+        (["zero.csv"], "zero.csv is an empty file: delete it, or add a header and rows"),
         (["mixed"], "mixed has files of several formats (.csv, .parquet): give one of them"),
         (["corpus", "--text-column", "a", "--text-column", "b"], "this model takes 1 column: text"),
         (["corpus", "--engine", "dask"], "'dask' is not one of 'ray', 'spark'"),
@@ -181,6 +182,7 @@ def test_score_rejects_bad_input_in_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
+    (tmp_path / "zero.csv").touch()
     for name in ("a.csv", "b.parquet"):
         (tmp_path / "mixed" / name).write_bytes(b"text\n")
     assert run(bundle, "--engine", "ray", "--output", "out", *arguments) == 2
