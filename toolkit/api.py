@@ -505,6 +505,7 @@ def score(
     backend: str | None = None,
     force: bool = False,
     progress: Progress = silent,
+    report: Callable[[str], None] = lambda line: None,
 ) -> CorpusPredictions:
     """Predicts every row of a corpus on a data engine, and writes ``output``, a folder of Parquet files.
 
@@ -512,7 +513,7 @@ def score(
     processes, each with one thread. ``address``: a Ray cluster or a Spark master; None starts the engine on this
     machine. The bundle, the corpus and the output must have the same paths on all machines. Every row of the corpus is
     one row of the output. A row without a text has no prediction, and its reason is in the column problem. In your own
-    pipeline, use ``BatchScorer``.
+    pipeline, use ``BatchScorer``. ``report``: called with a line before the engine starts, which takes seconds.
     """
     from berxit.toolkit.scoring.batch_scorer import BatchScorer
     from berxit.toolkit.scoring.corpus import score_corpus
@@ -530,6 +531,7 @@ def score(
         address=address,
         force=force,
         progress=progress,
+        report=report,
     )
 
 

@@ -55,15 +55,12 @@ def command(
     CORPUS is a file, or a folder of files of one format (.parquet, .csv, .tsv, .jsonl). On a cluster, all paths must be
     valid on every machine.
     """
-    workers = workers or default_threads()
-    if not (quiet or address):
-        say(f"starting {engine} with {plural(workers, 'worker')}")
     found = score(
         bundle,
         corpus,
         output,
         engine=engine,
-        workers=workers,
+        workers=workers or default_threads(),
         address=address,
         text_columns=text_columns,
         threshold=threshold,
@@ -71,6 +68,7 @@ def command(
         backend=backend,
         force=force,
         progress=progress_bar("scoring", quiet),
+        report=(lambda line: None) if quiet else say,
     )
     line = plural(found.rows, "row")
     if found.average_exit_layer is not None:
