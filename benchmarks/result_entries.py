@@ -161,6 +161,16 @@ HELD_OUT_ROWS = {"mrpc": 800, "sst2": 3000, "stsb": 1000, "sick": 800}
 
 ENTRIES = (
     Entry("quickstart", ("quickstart/bench.json",), 3, ("make quickstart",)),
+    Entry(
+        "single-stream",
+        ("quickstart/single-stream.json",),
+        6,
+        (
+            "python -m runtime.bench quickstart/bundle --data toolkit/sample/test.tsv --preset single-stream"
+            f" --threads 2 --output {OUTPUT}/single-stream",
+        ),
+        after=("quickstart",),
+    ),
     _example("slots", "--kind tokens"),
     _example("heads", "--head intent --head when", "requested"),
     _example("multilabel", "--kind multilabel --label-column labels"),
