@@ -36,7 +36,7 @@ from pyarrow import dataset, parquet
 from berxit import devices
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import read_manifest
-from berxit.runtime.console import debug_option, run
+from berxit.runtime.console import debug_option, progress_bar, run
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.results import write_results
@@ -266,7 +266,7 @@ def killed(engine: str, bundle: Path, corpus: Path, workers: int, folder: Path) 
         click.echo(f"{engine}: killed process {newest.name} after {done[0]} rows", err=True)
 
     threading.Thread(target=kill_half_way, daemon=True).start()
-    score_corpus(scorer, corpus, output, engine=engine, workers=workers, quiet=True)
+    score_corpus(scorer, corpus, output, engine=engine, workers=workers, progress=progress_bar(engine))
     if not victims:
         raise BerxitError(f"{engine} ended before a worker was killed: give more --rows")
     sizes = {int(file.name): file.stat().st_size for file in counts.iterdir()}

@@ -10,6 +10,7 @@ from pathlib import Path
 OUTPUT = "build/results"
 MEAN = "--pooling mean --head-learning-rate 1e-3"
 TRAIN = "berxit-train --learning-rate 5e-5 --batch-size 16 --bf16"
+PRECISIONS = ("fp32", "int8")
 ENCODERS = {"minilm": "$MINILM", "bge": "$MODELS/bge-small-en"}
 
 
@@ -50,6 +51,34 @@ def _bench(name: str, folder: str, precision: str) -> tuple[str, str]:
     return (
         f"berxit-export --target onnxruntime {checkpoint} --precision {precision} --output {bundle}",
         f"python -m runtime.bench {bundle} --data $DATA/{folder} --threads 2 --output {bundle}-bench",
+    )
+
+
+def _example(name: str, kind: str, *files: str) -> Entry:
+    """The entry of the sample data of a kind of task: MiniLM-L6, with four benches on the test split."""
+    data, checkpoint = f"--data toolkit/sample/{name}", f"{OUTPUT}/{name}"
+    requested = f"python benchmarks/requested_heads.py {checkpoint} {data} --output {checkpoint}-requested"
+    return Entry(
+        name,
+        tuple(f"{name}/{file}.json" for file in ("eval", *files, *(f"{p}-{t}" for p in PRECISIONS for t in (1, 2)))),
+        10,
+        (
+            f"berxit-train --model $MINILM --task custom {kind} {data} --pooling mean --epochs 3 --batch-size 16"
+            f" --learning-rate 2e-4 --head-learning-rate 3e-3 --max-length 48 --output {checkpoint}",
+            f"berxit-calibrate {checkpoint} {data}",
+            f"berxit-eval {checkpoint} {data} --split test --output {checkpoint}-eval",
+            *([requested] if files else []),
+            *(
+                f"berxit-export --target onnxruntime {checkpoint} --precision {p} --output {checkpoint}-{p}"
+                for p in PRECISIONS
+            ),
+            *(
+                f"python -m runtime.bench {checkpoint}-{p} {data} --split test --threads {t}"
+                f" --output {checkpoint}-{p}-{t}"
+                for p in PRECISIONS
+                for t in (1, 2)
+            ),
+        ),
     )
 
 
@@ -133,31 +162,18 @@ HELD_OUT_ROWS = {"mrpc": 800, "sst2": 3000, "stsb": 1000, "sick": 800}
 ENTRIES = (
     Entry("quickstart", ("quickstart/bench.json",), 3, ("make quickstart",)),
     Entry(
-        "slots",
-        ("slots/eval.json",),
-        5,
+        "single-stream",
+        ("quickstart/single-stream.json",),
+        6,
         (
-            "berxit-train --model $MINILM --task custom --kind tokens --data toolkit/sample/slots --pooling mean"
-            f" --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3 --max-length 48"
-            f" --output {OUTPUT}/slots",
-            f"berxit-calibrate {OUTPUT}/slots --data toolkit/sample/slots",
-            f"berxit-eval {OUTPUT}/slots --data toolkit/sample/slots --split test --output {OUTPUT}/slots-eval",
+            "python -m runtime.bench quickstart/bundle --data toolkit/sample/test.tsv --preset single-stream"
+            f" --threads 2 --output {OUTPUT}/single-stream",
         ),
+        after=("quickstart",),
     ),
-    Entry(
-        "heads",
-        ("heads/eval.json", "heads/requested.json"),
-        5,
-        (
-            "berxit-train --model $MINILM --task custom --head intent --head when --data toolkit/sample/heads"
-            f" --pooling mean --epochs 3 --batch-size 16 --learning-rate 2e-4 --head-learning-rate 3e-3"
-            f" --max-length 48 --output {OUTPUT}/heads",
-            f"berxit-calibrate {OUTPUT}/heads --data toolkit/sample/heads",
-            f"berxit-eval {OUTPUT}/heads --data toolkit/sample/heads --split test --output {OUTPUT}/heads-eval",
-            f"python benchmarks/requested_heads.py {OUTPUT}/heads --data toolkit/sample/heads --output"
-            f" {OUTPUT}/heads-requested",
-        ),
-    ),
+    _example("slots", "--kind tokens"),
+    _example("heads", "--head intent --head when", "requested"),
+    _example("multilabel", "--kind multilabel --label-column labels"),
     Entry(
         "mrpc-minilm",
         ("mrpc-minilm/bench.json",),

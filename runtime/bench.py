@@ -53,7 +53,8 @@ from berxit.runtime.validity import PRESETS
     type=click.Choice(list(PRESETS)),
     default="standard",
     show_default=True,
-    help="Rules by which the result is valid. single-stream: those of MLPerf Inference, which take minutes.",
+    help="Rules by which the result is valid. single-stream: those of MLPerf Mobile; about seven minutes, more for"
+    " large models.",
 )
 @click.option(
     "--queries", type=click.IntRange(min=1), help="Minimum per operating point.  [default: the preset's, 200]"

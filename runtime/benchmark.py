@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -29,14 +29,13 @@ from berxit.runtime.measurement import (
     Line,
     Minimum,
     measure,
-    queries_for,
     rounds_for,
     spread_thresholds,
     stored_pass,
 )
 from berxit.runtime.metrics import metric_named
 from berxit.runtime.noise import bench_problems
-from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.policies import ExitPolicy, exit_layers
 from berxit.runtime.prediction import Prediction
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.queries import ExitOutputs
@@ -121,16 +120,17 @@ def bench(
         others[ONE_GRAPH] = EarlyExitRunner(manifest, runner.tokenizer, one_graph, runner.device)
     compared = {CALIBRATED: policies.get(CALIBRATED), FULL_DEPTH: policies[f"layer {layers}"]}
     compared_policies = {name: policy for name, policy in compared.items() if policy}
-    points = {CALIBRATED: CALIBRATED, FULL_DEPTH: f"layer {layers}", ONE_GRAPH: ONE_GRAPH}
-    points = {name: point for name, point in points.items() if point in policies}
+    outputs = ExitOutputs.of(
+        runner.policy, manifest.exits, logits, lte, examples.labels if examples else None, inputs, kind, numbers
+    )
+    points = _compared_points(policies, outputs, logits, manifest)
     least = rules.queries if queries is None else queries
     rounds = rounds_for(runner, inputs, len(policies), queries=least, seconds=seconds)
     smallest = Minimum(rules.compared_queries if queries is None else queries, rules.compared_seconds)
     minima = dict.fromkeys(points.values(), smallest)
-    more = queries_for(inputs, policies, {name: others.get(name, runner) for name in minima}, minima, rounds=rounds)
     score = _scorer(runner, examples) if examples else None
     constant, warnings = _chance(manifest, logits, numbers[:, -1], examples.labels) if examples else (None, ())
-    with progress(rounds * len(inputs) * len(policies) + more) as bar, devices.Sampler() as sampler:
+    with devices.Sampler() as sampler:
         measured = measure(
             runner,
             inputs,
@@ -140,7 +140,7 @@ def bench(
             minima=minima,
             others=others,
             score=score,
-            advance=bar.update,
+            progress=progress,
         )
     found, sensors = measured.points, sampler.results()
     extra = min(EXTRA_SECONDS, 0.3 * seconds)
@@ -159,7 +159,7 @@ def bench(
         lazy=any(info.name == runner.backend.name and info.lazy for info in BACKENDS[manifest.target]),
         progress=progress,
     )
-    line = Line.through([point for name, point in found.items() if name != ONE_GRAPH])
+    line = Line.through([point for name, point in measured.common.items() if name != ONE_GRAPH])
     result = BenchResult(
         bundle=bundle.resolve().name,
         target=manifest.target,
@@ -208,16 +208,7 @@ def bench(
         records=BenchRecords(
             bundle.resolve().name,
             measured.queries,
-            ExitOutputs.of(
-                runner.policy,
-                manifest.exits,
-                logits,
-                lte,
-                examples.labels if examples else None,
-                inputs,
-                kind,
-                numbers,
-            ),
+            outputs,
             manifest.model.labels,
             runner.tokenizer(list(inputs)).lengths,
         ),
@@ -260,6 +251,30 @@ def _operating_points(
     if one_graph:
         policies[ONE_GRAPH] = runner.policy.at_depth(runner.manifest.model.layers)
     return policies
+
+
+def _compared_points(
+    policies: Mapping[str, ExitPolicy], outputs: ExitOutputs, logits: npt.NDArray, manifest: Manifest
+) -> dict[str, str]:
+    """Name -> operating point of those whose speed-ups are reported."""
+    layers = manifest.model.layers
+    points = {CALIBRATED: CALIBRATED, FULL_DEPTH: f"layer {layers}", ONE_GRAPH: ONE_GRAPH}
+    fixed = _best_fixed(outputs, logits, manifest.model.metric)
+    if fixed not in (None, layers) and CALIBRATED in policies:
+        points[f"layer {fixed}"] = f"layer {fixed}"
+    return {name: point for name, point in points.items() if point in policies}
+
+
+def _best_fixed(outputs: ExitOutputs, logits: npt.NDArray, metric: str) -> int | None:
+    """The first exit layer whose score is at least the policy's: the expected ``BenchResult.best_fixed``. None without
+    labels."""
+    if outputs.labels is None:
+        return None
+    score, numbers = metric_named(metric), outputs.predictions
+    taken = exit_layers(outputs.policy.at_exits(outputs.exits), outputs.certainty, logits) - 1
+    least = score(numbers[np.arange(len(numbers)), taken], outputs.labels)
+    enough = (score(predicted, outputs.labels) >= least for predicted in numbers.T)
+    return next((layer for layer, is_enough in zip(outputs.exits, enough, strict=True) if is_enough), None)
 
 
 def _speed_ups(result: BenchResult) -> dict[str, SpeedUp]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from berxit import devices
-from berxit.runtime.progress import Progress, silent
+from berxit.runtime.progress import Progress, show_note, silent
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
@@ -64,6 +64,7 @@ def measure_cold_start(
     """
     found: list[dict[str, Any]] = []
     with progress(STARTS + 1) as bar:
+        show_note(bar, "load time and memory")
         for start in range(STARTS + 1):
             depth = start == STARTS
             request = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from berxit import devices
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.progress import Progress, silent
+from berxit.runtime.progress import Progress, show_note, silent
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
@@ -47,6 +47,7 @@ def measure_energy(
     if not sensors:
         return found
     with progress(len(policies)) as bar:
+        show_note(bar, "energy")
         for name, policy in policies.items():
             _run_for(runner, inputs, policy, seconds / 4)
             with devices.Sampler(sensors) as sampler:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from berxit.runtime.noise import CpuMeter, Noise
 from berxit.runtime.policies import CRITERIA, ExitPolicy, certainties, exit_layers
 from berxit.runtime.prediction import Prediction
+from berxit.runtime.progress import Bar, Progress, show_note, silent
 from berxit.runtime.queries import Queries
 from berxit.runtime.recalibration import every_output
 from berxit.runtime.runner import EarlyExitRunner
@@ -66,9 +67,11 @@ class Minimum:
     seconds: float
     """Sum of the latencies."""
 
-    def reached(self, answers: Sequence[Prediction]) -> bool:
-        """Are these queries enough?"""
-        return len(answers) >= self.queries and sum(each.latency_ms for each in answers) >= self.seconds * 1e3
+    def rounds(self, answers: Sequence[Prediction], inputs: int) -> int:
+        """Expected number of further rounds over ``inputs`` inputs; 0 if these queries are enough."""
+        spent = sum(each.latency_ms for each in answers) / 1e3
+        missing = max(self.queries - len(answers), math.ceil((self.seconds - spent) * len(answers) / spent))
+        return max(0, -(-missing // inputs))
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Measurement:
     """Measurements of all operating points, by name."""
 
     points: dict[str, Measured]
+    common: dict[str, Measured]
+    """Over the rounds that all operating points ran, without scores."""
     queries: dict[str, Queries]
     noise: Noise
 
@@ -143,16 +148,17 @@ def measure(
     minima: Mapping[str, Minimum] = MappingProxyType({}),
     others: Mapping[str, EarlyExitRunner] = MappingProxyType({}),
     score: Callable[[Sequence[Prediction]], float] | None = None,
-    advance: Callable[[int], None] = lambda queries: None,
+    progress: Progress = silent,
     seed: int = 0,
 ) -> Measurement:
     """Measures every policy on every input, ``rounds`` times, one query at a time.
 
-    ``minima``: name of a policy -> its minimum, for which further rounds run after those of all policies.
+    ``minima``: name of a policy -> its minimum. After the rounds of all policies, further rounds of these policies run
+    until all of them reach it, so that their queries alternate to the end.
     ``others``: name of a policy -> the runner that it runs on, instead of ``runner``.
     After each input, the first input is repeated at full depth; the spread of these latencies is the noise.
     ``score``: computes the metric of the task from the predictions of the first round, in the order of ``inputs``.
-    ``advance``: called with the number of queries done.
+    ``progress``: of the rounds of all policies, then of the further rounds; its steps are queries.
     """
     order = random.Random(seed)
     full_depth = runner.policy.at_depth(runner.backend.layers)
@@ -162,20 +168,27 @@ def measure(
     repeated: list[float] = []
     meter = CpuMeter()
     found: dict[str, list[Prediction]] = {name: [] for name in policies}
-    names, number = list(policies), 0
-    while names:
+
+    def run_round(names: Sequence[str], bar: Bar) -> None:
         for text in inputs:
             for name in order.sample(names, len(names)):
                 found[name].append(others.get(name, runner).answer([text], policies[name])[0])
             repeated.append(runner.answer([inputs[0]], full_depth)[0].latency_ms)
-            advance(len(names))
-        number += 1
-        if number >= rounds:
-            names = [name for name, minimum in minima.items() if not minimum.reached(found[name])]
+            bar.update(len(names))
+
+    with progress(rounds * len(inputs) * len(policies)) as bar:
+        for _ in range(rounds):
+            run_round(list(policies), bar)
+    if further := max((minimum.rounds(found[name], len(inputs)) for name, minimum in minima.items()), default=0):
+        with progress(further * len(inputs) * len(minima)) as bar:
+            show_note(bar, f"further rounds of {', '.join(minima)}")
+            while any(minimum.rounds(found[name], len(inputs)) for name, minimum in minima.items()):
+                run_round(list(minima), bar)
     noise = Noise.of([repeated], meter, runner.backend.threads)
     layers = runner.backend.layers
     return Measurement(
         {name: _summary(answers, len(inputs), layers, score) for name, answers in found.items()},
+        {name: _summary(answers[: rounds * len(inputs)], len(inputs), layers, None) for name, answers in found.items()},
         {name: Queries.of(answers, len(inputs)) for name, answers in found.items()},
         noise,
     )
@@ -189,24 +202,6 @@ def rounds_for(runner: EarlyExitRunner, inputs: Sequence[Text], policies: int, *
         runner.answer([text], runner.policy.at_depth(runner.backend.layers))
     round_seconds = (time.perf_counter() - start) / len(probe) * len(inputs) * policies / 2
     return max(1, -(-queries // len(inputs)), round(seconds / round_seconds))
-
-
-def queries_for(
-    inputs: Sequence[Text],
-    policies: Mapping[str, ExitPolicy],
-    runners: Mapping[str, EarlyExitRunner],
-    minima: Mapping[str, Minimum],
-    *,
-    rounds: int,
-) -> int:
-    """Number of queries after ``rounds`` until every policy reaches its minimum, estimated for the progress bar."""
-    found = 0
-    probe = inputs[:: max(1, len(inputs) // PROBE)]
-    for name, minimum in minima.items():
-        query_s = sum(runners[name].answer([text], policies[name])[0].latency_ms for text in probe) / 1e3 / len(probe)
-        needed = max(minimum.queries, math.ceil(minimum.seconds / query_s))
-        found += max(0, -(-needed // len(inputs)) - rounds) * len(inputs)
-    return found
 
 
 def _summary(

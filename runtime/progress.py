@@ -28,6 +28,12 @@ def silent(length: int) -> AbstractContextManager[Bar]:
     return nullcontext(_NoBar())
 
 
+def show_note(bar: Bar, text: str) -> None:
+    """Shows a text beside the bar, if the bar can do that."""
+    if show := getattr(bar, "note", None):
+        show(text)
+
+
 def duration(seconds: float) -> str:
     """Time in words: 42 s, 3 min 10 s, 2 h 5 min."""
     whole = round(seconds)

@@ -441,8 +441,12 @@ class EarlyExitRunner:
         pairs = len(self.manifest.model.text_columns) == 2
         for text in texts:
             if isinstance(text, tuple) != pairs and isinstance(text, str | tuple):
-                takes, given = ("pairs of texts", "one text") if pairs else ("single texts", "a pair")
-                raise InputError(f"this model takes {takes} ({self.manifest.model.task}), and was given {given}")
+                takes, given, give = (
+                    ("pairs of texts", "one text", "two texts") if pairs else ("single texts", "a pair", "one text")
+                )
+                raise InputError(
+                    f"this model takes {takes} ({self.manifest.model.task}), and was given {given}: give {give}"
+                )
 
     def _predictions(
         self,

@@ -27,23 +27,19 @@ class SpeedUp:
 
 
 def speed_up(point: Queries, reference: Queries, seed: int = 0) -> SpeedUp:
-    """Speed-up of ``point`` over ``reference``, which ran the same N inputs.
+    """Speed-up of ``point`` over ``reference``, which ran the same N inputs, over the rounds that both ran.
 
     The interval is a bootstrap over inputs and rounds (the pigeonhole bootstrap, Owen, 2007, "The pigeonhole
     bootstrap"): queries of one input, and of one round, are not independent. Both operating points get the same
-    resamples of the inputs, and of the rounds if they have as many, because their queries alternate.
+    resamples of the inputs and of the rounds, because their queries alternate.
     """
+    common = min(len(point.latency_ms), len(reference.latency_ms))
+    own, other = point.latency_ms[:common], reference.latency_ms[:common]
     rng = np.random.default_rng(seed)
-    inputs = _counts(rng, point.latency_ms.shape[1])
-    rounds = [_counts(rng, point.latency_ms.shape[0])]
-    paired = point.latency_ms.shape == reference.latency_ms.shape
-    rounds.append(rounds[0] if paired else _counts(rng, reference.latency_ms.shape[0]))
-    means = [
-        np.einsum("br,rn,bn->b", weights, each.latency_ms, inputs, optimize=True) / weights.sum(axis=1)
-        for weights, each in zip(rounds, (point, reference), strict=True)
-    ]
-    low, high = np.quantile(means[1] / means[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return SpeedUp(float(reference.latency_ms.mean() / point.latency_ms.mean()), float(low), float(high))
+    inputs, rounds = _counts(rng, own.shape[1]), _counts(rng, common)
+    sums = [np.einsum("br,rn,bn->b", rounds, each, inputs, optimize=True) for each in (own, other)]
+    low, high = np.quantile(sums[1] / sums[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return SpeedUp(float(other.mean() / own.mean()), float(low), float(high))
 
 
 def _counts(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from berxit.runtime.policies import ExitPolicy
-from berxit.runtime.progress import Progress, silent
+from berxit.runtime.progress import Progress, show_note, silent
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tokenization import Text
 
@@ -45,6 +45,7 @@ def measure_throughput(
     order = random.Random(seed)
     found = []
     with progress(len(BATCH_SIZES)) as bar:
+        show_note(bar, "throughput")
         for size in BATCH_SIZES:
             taken = dict.fromkeys(policies, 0.0)
             batches = -1  # the first one is the warm-up

@@ -504,15 +504,16 @@ def score(
     scores: bool = True,
     backend: str | None = None,
     force: bool = False,
-    quiet: bool = True,
+    progress: Progress = silent,
+    report: Callable[[str], None] = lambda line: None,
 ) -> CorpusPredictions:
     """Predicts every row of a corpus on a data engine, and writes ``output``, a folder of Parquet files.
 
     ``corpus``: a file, or a folder of files of one format. ``engine``: ray or spark. ``workers``: number of worker
     processes, each with one thread. ``address``: a Ray cluster or a Spark master; None starts the engine on this
-    machine. The bundle, the corpus and the output must have the same paths on all machines. ``quiet``: hide the
-    engine's progress bars. Every row of the corpus is one row of the output. A row without a text has no prediction,
-    and its reason is in the column problem. In your own pipeline, use ``BatchScorer``.
+    machine. The bundle, the corpus and the output must have the same paths on all machines. Every row of the corpus is
+    one row of the output. A row without a text has no prediction, and its reason is in the column problem. In your own
+    pipeline, use ``BatchScorer``. ``report``: called with a line before the engine starts, which takes seconds.
     """
     from berxit.toolkit.scoring.batch_scorer import BatchScorer
     from berxit.toolkit.scoring.corpus import score_corpus
@@ -529,7 +530,8 @@ def score(
         workers=workers,
         address=address,
         force=force,
-        quiet=quiet,
+        progress=progress,
+        report=report,
     )
 
 

@@ -48,6 +48,11 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return load(cmd_name) if cmd_name in COMMANDS else None
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the first sentence of every command's help. click would cut it off at the end of the line."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, load(name).get_short_help_str(limit=1000)) for name in COMMANDS])
+
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("berxit"), prog_name="berxit")

@@ -22,11 +22,12 @@ from berxit.runtime.storage import write_together
 from berxit.runtime.tokenization import Text
 from berxit.train.chance_warnings import depth_warning, exits_warning, policy_warning
 from berxit.train.checkpoint import load_checkpoint, read_record
-from berxit.train.evaluation import Predictions, best_device, layer_scores, predict
+from berxit.train.evaluation import Predictions, best_device, predict
 from berxit.train.families import FOLDS, PolicySpec, folds, operating_point, predicted_under
 from berxit.train.guarantee import interval
 from berxit.train.rules import Choice, Keep, Rule
 from berxit.train.tasks import task_of
+from berxit.train.unmet_rules import unmet
 
 POLICY_FILE = "exit_policy.json"
 """File in the checkpoint's folder: the policy and the calibration record."""
@@ -186,15 +187,7 @@ def _warnings(predictions: Predictions, spec: PolicySpec, rule: Rule, choice: Ch
         return
     if depth is not None and isinstance(rule, Keep):
         return  # thresholds mean nothing, as that warning states
-    own = layer_scores(predictions)[-1]
-    if isinstance(rule, Keep) and own >= predictions.full_depth_score:
-        yield rule.too_little_data(predictions, spec)
-    else:
-        yield (
-            f"no threshold satisfies the rule: full depth scores {own:.4f} in this precision,"
-            f" {predictions.full_depth_score:.4f} in the checkpoint, so the policy never exits early. Export with"
-            f" another --precision, or calibrate the checkpoint with {rule.looser}"
-        )
+    yield unmet(rule, predictions, spec)
 
 
 def choose_again(

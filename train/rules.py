@@ -34,7 +34,7 @@ from berxit.train.families import (
     operating_point,
     predicted_under,
 )
-from berxit.train.guarantee import KeepTest, least_rows
+from berxit.train.guarantee import KeepTest
 from berxit.train.per_exit import choose_per_exit
 from berxit.train.risks import DISAGREEMENT, LABEL_ERROR, MISSES, PER, GroupTest, Loss, classes_of
 
@@ -92,7 +92,6 @@ class Keep:
 
     needs_labels: ClassVar[bool] = True
     stricter: ClassVar[str] = "a higher --keep"
-    looser: ClassVar[str] = "a lower --keep"
 
     keep: float = 0.99
     delta: float = DELTA
@@ -151,28 +150,6 @@ class Keep:
             safe += [(each, point) for point in each.points(thresholds[:passed])]
         return _choice(_cheapest(safe), lambda predicted: test.p_value(predicted) <= delta)
 
-    def too_little_data(self, predictions: Predictions, spec: PolicySpec) -> str:
-        """A warning for a pass on which no threshold passes the test: what it would take, and what passes instead."""
-        rows = len(predictions.labels)
-        line = (
-            f"{rows} examples are too few to guarantee --keep {self.keep:g} with probability {1 - self.delta:g}, so the"
-            " policy never exits early"
-        )
-        if predictions.metric == "accuracy" and (
-            least := least_rows(predictions.full_depth_score, self.keep, self.delta)
-        ):
-            line += f"; that takes at least {max(least, rows + 1)} examples"
-        lower = next(
-            (
-                keep
-                for keep in (np.arange(math.ceil(100 * self.keep) - 1, 49, -1) / 100).tolist()
-                if Keep(keep, self.delta).choose(predictions, spec).point.saved_layers > 0
-            ),
-            None,
-        )
-        instead = f"--keep {lower:g}, which these examples can guarantee" if lower else "more examples"
-        return f"{line}. Calibrate with {instead}, or with --optimistic, which does not allow for chance"
-
 
 @dataclass(frozen=True)
 class Risk:
@@ -199,7 +176,6 @@ class Risk:
     """
 
     stricter: ClassVar[str] = "a lower --risk"
-    looser: ClassVar[str] = "a higher --risk"
 
     risk: float
     delta: float = DELTA
@@ -291,7 +267,6 @@ class Budget:
 
     needs_labels: ClassVar[bool] = True
     stricter: ClassVar[str] = "a higher --budget-ms"
-    looser: ClassVar[str] = "a higher --budget-ms"
 
     budget_ms: float
     intercept_ms: float

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError, DivergedError
-from berxit.runtime.progress import Bar, Progress
+from berxit.runtime.progress import Bar, Progress, show_note
 from berxit.train.evaluation import best_device
 from berxit.train.losses import by_head
 from berxit.train.objectives import Objective
@@ -116,9 +116,8 @@ class StepProgress(TrainerCallback):
         getattr(self._bar, "line", self._report)(text)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        note = getattr(self._bar, "note", None)
-        if note is not None and logs and "loss" in logs:
-            note(f"loss {float(logs['loss']):.3f}")
+        if self._bar is not None and logs and "loss" in logs:
+            show_note(self._bar, f"loss {float(logs['loss']):.3f}")
 
 
 def _in_encoder(name: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from berxit.runtime import BerxitError, EarlyExitRunner, InputError, Prediction
@@ -83,19 +84,24 @@ class TritonPythonModel:
         return [(place, self._response([next(found) for _ in texts])) for place, texts in members]
 
     def _response(self, predictions: list[Prediction]) -> Any:
-        """Response of B texts: every output has shape (B, 1), except PROBS (B, C)."""
+        """Response of B texts: every output has shape (B, 1), except PROBS (B, C). The spans of a text are one string
+        of JSON, because their number differs between the texts of a batch."""
+        model = self._runner.manifest.model
         scores = np.array([list(prediction.scores.values()) for prediction in predictions], dtype=np.float32)
         outputs = {
             "EXIT_LAYER": np.array([[prediction.exit_layer] for prediction in predictions], dtype=np.int32),
             "CERTAINTY": np.array([[prediction.certainty] for prediction in predictions], dtype=np.float32),
             "TRUNCATED": np.array([[prediction.truncated] for prediction in predictions], dtype=np.bool_),
         }
-        if self._runner.manifest.model.regression:
+        if model.regression:
             outputs["VALUE"] = scores
         else:
+            outputs["LABEL"] = _strings([str(prediction.label) for prediction in predictions])
+        if model.task_kind.words:
+            spans = [[span._asdict() for span in prediction.spans or ()] for prediction in predictions]
+            outputs["SPANS"] = _strings([json.dumps(each, ensure_ascii=False) for each in spans])
+        elif not model.regression:
             outputs["PROBS"] = scores
-            labels = [[str(prediction.label).encode()] for prediction in predictions]
-            outputs["LABEL"] = np.array(labels, dtype=np.object_)
         return pb_utils.InferenceResponse(
             output_tensors=[pb_utils.Tensor(name, values) for name, values in outputs.items()]
         )
@@ -109,6 +115,11 @@ def _texts(request: Any) -> list[Text]:
         [text.decode() for text in tensor.as_numpy().ravel()] for tensor in (first, second) if tensor is not None
     ]
     return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+def _strings(texts: Sequence[str]) -> npt.NDArray[np.object_]:
+    """(B, 1) strings, as bytes."""
+    return np.array([[text.encode()] for text in texts], dtype=np.object_)
 
 
 def _number(parameters: dict[str, Any], name: str) -> float | None:

@@ -48,10 +48,6 @@ def write_model_folder(bundle: Path, output: Path, options: TritonOptions, *, fo
             f"{bundle} is a bundle for {manifest.target}, which Triton cannot run: export one for"
             f" {' or '.join(INSTANCE_KINDS)}"
         )
-    if manifest.model.task_kind.words:
-        raise InputError(
-            f"{bundle} labels words, which Triton's outputs of fixed size cannot contain: use berxit serve"
-        )
     if options.threshold is not None:
         manifest.policy.with_threshold(options.threshold)
     if options.deadline_ms is not None and not options.deadline_ms > 0:
@@ -74,6 +70,8 @@ def config_text(name: str, manifest: Manifest, options: TritonOptions) -> str:
     outputs = [("EXIT_LAYER", "TYPE_INT32", 1), ("CERTAINTY", "TYPE_FP32", 1), ("TRUNCATED", "TYPE_BOOL", 1)]
     if model.regression:
         outputs.insert(0, ("VALUE", "TYPE_FP32", 1))
+    elif model.task_kind.words:
+        outputs[:0] = [("LABEL", "TYPE_STRING", 1), ("SPANS", "TYPE_STRING", 1)]
     else:
         outputs[:0] = [("LABEL", "TYPE_STRING", 1), ("PROBS", "TYPE_FP32", len(model.labels))]
     lines = [

@@ -473,11 +473,12 @@ def test_bench_of_the_single_stream_preset_runs_longer(bundle: Path, monkeypatch
     assert result.records is not None
     assert result.validity is not None
     assert not any("too" in problem for problem in result.validity.problems)
-    for name in ("calibrated", f"layer {result.layers}"):
-        latencies = result.records.queries[name].latency_ms
-        assert latencies.size >= 20
-        # the measurement stops after the round that is enough
-        assert 0.05 <= latencies.sum() / 1e3 < 0.05 + latencies[-1].sum() / 1e3
+    compared = [result.records.queries[name].latency_ms for name in ("calibrated", f"layer {result.layers}")]
+    assert len({len(latencies) for latencies in compared}) == 1  # they alternate to the end
+    assert all(latencies.size >= 20 for latencies in compared)
+    # the measurement stops after the round in which the last one has enough
+    assert all(latencies.sum() / 1e3 >= 0.05 for latencies in compared)
+    assert any(latencies[:-1].size < 20 or latencies[:-1].sum() / 1e3 < 0.05 for latencies in compared)
 
 
 def test_bench_rejects_unknown_preset(bundle: Path) -> None:

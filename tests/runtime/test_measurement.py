@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,18 @@ import pytest
 
 from berxit.runtime import EarlyExitRunner, ExitPolicy, Prediction
 from berxit.runtime.golden import read_golden
-from berxit.runtime.measurement import Latency, Line, Measured, measure, rounds_for, spread_thresholds, stored_pass
+from berxit.runtime.measurement import (
+    Latency,
+    Line,
+    Measured,
+    Minimum,
+    measure,
+    rounds_for,
+    spread_thresholds,
+    stored_pass,
+)
 from berxit.runtime.policies import certainties, exit_layers
+from berxit.runtime.progress import Bar, Progress
 from berxit.runtime.tokenization import Text
 
 
@@ -99,10 +110,33 @@ def test_stored_pass_contains_every_exit_of_every_input(bundle: Path) -> None:
     np.testing.assert_allclose(lte, np.array(golden.lte), atol=1e-4)
 
 
+class Reported:
+    """A bar that counts its steps."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.done, self.notes = length, 0, list[str]()
+
+    def update(self, n_steps: int) -> None:
+        self.done += n_steps
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def reporting(bars: list[Reported]) -> Progress:
+    """Appends every bar to ``bars``."""
+
+    def progress(length: int) -> AbstractContextManager[Bar]:
+        bars.append(Reported(length))
+        return nullcontext(bars[-1])
+
+    return progress
+
+
 def test_measure_runs_every_policy_on_every_input() -> None:
     runner = StubRunner()
     policies = {"shallow": runner.policy.at_depth(1), "own": runner.policy, "deep": runner.policy.at_depth(4)}
-    advanced: list[int] = []
+    bars: list[Reported] = []
     seen: list[list[str]] = []
 
     def score(answers: Sequence[Prediction]) -> float:
@@ -116,7 +150,7 @@ def test_measure_runs_every_policy_on_every_input() -> None:
         rounds=3,
         warmup=5,
         score=score,
-        advance=advanced.append,
+        progress=reporting(bars),
     )
     found, noise = measured.points, measured.noise
     warm, asked = runner.asked[:5], runner.asked[5:]
@@ -125,8 +159,23 @@ def test_measure_runs_every_policy_on_every_input() -> None:
     assert Counter(asked) == each + Counter(
         {("a", 4): 6}
     )  # the first input at full depth, repeated to measure the noise
-    assert sum(advanced) == 18
+    assert [(bar.length, bar.done) for bar in bars] == [(18, 18)]
     assert (noise.repeats, noise.tail, noise.drift) == (6, 1, 1)
+
+    bars.clear()
+    minima = {"own": Minimum(0, 0.021), "deep": Minimum(7, 0.0)}  # 2 ms and 4 ms per query: 11 and 7 queries
+    measure(
+        runner,  # type: ignore[arg-type]
+        ["a", "b"],
+        policies,
+        rounds=3,
+        warmup=0,
+        minima=minima,
+        progress=reporting(bars),
+    )
+    # three further rounds of both, until both have enough
+    assert [(bar.length, bar.done) for bar in bars] == [(18, 18), (12, 12)]
+    assert bars[1].notes == ["further rounds of own, deep"]
 
     assert found["shallow"] == Measured(Latency(1, 1, 1, 1), 1.0, (6, 0, 0, 0), 6, 0.2)
     assert found["own"] == Measured(Latency(2, 2, 2, 2), 2.0, (0, 6, 0, 0), 6, 0.2)

@@ -690,6 +690,7 @@ sys.exit(status)
     )
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+    assert "..." not in done.stdout.replace("[ARGS]...", "")  # no sentence is cut off
     assert done.stdout.splitlines()[-1] == "[]"
 
 

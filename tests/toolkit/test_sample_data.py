@@ -66,3 +66,13 @@ def test_heads_are_the_intent_and_the_first_span_of_time() -> None:
         times = [[name for *_, name in row if name in ("date", "time", "duration")] for row in spans]
         expected = [(*row, *[*found, "none"][:1]) for row, found in zip(rows_of(split), times, strict=True)]
         assert heads == expected
+
+
+def test_multilabel_rows_have_the_types_of_their_slots() -> None:
+    for split in ROWS:
+        slots, sets = (
+            [json.loads(line) for line in (SAMPLE / f"{folder}/{split}.jsonl").open(encoding="utf-8")]
+            for folder in ("slots", "multilabel")
+        )
+        expected = [{"text": row["text"], "labels": sorted({name for *_, name in row["spans"]})} for row in slots]
+        assert sets == expected

@@ -337,7 +337,7 @@ def test_choose_warns_if_no_threshold_of_a_bundle_keeps_the_score() -> None:
     assert found.warnings[-1].startswith(
         "no threshold satisfies the rule: full depth scores 0.8000 in this precision, 1.0000 in the checkpoint, so"
     )
-    assert found.warnings[-1].endswith("with a lower --keep")
+    assert found.warnings[-1].endswith("Export with another --precision, or calibrate the checkpoint with --keep 0.6")
 
 
 def test_risk_is_relative_to_the_predictions_of_the_checkpoint() -> None:
@@ -346,7 +346,7 @@ def test_risk_is_relative_to_the_predictions_of_the_checkpoint() -> None:
     found = choose(after, PolicySpec("confidence"), Risk(0.2), "data", "0").calibration
     assert losses(after, after.predicted()[:, -1][None]) == [0.25]
     assert found.saved_layers == 0
-    assert "no threshold satisfies the rule" in found.warnings[-1]
+    assert "the risk (disagreement) of full depth is 0.2500 in this precision" in found.warnings[-1]
     assert found.warnings[-1].endswith("with a higher --risk")
     own = choose(before, PolicySpec("confidence"), Risk(0.2), "d", "0").calibration
     assert not any("satisfies the rule" in line for line in own.warnings)

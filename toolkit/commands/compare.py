@@ -10,6 +10,7 @@ import click
 from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
+from berxit.runtime.provenance import provenance
 from berxit.toolkit.api import compare
 from berxit.toolkit.commands.options import PATH, quiet_option, silence_library_logs, split_option
 
@@ -49,7 +50,7 @@ def command(
     found = compare(first, second, data, split=split, limit=limit, threads=threads, progress=bar)
     click.echo(found.text())
     if output:
-        write_json(asdict(found), output)
+        write_json({**asdict(found), "made_by": provenance()}, output)
         click.echo(f"\nwritten: {output}")
     if fail_above is not None and (worse := found.regressions(fail_above)):
         raise BerxitError(f"{second} is worse than {first} by more than {fail_above:g}%: {'; '.join(worse)}")

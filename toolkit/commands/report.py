@@ -17,10 +17,11 @@ from berxit.toolkit.commands.options import PATH
 @register_option
 @debug_option
 def command(paths: tuple[Path, ...], output: Path, texts: bool) -> None:
-    """Write one HTML page for each PATH: a folder or JSON file of berxit-bench or berxit-eval.
+    """Write one HTML page that shows a bench or an evaluation, or compares two.
 
-    Give a bench, a bench and its evaluation, or two benches to compare side by side. The page opens offline, and
-    contains no path of this machine. It contains the inputs' texts unless --no-texts.
+    PATH is a folder or JSON file of berxit-bench or berxit-eval. Give one, a bench with its evaluation, two benches or
+    two evaluations. The page opens offline, and contains no path of this machine. It contains the inputs' texts unless
+    --no-texts.
     """
     from berxit.toolkit.report.report_page import write_report
     from berxit.toolkit.report.sources import read_source

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from berxit.devices import default_threads
-from berxit.runtime.console import debug_option
+from berxit.runtime.console import debug_option, progress_bar
 from berxit.runtime.tables import plural
 from berxit.toolkit.api import score
-from berxit.toolkit.commands.options import PATH, force_option, quiet_option
+from berxit.toolkit.commands.options import PATH, force_option, quiet_option, say
 from berxit.toolkit.scoring.engines import ENGINES
 
 
@@ -67,7 +67,8 @@ def command(
         scores=not no_scores,
         backend=backend,
         force=force,
-        quiet=quiet,
+        progress=progress_bar("scoring", quiet),
+        report=(lambda line: None) if quiet else say,
     )
     line = plural(found.rows, "row")
     if found.average_exit_layer is not None:

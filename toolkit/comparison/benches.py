@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import read_json
 from berxit.runtime.tables import markdown_table
 
@@ -56,8 +56,13 @@ class BenchComparison:
 
 
 def compare_benches(first: Path, second: Path) -> BenchComparison:
-    """Compares two files that berxit-bench wrote. Raises BerxitError for a file that is not one."""
+    """Compares two files that berxit-bench wrote. Raises BerxitError for a file that is not one, InputError for benches
+    with different metrics."""
     a, b = (_read(path) for path in (first, second))
+    if a["metric"] and b["metric"] and a["metric"] != b["metric"]:
+        raise InputError(
+            f"{first} has the metric {a['metric']}, {second} has {b['metric']}: compare benches of one task"
+        )
     names = (str(first), str(second))
     latencies = {
         f"layer {layer}": (a["by_layer"][layer], b["by_layer"][layer])

@@ -77,6 +77,10 @@ def _check(benches: Sequence[BenchSource], evaluations: Sequence[EvaluationSourc
         raise InputError(f"a report compares at most {MOST_SIDES} benches or evaluations: give fewer")
     if benches and evaluations and (len(benches) > 1 or len(evaluations) > 1):
         raise InputError("an evaluation is added to one bench: give one of each, two benches, or two evaluations")
+    metrics = {bench.name: bench.result.metric for bench in benches if bench.result.metric}
+    if len(set(metrics.values())) > 1:
+        scored = ", ".join(f"{name} has {metric}" for name, metric in metrics.items())
+        raise InputError(f"the benches have different metrics ({scored}): compare benches of one task")
     for bench in benches:
         for evaluation in evaluations:
             found = len(evaluation.data["layer_scores"]), evaluation.data["metric"]
@@ -147,7 +151,7 @@ def _bench_side(source: BenchSource, *, texts: bool) -> dict[str, Any]:
         "telemetry": _telemetry(result),
         "conditions": _conditions(result),
         "notes": machine_lines(result),
-        "reproduce": _commands(source.data, _bench_command(result), f"{result.bundle}-bench"),
+        "reproduce": _commands(source.data, _bench_command(result), source.folder),
         "raw": {name: _compressed(text) for name, text in raw.items()},
     }
 

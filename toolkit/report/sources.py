@@ -30,6 +30,8 @@ class BenchSource:
     """bench.json"""
     result: BenchResult
     records: BenchRecords | None
+    folder: str
+    """Name of the folder of bench.json."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def read_source(path: Path) -> BenchSource | EvaluationSource:
 
 def bench_source(result: BenchResult) -> BenchSource:
     """A bench that was measured in this process."""
-    return BenchSource(result.bundle, to_json(result), result, result.records)
+    return BenchSource(result.bundle, to_json(result), result, result.records, f"{result.bundle}-bench")
 
 
 def _bench(file: Path, data: dict[str, Any]) -> BenchSource:
@@ -76,7 +78,7 @@ def _bench(file: Path, data: dict[str, Any]) -> BenchSource:
     found = read_records(records) if records.is_file() else None
     if found is not None and (found.bundle, len(found.outputs.texts)) != (result.bundle, result.inputs):
         raise BerxitError(f"{records} is of another bench than {file.name}: rerun berxit-bench")
-    return BenchSource(result.bundle, data, result, found)
+    return BenchSource(result.bundle, data, result, found, file.parent.resolve().name)
 
 
 def _numbered(value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from berxit.runtime.errors import BerxitError
+from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
+from berxit.runtime.tables import plural
 from berxit.toolkit.scoring.batch_scorer import PROBLEM, BatchScorer
 from berxit.toolkit.scoring.engines import ENGINES, Job, corpus_files
 from berxit.toolkit.scoring.outputs import EXIT_LAYER
@@ -35,7 +38,8 @@ def score_corpus(
     workers: int,
     address: str | None = None,
     force: bool = False,
-    quiet: bool = False,
+    progress: Progress = silent,
+    report: Callable[[str], None] = lambda line: None,
 ) -> CorpusPredictions:
     """Scores all rows of a corpus and writes the folder ``output`` as a whole.
 
@@ -44,8 +48,10 @@ def score_corpus(
     """
     refuse_to_overwrite(output, force)
     files = corpus_files(corpus)
+    if address is None:
+        report(f"starting {engine} with {plural(workers, 'worker')}")
     with write_whole(output, force=force) as scratch:
-        rows = ENGINES[engine](Job(scorer, files, scratch, workers, address, quiet))
+        rows = ENGINES[engine](Job(scorer, files, scratch, workers, address, progress))
         found = _summary(scorer, scratch, output, rows)
     return found
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from berxit.runtime.errors import BerxitError, InputError, first_line
+from berxit.runtime.progress import Progress, silent
 from berxit.toolkit.scoring.batch_scorer import BatchScorer
+from berxit.toolkit.scoring.watching import watched
 
 BATCH_ROWS = 2048
 """Rows per call of the scorer, which splits them by tokens. On Ray, the rows of a killed worker's call are repeated."""
@@ -35,7 +37,7 @@ class Job:
     workers: int
     address: str | None
     """The cluster; None starts the engine on this machine."""
-    quiet: bool = False
+    progress: Progress = silent
 
     @property
     def suffix(self) -> str:
@@ -54,8 +56,8 @@ Engine = Callable[[Job], int]
 
 
 def corpus_files(corpus: Path) -> tuple[Path, ...]:
-    """The files of a corpus: a file, or all data files in a folder. Raises InputError if there is none, or if their
-    formats differ."""
+    """The files of a corpus: a file, or all data files in a folder. Raises InputError if there is none, if their
+    formats differ, or if one is empty, which an engine reports only after minutes."""
     if not corpus.exists():
         raise InputError(f"no corpus at {corpus}: give a file or a folder of {', '.join(SUFFIXES)} files")
     paths = [corpus] if corpus.is_file() else sorted(path for path in corpus.iterdir() if path.is_file())
@@ -64,6 +66,8 @@ def corpus_files(corpus: Path) -> tuple[Path, ...]:
         raise InputError(f"{corpus} has no {', '.join(SUFFIXES)} file: give such a file, or a folder of them")
     if len(formats := {path.suffix.lower() for path in files}) > 1:
         raise InputError(f"{corpus} has files of several formats ({', '.join(sorted(formats))}): give one of them")
+    if empty := [path for path in files if not path.stat().st_size]:
+        raise InputError(f"{empty[0]} is an empty file: delete it, or add a header and rows")
     return files
 
 
@@ -73,7 +77,7 @@ def score_with_ray(job: Job) -> int:
 
     with ray_session(job), one_line_errors_of("Ray"):
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = not job.quiet
+        context.enable_progress_bars = False  # `watched` shows the same progress for every engine
         dataset = ray_dataset(job)
         job.scorer.check_columns(dataset.columns())
         rows: int = dataset.count()
@@ -86,7 +90,8 @@ def score_with_ray(job: Job) -> int:
             compute=ray.data.ActorPoolStrategy(size=job.workers),
             num_cpus=1,
         )
-        scored.write_parquet(str(job.output))
+        with watched(job.output, rows, job.progress):
+            scored.write_parquet(str(job.output))
         return rows
 
 
@@ -162,7 +167,9 @@ def score_with_spark(job: Job) -> int:
         least = min(job.workers * PARTITIONS_PER_WORKER, max(job.workers, rows // BATCH_ROWS))
         if frame.rdd.getNumPartitions() < least:
             frame = frame.repartition(least)
-        frame.mapInArrow(job.scorer.partition, schema).write.mode("append").parquet(str(job.output.absolute()))
+        scored = frame.mapInArrow(job.scorer.partition, schema)
+        with watched(job.output, rows, job.progress):
+            scored.write.mode("append").parquet(str(job.output.absolute()))
         return rows
 
 
@@ -177,7 +184,7 @@ def spark_session(job: Job) -> Iterator[Any]:
     settings = {
         "spark.sql.execution.arrow.maxRecordsPerBatch": BATCH_ROWS,
         "spark.log.level": "ERROR",
-        "spark.ui.showConsoleProgress": not job.quiet,
+        "spark.ui.showConsoleProgress": False,
     }
     if job.address is None:
         settings["spark.ui.enabled"] = False

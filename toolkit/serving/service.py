@@ -13,12 +13,14 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from berxit.runtime import BerxitError, EarlyExitRunner, ExitPolicy, InputError, Prediction
 from berxit.runtime.monitoring import Monitor
@@ -28,6 +30,8 @@ from berxit.toolkit.serving.metrics import Metrics
 from berxit.toolkit.serving.wire import Limits, RequestError, error_body, read_request, response
 
 _LOG = logging.getLogger(__name__)
+_ACCEPTED = "berxit.accepted"
+"""Key of a request's ASGI scope: not empty if its header Host is accepted."""
 BODY_S = 10.0
 """Longest time for the arrival of a body, in seconds."""
 CHARACTERS_IN_LOOP = 20_000
@@ -160,9 +164,18 @@ def application(service: Service, routes: Sequence[BaseRoute] = ()) -> Starlette
 
     def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        refused = failed(HTTPStatus(error.status_code), f"{request.method} {request.url.path}: {error.detail}")
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            message += f". The paths are {', '.join(route.path for route in paths)}"
+        refused = failed(HTTPStatus(error.status_code), message)
         refused.headers.update(error.headers or {})
         return refused
+
+    def on_other_host(host: str) -> Response:
+        return failed(
+            HTTPStatus.BAD_REQUEST,
+            f"the header Host is '{host}', which this service does not accept: start it with --allowed-host",
+        )
 
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {
         BerxitError: on_berxit_error,
@@ -170,18 +183,38 @@ def application(service: Service, routes: Sequence[BaseRoute] = ()) -> Starlette
         Exception: on_other_error,
         ClientDisconnect: lambda request, error: Response(status_code=HTTPStatus.BAD_REQUEST),
     }
+    paths = [
+        Route("/v1/classify", classify, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/health", health),
+        Route("/metrics", metrics),
+    ]
     return Starlette(
-        routes=[
-            Route("/v1/classify", classify, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/health", health),
-            Route("/metrics", metrics),
-            *routes,
-        ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(service.settings.hosts))],
+        routes=[*paths, *routes],
+        middleware=[Middleware(_KnownHosts, hosts=service.settings.hosts, refused=on_other_host)],
         exception_handlers=handlers,
         lifespan=lifespan,
     )
+
+
+class _KnownHosts:
+    """Starlette's check of the header Host, with an error in the format of all others."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], refused: Callable[[str], Response]) -> None:
+        self._app, self._refused = app, refused
+        self._check = TrustedHostMiddleware(self._accept, allowed_hosts=list(hosts), www_redirect=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        checked: Scope = {**scope, _ACCEPTED: []}
+        await self._check(checked, receive, _discard)
+        app = self._app if checked[_ACCEPTED] else self._refused(Headers(scope=scope).get("host", ""))
+        await app(scope, receive, send)
+
+    async def _accept(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_ACCEPTED].append(True)
+
+
+async def _discard(message: Message) -> None: ...
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

@@ -93,8 +93,7 @@ def _measure(request: Request, runner: EarlyExitRunner, name: str) -> BundleTime
     policies: dict[str, ExitPolicy] = {FULL: runner.policy.at_depth(model.layers)}
     if manifest.calibration is not None:
         policies[CALIBRATED] = runner.policy
-    with request.bar(name)(len(examples) * len(policies)) as bar:
-        measured = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, advance=bar.update)
+    measured = measure(runner, examples.texts, policies, rounds=1, warmup=WARMUP, progress=request.bar(name))
     return BundleTimes(
         bundle=name,
         model=f"{model.family}, d = {model.hidden_size}",

@@ -20,7 +20,7 @@ from berxit.runtime.backends.tensorrt.versions import Api
 from berxit.runtime.bundle import Manifest, Segment
 from berxit.runtime.bundle_files import BundleFile, BundleFolder
 from berxit.runtime.errors import BerxitError
-from berxit.runtime.progress import Bar, Progress, silent
+from berxit.runtime.progress import Bar, Progress, show_note, silent
 from berxit.runtime.storage import replacing
 
 Buffer = bytes | memoryview
@@ -168,8 +168,7 @@ def _expectation(seconds: float | None, engines: int) -> str:
 
 def _note(bar: Bar, file: str, text: str) -> None:
     """Shows a step of the build of ``file`` beside the bar, if the bar can do that."""
-    if show := getattr(bar, "note", None):
-        show(f"{file}: {text}")
+    show_note(bar, f"{file}: {text}")
 
 
 def _build_one(

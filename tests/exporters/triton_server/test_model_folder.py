@@ -18,6 +18,7 @@ import pytest
 from berxit.exporters.triton_server.model_folder import TritonOptions, config_text, write_model_folder
 from berxit.runtime import EarlyExitRunner, InputError
 from berxit.runtime.bundle import Manifest, read_manifest
+from berxit.toolkit.serving.wire import prediction_fields
 
 HERE = Path(__file__).parent
 TEXTS = ["the cat sat on the mat", "a dog", "stop the music", "turn on the big red light"]
@@ -146,6 +147,20 @@ def test_model_predicts_what_the_runner_predicts(served: Served, bundle: Path) -
         assert response["EXIT_LAYER"].ravel().tolist() == [answer.exit_layer for answer in expected]
         probs = [list(answer.scores.values()) for answer in expected]
         assert response["PROBS"] == pytest.approx(np.array(probs), abs=1e-5)
+
+
+def test_model_returns_spans_as_the_service(tmp_path: Path, utils: ModuleType) -> None:
+    tokens = HERE.parents[1] / "runners" / "vectors" / "onnx" / "tokens"
+    write_model_folder(tokens, tmp_path / "slots", TritonOptions(threads=1))
+    served, runner = Served(tmp_path / "slots", utils), EarlyExitRunner.load(tokens, threads=1)
+    texts = ["turn the kitchen lights off", "caf\u00e9", "don't stop!!!", "a dog"]
+    (response,) = served.execute(served.request(texts))
+    found, expected = outputs(response), runner.predict_batch(texts)
+    fields = [prediction_fields(runner.manifest.model, prediction) for prediction in expected]
+    assert [label.decode() for label in found["LABEL"].ravel()] == [each["label"] for each in fields]
+    assert [json.loads(spans) for spans in found["SPANS"].ravel()] == [each["spans"] for each in fields]
+    assert len({len(each["spans"]) for each in fields}) > 1
+    served.model.finalize()
 
 
 def test_model_runs_requests_with_equal_settings_as_one_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,12 @@ def test_compare_benches_refuses_another_json(measured: Path, tmp_path: Path) ->
         compare_benches(measured, tmp_path / "no.json")
 
 
+def test_compare_benches_refuses_different_metrics(measured: Path, tmp_path: Path) -> None:
+    first, second = (changed(measured, tmp_path / f"{name}.json", metric=name) for name in ("accuracy", "f1"))
+    with pytest.raises(InputError, match=r"accuracy.json has the metric accuracy, .*f1.json has f1: compare benches"):
+        compare_benches(first, second)
+
+
 def test_compare_command_fails_above_the_given_percentage(measured: Path, tmp_path: Path) -> None:
     slow = changed(measured, tmp_path / "slow.json", 1.5)
     passed = CliRunner().invoke(command, [str(measured), str(slow), "--fail-above", "60"])

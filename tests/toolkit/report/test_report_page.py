@@ -23,7 +23,7 @@ from berxit.runtime.speed_up import SpeedUp
 from berxit.toolkit.cli import load
 from berxit.toolkit.report.pass_data import calibrated_exits, latency_by_exit, pass_data, slider_thresholds
 from berxit.toolkit.report.report_page import LARGEST, page_of
-from berxit.toolkit.report.sources import bench_source, read_source
+from berxit.toolkit.report.sources import BenchSource, bench_source, read_source
 from berxit.toolkit.report.verdicts import verdicts
 
 
@@ -66,9 +66,10 @@ def test_page_contains_the_raw_files(folder: Path) -> None:
 def test_page_contains_the_recorded_command(folder: Path, tmp_path: Path) -> None:
     data = json.loads((folder / "bench.json").read_text("utf-8"))
     data["made_by"] = {"command": "berxit bench my-bundle --threads 2"}
-    (tmp_path / "bench.json").write_text(json.dumps(data), encoding="utf-8")
-    (side,) = sides_of(page_of([read_source(tmp_path)]))
-    assert side["reproduce"] == ["berxit bench my-bundle --threads 2", "berxit report my-bundle-bench"]
+    (results := tmp_path / "my-results").mkdir()
+    (results / "bench.json").write_text(json.dumps(data), encoding="utf-8")
+    (side,) = sides_of(page_of([read_source(results)]))
+    assert side["reproduce"] == ["berxit bench my-bundle --threads 2", "berxit report my-results"]
 
 
 def test_page_without_texts_contains_none(folder: Path) -> None:
@@ -228,6 +229,14 @@ def test_evaluation_of_another_model_is_rejected(folder: Path, tmp_path: Path) -
     evaluation = made_evaluation(tmp_path / "eval", made_pass(layers=3))
     with pytest.raises(InputError, match="give those of one model"):
         page_of([read_source(folder), read_source(evaluation)])
+
+
+def test_benches_with_different_metrics_are_rejected(folder: Path) -> None:
+    source = read_source(folder)
+    assert isinstance(source, BenchSource)
+    other = replace(source, name="other", result=replace(source.result, metric="f1"))
+    with pytest.raises(InputError, match=r"have different metrics .*, other has f1.: compare benches of one task"):
+        page_of([source, other])
 
 
 def test_latency_by_exit_is_the_median_of_the_queries_that_exited_there() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow
@@ -15,7 +17,7 @@ from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.examples import read_rows
 from berxit.toolkit.cli import load
-from berxit.toolkit.scoring import engines
+from berxit.toolkit.scoring import engines, watching
 from berxit.toolkit.scoring.batch_scorer import BatchScorer
 from berxit.toolkit.scoring.engines import Job
 
@@ -97,6 +99,29 @@ def test_score_keeps_nothing_if_rows_are_missing(
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
+def test_watched_counts_every_finished_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "POLL_S", 0.001)
+    reported: list[int] = []
+
+    class Reported:
+        def update(self, n_steps: int) -> None:
+            reported.append(n_steps)
+
+    running, finished = (tmp_path / "_temporary" / name for name in ("attempt_1", "task_1"))
+    running.mkdir(parents=True)
+    with watching.watched(tmp_path, 12, lambda rows: nullcontext(Reported())):
+        (tmp_path / "unfinished.parquet").write_bytes(b"PAR1")
+        parquet.write_table(pyarrow.table({"id": range(5)}), running / "a.parquet")
+        time.sleep(0.05)
+        assert sum(reported) == 0
+        running.rename(finished)  # Spark moves a finished file twice
+        while sum(reported) < 5:
+            time.sleep(0.001)
+        (finished / "a.parquet").rename(tmp_path / "a.parquet")
+        parquet.write_table(pyarrow.table({"id": range(7)}), tmp_path / "b.parquet")
+    assert sum(reported) == 12
+
+
 def test_engine_errors_are_one_line() -> None:
     trace = (
         "ray::MapWorker() failed\n"
@@ -138,6 +163,7 @@ def test_score_names_the_extra_of_a_missing_engine(
     [
         (["none"], "no corpus at none: give a file or a folder of .tsv, .csv, .jsonl, .parquet files"),
         (["empty"], "empty has no .tsv, .csv, .jsonl, .parquet file"),
+        (["zero.csv"], "zero.csv is an empty file: delete it, or add a header and rows"),
         (["mixed"], "mixed has files of several formats (.csv, .parquet): give one of them"),
         (["corpus", "--text-column", "a", "--text-column", "b"], "this model takes 1 column: text"),
         (["corpus", "--engine", "dask"], "'dask' is not one of 'ray', 'spark'"),
@@ -156,6 +182,7 @@ def test_score_rejects_bad_input_in_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
+    (tmp_path / "zero.csv").touch()
     for name in ("a.csv", "b.parquet"):
         (tmp_path / "mixed" / name).write_bytes(b"text\n")
     assert run(bundle, "--engine", "ray", "--output", "out", *arguments) == 2
@@ -188,7 +215,7 @@ def test_engine_reads_every_format_as_the_other_commands_do(bundle: Path, tmp_pa
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
-    jobs = {name: Job(BatchScorer(bundle), (tmp_path / name,), tmp_path, 1, None, True) for name in contents}
+    jobs = {name: Job(BatchScorer(bundle), (tmp_path / name,), tmp_path, 1, None) for name in contents}
     if engine == "ray":
         with engines.ray_session(jobs["a.csv"]):
             found = {name: engines.ray_dataset(job).take_all() for name, job in jobs.items()}

@@ -140,8 +140,11 @@ def test_application_refuses_unknown_paths_methods_and_hosts(bundle: Path) -> No
     service = served(bundle, hosts=("localhost", "127.0.0.1"))
     app = application(service)
     assert (get(app, "/nowhere").status, get(app, "/v1/classify").status) == (404, 405)
-    assert get(app, "/nowhere").error == "GET /nowhere: Not Found"
-    assert get(app, "/health", {"host": "evil.example"}).status == 400
+    paths = "/v1/classify, /v1/models, /health, /metrics"
+    assert get(app, "/nowhere").error == f"GET /nowhere: Not Found. The paths are {paths}"
+    refused = get(app, "/health", {"host": "evil.example"})
+    assert refused.status == 400
+    assert refused.error.startswith("the header Host is 'evil.example', which this service does not accept: start it")
     assert get(app, "/health", {"host": "127.0.0.1:8000"}).status == 200
     service.close()
 

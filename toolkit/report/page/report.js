@@ -210,7 +210,7 @@ function drawHead() {
     }
   }
   if (side.kind === "bench" && !side.validity) chips.push(element("span", "chip", "validity unknown: bench of an older version"));
-  if (side.evaluated) chips.push(element("span", "chip", `with the evaluation ${side.evaluated.name} of ${plural(side.evaluated.examples, "example")}`));
+  if (side.evaluated) chips.push(element("span", "chip", `${side.kind === "bench" ? `with the evaluation ${side.evaluated.name}` : "evaluation"} of ${plural(side.evaluated.examples, "example")}`));
   $("chips").replaceChildren(...chips);
   $("warnings").replaceChildren(...side.warnings.map((text) => element("li", "", text)));
   $("warnings").hidden = !side.warnings.length;
@@ -378,7 +378,7 @@ function drawRows(now) {
     const deep = data.predictions[at(i, data.last)];
     if (!agree(own, deep)) facts.append(`; full depth predicts ${named(deep)}`);
     facts.append(`; exits at layer ${data.exits[now.exits[i]]}`);
-    if (data.latency) facts.append(` in ${milliseconds(data.latency[at(i, now.exits[i])])}`);
+    if (data.latency) facts.append(` in ${milliseconds(data.latency[at(i, now.exits[i])]).replace(" ", "\u00a0")}`);
     about.append(facts);
     const cells = element("ol", "cells");
     data.exits.forEach((layer, exit) => {
@@ -498,7 +498,7 @@ function memoryEntries(start) {
   const known = Object.entries(start?.memory_by_layer ?? {}).filter(([, mib]) => mib !== null);
   if (!known.length) return [["Peak memory", null]];
   const note = start.lazy ? "deeper layers are not loaded" : "all layers are loaded";
-  return [["Peak memory by deepest layer", known.map(([layer, mib]) => `${layer}: ${mib.toFixed(0)}`).join(" · "), `MiB, new process, ${note}; ${start.memory_before_mib.toFixed(0)} MiB without the bundle`]];
+  return [["Peak memory by deepest layer", known.map(([layer, mib]) => `${layer}:\u00a0${mib.toFixed(0)}`).join(" · "), `MiB, new process, ${note}; ${start.memory_before_mib.toFixed(0)} MiB without the bundle`]];
 }
 
 function drawDevice() {
