@@ -2,9 +2,10 @@
 
     python benchmarks/full_depth.py BUNDLE OTHER... --tokens 16 --tokens 512 --output full-depth
 
-One input of random token ids, without padding, passes all segments and exits of every bundle. The passes alternate, and
-the ratio is the median over the rounds. Use it to compare precisions, or two versions of the exporters (export the same
-checkpoint with each).
+One input of random token ids, without padding, passes all segments and exits of every bundle. Every bundle is opened
+twice, in the given order and in reverse, because the position of the weights in memory changes the latency by several
+percent. The passes alternate, and the ratio is the median over the rounds. Use it to compare precisions, or two
+versions of the exporters (export the same checkpoint with each).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ WARM_UP = 10
 def main(
     bundles: Sequence[Path], lengths: Sequence[int], backend: str, threads: int, seconds: float, output: Path
 ) -> None:
-    loaded = [FullDepth(bundle, backend, threads) for bundle in bundles]
+    loaded = [FullDepth(bundle, backend, threads) for bundle in (*bundles, *reversed(bundles))]
     records, rows = [], []
     with progress_bar(f"{len(bundles)} bundles", False)(len(lengths)) as bar:
         for tokens in lengths:
@@ -71,8 +72,8 @@ class FullDepth:
 
 
 def compare(loaded: Sequence[FullDepth], tokens: int, seconds: float, bar: Bar) -> dict[str, list[float]]:
-    """Milliseconds of every bundle, and their ratios to the first. Raises InputError for more tokens than a bundle
-    accepts."""
+    """Milliseconds of every bundle, which occurs a second time in the mirrored place, and the ratios to the first
+    bundle. Raises InputError for more tokens than a bundle accepts."""
     for each in loaded:
         if tokens > each.max_length:
             raise InputError(f"{each.name} accepts {each.max_length} tokens: choose --tokens {each.max_length} or less")
@@ -88,6 +89,11 @@ def compare(loaded: Sequence[FullDepth], tokens: int, seconds: float, bar: Bar) 
             loaded[place].run(batch)
             times[place].append(time.perf_counter() - start)
     bar.update(1)
+    both = [
+        [(one + other) / 2 for one, other in zip(*pair, strict=True)]
+        for pair in zip(times, reversed(times), strict=True)
+    ]
+    times = both[: len(loaded) // 2]
     return {
         "ms": [1e3 * median(each) for each in times],
         "ratios": [median(own / first for own, first in zip(each, times[0], strict=True)) for each in times],

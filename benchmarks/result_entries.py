@@ -377,6 +377,25 @@ ENTRIES = (
         after=("mrpc-minilm-mean",),
     ),
     Entry(
+        "long-inputs",
+        ("long-inputs/int8.json", "long-inputs/fp32.json"),
+        15,
+        (
+            f"{TRAIN} --model $MINILM --task mrpc {MEAN} --max-length 512 --data $DATA/MRPC --output {OUTPUT}/long",
+            "git worktree add build/before 9886e2e",  # the last commit that adds the mask to the scores
+            *(
+                f"env PYTHONPATH={code} berxit-export --target onnxruntime {OUTPUT}/long --precision {precision}"
+                f" --output {OUTPUT}/{precision}-{name}"
+                for precision in ("int8", "fp32")
+                for code, name in (("build/before", "mask-added"), (".", "mask-in-keys"))
+            ),
+            f"python benchmarks/full_depth.py {OUTPUT}/int8-mask-added {OUTPUT}/int8-mask-in-keys --tokens 16"
+            f" --tokens 64 --tokens 128 --tokens 512 --seconds 15 --output {OUTPUT}/long-int8",
+            f"python benchmarks/full_depth.py {OUTPUT}/fp32-mask-added {OUTPUT}/fp32-mask-in-keys --tokens 16"
+            f" --tokens 64 --tokens 512 --seconds 15 --output {OUTPUT}/long-fp32",
+        ),
+    ),
+    Entry(
         "kills",
         ("reliability/kills.json",),
         60,
