@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from berxit.runtime.data_files import WITH_HEADER, read_records
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
@@ -48,6 +49,8 @@ def score_corpus(
     """
     refuse_to_overwrite(output, force)
     files = corpus_files(corpus)
+    if files[0].suffix.lower() in WITH_HEADER:  # an engine reports a missing column only after its start
+        next(read_records(files[0], scorer.text_columns, skipped=[]))
     if address is None:
         report(f"starting {engine} with {plural(workers, 'worker')}")
     with write_whole(output, force=force) as scratch:

@@ -166,6 +166,7 @@ def test_score_names_the_extra_of_a_missing_engine(
         (["zero.csv"], "zero.csv is an empty file: delete it, or add a header and rows"),
         (["mixed"], "mixed has files of several formats (.csv, .parquet): give one of them"),
         (["corpus", "--text-column", "a", "--text-column", "b"], "this model takes 1 column: text"),
+        (["corpus", "--text-column", "body"], "no column 'body'. Columns: "),
         (["corpus", "--engine", "dask"], "'dask' is not one of 'ray', 'spark'"),
         (["corpus", "--workers", "0"], "0 is not in the range x>=1"),
     ],

@@ -212,6 +212,15 @@ def test_sweep_rejects_bad_input_in_one_line(
     assert {path: path.stat().st_mtime_ns for path in sweep.rglob("*")} == before
 
 
+def test_sweep_whose_model_cannot_be_loaded_leaves_no_folder(
+    still: str, data_folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    assert run(still, data_folder, tmp_path / "new", "--model", tmp_path / "nothing") == 1
+    assert "error: cannot load --model" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
 def test_sweep_without_optuna_names_the_extra(
     still: str, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
 ) -> None:
