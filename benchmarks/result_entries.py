@@ -143,13 +143,16 @@ def _recipes() -> Iterator[str]:
     yield f"{program} {sst2} --only-table"
     sick = "--recipe default --recipe joint --recipe self-distillation --train-rows 2000"
     yield f"{program} sick --model $MINILM --data $DATA/SICK {sick} --output {OUTPUT}/sick-r"
+    mrpc = "--recipe default --recipe joint --train-rows 2000 --train-option=--no-lte"
+    yield f"{program} mrpc --model $MINILM --data $DATA/MRPC {mrpc} --output {OUTPUT}/mrpc-r"
 
 
 def _studies_of_recipes() -> Iterator[str]:
     """The studies of joint and alternating with three seeds, on the checkpoints of the recipes."""
-    for task, folder, others in (("sst2", "SST-2", "criteria"), ("sick", "SICK", "lte")):
+    for task, folder, others in (("sst2", "SST-2", "criteria"), ("sick", "SICK", "lte"), ("mrpc", "MRPC", "criteria")):
         runs, options = f"{OUTPUT}/{task}-r", f"--data $DATA/{folder} --output {OUTPUT}/{task}-r/studies"
-        yield f"berxit-study tradeoff {runs}/joint-* {runs}/default-* {runs}/self-distillation-* {options}"
+        distilled = f" {runs}/self-distillation-*" if task != "mrpc" else ""
+        yield f"berxit-study tradeoff {runs}/joint-* {runs}/default-*{distilled} {options}"
         yield f"berxit-study {others} {runs}/default-* {options}"
 
 
@@ -579,8 +582,8 @@ ENTRIES = (
     ),
     Entry(
         "recipes",
-        ("recipes/sst2/recipes.json", "recipes/sick/recipes.json"),
-        120,
+        ("recipes/sst2/recipes.json", "recipes/sick/recipes.json", "recipes/mrpc/recipes.json"),
+        160,
         tuple(_recipes()),
     ),
     Entry(
@@ -590,6 +593,8 @@ ENTRIES = (
             "recipes/sst2/criteria-sst2.json",
             "recipes/sick/tradeoff-sick.json",
             "recipes/sick/lte-sick.json",
+            "recipes/mrpc/tradeoff-mrpc.json",
+            "recipes/mrpc/criteria-mrpc.json",
         ),
         3,
         tuple(_studies_of_recipes()),
