@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from berxit.exporters.onnx.writer import GraphWriter
@@ -12,24 +14,24 @@ from berxit.train.backbones.weights import Array
 BIAS = "attention_bias"
 
 
-def attend(
-    g: GraphWriter,
-    layer: LayerWeights,
-    segments: Segments,
-    hidden: str,
-    prefix: str,
-    *,
-    first_only: bool,
-    masked_keys: bool,
-) -> str:
-    """Scaled dot-product attention, heads joined: ``hidden`` (B, S, d) -> (B, S, d).
+@dataclass(frozen=True)
+class AttentionForm:
+    """How the attention of a layer is written. Both forms compute the same outputs in fewer operations."""
 
-    ``first_only``: single-query attention; only the first token has a query: (B, 1, d). ``masked_keys``: the bias of a
-    key is one more component of the key, and the component of every query there is 1. Without this, it is added to
-    the (B, heads, S, S) scores. ``prefix``: of the weights.
-    """
+    first_only: bool = False
+    """Single-query attention: only the first token has a query."""
+    masked_keys: bool = False
+    """The bias of a key is one more component of the key, and the component of every query there is 1. Otherwise, it is
+    added to the (B, heads, S, S) scores. Without effect on a layer whose bias depends on the query or the head."""
+
+
+def attend(
+    g: GraphWriter, layer: LayerWeights, segments: Segments, hidden: str, prefix: str, form: AttentionForm
+) -> str:
+    """Scaled dot-product attention, heads joined: ``hidden`` (B, S, d) -> (B, S, d); (B, 1, d) with ``first_only``.
+    ``prefix``: of the weights."""
+    first_only, masked_keys = form.first_only, form.masked_keys and bias_depends_on_keys_only(layer, segments)
     size, head_size = segments.hidden_size, segments.hidden_size // layer.heads
-    masked_keys = masked_keys and bias_depends_on_keys_only(layer, segments)
     qkv, sizes = scaled_queries(layer, size), [size, size, size]
     if masked_keys:
         qkv, sizes = queries_with_ones(qkv, layer.heads), [size + layer.heads, size, size]

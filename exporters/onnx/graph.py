@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from berxit.exporters.onnx.attention import attend
+from berxit.exporters.onnx.attention import AttentionForm, attend
 from berxit.exporters.onnx.writer import OPSET, TYPES, GraphWriter
 from berxit.exporters.segments import MASKED, ExitWeights, LayerSegment, Segments
 from berxit.runtime.bundle import TensorInfo
@@ -111,7 +111,7 @@ def layer_graph(
     The encoder layer computes in ``dtype``; the exit in float32, because its outputs are compared with thresholds.
 
     ``short_end``: the last layer computes only the first token if its exit reads only that one (single-query
-    attention). There is then no hidden_out, which nothing would read. ``masked_keys``: as in ``attend``.
+    attention). There is then no hidden_out, which nothing would read. ``masked_keys``: as in ``AttentionForm``.
     """
     g = GraphWriter(opset, dtype)
     shared, hidden_size = segments.shared(segment), segments.hidden_size
@@ -123,10 +123,8 @@ def layer_graph(
         prefix = prefixes.setdefault(id(encoder), f"{len(prefixes)}/" if prefixes else "")
         last = place == len(encoders) - 1
         output = "hidden_out" if last else f"hidden_{place}"
-        single = last and first_only
-        hidden = _encoder_layer(
-            g, encoder, segments, hidden, prefix, output, first_only=single, masked_keys=masked_keys
-        )
+        form = AttentionForm(last and first_only, masked_keys)
+        hidden = _encoder_layer(g, encoder, segments, hidden, prefix, output, form)
     read, pooled = _exit_inputs(g, segments, segment.exit, hidden)
     with g.in_float32():
         _exit(g, segment.exit, read, pooled, external=shared)
@@ -171,18 +169,10 @@ def _exit(g: GraphWriter, head: ExitWeights, read: str, pooled: str, *, external
 
 
 def _encoder_layer(
-    g: GraphWriter,
-    layer: LayerWeights,
-    segments: Segments,
-    hidden: str,
-    prefix: str,
-    output: str,
-    *,
-    first_only: bool,
-    masked_keys: bool,
+    g: GraphWriter, layer: LayerWeights, segments: Segments, hidden: str, prefix: str, output: str, form: AttentionForm
 ) -> str:
     """From ``hidden`` (B, S, d) to ``output`` (B, S, d); (B, 1, d) with ``first_only``. ``prefix``: of its weights."""
-    attended = _attention(g, layer, segments, hidden, prefix, first_only=first_only, masked_keys=masked_keys)
+    attended = _attention(g, layer, segments, hidden, prefix, form)
     wide = g.norm(f"{prefix}output_norm", attended, layer.output_norm) if layer.pre_norm else attended
     down = f"{prefix}gated_down" if layer.gated else f"{prefix}down"
     fed = g.linear(down, _inner(g, layer, g.linear(f"{prefix}up", wide, layer.up)), layer.down)
@@ -192,21 +182,14 @@ def _encoder_layer(
 
 
 def _attention(
-    g: GraphWriter,
-    layer: LayerWeights,
-    segments: Segments,
-    hidden: str,
-    prefix: str,
-    *,
-    first_only: bool,
-    masked_keys: bool,
+    g: GraphWriter, layer: LayerWeights, segments: Segments, hidden: str, prefix: str, form: AttentionForm
 ) -> str:
     """Attention with its residual connection and norm."""
     norm, read = layer.attention_norm, hidden
     if layer.pre_norm and norm is not None:
         read = g.norm(f"{prefix}attention_norm", hidden, norm)
-    context = attend(g, layer, segments, read, prefix, first_only=first_only, masked_keys=masked_keys)
-    if first_only:
+    context = attend(g, layer, segments, read, prefix, form)
+    if form.first_only:
         hidden = g.op("Gather", hidden, g.weight("first_row", [0], np.int64), axis=1)
     total = g.op("Add", g.linear(f"{prefix}output", context, layer.output), hidden)
     return total if layer.pre_norm or norm is None else g.norm(f"{prefix}attention_norm", total, norm)

@@ -30,8 +30,6 @@ from berxit.toolkit.serving.metrics import Metrics
 from berxit.toolkit.serving.wire import Limits, RequestError, error_body, read_request, response
 
 _LOG = logging.getLogger(__name__)
-_ACCEPTED = "berxit.accepted"
-"""Key of a request's ASGI scope: not empty if its header Host is accepted."""
 BODY_S = 10.0
 """Longest time for the arrival of a body, in seconds."""
 CHARACTERS_IN_LOOP = 20_000
@@ -201,17 +199,18 @@ class _KnownHosts:
     """Starlette's check of the header Host, with an error in the format of all others."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], refused: Callable[[str], Response]) -> None:
-        self._app, self._refused = app, refused
-        self._check = TrustedHostMiddleware(self._accept, allowed_hosts=list(hosts), www_redirect=False)
+        self._app, self._hosts, self._refused = app, list(hosts), refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        checked: Scope = {**scope, _ACCEPTED: []}
-        await self._check(checked, receive, _discard)
-        app = self._app if checked[_ACCEPTED] else self._refused(Headers(scope=scope).get("host", ""))
-        await app(scope, receive, send)
+        accepted = False
 
-    async def _accept(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[_ACCEPTED].append(True)
+        async def accept(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal accepted
+            accepted = True
+
+        await TrustedHostMiddleware(accept, self._hosts, www_redirect=False)(scope, receive, _discard)
+        app = self._app if accepted else self._refused(Headers(scope=scope).get("host", ""))
+        await app(scope, receive, send)
 
 
 async def _discard(message: Message) -> None: ...

@@ -6,8 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,8 +102,7 @@ def search(
     _check_criterion(sweep)
     folder = SweepFolder(sweep.output)
     continues = folder.prepare(_key(sweep), force)
-    trials: list[Trial] = []
-    with _removed_after_an_error(folder.folder, lambda: not (continues or trials)), used_alone(folder.folder):
+    with used_alone(folder.folder), folder.removed_after_an_error():
         rows = sweep_rows(sweep.task, sweep.data, sweep.base, folder.data, report)
         study = folder.study()
         if continues:
@@ -119,17 +117,6 @@ def search(
         reason = f". The first: {trials[0].failure}" if trials else ": raise --trials or --minutes"
         raise BerxitError(f"no trial of the sweep has a score{reason}")
     return trials, rows
-
-
-@contextmanager
-def _removed_after_an_error(folder: Path, unused: Callable[[], bool]) -> Iterator[None]:
-    """Deletes the folder if the block raises a BerxitError and it is still unused. An interruption keeps it."""
-    try:
-        yield
-    except BerxitError:
-        if unused():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _check_criterion(sweep: SweepRequest) -> None:

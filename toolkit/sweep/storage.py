@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berxit.runtime.errors import InputError
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import read_json, write_json
 from berxit.train.resuming import changes
 
@@ -36,9 +38,24 @@ class SweepFolder:
         """The checkpoint of the best trial so far."""
         return self.folder / "best"
 
+    @property
+    def trials(self) -> Path:
+        """Folder of the running trial, from the first trial on."""
+        return self.folder / "trials"
+
     def trial(self, name: str) -> Path:
         """The checkpoint of a running trial."""
-        return self.folder / "trials" / name
+        return self.trials / name
+
+    @contextmanager
+    def removed_after_an_error(self) -> Iterator[None]:
+        """Deletes the folder if the block raises a BerxitError before the first trial trains."""
+        try:
+            yield
+        except BerxitError:
+            if not self.trials.exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def prepare(self, key: dict[str, Any], force: bool) -> bool:
         """Creates the folder, or keeps that of a sweep with the same ``key``. Returns True if it continues a sweep.
