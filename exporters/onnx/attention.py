@@ -16,7 +16,7 @@ BIAS = "attention_bias"
 
 @dataclass(frozen=True)
 class AttentionForm:
-    """How the attention of a layer is written. Both forms compute the same outputs in fewer operations."""
+    """Form in which the attention of a layer is written. All forms compute the same outputs."""
 
     first_only: bool = False
     """Single-query attention: only the first token has a query."""
