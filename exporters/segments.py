@@ -113,7 +113,9 @@ def split_segments(model: MultiExitModel) -> Segments:
         )
         for head in model.heads
     ]
-    layers = [_shortened(layer, model.config.max_length) for layer in model.adapter.encoder_layers(model.backbone)]
+    encoder = model.adapter.encoder_layers(model.backbone)
+    simplified = {id(layer): _shortened(_without_value_bias(layer), model.config.max_length) for layer in encoder}
+    layers = [simplified[id(layer)] for layer in encoder]  # Layers that share their weights stay one object.
     return Segments(
         model.config.pooling,
         model.adapter.embeddings(model.backbone),
@@ -123,6 +125,18 @@ def split_segments(model: MultiExitModel) -> Segments:
         model.hidden_size,
         model.config.max_length,
     )
+
+
+def _without_value_bias(layer: LayerWeights) -> LayerWeights:
+    """The layer with the bias of its values added to the bias of its output. The attention weights of a token sum to 1,
+    so the bias passes through them unchanged."""
+    if layer.qkv.bias is None:
+        return layer
+    size = len(layer.output.weight)
+    query_key, value = np.split(layer.qkv.bias, [2 * size])
+    qkv = Linear(layer.qkv.weight, np.concatenate([query_key, np.zeros_like(value)]))
+    output = Linear(layer.output.weight, layer.output.shift + value @ layer.output.weight)
+    return replace(layer, qkv=qkv, output=output)
 
 
 def _shortened(layer: LayerWeights, longest: int) -> LayerWeights:
@@ -145,18 +159,19 @@ def scaled_queries(layer: LayerWeights, hidden_size: int) -> Linear:
     return layer.qkv.scaled(factors)
 
 
-def queries_with_ones(qkv: Linear, heads: int) -> Linear:
-    """The fused (d, 3d) matrix as (d, 3d + heads): the queries of every head have one more component, which is 1."""
+def queries_with_masks(qkv: Linear, heads: int) -> tuple[Linear, Array]:
+    """The fused (d, 3d) matrix as (d, 3d + heads) without bias, and the bias of the queries (d + heads,). Every head of
+    the queries has one more component, which is 1. The bias of the keys is dropped: it adds the same number to all
+    scores of a query, and softmax ignores that. The values must have no bias."""
     size = qkv.weight.shape[1] // 3
 
-    def wider(x: Array, last: float) -> Array:
-        queries = x[..., :size].reshape(*x.shape[:-1], heads, -1)
-        widths = [(0, 0)] * (queries.ndim - 1) + [(0, 1)]
-        queries = np.pad(queries, widths, constant_values=last).reshape(*x.shape[:-1], -1)
-        return np.concatenate([queries, x[..., size:]], axis=-1)
+    def wider(queries: Array, last: float) -> Array:
+        by_head = queries.reshape(*queries.shape[:-1], heads, -1)
+        widths = [(0, 0)] * (by_head.ndim - 1) + [(0, 1)]
+        return np.pad(by_head, widths, constant_values=last).reshape(*queries.shape[:-1], -1)
 
-    bias = np.zeros(3 * size, np.float32) if qkv.bias is None else qkv.bias
-    return Linear(wider(qkv.weight, 0), wider(bias, 1))
+    weight = np.concatenate([wider(qkv.weight[:, :size], 0), qkv.weight[:, size:]], axis=1)
+    return Linear(weight, None), wider(qkv.shift[:size], 1)
 
 
 def rotations(layer: LayerWeights, longest: int) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from berxit.exporters.onnx.writer import GraphWriter
-from berxit.exporters.segments import MASKED, Segments, queries_with_ones, rotations, scaled_queries
+from berxit.exporters.segments import MASKED, Segments, queries_with_masks, rotations, scaled_queries
 from berxit.train.backbones import LayerWeights
 from berxit.train.backbones.weights import Array
 
@@ -32,9 +32,9 @@ def attend(
     ``prefix``: of the weights."""
     first_only, masked_keys = form.first_only, form.masked_keys and bias_depends_on_keys_only(layer, segments)
     size, head_size = segments.hidden_size, segments.hidden_size // layer.heads
-    qkv, sizes = scaled_queries(layer, size), [size, size, size]
+    qkv, sizes, query_bias = scaled_queries(layer, size), [size, size, size], None
     if masked_keys:
-        qkv, sizes = queries_with_ones(qkv, layer.heads), [size + layer.heads, size, size]
+        (qkv, query_bias), sizes = queries_with_masks(qkv, layer.heads), [size + layer.heads, size, size]
     if first_only:
         first = g.op("Gather", hidden, g.weight("first_row", [0], np.int64), axis=1)
         query = g.linear(f"{prefix}queries", first, qkv.part(slice(sizes[0])))
@@ -42,6 +42,8 @@ def attend(
         parts = [query, *g.split(keys_values, ("keys", "values"), sizes[1:])]
     else:
         parts = g.split(g.linear(f"{prefix}qkv", hidden, qkv), ("queries", "keys", "values"), sizes)
+    if query_bias is not None:
+        parts[0] = g.op("Add", parts[0], g.weight(f"{prefix}queries.bias", query_bias))
     queries, keys, values = (_by_head(g, part, layer.heads, each) for part, each in zip(parts, sizes, strict=True))
     length = g.length(hidden) if layer.rotary is not None or layer.relative is not None else ""
     if layer.rotary is not None:

@@ -46,6 +46,9 @@ or AVX512 but no VNNI adds two adjacent products in 16 bits (vpmaddubsw), and be
 an error. So no two adjacent weights of one sign exceed 128 together, and every CPU computes the same result. The
 largest real weight of a column then has about 100 steps."""
 
+CONTEXT_WEIGHT, VALUE_WEIGHTS = "output.weight", ("qkv.weight", "keys_values.weight")
+"""The weight of the attention's output, and the weights whose last columns compute the values."""
+
 AFTER_ACTIVATION = ("down.weight",)
 """Weights whose input is the feed-forward activation. Its largest value differs by a factor of ten between tokens, so
 one scale for all tokens can be too coarse. Then each token is divided by its largest value before quantization, and its
@@ -211,7 +214,7 @@ def _matmul(
     scale, zero_point = f"{name}.input_scale", f"{name}.input_zero_point"
     weights[scale] = np.array(matmul.activation.scale, np.float32)
     weights[zero_point] = np.array(matmul.activation.zero_point, np.uint8)
-    if (matmul.smoothing != 1).any():
+    if (matmul.smoothing != 1).any() and not _smooth_values(name, matmul.smoothing, weights, done):
         weights[f"{name}.smoothing"] = 1 / matmul.smoothing
         smoothed = f"{output}.smoothed"
         yield helper.make_node("Mul", [x, f"{name}.smoothing"], [smoothed], name=smoothed)
@@ -230,6 +233,22 @@ def _matmul(
     yield helper.make_node("MatMul", [rounded, dequantized], [product], name=product)
     if divisor:
         yield helper.make_node("Mul", [product, divisor], [output], name=f"{output}.multiplied")
+
+
+def _smooth_values(name: str, smoothing: npt.NDArray, weights: dict[str, npt.NDArray], done: set[str]) -> bool:
+    """Whether the input of matmul ``name`` is divided by ``smoothing`` (d,) without a Mul. The input of the attention's
+    output is a weighted mean of the values, so the scales of the columns that compute the values can include the
+    division. The values have no bias, see ``split_segments``."""
+    prefix = name.removesuffix(CONTEXT_WEIGHT)
+    if prefix == name:
+        return False
+    scales = [scale for kind in VALUE_WEIGHTS if (scale := f"{prefix}{kind}.scale") in weights]
+    for scale in scales:
+        if f"{scale}.smoothed" not in done:  # layers of one segment may share a weight
+            done.add(f"{scale}.smoothed")
+            weights[scale] = weights[scale].copy()
+            weights[scale][-len(smoothing) :] /= smoothing
+    return bool(scales)
 
 
 def _lookup(node: onnx.NodeProto, weights: dict[str, npt.NDArray]) -> Iterator[onnx.NodeProto]:

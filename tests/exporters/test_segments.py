@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import FAMILIES, WORDS
 
-from berxit.exporters.segments import queries_with_ones, split_segments
+from berxit.exporters.segments import queries_with_masks, split_segments
 from berxit.train.backbones.weights import Linear
 from berxit.train.modeling import MultiExitModel
 
@@ -44,13 +44,30 @@ def test_all_exits_share_one_lte(backbone_folders: dict) -> None:
     assert first.pooler is None
 
 
-def test_queries_with_ones_have_one_more_component_per_head() -> None:
+def test_queries_with_masks_have_one_more_component_per_head() -> None:
     rng = np.random.default_rng(0)
-    qkv = Linear(rng.normal(size=(8, 24)).astype(np.float32), None)
-    wider = queries_with_ones(qkv, 2)
+    qkv = Linear(rng.normal(size=(8, 24)).astype(np.float32), rng.normal(size=24).astype(np.float32))
+    wider, bias = queries_with_masks(qkv, 2)
+    assert wider.bias is None
     x = rng.normal(size=(3, 8)).astype(np.float32)
-    found = x @ wider.weight + wider.bias
-    queries = found[:, :10].reshape(3, 2, 5)
+    product = x @ wider.weight
+    queries = (product[:, :10] + bias).reshape(3, 2, 5)
     assert (queries[..., 4] == 1).all()
-    assert np.array_equal(queries[..., :4].reshape(3, 8), (x @ qkv.weight)[:, :8])
-    assert np.array_equal(found[:, 10:], (x @ qkv.weight)[:, 8:])
+    assert np.array_equal(queries[..., :4].reshape(3, 8), (x @ qkv.weight + qkv.shift)[:, :8])
+    assert np.array_equal(product[:, 10:], (x @ qkv.weight)[:, 8:])
+
+
+def test_bias_of_values_is_part_of_the_bias_of_the_output(backbone_folders: dict) -> None:
+    model = MultiExitModel.from_backbone(backbone_folders["bert"])
+    attention = model.backbone.encoder.layer[1].attention
+    with torch.no_grad():
+        for linear in (attention.self.query, attention.self.key, attention.self.value, attention.output.dense):
+            linear.bias.normal_()
+    layer = split_segments(model).layers[1].encoder
+    weights = torch.softmax(torch.randn(4, 6), dim=-1)  # of 4 queries on 6 keys
+    hidden = torch.randn(6, 32)
+    expected = attention.output.dense(weights @ attention.self.value(hidden)).detach().numpy()
+    values = hidden.numpy() @ layer.qkv.weight[:, 64:] + layer.qkv.bias[64:]
+    assert np.allclose(weights.numpy() @ values @ layer.output.weight + layer.output.bias, expected, atol=1e-5)
+    assert (layer.qkv.bias[64:] == 0).all()
+    assert np.array_equal(layer.qkv.bias[:32], attention.self.query.bias.detach().numpy())

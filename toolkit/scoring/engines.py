@@ -82,7 +82,8 @@ def score_with_ray(job: Job) -> int:
         job.scorer.check_columns(dataset.columns())
         rows: int = dataset.count()
         # A block is the unit of work. A file with one row group is one block, which one worker would predict alone.
-        scored = dataset.repartition(target_num_rows_per_block=_block_rows(rows, job.workers)).map_batches(
+        block = max(1, -(-rows // equal_parts(rows, job.workers)))
+        scored = dataset.repartition(target_num_rows_per_block=block).map_batches(
             _actor_class(job.scorer),
             batch_size=None,  # a block
             batch_format="pyarrow",
@@ -95,9 +96,10 @@ def score_with_ray(job: Job) -> int:
         return rows
 
 
-def _block_rows(rows: int, workers: int) -> int:
-    """Rows per block: at most BATCH_ROWS, and few enough that every worker has a block."""
-    return max(1, min(BATCH_ROWS, -(-rows // workers)))
+def equal_parts(rows: int, workers: int) -> int:
+    """Number of parts of at most BATCH_ROWS rows. It is a multiple of the workers, because with 7 parts and 2 workers,
+    one worker would have a third more rows than the other."""
+    return workers * max(1, -(-rows // (workers * BATCH_ROWS)))
 
 
 def _actor_class(scorer: BatchScorer) -> type:
@@ -164,7 +166,7 @@ def score_with_spark(job: Job) -> int:
         frame = spark_frame(job, session)
         schema = from_arrow_schema(job.scorer.schema(to_arrow_schema(frame.schema)))
         rows: int = frame.count()
-        least = min(job.workers * PARTITIONS_PER_WORKER, max(job.workers, rows // BATCH_ROWS))
+        least = min(job.workers * PARTITIONS_PER_WORKER, equal_parts(rows, job.workers))
         if frame.rdd.getNumPartitions() < least:
             frame = frame.repartition(least)
         scored = frame.mapInArrow(job.scorer.partition, schema)

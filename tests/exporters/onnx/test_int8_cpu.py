@@ -244,6 +244,36 @@ def test_quantized_layer_with_an_outlier_channel_stays_near_float32(backbone_fol
     assert "up.weight.smoothing" in initializers(smoothed.model)
 
 
+@pytest.mark.parametrize("family", ["bert", "albert"])  # albert: the layers of a segment share their weights
+def test_smoothing_of_the_values_needs_no_operator(family: str, backbone_folders: dict[str, Path]) -> None:
+    segments = split_segments(MultiExitModel.from_backbone(backbone_folders[family], pooling="mean")).with_exits([3])
+    (segment,) = segments.layers
+    plain = layer_graph(segments, segment, masked_keys=True)
+    size, name = segments.hidden_size, "output.weight"
+    inputs = observed(segments)[segment.body]
+    smoothing = np.linspace(0.5, 2, size, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    feeds = {
+        "hidden_in": rng.normal(size=(1, 20, size)).astype(np.float32),
+        "attention_bias": np.zeros((1, 1, 1, 20), np.float32),
+        "token_weights": np.full((1, 1, 20), 1 / 20, np.float32),
+    }
+
+    def hidden(graph: OnnxSegment) -> np.ndarray:
+        return _values(_session(graph.model), graph, _roles(plain, feeds))["hidden"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8_cpu, "smoothing_candidates", lambda weight, _: [smoothing[: len(weight)]])
+        patch.setattr(int8_cpu, "WORTHWHILE", 1e6)  # the last candidate
+        folded = quantized(plain, {name: inputs[name], "qkv.weight": inputs["qkv.weight"]})
+        patch.setattr(int8_cpu, "_smooth_values", lambda *_: False)
+        multiplied = quantized(plain, {name: inputs[name], "qkv.weight": inputs["qkv.weight"]})
+    assert f"{name}.smoothing" not in initializers(folded.model)
+    assert f"{name}.smoothing" in initializers(multiplied.model)
+    assert np.allclose(hidden(folded), hidden(multiplied), atol=1e-2)  # a rounded value may move by one step
+    assert np.abs(hidden(folded) - hidden(multiplied)).mean() < 1e-4
+
+
 def _roles(graph: OnnxSegment, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {info.role: feeds[info.name] for info in graph.inputs}
 

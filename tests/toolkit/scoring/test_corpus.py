@@ -122,6 +122,13 @@ def test_watched_counts_every_finished_file_once(tmp_path: Path, monkeypatch: py
     assert sum(reported) == 12
 
 
+@pytest.mark.parametrize(
+    ("rows", "workers", "parts"), [(0, 2, 2), (1, 2, 2), (4096, 2, 2), (4097, 2, 4), (16_000, 2, 8), (16_000, 3, 9)]
+)
+def test_equal_parts_give_every_worker_as_many_rows(rows: int, workers: int, parts: int) -> None:
+    assert engines.equal_parts(rows, workers) == parts
+
+
 def test_engine_errors_are_one_line() -> None:
     trace = (
         "ray::MapWorker() failed\n"
