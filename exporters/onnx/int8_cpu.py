@@ -236,9 +236,11 @@ def _matmul(
 
 
 def _smooth_values(name: str, smoothing: npt.NDArray, weights: dict[str, npt.NDArray], done: set[str]) -> bool:
-    """Whether the input of matmul ``name`` is divided by ``smoothing`` (d,) without a Mul. The input of the attention's
-    output is a weighted mean of the values, so the scales of the columns that compute the values can include the
-    division. The values have no bias, see ``split_segments``."""
+    """Divides the input of matmul ``name`` by ``smoothing`` (d,) without an operator. False if that is impossible.
+
+    The input of the attention's output is a weighted mean of the values, so the scales of the columns that compute the
+    values can include the division. The values have no bias, see ``split_segments``.
+    """
     prefix = name.removesuffix(CONTEXT_WEIGHT)
     if prefix == name:
         return False
