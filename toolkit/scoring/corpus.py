@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from berxit.runtime.data_files import WITH_HEADER, read_records
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.progress import Progress, silent
 from berxit.runtime.storage import refuse_to_overwrite, write_whole
 from berxit.runtime.tables import plural
@@ -49,14 +49,25 @@ def score_corpus(
     """
     refuse_to_overwrite(output, force)
     files = corpus_files(corpus)
-    if files[0].suffix.lower() in WITH_HEADER:  # an engine reports a missing column only after its start
-        next(read_records(files[0], scorer.text_columns, skipped=[]))
+    check_columns(files, scorer.text_columns)  # an engine reports a missing column only after its start
     if address is None:
         report(f"starting {engine} with {plural(workers, 'worker')}")
     with write_whole(output, force=force) as scratch:
         rows = ENGINES[engine](Job(scorer, files, scratch, workers, address, progress))
         found = _summary(scorer, scratch, output, rows)
     return found
+
+
+def check_columns(files: Sequence[Path], columns: Sequence[str]) -> None:
+    """Raises InputError if a header has not all ``columns``, or if no row of any JSONL file has them."""
+    for file in files:
+        try:
+            next(read_records(file, columns, skipped=[]))
+        except InputError:
+            if file.suffix.lower() in WITH_HEADER or file == files[-1]:
+                raise
+        else:
+            break
 
 
 def _summary(scorer: BatchScorer, folder: Path, output: Path, rows: int) -> CorpusPredictions:

@@ -97,12 +97,12 @@ def search(
     the budget is larger, it adds trials. The best checkpoint is OUTPUT/best.
 
     Raises InputError for bad options or data, and for an ``output`` of something else; BerxitError if every trial
-    fails. A sweep whose first trial cannot run leaves no folder.
+    fails. A sweep whose first trial cannot run leaves no folder, and destroys no earlier one.
     """
     _check_criterion(sweep)
     folder = SweepFolder(sweep.output)
     continues = folder.prepare(_key(sweep), force)
-    with used_alone(folder.folder), folder.removed_after_an_error():
+    with used_alone(folder.folder), folder.undone_after_an_error():
         rows = sweep_rows(sweep.task, sweep.data, sweep.base, folder.data, report)
         study = folder.study()
         if continues:

@@ -43,25 +43,39 @@ class SweepFolder:
         """Folder of the running trial, from the first trial on."""
         return self.folder / "trials"
 
+    @property
+    def earlier(self) -> Path:
+        """The sweep that this one replaces, until a trial of this one has a score."""
+        return self.folder.with_name(f".{self.folder.name}.earlier")
+
     def trial(self, name: str) -> Path:
         """The checkpoint of a running trial."""
         return self.trials / name
 
     @contextmanager
-    def removed_after_an_error(self) -> Iterator[None]:
-        """Deletes the folder if the block raises a BerxitError before the first trial trains."""
+    def undone_after_an_error(self) -> Iterator[None]:
+        """If the block raises a BerxitError before the first trial trains, deletes the folder, or restores the sweep
+        that it replaced."""
         try:
             yield
         except BerxitError:
-            if not self.trials.exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
+            self._undo()
             raise
+
+    def _undo(self) -> None:
+        """Restores the earlier state of the folder, unless a trial trains."""
+        if not self.trials.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self.earlier.exists():
+                self.earlier.rename(self.folder)
 
     def prepare(self, key: dict[str, Any], force: bool) -> bool:
         """Creates the folder, or keeps that of a sweep with the same ``key``. Returns True if it continues a sweep.
 
-        Raises InputError for a folder of anything else, and for another sweep unless ``force``, which deletes it.
+        Raises InputError for a folder of anything else, and for another sweep unless ``force``, which replaces it.
         """
+        if self.earlier.exists():  # from a sweep that was killed
+            self._undo()
         marker = self.folder / KEY_FILE
         if marker.is_file():
             different = changes(read_json(marker), key)
@@ -72,7 +86,10 @@ class SweepFolder:
                     f"{self.folder} is a sweep with other options or data ({different[0]}): choose another --output, or"
                     " --force to delete it"
                 )
-            shutil.rmtree(self.folder)
+            if self.earlier.exists():
+                shutil.rmtree(self.folder)
+            else:
+                self.folder.rename(self.earlier)
         elif self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
             raise InputError(f"{self.folder} exists and is not a sweep: choose another --output")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +118,7 @@ class SweepFolder:
         return study
 
     def keep_best(self, checkpoint: Path) -> None:
-        """Makes a trial's checkpoint the best one."""
+        """Makes a trial's checkpoint the best one, and deletes the sweep that this one replaces."""
+        shutil.rmtree(self.earlier, ignore_errors=True)
         shutil.rmtree(self.best, ignore_errors=True)
         checkpoint.rename(self.best)

@@ -174,6 +174,7 @@ def test_score_names_the_extra_of_a_missing_engine(
         (["mixed"], "mixed has files of several formats (.csv, .parquet): give one of them"),
         (["corpus", "--text-column", "a", "--text-column", "b"], "this model takes 1 column: text"),
         (["corpus", "--text-column", "body"], "no column 'body'. Columns: "),
+        (["wrong.jsonl"], "no column 'text'. Columns: id"),
         (["corpus", "--engine", "dask"], "'dask' is not one of 'ray', 'spark'"),
         (["corpus", "--workers", "0"], "0 is not in the range x>=1"),
     ],
@@ -188,6 +189,7 @@ def test_score_rejects_bad_input_in_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.jsonl").write_text('{"id": 1}\n', encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
     (tmp_path / "zero.csv").touch()

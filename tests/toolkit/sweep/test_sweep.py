@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -219,6 +220,32 @@ def test_sweep_whose_model_cannot_be_loaded_leaves_no_folder(
     assert run(still, data_folder, tmp_path / "new", "--model", tmp_path / "nothing") == 1
     assert "error: cannot load --model" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "new").exists()
+
+
+def test_forced_sweep_that_cannot_run_keeps_the_earlier_one(
+    sweep: Path, still: str, data_folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    before = files_below(shutil.copytree(sweep, tmp_path / "sweep"))
+    for killed in (False, True):
+        if killed:  # before the first trial
+            (tmp_path / "sweep").rename(tmp_path / ".sweep.earlier")
+            (tmp_path / "sweep").mkdir()
+        assert run(still, data_folder, tmp_path / "sweep", "--force", "--model", tmp_path / "nothing") == 1
+        assert "error: cannot load --model" in capsys.readouterr().err.strip().splitlines()[-1]
+        assert files_below(tmp_path / "sweep") == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["nothing", "sweep"]
+
+
+def test_forced_sweep_replaces_the_earlier_one(still: str, data_folder: Path, tmp_path: Path, sweep: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "sweep")
+    assert run(still, data_folder, tmp_path / "sweep", "--force", "--trials", "1", "--seed", "7") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+    assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text(encoding="utf-8"))["trials"]) == 1
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_sweep_without_optuna_names_the_extra(
