@@ -37,7 +37,8 @@ def made_pass(rows: int = 60, layers: int = 4, classes: int = 3, seed: int = 0) 
         return Predictions(logits.astype(np.float32), rng.random((rows, layers)).astype(np.float32), labels, "pearson")
     labels = rng.integers(0, classes, rows)
     logits = rng.normal(size=(rows, layers, classes)) + depth * np.eye(classes)[labels][:, None]
-    names = tuple(("one", "two", "three", "four")[:classes])
+    numerals = "one two three four five six seven eight nine ten eleven twelve"
+    names = tuple(numerals.split()[:classes])
     return Predictions(logits.astype(np.float32), None, labels, "accuracy", names=names)
 
 
