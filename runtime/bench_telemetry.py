@@ -6,7 +6,7 @@ from berxit import devices
 from berxit.runtime.bench_result import CALIBRATED, FULL_DEPTH, BenchResult
 from berxit.runtime.cold_start import ColdStart
 from berxit.runtime.tables import markdown_table, plural
-from berxit.runtime.validity import throttle_reasons
+from berxit.runtime.validity import QUIETER, throttle_reasons
 
 CLOCKS = "advice: the clocks of this Jetson change with the load. Run `sudo jetson_clocks` on it, then bench again"
 NO_ENERGY = "no energy: this machine has no power sensor that this process may read"
@@ -108,4 +108,4 @@ def _noise(result: BenchResult) -> str:
     problems = result.noise_problems()
     if not problems:
         return f"noise: {result.noise}"
-    return f"warning: noisy measurement: {'; '.join(problems)}. Bench again when no other process is busy"
+    return f"warning: noisy measurement: {'; '.join(problems)}. {QUIETER}"

@@ -42,6 +42,11 @@ PRESETS = {
 """Presets of ``berxit-bench --preset``, by name."""
 
 
+MORE = "Bench more inputs"
+COOLER = "Cool the device, or choose a power mode that it can keep"
+QUIETER = "Bench again when no other process is busy"
+
+
 @dataclass(frozen=True)
 class Validity:
     """Verdict about a bench."""
@@ -49,7 +54,7 @@ class Validity:
     preset: str
     valid: bool
     problems: tuple[str, ...]
-    """Reasons why the result is invalid; empty if it is valid."""
+    """Reasons why the result is invalid, each with its remedy; empty if it is valid."""
 
     def __str__(self) -> str:
         rules = f"(preset {self.preset})"
@@ -68,19 +73,21 @@ def judge(
     problems = []
     fewest = min(each.latency_ms.size for each in queries.values())
     if fewest < preset.queries:
-        problems.append(f"too few queries: {fewest} per operating point, at least {preset.queries} are needed")
+        problems.append(f"too few queries: {fewest} per operating point, at least {preset.queries} are needed. {MORE}")
     for name, each in compared.items():
         count, seconds = each.latency_ms.size, float(each.latency_ms.sum()) / 1e3
         if count < preset.compared_queries and fewest >= preset.queries:
-            problems.append(f"too few queries: {count} of {name}, at least {preset.compared_queries} are needed")
+            problems.append(
+                f"too few queries: {count} of {name}, at least {preset.compared_queries} are needed. {MORE}"
+            )
         if seconds < preset.compared_seconds:
             problems.append(
-                f"too short: {seconds:.1f} s of {name}, at least {preset.compared_seconds:.0f} s are needed"
+                f"too short: {seconds:.1f} s of {name}, at least {preset.compared_seconds:.0f} s are needed. {MORE}"
             )
     throttled = sensors.get("throttled")
     if throttled is not None and throttled.highest > 0:
-        problems.append(f"throttled: {throttle_reasons(throttled)}")
-    problems += [f"noisy: {reason}" for reason in noise]
+        problems.append(f"throttled: {throttle_reasons(throttled)}. {COOLER}")
+    problems += [f"noisy: {reason}. {QUIETER}" for reason in noise]
     return Validity(preset.name, not problems, tuple(problems))
 
 

@@ -26,9 +26,27 @@ def test_enough_queries_on_a_quiet_machine_are_valid() -> None:
 @pytest.mark.parametrize(
     ("least", "compared", "sensor", "noise", "problem"),
     [
-        (queries(199), queries(199), None, [], "too few queries: 199 per operating point, at least 200 are needed"),
-        (queries(200), queries(200), throttled(fan=0.0, heat=0.25), [], "throttled: heat (25% of the time)"),
-        (queries(200), queries(200), throttled(heat=0.0), ["the machine is busy"], "noisy: the machine is busy"),
+        (
+            queries(199),
+            queries(199),
+            None,
+            [],
+            "too few queries: 199 per operating point, at least 200 are needed. Bench more inputs",
+        ),
+        (
+            queries(200),
+            queries(200),
+            throttled(fan=0.0, heat=0.25),
+            [],
+            "throttled: heat (25% of the time). Cool the device, or choose a power mode that it can keep",
+        ),
+        (
+            queries(200),
+            queries(200),
+            throttled(heat=0.0),
+            ["the machine is busy"],
+            "noisy: the machine is busy. Bench again when no other process is busy",
+        ),
     ],
 )
 def test_invalid_result_names_its_reason(
@@ -43,8 +61,8 @@ def test_invalid_result_names_its_reason(
     ("count", "milliseconds", "problems"),
     [
         (1024, 59.0, ()),
-        (1023, 59.0, ("too few queries: 1023 of full depth, at least 1024 are needed",)),
-        (1024, 58.0, ("too short: 59.4 s of full depth, at least 60 s are needed",)),
+        (1023, 59.0, ("too few queries: 1023 of full depth, at least 1024 are needed. Bench more inputs",)),
+        (1024, 58.0, ("too short: 59.4 s of full depth, at least 60 s are needed. Bench more inputs",)),
     ],
 )
 def test_single_stream_needs_queries_and_time(count: int, milliseconds: float, problems: tuple[str, ...]) -> None:
