@@ -64,6 +64,9 @@ def command(output: Path, model: str | None, epochs: float, keep: float) -> None
         warn(exported.warnings)
     with _step(4, "measure on this machine, on sentences of neither the training nor the calibration data"):
         measurement = bench(bundle, SAMPLE, split="test", progress=progress_bar("measuring"))
+        if problems := measurement.noise_problems():
+            say(f"noisy: {'; '.join(problems)}. Measuring again")
+            measurement = bench(bundle, SAMPLE, split="test", progress=progress_bar("measuring"))
         result = replace(measurement, memory_mib=None)  # this process has imported torch, which a device does not
         write_result(result, measured, partial(click.echo, err=True))
         click.echo("\n" + report_text(result))
