@@ -201,7 +201,7 @@ def test_page_fits_the_screen_and_prints(show: Open, width: int) -> None:
     assert page.is_visible("#numbers")
 
 
-def test_nothing_is_cut_off_on_paper(show: Open) -> None:
+def test_page_on_paper_is_not_cut_off(show: Open) -> None:
     page = show(bench_source(made_bench(found=made_pass(layers=12, classes=12))), width=700)
     page.emulate_media(media="print")
     wider = "[...document.querySelectorAll('.scroll, pre')].filter(each => each.scrollWidth > each.clientWidth)"
