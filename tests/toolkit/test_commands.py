@@ -20,6 +20,7 @@ import pytest
 from berxit import devices
 from berxit.runtime.console import status_of
 from berxit.runtime.json_data import to_json
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.toolkit.cli import COMMANDS, berxit, load
 from berxit.train.calibration import read_policy, stored_pass, stored_texts
@@ -401,6 +402,25 @@ def test_triton_writes_a_model_folder(bundle: Path, tmp_path: Path, capsys: pyte
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(berxit, [name, "--help"]) == 0
     assert "Usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["eval", "calibrate"])
+def test_help_of_data_names_the_held_out_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(berxit, [name, "--help"]) == 0
+    assert "default: the rows that training held out" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_help_states_the_default_label_column_of_every_kind(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(berxit, [name, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    found = re.search(r"column with labels\. \[default: (.*?)\]", text)
+    assert found is not None
+    general, *exceptions = found[1].split("; ")
+    columns = dict(each.split(": ") for each in exceptions)
+    assert {kind: columns.get(kind, general) for kind in KINDS} == {
+        kind: one.label_column for kind, one in KINDS.items()
+    }
 
 
 def programs() -> dict[str, str]:

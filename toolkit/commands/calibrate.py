@@ -14,8 +14,8 @@ from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
+    checkpoint_data_option,
     criterion_option,
-    data_option,
     quiet_option,
     say,
     silence_library_logs,
@@ -28,7 +28,7 @@ from berxit.toolkit.rule_options import RuleOptions
 
 @click.command("calibrate")
 @checkpoint_argument
-@data_option
+@checkpoint_data_option
 @split_option
 @criterion_option
 @click.option("--fixed", is_flag=True, help="One exit layer for all inputs; exports then have no deeper layers.")

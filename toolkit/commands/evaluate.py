@@ -11,8 +11,8 @@ from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
     checkpoint_argument,
+    checkpoint_data_option,
     criterion_option,
-    data_option,
     quiet_option,
     say,
     silence_library_logs,
@@ -24,7 +24,7 @@ from berxit.toolkit.commands.options import (
 
 @click.command("eval")
 @checkpoint_argument
-@data_option
+@checkpoint_data_option
 @split_option
 @batch_size_option
 @criterion_option

@@ -12,15 +12,28 @@ from typing import Any
 import click
 
 from berxit.runtime.backends import options_help
-from berxit.runtime.kinds import KINDS
+from berxit.runtime.kinds import KINDS, Kind
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import CRITERIA
 
 PATH = click.Path(path_type=Path)
+LABEL_COLUMNS = "; ".join(
+    [
+        Kind.label_column,
+        *(f"{name}: {kind.label_column}" for name, kind in KINDS.items() if kind.label_column != Kind.label_column),
+    ]
+)
+"""Default label column, with the exceptions of some kinds."""
 
 checkpoint_argument = click.argument("checkpoint", type=PATH)
 data_option = click.option(
     "--data", type=PATH, help="A file, or a folder with train/dev/test files.  [default: the task's, from the hub]"
+)
+checkpoint_data_option = click.option(
+    "--data",
+    type=PATH,
+    help="A file, or a folder with train/dev/test files.  [default: the rows that training held out, else the task's"
+    " data from the hub]",
 )
 split_option = click.option("--split", default="dev", show_default=True, help="The split, if --data is a folder.")
 batch_size_option = click.option(
@@ -71,8 +84,13 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="custom: a named head and the column with its classes, can be repeated. One model for several labels.",
         ),
         click.option("--kind", metavar="NAME", help=f"custom: {', '.join(KINDS)}.  [default: classification]"),
-        click.option("--label-column", help="custom: column with labels.  [default: label]"),
-        click.option("--text-column", "text_columns", multiple=True, help="custom: column with text; twice for pairs."),
+        click.option("--label-column", help=f"custom: column with labels.  [default: {LABEL_COLUMNS}]"),
+        click.option(
+            "--text-column",
+            "text_columns",
+            multiple=True,
+            help="custom: column with text; twice for pairs.  [default: text]",
+        ),
     ):
         command = option(command)
     return command
