@@ -48,14 +48,14 @@ def fixed_comparison(result: BenchResult) -> str:
         return ""
     layer = result.best_fixed
     if layer is None:
-        return "adaptive exits pay here: no single exit layer has the policy's score"
+        return "adaptive exits pay here: no fixed exit has the policy's score"
     fixed, took = result.by_layer[layer], policy.latency.mean
     verdict = f"adaptive exits {'pay' if took < fixed.latency.mean else 'do not pay'} here"
     ratio = result.speed_ups.get(f"layer {layer}")
     if ratio is not None and ratio.low <= 1 <= ratio.high:
         verdict = "adaptive exits neither pay nor cost measurably here"
     return (
-        f"{verdict}: the fastest single exit layer with at least the policy's score is {layer},"
+        f"{verdict}: the fastest fixed exit with at least the policy's score is layer {layer},"
         f" with {result.metric} {fixed.score:.4f} in {fixed.latency.mean:.2f} ms; the policy takes {took:.2f} ms"
     )
 

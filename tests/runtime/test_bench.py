@@ -180,15 +180,15 @@ def test_headline_of_one_depth_compares_nothing() -> None:
     [
         (
             0.76,
-            "adaptive exits pay here: the fastest single exit layer with at least the policy's score is 2, with"
+            "adaptive exits pay here: the fastest fixed exit with at least the policy's score is layer 2, with"
             " accuracy 0.8000 in 4.00 ms; the policy takes 3.20 ms",
         ),
         (
             0.6,
-            "adaptive exits do not pay here: the fastest single exit layer with at least the policy's score is 1, with"
+            "adaptive exits do not pay here: the fastest fixed exit with at least the policy's score is layer 1, with"
             " accuracy 0.6000 in 2.00 ms; the policy takes 3.20 ms",
         ),
-        (0.9, "adaptive exits pay here: no single exit layer has the policy's score"),
+        (0.9, "adaptive exits pay here: no fixed exit has the policy's score"),
     ],
 )
 def test_fixed_comparison_names_the_fastest_layer_with_the_policys_score(score: float, expected: str) -> None:

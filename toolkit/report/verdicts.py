@@ -39,7 +39,7 @@ def _fixed(result: BenchResult) -> dict[str, Any]:
     if layer is None:
         best, score = _best_layer(result)
         text = (
-            f"No single exit layer has the policy's {result.metric} of {policy.score:.4f}."
+            f"No fixed exit has the policy's {result.metric} of {policy.score:.4f}."
             f" The best is layer {best} with {score:.4f}."
         )
         return _verdict(title, GOOD, "no competitor", text)
