@@ -14,6 +14,7 @@ from berxit.runtime.drift import DriftDetector, Reference
 from berxit.runtime.errors import InputError
 from berxit.runtime.kinds import KINDS, SPAN_BINS
 from berxit.runtime.prediction import Prediction
+from berxit.runtime.tables import plural
 from berxit.runtime.tokenization import Text
 
 _LOG = logging.getLogger(__name__)
@@ -69,17 +70,17 @@ class MonitorReport:
         found = (
             f"the inputs differ from the calibration data (alarm after {self.drifted_at})"
             if self.drifted
-            else ("the inputs look like the calibration data")
+            else "the inputs look like the calibration data"
         )
         line = (
-            f"{self.inputs} inputs: {found}; average exit layer {self.average_exit_layer:.2f}, at calibration"
+            f"{plural(self.inputs, 'input')}: {found}; average exit layer {self.average_exit_layer:.2f}, at calibration"
             f" {self.calibrated_exit_layer:.2f}"
         )
         if self.shadow is not None:
             low, high = self.shadow.interval
             line += (
                 f"; disagreement with full depth {self.shadow.disagreement:.3g} ({low:.3g} to {high:.3g}) in"
-                f" {self.shadow.runs} shadow runs"
+                f" {plural(self.shadow.runs, 'shadow run')}"
             )
         return line
 

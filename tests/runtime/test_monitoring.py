@@ -47,6 +47,8 @@ def test_monitor_counts_what_the_runner_predicts(runner: EarlyExitRunner, texts:
     assert "48 inputs: the inputs look like the calibration data; average exit layer" in str(report)
     monitor.restart()
     assert monitor.report().inputs == 0
+    runner.predict_batch(texts[:1])
+    assert str(monitor.report()).startswith("1 input: ")
 
 
 def test_monitor_reports_inputs_of_one_class_once(
