@@ -105,7 +105,7 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]
             except (ValueError, RecursionError) as error:
                 yield line, f"not JSON ({getattr(error, 'msg', error)})"
                 continue
-            yield line, _checked_record(row)
+            yield line, _checked_object(row)
 
 
 def _read_json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -129,7 +129,7 @@ def _read_json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
     if not isinstance(rows, list):
         raise InputError(f"{path}: not an array of objects. Save it as JSONL, with one object per line")
     for line, row in enumerate(rows, start=1):
-        yield line, _checked_record(row)
+        yield line, _checked_object(row)
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -220,11 +220,40 @@ def _checked_record(row: object) -> Row:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
+def _checked_object(row: object) -> Row:
+    """A row of JSON. Its escapes can contain half of a character, which no file in UTF-8 can store."""
+    for column, value in row.items() if isinstance(row, dict) else ():
+        try:
+            column.encode()
+            (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+        except UnicodeEncodeError:
+            return f"column {column!a} contains a lone surrogate, half of a character"
+    return _checked_record(row)
+
+
 def _checked_values(row: Record, columns: Sequence[str]) -> Row:
     for column in columns:
         if kind := _NO_TEXT.get(type(row.get(column))):
             return f"column '{column}' is {kind}, not one value"
     return row
+
+
+def repeated_column(path: Path) -> str | None:
+    """Name of a column that the header of a file has twice; None if there is none, or the format has no header.
+
+    The records of such a file contain only the last of these columns.
+    """
+    names: list[str] = []
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        names = parquet.read_schema(path).names
+    elif suffix in WITH_HEADER:
+        with path.open(encoding="utf-8-sig", newline="\n" if suffix == ".tsv" else "") as stream:
+            names = stream.readline().rstrip("\r\n").split("\t") if suffix == ".tsv" else next(csv.reader(stream), [])
+    names = _header(names, (), path)
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def value_text(value: object) -> str:

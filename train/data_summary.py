@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -135,6 +136,10 @@ _ITEM = {"classification": "class", "multilabel": "label", "tokens": "spans of",
 """Kind of task -> what a row of the table counts."""
 
 
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
+"""Separators whose choice is a matter of spelling. A sign, as in the classes -1 and 1 or A- and A, is not."""
+
+
 def _names(task: Task) -> list[str]:
     """The names that the table counts: classes, labels, or labels of spans."""
     if task.kind == "tokens":
@@ -156,7 +161,7 @@ def _label_warnings(task: Task, train: SplitSummary) -> Iterator[str]:
         yield f"class '{header[0]}' has the name of a column: a second header line may be among the rows"
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in names_of_task:
-        spellings[" ".join(name.lower().replace("_", " ").replace("-", " ").split())].append(name)
+        spellings[_BETWEEN_WORDS.sub(" ", name.lower())].append(name)
     for same in (names for names in spellings.values() if len(names) > 1):
         yield f"classes {listed(same)} differ only in their spelling: use one of them"
     if missing := [name for name in names_of_task if not counts.get(name)]:

@@ -88,6 +88,8 @@ def test_summary_counts_rows_classes_and_repeated_texts(tokenizer: TextTokenizer
             ".csv",
             ["classes Not_cat, not cat differ only in their spelling: use one of them"],
         ),
+        (Task("custom", ("text",), "label", ("-1", "1"), "accuracy"), [0, 1] * 9, numbered(18), ".csv", []),
+        (Task("custom", ("text",), "label", ("A", "A-", "A+"), "accuracy"), [0, 1, 2] * 9, numbered(27), ".csv", []),
         (CATS, [0] * 20, numbered(20), ".csv", ["no training row has class other"]),
         (
             CATS,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from berxit.runtime.bundle import ModelInfo, sha256
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.data_files import repeated_column
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import to_json
 from berxit.runtime.policies import ExitPolicy
 from berxit.runtime.progress import Progress, silent
@@ -69,6 +70,11 @@ def predict_file(
     if output is not None:
         check_output(output, force=force)
         refuse_collisions(data.columns, column_names(model, scores=scores), str(data.path))
+        if (twice := repeated_column(data.path)) is not None:
+            raise InputError(
+                f"{data.path}: the header has column '{twice}' twice, and the output would contain one of them. Rename"
+                " or delete the other"
+            )
     content = sha256(data.path)
     with _parts(output, _key(runner, data, content, policy, flips), force) as parts:
         resumed = _predict_parts(runner, data, parts, policy, flips, progress)

@@ -19,9 +19,16 @@ Write = Callable[[Sequence[Record]], None]
 @contextmanager
 def _csv(path: Path, columns: Sequence[str], _source: Path, _added: Mapping[str, type]) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        yield lambda rows: writer.writerows([[value_text(row.get(c)) for c in columns] for row in rows])
+        plain = csv.writer(stream, lineterminator="\n")
+        # csv quotes a line break only if it is in the line terminator, so a carriage return would end the row.
+        quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+        def write(rows: Sequence[Sequence[str]]) -> None:
+            for row in rows:
+                (quoted if any("\r" in value for value in row) else plain).writerow(row)
+
+        write([columns])
+        yield lambda rows: write([[value_text(row.get(c)) for c in columns] for row in rows])
 
 
 @contextmanager

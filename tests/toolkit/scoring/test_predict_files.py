@@ -153,6 +153,30 @@ def test_predict_writes_columns_that_only_some_rows_have(bundle: Path, tmp_path:
     assert [(row["a"], row["b"]) for row in read(tmp_path / "out.csv")] == [("1", ""), ("", "true")]
 
 
+@pytest.mark.parametrize("output", ["out.csv", "out.jsonl", "out.parquet"])
+def test_predict_writes_rows_that_read_back_as_they_were(bundle: Path, tmp_path: Path, output: str) -> None:
+    odd = ["a\rb", "a\nb", "\r", 'a "b", c', " a ", "\u2028", "\x00"]
+    data = write(tmp_path / "in.jsonl", [{"text": "a cat", "note": note, "a\rname": note} for note in odd])
+    berxit.predict(bundle, data, tmp_path / output, threads=1)
+    rows = [row for _, row in read_rows(tmp_path / output, ("text", "note", "a\rname"))]
+    assert [(row["note"], row["a\rname"]) for row in rows] == [(note, note) for note in odd]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".parquet"])
+def test_predict_rejects_repeated_columns_of_which_the_output_would_lose_one(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    data = tmp_path / f"in{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.table([["a cat"], ["1"], ["2"]], names=["text", "id", "id"]), data)
+    else:
+        data.write_text("text,id,id\na cat,1,2\n".replace(",", "\t" if suffix == ".tsv" else ","), encoding="utf-8")
+    assert run(bundle, data, "--output", tmp_path / "out.csv") == 2
+    assert f"in{suffix}: the header has column 'id' twice" in one_line(capsys)
+    assert not (tmp_path / "out.csv").exists()
+    assert run(bundle, data) == 0
+
+
 def test_predict_shows_the_first_rows_without_an_output(
     bundle: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
