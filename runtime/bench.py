@@ -16,6 +16,7 @@ from berxit.runtime.console import debug_option, progress_bar, register_option, 
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.placement import device_here
+from berxit.runtime.storage import check_results_folder
 from berxit.runtime.tuning import TuningResult, tune
 from berxit.runtime.validity import PRESETS
 
@@ -88,6 +89,9 @@ def command(
     Writes bench.json, bench.md, queries.json and, if matplotlib is installed, bench.png.
     """
     bundle = bundle or _bundle_here(device)
+    here = bundle.resolve()
+    folder = output or here.with_name(f"{here.name}-bench")
+    check_results_folder(folder)
     examples = None
     if data is not None:
         model = read_manifest(bundle, verify=False).model
@@ -122,8 +126,6 @@ def command(
         progress=progress_bar("measuring", quiet),
     )
     click.echo("\n" + report_text(result) + "\n")
-    here = bundle.resolve()
-    folder = output or here.with_name(f"{here.name}-bench")
     files = write_result(result, folder, partial(click.echo, err=True))
     click.echo(f"written: {', '.join(map(str, files))}")
 

@@ -5,11 +5,14 @@ A command that fails prints one line on standard error and exits with status 1 o
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -246,11 +249,28 @@ def status_of(command: click.Command, arguments: list[str]) -> int:
             f"no module '{error.name}': not a dependency of berxit. Rerun with --debug to see which module needs it",
             1,
         )
-    except Exception as error:  # a bug here or in a library is one line, too; --debug prints the rest
+    except Exception as error:
         if debug:
             traceback.print_exc()
-        first = (str(error).splitlines() or [""])[0]
-        return _fail(f"{type(error).__name__}: {first}. Rerun with --debug to see where", 1)
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """Prints an error that is no BerxitError, such as a bug here or in a library, in one line, too."""
+    if isinstance(error, BrokenPipeError):  # the reader of the output, such as head, has ended
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  Python flushes it at exit
+        return 1
+    if isinstance(error, OSError) and error.strerror:
+        return _fail(_os_error(error), 1)
+    first = (str(error).splitlines() or [""])[0]
+    return _fail(f"{type(error).__name__}: {first}. Rerun with --debug to see where", 1)
+
+
+def _os_error(error: OSError) -> str:
+    """Message of a file that the operating system refused."""
+    where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+    remedy = "Free space" if error.errno == errno.ENOSPC else "Check the path, its permissions and its disk"
+    return f"{error.strerror}{where}. {remedy}, or rerun with --debug to see more"
 
 
 def _fail(message: str, status: int) -> int:

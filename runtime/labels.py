@@ -19,6 +19,9 @@ BOOLEANS = ("false", "true")
 LONGEST_PLAIN = 30
 """Largest decimal exponent of a numeric class name that is written without an exponent."""
 
+LARGEST_VALUE = float(np.finfo(np.float32).max)
+"""Largest label of a regression: models compute in float32."""
+
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _MISSING = ("", "<NA>", "#NA", "#N/A", "#N/A N/A", "NA", "N/A", "n/a", "None")
 
@@ -77,13 +80,15 @@ def class_number(label: str, numbers: dict[str, int], labels: Sequence[str], whe
 
 
 def regression_value(label: str, where: str) -> float:
-    """Label as a number. Raises InputError unless it is a finite number."""
+    """Label as a number. Raises InputError unless it is a finite number that a model can predict."""
     number = as_number(label)
     value = math.nan if number is None else float(number)
     if not math.isfinite(value):
         raise InputError(
             f"{where}: label '{label}' is not a number, and the task is regression. Fix or delete the line"
         )
+    if abs(value) > LARGEST_VALUE:
+        raise InputError(f"{where}: label '{label}' is beyond the range of float32. Rescale the labels")
     return value
 
 

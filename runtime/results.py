@@ -10,7 +10,7 @@ from berxit.devices import install_command
 from berxit.runtime.errors import BerxitError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.provenance import provenance
-from berxit.runtime.storage import write_text
+from berxit.runtime.storage import write_text, write_together
 
 
 def write_results(
@@ -24,7 +24,8 @@ def write_results(
     more: Mapping[str, Callable[[Path], object]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Writes NAME.json, NAME.md and NAME.png to ``folder``, which is created. Returns the paths of the written files.
+    """Writes NAME.json, NAME.md and NAME.png to ``folder``, which is created: all files, or none after an error or an
+    interruption. Returns their paths.
 
     ``data``: the numbers, as JSON types; the file also contains their ``provenance`` as ``made_by``. ``figure`` draws
     the figure in the format of a path's suffix, once for each of ``formats``; without matplotlib there is none, and
@@ -37,18 +38,18 @@ def write_results(
         f"{name}.json": lambda path: write_json({**data, "made_by": provenance()}, path),
         f"{name}.md": lambda path: write_text(path, text + "\n"),
     }
-    files = []
+    names = list(writers)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, write in writers.items():
-            write(folder / file)
-            files.append(folder / file)
-        if figure is not None:
-            drawings = [folder / f"{name}.{each}" for each in formats]
-            files += drawings if _drawn(figure, drawings, report) else []
+        with write_together(folder) as scratch:
+            for file, write in writers.items():
+                write(scratch / file)
+            if figure is not None:
+                drawings = [f"{name}.{each}" for each in formats]
+                names += drawings if _drawn(figure, [scratch / each for each in drawings], report) else []
     except OSError as error:
-        raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another --output") from error
-    return files
+        raise BerxitError(f"cannot write results to {folder}: {error.strerror}. Choose another folder") from error
+    return [folder / each for each in names]
 
 
 def _drawn(figure: Callable[[Path], object], paths: Sequence[Path], report: Callable[[str], None]) -> bool:

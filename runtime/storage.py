@@ -106,6 +106,7 @@ def refuse_to_overwrite(output: Path, force: bool) -> None:
     """
     if not output.name or output.resolve() == Path.cwd():
         raise InputError(f"--output {output} is the current folder: name a folder in it")
+    check_place(output)
     recover(output)
     if output.exists() and not force:
         raise InputError(f"{output} exists: choose another --output, or replace it with --force")
@@ -113,6 +114,47 @@ def refuse_to_overwrite(output: Path, force: bool) -> None:
         raise InputError(f"{output} is a file: --output must be a folder")
     if os.path.ismount(output):
         raise InputError(f"{output} is a mount point, which cannot be replaced: name a folder in it")
+
+
+def check_place(output: Path, option: str = "--output") -> None:
+    """Raises InputError if neither a file nor a folder can be created at ``output``, or if it is a link to nothing.
+
+    Commands call it, or a function that does, before work that takes minutes. It creates nothing, so a full disk is
+    found later. ``option``: the option that names ``output``.
+    """
+    if problem := _problem_of_place(output):
+        raise InputError(f"cannot write {output}: {problem}. Choose another {option}")
+
+
+def _problem_of_place(output: Path) -> str:
+    try:
+        if output.is_symlink() and not output.exists():
+            return "it is a symbolic link to a missing file or folder"
+        folder = output.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:  # a name that is too long, a folder that must not be read
+        return error.strerror or str(error)
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} is read-only, or belongs to another user"
+
+
+def check_results_folder(folder: Path, option: str = "--output") -> None:
+    """Raises InputError if a command cannot add files to ``folder``, which it creates if it does not exist."""
+    check_place(folder, option)
+    if problem := _problem_of_place(folder / "result"):
+        raise InputError(f"cannot write results to {folder}: {problem}. Choose another {option}")
+
+
+def check_results_file(path: Path, suffix: str) -> None:
+    """Raises InputError unless a command can write or replace ``path``, whose suffix must be ``suffix``, so that a
+    mistyped name does not replace a file of another kind."""
+    if path.suffix.lower() != suffix:
+        raise InputError(f"--output {path}: the result is a {suffix} file. Choose a name that ends in {suffix}")
+    check_place(path)
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder: name a file in it")
 
 
 @contextmanager

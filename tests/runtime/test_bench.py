@@ -329,7 +329,7 @@ def test_bench_fails_if_results_cannot_be_written(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").touch()
-    assert status_of(command, [str(bundle), "--output", str(tmp_path / "taken"), *SHORT]) == 1
+    assert status_of(command, [str(bundle), "--output", str(tmp_path / "taken"), *SHORT]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "cannot write results to" in line
     assert "--output" in line

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -66,8 +68,10 @@ def test_run_uses_exit_status_of_command() -> None:
         (
             OSError(28, "No space left on device", "out/manifest.json"),
             1,
-            "No space left on device: 'out/manifest.json'",
+            "No space left on device: out/manifest.json. Free space",
         ),
+        (PermissionError(13, "Permission denied", b"in.csv"), 1, "Permission denied: in.csv. Check the path"),
+        (OSError("no such model"), 1, "OSError: no such model. Rerun with --debug"),
     ],
 )
 def test_run_prints_failure_as_one_line_to_stderr(
@@ -80,6 +84,15 @@ def test_run_prints_failure_as_one_line_to_stderr(
     assert line.startswith("error: ")
     assert message in line
     assert "Traceback" not in line
+
+
+def test_run_ends_silently_if_the_reader_of_its_output_has_ended() -> None:
+    code = (
+        "import click; from berxit.runtime.console import run; run(click.command()(lambda: click.echo('x' * 1000000)))"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -c 1"
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.stdout, found.stderr) == ("x", "")
 
 
 def test_run_exits_with_2_for_wrong_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,7 +245,11 @@ BAD = {
     "nested too deeply": ("a.jsonl", "[" * 100_000 + "\n", "line 1: not JSON"),
     "lone surrogate": ("a.jsonl", '{"text": "a \\ud800", "label": 0}\n', "line 1: column 'text' contains a lone surr"),
     "lone surrogate in a label": ("a.json", '[{"text": "a", "label": "\\udfff"}]', "line 1: column 'label' contains a"),
-    "lone surrogate in a list": ("a.jsonl", '{"text": "a", "label": 0, "x": [{"y": "\\ud800"}]}', "column 'x' contains"),
+    "lone surrogate in a list": (
+        "a.jsonl",
+        '{"text": "a", "label": 0, "x": [{"y": "\\ud800"}]}',
+        "column 'x' contains",
+    ),
     "lone surrogate in a name": ("a.jsonl", '{"text": "a", "label": 0, "\\ud800": 1}', r"column '.ud800' contains"),
     "latin-1": ("a.tsv", b"text\tlabel\na\t0\ncaf\xe9\t1\n", "line 3: not UTF-8"),
     "latin-1 csv": ("a.csv", b"text,label\na,0\nb,1\ncaf\xe9,1\n", "line 4: not UTF-8"),
@@ -270,6 +274,13 @@ def test_read_examples_rejects_infinite_regression_label(tmp_path: Path, value: 
     path = write(tmp_path, "a.tsv", f"text\tlabel\na\t1\nb\t{value}\n")
     with pytest.raises(InputError, match=rf"a\.tsv, line 3: label '{value}' is not a number"):
         read_examples(path, ("text",), "label", None)
+
+
+@pytest.mark.parametrize("value", ["1e300", "-3.5e38"])
+def test_read_examples_rejects_regression_label_beyond_float32(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\na,3.4e38\nb,{value}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"line 3: label '{value}' is beyond the range of float32"):
+        read_examples(tmp_path / "a.csv", ["text"], "label", None)
 
 
 def test_read_examples_rejects_missing_file(tmp_path: Path) -> None:

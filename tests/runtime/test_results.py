@@ -45,7 +45,22 @@ def test_write_results_raises_for_another_missing_module(tmp_path: Path) -> None
         write_results(tmp_path, "eval", {}, "", figure=broken)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no figure")])
+def test_write_results_keeps_the_earlier_results_if_it_does_not_finish(tmp_path: Path, error: BaseException) -> None:
+    def interrupted(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    more = {"array.npz": lambda path: path.write_bytes(b"array")}
+    write_results(tmp_path, "eval", {"ms": 1}, "# First", figure=draw, more=more)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    more = {"array.npz": lambda path: path.write_bytes(b"another")}
+    with pytest.raises(type(error)):
+        write_results(tmp_path, "eval", {"ms": 2}, "# Second", figure=interrupted, more=more)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_write_results_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(BerxitError, match=r"cannot write results to .*file: .*Choose another --output"):
+    with pytest.raises(BerxitError, match=r"cannot write results to .*file: .*Choose another folder"):
         write_results(tmp_path / "file", "eval", {}, "")

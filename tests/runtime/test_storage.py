@@ -20,6 +20,9 @@ import pytest
 from berxit.runtime import storage
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.storage import (
+    check_place,
+    check_results_file,
+    check_results_folder,
     recover,
     refuse_to_overwrite,
     replacing,
@@ -101,6 +104,46 @@ def test_write_whole_rejects_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a file"), write_whole(output, force=True):
         pytest.fail("the block must not run")
     assert output.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("file/new", "file is not a folder"),
+        ("file/new/newer", "file is not a folder"),
+        ("link", "it is a symbolic link to a missing file or folder"),
+        ("n" * 300, "File name too long"),
+        ("read-only/new", "read-only is read-only, or belongs to another user"),
+    ],
+)
+def test_check_place_names_the_reason_and_creates_nothing(tmp_path: Path, place: str, problem: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    if place.startswith("read-only") and os.access(tmp_path / "read-only", os.W_OK):
+        pytest.skip("this user can write everywhere")
+    before = names(tmp_path)
+    for check in (check_place, check_results_folder, lambda path: refuse_to_overwrite(path, force=True)):
+        with pytest.raises(InputError, match=rf"cannot write .*{problem}. Choose another --output"):
+            check(tmp_path / place)
+    check_place(tmp_path / "new" / "newer" / "a ü")
+    assert names(tmp_path) == before
+
+
+def test_check_results_folder_rejects_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_results_folder(tmp_path)
+    with pytest.raises(InputError, match=r"cannot write results to .*file: .*file is not a folder"):
+        check_results_folder(tmp_path / "file")
+
+
+def test_check_results_file_rejects_folders_and_files_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    check_results_file(tmp_path / "new" / "a.JSON", ".json")
+    with pytest.raises(InputError, match=r"folder.json is a folder: name a file in it"):
+        check_results_file(tmp_path / "folder.json", ".json")
+    with pytest.raises(InputError, match=r"data.csv: the result is a .json file"):
+        check_results_file(tmp_path / "data.csv", ".json")
 
 
 def test_refuse_to_overwrite_rejects_mount_point() -> None:

@@ -92,6 +92,49 @@ def test_eval_writes_scores_and_tables(copy: Path, data_folder: Path, capsys: py
     assert "| patience " in out
 
 
+def test_commands_reject_an_output_that_cannot_be_written_before_they_work(
+    checkpoint: Path,
+    bundle: Path,
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    task = ["--task", "custom", "--data", data_folder, "--quiet"]
+    for suffix, name, *arguments in (
+        ("", "train", "--model", backbone_folders["bert"], *task),
+        ("", "sweep", "--model", backbone_folders["bert"], *task),
+        ("", "eval", checkpoint, "--data", data_folder),
+        ("", "study", "layerwise", checkpoint, "--data", data_folder),
+        ("", "export", checkpoint, "--target", "onnxruntime"),
+        ("", "triton", bundle),
+        ("", "bench", bundle),
+        (".csv", "predict", bundle, data_folder / "dev.tsv"),
+        (".json", "compare", bundle, bundle),
+        (".html", "report", tmp_path),
+        ("", "score", bundle, data_folder / "dev.tsv", "--engine", "ray"),
+    ):
+        assert run(name, *arguments, "--output", tmp_path / "file" / f"new{suffix}") == 2, name
+        assert "file is not a folder. Choose another --output" in one_line(capsys), name
+    assert run("predict", bundle, data_folder / "dev.tsv", "--report", tmp_path / "file") == 2
+    assert "cannot write results to" in one_line(capsys)
+    assert run("compare", bundle, bundle, "--output", tmp_path / "file") == 2
+    assert "the result is a .json file" in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["compare", "report"])
+def test_commands_create_the_folder_of_their_output(
+    name: str, checkpoint: Path, bundle: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    assert run("eval", checkpoint, "--data", data_folder, "--output", tmp_path / "eval", "--quiet") == 0
+    sources = [bundle, bundle, "--limit", 2] if name == "compare" else [tmp_path / "eval"]
+    output = tmp_path / "new" / "a ü" / ("found.json" if name == "compare" else "found.html")
+    assert run(name, *sources, "--output", output) == 0
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
 def test_eval_without_a_policy_lists_classes_confusions_and_wrong_rows_at_full_depth(
     copy: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

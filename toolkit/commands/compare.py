@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, progress_bar, register_option
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.provenance import provenance
+from berxit.runtime.storage import check_results_file, write_errors
 from berxit.toolkit.api import compare
 from berxit.toolkit.commands.options import PATH, quiet_option, silence_library_logs, split_option
+from berxit.toolkit.comparison.benches import bench_file
 
 
 @click.command("compare")
@@ -46,11 +48,17 @@ def command(
     """Compare FIRST with SECOND: two bundles, a checkpoint and a bundle, or two bench.json files."""
     if any((path / "config.json").is_file() for path in (first, second)):  # a checkpoint, which torch executes
         silence_library_logs()
+    if output:
+        check_results_file(output, ".json")
+        if output.resolve() in (bench.resolve() for bench in (bench_file(first), bench_file(second)) if bench):
+            raise InputError(f"--output {output} is one of the compared benches: name a new file")
     bar = progress_bar("comparing", quiet)
     found = compare(first, second, data, split=split, limit=limit, threads=threads, progress=bar)
     click.echo(found.text())
     if output:
-        write_json({**asdict(found), "made_by": provenance()}, output)
+        with write_errors(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_json({**asdict(found), "made_by": provenance()}, output)
         click.echo(f"\nwritten: {output}")
     if fail_above is not None and (worse := found.regressions(fail_above)):
         raise BerxitError(f"{second} is worse than {first} by more than {fail_above:g}%: {'; '.join(worse)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.storage import check_results_folder
 from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
@@ -48,6 +49,8 @@ def command(
     Writes predictions.npz (every exit's output for every example), eval.json, eval.md and eval.png. MNLI has two dev
     splits: --split dev evaluates both.
     """
+    if output or checkpoint.is_dir():
+        check_results_folder(output or checkpoint)
     silence_library_logs()
     from berxit.toolkit.api import evaluate
 

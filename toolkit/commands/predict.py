@@ -10,6 +10,7 @@ from berxit.runtime import EarlyExitRunner, Prediction
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.errors import InputError
+from berxit.runtime.storage import check_results_folder
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.api import predict
 from berxit.toolkit.commands.options import PATH, force_option, quiet_option, say, skip_bad_rows_option
@@ -66,6 +67,8 @@ def command(
     --output continues with the same command.
     """
     if len(inputs) == 1 and is_file(inputs[0]):
+        if report:
+            check_results_folder(report, "--report")
         found = predict(
             bundle,
             inputs[0],

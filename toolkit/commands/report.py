@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, register_option
+from berxit.runtime.storage import check_results_file, write_errors
 from berxit.toolkit.commands.options import PATH
 
 
@@ -26,5 +27,8 @@ def command(paths: tuple[Path, ...], output: Path, texts: bool) -> None:
     from berxit.toolkit.report.report_page import write_report
     from berxit.toolkit.report.sources import read_source
 
-    write_report(output, [read_source(path) for path in paths], texts=texts)
+    check_results_file(output, ".html")
+    with write_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_report(output, [read_source(path) for path in paths], texts=texts)
     click.echo(f"written: {output} ({output.stat().st_size / 1e3:.0f} kB)")

@@ -8,6 +8,7 @@ import click
 
 from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.policies import criterion_from
+from berxit.runtime.storage import check_results_folder
 from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import (
     PATH,
@@ -63,6 +64,7 @@ def command(
     averaged. Each checkpoint runs over the data once: the pass is stored in OUTPUT/passes, and later studies read it.
     Writes NAME-TASK.md, .json, .png, .pdf and .svg.
     """
+    check_results_folder(output)
     silence_library_logs()
     study = find_study(name)
     if not checkpoints:

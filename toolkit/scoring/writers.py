@@ -11,6 +11,7 @@ from typing import Any
 
 from berxit.runtime.data_files import Record, value_text
 from berxit.runtime.errors import InputError
+from berxit.runtime.storage import check_place
 
 Write = Callable[[Sequence[Record]], None]
 """Appends rows."""
@@ -73,6 +74,7 @@ def check_output(output: Path, *, force: bool) -> None:
     ModuleNotFoundError for Parquet without pyarrow."""
     if output.suffix.lower() not in WRITERS:
         raise InputError(f"--output {output}: cannot write '{output.suffix}' files. Use one of {', '.join(WRITERS)}")
+    check_place(output)
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: name a file in it")
     if output.exists() and not force:

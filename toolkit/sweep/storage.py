@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import read_json, write_json
+from berxit.runtime.storage import check_results_folder
 from berxit.train.resuming import changes
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class SweepFolder:
 
         Raises InputError for a folder of anything else, and for another sweep unless ``force``, which replaces it.
         """
+        check_results_folder(self.folder)
         if self.earlier.exists():  # from a sweep that was killed
             self._undo()
         marker = self.folder / KEY_FILE

@@ -87,3 +87,11 @@ def test_compare_command_refuses_a_bench_and_a_bundle(measured: Path, bundle: Pa
     result = CliRunner().invoke(command, [str(measured), str(bundle)])
     assert isinstance(result.exception, InputError)
     assert "only one of them is a bench" in str(result.exception)
+
+
+def test_compare_does_not_replace_a_compared_bench(measured: Path) -> None:
+    before = measured.read_bytes()
+    result = CliRunner().invoke(command, [str(measured.parent), str(measured), "--output", str(measured)])
+    assert isinstance(result.exception, InputError)
+    assert "is one of the compared benches" in str(result.exception)
+    assert measured.read_bytes() == before
