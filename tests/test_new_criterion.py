@@ -148,7 +148,7 @@ def test_new_criterion_has_test_vectors(toy: Criterion) -> None:
 def test_help_names_every_criterion() -> None:
     for command in ("eval", "calibrate", "study"):
         text = " ".join(CliRunner().invoke(load(command), ["--help"]).output.split())
-        assert all(name in text for name in CRITERIA)
+        assert all(name in text for name, each in CRITERIA.items() if each.adaptive or command == "calibrate")
 
 
 @pytest.mark.parametrize("rule", [Keep(0.9), Keep(0.9, optimistic=True), Risk(0.3), Budget(9, 1, 1, "a bench")])

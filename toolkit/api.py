@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from berxit import devices
 from berxit.runtime.errors import InputError
-from berxit.runtime.policies import criterion_from
+from berxit.runtime.policies import adaptive_criterion_from, criterion_from
 from berxit.runtime.progress import Progress, silent
 from berxit.toolkit.rule_options import RuleOptions
 
@@ -166,7 +166,7 @@ def evaluate(
     from berxit.train.tasks import task_of
 
     checkpoint = Path(checkpoint)
-    criterion = criterion_from(criterion) if criterion else None
+    criterion = adaptive_criterion_from(criterion) if criterion else None
     files = split_files(_untrained_data(checkpoint, data, split, report), split)
     model, tokenizer = load_checkpoint(checkpoint, best_device())
     calibrated = read_policy(checkpoint)

@@ -11,7 +11,7 @@ import numpy as np
 from berxit.runtime.heads import heads_of
 from berxit.runtime.kinds import from_bits
 from berxit.runtime.metrics import METRICS, average_precision, scores_of_heads
-from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.policies import ExitPolicy, adaptive_criterion_from
 from berxit.runtime.reliability import CertaintyQuality
 from berxit.runtime.tables import Table, markdown_table
 from berxit.runtime.tokenization import Text
@@ -197,10 +197,11 @@ def evaluate(
     """The evaluation of one stored pass. ``policy``: the calibrated policy, if there is one. ``texts`` (N,) of the
     examples; without them, the evaluation lists no rows.
 
-    Raises InputError for a ``criterion`` that does not apply to this model, and as ``Predictions.check`` does.
+    Raises InputError for a ``criterion`` that does not apply to this model or has no thresholds, and as
+    ``Predictions.check`` does.
     """
     predictions.check()
-    criterion = criterion or predictions.default_criterion
+    criterion = adaptive_criterion_from(criterion or predictions.default_criterion)
     names = applicable_criteria(predictions)
     if criterion not in names:
         operating_points(predictions, PolicySpec(criterion))  # raises with the reason

@@ -13,7 +13,13 @@ from berxit.runtime.policies.criteria import (
     softmax,
 )
 from berxit.runtime.policies.policy import ExitPolicy, FixedDepth, certainties, exit_layers, exit_layers_at
-from berxit.runtime.policies.registry import CRITERIA, criterion_from, criterion_named, register_criterion
+from berxit.runtime.policies.registry import (
+    CRITERIA,
+    adaptive_criterion_from,
+    criterion_from,
+    criterion_named,
+    register_criterion,
+)
 
 __all__ = [
     "CRITERIA",
@@ -28,6 +34,7 @@ __all__ = [
     "Memory",
     "Parameters",
     "Streak",
+    "adaptive_criterion_from",
     "certainties",
     "criterion_from",
     "criterion_named",

@@ -54,6 +54,14 @@ def criterion_from(text: str) -> str:
     return register_criterion(load_object(text)) if is_reference(text) else criterion_named(text).name
 
 
+def adaptive_criterion_from(text: str) -> str:
+    """``criterion_from`` for a trade-off curve. Also raises InputError for a criterion without thresholds."""
+    name = criterion_from(text)
+    if not criterion_named(name).adaptive:
+        raise InputError(f"--criterion {name} has no thresholds: choose an adaptive criterion")
+    return name
+
+
 def _check(criterion: Criterion, where: str) -> None:
     """Raises InputError unless the criterion computes one number per row at two consecutive exits of a small pass."""
     rows = 3

@@ -21,6 +21,7 @@ from berxit import devices
 from berxit.runtime.console import status_of
 from berxit.runtime.json_data import to_json
 from berxit.runtime.kinds import KINDS
+from berxit.runtime.policies import CRITERIA
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.toolkit.cli import COMMANDS, berxit, load
 from berxit.train.calibration import read_policy, stored_pass, stored_texts
@@ -451,6 +452,27 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_help_of_data_names_the_held_out_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(berxit, [name, "--help"]) == 0
     assert "default: the rows that training held out" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["eval CHECKPOINT --data DATA", "study tradeoff CHECKPOINT --data DATA"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_curves_reject_exactly_the_criteria_that_their_help_omits(
+    command: str,
+    criterion: str,
+    checkpoint: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, *arguments = (
+        command.replace("CHECKPOINT", str(checkpoint)).replace("DATA", str(data_folder / "dev.tsv")).split()
+    )
+    assert status_of(berxit, [name, "--help"]) == 0
+    listed = re.search(r"--criterion NAME (.*?), or your own", " ".join(capsys.readouterr().out.split()))
+    assert listed is not None
+    known = criterion in listed[1].split(", ")
+    assert run(name, *arguments, "--criterion", criterion, "--output", tmp_path / "output", "--quiet") in (0, 2)
+    assert known == (f"--criterion {criterion} has no thresholds" not in capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["train", "sweep"])

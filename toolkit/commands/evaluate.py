@@ -10,10 +10,10 @@ from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.storage import check_results_folder
 from berxit.toolkit.commands.options import (
     PATH,
+    adaptive_criterion_option,
     batch_size_option,
     checkpoint_argument,
     checkpoint_data_option,
-    criterion_option,
     quiet_option,
     say,
     silence_library_logs,
@@ -28,7 +28,7 @@ from berxit.toolkit.commands.options import (
 @checkpoint_data_option
 @split_option
 @batch_size_option
-@criterion_option
+@adaptive_criterion_option
 @click.option("--output", type=PATH, help="Folder of the results.  [default: CHECKPOINT/eval-FILE, as eval-dev]")
 @skip_bad_rows_option
 @quiet_option

@@ -42,11 +42,18 @@ batch_size_option = click.option(
 skip_bad_rows_option = click.option(
     "--skip-bad-rows", is_flag=True, help="Skip invalid rows and report their number, instead of failing."
 )
-criterion_option = click.option(
-    "--criterion",
-    metavar="NAME",
-    help=f"{', '.join(CRITERIA)}, or your own as FILE.py:NAME.  [default: confidence; lte for regression]",
-)
+
+
+def _criterion_option(names: Iterable[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--criterion",
+        metavar="NAME",
+        help=f"{', '.join(names)}, or your own as FILE.py:NAME.  [default: confidence; lte for regression]",
+    )
+
+
+criterion_option = _criterion_option(CRITERIA)
+adaptive_criterion_option = _criterion_option(name for name, each in CRITERIA.items() if each.adaptive)
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 

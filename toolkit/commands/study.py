@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from berxit.runtime.console import debug_option, progress_bar, register_option
-from berxit.runtime.policies import criterion_from
+from berxit.runtime.policies import adaptive_criterion_from
 from berxit.runtime.storage import check_results_folder
 from berxit.runtime.tables import plural
 from berxit.toolkit.commands.options import (
     PATH,
+    adaptive_criterion_option,
     batch_size_option,
-    criterion_option,
     data_option,
     quiet_option,
     say,
@@ -39,7 +39,7 @@ WITHOUT_DATA = ("runtime", "flops")
     help="The score that is 100%; a checkpoint stands for its group.  [default: full depth of the first raw, two-stage"
     " or other group, mean over its seeds]",
 )
-@criterion_option
+@adaptive_criterion_option
 @click.option("--length", type=click.IntRange(min=1), help="flops: input length in tokens.  [default: 128]")
 @batch_size_option
 @click.option("--output", type=PATH, default=Path("studies"), show_default=True, help="Folder of the results.")
@@ -75,7 +75,7 @@ def command(
 
     if name not in WITHOUT_DATA:
         data = task_data(read_config(checkpoints[0])["task"], data, split, say)
-    criterion = criterion_from(criterion) if criterion else None
+    criterion = adaptive_criterion_from(criterion) if criterion else None
     request = Request(
         paths=checkpoints,
         output=output,

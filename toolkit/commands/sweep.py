@@ -10,7 +10,7 @@ from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.policies import criterion_from
 from berxit.toolkit.commands.options import (
     PATH,
-    criterion_option,
+    adaptive_criterion_option,
     data_option,
     force_option,
     quiet_option,
@@ -49,7 +49,7 @@ _SEARCHED = ", ".join(name for name, each in STRATEGIES.items() if not each.last
     show_default=True,
     help="Range of the learning rate of exits and LTE.",
 )
-@criterion_option
+@adaptive_criterion_option
 @click.option("--lte/--no-lte", default=True, show_default=True, help="Train the LTE module, too.")
 @click.option("--layers", type=int, help="Use only the first N layers of the encoder.")
 @click.option("--epochs", default=3.0, show_default=True, type=float)

@@ -45,10 +45,7 @@ def study(request: Request) -> Findings:
     criteria = shared_criteria(request)
     default = request.criterion or common_criterion(request.runs)
     if default not in criteria:
-        raise InputError(
-            f"--criterion {default}: it does not fit all checkpoints, or exits at one layer. Choose one of"
-            f" {', '.join(criteria)}"
-        )
+        raise InputError(f"--criterion {default}: it does not fit all checkpoints. Choose one of {', '.join(criteria)}")
     others = [name for name in criteria if name != default]
     return compare(
         request,

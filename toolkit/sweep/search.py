@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from berxit.runtime.errors import BerxitError, DivergedError, InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, to_json
-from berxit.runtime.policies import criterion_named
+from berxit.runtime.policies import adaptive_criterion_from, criterion_named
 from berxit.runtime.progress import Progress, duration, silent
 from berxit.runtime.storage import used_alone
 from berxit.toolkit.sweep.ranking import Measure, measure
@@ -123,9 +123,7 @@ def _check_criterion(sweep: SweepRequest) -> None:
     """Raises InputError for a criterion without a trade-off curve for this task, before the first trial."""
     if sweep.criterion is None:
         return
-    kind = criterion_named(sweep.criterion)
-    if not kind.adaptive:
-        raise InputError(f"--criterion {kind.name} has no thresholds: choose an adaptive criterion")
+    kind = criterion_named(adaptive_criterion_from(sweep.criterion))
     if sweep.task.regression and not kind.for_regression:
         raise InputError(f"--criterion {kind.name} needs class probabilities: use lte, patience or learned")
     if kind.needs_lte and not sweep.base.lte:

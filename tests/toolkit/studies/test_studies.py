@@ -221,8 +221,8 @@ def test_criteria(make: Make, data: dict[str, Path], tmp_path: Path, capsys: pyt
     above = {claim["first"]: claim["above"] for claim in found["claims"] if claim["second"] == "layer-wise"}
     assert above["confidence"] > 1  # in these passes, right predictions are more confident
     capsys.readouterr()
-    assert run("criteria", *paths, "--data", data["classes"], "--output", tmp_path, "--criterion", "fixed") == 2
-    assert "--criterion fixed: it does not fit" in capsys.readouterr().err
+    assert run("criteria", *paths, "--data", data["classes"], "--output", tmp_path, "--criterion", "learned") == 2
+    assert "--criterion learned: it does not fit" in capsys.readouterr().err
 
 
 def test_certainty(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
