@@ -13,7 +13,7 @@ from berxit.exporters.parity import verify
 from berxit.exporters.planning import Plan, make_plan
 from berxit.exporters.targets import find_target
 from berxit.exporters.writing import Written, write_files
-from berxit.runtime.bundle import Manifest, Parity, schema_version, write_manifest
+from berxit.runtime.bundle import Manifest, Parity, read_manifest, schema_version, write_manifest
 from berxit.runtime.bundle_files import MANIFEST
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies.registry import BUILT_IN
@@ -55,6 +55,8 @@ def export(
     """
     messages = Messages(progress, report, warn or report)
     settings = find_target(target).settings(options)
+    if data is not None and not data.exists():
+        raise InputError(f"no data at {data}: give the file or folder that the checkpoint was calibrated on")
     key = None if sign is None else private_key(sign)
     loaded = load(checkpoint)
     plan = make_plan(loaded, settings, options.exits, data, messages, scores=scores, accept_noise=accept_noise)
@@ -76,6 +78,7 @@ def export(
         if key is not None:
             (folder / SIGNATURE).write_bytes(key.sign((folder / MANIFEST).read_bytes()))
         apply_umask(folder)
+        read_manifest(folder, verify=False)  # a bundle that no runtime opens is not published
     return manifest
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from berxit.exporters.options import ExportOptions
+from berxit.runtime.arguments import as_threads
 from berxit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -209,6 +210,8 @@ class Target:
             raise InputError(f"--max-batch {batch}: it must be at least 1")
         if batch is not None and self.largest_batch is not None and batch > self.largest_batch:
             raise InputError(f"--max-batch {batch}: the largest batch of target {self.name} is {self.largest_batch}")
+        if options.threads is not None:
+            as_threads(options.threads)
         layout = options.layout or next(iter(self.layouts), None)
         variants = frozenset(options.target_options)
         return Settings(self, precision, version, layout, options.lengths, batch, options.threads, variants)

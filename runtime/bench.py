@@ -12,7 +12,7 @@ from berxit.runtime.backends import options_help
 from berxit.runtime.bench_report import report_text, write_result
 from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle import read_manifest
-from berxit.runtime.console import debug_option, progress_bar, register_option, run
+from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option, run
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.placement import device_here
@@ -60,7 +60,7 @@ from berxit.runtime.validity import PRESETS
 @click.option(
     "--queries", type=click.IntRange(min=1), help="Minimum per operating point.  [default: the preset's, 200]"
 )
-@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0), help="Minimum in total.")
+@click.option("--seconds", default=10.0, show_default=True, type=FiniteRange(min=0), help="Minimum in total.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the results; BUNDLE-bench by default.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @register_option
@@ -98,6 +98,8 @@ def command(
         path = find_split(data, split)
         examples = read_examples_for(model, path).head(limit)
 
+    if accept_noise and not tuning:
+        raise InputError("--accept-noise goes with --tune: add it, or omit --accept-noise")
     backend_options = parse_option_flags(option_flags) or None
     tuned: tuple[TuningResult, ...] = ()
     if tuning:

@@ -6,6 +6,7 @@ A command that fails prints one line on standard error and exits with status 1 o
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shlex
 import sys
@@ -62,6 +63,16 @@ EXTRAS = {  # a test compares it with pyproject.toml
 """Package -> the extra of berxit that installs it, as ``install_command`` accepts it; empty: a base dependency."""
 PACKAGES = {"cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
 """Module -> the package that contains it, if their names differ."""
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range, which rejects NaN and infinity: no comparison with NaN is true, so FloatRange accepts it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:

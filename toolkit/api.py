@@ -556,6 +556,9 @@ def compare(
     first, second = Path(first), Path(second)
     benches = bench_file(first), bench_file(second)
     if benches[0] and benches[1]:
+        options = {"--data": data, "--limit": limit, "--threads": threads}
+        if given := [flag for flag, value in options.items() if value is not None]:
+            raise InputError(f"{given[0]} goes with models, and {first} is a bench: omit {given[0]}")
         return compare_benches(benches[0], benches[1])
     if benches[0] or benches[1]:
         raise InputError(f"{first} and {second}: only one of them is a bench. Give two benches, or two models")

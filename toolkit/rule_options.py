@@ -43,6 +43,8 @@ class RuleOptions:
                 raise InputError(f"{flag} goes with --risk: add it, or omit {flag}")
         if self.bench is not None and self.budget_ms is None:
             raise InputError("--bench goes with --budget-ms: add it, or omit --bench")
+        if self.accept_noise and self.budget_ms is None:
+            raise InputError("--accept-noise goes with --budget-ms: add it, or omit --accept-noise")
         if self.budget_ms is not None and self.bench is None:
             raise InputError(
                 "--budget-ms needs --bench bench.json: export the checkpoint, then berxit-bench the bundle"

@@ -85,6 +85,8 @@ class PolicySpec:
             known = f": it has {', '.join(predictions.names)}" if predictions.names else ", which has none"
             raise InputError(f"'{min(unknown)}' is no class of this model{known}")
         layers = int(predictions.exit_layers[-1])
+        if not 1 <= self.patience <= layers:
+            raise InputError(f"patience is {self.patience}: it must be a number of exits, from 1 to {layers}")
         if wrong := [layer for layer in self.off if not 1 <= layer < layers]:
             raise InputError(f"exit {wrong[0]} cannot be switched off: the model has layers 1 to {layers}")
         if self.fit_temperatures and predictions.regression:

@@ -153,8 +153,12 @@ def run_key(task: Task, options: TrainingOptions, train_file: Path, processes: i
 
 
 def model_sha256(folder: Path) -> str:
-    """sha256 over the files of a model folder that transformers reads: configuration, weights, tokenizer."""
+    """sha256 over the files of a model folder that transformers reads: configuration, weights, tokenizer.
+
+    Raises BerxitError for a checkpoint without one of them.
+    """
     if is_checkpoint(str(folder)):
+        read_config(folder)
         files = [folder / name for name in CHECKPOINT_FILES]
     else:
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)

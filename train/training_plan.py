@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from berxit.runtime.errors import InputError
 from berxit.runtime.tables import plural
 from berxit.train.modeling import MultiExitModel
 from berxit.train.options import TrainingOptions, model_name_of
@@ -16,11 +17,22 @@ def steps_per_epoch(rows: int, options: TrainingOptions, processes: int) -> int:
     return math.ceil(rows / (options.batch_size * options.gradient_accumulation * processes))
 
 
+def steps_of_stage(rows: int, options: TrainingOptions, processes: int) -> int:
+    """Optimizer steps of each stage. Raises InputError if all of them are warm-up, which trains the last exit only."""
+    steps = options.max_steps or math.ceil(options.epochs * steps_per_epoch(rows, options, processes))
+    if options.warm_up_steps >= steps:
+        raise InputError(
+            f"--warm-up-steps {options.warm_up_steps} is not below the {plural(steps, 'step')} of the training, so the"
+            " exits before the last would not be trained: give a lower number, or more --epochs"
+        )
+    return steps
+
+
 def describe_plan(model: MultiExitModel, data: TrainingData, options: TrainingOptions, processes: int) -> str:
-    """Model, exits, strategy, steps and rows of a run, in a few lines."""
+    """Model, exits, strategy, steps and rows of a run, in a few lines. Raises InputError as ``steps_of_stage`` does."""
     strategy = STRATEGIES[options.strategy]
     epoch = steps_per_epoch(len(data.train), options, processes)
-    steps = options.max_steps or math.ceil(options.epochs * epoch)
+    steps = steps_of_stage(len(data.train), options, processes)
     stages = len(strategy.stages)
     million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     exits = "only the last exit" if strategy.last_exit_only else "an exit after every layer"

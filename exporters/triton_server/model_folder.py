@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from berxit.runtime.arguments import as_threads
+from berxit.runtime.backends import BACKENDS
 from berxit.runtime.bundle import Manifest, files_of, read_manifest
 from berxit.runtime.bundle_files import MANIFEST
 from berxit.runtime.errors import InputError
@@ -48,6 +50,13 @@ def write_model_folder(bundle: Path, output: Path, options: TritonOptions, *, fo
             f"{bundle} is a bundle for {manifest.target}, which Triton cannot run: export one for"
             f" {' or '.join(INSTANCE_KINDS)}"
         )
+    known = [info.name for info in BACKENDS[manifest.target]]
+    if options.backend not in (None, *known):
+        raise InputError(
+            f"no backend '{options.backend}' runs bundles for {manifest.target}: choose {' or '.join(known)}"
+        )
+    if options.threads is not None:
+        as_threads(options.threads)
     if options.threshold is not None:
         manifest.policy.with_threshold(options.threshold)
     if options.deadline_ms is not None and not options.deadline_ms > 0:

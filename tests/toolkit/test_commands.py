@@ -125,6 +125,65 @@ def test_commands_reject_an_output_that_cannot_be_written_before_they_work(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("train", ["--warm-up-steps", 2], "--warm-up-steps 2 is not below the 2 steps of the training"),
+        ("train", ["--tensorboard", "file"], "cannot write results to file: "),
+        ("calibrate", ["--patience", 4], "patience is 4: it must be a number of exits, from 1 to 3"),
+        ("calibrate", ["--accept-noise"], "--accept-noise goes with --budget-ms"),
+        ("export", ["--accept-noise"], "--accept-noise goes with --exits auto"),
+        ("bench", ["--accept-noise"], "--accept-noise goes with --tune"),
+        ("bench", ["--seconds", "nan"], "'--seconds': nan is not a finite number"),
+        ("export", ["--most-flips", "nan"], "'--most-flips': nan is not a finite number"),
+        ("compare", ["--fail-above", "nan"], "'--fail-above': nan is not a finite number"),
+        ("sweep", ["--minutes", "inf"], "'--minutes': inf is not a finite number"),
+        ("triton", ["--backend", "none"], "no backend 'none' runs bundles for onnxruntime: choose onnxruntime or"),
+        ("triton", ["--threads", 257], "threads is 257: it must be at least 1 and at most 256"),
+        ("export", ["--threads", 257], "threads is 257: it must be at least 1 and at most 256"),
+        ("export", ["--data", "missing"], "no data at missing"),
+    ],
+)
+def test_commands_reject_options_without_the_effect_that_they_promise(
+    name: str,
+    options: list[object],
+    message: str,
+    copy: Path,
+    bundle: Path,
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    output = tmp_path / "output"
+    arguments = {
+        "train": train_arguments(backbone_folders["bert"], data_folder, output),
+        "calibrate": [copy, "--data", data_folder, "--quiet"],
+        "export": [copy, "--target", "onnxruntime", "--output", output, "--quiet"],
+        "bench": [bundle, "--output", output, "--quiet"],
+        "compare": [bundle, bundle, "--quiet"],
+        "sweep": ["--model", backbone_folders["bert"], "--task", "custom", "--data", data_folder, "--output", output],
+        "triton": [bundle, "--output", output],
+    }[name]
+    before = (copy / "exit_policy.json").read_bytes()
+    assert run(name, *arguments, *options) == 2
+    assert message in one_line(capsys)
+    assert (copy / "exit_policy.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "file"]
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer_config.json"])
+def test_train_names_the_missing_file_of_a_checkpoint_that_it_continues(
+    missing: str, copy: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / missing).unlink()
+    assert run("train", *train_arguments(copy, data_folder, tmp_path / "output")) == 1
+    assert f"has no {missing}: copy the complete folder, or retrain" in one_line(capsys)
+
+
 @pytest.mark.parametrize("name", ["compare", "report"])
 def test_commands_create_the_folder_of_their_output(
     name: str, checkpoint: Path, bundle: Path, data_folder: Path, tmp_path: Path

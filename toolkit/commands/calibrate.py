@@ -85,7 +85,9 @@ def command(
 
     The other options describe the policies among which the rule chooses.
     """
-    RuleOptions(keep, risk, risk_of, per, delta, optimistic, budget_ms, bench)  # checked before torch is imported
+    RuleOptions(
+        keep, risk, risk_of, per, delta, optimistic, budget_ms, bench, accept_noise
+    )  # checked before torch is imported
     silence_library_logs()
     from berxit.train.calibration import POLICY_FILE
 

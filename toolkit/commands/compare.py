@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.provenance import provenance
@@ -26,7 +26,7 @@ from berxit.toolkit.comparison.benches import bench_file
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the bundle's]")
 @click.option(
     "--fail-above",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     metavar="PERCENT",
     help="Exit with status 1 if latency, score or predictions of SECOND are worse than FIRST's by more.",
 )

@@ -19,7 +19,8 @@ from berxit.exporters.targets import (
     variants_by_target,
     versions_by_target,
 )
-from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option
+from berxit.runtime.errors import InputError
 from berxit.toolkit.api import export
 from berxit.toolkit.commands.options import (
     PATH,
@@ -88,7 +89,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str | No
 )
 @click.option(
     "--most-flips",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     metavar="PERCENT",
     help="With --scores: write nothing if more predictions differ from the checkpoint's full depth.",
 )
@@ -134,6 +135,8 @@ def command(
     quiet: bool,
 ) -> None:
     """Split CHECKPOINT into one segment per layer, verify every exit, and write a bundle."""
+    if accept_noise and exits != "auto":
+        raise InputError("--accept-noise goes with --exits auto: add it, or omit --accept-noise")
     silence_library_logs()
     exported = export(
         checkpoint,

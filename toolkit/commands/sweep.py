@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option
 from berxit.runtime.policies import criterion_from
 from berxit.toolkit.commands.options import (
     PATH,
@@ -32,7 +32,7 @@ _SEARCHED = ", ".join(name for name, each in STRATEGIES.items() if not each.last
 @data_option
 @click.option("--output", type=PATH, default=Path("sweep"), show_default=True, help="Folder of the sweep.")
 @click.option("--trials", type=click.IntRange(min=1), help=f"Number of trials.  [default: {TRIALS}, or --minutes]")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Time of all trials.")
+@click.option("--minutes", type=FiniteRange(min=0, min_open=True), help="Time of all trials.")
 @click.option(
     "--strategy", "strategies", multiple=True, metavar="NAME", help=f"Can be repeated.  [default: {_SEARCHED}]"
 )

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.storage import check_results_folder
 from berxit.toolkit.commands.options import (
     PATH,
     data_option,
@@ -137,6 +138,8 @@ def command(
     quiet: bool,
 ) -> None:
     """Fine-tune an encoder so that every layer can make a prediction."""
+    if tensorboard is not None:
+        check_results_folder(tensorboard, "--tensorboard")
     silence_library_logs()
     from berxit.toolkit.api import fine_tune
     from berxit.train.options import TrainingOptions

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import read_json, write_json
-from berxit.runtime.storage import used_alone
+from berxit.runtime.storage import used_alone, write_errors
 from berxit.toolkit.scoring.outputs import Outputs
 
 RUN_FILE = "run.json"
@@ -61,9 +61,10 @@ class Parts:
                 f"{self.folder} is an interrupted run with another {other}: rerun with its options to resume it, or add"
                 " --force to delete it and start again"
             )
-        for path in self.folder.iterdir():
-            path.unlink()
-        write_json(key, marker)
+        with write_errors(self.folder):
+            for path in self.folder.iterdir():
+                path.unlink()
+            write_json(key, marker)
 
     def path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.npz"
@@ -72,7 +73,9 @@ class Parts:
         return self.path(number).is_file()
 
     def save(self, number: int, outputs: Outputs) -> None:
-        outputs.save(self.path(number))
+        """Raises BerxitError if the folder cannot be written."""
+        with write_errors(self.folder):
+            outputs.save(self.path(number))
 
     def load(self, number: int) -> Outputs:
         """Raises BerxitError for a damaged part."""

@@ -95,3 +95,10 @@ def test_compare_does_not_replace_a_compared_bench(measured: Path) -> None:
     assert isinstance(result.exception, InputError)
     assert "is one of the compared benches" in str(result.exception)
     assert measured.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--data", "--limit", "--threads"])
+def test_compare_rejects_options_of_models_for_benches(measured: Path, option: str) -> None:
+    result = CliRunner().invoke(command, [str(measured), str(measured), option, "1"])
+    assert isinstance(result.exception, InputError)
+    assert f"{option} goes with models" in str(result.exception)

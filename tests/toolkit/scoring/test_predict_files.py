@@ -358,6 +358,22 @@ def test_predict_does_not_share_its_parts_with_another_process(
     assert "another process is writing" in one_line(capsys)
 
 
+def test_predict_names_the_folder_whose_disk_is_full(
+    bundle: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: Path, **arrays: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert run(bundle, data_folder / "dev.tsv", "--output", tmp_path / "out.csv", "--quiet") == 1
+    assert ".out.csv.predicting: No space left on device. Free space" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_predict_reports_a_damaged_part(
     bundle: Path,
     data_folder: Path,
