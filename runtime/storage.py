@@ -142,8 +142,10 @@ def _problem_of_place(output: Path) -> str:
 
 def check_results_folder(folder: Path, option: str = "--output") -> None:
     """Raises InputError if a command cannot add files to ``folder``, which it creates if it does not exist."""
-    check_place(folder, option)
-    if problem := _problem_of_place(folder / "result"):
+    problem = _problem_of_place(folder / "result")
+    if not problem and not folder.exists():
+        problem = _problem_of_place(folder)
+    if problem:
         raise InputError(f"cannot write results to {folder}: {problem}. Choose another {option}")
 
 

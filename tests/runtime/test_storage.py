@@ -137,6 +137,17 @@ def test_check_results_folder_rejects_a_file(tmp_path: Path) -> None:
         check_results_folder(tmp_path / "file")
 
 
+def test_check_results_folder_accepts_a_writable_folder_in_a_read_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    check_results_folder(tmp_path / "mounted")
+    check_results_folder(tmp_path / "mounted" / "new" / "newer")
+    with pytest.raises(InputError, match="is read-only, or belongs to another user"):
+        check_results_folder(tmp_path / "new")
+
+
 def test_check_results_file_rejects_folders_and_files_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     check_results_file(tmp_path / "new" / "a.JSON", ".json")
