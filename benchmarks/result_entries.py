@@ -133,30 +133,63 @@ def _study(task: str, folder: str, studies: tuple[str, ...], lte: str = "--no-lt
     )
 
 
-def _recipes() -> Iterator[str]:
-    """The commands that train the recipes and compare them."""
-    program = "python benchmarks/recipes.py"
-    several = " ".join(f"--recipe '{name}'" for name in RECIPES_OF_SEVERAL_SEEDS)
-    sst2 = f"sst2 --model $MINILM --data $DATA/SST-2 --train-rows 2000 --train-option=--no-lte --output {OUTPUT}/sst2-r"
-    yield f"{program} {sst2} --seeds 42"
-    yield f"{program} {sst2} {several} --seeds 42,43,44"
-    yield f"{program} {sst2} --only-table"
-    sick = "--recipe default --recipe joint --recipe self-distillation --train-rows 2000"
-    yield f"{program} sick --model $MINILM --data $DATA/SICK {sick} --output {OUTPUT}/sick-r"
-    mrpc = "--recipe default --recipe joint --train-rows 2000 --train-option=--no-lte"
-    yield f"{program} mrpc --model $MINILM --data $DATA/MRPC {mrpc} --output {OUTPUT}/mrpc-r"
+@dataclass(frozen=True)
+class Recipes:
+    """Recipes of one encoder on one task, with seeds 42, 43 and 44."""
+
+    task: str
+    data: str
+    rows: int
+    encoder: str = "minilm"
+    names: tuple[str, ...] = ("default", "joint")
+    options: tuple[str, ...] = ("--bf16",)
+    study: str = "criteria"
+    """The study beside the trade-off."""
+
+    @property
+    def folder(self) -> str:
+        """Folder below results/recipes."""
+        return self.task if self.encoder == "minilm" else f"{self.task}-{self.encoder}"
+
+    def files(self, *names: str) -> tuple[str, ...]:
+        return tuple(f"recipes/{self.folder}/{name}.json" for name in names)
+
+    @property
+    def trained(self) -> str:
+        return f"{OUTPUT}/recipes-{self.folder}"
+
+    def comparison(self, names: tuple[str, ...], more: str = "") -> str:
+        """The command that trains the recipes and compares them."""
+        lte = () if self.study == "lte" else ("--no-lte",)
+        chosen = "".join(f" --recipe '{name}'" for name in names)
+        options = "".join(f" --train-option={option}" for option in (*self.options, *lte))
+        return (
+            f"python benchmarks/recipes.py {self.task} --model {ENCODERS[self.encoder]} --data $DATA/{self.data}"
+            f" --train-rows {self.rows}{options}{chosen}{more} --output {self.trained}"
+        )
+
+    def studies(self) -> Iterator[str]:
+        """The commands of the studies of joint and alternating, on the checkpoints of the recipes."""
+        end = f"--data $DATA/{self.data} --output {self.trained}/studies"
+        compared = [name for name in ("joint", "default", "self-distillation") if name in self.names]
+        yield f"berxit-study tradeoff {' '.join(f'{self.trained}/{name}-*' for name in compared)} {end}"
+        yield f"berxit-study {self.study} {self.trained}/default-* {end}"
 
 
-def _studies_of_recipes() -> Iterator[str]:
-    """The studies of joint and alternating with three seeds, on the checkpoints of the recipes."""
-    for task, folder, others in (("sst2", "SST-2", "criteria"), ("sick", "SICK", "lte"), ("mrpc", "MRPC", "criteria")):
-        runs, options = f"{OUTPUT}/{task}-r", f"--data $DATA/{folder} --output {OUTPUT}/{task}-r/studies"
-        distilled = f" {runs}/self-distillation-*" if task != "mrpc" else ""
-        yield f"berxit-study tradeoff {runs}/joint-* {runs}/default-*{distilled} {options}"
-        yield f"berxit-study {others} {runs}/default-* {options}"
+SST2_RECIPES = ("default", "joint", "paper", "first token", "one learning rate", "self-distillation")
+SST2 = Recipes("sst2", "SST-2", 2000, names=SST2_RECIPES, options=())
+RECIPES = (
+    Recipes("sick", "SICK", 2000, names=("default", "joint", "self-distillation"), options=(), study="lte"),
+    Recipes("mrpc", "MRPC", 2000, options=()),
+    Recipes("rte", "RTE", 2000),
+    Recipes("stsb", "STS-B", 2000, study="lte"),
+    Recipes("sst2", "SST-2", 2000, "bge"),
+    Recipes("mrpc", "MRPC", 1000, "bge"),
+    Recipes("sick", "SICK", 1000, "bge", study="lte"),
+    Recipes("stsb", "STS-B", 1000, "bge", study="lte"),
+)
 
 
-RECIPES_OF_SEVERAL_SEEDS = ("default", "joint", "paper", "first token", "one learning rate", "self-distillation")
 SIDE = "python -m benchmarks.side_by_side"
 UNSEEN = tuple(f"{task}={OUTPUT}/{task}-bge" for task in ("mrpc", "sst2", "stsb", "sick"))
 CLASSIFICATION, REGRESSION = ("layerwise", "tradeoff"), ("layerwise", "tradeoff", "lte", "certainty")
@@ -582,22 +615,24 @@ ENTRIES = (
     ),
     Entry(
         "recipes",
-        ("recipes/sst2/recipes.json", "recipes/sick/recipes.json", "recipes/mrpc/recipes.json"),
-        160,
-        tuple(_recipes()),
+        tuple(file for each in (SST2, *RECIPES) for file in each.files("recipes")),
+        400,
+        (
+            SST2.comparison((), " --seeds 42"),
+            SST2.comparison(SST2.names),
+            SST2.comparison((), " --only-table"),
+            *(each.comparison(each.names) for each in RECIPES),
+        ),
     ),
     Entry(
         "studies-of-recipes",
-        (
-            "recipes/sst2/tradeoff-sst2.json",
-            "recipes/sst2/criteria-sst2.json",
-            "recipes/sick/tradeoff-sick.json",
-            "recipes/sick/lte-sick.json",
-            "recipes/mrpc/tradeoff-mrpc.json",
-            "recipes/mrpc/criteria-mrpc.json",
+        tuple(
+            file
+            for each in (SST2, *RECIPES)
+            for file in each.files(f"tradeoff-{each.task}", f"{each.study}-{each.task}")
         ),
-        3,
-        tuple(_studies_of_recipes()),
+        20,
+        tuple(command for each in (SST2, *RECIPES) for command in each.studies()),
         after=("recipes",),
     ),
     Entry(
