@@ -423,11 +423,11 @@ ENTRIES = (
                 f"env PYTHONPATH={code} berxit-export --target onnxruntime {OUTPUT}/long --precision {precision}"
                 f" --output {OUTPUT}/{precision}-{name}"
                 for precision in ("int8", "fp32")
-                for code, name in (("build/before", "mask-added"), (".", "mask-in-keys"))
+                for code, name in (("build/before", "before"), (".", "now"))
             ),
-            f"python benchmarks/full_depth.py {OUTPUT}/int8-mask-added {OUTPUT}/int8-mask-in-keys --tokens 16"
-            f" --tokens 64 --tokens 128 --tokens 512 --seconds 15 --output {OUTPUT}/long-int8",
-            f"python benchmarks/full_depth.py {OUTPUT}/fp32-mask-added {OUTPUT}/fp32-mask-in-keys --tokens 16"
+            f"python benchmarks/full_depth.py {OUTPUT}/int8-before {OUTPUT}/int8-now --tokens 16"
+            f" --tokens 64 --tokens 128 --tokens 512 --seconds 20 --output {OUTPUT}/long-int8",
+            f"python benchmarks/full_depth.py {OUTPUT}/fp32-before {OUTPUT}/fp32-now --tokens 16"
             f" --tokens 64 --tokens 512 --seconds 15 --output {OUTPUT}/long-fp32",
         ),
     ),
@@ -494,7 +494,7 @@ ENTRIES = (
         (*(f"corpora/{name}.json" for name in ("kills", "throughput", "regrouping-mrpc", "regrouping-sst2")),),
         50,
         (
-            "python benchmarks/corpus.py quickstart/bundle --data toolkit/sample/test.tsv --rows 16000 --rounds 3"
+            "python benchmarks/corpus.py quickstart/bundle --data toolkit/sample/test.tsv --rows 48000 --rounds 3"
             f" --output {OUTPUT}/corpus",
             f"python benchmarks/corpus.py quickstart/bundle --data toolkit/sample/test.tsv --rows 100000 --kill"
             f" --output {OUTPUT}/corpus-kill",
