@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import read_json, write_json
-from berxit.runtime.storage import check_results_folder
+from berxit.runtime.storage import check_results_folder, used_alone
 from berxit.train.resuming import changes
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class SweepFolder:
             self._undo()
             raise
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """Locks the folder if it exists, so that the sweep of another process is not deleted."""
+        return used_alone(self.folder) if self.folder.exists() else nullcontext()
+
     def _undo(self) -> None:
         """Restores the earlier state of the folder, unless a trial trains."""
         if not self.trials.exists():
@@ -76,8 +80,9 @@ class SweepFolder:
         Raises InputError for a folder of anything else, and for another sweep unless ``force``, which replaces it.
         """
         check_results_folder(self.folder)
-        if self.earlier.exists():  # from a sweep that was killed
-            self._undo()
+        if self.earlier.exists():  # from a sweep that was killed, or from one that is running
+            with self._alone():
+                self._undo()
         marker = self.folder / KEY_FILE
         if marker.is_file():
             different = changes(read_json(marker), key)
@@ -88,10 +93,11 @@ class SweepFolder:
                     f"{self.folder} is a sweep with other options or data ({different[0]}): choose another --output, or"
                     " --force to delete it"
                 )
-            if self.earlier.exists():
-                shutil.rmtree(self.folder)
-            else:
-                self.folder.rename(self.earlier)
+            with self._alone():
+                if self.earlier.exists():
+                    shutil.rmtree(self.folder)
+                else:
+                    self.folder.rename(self.earlier)
         elif self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
             raise InputError(f"{self.folder} exists and is not a sweep: choose another --output")
         self.folder.mkdir(parents=True, exist_ok=True)

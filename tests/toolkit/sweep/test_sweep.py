@@ -14,6 +14,7 @@ from pytest import CaptureFixture, MonkeyPatch
 from transformers import TrainerCallback
 
 from berxit.runtime.console import status_of
+from berxit.runtime.storage import used_alone
 from berxit.toolkit.cli import load
 from berxit.toolkit.sweep import search
 from berxit.toolkit.sweep.ranking import area_under
@@ -235,6 +236,19 @@ def test_forced_sweep_that_cannot_run_keeps_the_earlier_one(
         assert "error: cannot load --model" in capsys.readouterr().err.strip().splitlines()[-1]
         assert files_below(tmp_path / "sweep") == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["nothing", "sweep"]
+
+
+@pytest.mark.parametrize("replaces", [False, True])  # the running sweep replaces an earlier one
+def test_forced_sweep_does_not_delete_a_running_one(
+    replaces: bool, sweep: Path, still: str, data_folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    running = files_below(shutil.copytree(sweep, tmp_path / "sweep", ignore=shutil.ignore_patterns("trials")))
+    if replaces:
+        shutil.copytree(sweep, tmp_path / ".sweep.earlier")
+    with used_alone(tmp_path / "sweep"):
+        assert run(still, data_folder, tmp_path / "sweep", "--force", "--seed", "7") == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert files_below(tmp_path / "sweep") == running
 
 
 def test_forced_sweep_replaces_the_earlier_one(still: str, data_folder: Path, tmp_path: Path, sweep: Path) -> None:
