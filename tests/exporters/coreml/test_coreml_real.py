@@ -32,6 +32,9 @@ SENTENCES = (
 )
 REACTIONS = ("CC(=O)O.OCC>>CC(=O)OCC.O", "c1ccccc1Br.OB(O)c1ccccc1>>c1ccc(-c2ccccc2)cc1", "C=C.Br>>CCBr")
 FAMILIES = ("bert", "roberta", "distilbert", "albert")
+ALBERT_LIMITS = {"fp32": 2e-5, "fp16": 5e-2}
+"""Largest allowed difference of a hidden state of ALBERT. Its states reach 7, and its twelve passes through the same
+layer amplify one token's rounding: 4e-3 to 4e-2 in float16 on twelve inputs, and up to 1.1e-5 in float32."""
 DISTILBERT = {
     "encoder.": "transformer.",
     "attention.self.query": "attention.q_lin",
@@ -141,8 +144,7 @@ def test_real_weights_stay_within_the_limits(
     checkpoint, rows = real(family)
     export(checkpoint, "coreml", tmp_path / "bundle", options=ExportOptions(precision))
     states, exits = hidden_gap(checkpoint, tmp_path / "bundle", tuple(rows), exact=True)
-    # ALBERT's states reach 7, and its one body meets its own rounding twelve times: on some CPUs 1.1e-5
-    assert states <= (2e-5 if (family, precision) == ("albert", "fp32") else LIMITS[precision])
+    assert states <= (ALBERT_LIMITS if family == "albert" else LIMITS)[precision]
     assert exits <= LIMITS[precision]
 
 
