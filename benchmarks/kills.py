@@ -45,7 +45,7 @@ from berxit.runtime.errors import BerxitError
 from berxit.runtime.results import write_results
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.cli import load
-from berxit.toolkit.scoring.engines import ENGINES, Job
+from berxit.toolkit.scoring.engines import ENGINES, Engine, Job
 from berxit.train.calibration import PASS_FILE, read_policy
 from berxit.train.checkpoint import load_checkpoint, read_record
 from berxit.train.evaluation import Predictions
@@ -160,7 +160,7 @@ def cases(place: Path, model: Path, data: Path) -> list[Case]:
     layers = int(json.loads((ready / "config.json").read_text(encoding="utf-8"))["backbone"]["num_hidden_layers"])
     bundle = place / "bundle"
     finish(forked("export", ("--target", "onnxruntime", ready, "--output", bundle, "--quiet")))
-    ENGINES["here"] = score_here
+    ENGINES["here"] = Engine("pyarrow", score_here)
     few = place / "few.tsv"
     few.write_text("".join(f"{line}\n" for line in lines[: FEW_ROWS + 1]), encoding="utf-8")
     scoring = ("--engine", "here", "--output", output, "--text-column", "text", "--quiet")

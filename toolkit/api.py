@@ -121,8 +121,10 @@ def fine_tune(
     from berxit.train.hub import task_data
     from berxit.train.splitting import has_dev
     from berxit.train.tasks import TaskOptions, kind_of
-    from berxit.train.trainer import processes_here
+    from berxit.train.trainer import processes_here, summary_writer
 
+    if tensorboard is not None:
+        summary_writer()  # a missing package is an error before any line about the data
     output = Path(output)
     if isinstance(heads, Mapping):
         heads = [f"{name}={column}" for name, column in heads.items()]

@@ -51,6 +51,7 @@ def push_to_hub(
     """
     folder = Path(folder)
     check_repository(repository)
+    hub = hub_library()
     if (folder / MANIFEST).is_file():
         facts, files = _bundle(folder, report)
     elif (folder / "config.json").is_file():
@@ -62,7 +63,6 @@ def push_to_hub(
         card = model_card(facts, repository, None if bench is None else Path(bench))
     elif bench is not None:
         raise InputError(f"{folder / CARD} is the card, so --bench has no effect: delete the file, or omit --bench")
-    hub = hub_library()
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         names = _stage(folder, files, staged)

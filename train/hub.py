@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from berxit.devices import install_command
@@ -94,15 +95,22 @@ def task_data(task_name: str, data: Data | None, split: str, report: Callable[[s
     if data is not None:
         return data_files(data, split)
     if task_name in SOURCES and not (cache_folder() / "data" / task_name).is_dir():
+        _datasets()
         report(f"downloading {task_name} from the Hugging Face hub; --data reads local files instead")
     return fetch(task_name, split)
 
 
-def _load(source: HubSource) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+def _datasets() -> ModuleType:
+    """The module ``datasets``. Raises BerxitError with the pip command if it is not installed."""
     try:
         import datasets
     except ModuleNotFoundError:
         raise BerxitError(f"downloading data needs datasets: {install_command('train')}, or give --data") from None
+    return datasets
+
+
+def _load(source: HubSource) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    datasets = _datasets()
     try:
         return datasets.load_dataset(source.path, source.config, revision=source.revision)
     except Exception as error:  # datasets and huggingface_hub have a dozen exception types for "no network"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -24,6 +24,9 @@ from berxit.train.evaluation import best_device
 from berxit.train.losses import by_head
 from berxit.train.objectives import Objective
 from berxit.train.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NAN_CHECK_EVERY = 10
 """Optimizer steps between two checks of the loss. Reading the loss synchronizes the GPU, and a NaN loss stays NaN."""
@@ -174,12 +177,17 @@ def check_loss(loss: float, step: int) -> None:
         )
 
 
-def tensorboard(logs: Path) -> TensorBoardCallback:
+def summary_writer() -> type[SummaryWriter]:
+    """The class that writes TensorBoard logs. Raises BerxitError with the pip command if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
         raise BerxitError(f"--tensorboard needs tensorboard: {install_command('tensorboard')}") from None
-    return TensorBoardCallback(SummaryWriter(str(logs)))
+    return SummaryWriter
+
+
+def tensorboard(logs: Path) -> TensorBoardCallback:
+    return TensorBoardCallback(summary_writer()(str(logs)))
 
 
 def last_epochs_loss(trainer: Trainer) -> float:

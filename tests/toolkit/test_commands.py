@@ -126,6 +126,35 @@ def test_commands_reject_an_output_that_cannot_be_written_before_they_work(
 
 
 @pytest.mark.parametrize(
+    ("module", "task", "options", "message"),
+    [
+        ("torch.utils.tensorboard", "custom", ["--tensorboard", "logs"], "--tensorboard needs tensorboard: "),
+        ("datasets", "rte", [], "downloading data needs datasets: "),
+    ],
+)
+def test_train_finds_a_missing_package_before_any_other_line(
+    module: str,
+    task: str,
+    options: list[object],
+    message: str,
+    backbone_folders: dict[str, Path],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, module, None)
+    data = ["--data", data_folder] if task == "custom" else []
+    arguments = ["--model", backbone_folders["bert"], "--task", task, *data, "--output", "output", "--quiet"]
+    assert run("train", *arguments, *options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("train", ["--warm-up-steps", 2], "--warm-up-steps 2 is not below the 2 steps of the training"),

@@ -214,8 +214,10 @@ def test_failed_upload_is_one_line(hub: HubStandIn, bundle: Path, monkeypatch: p
 
 def test_push_without_the_library_names_the_pip_command(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    lines: list[str] = []
     with pytest.raises(berxit.BerxitError, match=r"huggingface_hub, which is not installed: .*\[hub\]"):
-        berxit.push_to_hub(bundle, "org/model")
+        berxit.push_to_hub(bundle, "org/model", report=lines.append)
+    assert lines == []
 
 
 def test_push_command_prints_files_and_commit(

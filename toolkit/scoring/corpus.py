@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from berxit.runtime.data_files import WITH_HEADER, read_records
@@ -44,16 +45,18 @@ def score_corpus(
 ) -> CorpusPredictions:
     """Scores all rows of a corpus and writes the folder ``output`` as a whole.
 
-    Raises InputError for a corpus or an output that cannot be used, and BerxitError for a failure of the engine, or if
-    the output has not as many rows as the corpus.
+    Raises InputError for a corpus or an output that cannot be used, ModuleNotFoundError if the engine's package is not
+    installed, and BerxitError for a failure of the engine, or if the output has not as many rows as the corpus.
     """
     refuse_to_overwrite(output, force)
     files = corpus_files(corpus)
     check_columns(files, scorer.text_columns)  # an engine reports a missing column only after its start
+    runs = ENGINES[engine]
+    import_module(runs.package)  # a missing package is an error before any line about a start
     if address is None:
         report(f"starting {engine} with {plural(workers, 'worker')}")
     with write_whole(output, force=force) as scratch:
-        rows = ENGINES[engine](Job(scorer, files, scratch, workers, address, progress))
+        rows = runs.score(Job(scorer, files, scratch, workers, address, progress))
         found = _summary(scorer, scratch, output, rows)
     return found
 

@@ -51,8 +51,15 @@ class Job:
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 """Formats that every engine reads in parts. A JSON array is one part, so it is not among them."""
 
-Engine = Callable[[Job], int]
-"""Scores a corpus. Returns the number of input rows. Raises BerxitError for a failure of the engine."""
+
+@dataclass(frozen=True)
+class Engine:
+    """A data engine."""
+
+    package: str
+    """Package that it needs, which is imported before the command reports that the engine starts."""
+    score: Callable[[Job], int]
+    """Scores a corpus. Returns the number of input rows. Raises BerxitError for a failure of the engine."""
 
 
 def corpus_files(corpus: Path) -> tuple[Path, ...]:
@@ -226,5 +233,5 @@ def one_line_errors_of(engine: str) -> Iterator[None]:
         raise BerxitError(f"{engine} failed: {first_line(error)}. Rerun with --debug to see more") from error
 
 
-ENGINES: dict[str, Engine] = {"ray": score_with_ray, "spark": score_with_spark}
+ENGINES = {"ray": Engine("ray", score_with_ray), "spark": Engine("pyspark", score_with_spark)}
 """Name -> engine."""

@@ -19,7 +19,7 @@ from berxit.runtime.examples import read_rows
 from berxit.toolkit.cli import load
 from berxit.toolkit.scoring import engines, watching
 from berxit.toolkit.scoring.batch_scorer import BatchScorer
-from berxit.toolkit.scoring.engines import Job
+from berxit.toolkit.scoring.engines import Engine, Job
 
 TEXTS = ["the cat sat on the mat", "a dog", "a cat", "the big red dog ran under the tree"] * 10
 
@@ -60,7 +60,7 @@ def write_parts(job: Job, names: list[str]) -> int:
 
 def use(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
     """Replaces an engine by a stand-in that scores only these files."""
-    monkeypatch.setitem(engines.ENGINES, "ray", lambda job: write_parts(job, names))
+    monkeypatch.setitem(engines.ENGINES, "ray", Engine("pyarrow", lambda job: write_parts(job, names)))
 
 
 def check_output(bundle: Path, output: Path) -> None:
@@ -159,8 +159,8 @@ def test_score_names_the_extra_of_a_missing_engine(
     monkeypatch.setitem(sys.modules, engine, None)
     extra = engine.removeprefix("py")
     assert run(bundle, corpus, "--engine", extra, "--output", tmp_path / "out") == 1
-    line = one_line(capsys)
-    assert f"this needs {engine}, which is not installed here" in line
+    (line,) = capsys.readouterr().err.splitlines()  # no line about a start
+    assert f"error: this needs {engine}, which is not installed here" in line
     assert f"[{extra}]" in line
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
