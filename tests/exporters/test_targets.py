@@ -157,10 +157,20 @@ def test_alias_selects_the_version_under_its_name() -> None:
         assert version.name == "jetpack6.1"
 
 
-def test_docs_list_the_versions_of_the_registry() -> None:
+def cell_of_option(option: str) -> str:
+    """The description of an option in the table of berxit-export."""
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    [row] = [line for line in page.splitlines() if line.startswith("| `--target-version`")]
-    listed = names(row.split("|")[3])
+    [row] = [line for line in page.splitlines() if line.startswith(f"| `{option}`")]
+    return row.split("|")[3]
+
+
+def test_docs_list_the_precisions_of_the_registry() -> None:
+    listed = names(cell_of_option("--precision"))
+    assert listed == [precision.name for target in TARGETS.values() for precision in target.precisions]
+
+
+def test_docs_list_the_versions_of_the_registry() -> None:
+    listed = names(cell_of_option("--target-version"))
     assert listed == [
         name
         for target in (COREML, TENSORRT)
