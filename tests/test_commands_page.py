@@ -1,4 +1,4 @@
-"""docs/commands.md and docs/calibration.md: every command has a section, and tables name options that the command has."""
+"""docs/commands.md and docs/calibration.md: a section for every command, and tables with options of that command."""
 
 from __future__ import annotations
 
