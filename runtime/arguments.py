@@ -55,6 +55,15 @@ def as_choice(name: str, value: Any, choices: Collection[str]) -> str:
     return str(value)
 
 
+def refuse_alone(options: Mapping[str, object], needed: str) -> None:
+    """Raises InputError for an option that is given without ``needed``, without which it has no effect.
+
+    ``options``: flag -> its value, which is falsy if the option is not given.
+    """
+    if given := [flag for flag, value in options.items() if value]:
+        raise InputError(f"{given[0]} goes with {needed}: add it, or omit {given[0]}")
+
+
 def as_threads(value: Any) -> int:
     """``value`` as an int. Raises InputError unless it is an integer from 1 to MOST_THREADS."""
     try:

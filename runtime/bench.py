@@ -7,12 +7,20 @@ from pathlib import Path
 
 import click
 
+from berxit.runtime.arguments import refuse_alone
 from berxit.runtime.backend_options import parse_option_flags
 from berxit.runtime.backends import options_help
 from berxit.runtime.bench_report import report_text, write_result
 from berxit.runtime.benchmark import bench
 from berxit.runtime.bundle import read_manifest
-from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option, run
+from berxit.runtime.console import (
+    FiniteRange,
+    debug_option,
+    progress_bar,
+    refuse_split_of_no_folder,
+    register_option,
+    run,
+)
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import find_split, read_examples_for
 from berxit.runtime.placement import device_here
@@ -88,6 +96,11 @@ def command(
 
     Writes bench.json, bench.md, queries.json and, if matplotlib is installed, bench.png.
     """
+    refuse_split_of_no_folder(data)
+    if data is None:
+        refuse_alone({"--limit": limit}, "--data")
+    if not tuning:
+        refuse_alone({"--accept-noise": accept_noise}, "--tune")
     bundle = bundle or _bundle_here(device)
     here = bundle.resolve()
     folder = output or here.with_name(f"{here.name}-bench")
@@ -97,9 +110,6 @@ def command(
         model = read_manifest(bundle, verify=False).model
         path = find_split(data, split)
         examples = read_examples_for(model, path).head(limit)
-
-    if accept_noise and not tuning:
-        raise InputError("--accept-noise goes with --tune: add it, or omit --accept-noise")
     backend_options = parse_option_flags(option_flags) or None
     tuned: tuple[TuningResult, ...] = ()
     if tuning:

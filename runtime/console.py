@@ -21,7 +21,7 @@ import click
 
 from berxit.devices import install_command
 from berxit.runtime import provenance
-from berxit.runtime.errors import BerxitError
+from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.progress import Progress, duration
 from berxit.runtime.provenance import Invocation, without_folders
 
@@ -138,6 +138,17 @@ def _invocation() -> Invocation:
 
 
 provenance.invocation = _invocation
+
+
+def given(name: str) -> bool:
+    """True if the command line of the click command that runs contains the parameter ``name``."""
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def refuse_split_of_no_folder(data: Path | None) -> None:
+    """Raises InputError if --split is given and ``data``, the value of --data, is not a folder."""
+    if given("split") and (data is None or data.is_file()):
+        raise InputError("--split goes with a folder as --data: give a folder, or omit --split")
 
 
 def progress_bar(label: str, quiet: bool = False) -> Progress:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from berxit import devices
+from berxit.runtime.arguments import refuse_alone
 from berxit.runtime.errors import InputError
-from berxit.runtime.policies import adaptive_criterion_from, criterion_from
+from berxit.runtime.policies import adaptive_criterion_from, criterion_from, criterion_named
 from berxit.runtime.progress import Progress, silent
 from berxit.toolkit.rule_options import RuleOptions
 
@@ -232,9 +233,12 @@ def calibrate(
     ``data``: data that the checkpoint was not trained on, as in ``evaluate``. Exports copy the policy to the bundle.
     """
     options = RuleOptions(keep, risk, risk_of, per, delta, optimistic, budget_ms, bench, accept_noise)
-    if fixed and (criterion or patience > 1 or off or full_depth_classes or fit_temperatures or thresholds_per_exit):
+    of_adaptive = patience > 1 or off or full_depth_classes or fit_temperatures or thresholds_per_exit
+    if fixed and (criterion or of_adaptive):
         raise InputError("--fixed excludes --criterion and every other option of an adaptive policy: omit them")
     criterion = "fixed" if fixed else criterion_from(criterion) if criterion else None
+    if criterion and of_adaptive and not criterion_named(criterion).adaptive:
+        raise InputError(f"--criterion {criterion} excludes every option of an adaptive policy: omit them")
     from berxit.train.calibration import calibrate as run
     from berxit.train.configuration import MultiExitConfig
     from berxit.train.evaluation import default_criterion
@@ -401,6 +405,10 @@ def bench(
     from berxit.runtime.tuning import tune as tuned_by
 
     bundle = Path(bundle)
+    if data is None:
+        refuse_alone({"--limit": limit}, "--data")
+    if not tune:
+        refuse_alone({"--accept-noise": accept_noise}, "--tune")
     examples = None
     if data is not None:
         model = read_manifest(bundle, verify=False).model
@@ -473,6 +481,10 @@ def predict(
     file, output = Path(file), None if output is None else Path(output)
     if output is not None:
         check_output(output, force=force)
+    else:
+        refuse_alone({"--no-scores": not scores, "--force": force}, "--output")
+    if label_column is not None and not use_labels:
+        raise InputError("--label-column and --no-labels exclude each other: omit one")
     data = read_input(
         file,
         read_manifest(bundle, verify=False).model,

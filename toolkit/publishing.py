@@ -46,13 +46,19 @@ def push_to_hub(
     held-out rows). A bundle always contains texts: its golden inputs. ``report`` receives one line about them. Log in
     first: ``hf auth login``.
 
-    Raises InputError for a bad repository name, for a folder that is neither checkpoint nor bundle, and for a bench of
-    another model; BerxitError for a damaged folder, if huggingface_hub is not installed, or if the upload fails.
+    Raises InputError for a bad repository name, for a folder that is neither checkpoint nor bundle, for a bench of
+    another model, and for ``include_data`` with a bundle; BerxitError for a damaged folder, if huggingface_hub is not
+    installed, or if the upload fails.
     """
     folder = Path(folder)
     check_repository(repository)
     hub = hub_library()
     if (folder / MANIFEST).is_file():
+        if include_data:
+            raise InputError(
+                f"--include-data goes with a checkpoint, and {folder} is a bundle, which always contains its golden"
+                " inputs: omit --include-data"
+            )
         facts, files = _bundle(folder, report)
     elif (folder / "config.json").is_file():
         facts, files = _checkpoint(folder, report, include_data=include_data)

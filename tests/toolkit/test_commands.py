@@ -162,7 +162,23 @@ def test_train_finds_a_missing_package_before_any_other_line(
         ("calibrate", ["--patience", 4], "patience is 4: it must be a number of exits, from 1 to 3"),
         ("calibrate", ["--accept-noise"], "--accept-noise goes with --budget-ms"),
         ("export", ["--accept-noise"], "--accept-noise goes with --exits auto"),
-        ("bench", ["--accept-noise"], "--accept-noise goes with --tune"),
+        ("bench", ["--accept-noise"], "--accept-noise goes with --tune: add it, or omit --accept-noise"),
+        ("bench", ["--limit", 2], "--limit goes with --data: add it, or omit --limit"),
+        ("bench", ["--split", "dev"], "--split goes with a folder as --data: give a folder, or omit --split"),
+        ("bench", ["--split", "test", "--data", "DEV_FILE"], "--split goes with a folder as --data"),
+        ("calibrate", ["--split", "test", "--data", "DEV_FILE"], "--split goes with a folder as --data"),
+        ("calibrate", ["--criterion", "fixed", "--off", 1], "--criterion fixed excludes every option of an adaptive"),
+        ("eval", ["--split", "test", "--data", "DEV_FILE"], "--split goes with a folder as --data"),
+        ("study", ["--split", "test", "--data", "DEV_FILE"], "--split goes with a folder as --data"),
+        ("study", ["--length", 8], "--length goes with flops, not with layerwise: omit --length"),
+        ("study", ["--criterion", "lte"], "--criterion goes with tradeoff, criteria, not with layerwise: omit"),
+        ("compare", ["--split", "dev"], "--split goes with a folder as --data"),
+        ("compare", ["--split", "test", "--data", "DEV_FILE"], "--split goes with a folder as --data"),
+        ("predict", ["--no-labels", "--label-column", "label"], "--label-column and --no-labels exclude each other"),
+        ("predict", ["--no-scores"], "--no-scores goes with --output: add it, or omit --no-scores"),
+        ("predict", ["--force"], "--force goes with --output: add it, or omit --force"),
+        ("push", ["--include-data"], "--include-data goes with a checkpoint, and "),
+        ("serve", ["--full-depth", "--shadow", 0.1], "--full-depth and --shadow exclude each other: choose one"),
         ("bench", ["--seconds", "nan"], "'--seconds': nan is not a finite number"),
         ("export", ["--most-flips", "nan"], "'--most-flips': nan is not a finite number"),
         ("compare", ["--fail-above", "nan"], "'--fail-above': nan is not a finite number"),
@@ -191,6 +207,11 @@ def test_commands_reject_options_without_the_effect_that_they_promise(
     arguments = {
         "train": train_arguments(backbone_folders["bert"], data_folder, output),
         "calibrate": [copy, "--data", data_folder, "--quiet"],
+        "eval": [copy, "--data", data_folder, "--quiet"],
+        "study": ["layerwise", copy, "--data", data_folder, "--output", output, "--quiet"],
+        "predict": [bundle, data_folder / "dev.tsv", "--quiet"],
+        "push": [bundle, "org/model"],
+        "serve": [bundle],
         "export": [copy, "--target", "onnxruntime", "--output", output, "--quiet"],
         "bench": [bundle, "--output", output, "--quiet"],
         "compare": [bundle, bundle, "--quiet"],
@@ -198,6 +219,7 @@ def test_commands_reject_options_without_the_effect_that_they_promise(
         "triton": [bundle, "--output", output],
     }[name]
     before = (copy / "exit_policy.json").read_bytes()
+    options = [data_folder / "dev.tsv" if option == "DEV_FILE" else option for option in options]
     assert run(name, *arguments, *options) == 2
     assert message in one_line(capsys)
     assert (copy / "exit_policy.json").read_bytes() == before

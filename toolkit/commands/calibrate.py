@@ -13,6 +13,7 @@ from berxit.toolkit.api import calibrate, default_bundle
 from berxit.toolkit.commands.options import (
     PATH,
     batch_size_option,
+    check_split,
     checkpoint_argument,
     checkpoint_data_option,
     criterion_option,
@@ -89,6 +90,7 @@ def command(
         keep, risk, risk_of, per, delta, optimistic, budget_ms, bench, accept_noise
     )  # checked before torch is imported
     silence_library_logs()
+    check_split(checkpoint, data)
     from berxit.train.calibration import POLICY_FILE
 
     chosen = calibrate(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option
+from berxit.runtime.console import FiniteRange, debug_option, progress_bar, refuse_split_of_no_folder, register_option
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.json_data import write_json
 from berxit.runtime.provenance import provenance
@@ -52,6 +52,7 @@ def command(
         check_results_file(output, ".json")
         if output.resolve() in (bench.resolve() for bench in (bench_file(first), bench_file(second)) if bench):
             raise InputError(f"--output {output} is one of the compared benches: name a new file")
+    refuse_split_of_no_folder(data)
     bar = progress_bar("comparing", quiet)
     found = compare(first, second, data, split=split, limit=limit, threads=threads, progress=bar)
     click.echo(found.text())

@@ -12,6 +12,7 @@ from berxit.toolkit.commands.options import (
     PATH,
     adaptive_criterion_option,
     batch_size_option,
+    check_split,
     checkpoint_argument,
     checkpoint_data_option,
     quiet_option,
@@ -52,6 +53,7 @@ def command(
     if output or checkpoint.is_dir():
         check_results_folder(output or checkpoint)
     silence_library_logs()
+    check_split(checkpoint, data)
     from berxit.toolkit.api import evaluate
 
     results = evaluate(

@@ -19,8 +19,8 @@ from berxit.exporters.targets import (
     variants_by_target,
     versions_by_target,
 )
+from berxit.runtime.arguments import refuse_alone
 from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option
-from berxit.runtime.errors import InputError
 from berxit.toolkit.api import export
 from berxit.toolkit.commands.options import (
     PATH,
@@ -135,8 +135,8 @@ def command(
     quiet: bool,
 ) -> None:
     """Split CHECKPOINT into one segment per layer, verify every exit, and write a bundle."""
-    if accept_noise and exits != "auto":
-        raise InputError("--accept-noise goes with --exits auto: add it, or omit --accept-noise")
+    if exits != "auto":
+        refuse_alone({"--accept-noise": accept_noise}, "--exits auto")
     silence_library_logs()
     exported = export(
         checkpoint,

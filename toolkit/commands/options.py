@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from berxit.runtime.backends import options_help
+from berxit.runtime.console import refuse_split_of_no_folder
 from berxit.runtime.kinds import KINDS, Kind
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.policies import CRITERIA
@@ -101,6 +102,18 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def check_split(checkpoint: Path, data: Path | None) -> None:
+    """Raises InputError if --split is given and has no effect, because --data is a file.
+
+    It has an effect if the checkpoint was trained on this file: only the split dev means the rows that training held
+    out.
+    """
+    from berxit.train.splitting import held_out_rows  # imports torch
+
+    if data is not None and held_out_rows(checkpoint, data, "dev") is None:
+        refuse_split_of_no_folder(data)
 
 
 def say(line: str) -> None:

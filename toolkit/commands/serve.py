@@ -63,6 +63,8 @@ def command(
 
     if full_depth and threshold is not None:
         raise InputError("--full-depth and --threshold exclude each other: choose one")
+    if full_depth and shadow:
+        raise InputError("--full-depth and --shadow exclude each other: choose one")
     limits = Limits(max_body, max_texts, max_tokens, max_queued_tokens)
     local = server.is_loopback(host)
     accepted = (*hosts, *(server.LOOPBACK_NAMES if local else ())) if hosts or local else ("*",)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.console import debug_option, given, progress_bar, refuse_split_of_no_folder, register_option
 from berxit.runtime.policies import adaptive_criterion_from
 from berxit.runtime.storage import check_results_folder
 from berxit.runtime.tables import plural
@@ -20,7 +20,7 @@ from berxit.toolkit.commands.options import (
     silence_library_logs,
     split_option,
 )
-from berxit.toolkit.studies import STUDIES, find_study
+from berxit.toolkit.studies import READ_BY, STUDIES, check_options, find_study
 
 NAMES = "\n".join(f"  {name:<11}{what}" for name, what in STUDIES.items())
 
@@ -69,6 +69,9 @@ def command(
     study = find_study(name)
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'")
+    check_options(name, filter(given, READ_BY))
+    if data is not None:
+        refuse_split_of_no_folder(data)
     from berxit.toolkit.studies.request import Request
     from berxit.train.checkpoint import read_config
     from berxit.train.hub import task_data

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.console import debug_option, given, progress_bar, register_option
 from berxit.runtime.storage import check_results_folder
 from berxit.toolkit.commands.options import (
     PATH,
@@ -170,7 +170,7 @@ def command(
         skip_bad_rows=skip_bad_rows,
     )
     if paper:
-        options = replace(options, **{name: value for name, value in PAPER.items() if not _given(name)})
+        options = replace(options, **{name: value for name, value in PAPER.items() if not given(name)})
     result = fine_tune(
         options,
         data,
@@ -203,17 +203,13 @@ def command(
     click.echo(f"next: berxit-calibrate {shlex.join(calibrate)}")
 
 
-def _given(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
 def given_arguments() -> list[str]:
     """The command-line arguments of this call, for a command to rerun."""
     context = click.get_current_context()
     arguments: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if not _given(str(parameter.name)):
+        if not given(str(parameter.name)):
             continue
         if not isinstance(parameter, click.Option) or value is None:
             continue

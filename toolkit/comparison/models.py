@@ -194,6 +194,8 @@ def compare_models(
         raise InputError(f"{first} predicts {_labels(a)}, {second} predicts {_labels(b)}: compare models of one task")
     if a.model.task_kind.words:
         raise InputError(f"{first} labels words: compare benches of such models with berxit compare BENCH BENCH")
+    if threads is not None and a.manifest is None and b.manifest is None:
+        raise InputError(f"--threads goes with bundles, and {first} and {second} are checkpoints: omit --threads")
     if a.manifest is None and b.manifest is not None:
         a = replace(a, policy=b.policy, exits=b.exits)
     elif b.manifest is None and a.manifest is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.tables import listed
 
 if TYPE_CHECKING:
     from berxit.toolkit.studies.findings import Findings
@@ -24,6 +25,23 @@ STUDIES = {
     "flops": "floating point operations of a layer, a classifier and LTE (appendix D)",
 }
 """Name of a module in this folder -> its description."""
+_PASSES = ("layerwise", "tradeoff", "lte", "criteria", "certainty", "probe", "limit")
+READ_BY = {
+    "data": (*_PASSES, "runtime"),
+    "split": (*_PASSES, "runtime"),
+    "relative_to": tuple(name for name in _PASSES if name != "limit"),
+    "criterion": ("tradeoff", "criteria"),
+    "length": ("flops",),
+    "batch_size": _PASSES,
+}
+"""Field of a Request -> the studies that read it. The others reject its option."""
+
+
+def check_options(name: str, given: Iterable[str]) -> None:
+    """Raises InputError for an option that the study ``name`` does not read. ``given``: fields of a Request."""
+    if unread := [field for field in given if field in READ_BY and name not in READ_BY[field]]:
+        flag = "--" + unread[0].replace("_", "-")
+        raise InputError(f"{flag} goes with {listed(READ_BY[unread[0]])}, not with {name}: omit {flag}")
 
 
 def find_study(name: str) -> Callable[[Request], Findings]:

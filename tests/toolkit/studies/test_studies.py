@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.cli import load
-from berxit.toolkit.studies import STUDIES, find_study
+from berxit.toolkit.studies import READ_BY, STUDIES, find_study
 from berxit.toolkit.studies.certainty import certainty_targets
 from berxit.toolkit.studies.drawing import draw_floor
 from berxit.toolkit.studies.findings import Findings
@@ -360,7 +361,9 @@ def test_study_names_every_differing_option_in_all_outputs(
     ]
     if study == "limit":
         paths.append(make("limit", lte=True, layers=1))
-    assert run(study, *paths, "--data", data["classes"], "--output", tmp_path, "--relative-to", "0.9") == 0
+    data_options = ["--data", data["classes"]] if study in READ_BY["data"] else []
+    relative_to = ["--relative-to", "0.9"] if study in READ_BY["relative_to"] else []
+    assert run(study, *paths, "--output", tmp_path, *data_options, *relative_to) == 0
     (report,) = tmp_path.glob("*.md")
     layers = "3 layers, " if study == "limit" else ""
     labels = [
@@ -505,6 +508,24 @@ def test_find_study_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("name", STUDIES)
 def test_find_study_imports_every_study(name: str) -> None:
     assert callable(find_study(name))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_study_reads_the_options_that_it_accepts(
+    name: str, make: Make, data: dict[str, Path], bundle: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    read = set()
+
+    class Recorded(Request):
+        def __getattribute__(self, field: str) -> Any:
+            if field in READ_BY:
+                read.add(field)
+            return super().__getattribute__(field)
+
+    paths = [bundle] if name == "runtime" else [make("joint", lte=True), make("limit", lte=True, layers=1)]
+    folder = data_folder if name == "runtime" else data["classes"]
+    find_study(name)(Recorded(paths if name == "limit" else paths[:1], tmp_path, folder))
+    assert read == {field for field, studies in READ_BY.items() if name in studies}
 
 
 def test_studies_report_wrong_inputs_in_one_line(
