@@ -3,7 +3,8 @@
     python benchmarks/training_checks.py MODEL [TEXTS]
 
 MODEL is a model folder or hub name, TEXTS a file with one training text per line (default: 1,000 generated texts of
-500 characters). Prints the median of five runs of each check in milliseconds, as a table for docs/training.md.
+500 characters). Prints the median of five runs of each check in milliseconds, as a table; docs/training.md states the
+sum.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/commands.md and docs/calibration.md: a section for every command, and tables with options of that command."""
+"""docs/commands.md, calibration.md and training.md: sections and tables agree with the commands and the registries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import pytest
 from test_advice import ROOT, options_of
 
+from berxit.runtime.data_files import READERS
+from berxit.runtime.policies import CRITERIA
 from berxit.toolkit.cli import COMMANDS, load
 
 PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
@@ -48,3 +50,18 @@ def test_tables_of_the_calibration_page_name_options_of_calibrate() -> None:
 def test_table_of_berxit_train_is_complete() -> None:
     known = {option for option in options_of(load("train")) if option.startswith("--")} - EVERYWHERE - {"--no-lte"}
     assert set(options_in_tables(sections()[("train",)])) == known
+
+
+def first_cells(page: str, header: str) -> list[str]:
+    """The inline code in the first cells of a table with this header."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (rows,) = re.findall(rf"^{re.escape(header)}\n\|-.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [name for row in rows.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_table_of_the_criteria_is_complete() -> None:
+    assert first_cells("calibration.md", "| criterion | certainty |") == list(CRITERIA)
+
+
+def test_table_of_the_data_formats_is_complete() -> None:
+    assert sorted(first_cells("training.md", "| suffix | content |")) == sorted(READERS)
