@@ -79,7 +79,7 @@ def _on_dev(trials: Sequence[Trial], rows: SweepRows, metric: str) -> list[str]:
     """Scores of the best and the first trial on the dev split, which chose nothing."""
     best = best_of(trials)
     if rows.dev is None or best.on_dev is None:
-        return ["there is no dev split, so the best setting has no score on rows that did not choose it"]
+        return ["no dev split scores the trials, so the best setting has no score on rows that did not choose it"]
     lines = [f"on the {len(rows.dev)} dev rows, which chose nothing, the best setting: {_scores(best.on_dev, metric)}"]
     if best is not trials[0] and trials[0].on_dev is not None:
         lines.append(f"on the dev rows, the first trial, with the given options: {_scores(trials[0].on_dev, metric)}")

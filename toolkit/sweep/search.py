@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from berxit.runtime.errors import BerxitError, DivergedError, InputError
 from berxit.runtime.examples import find_split
 from berxit.runtime.json_data import parse, to_json
+from berxit.runtime.kinds import KINDS
 from berxit.runtime.policies import adaptive_criterion_from, criterion_named
 from berxit.runtime.progress import Progress, duration, silent
 from berxit.runtime.storage import used_alone
@@ -103,7 +104,7 @@ def search(
     folder = SweepFolder(sweep.output)
     continues = folder.prepare(_key(sweep), force)
     with used_alone(folder.folder), folder.undone_after_an_error():
-        rows = sweep_rows(sweep.task, sweep.data, sweep.base, folder.data, report)
+        rows = sweep_rows(sweep.task, sweep.data, sweep.base, folder.data, sweep.criterion, report)
         study = folder.study()
         if continues:
             report(f"continuing the sweep in {sweep.output}: {len(finished(study))} trials are done")
@@ -126,6 +127,8 @@ def _check_criterion(sweep: SweepRequest) -> None:
     kind = criterion_named(adaptive_criterion_from(sweep.criterion))
     if sweep.task.regression and not kind.for_regression:
         raise InputError(f"--criterion {kind.name} needs class probabilities: use lte, patience or learned")
+    if kind.fitted and KINDS[sweep.task.kind].several:
+        raise InputError(f"--criterion {kind.name} needs one class per text: use confidence, entropy, patience or lte")
     if kind.needs_lte and not sweep.base.lte:
         raise InputError(f"--criterion {kind.name} needs the LTE module: omit --no-lte, or choose another criterion")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -14,10 +15,12 @@ from pytest import CaptureFixture, MonkeyPatch
 from transformers import TrainerCallback
 
 from berxit.runtime.console import status_of
+from berxit.runtime.errors import InputError
 from berxit.runtime.storage import used_alone
 from berxit.toolkit.cli import load
 from berxit.toolkit.sweep import search
 from berxit.toolkit.sweep.ranking import area_under
+from berxit.toolkit.sweep.rows import SweepRows, sweep_rows
 from berxit.toolkit.sweep.search import Budget
 from berxit.toolkit.sweep.space import Space, options_of
 from berxit.train import stages
@@ -185,6 +188,13 @@ def test_space_keeps_given_values_and_rounds_rates_to_what_the_command_line_repe
         (["--task", "sst2", "--regression"], "go with --task custom, not sst2"),
         (["--criterion", "sharpness"], "unknown criterion 'sharpness': choose one of"),
         (["--criterion", "lte", "--no-lte"], "--criterion lte needs the LTE module"),
+        (
+            ["--criterion", "learned"],
+            "--criterion learned needs at least 50 rows that rank the trials, and there are 19 of the 96 training rows:"
+            " give at least 253 training rows, or choose another --criterion",
+        ),
+        (["--criterion", "learned", "--limit-train", "60"], "set --limit-train to at least 250, with data of so many"),
+        (["--criterion", "learned", "--kind", "multilabel"], "--criterion learned needs one class per text"),
         (["--criterion", "fixed"], "--criterion fixed has no thresholds"),
         (["--epochs", "-1"], "--epochs is -1"),
         (["--output", "taken"], "taken exists and is not a sweep: choose another --output"),
@@ -212,6 +222,41 @@ def test_sweep_rejects_bad_input_in_one_line(
     assert line.startswith("error: ") and message in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
     assert {path: path.stat().st_mtime_ns for path in sweep.rglob("*")} == before
+
+
+def many_rows(count: int) -> str:
+    return "text\tlabel\n" + "".join(f"the cat {row}\t{'dog' if row % 3 else 'cat'}\n" for row in range(count))
+
+
+@pytest.mark.parametrize("dev", [60, 10, 0])
+def test_sweep_with_as_many_rows_as_the_error_requires_can_rank_by_a_fitted_criterion(dev: int, tmp_path: Path) -> None:
+    if dev:
+        (tmp_path / "dev.tsv").write_text(many_rows(dev), encoding="utf-8")
+    lines: list[str] = []
+
+    def rows(count: int) -> SweepRows:
+        (tmp_path / "train.tsv").write_text(many_rows(count), encoding="utf-8")
+        task = custom_task(tmp_path, ("text",), "label")
+        return sweep_rows(task, tmp_path, TrainingOptions("model"), tmp_path / "out", "learned", lines.append)
+
+    with pytest.raises(InputError, match="give at least") as error:
+        rows(100)
+    found = rows(int(re.findall("give at least ([0-9]+)", str(error.value))[0]))
+    assert len(found.ranking) >= 50
+    assert (found.dev is None) == (dev < 50)
+    few = {60: [], 10: ["10 rows"], 0: ["28 rows"]}[dev]
+    assert lines == [f"the dev split scores no trial: it has {each}, and the criterion needs at least 50" for each in few]
+
+
+def test_sweep_rejects_ranking_rows_without_a_defined_score_before_the_first_trial(
+    still: str, data_folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    rare = many_rows(1) + "".join(f"a dog {row}\tdog\n" for row in range(40))
+    (tmp_path / "train.tsv").write_text(rare, encoding="utf-8")
+    assert run(still, tmp_path / "train.tsv", tmp_path / "new") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: the 7 training rows that rank the trials: accuracy cannot be measured: all labels")
+    assert not (tmp_path / "new").exists()
 
 
 def test_sweep_whose_model_cannot_be_loaded_leaves_no_folder(
