@@ -177,3 +177,26 @@ def test_docs_list_the_versions_of_the_registry() -> None:
         for version in target.versions
         for name in (version.name, *version.aliases)
     ]
+
+
+def rows_of_tensorrt_page(header: str) -> list[list[str]]:
+    """Cells of the table whose header starts so, without the header."""
+    page = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    (rows,) = re.findall(rf"^{re.escape(header)}.*\n\|-.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows.splitlines()]
+
+
+def test_docs_list_the_versions_of_tensorrt() -> None:
+    listed = [name for row in rows_of_tensorrt_page("| you have | `--target-version` |") for name in names(row[1])]
+    assert sorted(listed) == sorted(name for v in TENSORRT.versions for name in (v.name, *v.aliases))
+    opsets = {opset for row in rows_of_tensorrt_page("| you have |") for opset in re.findall(r"\d+", row[3])}
+    assert opsets == {str(version.opset) for version in TENSORRT.versions}
+
+
+def test_docs_list_the_precisions_of_tensorrt_with_their_tolerances() -> None:
+    rows = rows_of_tensorrt_page("| `--precision` | types in the file | tolerance at an exit |")
+    found = {}
+    for name, _, tolerance, _ in rows:
+        atol, *psnr = re.findall(r"[\d.e-]+", tolerance)
+        found[names(name)[0]] = (float(atol), *map(float, psnr))
+    assert found == {p.name: (p.atol, *([p.least_psnr] if p.least_psnr > 0 else [])) for p in TENSORRT.precisions}
