@@ -54,10 +54,10 @@ def sweep_rows(
     train, ranking = hold_out(rows.train, min(RANKING, MOST_RANKING_ROWS / len(rows.train)), options.seed)
     least = LEAST_ROWS if criterion and criterion_named(criterion).fitted else 0
     if len(ranking) < least:
+        advice = _more_rows(rows, Fraction(least, len(ranking)), options)
         raise InputError(
             f"--criterion {criterion} needs at least {least} rows that rank the trials, and there are {len(ranking)} of"
-            f" the {len(rows.train)} training rows: {_more_rows(rows, Fraction(least, len(ranking)), options)}, or choose another"
-            " --criterion"
+            f" the {len(rows.train)} training rows: {advice}, or choose another --criterion"
         )
     check_labels(task.metric, ranking.labels, f"the {plural(len(ranking), 'training row')} that rank the trials")
     dev = rows.dev

@@ -245,7 +245,8 @@ def test_sweep_with_as_many_rows_as_the_error_requires_can_rank_by_a_fitted_crit
     assert len(found.ranking) >= 50
     assert (found.dev is None) == (dev < 50)
     few = {60: [], 10: ["10 rows"], 0: ["28 rows"]}[dev]
-    assert lines == [f"the dev split scores no trial: it has {each}, and the criterion needs at least 50" for each in few]
+    expected = [f"the dev split scores no trial: it has {each}, and the criterion needs at least 50" for each in few]
+    assert lines == expected
 
 
 def test_sweep_rejects_ranking_rows_without_a_defined_score_before_the_first_trial(
