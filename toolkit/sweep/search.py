@@ -98,7 +98,8 @@ def search(
     the budget is larger, it adds trials. The best checkpoint is OUTPUT/best.
 
     Raises InputError for bad options or data, and for an ``output`` of something else; BerxitError if every trial
-    fails. A sweep whose first trial cannot run leaves no folder, and destroys no earlier one.
+    fails. A sweep whose first trial cannot run leaves no folder. A sweep without a trial that has a score destroys no
+    earlier one.
     """
     _check_criterion(sweep)
     folder = SweepFolder(sweep.output)
@@ -114,9 +115,12 @@ def search(
         while budget.left([trial.seconds for trial in trials]):
             _run_trial(sweep, study, folder, rows, budget, trials, bar, report)
             trials = finished(study)
-    if all(trial.measured is None for trial in trials):
+        failed = all(trial.measured is None for trial in trials)
+        restored = failed and folder.restore_earlier()
+    if failed:
         reason = f". The first: {trials[0].failure}" if trials else ": raise --trials or --minutes"
-        raise BerxitError(f"no trial of the sweep has a score{reason}")
+        kept = f". {sweep.output} is the earlier sweep again" if restored else ""
+        raise BerxitError(f"no trial of the sweep has a score{reason}{kept}")
     return trials, rows
 
 

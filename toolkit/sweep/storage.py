@@ -74,6 +74,15 @@ class SweepFolder:
             if self.earlier.exists():
                 self.earlier.rename(self.folder)
 
+    def restore_earlier(self) -> bool:
+        """Deletes this sweep and restores the one that it replaces. Returns False, and deletes nothing, if there is
+        none."""
+        if not self.earlier.exists():
+            return False
+        shutil.rmtree(self.trials, ignore_errors=True)  # if the process is killed now, ``prepare`` restores the other
+        self._undo()
+        return True
+
     def prepare(self, key: dict[str, Any], force: bool) -> bool:
         """Creates the folder, or keeps that of a sweep with the same ``key``. Returns True if it continues a sweep.
 

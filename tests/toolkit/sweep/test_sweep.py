@@ -284,6 +284,43 @@ def test_forced_sweep_that_cannot_run_keeps_the_earlier_one(
         assert sorted(path.name for path in tmp_path.iterdir()) == ["nothing", "sweep"]
 
 
+def test_forced_sweep_whose_trials_all_diverge_restores_the_earlier_one(
+    sweep: Path, still: str, data_folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    output = tmp_path / "sweep"
+    before = files_below(shutil.copytree(sweep, output))
+    assert run(still, data_folder, output, "--force", "--trials", "2", "--learning-rate", "1e30", "1e30") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: no trial of the sweep has a score. The first: the loss is")
+    assert error.endswith(f". {output} is the earlier sweep again")
+    assert files_below(output) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+    assert run(still, data_folder, output, "--trials", "3") == 0  # continues: nothing is missing
+    assert "3 trials are done" in capsys.readouterr().err
+
+
+def test_sweep_that_was_killed_while_it_restored_the_earlier_one_restores_it(
+    sweep: Path, still: str, data_folder: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    output = tmp_path / "sweep"
+    before = files_below(shutil.copytree(sweep, output))
+
+    def killed(path: Path, **options: object) -> None:
+        real(path, **options)
+        if path.name == "trials":
+            raise RuntimeError("killed")
+
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    diverging = ["--force", "--trials", "1", "--learning-rate", "1e30", "1e30"]
+    assert run(still, data_folder, output, *diverging) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".sweep.earlier", "sweep"]
+    monkeypatch.undo()
+    assert run(still, data_folder, output, "--trials", "3") == 0
+    assert files_below(output).keys() == before.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
 @pytest.mark.parametrize("replaces", [False, True])  # the running sweep replaces an earlier one
 def test_forced_sweep_does_not_delete_a_running_one(
     replaces: bool, sweep: Path, still: str, data_folder: Path, tmp_path: Path, capsys: CaptureFixture[str]
