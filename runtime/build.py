@@ -13,7 +13,7 @@ from berxit.runtime.backends.tensorrt.engines import EngineCache, files_to_build
 from berxit.runtime.backends.tensorrt.versions import BUILDERS, load
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.cache import cache_folder
-from berxit.runtime.console import debug_option, progress_bar, run
+from berxit.runtime.console import debug_option, progress_bar, register_option, run
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tables import plural
 
@@ -37,6 +37,7 @@ from berxit.runtime.tables import plural
 )
 @click.option("--force", is_flag=True, help="Rebuild engines that are in the cache.")
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
+@register_option
 @debug_option
 def command(
     bundle: Path, builder: str, sm: str | None, output: Path | None, workspace: int | None, force: bool, quiet: bool

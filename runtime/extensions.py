@@ -30,9 +30,23 @@ class UnregisteredError(InputError):
         self._what = f"{kind} '{name}'"
         super().__init__(f"unknown {self._what}: choose one of {', '.join(known)}, or register your own {self._remedy}")
 
-    def in_file(self, path: Path) -> InputError:
+    def in_file(self, path: Path) -> StoredNameError:
         """The error for a name that a file contains."""
-        return InputError(f"{path} uses the {self._what}, which is not part of berxit: register it {self._remedy}")
+        return StoredNameError(f"{path} uses the {self._what}, which is not part of berxit", self._remedy)
+
+
+class StoredNameError(InputError):
+    """Name of a criterion or metric in a checkpoint or a bundle that is neither built in nor registered."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        self._found = found
+        super().__init__(f"{found}: register it {remedy}")
+
+    def where_none_is_registered(self, reader: str) -> InputError:
+        """The error of a ``reader`` in whose processes a user cannot register anything."""
+        return InputError(
+            f"{self._found}, and {reader} cannot register it: calibrate with another --criterion, then export again"
+        )
 
 
 def is_reference(text: str) -> bool:

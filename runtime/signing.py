@@ -1,7 +1,7 @@
 """Signatures of bundles (ed25519). A signature covers manifest.json, whose checksums cover all other files.
 
 A checksum detects damage. Only a signature, checked with a public key from elsewhere, shows who wrote a bundle. The
-package cryptography is imported on first use: ``pip install 'berxit[sign]'``.
+package cryptography, of the extra ``sign``, is imported on first use.
 """
 
 from __future__ import annotations

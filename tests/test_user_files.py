@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from berxit import EarlyExitRunner, TrainingOptions, register_criterion, register_metric, register_strategy
+from berxit import BatchScorer, EarlyExitRunner, TrainingOptions, register_criterion, register_metric, register_strategy
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import InputError
@@ -132,6 +132,10 @@ def invoke(command: str, *arguments: str | Path) -> Result:
     return done
 
 
+def options_of(command: str) -> set[str]:
+    return {option for parameter in load(command).params for option in parameter.opts}
+
+
 def line_of(capsys: pytest.CaptureFixture[str], command: str, *arguments: str | Path) -> str:
     """The one line of a command that rejects its input."""
     capsys.readouterr()
@@ -164,13 +168,21 @@ def test_every_command_uses_the_criterion_of_a_users_file(
     expected = f"uses the criterion '{criterion}', which is not part of berxit: {remedy}"
     for command, *arguments in (
         ("inspect", bundle),
+        ("build", bundle),
         ("bench", bundle),
         ("predict", bundle, "the cat"),
         ("eval", copy, "--data", data_folder),
         ("export", copy, "--target", "onnxruntime", "--output", tmp_path / "another"),
     ):
         assert expected in line_of(capsys, command, *arguments)
+        assert "--register" in options_of(command)
         assert criterion not in CRITERIA
+    with pytest.raises(InputError) as scored:
+        BatchScorer(bundle)
+    for command, line in (("triton", line_of(capsys, "triton", bundle)), ("score", str(scored.value))):
+        assert f"uses the criterion '{criterion}', which is not part of berxit, and " in line
+        assert "cannot register it: calibrate with another --criterion, then export again" in line
+        assert "--register" not in options_of(command)
     side = "above" if name == "Margin" else "below"
     assert f"{criterion} is {side} the layer's threshold" in invoke("inspect", bundle, "--register", own).output
     assert f"{criterion} threshold" in invoke("bench", bundle, "--data", data_folder, *short, "--quiet").output

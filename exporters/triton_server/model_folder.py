@@ -12,6 +12,7 @@ from berxit.runtime.backends import BACKENDS
 from berxit.runtime.bundle import Manifest, files_of, read_manifest
 from berxit.runtime.bundle_files import MANIFEST
 from berxit.runtime.errors import InputError
+from berxit.runtime.extensions import StoredNameError
 from berxit.runtime.storage import write_whole
 
 INSTANCE_KINDS = {"onnxruntime": "KIND_CPU", "tensorrt": "KIND_GPU"}
@@ -41,10 +42,13 @@ class TritonOptions:
 def write_model_folder(bundle: Path, output: Path, options: TritonOptions, *, force: bool = False) -> Manifest:
     """Writes the model folder ``output``, whose name is the model's name, and returns the bundle's manifest.
 
-    Raises InputError if ``output`` exists and ``force`` is False, for a CoreML bundle or an option out of range, and
-    BerxitError for a damaged bundle.
+    Raises InputError if ``output`` exists and ``force`` is False, for a CoreML bundle, a user's own criterion or an
+    option out of range, and BerxitError for a damaged bundle.
     """
-    manifest = read_manifest(bundle)
+    try:
+        manifest = read_manifest(bundle)
+    except StoredNameError as error:
+        raise error.where_none_is_registered("Triton") from None
     if manifest.target not in INSTANCE_KINDS:
         raise InputError(
             f"{bundle} is a bundle for {manifest.target}, which Triton cannot run: export one for"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from berxit.runtime.bundle import read_manifest
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import text_of
+from berxit.runtime.extensions import StoredNameError
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tables import listed
 from berxit.runtime.tokenization import Text
@@ -57,11 +58,14 @@ class BatchScorer:
         """Reads the manifest only. The path of the ``bundle`` must be valid on every worker.
 
         ``text_columns``: by default those of the training data. ``threads``: CPU threads of each worker process.
-        Raises InputError for a wrong number of columns or a threshold out of range, BerxitError for a bundle that
-        cannot be read.
+        Raises InputError for a wrong number of columns, a threshold out of range or a user's own criterion, BerxitError
+        for a bundle that cannot be read.
         """
         self.bundle = Path(bundle).absolute()
-        manifest = read_manifest(self.bundle, verify=False)
+        try:
+            manifest = read_manifest(self.bundle, verify=False)
+        except StoredNameError as error:
+            raise error.where_none_is_registered("a worker of a data engine") from None
         self.model = manifest.model
         if threshold is not None:
             manifest.policy.with_threshold(threshold)
