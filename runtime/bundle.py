@@ -19,7 +19,7 @@ import numpy.typing as npt
 from berxit.runtime.bundle_files import MANIFEST, BundleFolder
 from berxit.runtime.calibration import Calibration, upgraded
 from berxit.runtime.errors import BerxitError, InputError, one_line_errors
-from berxit.runtime.extensions import UnregisteredError
+from berxit.runtime.extensions import StoredNameError, UnregisteredError
 from berxit.runtime.json_data import (
     NOT_STORED,
     OMIT_DEFAULT,
@@ -34,7 +34,7 @@ from berxit.runtime.kinds import KINDS, Kind
 from berxit.runtime.manifest_checks import check_kind, check_manifest
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.onnx_files import check_onnx
-from berxit.runtime.policies import ExitPolicy
+from berxit.runtime.policies import BUILT_IN, ExitPolicy
 from berxit.runtime.signing import check_signature
 from berxit.runtime.storage import recover
 
@@ -302,6 +302,18 @@ def _checked_manifest(folder: Path, opened: BundleFolder, key: Ed25519PublicKey 
         for entry in {segment.loaded.file: segment.loaded for segment in manifest.segments}.values():
             segment = opened.file(entry)
             check_onnx(segment.map() if segment.size else b"", str(segment))
+    return manifest
+
+
+def read_manifest_for(reader: str, bundle: Path, *, verify: bool = True) -> Manifest:
+    """``read_manifest`` for a ``reader`` in whose processes a user cannot register a criterion. Raises InputError for
+    such a criterion, also if it is registered in this process."""
+    try:
+        manifest = read_manifest(bundle, verify=verify)
+        if manifest.policy.criterion not in BUILT_IN:
+            raise UnregisteredError("criterion", manifest.policy.criterion, BUILT_IN).in_file(bundle / MANIFEST)
+    except StoredNameError as error:
+        raise error.where_none_is_registered(reader) from None
     return manifest
 
 

@@ -25,7 +25,7 @@ from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.progress import Progress, duration
 from berxit.runtime.provenance import Invocation, without_folders
 
-_DEBUG = "berxit.debug"
+_DEBUG, _REGISTERED = "berxit.debug", "berxit.registered"
 
 FIRST_LINE_S, LINE_EVERY_S = 2.0, 10.0
 """Times of progress lines outside a terminal, in seconds."""
@@ -90,11 +90,12 @@ def register_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --register, which makes a user's own criterion or metric known before the command reads a checkpoint or a
     bundle that uses it."""
 
-    def register(_context: click.Context, _parameter: click.Parameter, references: tuple[str, ...]) -> None:
+    def register(context: click.Context, _parameter: click.Parameter, references: tuple[str, ...]) -> None:
         from berxit.runtime.extensions import load_object
         from berxit.runtime.metrics import Metric, register_metric
         from berxit.runtime.policies import register_criterion
 
+        context.meta[_REGISTERED] = references
         for reference in references:
             found = load_object(reference)
             if isinstance(found, Metric):
@@ -111,6 +112,13 @@ def register_option(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=register,
         help="Your own criterion or metric that the input uses; executes FILE.py.",
     )(command)
+
+
+def register_flags(*more: str) -> str:
+    """The --register options of the command that runs, and of ``more`` references, for the next command: " --register
+    FILE.py:NAME" each."""
+    references = dict.fromkeys((*click.get_current_context().meta.get(_REGISTERED, ()), *more))
+    return "".join(f" --register {shlex.quote(each)}" for each in references)
 
 
 def _invocation() -> Invocation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -157,8 +158,11 @@ def test_every_command_uses_the_criterion_of_a_users_file(
         assert criterion in calibrated
         assert f"--register {own}" in calibrated
     bundle, studies = tmp_path / "bundle", tmp_path / "studies"
-    exported = invoke("export", copy, "--target", "onnxruntime", "--output", bundle, "--quiet")
+    exported = invoke("export", copy, "--target", "onnxruntime", "--output", bundle, "--register", own, "--quiet")
     assert f"needs your own criterion '{criterion}'" in exported.stderr
+    assert exported.stdout.splitlines()[-1] == f"next: python -m runtime.bench {bundle} --register {own}"
+    with pytest.raises(InputError, match="cannot register it"):
+        BatchScorer(bundle)  # registered here, and not in the workers
     invoke("study", "tradeoff", copy, "--data", data_folder, *chosen, "--output", studies)
     assert criterion in (studies / "tradeoff-custom.json").read_text(encoding="utf-8")
     short = ("--queries", "2", "--seconds", "0", "--thresholds", "1", "--threads", "1", "--output", tmp_path / "bench")
@@ -282,6 +286,15 @@ def test_criterion_from_rejects_what_is_no_criterion(name: str, problem: str, fi
 def test_metric_from_rejects_what_is_no_metric(name: str, problem: str, file: Path) -> None:
     with pytest.raises(InputError, match=problem):
         metric_from(f"{file}:{name}")
+
+
+def test_sweep_prints_a_command_with_the_users_files(file: Path, still: str, data_folder: Path, tmp_path: Path) -> None:
+    output, own = tmp_path / "sweep", ("--strategy", f"{file}:FirstAndLast", "--metric", f"{file}:BALANCED")
+    short = ("--trials", "1", "--epochs", "1", "--max-length", "16", "--quiet")
+    arguments = ("--model", still, "--task", "custom", "--data", data_folder, "--output", output, *own, *short)
+    printed = invoke("sweep", *arguments).output.splitlines()[-1].removeprefix("next: berxit-train ")
+    given = load("train").make_context("train", shlex.split(printed)).params
+    assert (given["strategy"], given["metric"]) == (own[1], own[3])
 
 
 @pytest.mark.parametrize(

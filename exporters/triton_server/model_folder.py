@@ -9,10 +9,9 @@ from pathlib import Path
 
 from berxit.runtime.arguments import as_threads
 from berxit.runtime.backends import BACKENDS
-from berxit.runtime.bundle import Manifest, files_of, read_manifest
+from berxit.runtime.bundle import Manifest, files_of, read_manifest_for
 from berxit.runtime.bundle_files import MANIFEST
 from berxit.runtime.errors import InputError
-from berxit.runtime.extensions import StoredNameError
 from berxit.runtime.storage import write_whole
 
 INSTANCE_KINDS = {"onnxruntime": "KIND_CPU", "tensorrt": "KIND_GPU"}
@@ -45,10 +44,7 @@ def write_model_folder(bundle: Path, output: Path, options: TritonOptions, *, fo
     Raises InputError if ``output`` exists and ``force`` is False, for a CoreML bundle, a user's own criterion or an
     option out of range, and BerxitError for a damaged bundle.
     """
-    try:
-        manifest = read_manifest(bundle)
-    except StoredNameError as error:
-        raise error.where_none_is_registered("Triton") from None
+    manifest = read_manifest_for("Triton", bundle)
     if manifest.target not in INSTANCE_KINDS:
         raise InputError(
             f"{bundle} is a bundle for {manifest.target}, which Triton cannot run: export one for"

@@ -14,6 +14,7 @@ from berxit.runtime.policies.criteria import (
 )
 from berxit.runtime.policies.policy import ExitPolicy, FixedDepth, certainties, exit_layers, exit_layers_at
 from berxit.runtime.policies.registry import (
+    BUILT_IN,
     CRITERIA,
     adaptive_criterion_from,
     criterion_from,
@@ -22,6 +23,7 @@ from berxit.runtime.policies.registry import (
 )
 
 __all__ = [
+    "BUILT_IN",
     "CRITERIA",
     "UNBOUNDED",
     "Bools",

@@ -17,6 +17,7 @@ CRITERIA: dict[str, Criterion] = {
     for criterion in (Confidence(), Entropy(), Lte(), Patience(), Agreement(), Learned(), Fixed())
 }
 BUILT_IN = frozenset(CRITERIA)
+"""The names of this project's criteria."""
 
 
 def criterion_named(name: str) -> Criterion:

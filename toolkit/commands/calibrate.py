@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import debug_option, progress_bar, register_option
+from berxit.runtime.console import debug_option, progress_bar, register_flags, register_option
 from berxit.runtime.extensions import is_reference
 from berxit.toolkit.api import calibrate, default_bundle
 from berxit.toolkit.commands.options import (
@@ -126,5 +126,5 @@ def command(
     warn(chosen.warnings)
     exported = default_bundle(checkpoint, "onnxruntime").exists()
     force = " --force" if exported else ""
-    own = f" --register {shlex.quote(criterion)}" if criterion and is_reference(criterion) else ""
+    own = register_flags(*([criterion] if criterion and is_reference(criterion) else []))
     click.echo(f"next: berxit-export --target onnxruntime {shlex.quote(str(checkpoint))}{force}{own}")

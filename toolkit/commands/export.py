@@ -20,7 +20,7 @@ from berxit.exporters.targets import (
     versions_by_target,
 )
 from berxit.runtime.arguments import refuse_alone
-from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option
+from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_flags, register_option
 from berxit.toolkit.api import export
 from berxit.toolkit.commands.options import (
     PATH,
@@ -162,7 +162,7 @@ def command(
 
 def next_step(bundle: Path, target: str, profile: devices.Device | None) -> str:
     """The next step: measure the bundle on this machine or on its device, or add it to an app."""
-    bench = f"python -m runtime.bench {shlex.quote(str(bundle))}"
+    bench = f"python -m runtime.bench {shlex.quote(str(bundle))}{register_flags()}"
     machine = devices.this_machine()
     here = profile.matches(machine) if profile else target in devices.recognise(machine).targets
     if here:

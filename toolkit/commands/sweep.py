@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_option
+from berxit.runtime.console import FiniteRange, debug_option, progress_bar, register_flags, register_option
 from berxit.runtime.policies import criterion_from
 from berxit.toolkit.commands.options import (
     PATH,
@@ -115,8 +115,9 @@ def command(
 
     described = TaskOptions(text_columns, label_column, kind_of(kind, regression), metric, positive, heads)
     described.check(task_name)
+    references = {strategy_from(text): text for text in strategies}
     space = Space(
-        tuple(map(strategy_from, strategies)) or searchable(),
+        tuple(references) or searchable(),
         poolings or tuple(POOLINGS),
         learning_rate,
         head_learning_rate,
@@ -142,4 +143,5 @@ def command(
     click.echo(f"\n{findings.text()}\n")
     click.echo(f"written: {', '.join(map(str, [*findings.write(output), output / 'best']))}")
     checkpoint = output.with_name(f"{output.name}-checkpoint")
-    click.echo(f"next: {train_command(sweep, best_of(done), described, data, checkpoint)}")
+    best = train_command(sweep, best_of(done), described, data, checkpoint, references)
+    click.echo(f"next: {best}{register_flags()}")

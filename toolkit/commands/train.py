@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from berxit.runtime.console import debug_option, given, progress_bar, register_option
+from berxit.runtime.console import debug_option, given, progress_bar, register_flags, register_option
+from berxit.runtime.extensions import is_reference
 from berxit.runtime.storage import check_results_folder
 from berxit.toolkit.commands.options import (
     PATH,
@@ -196,11 +197,12 @@ def command(
             f"{result.data} has no dev split, which calibration needs: train again and hold out a tenth of the rows"
         )
         again = [*given_arguments(), "--dev-fraction", "0.1", *([] if force else ["--force"])]
-        click.echo(f"next: berxit-train {shlex.join(again)}")
+        click.echo(f"next: berxit-train {shlex.join(again)}{register_flags()}")
         return
     skip = ["--skip-bad-rows"] if skip_bad_rows else []
     calibrate = [str(result.checkpoint), "--data", str(result.calibration_data), *skip]
-    click.echo(f"next: berxit-calibrate {shlex.join(calibrate)}")
+    own = register_flags(*([metric] if metric and is_reference(metric) else []))
+    click.echo(f"next: berxit-calibrate {shlex.join(calibrate)}{own}")
 
 
 def given_arguments() -> list[str]:

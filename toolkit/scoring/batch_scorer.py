@@ -8,10 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berxit.runtime.bundle import read_manifest
+from berxit.runtime.bundle import read_manifest_for
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import text_of
-from berxit.runtime.extensions import StoredNameError
 from berxit.runtime.runner import EarlyExitRunner
 from berxit.runtime.tables import listed
 from berxit.runtime.tokenization import Text
@@ -62,10 +61,7 @@ class BatchScorer:
         for a bundle that cannot be read.
         """
         self.bundle = Path(bundle).absolute()
-        try:
-            manifest = read_manifest(self.bundle, verify=False)
-        except StoredNameError as error:
-            raise error.where_none_is_registered("a worker of a data engine") from None
+        manifest = read_manifest_for("a worker of a data engine", self.bundle, verify=False)
         self.model = manifest.model
         if threshold is not None:
             manifest.policy.with_threshold(threshold)

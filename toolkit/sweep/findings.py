@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import ceil, floor, log10
 from pathlib import Path
@@ -36,8 +36,16 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.area)
 
 
-def train_command(sweep: SweepRequest, trial: Trial, task: TaskOptions, data: Path | None, output: Path) -> str:
-    """Command line that trains a trial's setting on all training rows. ``data``: None for the data of the hub."""
+def train_command(
+    sweep: SweepRequest,
+    trial: Trial,
+    task: TaskOptions,
+    data: Path | None,
+    output: Path,
+    references: Mapping[str, str],
+) -> str:
+    """Command line that trains a trial's setting on all training rows. ``data``: None for the data of the hub.
+    ``references``: a strategy's name -> what the user gave for it, such as FILE.py:NAME."""
     options = options_of(sweep.base, trial.setting)
     arguments = ["--model", options.model, "--task", sweep.task.name, *task.arguments()]
     arguments += ["--data", str(data)] if data is not None else []
@@ -45,6 +53,7 @@ def train_command(sweep: SweepRequest, trial: Trial, task: TaskOptions, data: Pa
         value = sweep.base.dev_fraction if name == "dev_fraction" else getattr(options, name)
         if name == "model" or value == default:
             continue
+        value = references.get(value, value) if name == "strategy" else value
         option = name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append("--" + ("" if value else "no-") + option)
