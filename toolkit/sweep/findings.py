@@ -53,7 +53,7 @@ def train_command(
         value = sweep.base.dev_fraction if name == "dev_fraction" else getattr(options, name)
         if name == "model" or value == default:
             continue
-        value = references.get(value, value) if name == "strategy" else value
+        value = references.get(options.strategy, options.strategy) if name == "strategy" else value
         option = name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append("--" + ("" if value else "no-") + option)
