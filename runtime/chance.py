@@ -53,18 +53,29 @@ def constant_prediction(metric: str, labels: npt.NDArray, classes: int) -> Const
 
 def check_labels(metric: str, labels: npt.NDArray, where: str) -> None:
     """Raises InputError for labels (N,) for which the metric is not defined. ``where``: the data, for the message."""
-    problem, least = None, 3 if metric_named(metric).values else 2
+    problem, least = "", 3 if metric_named(metric).values else 2
     if len(labels) < least:
         problem = f"{plural(len(labels), 'row')}, at least {least} are needed"
     elif not np.isfinite(labels).all():
         problem = "a label is not a finite number"
-    elif metric_named(metric).values and _constant(labels):
-        problem = f"every label is {labels[0]:g}"
+    elif metric_named(metric).values:
+        problem = equal_values(labels)
     elif not metric_named(metric).values and _constant(labels):
         one_class = metric_named(metric).kind == "classification"
         problem = "all labels are of one class" if one_class else "all texts have the same labels"
     if problem:
         raise InputError(f"{where}: {metric} cannot be measured: {problem}. Give data with different labels")
+
+
+def equal_values(labels: npt.NDArray) -> str:
+    """Reason why finite values (N,) are equal for a model, which computes in float32; empty if they are not."""
+    if _constant(labels):
+        return f"every label is {labels[0]:g}"
+    with np.errstate(over="ignore"):
+        rounded = labels.astype(np.float32)
+    if _constant(rounded):
+        return f"labels differ by at most {np.ptp(labels):.2g} and are equal in float32, in which models compute"
+    return ""
 
 
 def check_outputs(metric: str, logits: npt.NDArray, layers: Sequence[int], where: str) -> None:

@@ -170,11 +170,25 @@ def average_precision(scores: npt.NDArray, labels: npt.NDArray) -> float:
 
 def pearson(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:
     """Linear correlation; 0 if predictions or labels are constant."""
-    x = predictions - predictions.mean(axis=1, keepdims=True, dtype=np.float64)
-    y = labels - labels.mean(dtype=np.float64)
-    constant = (np.ptp(predictions, axis=1) == 0) | (np.ptp(labels) == 0)
+    x, y = centered(predictions), centered(labels)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y)
-    return np.where(constant, 0.0, (x * y).sum(axis=1) / np.where(constant, 1.0, norms))
+    return np.where(norms == 0, 0.0, (x * y).sum(axis=1) / np.where(norms == 0, 1.0, norms))
+
+
+def centered(values: npt.NDArray) -> Scores:
+    """(..., N) -> values minus their mean, multiplied by a power of two, so that the largest one is near 1.
+
+    Equal values are zeros. A correlation does not depend on the factor. Without it, squares underflow for values of
+    1e-200, and overflow for values of 1e200.
+    """
+    unit = _near_one(np.asarray(values, dtype=np.float64))
+    constant = (unit == unit[..., :1]).all(axis=-1, keepdims=True)  # the mean of equal values can differ from them
+    return _near_one(np.where(constant, 0.0, unit - unit.mean(axis=-1, keepdims=True)))
+
+
+def _near_one(values: Scores) -> Scores:
+    """(..., N) multiplied by the power of two with which the largest absolute value is in [0.5, 1). Exact."""
+    return np.ldexp(values, -np.frexp(np.abs(values).max(axis=-1, keepdims=True))[1])
 
 
 def spearman(predictions: npt.NDArray, labels: npt.NDArray) -> Scores:

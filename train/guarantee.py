@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from berxit.runtime.heads import classes_in, head_count
-from berxit.runtime.metrics import METRICS, set_sizes
+from berxit.runtime.metrics import METRICS, centered, set_sizes
 from berxit.runtime.spans import count_spans, right_spans
 from berxit.train.evaluation import Predictions
 
@@ -147,7 +147,7 @@ def _ratio(sums: Floats) -> Floats:
 
 
 def _pearson_sums(predicted: npt.NDArray, labels: npt.NDArray) -> Floats:
-    x, y = (np.asarray(values, dtype=np.float64) - np.mean(values) for values in (predicted, labels))
+    x, y = centered(predicted), centered(labels)
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
 
 

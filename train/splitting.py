@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.runtime.bundle import sha256
+from berxit.runtime.chance import equal_values
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import Examples, find_split, has_split
 from berxit.runtime.spans import count_spans
@@ -66,7 +67,8 @@ def read_training_data(
     """Reads and splits all data before training, so that a bad row costs no training.
 
     Without a dev split, ``dev_fraction`` of the rows become one; None holds out AUTOMATIC_DEV, 0 nothing. Raises
-    InputError for a ``dev_fraction`` of data that has a dev split, or if no row remains to train on.
+    InputError for a ``dev_fraction`` of data that has a dev split, if no row remains to train on, or for a regression
+    whose labels are equal.
     """
     file, dev, dev_file, fraction = find_split(data, "train"), None, None, options.dev_fraction
     if has_dev(data):
@@ -81,6 +83,8 @@ def read_training_data(
     elif fraction is None:
         report(f"{file} has {len(train)} rows, too few for a dev split, on which exits are calibrated")
     train = train.head(options.limit_train)
+    if task.regression and (problem := equal_values(train.labels)):
+        raise InputError(f"{file}: nothing to learn: {problem}. Give data with different labels, or rescale them")
     stopping = None
     if options.early_stopping:
         train, stopping = hold_out(train, min(STOPPING, MOST_STOPPING_ROWS / len(train)), options.seed)

@@ -31,6 +31,9 @@ def test_constant_prediction_has_best_score_of_constants(
     assert (found.prediction, found.score) == (expected.prediction, pytest.approx(expected.score))
 
 
+IN_FLOAT32 = "and are equal in float32, in which models compute"
+
+
 @pytest.mark.parametrize(
     ("metric", "labels", "reason"),
     [
@@ -41,6 +44,8 @@ def test_constant_prediction_has_best_score_of_constants(
         ("spearman", [1.0, 2.0], "2 rows, at least 3 are needed"),
         ("spearman", [2.5, 2.5, 2.5], "every label is 2.5"),
         ("pearson", [0.1, 0.1 + 1e-17, 0.1], "every label is 0.1"),
+        ("pearson", [1e-300, 3e-300, 2e-300], f"labels differ by at most 2e-300 {IN_FLOAT32}"),
+        ("spearman", [1.0, 1 + 1e-9, 1 + 2e-9], f"labels differ by at most 2e-09 {IN_FLOAT32}"),
         ("pearson", [1.0, float("nan"), 3.0], "a label is not a finite number"),
         ("spearman", [1.0, float("inf"), 3.0], "a label is not a finite number"),
     ],

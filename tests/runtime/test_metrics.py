@@ -57,6 +57,24 @@ def test_correlation_of_constant_prediction_is_zero(metric: str, value: float) -
     assert METRICS[metric](constant, constant) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e-160, 1e-20, 1e150, 1e307])
+def test_correlation_does_not_depend_on_the_scale(metric: str, scale: float) -> None:
+    labels = np.array([0.0, 1.0, 3.0, 5.0, 4.0, 2.0, 2.0])
+    predictions = np.array([1.0, 0.0, 2.0, 7.0, 5.0, 2.0, 3.0])
+    expected = METRICS[metric](predictions, labels)
+    assert METRICS[metric](predictions, labels * scale) == pytest.approx(expected)
+    assert METRICS[metric](predictions * scale, labels) == pytest.approx(expected)
+    assert METRICS[metric](predictions * scale, labels * scale) == pytest.approx(expected)
+
+
+def test_pearson_of_nearly_constant_values_is_a_correlation() -> None:
+    labels = np.array([0.0, 0.0, 0.0, 0.0, 1.0])
+    for tiny in (1e-300, 1e-15):
+        nearly = np.array([1.0, 1.0, 1.0, 1.0, 1.0 + tiny])
+        assert METRICS["pearson"](nearly, labels) == pytest.approx(float(nearly[4] > 1))
+
+
 def test_pearson_is_linear_and_spearman_counts_ranks() -> None:
     predictions, labels = np.array([1.0, 2.0, 3.0, 10.0]), np.array([1.0, 2.0, 3.0, 4.0])
     assert METRICS["spearman"](predictions, labels) == pytest.approx(1.0)

@@ -69,6 +69,16 @@ def test_sums_give_the_metric(metric: str) -> None:
     assert found == pytest.approx(METRICS[metric](predicted, predictions.labels), abs=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_sums_of_correlations_do_not_depend_on_the_scale(scale: float) -> None:
+    predictions = population(200, "pearson")
+    predicted, labels = predictions.predicted()[:, 0].astype(np.float64), predictions.labels
+    sums, score = SUMS["pearson"]
+    found = float(score(sums(predicted * scale, labels * scale).sum(axis=0)))
+    assert found == pytest.approx(METRICS["pearson"](predicted, labels), abs=1e-9)
+    assert float(score(sums(np.full(200, 0.1 * scale), labels * scale).sum(axis=0))) == 0
+
+
 def test_p_value_rises_with_the_share_to_keep() -> None:
     predictions = population(300, "accuracy")
     early = predictions.predicted()[:, 0]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.examples import Examples
-from berxit.train.splitting import hold_out
+from berxit.train.options import TrainingOptions
+from berxit.train.splitting import hold_out, read_training_data
+from berxit.train.tasks import custom_task
 
 
 def of_classes(*counts: int) -> Examples:
@@ -43,6 +46,25 @@ def test_hold_out_of_values_takes_rows_from_every_tenth() -> None:
 def test_hold_out_depends_only_on_the_seed() -> None:
     first, again, other = (hold_out(of_classes(50, 50), 0.2, seed)[1].texts for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (["3.5"] * 8, "every label is 3.5"),
+        ([f"{row}e-300" for row in range(1, 9)], "labels differ by at most 7e-300 and are equal in float32, in which"),
+        ([f"1.00000000{row}" for row in range(8)], "labels differ by at most 7e-09 and are equal in float32, in which"),
+    ],
+)
+def test_training_data_with_equal_values_is_rejected(labels: list[str], reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.tsv"
+    rows = [f"text {row}\t{label}" for row, label in enumerate(labels)]
+    file.write_text("\n".join(["text\tlabel", *rows]), encoding="utf-8")
+    task = custom_task(file, ("text",), "label", kind="regression")
+    with pytest.raises(InputError, match=f"train.tsv: nothing to learn: {reason}"):
+        read_training_data(task, file, TrainingOptions("model"))
+    file.write_text("\n".join(["text\tlabel", *rows, "text\t9"]), encoding="utf-8")
+    assert len(read_training_data(task, file, TrainingOptions("model")).train) == 9
 
 
 def test_hold_out_of_one_text_only_raises() -> None:
