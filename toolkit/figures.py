@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from berxit.runtime.bench_result import CALIBRATED, ONE_GRAPH
@@ -86,6 +91,58 @@ def key_inches(axes: Axes) -> float:
     """Height of the keys of a panel, in inches."""
     lines = [text.get_text().count("\n") + 1 for text in axes.texts if text.get_gid() == "key"]
     return (KEY_LINE * sum(lines) + KEY_GAP * len(lines)) / 72
+
+
+FLOOR = "floor"
+"""Identifier of the line at the constant prediction, and of its name."""
+FLOOR_GAP = 1.5
+"""Space between this line and its name, in points."""
+
+
+def draw_floor(axes: Axes, value: float) -> None:
+    """A line at the score of the constant prediction, with its name. ``place_floor_names`` moves the name."""
+    axes.axhline(value, color="black", lw=0.8, ls=(0, (1, 1.5)), gid=FLOOR)
+    place = blended_transform_factory(axes.transAxes, axes.transData)
+    name: dict[str, Any] = {"xycoords": place, "textcoords": "offset points", "fontsize": 6.5, "gid": FLOOR}
+    axes.annotate("constant prediction", (0.995, value), (0, FLOOR_GAP), ha="right", va="bottom", **name)
+
+
+def place_floor_names(figure: Figure) -> None:
+    """Moves the names of the constant prediction to where they cover the shortest part of the other lines: above or
+    below their line, at its right end, left end or middle. The figure must have its final layout."""
+    for axes in figure.axes:
+        lines = [_pixels(line) for line in axes.lines if line.get_gid() != FLOOR and line.get_clip_on()]
+        points = np.concatenate([np.empty((0, 2)), *lines])
+        for name in axes.texts:
+            if isinstance(name, Annotation) and name.get_gid() == FLOOR:
+                places = product(("bottom", "top"), (("right", 0.995), ("left", 0.005), ("center", 0.5)))
+                covered = {place: _covered(axes, name, place, points) for place in places}
+                _move(name, *min(covered, key=covered.__getitem__))
+
+
+def _move(name: Annotation, vertical: str, horizontal: tuple[str, float]) -> None:
+    name.set(va=vertical, ha=horizontal[0])
+    name.xy = (horizontal[1], name.xy[1])
+    name.set_position((0, FLOOR_GAP if vertical == "bottom" else -FLOOR_GAP))
+
+
+def _covered(axes: Axes, name: Annotation, place: tuple[str, tuple[str, float]], points: npt.NDArray) -> float:
+    """Number of points (P, 2) that the name covers at this place. Infinity if it is not within the axes."""
+    _move(name, *place)
+    box, frame = name.get_window_extent(), axes.bbox
+    if box.y0 < frame.y0 or box.y1 > frame.y1:
+        return math.inf
+    return float(np.all((points >= box.min) & (points <= box.max), axis=1).sum())
+
+
+def _pixels(line: Line2D) -> npt.NDArray[np.float64]:
+    """(P, 2) points of a line at distances of about one pixel."""
+    corners = line.get_transform().transform(np.asarray(line.get_xydata(), dtype=np.float64))
+    parts = [corners[:0]]
+    for start, end in pairwise(corners):
+        if np.isfinite([start, end]).all():
+            parts.append(np.linspace(start, end, max(2, math.ceil(float(np.hypot(*(end - start)))))))
+    return np.concatenate(parts)
 
 
 def bench_figure(result: BenchResult, path: Path) -> Path:
@@ -192,11 +249,9 @@ def _trade_off_panel(axes: Axes, evaluation: Evaluation) -> None:
         style = {"lw": 1.2, **criterion_style(name)}
         axes.plot(curve.layers, curve.scores, **style)
         key.add(float(curve.scores.mean()), name, **style)
-    axes.axhline(evaluation.constant_score, color="black", lw=0.8, ls=":")
-    place = blended_transform_factory(axes.transAxes, axes.transData)
-    text: dict[str, Any] = {"transform": place, "ha": "right", "va": "bottom", "fontsize": 7}
-    axes.text(0.99, evaluation.constant_score, "constant prediction", **text)
+    draw_floor(axes, evaluation.constant_score)
     axes.set(xlabel="average exit layer", ylabel=evaluation.metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("oracle curves: thresholds on the evaluated rows", fontsize=9)
     key.draw(axes)
 
@@ -213,6 +268,7 @@ def _quality_panel(axes: Axes, evaluation: Evaluation) -> None:
             key.add(float(np.mean([value for _, value in points])), name, **style)
     label = "rank correlation with the negative error" if evaluation.regression else "AUROC: right against wrong"
     axes.set(xlabel="exit layer", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("does certainty separate right from wrong?", fontsize=9)
     key.draw(axes)
 
@@ -235,6 +291,9 @@ def _reliability_panel(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    place_floor_names(figure)
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=150)
     plt.close(figure)

@@ -12,7 +12,7 @@ from berxit.runtime.errors import InputError
 from berxit.runtime.metrics import METRICS
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import line_style, model_colors, not_drawn, number, percent, plain
+from berxit.toolkit.studies.look import looks, model_colors, not_drawn, number, percent, plain
 from berxit.toolkit.studies.reference import Reference
 from berxit.toolkit.studies.request import Request
 from berxit.toolkit.studies.runs import StudyRun
@@ -35,6 +35,7 @@ def study(request: Request) -> Findings:
     colors = model_colors(list(request.models))
     for group in request.groups:
         reference = request.reference(group.model)
+        look = looks(request.models[group.model], colors[group.model], request.groups)[group.label]
         constant = percent(reference.relative_floor)
         for run in group.runs:
             assert run.predictions.lte is not None
@@ -63,7 +64,7 @@ def study(request: Request) -> Findings:
             data.append({"run": name, "folder": run.folder.name, "seed": run.seed, **request.described(group), **entry})
             panels += [
                 _certainty_panel(name, learned, across, colors[group.model]),
-                score_panel(request, name, relative, reference, colors[group.model]),
+                score_panel(request, name, relative, reference, look),
             ]
     conditions.append(
         "correlation with target: Pearson correlation of the certainty and its training target over the examples, per"
@@ -136,17 +137,19 @@ def _certainty_panel(name: str, learned: npt.NDArray, across: float, color: str)
     return draw
 
 
-def score_panel(request: Request, name: str, relative: npt.NDArray, reference: Reference, color: str) -> Panel:
-    """The relative score of every layer of a run."""
+def score_panel(
+    request: Request, name: str, relative: npt.NDArray, reference: Reference, look: dict[str, Any]
+) -> Panel:
+    """The relative score of every layer of a run. ``look``: keywords for ``plot``."""
 
     def draw(axes: Axes) -> None:
-        from berxit.toolkit.figures import Key
+        from berxit.toolkit.figures import Key, draw_floor
         from berxit.toolkit.studies import drawing
 
         layers = np.arange(1, len(relative) + 1)
         drawing.draw_hundred(axes)
-        drawing.draw_line(axes, Key(), layers, relative, name, {**line_style(0), "color": color})
-        drawing.draw_floor(axes, reference.relative_floor)
+        drawing.draw_line(axes, Key(), layers, relative, name, look)
+        draw_floor(axes, reference.relative_floor)
         axes.set(xlabel="layer", ylabel=f"relative score (% of {request.metric})")
         drawing.whole_ticks(axes, len(relative))
         axes.set_title(drawing.title(name, str(reference)))

@@ -14,7 +14,7 @@ from berxit.runtime.tables import Table
 from berxit.toolkit.studies import claims
 from berxit.toolkit.studies.claims import Claim, judge
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import line_style, model_colors, not_drawn, percent, plain
+from berxit.toolkit.studies.look import criterion_look, model_colors, not_drawn, percent, plain
 from berxit.toolkit.studies.operating import DEFINITION, GAIN, GAIN_HEADER, Operating, operating
 from berxit.toolkit.studies.reference import Reference
 from berxit.toolkit.studies.request import Request
@@ -121,7 +121,8 @@ def compare(
             kept += [[line, method, *cells, constant] for method, at in points.items() for cells in at.gain_cells()]
             judged += _claims(request, group, sweeps, reference, pairs, early)
             data.append(_entry(request, group, reference, curves, points))
-            panels.append(_panel(request, group, sweeps, curves, reference, colors[group.model]))
+            styles = {method: criterion_look(criterion, colors[group.model]) for method, criterion in methods.items()}
+            panels.append(_panel(request, group, sweeps, curves, reference, styles))
             bar.update(1)
     curve_kinds = [text for text, oracle in ((ORACLE, True), (HELD_OUT, False)) if oracle in kinds]
     conditions += ["patience: k = 1 to n - 1", *curve_kinds, DEFINITION, GAIN, claims.DEFINITION]
@@ -194,19 +195,20 @@ def _panel(
     sweeps: Mapping[str, Sequence[Sweep]],
     curves: Mapping[str, Curve],
     reference: Reference,
-    color: str,
+    styles: Mapping[str, dict[str, Any]],
 ) -> Panel:
+    """The curves of one group. ``styles``: method -> keywords for ``plot``."""
+
     def draw(axes: Axes) -> None:
-        from berxit.toolkit.figures import Key
+        from berxit.toolkit.figures import Key, draw_floor
         from berxit.toolkit.studies import drawing
 
         key = Key()
         drawing.draw_hundred(axes)
-        for place, (method, curve) in enumerate(curves.items()):
+        for method, curve in curves.items():
             band = drawing.band_of(relative_at(curve.layers, sweeps[method], reference))
-            style = {**line_style(place), "color": color, "markerfacecolor": "white" if place else color}
-            drawing.draw_line(axes, key, curve.layers, curve.scores, method, style, band)
-        drawing.draw_floor(axes, reference.relative_floor)
+            drawing.draw_line(axes, key, curve.layers, curve.scores, method, styles[method], band)
+        draw_floor(axes, reference.relative_floor)
         axes.set(xlabel="average exit layer", ylabel=f"relative score (% of {request.metric})")
         drawing.saved_layers_axis(axes, curves[LINE].depth)
         axes.set_title(drawing.title(group.model, group.name, str(reference)))

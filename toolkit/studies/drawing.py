@@ -13,10 +13,9 @@ import numpy.typing as npt
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import blended_transform_factory
 
 from berxit.runtime.storage import replacing
-from berxit.toolkit.figures import STYLE, Key, key_inches
+from berxit.toolkit.figures import STYLE, Key, key_inches, place_floor_names
 from berxit.toolkit.studies.look import GRAY, HIGHEST, drawable
 
 WIDTH, HEIGHT = 6.2, 3.4
@@ -74,21 +73,22 @@ def _spread(places: npt.NDArray, count: int) -> list[int]:
     return [int(place) for place in np.unique(np.searchsorted(places, wanted))]
 
 
-def draw_floor(axes: Axes, value: float, text: str = "constant prediction") -> None:
-    """A line at the score of the constant prediction, with its name at the right end."""
-    axes.axhline(value, color="black", lw=0.8, ls=(0, (1, 1.5)))
-    place = blended_transform_factory(axes.transAxes, axes.transData)
-    axes.text(0.995, value, text, transform=place, ha="right", va="bottom", fontsize=6.5, color="black", gid="floor")
-
-
 def draw_hundred(axes: Axes) -> None:
     """A line at 100%."""
     axes.axhline(100, color=GRAY, lw=0.7)
 
 
 def title(*parts: str) -> str:
-    """The title of a panel, with long parts wrapped."""
-    return "\n".join(line for part in parts for line in wrap(part, TITLE_WIDTH))
+    """The title of a panel, with long parts wrapped to lines of similar length."""
+    return "\n".join(line for part in parts for line in _balanced(part))
+
+
+def _balanced(text: str) -> list[str]:
+    """As few lines as possible, and as narrow as this number of lines permits."""
+    lines = wrap(text, TITLE_WIDTH)
+    longest_word = max(map(len, text.split()), default=1)
+    widths = range(min(longest_word, TITLE_WIDTH), TITLE_WIDTH)
+    return next((narrow for width in widths if len(narrow := wrap(text, width)) == len(lines)), lines)
 
 
 def whole_ticks(axes: Axes, last: int) -> None:
@@ -129,6 +129,7 @@ def panels_figure(panels: Sequence[Callable[[Axes], None]], title: str, notes: S
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # Three files need the layout only once.
+        place_floor_names(figure)
         plt.close(figure)
         return figure
 

@@ -79,10 +79,10 @@ def _table(entries: Sequence[dict[str, Any]], what: str, text: Callable[[float],
 def _panel(
     request: Request, groups: Sequence[Group], scores: dict[str, npt.NDArray], reference: Reference, color: str
 ) -> Panel:
-    look = looks(groups, color)
+    look = looks(groups, color, request.groups)
 
     def draw(axes: Axes) -> None:
-        from berxit.toolkit.figures import Key
+        from berxit.toolkit.figures import Key, draw_floor
         from berxit.toolkit.studies import drawing
 
         key = Key()
@@ -92,7 +92,7 @@ def _panel(
             layers = np.arange(1, runs.shape[1] + 1)
             band = drawing.band_of(runs)
             drawing.draw_line(axes, key, layers, runs.mean(axis=0), group.name, look[group.label], band)
-        drawing.draw_floor(axes, reference.relative_floor)
+        draw_floor(axes, reference.relative_floor)
         axes.set(xlabel="exit layer of all examples", ylabel=f"relative score (% of {request.metric})")
         drawing.whole_ticks(axes, max(each.shape[1] for each in scores.values()))
         axes.set_title(drawing.title(groups[0].model, str(reference)))

@@ -10,7 +10,7 @@ import numpy as np
 from berxit.runtime.errors import InputError
 from berxit.runtime.tables import Table
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import fills, line_style, looks, model_colors
+from berxit.toolkit.studies.look import line_style, looks, marker_fill, model_colors
 from berxit.toolkit.studies.request import Request
 from berxit.toolkit.studies.runs import Group, StudyRun, shown_options
 from berxit.train.strategies import STRATEGIES
@@ -95,16 +95,16 @@ def _last_exit_only(strategy: str) -> bool:
 
 
 def _panel(request: Request, model: str, lines: dict[str, Limit], others: list[Group], color: str) -> Panel:
-    look = looks(others, color)
+    look = looks(others, color, request.groups)
     limit = line_style(list(STRATEGIES).index("limit"))
 
     def draw(axes: Axes) -> None:
-        from berxit.toolkit.figures import Key
+        from berxit.toolkit.figures import Key, draw_floor
         from berxit.toolkit.studies import drawing
 
         key = Key()
-        for (label, line), fill in zip(lines.items(), fills(color) * len(lines), strict=False):
-            style = {**limit, "color": color, "markerfacecolor": fill}
+        for place, (label, line) in enumerate(lines.items()):
+            style = {**limit, "color": color, **marker_fill(place, color)}
             means = [np.mean(scores) for scores in line.values()]
             ends = [min(scores) for scores in line.values()], [max(scores) for scores in line.values()]
             drawing.draw_line(axes, key, list(line), means, label, style, ends)
@@ -113,7 +113,7 @@ def _panel(request: Request, model: str, lines: dict[str, Limit], others: list[G
             layers, label = np.arange(1, scores.shape[1] + 1), f"exits of {group.name}"
             band = drawing.band_of(scores)
             drawing.draw_line(axes, key, layers, scores.mean(axis=0), label, look[group.label], band)
-        drawing.draw_floor(axes, request.runs[0].floor)
+        draw_floor(axes, request.runs[0].floor)
         axes.set(xlabel="layers of the model (limit), or exit layer", ylabel=request.metric)
         last = max([*(max(line) for line in lines.values()), *(group.depth for group in others)])
         drawing.whole_ticks(axes, last)

@@ -2,7 +2,8 @@
 figure.
 
 The colors are Okabe and Ito's, which color-blind readers can distinguish. Markers and line styles distinguish the
-lines without color. Groups of one strategy that differ in options have different marker fills.
+lines without color. Groups of one strategy that differ in options have different marker fills. Where lines are exit
+criteria, each criterion has one marker and one line style.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from berxit.runtime.policies import CRITERIA
 from berxit.toolkit.studies.runs import Group
 from berxit.train.strategies import STRATEGIES
 
@@ -28,9 +30,15 @@ LINES: tuple[tuple[str, Any], ...] = (
     ("D", ":"),
     ("X", (0, (8, 2))),
     ("v", (0, (5, 1, 1, 1, 1, 1))),
-    ("P", (0, (1, 3))),
+    ("P", (0, (3, 1))),
+    ("<", (0, (1, 3))),
+    ("p", (0, (6, 1, 1, 1))),
+    (">", (0, (2, 2, 6, 2))),
+    ("*", (0, (10, 1, 2, 1))),
+    ("h", (0, (1, 1, 4, 1))),
 )
-"""Markers and line styles: of the strategies in the order of STRATEGIES, or of the criteria in a study of criteria."""
+"""Markers and line styles: of the strategies in the order of STRATEGIES, or of the criteria in the order of CRITERIA.
+Those of users come last."""
 HIGHEST = 120.0
 """Relative scores above this percentage are not drawn, because the reference is then too low."""
 
@@ -52,22 +60,31 @@ def line_style(place: int) -> dict[str, Any]:
     return {"marker": marker, "ls": line}
 
 
-def fills(color: str) -> tuple[str, ...]:
-    """Marker fills that distinguish groups of one strategy."""
-    return (color, "white", "#d1d5db", "black")
+def marker_fill(place: int, color: str) -> dict[str, Any]:
+    """Marker fill number ``place``, which distinguishes groups of one strategy. They repeat after the eighth."""
+    whole, half = (color, "white", "#d1d5db", "black"), ("left", "bottom", "right", "top")
+    place %= len(whole) + len(half)
+    if place < len(whole):
+        return {"markerfacecolor": whole[place]}
+    return {"markerfacecolor": color, "markerfacecoloralt": "white", "fillstyle": half[place - len(whole)]}
 
 
-def looks(groups: Sequence[Group], color: str) -> dict[str, dict[str, Any]]:
-    """Label -> keywords for ``plot``, for the groups of one model."""
+def criterion_look(criterion: str, color: str) -> dict[str, Any]:
+    """Keywords for ``plot``. They follow from the criterion alone, so that it looks the same in every study."""
+    place = list(CRITERIA).index(criterion)
+    return {**line_style(place), "color": color, **marker_fill(place % 2, color)}
+
+
+def looks(groups: Sequence[Group], color: str, study: Sequence[Group] = ()) -> dict[str, dict[str, Any]]:
+    """Label -> keywords for ``plot``, for the groups of one model. ``study``: all groups of the study, so that a
+    strategy that is not registered looks the same for every model."""
+    unregistered = {group.strategy for group in (*groups, *study)} - set(STRATEGIES)
+    order = [*STRATEGIES, *sorted(unregistered)]
     found: dict[str, dict[str, Any]] = {}
-    for group in groups:
-        place = list(STRATEGIES).index(group.strategy) if group.strategy in STRATEGIES else len(STRATEGIES)
-        before = sum(other.strategy == group.strategy for other in groups[: groups.index(group)])
-        found[group.label] = {
-            **line_style(place),
-            "color": color,
-            "markerfacecolor": fills(color)[before % len(fills(color))],
-        }
+    for i, group in enumerate(groups):
+        before = sum(other.strategy == group.strategy for other in groups[:i])
+        style = line_style(order.index(group.strategy))
+        found[group.label] = {**style, "color": color, **marker_fill(before, color)}
     return found
 
 

@@ -15,7 +15,17 @@ from berxit.runtime.tables import Table
 from berxit.runtime.tokenization import Text
 from berxit.toolkit.studies.certainty import score_panel
 from berxit.toolkit.studies.findings import Findings, Panel
-from berxit.toolkit.studies.look import GRAY, line_style, model_colors, not_drawn, number, percent, plain
+from berxit.toolkit.studies.look import (
+    GRAY,
+    line_style,
+    looks,
+    marker_fill,
+    model_colors,
+    not_drawn,
+    number,
+    percent,
+    plain,
+)
 from berxit.toolkit.studies.request import Request
 from berxit.toolkit.studies.runs import StudyRun
 from berxit.train.evaluation import Predictions
@@ -31,8 +41,8 @@ def study(request: Request) -> Findings:
     rows, data, panels = [], [], []
     conditions = request.conditions()
     first = request.runs[0]
-    if first.predictions.task_kind.name != "classification":
-        raise InputError(f"the study probe needs the confidence of classes, and {request.task} is regression")
+    if (kind := first.predictions.task_kind.name) != "classification":
+        raise InputError(f"the study probe needs one class per text, and {request.task} is of the kind {kind}")
     examples = request.examples(first)
     if isinstance(examples.texts[0], str):
         raise InputError(f"the study probe needs pairs of sentences, and {request.task} has single ones")
@@ -40,6 +50,7 @@ def study(request: Request) -> Findings:
     colors = model_colors(list(request.models))
     for group in request.groups:
         reference = request.reference(group.model)
+        look = looks(request.models[group.model], colors[group.model], request.groups)[group.label]
         for run in group.runs:
             labels, name = class_names(run), group.name_of(run)
             relative = reference.relative(run.layer_scores)
@@ -64,7 +75,7 @@ def study(request: Request) -> Findings:
             )
             panels += [
                 _correlation_panel(name, labels, found, colors[group.model]),
-                score_panel(request, name, relative, reference, colors[group.model]),
+                score_panel(request, name, relative, reference, look),
             ]
     conditions += [
         f"BLEU-4 of the second sentence against the first, smoothed (sacrebleu); mean {overlap.mean():.1f} of 100",
@@ -125,7 +136,7 @@ def _correlation_panel(name: str, labels: tuple[str, ...], found: list[list[floa
         axes.axhline(0, color=GRAY, lw=0.7)
         for c, values in enumerate(found):
             heights = [np.nan if value is None else value for value in values]
-            style = {**line_style(c), "color": color, "markerfacecolor": color if c == 0 else "white"}
+            style = {**line_style(c), "color": color, **marker_fill(min(c, 1), color)}
             drawing.draw_line(axes, key, np.arange(1, len(values) + 1), heights, f"predicted {labels[c]}", style)
         axes.set(xlabel="layer", ylabel="correlation of BLEU-4 and confidence")
         drawing.whole_ticks(axes, len(found[0]))

@@ -143,10 +143,10 @@ def _panel(
     reference: Reference,
     color: str,
 ) -> Panel:
-    look = looks(groups, color)
+    look = looks(groups, color, request.groups)
 
     def draw(axes: Axes) -> None:
-        from berxit.toolkit.figures import Key
+        from berxit.toolkit.figures import Key, draw_floor
         from berxit.toolkit.studies import drawing
 
         key = Key()
@@ -155,7 +155,7 @@ def _panel(
             curve = curves[group.label]
             band = drawing.band_of(relative_at(curve.layers, sweeps[group.label], reference))
             drawing.draw_line(axes, key, curve.layers, curve.scores, group.name, look[group.label], band)
-        drawing.draw_floor(axes, reference.relative_floor)
+        draw_floor(axes, reference.relative_floor)
         axes.set(xlabel="average exit layer", ylabel=f"relative score (% of {request.metric})")
         drawing.saved_layers_axis(axes, max(curve.depth for curve in curves.values()))
         axes.set_title(drawing.title(groups[0].model, str(reference)))

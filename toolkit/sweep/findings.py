@@ -124,7 +124,8 @@ def _table(ranked: Sequence[Trial], trials: Sequence[Trial], metric: str) -> Tab
 
 def _curves(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str) -> None:
     """The trade-off curves of all trials on the ranking rows."""
-    from berxit.toolkit.studies.drawing import draw_floor, whole_ticks  # matplotlib is optional
+    from berxit.toolkit.figures import draw_floor  # matplotlib is optional
+    from berxit.toolkit.studies.drawing import whole_ticks
 
     drawn = [(trial, OTHERS, "other trials", 0.8) for trial in trials if trial is not best and trial is not trials[0]]
     drawn += [(trials[0], FIRST, "first trial", 1.4)] if trials[0] is not best else []

@@ -17,16 +17,18 @@ from transformers import AutoTokenizer
 from berxit.runtime.console import status_of
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.cli import load
+from berxit.toolkit.figures import draw_floor
 from berxit.toolkit.studies import READ_BY, STUDIES, find_study
 from berxit.toolkit.studies.certainty import certainty_targets
-from berxit.toolkit.studies.drawing import draw_floor
 from berxit.toolkit.studies.findings import Findings
 from berxit.toolkit.studies.flops import count_flops
+from berxit.toolkit.studies.look import line_style, looks, model_colors
 from berxit.toolkit.studies.probe import bleu_scores, correlations
 from berxit.toolkit.studies.request import Request
 from berxit.train.checkpoint import TrainingRecord, save_checkpoint
 from berxit.train.evaluation import Predictions
 from berxit.train.modeling import MultiExitModel
+from berxit.train.strategies import STRATEGIES
 from tests.conftest import ENCODERS, WORDS
 from tests.toolkit.studies.hand_made_runs import hand_made_run
 
@@ -344,6 +346,28 @@ def test_run_names_a_damaged_pass(make: Make, data: dict[str, Path], tmp_path: P
         Request([path], tmp_path, data["classes"]).run(path)
 
 
+@pytest.mark.parametrize("study", ["layerwise", "tradeoff", "certainty", "probe", "limit"])
+def test_every_study_draws_a_strategy_in_its_own_style(
+    study: str, make: Make, data: dict[str, Path], tmp_path: Path
+) -> None:
+    """The figure of each study is drawn, and the lines of a strategy have its marker, also where lines have no key."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    paths = [make("joint", lte=True)]
+    if study == "limit":
+        paths.append(make("limit", lte=True, layers=1))
+    request = Request(paths, tmp_path, data["classes"])
+    findings = find_study(study)(request)
+    figure, axes = plt.subplots(1, len(findings.panels), squeeze=False)
+    for panel, each in zip(findings.panels, axes[0], strict=True):
+        panel(each)
+    color = model_colors(list(request.models))["bert-tiny"]
+    expected = looks(request.groups, color)[request.groups[0].label]
+    others = ("None", line_style(list(STRATEGIES).index("limit"))["marker"])
+    shown = {(line.get_marker(), line.get_color()) for line in axes[0][-1].lines if line.get_marker() not in others}
+    plt.close(figure)
+    assert shown == {(expected["marker"], expected["color"])}
+
+
 def svg_texts(path: Path) -> str:
     """All texts of a figure, in order, with single spaces. A wrapped label is several texts."""
     texts = [element.text for element in ElementTree.parse(path).iter() if element.tag.endswith(("}text", "}tspan"))]
@@ -540,7 +564,7 @@ def test_studies_report_wrong_inputs_in_one_line(
         (["lte", joint, "--data", data["classes"]], 2, "was trained without LTE"),
         (["certainty", joint, "--data", data["classes"]], 2, "was trained without LTE"),
         (["limit", joint, "--data", data["classes"]], 2, "has no limit checkpoint"),
-        (["probe", values, "--data", data["values"]], 2, "is regression"),
+        (["probe", values, "--data", data["values"]], 2, "is of the kind regression"),
         (["tradeoff", joint, "--data", data["classes"], "--criterion", "luck"], 2, "'luck'"),
         (["flops", joint, "--length", 33], 2, "--length 33 is out of range"),
         (["runtime", joint, "--data", data["classes"]], 1, "is not a bundle: the study runtime needs bundles"),

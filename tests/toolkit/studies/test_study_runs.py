@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from berxit.runtime.errors import InputError
+from berxit.runtime.policies import CRITERIA, register_criterion
 from berxit.toolkit.studies.limit import limit_scores
-from berxit.toolkit.studies.look import drawable, looks, model_colors, not_drawn, plain
+from berxit.toolkit.studies.look import criterion_look, drawable, looks, model_colors, not_drawn, plain
 from berxit.toolkit.studies.reference import Reference
 from berxit.toolkit.studies.request import Request
 from berxit.toolkit.studies.runs import Group, StudyRun, grouped, read_training
@@ -153,6 +154,65 @@ def test_looks_has_one_color_per_model_and_one_line_per_strategy() -> None:
     alone = looks(groups_of(hand_made_run("joint", [0.5])), "black")["joint"]
     assert (alone["marker"], alone["ls"]) == (joint["marker"], joint["ls"])
     assert model_colors(["n"])["n"] in (colors["n"], colors["m"])  # from the name, unless two models collide
+
+
+def test_looks_distinguishes_strategies_that_are_not_registered_and_eight_groups_of_one() -> None:
+    groups = groups_of(hand_made_run("mine", [0.5]), hand_made_run("other", [0.5]), hand_made_run("raw", [0.5]))
+    found = looks(groups, "black")
+    assert len({(look["marker"], str(look["ls"])) for look in found.values()}) == 3
+    assert looks(groups[1:2], "black", groups)["other"] == found["other"]  # in the panel of another model
+    many = looks(groups_of(*(hand_made_run("joint", [0.5], epochs=count) for count in range(8))), "blue")
+    fills = {(look["markerfacecolor"], look.get("fillstyle")) for look in many.values()}
+    assert len(fills) == 8
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_criterion_look_is_different_for_every_criterion_and_does_not_depend_on_the_study() -> None:
+    before = criterion_look("lte", "black")
+    for name in ("one", "two", "three", "four"):
+        register_criterion(type(name, (type(CRITERIA["confidence"]),), {"name": name}))
+    found = {name: criterion_look(name, "black") for name in CRITERIA}
+    assert found["lte"] == before
+    assert len({(look["marker"], str(look["ls"])) for look in found.values()}) == len(CRITERIA)
+
+
+def test_title_has_lines_of_similar_length() -> None:
+    pytest.importorskip("matplotlib")
+    from berxit.toolkit.studies.drawing import TITLE_WIDTH, title
+
+    long = "100% is accuracy 0.5813, full depth of joint, 200 steps, mean pooling"
+    first, second = title("bert", long).split("\n")[1:]
+    assert " ".join([first, second]) == long
+    assert max(len(first), len(second)) < TITLE_WIDTH - 10
+    assert title("short", "x" * 80) == "short\n" + "x" * TITLE_WIDTH + "\n" + "x" * (80 - TITLE_WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("wide", "place"), [([], ("right", "bottom")), ([(0.5, 1)], ("left", "bottom")), ([(0, 1)], ("right", "top"))]
+)
+def test_name_of_the_constant_prediction_covers_no_line(
+    wide: list[tuple[float, float]], place: tuple[str, str]
+) -> None:
+    """``wide``: ranges of a line that lies just above the constant prediction."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    from berxit.toolkit.figures import draw_floor
+    from berxit.toolkit.studies.drawing import panels_figure
+
+    def panel(axes: Axes) -> None:
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        for ends in wide:
+            axes.plot(ends, [0.52, 0.52])
+        draw_floor(axes, 0.5)
+
+    (axes,) = panels_figure([panel], "Title").axes
+    (name,) = axes.texts
+    assert (name.get_ha(), name.get_va()) == place
+    box = name.get_window_extent()
+    for line in axes.lines:
+        xy = axes.transData.transform(np.linspace(*line.get_xydata(), 1000))
+        assert not np.any((xy >= box.min).all(axis=1) & (xy <= box.max).all(axis=1))
 
 
 @pytest.mark.parametrize(
