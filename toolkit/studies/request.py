@@ -138,6 +138,11 @@ class Request:
             *(f"{group.name_of(run)}: {run.folder.name}" for group in self.groups for run in group.runs),
             *([DEFINITION] if relative else []),
             *(f"{model}: {self.reference(model)}" for model in self.models if relative),
+            *(
+                f"warning: {model}: no gains, because the score that is 100% is not above the constant prediction"
+                for model in self.models
+                if relative and not self.reference(model).above_floor
+            ),
             *(f"warning: {run.folder.name}: {line}" for run in runs if (line := depth_warning(run.predictions))),
             *(
                 f"warning: {run.folder.name} does not count for 100%, areas and claims: its full depth,"

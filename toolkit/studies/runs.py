@@ -27,6 +27,8 @@ NOT_OPTIONS = ("model", "strategy", "seed", "epochs", "max_steps")
 """Recorded options without a part of their own in a label. Epochs or steps are the option ``training``."""
 OF_A_MODEL = ("layers", "weights", "encoder")
 """Options that always differ between models. Labels name them if runs of one model differ."""
+CODE = "strategy_code_sha256"
+"""Option of a user's strategy: sha256 of its source. Labels name it if runs of one strategy differ."""
 UNRECORDED = "options not recorded"
 VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "num_hidden_layers", "n_layers")
 """Entries of an encoder's configuration that do not identify the encoder. The number of layers is an option."""
@@ -169,14 +171,22 @@ def shown_options(run: Training, runs: Sequence[Training], without: Sequence[str
 
 
 def differing(model: str, runs: Sequence[Training]) -> list[str]:
-    """Names of the options in which runs of the study differ; those of OF_A_MODEL only if runs of ``model`` do."""
+    """Names of the options in which runs of the study differ; those of OF_A_MODEL only if runs of ``model`` do, and
+    CODE only if runs of one strategy do."""
     order = ["training", "data", "limit_train", *(field.name for field in fields(TrainingOptions))]
     names = sorted({name for run in runs for name in run.options}, key=lambda name: (_place(order, name), name))
     return [
         name
         for name in names
-        if len({_value(run, name) for run in runs if name not in OF_A_MODEL or run.model == model}) > 1
+        if any(len({_value(run, name) for run in same}) > 1 for same in _comparable(name, model, runs))
     ]
+
+
+def _comparable(name: str, model: str, runs: Sequence[Training]) -> list[list[Training]]:
+    """Runs whose values of an option are compared with each other."""
+    if name == CODE:
+        return [[run for run in runs if run.strategy == strategy] for strategy in {run.strategy for run in runs}]
+    return [[run for run in runs if name not in OF_A_MODEL or run.model == model]]
 
 
 def _value(run: Training, name: str) -> str:
@@ -197,6 +207,7 @@ def _text(options: dict[str, Any], name: str) -> str:
         "data": f"trained on {value}",
         "weights": f"weights {value}",
         "encoder": f"encoder configuration {value}",
+        CODE: f"code {str(value)[:8]}",
     }
     if name in texts:
         return texts[name]

@@ -12,6 +12,7 @@ import pytest
 
 from berxit.runtime.errors import InputError
 from berxit.runtime.policies import CRITERIA, register_criterion
+from berxit.toolkit.studies.claims import choices_that_differ
 from berxit.toolkit.studies.limit import limit_scores
 from berxit.toolkit.studies.look import criterion_look, drawable, looks, model_colors, not_drawn, plain
 from berxit.toolkit.studies.reference import Reference
@@ -139,6 +140,28 @@ def test_reference_skips_runs_at_the_constant_prediction() -> None:
 def test_reference_rejects_a_score_out_of_range(score: str) -> None:
     with pytest.raises(InputError, match=f"--relative-to {score} is out of range"):
         reference(hand_made_run("raw", [0.5]), relative_to=score)
+
+
+def test_grouped_names_the_code_of_a_users_strategy_only_if_it_differs_within_the_strategy() -> None:
+    one, two = (hand_made_run("mine", [0.5], strategy_code_sha256=digit * 64) for digit in "ab")
+    joint = hand_made_run("joint", [0.5])
+    assert [group.label for group in groups_of(one, joint)] == ["mine", "joint"]
+    assert [group.label for group in groups_of(one, two, joint)] == [
+        "mine, code aaaaaaaa",
+        "mine, code bbbbbbbb",
+        "joint",
+    ]
+    assert choices_that_differ(*groups_of(one, joint)) == ("strategy",)
+
+
+def test_conditions_warn_if_gains_are_not_defined(tmp_path: Path) -> None:
+    (tmp_path / "dev.tsv").write_text("text", encoding="utf-8")
+    low, high = hand_made_run("raw", [0.4, 0.5]), hand_made_run("raw", [0.5, 0.9])
+    for run, expected in ((low, 1), (high, 0)):
+        request = replace(request_of(run), data=tmp_path)
+        request.__dict__["runs"] = [run]
+        found = [line for line in request.conditions() if line.startswith("warning: m: no gains, because the score")]
+        assert len(found) == expected
 
 
 def test_looks_has_one_color_per_model_and_one_line_per_strategy() -> None:
