@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from berxit.exporters.segments import Segments, scaled_queries
+from berxit.exporters.smoothing import limited, smoothing_scales
 from berxit.train.backbones import LayerWeights
 
 MATMULS = ("qkv", "output", "up", "down")
 """Matmuls of a layer whose inputs are int8. Exits stay in float16: they are small."""
 MIGRATION_STRENGTH = 0.85
 """SmoothQuant's alpha: the share of the channels' differences that moves to the weights."""
-SMALLEST_CHANNEL = 1e-3
-"""Lower limit of a channel's largest value, as a share of the largest channel's. float16 must represent the ratio."""
 STEPS = 127
 """Steps from 0 to the largest value."""
 
@@ -38,12 +37,8 @@ class Int8Activation:
     @classmethod
     def choose(cls, largest: npt.NDArray, weight: npt.NDArray) -> Int8Activation:
         """``largest`` (in,): largest absolute value of each channel of the input. ``weight`` (in, out)."""
-        channels, rows = (
-            np.maximum(values, max(SMALLEST_CHANNEL * float(values.max()), 1e-12)).astype(np.float64)
-            for values in (largest, np.abs(weight).max(axis=1))
-        )
-        scales = channels**MIGRATION_STRENGTH / rows ** (1 - MIGRATION_STRENGTH)
-        scales /= np.exp(np.log(scales).mean())
+        channels, rows = (limited(values).astype(np.float64) for values in (largest, np.abs(weight).max(axis=1)))
+        scales = smoothing_scales(channels, rows, MIGRATION_STRENGTH)
         return cls(scales.astype(np.float32), float((channels / scales).max()) / STEPS)
 
 

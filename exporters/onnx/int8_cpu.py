@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from berxit.exporters.onnx.activations import Activations
 from berxit.exporters.onnx.graph import OnnxSegment
+from berxit.exporters.smoothing import limited, smoothing_scales
 
 QUANTIZED_WEIGHTS = (
     "qkv.weight",
@@ -63,8 +64,6 @@ OUTLIER_SHARES = (0.998, 0.995, 0.99, 0.98, 0.95, 0.9)
 """Candidate smoothing: channels above this quantile are divided down to it."""
 MIGRATION_STRENGTHS = (0.5, 0.7, 0.85, 1.0)
 """Candidate smoothing: SmoothQuant's alpha, the share of the channels' differences that the weights take over."""
-SMALLEST_CHANNEL = 1e-3
-"""Lower bound of a channel's largest value, as a share of the largest channel's, when smoothing scales are computed."""
 WORTHWHILE = 0.8
 """Smoothing adds a Mul, a divisor per token four operators; each is skipped unless it reduces the error below this
 share."""
@@ -163,11 +162,9 @@ def smoothing_candidates(weight: npt.NDArray, inputs: Activations) -> Iterator[n
     for share in OUTLIER_SHARES:
         limit = max(float(np.quantile(inputs.largest, share)), 1e-6)
         yield np.maximum(inputs.largest / limit, 1).astype(np.float32)
-    rows = np.abs(weight).max(axis=1)
-    channels, rows = (np.maximum(x, max(SMALLEST_CHANNEL * float(x.max()), 1e-12)) for x in (inputs.largest, rows))
+    channels, rows = limited(inputs.largest), limited(np.abs(weight).max(axis=1))
     for alpha in MIGRATION_STRENGTHS:
-        scales = channels**alpha / rows ** (1 - alpha)
-        yield (scales / np.exp(np.log(scales).mean())).astype(np.float32)
+        yield smoothing_scales(channels, rows, alpha).astype(np.float32)
 
 
 def quantized(graph: OnnxSegment, inputs: Mapping[str, Activations]) -> OnnxSegment:

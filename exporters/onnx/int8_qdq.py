@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from berxit.exporters.onnx.activations import Activations
 from berxit.exporters.onnx.graph import OnnxSegment
+from berxit.exporters.smoothing import limited, smoothing_scales
 
 QDQ_WEIGHTS = ("qkv.weight", "output.weight", "up.weight", "down.weight", "gated_down.weight")
 """Weights whose matmuls run in int8: all matrices of a layer. The matmuls of the attention itself have no weights."""
@@ -25,8 +26,6 @@ QDQ_WEIGHTS = ("qkv.weight", "output.weight", "up.weight", "down.weight", "gated
 MIGRATION_STRENGTH = 0.85
 """SmoothQuant's alpha: the share of the channels' differences that moves to the weights. With the paper's 0.5, the
 matmul after the activation is worse in MiniLM-L6 and bge-small; for the numbers, see docs/tensorrt.md."""
-SMALLEST_CHANNEL = 1e-3
-"""Lower limit of a channel's largest value, as a share of the largest channel's. float16 must represent the ratio."""
 
 
 def quantize_for_tensorrt(graph: OnnxSegment, inputs: Mapping[str, Activations], *, int8_weights: bool) -> OnnxSegment:
@@ -135,14 +134,10 @@ def _rounded(x: str, scale: str, zero: str, output: str, axis: int | None = None
 def _smoothing(reach: npt.NDArray, weight: npt.NDArray) -> tuple[npt.NDArray, float]:
     """Smoothing scales (in,), and the int8 step of the activation after smoothing.
 
-    ``reach`` (in,): largest absolute value of each channel. Channels of the activation are divided by the scales, rows
-    of the weight (in, out) multiplied by them.
+    ``reach`` (in,): largest absolute value of each channel.
     """
-    rows = np.abs(weight.astype(np.float64)).max(axis=1)
-    largest, heaviest = float(reach.max()) or 1.0, float(rows.max()) or 1.0
-    channels = np.maximum(reach.astype(np.float64), SMALLEST_CHANNEL * largest)
-    scales = channels**MIGRATION_STRENGTH / np.maximum(rows, SMALLEST_CHANNEL * heaviest) ** (1 - MIGRATION_STRENGTH)
-    scales /= np.exp(np.log(scales).mean())
+    channels, rows = limited(reach.astype(np.float64)), limited(np.abs(weight.astype(np.float64)).max(axis=1))
+    scales = smoothing_scales(channels, rows, MIGRATION_STRENGTH)
     return scales, float((channels / scales).max()) / 127
 
 
