@@ -37,6 +37,9 @@ from berxit.runtime.prediction import HeadPrediction, Prediction
 from berxit.runtime.spans import Span, Words, count_spans, right_spans, span_number, spans_of
 from berxit.runtime.tables import plural
 
+NO_LABEL = "no label"
+"""Name of an empty set of labels, in reports."""
+
 CERTAIN = -30000.0
 """Logit of all classes but the first in a decision that only fills an array. Its certainty is the highest possible."""
 MOST_LABELS = 62
@@ -135,6 +138,11 @@ class Kind:
     def text(self, number: float, labels: Sequence[str]) -> str | float:
         """A prediction as text: a class name. For regression the value."""
         return labels[int(number)]
+
+    def shown(self, number: float, labels: Sequence[str]) -> str | float:
+        """``text`` for readers: an empty set of labels has a name."""
+        text = self.text(number, labels)
+        return NO_LABEL if text == "" else text
 
     def describe(self, decisions: Floats, labels: Sequence[str], words: Sequence[Words] = ()) -> list[Described]:
         """The predictions of B texts from the logits of their decisions, divided by the temperature. ``words`` (B,):

@@ -13,7 +13,7 @@ from conftest import WORDS, trained
 import berxit
 from berxit.runtime import EarlyExitRunner
 from berxit.runtime.bundle import read_manifest
-from berxit.runtime.kinds import from_bits
+from berxit.runtime.kinds import KINDS, from_bits
 from berxit.runtime.policies import CRITERIA, ExitPolicy
 from berxit.toolkit.cli import berxit as berxit_command
 from berxit.toolkit.serving.wire import response
@@ -138,6 +138,18 @@ def test_multilabel_predict_writes_sets_and_scores(
     assert "| cat" in out
     header = (tmp_path / "out.csv").read_text().splitlines()[0]
     assert header.endswith("score_cat,score_dog,score_tree")
+
+
+def test_empty_set_of_labels_has_a_name_in_reports_but_not_in_files(
+    bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = KINDS["multilabel"]
+    assert [kind.shown(number, LABELS) for number in (0, 3)] == ["no label", "cat|dog"]
+    (tmp_path / "two.jsonl").write_text('{"text": "a", "label": ["cat"]}\n{"text": "cat", "label": []}\n')
+    run("predict", bundle, tmp_path / "two.jsonl", "--output", tmp_path / "out.csv", "--threshold", "1")
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert any("no label" in cell for row in rows for cell in row)
+    assert "no label" not in (tmp_path / "out.csv").read_text()
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ class Predictions:
 
     def text(self, number: float) -> str | float:
         """A prediction or label as text; for regression the value."""
-        return self.task_kind.text(number, self.class_names)
+        return self.task_kind.shown(number, self.class_names)
 
     @property
     def default_criterion(self) -> str:

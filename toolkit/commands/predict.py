@@ -10,6 +10,7 @@ from berxit.runtime import EarlyExitRunner, Prediction
 from berxit.runtime.bundle import ModelInfo
 from berxit.runtime.console import debug_option, progress_bar, register_option
 from berxit.runtime.errors import InputError
+from berxit.runtime.kinds import NO_LABEL
 from berxit.runtime.storage import check_results_folder
 from berxit.runtime.tables import markdown_table
 from berxit.toolkit.api import predict
@@ -114,7 +115,7 @@ def command(
 
 def one_text(prediction: Prediction, model: ModelInfo) -> str:
     """A prediction, with the scores of the classes, the highest first."""
-    label = f"{prediction.label:.4g}" if isinstance(prediction.label, float) else prediction.label or "no label"
+    label = f"{prediction.label:.4g}" if isinstance(prediction.label, float) else prediction.label or NO_LABEL
     lines = [
         f"{label}: exit layer {prediction.exit_layer} of {model.layers}, certainty {prediction.certainty:.4f}"
         + (f" (the text was truncated to {model.max_length} tokens)" if prediction.truncated else "")

@@ -310,7 +310,7 @@ def _differences(a: Side, first: _Decisions, second: _Decisions) -> tuple[RowDif
     if a.model.labels:
         same = first.predictions == second.predictions
         kind, labels = a.model.task_kind, a.model.labels
-        names = [[str(kind.text(number, labels)) for number in each.predictions] for each in (first, second)]
+        names = [[str(kind.shown(number, labels)) for number in each.predictions] for each in (first, second)]
     else:
         size = np.maximum(1.0, np.abs(first.predictions))
         same = np.abs(first.predictions - second.predictions) < SAME_VALUE * size

@@ -161,7 +161,7 @@ def file_report(
     """``texts``: row number -> (line, text), of every selected row."""
 
     def name(value: float) -> str | float:
-        return model.task_kind.text(value, model.labels)
+        return model.task_kind.shown(value, model.labels)
 
     def listed(rows: Sequence[int]) -> tuple[ListedRow, ...]:
         known = None if data.labels is None else has_label(data.labels)
