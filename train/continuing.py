@@ -28,10 +28,16 @@ class Continued:
 
 def is_checkpoint(model: str) -> bool:
     """True for a checkpoint of this project, False for a pre-trained encoder or a model that cannot be read."""
+    return family_of(model) == MODEL_TYPE
+
+
+def family_of(model: str) -> str | None:
+    """The model type in config.json; None if it cannot be read."""
     try:
-        return PreTrainedConfig.get_config_dict(model)[0].get("model_type") == MODEL_TYPE
+        found = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
     except Exception:  # reported by the functions that load the model
-        return False
+        return None
+    return found if isinstance(found, str) else None
 
 
 def continue_from(source: str, config: MultiExitConfig, layers: int | None) -> Continued:

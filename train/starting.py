@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from transformers import PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from berxit.runtime.errors import BerxitError, first_line
 from berxit.train import checks
+from berxit.train.backbones import ADAPTERS, unsupported
 from berxit.train.configuration import PROBLEM_TYPES, MultiExitConfig
-from berxit.train.continuing import continue_from, is_checkpoint
+from berxit.train.continuing import continue_from, family_of, is_checkpoint
 from berxit.train.modeling import MultiExitModel
 from berxit.train.options import TrainingOptions
 from berxit.train.pretrained import read_config, read_tokenizer, resolve_model
@@ -59,6 +60,9 @@ def start_model(
     except BerxitError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, and its own types for a bad config.json
+        family = family_of(source)
+        if family is not None and family not in {*ADAPTERS, *CONFIG_MAPPING}:
+            raise unsupported(family, "the installed transformers has no model of this type") from error
         raise BerxitError(
             f"cannot load --model {options.model}: {first_line(error)}. Give a model folder or a hub name"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from berxit.train.backbones import ADAPTERS, EmbeddingWeights, LayerWeights, ada
 from berxit.train.backbones.weights import Array, Linear, Norm
 from berxit.train.checks import check_config
 from berxit.train.modeling import MultiExitModel
+from berxit.train.options import TrainingOptions
+from berxit.train.starting import start_model
+from berxit.train.tasks import Task
 
 LENGTHS = (7, 3, 12, 1)
 
@@ -246,6 +250,13 @@ def test_roberta_counts_positions_from_the_padding_id(padding: int) -> None:
 def test_adapter_for_rejects_an_unsupported_family() -> None:
     with pytest.raises(InputError, match=r"'gpt2' is not supported, because .*: choose one of bert, roberta"):
         adapter_for(GPT2Config())
+
+
+def test_start_model_rejects_a_family_that_transformers_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "of-tomorrow"}', encoding="utf-8")
+    task = Task("custom", ("text",), "label", ("a", "b"), "accuracy", "classification")
+    with pytest.raises(InputError, match=r"'of-tomorrow' is not supported, because .*: choose one of bert, roberta"):
+        start_model(task, TrainingOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new"])

@@ -36,11 +36,15 @@ def adapter_for(config: PreTrainedConfig) -> Adapter:
     """The adapter for a backbone's configuration. Raises InputError for a family that is not supported."""
     adapter = ADAPTERS.get(config.model_type)
     if adapter is None:
-        raise InputError(
-            f"model type '{config.model_type}' is not supported, because {_reason(config)}: choose one of"
-            f" {', '.join(ADAPTERS)}"
-        )
+        raise unsupported(config.model_type, _reason(config))
     return adapter(config)
+
+
+def unsupported(model_type: str, reason: str) -> InputError:
+    """The error for a family that is not supported."""
+    return InputError(
+        f"model type '{model_type}' is not supported, because {reason}: choose one of {', '.join(ADAPTERS)}"
+    )
 
 
 def _reason(config: PreTrainedConfig) -> str:
