@@ -30,15 +30,17 @@ LINES: tuple[tuple[str, Any], ...] = (
     ("D", ":"),
     ("X", (0, (8, 2))),
     ("v", (0, (5, 1, 1, 1, 1, 1))),
-    ("P", (0, (3, 1))),
+    ("p", (0, (3, 1))),
     ("<", (0, (1, 3))),
-    ("p", (0, (6, 1, 1, 1))),
+    ("P", (0, (6, 1, 1, 1))),
     (">", (0, (2, 2, 6, 2))),
     ("*", (0, (10, 1, 2, 1))),
     ("h", (0, (1, 1, 4, 1))),
 )
 """Markers and line styles: of the strategies in the order of STRATEGIES, or of the criteria in the order of CRITERIA.
 Those of users come last."""
+LARGE = {"X": 5.5, "P": 5.5, "*": 6.5}
+"""Sizes of markers with a small area, in points, so that their fill is visible."""
 HIGHEST = 120.0
 """Relative scores above this percentage are not drawn, because the reference is then too low."""
 
@@ -57,7 +59,7 @@ def model_colors(models: Sequence[str]) -> dict[str, str]:
 def line_style(place: int) -> dict[str, Any]:
     """Marker and line style number ``place``. They repeat after the last."""
     marker, line = LINES[place % len(LINES)]
-    return {"marker": marker, "ls": line}
+    return {"marker": marker, "ls": line, **({"ms": LARGE[marker]} if marker in LARGE else {})}
 
 
 def marker_fill(place: int, color: str) -> dict[str, Any]:

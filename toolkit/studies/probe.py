@@ -137,7 +137,9 @@ def _correlation_panel(name: str, labels: tuple[str, ...], found: list[list[floa
         for c, values in enumerate(found):
             heights = [np.nan if value is None else value for value in values]
             style = {**line_style(c), "color": color, **marker_fill(min(c, 1), color)}
-            drawing.draw_line(axes, key, np.arange(1, len(values) + 1), heights, f"predicted {labels[c]}", style)
+            few = f": fewer than {LEAST} examples at every layer" if np.isnan(heights).all() else ""
+            label = f"predicted {labels[c]}{few}"
+            drawing.draw_line(axes, key, np.arange(1, len(values) + 1), heights, label, style)
         axes.set(xlabel="layer", ylabel="correlation of BLEU-4 and confidence")
         drawing.whole_ticks(axes, len(found[0]))
         axes.set_title(drawing.title(name))

@@ -522,6 +522,18 @@ def test_correlations_are_computed_per_predicted_class() -> None:
     assert few[1] == [None]
 
 
+def test_probe_names_a_class_without_a_line(make: Make, data: dict[str, Path], tmp_path: Path) -> None:
+    path = make("joint")
+    request = Request([path], tmp_path, data["classes"])
+    one = request.run(path).predictions
+    (stored,) = (tmp_path / "passes").glob("*/predictions.npz")
+    replace(one, logits=one.logits + np.float32([0, 100])).save(stored)  # every layer predicts the second class
+    assert run("probe", path, "--data", data["classes"], "--output", tmp_path) == 0
+    text = svg_texts(tmp_path / "probe-pairs.svg")
+    assert "predicted other: fewer than 10 examples at every layer" in text
+    assert "predicted same: fewer" not in text
+
+
 def test_find_study_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("luck") == 2
     error = capsys.readouterr().err
