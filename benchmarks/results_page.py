@@ -12,7 +12,8 @@ A comment in the page names the values of the numbers below it, up to the next h
     given: 0.99
     -->
 
-A line with a file below results/ selects it, FOLDER/*.json all files by their names. Every other line is an expression:
+A line with a file below results/ selects it, FOLDER/*.json all files by their names, and FOLDER/*/FILE.json one file of
+every folder, by the folders' names. Every other line is an expression:
 paths of keys, ``*`` for all entries, ``[key=value,key!=value]`` for some entries of a list, ``@mean`` and
 ``@median`` for those of a list, and ``+ - * /`` between blanks. The numbers of the text must each equal one of these
 values, after rounding as printed. ``row`` and ``column`` name a row or a column of the next table, counted from 1
@@ -216,11 +217,17 @@ def _annotation(content: str, line: int, results: Path) -> Annotation:
 
 @cache
 def _read(results: Path, entry: str) -> Any:
-    """Content of a file; of several files ("FOLDER/*.json") as an object, by their names without suffix."""
+    """Content of a file; of several as an object, by their names without suffix (FOLDER/*.json), or by their folders
+    (FOLDER/*/FILE.json)."""
     paths = sorted(results.glob(entry))
     if not paths:
         raise PageError(f"there is no results/{entry}")
-    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    by_folder = "*" in str(Path(entry).parent)
+    files = {
+        path.parent.name if by_folder else path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths
+    }
+    if len(files) < len(paths):
+        raise PageError(f"results/{entry} selects several files of one folder")
     return files if "*" in entry else next(iter(files.values()))
 
 

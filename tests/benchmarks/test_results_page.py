@@ -137,3 +137,16 @@ def test_number_without_annotation_is_a_problem_unless_the_page_says_that_it_is_
 )
 def test_annotation_that_does_not_fit_is_a_problem(line: str, problem: str, results: Path) -> None:
     assert found(results, f"<!-- numbers: stored.json\n{line}\n-->\n1.5\n")[0].startswith(problem)
+
+
+def test_one_file_of_every_folder_is_named_by_its_folder(results: Path) -> None:
+    for name, score in (("a", 0.25), ("b", 0.75)):
+        (results / "runs" / name).mkdir(parents=True)
+        (results / "runs" / name / "run.json").write_text(json.dumps({"score": score}), encoding="utf-8")
+    comment = "<!-- numbers: runs/*/run.json\n{}\n-->\n"
+    table = "| run | score |\n|---|---|\n| a | 0.25 |\n| b | 0.75 |\n"
+    assert found(results, comment.format("column 2: */score") + table) == []
+    assert found(results, comment.format("column 2: */score") + table.replace("0.75", "0.76")) != []
+    assert found(results, comment.format("b/score") + "The score is 0.75.\n") == []
+    (results / "runs" / "a" / "second.json").write_text("{}", encoding="utf-8")
+    assert "several files of one folder" in found(results, "<!-- numbers: runs/*/*.json\na/score\n-->\n")[0]
