@@ -9,16 +9,22 @@ A comment in the page names the values of the numbers below it, up to the next h
     by_layer/6/latency/mean / policy/latency/mean
     row 2: by_layer/*/latency/mean
     column 3: outcomes[rule=--keep 0.99,rows=400]/kept ; outcomes[rule=--keep 0.99,rows=400]/saved_layers
+    text: policy/score ; policy/latency/mean
     given: 0.99
     -->
 
 A line with a file below results/ selects it, FOLDER/*.json all files by their names, and FOLDER/*/FILE.json one file of
 every folder, by the folders' names. Every other line is an expression:
-paths of keys, ``*`` for all entries, ``[key=value,key!=value]`` for some entries of a list, ``@mean`` and
-``@median`` for those of a list, and ``+ - * /`` between blanks. The numbers of the text must each equal one of these
-values, after rounding as printed. ``row`` and ``column`` name a row or a column of the next table, counted from 1
-without the header; their numbers must equal the values in their order, those of ``A ; B`` taking turns. ``given`` lists
-conditions and bars, which are not measured.
+
+- paths of keys, with ``*`` for all entries and ``[key=value,key!=value]`` for some entries of a list. A comma before a
+  blank belongs to the value.
+- ``@mean`` and ``@median`` of a list; at the end of a path, ``@min`` and ``@max`` of all values that the path selects
+- ``+ - * /`` between blanks
+
+The numbers of the page must each equal one of these values, after rounding as printed. Three prefixes are stricter: the
+numbers must equal the values in their order, those of ``A ; B`` taking turns. ``row`` and ``column`` name a row or a
+column of the next table, counted from 1 without the header, and ``text`` the numbers outside the tables. Lines with the
+same prefix continue each other. ``given`` lists conditions and bars, which are not measured and not in ``text``.
 
 Checked are numbers with a decimal point, an exponent, ``%`` or ``x``, and all numbers in the cells of a table after the
 first, unless it is a table of conditions ("| condition | value |"). Code and links are not read. A paragraph or list
@@ -58,6 +64,7 @@ OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
 }
 REDUCTIONS: dict[str, Callable[[Any], float]] = {"@mean": statistics.mean, "@median": statistics.median}
+EXTREMES: dict[str, Callable[[list[float]], float]] = {"@min": min, "@max": max}
 
 
 class PageError(Exception):
@@ -74,6 +81,8 @@ class Annotation:
     given: list[str] = field(default_factory=list)
     rows: dict[int, list[float]] = field(default_factory=dict)
     columns: dict[int, list[float]] = field(default_factory=dict)
+    text: list[float] = field(default_factory=list)
+    """Values of the numbers outside the tables, in their order; empty if they can be any of the pool."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,7 @@ def _without_unread(text: str) -> str:
 def _check(body: str, line: int, annotation: Annotation) -> Iterator[tuple[int, str]]:
     """Problems of a region: line and description."""
     table: list[tuple[int, list[str]]] = []
+    numbers: list[tuple[int, str]] = []
     skipped = False
     for number, row in enumerate([*body.split("\n"), ""], start=line):
         if row.lstrip().startswith("|"):
@@ -141,8 +151,14 @@ def _check(body: str, line: int, annotation: Annotation) -> Iterator[tuple[int, 
         if not row.strip() or re.match(r"\s*(?:- |\d+\. |#)", row):
             skipped = False
         skipped = skipped or bool(NOT_STORED.match(row))
-        if not skipped and not row.startswith("#"):
+        if skipped or row.startswith("#"):
+            continue
+        if annotation.text:
+            numbers += [(number, token) for token in _measured(row, annotation, every=False)]
+        else:
             yield from ((number, problem) for problem in _unmatched(row, annotation, every=False))
+    if annotation.text:
+        yield from _check_order(numbers, annotation.text, "the text")
 
 
 def _check_table(table: Sequence[tuple[int, list[str]]], annotation: Annotation) -> Iterator[tuple[int, str]]:
@@ -178,12 +194,17 @@ def _check_order(cells: Sequence[tuple[int, str]], values: Sequence[float], wher
 
 
 def _unmatched(text: str, annotation: Annotation, *, every: bool) -> Iterator[str]:
-    """Problems of the numbers of a line or a cell. ``every``: check plain integers, too."""
+    """Problems of the numbers of a line or a cell."""
+    for token in _measured(text, annotation, every=every):
+        if not any(_equal(token, value) for value in annotation.pool):
+            yield f"{token} is no value of its annotation" if annotation.pool else f"{token} has no annotation"
+
+
+def _measured(text: str, annotation: Annotation, *, every: bool) -> Iterator[str]:
+    """The numbers that need a value. ``every``: plain integers, too."""
     for token in NUMBER.findall(text):
-        measured = every or re.search(r"[.%xe]", token)
-        if not measured or token in annotation.given or any(_equal(token, value) for value in annotation.pool):
-            continue
-        yield f"{token} is no value of its annotation" if annotation.pool else f"{token} has no annotation"
+        if (every or re.search(r"[.%xe]", token)) and token not in annotation.given:
+            yield token
 
 
 def _equal(token: str, value: float) -> bool:
@@ -204,12 +225,13 @@ def _annotation(content: str, line: int, results: Path) -> Annotation:
             found.given += entry.removeprefix("given:").split()
         elif data is None:
             raise PageError(f"'{entry}' comes before a file")
-        elif match := re.match(r"(row|column) (\d+): (.*)", entry):
-            places = found.rows if match[1] == "row" else found.columns
+        elif match := re.match(r"(?:(row|column) (\d+)|text): (.*)", entry):
             lists = [_values(part, data) for part in match[3].split(" ; ")]
             if len({len(values) for values in lists}) > 1:
                 raise PageError(f"'{entry}': the lists have {', '.join(str(len(each)) for each in lists)} values")
-            places[int(match[2])] = [v for group in zip(*lists, strict=True) for v in group]
+            places = found.rows if match[1] == "row" else found.columns
+            ordered = places.setdefault(int(match[2]), []) if match[2] else found.text
+            ordered += [v for group in zip(*lists, strict=True) for v in group]
         else:
             found.pool += _values(entry, data)
     return found
@@ -235,15 +257,19 @@ def _values(expression: str, data: Any) -> list[float]:
     """The values of an expression: paths and numbers with operators between blanks."""
     names: dict[str, list[float]] = {}
     words = []
-    for word in re.findall(r"(?:[^\s\[]|\[[^\]]*\])+", expression):
+    for word in re.findall(r"(?:[^ \[]|\[[^\]]*\]|(?<! [-+*/]) (?![-+*/] ))+", expression):  # keys can contain blanks
         stripped = word.strip("()")
         if stripped in "+-*/" or re.fullmatch(r"\d+(?:\.\d+)?", stripped):
             words.append(word)
             continue
         name = f"v{len(names)}"
-        names[name] = list(_numbers(_select(stripped, data)))
+        path, _, last = stripped.rpartition("/")
+        extreme = EXTREMES.get(last)
+        names[name] = list(_numbers(_select(path if extreme else stripped, data)))
         if not names[name]:
             raise PageError(f"'{stripped}' names no number")
+        if extreme:
+            names[name] = [extreme(names[name])]
         words.append(word.replace(stripped, name))
     count = max(map(len, names.values()), default=1)
     tree = ast.parse(" ".join(words), mode="eval").body
@@ -271,7 +297,7 @@ def _select(path: str, data: Any) -> Iterator[Any]:
     elif key == "*":
         children = list(data.values()) if isinstance(data, dict) else data
     elif match := re.fullmatch(r"(.*?)\[(.*)\]", key):
-        conditions = [re.fullmatch(r"(.*?)(!?=)(.*)", part) for part in match[2].split(",")]
+        conditions = [re.fullmatch(r"(.*?)(!?=)(.*)", part) for part in re.split(r",(?! )", match[2])]
         entries = data[match[1]] if match[1] else data
         children = [e for e in entries if all(c and (str(e.get(c[1])) == c[3]) == (c[2] == "=") for c in conditions)]
     elif isinstance(data, list):

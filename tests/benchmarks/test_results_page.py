@@ -117,6 +117,45 @@ def test_two_lists_of_a_column_take_turns(results: Path) -> None:
     assert found(results, comment + table.replace("40%", "41%")) == ["column 2: 41% is printed, 0.4 is stored"]
 
 
+def test_lines_of_one_row_continue_each_other_over_several_files(results: Path) -> None:
+    (results / "second.json").write_text(json.dumps({"score": 0.75}), encoding="utf-8")
+    comment = "<!-- numbers: stored.json\nrow 1: policy/score\nsecond.json\nrow 1: score ; 408\n-->\n"
+    table = "| | first | second |\n|---|---|---|\n| score | 0.8952 | 0.75 of 408 |\n"
+    assert found(results, comment + table) == []
+    assert found(results, comment + table.replace("0.75", "0.90")) == ["row 1: 0.90 is printed, 0.75 is stored"]
+    assert found(results, comment + table.replace("0.75 of ", "")) == ["row 1 has 2 numbers, the results have 3"]
+
+
+def test_extremes_are_those_of_all_values_of_the_path(results: Path) -> None:
+    comment = "<!-- numbers: stored.json\ntext: outcomes/*/kept/@min ; outcomes[rule=keep 0.99]/kept/@max\n-->\n"
+    assert found(results, comment + "They are 12.5% to 97.2%.\n") == []
+    assert found(results, comment + "They are 50.0% to 97.2%.\n") == ["the text: 50.0% is printed, 0.125 is stored"]
+
+
+def test_comma_before_a_blank_belongs_to_the_value_of_a_condition(results: Path) -> None:
+    bars = [{"what": "fp32, 1 thread", "limit": 2, "found": 1.5}, {"what": "fp32", "limit": 3, "found": 2.5}]
+    (results / "bars.json").write_text(json.dumps(bars), encoding="utf-8")
+    comment = "<!-- numbers: bars.json\n[what=fp32, 1 thread,limit=2]/found\n-->\n"
+    assert found(results, comment + "It is 1.5.\n") == []
+    assert found(results, comment + "It is 2.5.\n") == ["2.5 is no value of its annotation"]
+
+
+def test_keys_can_contain_blanks(results: Path) -> None:
+    (results / "exits.json").write_text(json.dumps({"fixed exit": 0.25, "at 2 or 3": [1, 2]}), encoding="utf-8")
+    comment = "<!-- numbers: exits.json\ntext: (1 - fixed exit) / 2 ; at 2 or 3/@max * 1.5\n-->\n"
+    assert found(results, comment + "They are 0.375 and 3.0.\n") == []
+    assert found(results, comment + "They are 0.376 and 3.0.\n") == ["the text: 0.376 is printed, 0.375 is stored"]
+
+
+def test_numbers_of_the_text_are_compared_in_order(results: Path) -> None:
+    comment = "<!-- numbers: stored.json\npolicy/score\ntext: policy/score ; policy/latency/mean\ngiven: 99%\n-->\n"
+    text = "The score is 0.8952 at 99%.\n\n| a | b |\n|---|---|\n| F1 | 0.8952 |\n\n- It takes 2.1 ms.\n"
+    assert found(results, comment + text) == []
+    assert found(results, comment + text.replace("2.1", "0.8952")) == ["the text: 0.8952 is printed, 2.1 is stored"]
+    assert found(results, comment + text.replace("2.1 ms", "2 ms")) == ["the text has 1 numbers, the results have 2"]
+    assert found(results, comment + text.replace("| 0.8952", "| 2.1")) == ["2.1 is no value of its annotation"]
+
+
 def test_number_without_annotation_is_a_problem_unless_the_page_says_that_it_is_not_stored(results: Path) -> None:
     assert found(results, "# A\n\nIt takes 2.1 ms.\n") == ["2.1 has no annotation"]
     assert found(results, "# A\n\nNot stored: the output of the command.\n\nIt takes 2.1 ms.\n") == []
