@@ -306,7 +306,7 @@ def _select(path: str, data: Any) -> Iterator[Any]:
         if not isinstance(data, dict) or key not in data:
             raise PageError(f"'{key}' of '{path}' is not in the results")
         children = [data[key]]
-    following = _split(rest)[0]
+    following = _split(rest)[0].partition("[")[0]
     for child in children:
         if key == "*" and isinstance(child, dict) and following not in ("", "*") and following not in child:
             continue  # not every entry has it

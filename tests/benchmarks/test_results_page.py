@@ -130,6 +130,8 @@ def test_extremes_are_those_of_all_values_of_the_path(results: Path) -> None:
     comment = "<!-- numbers: stored.json\ntext: outcomes/*/kept/@min ; outcomes[rule=keep 0.99]/kept/@max\n-->\n"
     assert found(results, comment + "They are 12.5% to 97.2%.\n") == []
     assert found(results, comment + "They are 50.0% to 97.2%.\n") == ["the text: 50.0% is printed, 0.125 is stored"]
+    of_files = "<!-- numbers: *.json\ntext: */outcomes[rule=keep 0.99]/kept/@min\n-->\n"
+    assert found(results, of_files + "It is 50.0%.\n") == []
 
 
 def test_comma_before_a_blank_belongs_to_the_value_of_a_condition(results: Path) -> None:
