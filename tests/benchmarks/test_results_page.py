@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from benchmarks.results_page import COMMENT, PAGES, RESULTS, ROOT, problems
+from benchmarks.results_page import (
+    COMMENT,
+    NUMBER,
+    PAGES,
+    RESULTS,
+    ROOT,
+    Annotation,
+    _annotation,
+    _check,
+    _regions,
+    _without_unread,
+    problems,
+)
+
+LOOSE_PAGES = {"results/README.md": 0.4, "results/studies.md": 0.4, "results/training.md": 0.25}
+"""Pages whose comments still admit more than 2% of the changes of a last digit, with the accepted share."""
 
 STORED = {
     "layers": 6,
@@ -67,20 +84,43 @@ def test_links_of_the_pages_name_files_and_headings() -> None:
             assert not anchor or anchor in anchors, f"{page}: {address}"
 
 
-def test_number_that_is_changed_by_hand_is_detected(tmp_path: Path) -> None:
-    """A digit of the first number with four digits below each comment of the pages."""
-    changed = 0
-    texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    for text, comment in ((each, match) for each in texts for match in COMMENT.finditer(each)):
-        number = re.compile(r"(?<![\w.`])\d\.\d{3}\d(?![\w`])").search(text, comment.end())
-        if number is None or text.find("<!-- numbers", comment.end(), number.start()) >= 0:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_change_of_a_last_digit_is_detected(page: Path) -> None:
+    """Adds one unit to the last digit of each checked number, one number at a time.
+
+    A wildcard in a comment admits such a change if another of its values rounds to it. A value halfway between two
+    printed numbers equals both.
+    """
+    text = page.read_text(encoding="utf-8")
+    checked, undetected = 0, []
+    for start, part in _regions(text):
+        comment = COMMENT.match(part)
+        if comment is None:
             continue
-        value = number[0][:-2] + str((int(number[0][-2]) + 5) % 10) + number[0][-1]
-        copy = tmp_path / "page.md"
-        copy.write_text(f"{text[: number.start()]}{value}{text[number.end() :]}", encoding="utf-8")
-        assert any(value in problem.what for problem in problems(copy)), number[0]
-        changed += 1
-    assert changed >= 16
+        annotation, body = _annotation(comment[1], 1, RESULTS), _without_unread(part)
+        for number in NUMBER.finditer(body):
+            before, after = body[: number.start()], body[number.end() :]
+            other = "8765432.1" if re.search(r"[.%xe]", number[0]) else "8765432"
+            if not is_problem(f"{before}{other}{after}", annotation):
+                continue  # such a number is not checked
+            checked += 1
+            if not is_problem(f"{before}{one_unit_more(number[0])}{after}", annotation):
+                undetected.append(f"line {text.count(chr(10), 0, start + number.start()) + 1}: {number[0]}")
+    assert checked >= 40
+    allowed = LOOSE_PAGES.get(page.relative_to(ROOT).as_posix(), 0.02)
+    assert len(undetected) <= allowed * checked, undetected
+
+
+def is_problem(body: str, annotation: Annotation) -> bool:
+    fresh = replace(annotation, rows=dict(annotation.rows), columns=dict(annotation.columns))  # a table clears both
+    return any(True for _ in _check(body, 1, fresh))
+
+
+def one_unit_more(token: str) -> str:
+    number = re.match(r"[-+]?[\d,]+(?:\.\d+)?", token)
+    assert number is not None
+    value = Decimal(number[0].replace(",", ""))
+    return f"{value + Decimal((0, (1,), int(value.as_tuple().exponent))):f}{token[number.end() :]}"
 
 
 def test_printed_numbers_are_compared_after_rounding(results: Path) -> None:
