@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-OUTPUT = "build/results"
+from benchmarks.recipe_entries import RECIPE_ENTRIES
+from benchmarks.result_entry import ENCODERS, OUTPUT, Entry
+
 MEAN = "--pooling mean --head-learning-rate 1e-3"
 TRAIN = "berxit-train --learning-rate 5e-5 --batch-size 16 --bf16"
 PRECISIONS = ("fp32", "int8")
-ENCODERS = {"minilm": "$MINILM", "bge": "$MODELS/bge-small-en"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The commands behind one or several stored files."""
-
-    name: str
-    files: tuple[str, ...]
-    """JSON files below results/."""
-    minutes: int
-    """Duration on two cores, estimated from the training and measuring times of the runs that were stored."""
-    commands: tuple[str, ...]
-    """Shell commands in the project's folder. $DATA and $MODELS name the inputs."""
-
-    after: tuple[str, ...] = ()
-    """Entries whose checkpoints and bundles the commands read."""
-
-    def missing(self, folders: Mapping[str, str]) -> list[str]:
-        """The inputs of the commands that do not exist, as they are named there."""
-        text = "\n".join(self.commands)
-        found = [
-            f"${variable}/{name}"
-            for variable, name in sorted(set(re.findall(r"\$(DATA|MODELS)/([\w.-]+)", text)))
-            if not folders.get(variable) or not (Path(folders[variable]) / name).exists()
-        ]
-        return [*found, *(["$MINILM"] if "$MINILM" in text and not folders.get("MINILM") else [])]
 
 
 def _checkpoint(encoder: str, task: str, folder: str, options: str = MEAN) -> str:
@@ -101,98 +73,8 @@ def _held_out() -> Iterator[str]:
             yield f"berxit-calibrate {name} --data {data}/unseen.tsv"
 
 
-def _study_runs(task: str, folder: str, lte: str, options: str = "--bf16") -> Iterator[str]:
-    """The commands that train the checkpoints of the studies on one task."""
-    common = (
-        f"berxit-train --paper --learning-rate 5e-5 --batch-size 16 {options} --task {task} {lte} --data $DATA/{folder}"
-    )
-    for encoder, seeds in (("minilm", (42, 43, 44)), ("bge", (42,))):
-        for strategy in ("two-stage", "joint", "alternating"):
-            start = f"{common} --model {ENCODERS[encoder]} --strategy {strategy}"
-            for seed in seeds:
-                yield f"{start} --seed {seed} --output {OUTPUT}/study-{task}-{encoder}-{strategy}-{seed}"
-            if strategy != "two-stage":
-                yield f"{start} {MEAN} --output {OUTPUT}/study-{task}-{encoder}-{strategy}-mean"
-
-
-def _study(task: str, folder: str, studies: tuple[str, ...], lte: str = "--no-lte", options: str = "--bf16") -> Entry:
-    """The entry of the studies on one task."""
-    output = f"--data $DATA/{folder} --output {OUTPUT}/studies"
-    every, alternating = f"{OUTPUT}/study-{task}-*", f"{OUTPUT}/study-{task}-*-alternating-*"
-    return Entry(
-        f"studies-{task}",
-        tuple(f"studies/{name}-{task}.json" for name in studies),
-        150,
-        (
-            *_study_runs(task, folder, lte, options),
-            *(
-                f"berxit-study {name} {alternating if name in ('lte', 'certainty') else every} {output}"
-                for name in studies
-            ),
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """Recipes of one encoder on one task, with seeds 42, 43 and 44."""
-
-    task: str
-    data: str
-    rows: int
-    encoder: str = "minilm"
-    names: tuple[str, ...] = ("default", "joint")
-    options: tuple[str, ...] = ("--bf16",)
-    study: str = "criteria"
-    """The study beside the trade-off."""
-
-    @property
-    def folder(self) -> str:
-        """Folder below results/recipes."""
-        return self.task if self.encoder == "minilm" else f"{self.task}-{self.encoder}"
-
-    def files(self, *names: str) -> tuple[str, ...]:
-        return tuple(f"recipes/{self.folder}/{name}.json" for name in names)
-
-    @property
-    def trained(self) -> str:
-        return f"{OUTPUT}/recipes-{self.folder}"
-
-    def comparison(self, names: tuple[str, ...], more: str = "") -> str:
-        """The command that trains the recipes and compares them."""
-        lte = () if self.study == "lte" else ("--no-lte",)
-        chosen = "".join(f" --recipe '{name}'" for name in names)
-        options = "".join(f" --train-option={option}" for option in (*self.options, *lte))
-        return (
-            f"python benchmarks/recipes.py {self.task} --model {ENCODERS[self.encoder]} --data $DATA/{self.data}"
-            f" --train-rows {self.rows}{options}{chosen}{more} --output {self.trained}"
-        )
-
-    def studies(self) -> Iterator[str]:
-        """The commands of the studies of joint and alternating, on the checkpoints of the recipes."""
-        end = f"--data $DATA/{self.data} --output {self.trained}/studies"
-        compared = [name for name in ("joint", "default", "self-distillation") if name in self.names]
-        yield f"berxit-study tradeoff {' '.join(f'{self.trained}/{name}-*' for name in compared)} {end}"
-        yield f"berxit-study {self.study} {self.trained}/default-* {end}"
-
-
-SST2_RECIPES = ("default", "joint", "paper", "first token", "one learning rate", "self-distillation")
-SST2 = Recipes("sst2", "SST-2", 2000, names=SST2_RECIPES, options=())
-RECIPES = (
-    Recipes("sick", "SICK", 2000, names=("default", "joint", "self-distillation"), options=(), study="lte"),
-    Recipes("mrpc", "MRPC", 2000, options=()),
-    Recipes("rte", "RTE", 2000),
-    Recipes("stsb", "STS-B", 2000, study="lte"),
-    Recipes("sst2", "SST-2", 2000, "bge"),
-    Recipes("mrpc", "MRPC", 1000, "bge"),
-    Recipes("sick", "SICK", 1000, "bge", study="lte"),
-    Recipes("stsb", "STS-B", 1000, "bge", study="lte"),
-)
-
-
 SIDE = "python -m benchmarks.side_by_side"
 UNSEEN = tuple(f"{task}={OUTPUT}/{task}-bge" for task in ("mrpc", "sst2", "stsb", "sick"))
-CLASSIFICATION, REGRESSION = ("layerwise", "tradeoff"), ("layerwise", "tradeoff", "lte", "certainty")
 HELD_OUT_ROWS = {"mrpc": 800, "sst2": 3000, "stsb": 1000, "sick": 800}
 
 ENTRIES = (
@@ -249,46 +131,13 @@ ENTRIES = (
     ),
     Entry(
         "sst2",
-        ("sst2/fp32.json", "sst2/int8.json", "sst2/layerwise-sst2.json", "sst2/tradeoff-sst2.json"),
+        ("sst2/fp32.json", "sst2/int8.json"),
         45,
         (
             f"{_checkpoint('bge', 'sst2', 'SST-2', f'--no-lte {MEAN} --epochs 1')} {OUTPUT}/sst2",
             f"berxit-calibrate {OUTPUT}/sst2 --data $DATA/SST-2 --optimistic",
             *_bench("sst2", "SST-2", "fp32"),
             *_bench("sst2", "SST-2", "int8"),
-            f"berxit-study layerwise {OUTPUT}/sst2 --data $DATA/SST-2 --output {OUTPUT}/sst2-studies",
-            f"berxit-study tradeoff {OUTPUT}/sst2 --data $DATA/SST-2 --output {OUTPUT}/sst2-studies",
-        ),
-    ),
-    _study("rte", "RTE", CLASSIFICATION),
-    _study("mrpc", "MRPC", CLASSIFICATION),
-    _study("sst2", "SST-2", CLASSIFICATION, options="--limit-train 6000"),
-    _study("stsb", "STS-B", REGRESSION, lte="--lte"),
-    _study("sick", "SICK", REGRESSION, lte="--lte"),
-    Entry(
-        "limit",
-        ("studies/limit-mrpc.json",),
-        30,
-        (
-            *(
-                f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--strategy limit --layers {n} --no-lte {MEAN}')}"
-                f" {OUTPUT}/limit-{n}"
-                for n in range(1, 7)
-            ),
-            f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--no-lte {MEAN}')} {OUTPUT}/limit-alternating",
-            f"berxit-study limit {OUTPUT}/limit-* --data $DATA/MRPC --output {OUTPUT}/studies",
-        ),
-    ),
-    Entry(
-        "probe",
-        ("studies/probe-mrpc.json",),
-        20,
-        (
-            *(
-                f"{_checkpoint('minilm', 'mrpc', 'MRPC', f'--paper --strategy {name} --no-lte')} {OUTPUT}/probe-{name}"
-                for name in ("joint", "alternating")
-            ),
-            f"berxit-study probe {OUTPUT}/probe-* --data $DATA/MRPC --output {OUTPUT}/studies",
         ),
     ),
     Entry(
@@ -307,12 +156,6 @@ ENTRIES = (
         1,
         (f"berxit-study flops {OUTPUT}/mrpc-bge {OUTPUT}/mrpc-minilm --output {OUTPUT}/studies",),
         after=("held-out",),
-    ),
-    Entry(
-        "claims",
-        ("studies/claims.json",),
-        1,
-        (f"python benchmarks/stored_claims.py results/studies --output {OUTPUT}/claims",),
     ),
     Entry(
         "held-out",
@@ -613,28 +456,7 @@ ENTRIES = (
         ),
         after=("held-out",),
     ),
-    Entry(
-        "recipes",
-        tuple(file for each in (SST2, *RECIPES) for file in each.files("recipes")),
-        400,
-        (
-            SST2.comparison((), " --seeds 42"),
-            SST2.comparison(SST2.names),
-            SST2.comparison((), " --only-table"),
-            *(each.comparison(each.names) for each in RECIPES),
-        ),
-    ),
-    Entry(
-        "studies-of-recipes",
-        tuple(
-            file
-            for each in (SST2, *RECIPES)
-            for file in each.files(f"tradeoff-{each.task}", f"{each.study}-{each.task}")
-        ),
-        20,
-        tuple(command for each in (SST2, *RECIPES) for command in each.studies()),
-        after=("recipes",),
-    ),
+    *RECIPE_ENTRIES,
     Entry(
         "sweep",
         ("sweep/sweep.json",),

@@ -4,8 +4,8 @@
     make results DATA=glue MODELS=encoders RUN=monitoring  # runs one entry
 
 ``DATA`` is a folder with MRPC/, RTE/, SST-2/, STS-B/ and SICK/ (train and dev files in the official layouts),
-``MODELS`` a folder with the encoder bge-small-en/. MiniLM-L6 is the encoder of the quickstart. Commands write to
-build/results/, never to results/: compare, then copy the JSON file.
+``MODELS`` a folder with the encoders bge-small-en/ and mpnet-base/ (all-mpnet-base-v2). MiniLM-L6 is the encoder of the
+quickstart. Commands write to build/results/, never to results/: compare, then copy the JSON file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.result_entries import ENTRIES, OUTPUT, Entry
+from benchmarks.result_entries import ENTRIES
+from benchmarks.result_entry import OUTPUT, Entry
 from berxit.runtime.console import debug_option, run
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.tables import markdown_table

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import results
-from benchmarks.result_entries import ENTRIES, Entry
+from benchmarks.result_entries import ENTRIES
+from benchmarks.result_entry import Entry
 from benchmarks.results import ROOT, command, run_entry
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.toolkit.cli import COMMANDS
