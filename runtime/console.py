@@ -117,7 +117,8 @@ def register_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def register_flags(*more: str) -> str:
     """The --register options of the command that runs, and of ``more`` references, for the next command: " --register
     FILE.py:NAME" each."""
-    references = dict.fromkeys((*click.get_current_context().meta.get(_REGISTERED, ()), *more))
+    context = click.get_current_context(silent=True)
+    references = dict.fromkeys((*(context.meta.get(_REGISTERED, ()) if context else ()), *more))
     return "".join(f" --register {shlex.quote(each)}" for each in references)
 
 
