@@ -86,8 +86,8 @@ def test_links_of_the_pages_name_files_and_headings() -> None:
 def test_change_of_a_last_digit_is_detected(page: Path) -> None:
     """Adds one unit to the last digit of each checked number, one number at a time.
 
-    A wildcard in a comment admits such a change if another of its values rounds to it. Of each page 2% may be undetected,
-    because a value halfway between two printed numbers equals both.
+    A wildcard in a comment admits such a change if another of its values rounds to it. Of each page 2% may be
+    undetected, because a value halfway between two printed numbers equals both.
     """
     text = page.read_text(encoding="utf-8")
     checked, undetected = 0, []
