@@ -97,7 +97,7 @@ def write_examples(examples: Examples, task: Task, path: Path) -> None:
 
 
 HIDDEN = -1
-"""Placeholder of the non-public labels in GLUE's test splits; no task uses it as a label."""
+"""Label of every row in GLUE's test splits, whose labels are not public. No task has it as a label."""
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
