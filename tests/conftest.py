@@ -231,6 +231,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, backbone_folders: dict[
     return prepared(tmp_path_factory, "checkpoints", build) / "checkpoint"
 
 
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of ``checkpoint``, for commands that write to it."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """``checkpoint``, exported for ONNX Runtime. Copy it before changes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -109,11 +108,6 @@ def test_checked_exits_rejects_other_layers(exits: tuple[int, ...] | str) -> Non
 def test_checked_exits_adds_the_last_layer() -> None:
     assert checked_exits((4, 2, 2), 6) == (2, 4, 6)
     assert checked_exits((6,), 6) == (6,)
-
-
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
 @pytest.mark.parametrize(

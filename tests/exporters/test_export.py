@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,11 +32,6 @@ from berxit.train.fine_tuning import TrainingOptions, fine_tune
 from berxit.train.modeling import MultiExitModel
 from berxit.train.rules import Keep
 from berxit.train.tasks import custom_task, task_of
-
-
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
 def checkpoint_of(model: str | Path, folder: Path, tokenizer: str | Path | None = None, **options: object) -> Path:

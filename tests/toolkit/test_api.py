@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,11 +28,6 @@ QUICK: dict[str, Any] = {"threads": 1, "queries": 1, "seconds": 0, "thresholds":
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BERXIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
 @pytest.fixture

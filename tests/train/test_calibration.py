@@ -32,11 +32,6 @@ from berxit.train.rules import Keep, Risk
 from berxit.train.tasks import task_of
 
 
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
-
-
 @pytest.mark.parametrize("criterion", ["confidence", "entropy", "lte", "patience"])
 def test_calibrate_stores_the_policy_with_its_record(criterion: str, copy: Path, data_folder: Path) -> None:
     chosen = calibrate(copy, data_folder, spec=PolicySpec(criterion), rule=Keep(0.8, optimistic=True))

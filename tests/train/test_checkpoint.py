@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,6 @@ import pytest
 from berxit.runtime.errors import BerxitError, InputError
 from berxit.runtime.storage import write_whole
 from berxit.train.checkpoint import load_checkpoint, read_record, read_samples
-
-
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
 def test_load_checkpoint_returns_a_model_in_evaluation_mode(checkpoint: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,6 @@ from berxit.exporters.options import ExportOptions
 from berxit.runtime import InputError
 from berxit.train.calibration import calibrate, read_policy, stored_pass
 from berxit.train.rules import Keep, Risk
-
-
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
 @pytest.fixture
